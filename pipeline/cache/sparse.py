@@ -1,0 +1,53 @@
+"""The sparse teacher target: ragged entries and exact side statistics of counted positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CachedSequence", "SparseTargets"]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseTargets:
+    """Targets of N counted positions; E entries in all; G temperatures.
+
+    All logarithms are natural. Position n owns `counts_N[n]` consecutive entries.
+    """
+
+    counts_N: NDArray[np.int32]
+    """Entries of each position."""
+    token_ids_E: NDArray[np.int32]
+    """Token ids in the teacher's vocabulary, ascending within a position."""
+    logprobs_E: NDArray[np.float32]
+    """log p of each entry at temperature 1, normalised over the WHOLE vocabulary."""
+    inclusion_E: NDArray[np.float32] | None
+    """Probability that the entry was kept; None where all entries are certain (top-k)."""
+    temperatures: tuple[float, ...]
+    """The grid; always contains 1.0."""
+    log_z_NG: NDArray[np.float32]
+    """log sum_j p_j^(1/T) over the whole vocabulary; 0 at T = 1."""
+    entropy_NG: NDArray[np.float32]
+    """Entropy of p_T over the whole vocabulary, in nats."""
+    gold_logprob_N: NDArray[np.float32]
+    """log p, at temperature 1, of the token that really follows."""
+
+    @property
+    def num_positions(self) -> int:
+        """N."""
+        return int(self.counts_N.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSequence:
+    """One row of the cache: a tokenised sequence of L tokens and the teacher's targets."""
+
+    sample_id: str
+    """32 hexadecimal digits; the same for the same source and index, whatever the order."""
+    input_ids_L: NDArray[np.int32]
+    counted_L: NDArray[np.bool_]
+    """counted_L[i]: token i is a label; its target is p(. | tokens before i). Never at i = 0."""
+    targets: SparseTargets
+    """Of the positions where `counted_L` holds, in order."""

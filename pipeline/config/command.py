@@ -1,0 +1,212 @@
+"""Command lines: files below flags, one message with every mistake, complete `--help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.config.fields import Leaf, leaves, suggestion
+from pipeline.config.files import read_config_file
+from pipeline.config.helptext import help_text
+from pipeline.config.mistakes import describe_errors
+from pipeline.config.schema import Settings
+from pipeline.errors import ConfigError
+
+__all__ = ["Command", "parse_command"]
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+_FILE_FLAGS = ("config", "config_file")
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Generic[SettingsT]):
+    """A parsed command line."""
+
+    settings: SettingsT
+    switches: frozenset[str]
+    """The switches that were given, such as `dry_run`."""
+    given: frozenset[str]
+    """Dotted names of the fields that a file or a flag really set."""
+
+
+def parse_command(
+    model: type[SettingsT],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    switches: Mapping[str, str] | None = None,
+    examples: Sequence[str] = (),
+) -> Command[SettingsT]:
+    """Read files and flags into a validated `model`; print help and exit when asked.
+
+    Precedence: defaults < `--config` files in the order given < flags. A field is named by its
+    dotted path (`--teacher.model`) or by its short name (`--teacher_model`); `-` and `_` are the
+    same in a flag. `--name value`, `--name=value`, `--bool`, `--no-bool`.
+
+    Raises:
+        ConfigError: with all mistakes of files and flags together.
+    """
+    switches = dict(switches or {})
+    all_leaves = list(leaves(model))
+    if any(token in ("-h", "--help") for token in argv):
+        print(help_text(all_leaves, prog, description, switches, examples))
+        raise SystemExit(0)
+    by_name = _names(all_leaves)
+    mistakes: list[str] = []
+    files, values, active = _read_flags(argv, by_name, switches, mistakes)
+    data: dict[str, Any] = {}
+    for path in files:
+        _merge(data, _lift_short_names(read_config_file(path), by_name, path, mistakes))
+    for leaf, value in values:
+        _set(data, leaf.path, value, mistakes)
+    try:
+        settings = model.model_validate(data)
+    except ValidationError as error:
+        mistakes.extend(describe_errors(error, all_leaves))
+        settings = None
+    if mistakes or settings is None:
+        raise ConfigError(mistakes=mistakes)
+    given = frozenset(leaf.dotted for leaf in all_leaves if _has(data, leaf.path))
+    return Command(settings=settings, switches=frozenset(active), given=given)
+
+
+def _names(all_leaves: list[Leaf]) -> dict[str, Leaf]:
+    names = {leaf.dotted: leaf for leaf in all_leaves}
+    for leaf in all_leaves:
+        if leaf.flag:
+            assert leaf.flag not in names, f"two fields share the short name {leaf.flag}"
+            names[leaf.flag] = leaf
+    return names
+
+
+def _read_flags(
+    argv: Sequence[str],
+    by_name: dict[str, Leaf],
+    switches: Mapping[str, str],
+    mistakes: list[str],
+) -> tuple[list[str], list[tuple[Leaf, Any]], set[str]]:
+    files: list[str] = []
+    values: list[tuple[Leaf, Any]] = []
+    active: set[str] = set()
+    known = [*by_name, *switches, "config"]
+    queue = list(argv)
+    while queue:
+        token = queue.pop(0)
+        if not token.startswith("--") or token == "--":
+            mistakes.append(f"{token!r}: expected a flag that starts with --")
+            continue
+        raw, has_value, value = token[2:].partition("=")
+        name = raw.replace("-", "_")
+        if not has_value and name in switches:
+            active.add(name)
+            continue
+        leaf = by_name.get(name)
+        if leaf is None and name.startswith("no_") and name[3:] in by_name and not has_value:
+            negated = by_name[name[3:]]
+            if negated.is_bool:
+                values.append((negated, False))
+                continue
+        if leaf is None and name not in _FILE_FLAGS:
+            mistakes.append(f"--{raw}: unknown flag{_did_you_mean(name, known)}")
+            if not has_value and queue and not queue[0].startswith("--"):
+                queue.pop(0)  # the value of the unknown flag is no mistake of its own
+            continue
+        alone = not queue or (queue[0].startswith("--") and queue[0] != "--")
+        if leaf is not None and leaf.is_bool and not has_value:
+            follows = queue[0].lower() if queue else ""
+            value = queue.pop(0) if follows in _TRUE | _FALSE | _NONE else "true"
+        elif not has_value:
+            if alone:
+                mistakes.append(f"--{raw}: expected a value after it")
+                continue
+            value = queue.pop(0)
+        if leaf is None:
+            files.append(value)
+        else:
+            values.append((leaf, _read_value(leaf, value)))
+    return files, values, active
+
+
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+_NONE = {"none", "null"}
+
+
+def _read_value(leaf: Leaf, text: str) -> Any:
+    if text.lower() in _NONE and "none" in leaf.kind.split(" | "):
+        return None
+    if leaf.takes_text:
+        return text
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if "list" in leaf.kind.split(" | ") and not isinstance(value, list):
+        return [yaml.safe_load(part) for part in text.split(",")]
+    return text if isinstance(value, str) else value
+
+
+def _lift_short_names(
+    data: dict[str, Any], by_name: dict[str, Leaf], path: str, mistakes: list[str]
+) -> dict[str, Any]:
+    """Move top-level short names and dotted keys of a file to where they belong."""
+    lifted: dict[str, Any] = {}
+    for key, value in data.items():
+        leaf = by_name.get(str(key).replace("-", "_"))
+        if leaf is not None and (len(leaf.path) > 1 or leaf.path[0] != key):
+            _set(lifted, leaf.path, value, mistakes)
+        elif isinstance(value, dict) and isinstance(lifted.get(key), dict):
+            _merge(lifted[key], value)
+        else:
+            lifted[key] = value
+    if "config_file" in lifted:
+        mistakes.append(f"config_file: a file cannot name another file (in {path})")
+        del lifted["config_file"]
+    return lifted
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    return suggestion(name, known).replace("mean ", "mean --")
+
+
+def _merge(base: dict[str, Any], above: dict[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _set(data: dict[str, Any], path: tuple[str, ...], value: Any, mistakes: list[str]) -> None:
+    node = data
+    for part in path[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            mistakes.append(f"{part}: expected a mapping, found {child!r}")
+            return
+        node = child
+    node[path[-1]] = value
+
+
+def _has(data: dict[str, Any], path: tuple[str, ...]) -> bool:
+    node: Any = data
+    for part in path:
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def command_line(prog: str, argv: Sequence[str] | None = None) -> str:
+    """Return the command as a user would type it again, for cards and reports."""
+    import shlex
+
+    return shlex.join([*prog.split(), *(sys.argv[1:] if argv is None else argv)])

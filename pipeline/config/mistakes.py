@@ -1,0 +1,53 @@
+"""Validation errors in the user's words: dotted field, what was found, what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.config.fields import Leaf, suggestion
+
+__all__ = ["describe_errors"]
+
+
+def describe_errors(error: ValidationError, all_leaves: list[Leaf]) -> list[str]:
+    """Return one line per mistake, without pydantic's own vocabulary."""
+    known = [leaf.dotted for leaf in all_leaves] + [leaf.flag for leaf in all_leaves if leaf.flag]
+    sections = sorted({".".join(leaf.path[:n]) for leaf in all_leaves for n in range(1, 9)})
+    lines: dict[str, None] = {}
+    for detail in error.errors():
+        lines.setdefault(_line(detail, all_leaves, known, sections))
+    return list(lines)
+
+
+def _line(detail: ErrorDetails, all_leaves: list[Leaf], known: list[str], sections: list[str]) -> str:
+    location = [str(part) for part in detail["loc"]]
+    leaf = next(
+        (leaf for leaf in all_leaves if tuple(location[: len(leaf.path)]) == leaf.path), None
+    )
+    name = leaf.dotted if leaf else ".".join(location)
+    found = _short(detail["input"])
+    context: dict[str, Any] = detail.get("ctx") or {}
+    match detail["type"]:
+        case "extra_forbidden":
+            name = ".".join(location)
+            return f"{name}: unknown field{suggestion(name, known + sections)}"
+        case "missing":
+            return f"{name}: required, but not given"
+        case "value_error":
+            prefix = f"{name}: " if name else ""
+            return f"{prefix}{context.get('error', detail['msg'])}"
+        case "model_type" | "model_attributes_type":
+            return f"{name}: found {found}, expected a mapping"
+        case _:
+            expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+            if leaf is not None and detail["type"].endswith(("_parsing", "_type")):
+                expected = leaf.kind
+            return f"{name}: found {found}, expected {expected}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,48 @@
+"""The base of every settings class, and what is computed from a whole configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Settings", "dump_yaml", "fingerprint", "option"]
+
+
+class Settings(BaseModel):
+    """Frozen, closed (unknown keys are mistakes), documented by each field's description."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+
+def option(default: Any, help: str, *, flag: str | None = None, **constraints: Any) -> Any:
+    """Declare one settings field.
+
+    Args:
+        default: the value without file and flag; `...` makes the field required.
+        help: the text of `--help`, with the unit of a number.
+        flag: a second, short name, accepted as `--flag` and as a top-level key of the file.
+        constraints: pydantic's (`ge`, `gt`, `le`, `lt`, `pattern`, `min_length`, ...).
+    """
+    extra = {"flag": flag} if flag else None
+    if default is ...:
+        return Field(description=help, json_schema_extra=extra, **constraints)
+    return Field(default=default, description=help, json_schema_extra=extra, **constraints)
+
+
+def dump_yaml(settings: Settings) -> str:
+    """Render the resolved configuration so that `--config` accepts it back unchanged."""
+    data = settings.model_dump(mode="json")
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def fingerprint(data: object) -> str:
+    """Return the SHA-256 (hex) of `data` as canonical JSON: sorted keys, no white space."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""The errors users read: what was found, what was expected, what to do, and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+__all__ = [
+    "CacheError",
+    "ConfigError",
+    "CorpusError",
+    "DistillError",
+    "Interrupted",
+    "ModelError",
+    "ResourceError",
+    "ResumeError",
+    "StoreError",
+    "run_command",
+]
+
+_log = logging.getLogger(__name__)
+
+
+class DistillError(Exception):
+    """A mistake the user can mend; printed as one message without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, found: str, *, expected: str = "", do: str = "") -> None:
+        """Keep the three parts apart so that callers can add context to one of them."""
+        self.found = found
+        self.expected = expected
+        self.do = do
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        parts = [self.found]
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.do:
+            parts.append(self.do)
+        return "; ".join(part.rstrip(".") for part in parts) + "."
+
+
+class ConfigError(DistillError):
+    """Fields, flags or values that do not fit the schema; carries every mistake at once."""
+
+    exit_code = 2
+
+    def __init__(
+        self, found: str = "", *, expected: str = "", do: str = "", mistakes: Sequence[str] = ()
+    ) -> None:
+        """Join several `mistakes` into one message, or take the three parts of a single one."""
+        self.mistakes = tuple(mistakes)
+        if mistakes and not found:
+            count = len(mistakes)
+            found = mistakes[0] if count == 1 else f"{count} mistakes in the configuration:\n  - "
+            if count > 1:
+                found += "\n  - ".join(mistakes)
+        super().__init__(found, expected=expected, do=do)
+
+
+class CorpusError(DistillError):
+    """A corpus that cannot be reached, is empty, or fits no known format."""
+
+    exit_code = 3
+
+
+class ModelError(DistillError):
+    """A teacher, student or tokenizer that cannot serve."""
+
+    exit_code = 3
+
+
+class CacheError(DistillError):
+    """A cache that is incomplete, damaged, of another identity or of a newer format."""
+
+    exit_code = 3
+
+
+class ResumeError(DistillError):
+    """A checkpoint that does not belong to this run, or cannot be continued as asked."""
+
+    exit_code = 3
+
+
+class StoreError(DistillError):
+    """A file system or object store that refuses, fails or is full."""
+
+    exit_code = 4
+
+
+class ResourceError(DistillError):
+    """Too little memory, disk or devices for the plan."""
+
+    exit_code = 4
+
+
+class Interrupted(DistillError):
+    """The run was asked to stop (SIGTERM, SIGINT); the same command continues it."""
+
+    exit_code = 143
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Run `main` and turn a `DistillError` into one message and its exit code.
+
+    Other exceptions are bugs of ours and keep their traceback. `DISTILL_TRACEBACK=1` shows the
+    traceback of user errors as well.
+    """
+    try:
+        return main() or 0
+    except DistillError as error:
+        if os.environ.get("DISTILL_TRACEBACK"):
+            _log.exception("traceback asked for by DISTILL_TRACEBACK")
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command continues the run.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `make ... | head` closes our stdout; devnull keeps the interpreter's exit flush quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
