@@ -1,0 +1,15 @@
+"""Datasets and chat formats -> tokenised, masked samples with stable identities and a split."""
+
+from pipeline.corpus.build import Progress, build_corpus
+from pipeline.corpus.sample import Corpus, CorpusCounts, Sample, SplitName
+from pipeline.corpus.settings import CorpusSettings
+
+__all__ = [
+    "Corpus",
+    "CorpusCounts",
+    "CorpusSettings",
+    "Progress",
+    "Sample",
+    "SplitName",
+    "build_corpus",
+]

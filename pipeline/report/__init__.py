@@ -1,0 +1,39 @@
+"""The report people look at: data in, one self-contained page, PNGs and a terminal table out."""
+
+from pipeline.report.curves import curves_from_metrics
+from pipeline.report.model import (
+    CacheFacts,
+    Command,
+    Curve,
+    Difference,
+    Generation,
+    Measure,
+    Passage,
+    Report,
+    Row,
+    ShardFacts,
+    TokenView,
+)
+from pipeline.report.table import terminal_table
+from pipeline.report.wording import difference_sentence, headline
+from pipeline.report.write import read_report, write_report
+
+__all__ = [
+    "CacheFacts",
+    "Command",
+    "Curve",
+    "Difference",
+    "Generation",
+    "Measure",
+    "Passage",
+    "Report",
+    "Row",
+    "ShardFacts",
+    "TokenView",
+    "curves_from_metrics",
+    "difference_sentence",
+    "headline",
+    "read_report",
+    "terminal_table",
+    "write_report",
+]

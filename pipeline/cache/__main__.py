@@ -1,0 +1,89 @@
+"""`python -m pipeline.cache inspect | verify URL`: what a cache is, and whether it is whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pipeline.errors import CacheError, ConfigError, run_command
+
+_USAGE = """usage: python -m pipeline.cache COMMAND URL
+
+commands:
+  inspect URL   what the cache holds, at a glance
+  verify URL    read every shard, compare checksums, decode every row
+
+URL is a folder or any address fsspec opens, such as s3://bucket/cache."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    if args[0] not in ("inspect", "verify") or len(args) != 2:
+        raise ConfigError(
+            f"pipeline.cache {' '.join(args)}: not a command",
+            expected="inspect URL or verify URL",
+        )
+    return _inspect(args[1]) if args[0] == "inspect" else _verify(args[1])
+
+
+def _inspect(url: str) -> int:
+    from pipeline.cache.reader import open_cache
+
+    manifest = open_cache(url).manifest
+    identity = manifest.identity
+    teacher = identity["teacher"]
+    print(f"cache        {url}")
+    print(f"identity     {manifest.identity_digest}")
+    print(f"teacher      {teacher['model']} ({teacher['dtype']}, revision {teacher['revision']})")
+    print(f"engine       {teacher['engine']} {teacher['engine_version']} on {teacher['device']}")
+    print(f"scheme       {identity['scheme']['name']} {identity['scheme']['top_k']}")
+    print(f"temperatures {', '.join(f'{value:g}' for value in manifest.temperatures)}")
+    for split in ("train", "heldout"):
+        records = manifest.of_split(split)
+        counted = sum(record.counted for record in records)
+        size = sum(record.bytes for record in records)
+        kept = sum(record.kept_mass * record.counted for record in records) / max(counted, 1)
+        entropy = sum(record.entropy * record.counted for record in records) / max(counted, 1)
+        print(
+            f"{split:<12} {len(records)} shards, {sum(r.rows for r in records)} sequences, "
+            f"{sum(r.tokens for r in records)} tokens, {counted} counted, "
+            f"{size / max(counted, 1):.1f} bytes/counted token, kept mass {kept:.4f}, "
+            f"entropy {entropy:.3f} nats"
+        )
+    return 0
+
+
+def _verify(url: str) -> int:
+    from pipeline.cache.reader import open_cache
+
+    cache = open_cache(url)
+    damaged: list[str] = []
+    checked = 0
+    for split in ("train", "heldout"):
+        source = cache.source(split)
+        for shard, rows in enumerate(source.shard_rows()):
+            try:
+                decoded = source.read_rows(shard, range(rows))
+                counted = sum(row.targets.num_positions for row in decoded)
+                if counted != source.shards[shard].counted:
+                    raise CacheError(f"{source.shards[shard].path}: {counted} counted tokens")
+                checked += 1
+            except CacheError as error:
+                damaged.append(error.found)
+    for line in damaged:
+        print(line)
+    if damaged:
+        raise CacheError(
+            f"{url}: {len(damaged)} of {checked + len(damaged)} shards are damaged",
+            do="run the cache-teacher command that made this cache again; it makes only those anew",
+        )
+    print(f"{url}: {checked} shards whole")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,83 @@
+"""The dataset card of a cache: what it is, how it was made, how any tool reads it."""
+
+from __future__ import annotations
+
+from pipeline.cache.manifest import Manifest
+
+__all__ = ["card_text"]
+
+
+def card_text(manifest: Manifest, command: str) -> str:
+    """Render README.md; its front matter lets `datasets.load_dataset` find the splits."""
+    identity = manifest.identity
+    teacher, scheme, corpus = identity["teacher"], identity["scheme"], identity["corpus"]
+    splits = [name for name in ("train", "heldout") if manifest.of_split(name)]
+    files = "\n".join(f"  - split: {name}\n    path: data/{name}/*.parquet" for name in splits)
+    table = "\n".join(_split_line(manifest, name) for name in splits)
+    temperatures = ", ".join(f"{value:g}" for value in manifest.temperatures)
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+{files}
+tags:
+- knowledge-distillation
+- teacher-logits
+---
+
+# Teacher cache: {teacher["model"]}
+
+Sparse next-token distributions of a teacher over a tokenised corpus, to train students from
+without running the teacher again.
+
+| | |
+|---|---|
+| teacher | `{teacher["model"]}` (revision `{teacher["revision"]}`, {teacher["dtype"]}) |
+| engine | {teacher["engine"]} {teacher["engine_version"]} on {teacher["device"]} |
+| corpus | `{corpus.get("source", corpus.get("dataset_name", "unknown"))}` |
+| scheme | {scheme["name"]}, {scheme["top_k"]} entries a position, tail mass kept |
+| temperatures with exact normaliser | {temperatures} |
+| vocabulary | {manifest.codec["vocab_size"]} |
+| identity (SHA-256) | `{manifest.identity_digest}` |
+
+| split | shards | sequences | tokens | counted tokens | bytes per counted token | kept mass |
+|---|---|---|---|---|---|---|
+{table}
+
+## Reading it
+
+The files are ordinary Parquet with zstd: `datasets.load_dataset(folder)`, DuckDB, polars and
+pyarrow read them as they lie. Columns: `sample_id`, `input_ids`, `counted` (true where a token is
+a label), and for each counted token, in order, `gold_logprob`, `tail_mass`, `log_z` and `entropy`
+(one value per temperature), and the blob `entries`, decoded by `pipeline.cache`:
+
+```python
+from pipeline.cache.reader import open_cache
+
+cache = open_cache("FOLDER_OR_URL")
+for row in cache.source("train").read_rows(0, range(3)):
+    print(row.sample_id, row.targets.token_ids_E[:8], row.targets.logprobs_E[:8])
+```
+
+```sql
+SELECT avg(list_avg(tail_mass)) FROM 'data/train/*.parquet';
+```
+
+## Made by
+
+```
+{command}
+```
+"""
+
+
+def _split_line(manifest: Manifest, split: str) -> str:
+    records = manifest.of_split(split)
+    counted = sum(record.counted for record in records)
+    size = sum(record.bytes for record in records)
+    kept = sum(record.kept_mass * record.counted for record in records) / max(counted, 1)
+    return (
+        f"| {split} | {len(records)} | {sum(r.rows for r in records)} "
+        f"| {sum(r.tokens for r in records)} | {counted} | {size / max(counted, 1):.1f} "
+        f"| {kept:.4f} |"
+    )

@@ -1,0 +1,152 @@
+"""Rows to committed shards, and committed shards to a manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.cache.card import card_text
+from pipeline.cache.codec import CodecSpec
+from pipeline.cache.manifest import (
+    MANIFEST,
+    ROWS,
+    Manifest,
+    ShardRecord,
+    checksum,
+    pack_rows_index,
+    record_name,
+    shard_name,
+)
+from pipeline.cache.schema import SCHEMA, rows_to_table
+from pipeline.cache.sparse import CachedSequence
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+
+__all__ = ["commit_shard", "encode_shard", "finalize", "intact_record"]
+
+_ROW_GROUP_ROWS = 1024
+_ZSTD_LEVEL = 3
+_FLOAT_COLUMNS = ("tail_mass", "gold_logprob", "log_z", "entropy")
+
+
+def encode_shard(
+    rows: Sequence[CachedSequence],
+    spec: CodecSpec,
+    *,
+    split: str,
+    index: int,
+    temperatures: Sequence[float],
+    identity_digest: str,
+    tails: Sequence[NDArray[np.float32]],
+) -> tuple[ShardRecord, bytes]:
+    """Return a shard's record and its Parquet bytes; a pure function of its arguments."""
+    table = rows_to_table(
+        rows, spec, temperatures=temperatures, identity_digest=identity_digest, tails=tails
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=_ZSTD_LEVEL,
+        row_group_size=_ROW_GROUP_ROWS,
+        use_dictionary=False,
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _FLOAT_COLUMNS},
+        write_page_checksum=True,
+        write_statistics=["num_tokens", "num_counted"],
+    )
+    data = sink.getvalue().to_pybytes()
+    at_one = list(temperatures).index(1.0)
+    counted = sum(row.targets.num_positions for row in rows)
+    kept = sum(float((1 - tail_N.astype(np.float64)).sum()) for tail_N in tails)
+    entropy = sum(float(row.targets.entropy_NG[:, at_one].sum(dtype=np.float64)) for row in rows)
+    record = ShardRecord(
+        split=split,
+        index=index,
+        path=shard_name(split, index),
+        rows=len(rows),
+        tokens=sum(int(row.input_ids_L.size) for row in rows),
+        counted=counted,
+        entries=sum(int(row.targets.token_ids_E.size) for row in rows),
+        bytes=len(data),
+        xxh3_128=checksum(data),
+        kept_mass=round(kept / max(counted, 1), 6),
+        entropy=round(entropy / max(counted, 1), 6),
+        row_tokens=tuple(int(row.input_ids_L.size) for row in rows),
+        row_counted=tuple(row.targets.num_positions for row in rows),
+    )
+    return record, data
+
+
+def commit_shard(store: Store, record: ShardRecord, data: bytes) -> None:
+    """Write the shard, then its record; only the record makes the shard count.
+
+    Killed between the two, the next run finds no record and makes the shard again, to the same
+    bytes.
+    """
+    store.write(record.path, data)
+    text = json.dumps(record.to_json(with_rows=True), sort_keys=True)
+    store.write(record_name(record.split, record.index), text.encode())
+
+
+def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) -> ShardRecord | None:
+    """Return the record of a committed shard, or None where it has to be made (again).
+
+    Args:
+        store: the cache's root.
+        split: `train` or `heldout`.
+        index: the shard's number within the split.
+        check_bytes: read the whole shard and compare its checksum, not only its size.
+    """
+    try:
+        record = ShardRecord.from_json(json.loads(store.read(record_name(split, index))))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    if store.size(record.path) != record.bytes:
+        return None
+    if check_bytes and checksum(store.read(record.path)) != record.xxh3_128:
+        return None
+    return record
+
+
+def finalize(
+    store: Store,
+    records: Sequence[ShardRecord],
+    *,
+    identity: Mapping[str, Any],
+    spec: CodecSpec,
+    temperatures: Sequence[float],
+    corpus_counts: Mapping[str, int],
+    tokenizer_files: Sequence[str],
+    command: str,
+) -> Manifest:
+    """Write the row index, the card and, last, the manifest.
+
+    Raises:
+        CacheError: the cache would hold no training row.
+    """
+    if not any(record.rows for record in records if record.split == "train"):
+        raise CacheError("the cache would hold no training rows", expected="at least one")
+    rows_index = pack_rows_index(tuple(records))
+    manifest = Manifest(
+        identity=dict(identity),
+        codec=spec.to_json(),
+        temperatures=tuple(temperatures),
+        shards=tuple(records),
+        corpus_counts=dict(corpus_counts),
+        tokenizer_files=tuple(tokenizer_files),
+        rows_xxh3_128=checksum(rows_index),
+    )
+    store.write(ROWS, rows_index)
+    store.write("README.md", card_text(manifest, command).encode())
+    store.write(MANIFEST, manifest.to_bytes())
+    return manifest
+
+
+assert set(_FLOAT_COLUMNS) <= set(SCHEMA.names)

@@ -1,0 +1,280 @@
+"""Builds a corpus: rows, rendered, tokenised, cut to length, named and split."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.corpus.conversation import Conversation, Document
+from pipeline.corpus.formats import Interpreter, interpreter
+from pipeline.corpus.rows import Row, RowSource
+from pipeline.corpus.sample import Corpus, CorpusCounts, Sample, SplitName
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.sources import open_source
+from pipeline.corpus.split import HeldoutRule, sample_id
+from pipeline.corpus.template import (
+    TEMPLATE_DATE,
+    ChatTemplate,
+    Rendered,
+    TemplateRefusal,
+    load_template,
+)
+from pipeline.corpus.tokenise import Tokens, document_ends, require_offsets, tokenise
+from pipeline.errors import CorpusError
+
+__all__ = ["Progress", "build_corpus"]
+
+Progress = Callable[[int, int | None], None]
+"""Called with the rows done and, where it is known beforehand, the number of all rows."""
+
+_log = logging.getLogger(__name__)
+
+_BATCH_ROWS = 256
+_DETECT_ROWS = 32
+
+
+def build_corpus(
+    settings: CorpusSettings, *, tokenizer: Any, seed: int, progress: Progress | None = None
+) -> Corpus:
+    """Read, render and tokenise the corpus that `settings` describe.
+
+    Args:
+        settings: the corpus section of the configuration.
+        tokenizer: a fast tokenizer of transformers.
+        seed: decides, with each row's identity, which rows are held out.
+        progress: called after each batch of rows.
+
+    Raises:
+        CorpusError: the corpus cannot be reached or read, is empty, or fits no format.
+    """
+    require_offsets(tokenizer)
+    source = open_source(settings)
+    total = source.total
+    if settings.num_samples is not None and total is not None:
+        total = min(total, settings.num_samples)
+    rows = itertools.islice(source.rows, settings.num_samples)
+    first = list(itertools.islice(rows, _DETECT_ROWS))
+    if not first:
+        raise CorpusError(
+            f"{settings.dataset_name}: holds no rows", expected="at least one row of text or chat"
+        )
+    format_name, interpret = _interpreter(source, first, settings)
+    work = _Work(settings, tokenizer, source, seed)
+    stream = itertools.chain(first, rows)
+    while batch := list(itertools.islice(stream, _BATCH_ROWS)):
+        work.add(batch, interpret)
+        if progress is not None:
+            progress(work.rows, total)
+    return work.finish(format_name)
+
+
+def _interpreter(
+    source: RowSource, first: list[Row], settings: CorpusSettings
+) -> tuple[str, Interpreter]:
+    if not source.mixed:
+        return interpreter(first, format=settings.format, column=settings.column)
+    readers = {
+        name: interpreter([Row("", "", {name: example})])[1]
+        for name, example in (("text", "a"), ("messages", [{"role": "user", "content": "a"}]))
+    }
+    name = "mixed" if settings.format == "auto" else settings.format
+    return name, lambda row: readers[next(iter(row.data))](row)
+
+
+@dataclass(slots=True)
+class _Work:
+    settings: CorpusSettings
+    tokenizer: Any
+    source: RowSource
+    seed: int
+    rows: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    tally: dict[str, int] = field(default_factory=dict)
+    template: ChatTemplate | None = None
+    refusal: str = ""
+    content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+    rule: HeldoutRule = field(init=False)
+    ends: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        chosen = self.settings
+        self.rule = HeldoutRule(
+            self.seed, self.source.name, chosen.heldout_fraction, chosen.heldout_samples
+        )
+        self.ends = document_ends(self.tokenizer, add_bos=chosen.add_bos, add_eos=chosen.add_eos)
+
+    def add(self, batch: list[Row], interpret: Interpreter) -> None:
+        """Take the next rows of the source."""
+        kept: list[tuple[Row, int, SplitName]] = []
+        texts: list[Rendered | str] = []
+        for row in batch:
+            index, split = self.rows, self.rule.split_of(row.key)
+            self.rows += 1
+            text = self._render(interpret(row), row)
+            if text is not None:
+                kept.append((row, index, split))
+                texts.append(text)
+        done = tokenise(texts, tokenizer=self.tokenizer, ends=self.ends)
+        for (row, index, split), tokens in zip(kept, done, strict=True):
+            for part, piece in self._cut(tokens):
+                self._keep(row, index, split, part, piece)
+
+    def _render(self, item: Conversation | Document, row: Row) -> Rendered | str | None:
+        if isinstance(item, Document):
+            self._digest(row, item.text)
+            if not item.text.strip():
+                self._count("dropped_no_labels")
+                return None
+            return item.text
+        self._digest(row, [item.messages, item.first_counted, item.tools])
+        if not item.messages:
+            self._count("dropped_no_labels")
+            return None
+        if self.template is None:
+            self.template = load_template(self.tokenizer, self.settings.chat_template)
+        everything = self.settings.loss_on == "all"
+        try:
+            return self.template.render(
+                self._with_system(item), place=row.place, everything=everything
+            )
+        except TemplateRefusal as refusal:
+            self._count("dropped_by_template")
+            self.refusal = self.refusal or f"{row.place}: {refusal}"
+            return None
+
+    def _with_system(self, item: Conversation) -> Conversation:
+        system = self.settings.system_prompt
+        if system is None or item.messages[0]["role"] == "system":
+            return item
+        first = {"role": "system", "content": system}
+        return Conversation([first, *item.messages], item.first_counted + 1, item.tools)
+
+    def _cut(self, tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
+        limit, length = self.settings.max_length, len(tokens.input_ids)
+        if length <= limit:
+            yield 0, tokens
+        elif self.settings.overlong == "drop":
+            self._count("dropped_overlong")
+        elif self.settings.overlong == "truncate":
+            self._count("truncated_rows")
+            self._count("tokens_cut", length - limit)
+            yield 0, Tokens(tokens.input_ids[:limit], tokens.counted[:limit])
+        else:
+            self._count("split_rows")
+            for part, start in enumerate(range(0, length, limit)):
+                self._count("split_parts")
+                piece = slice(start, start + limit)
+                yield part, Tokens(tokens.input_ids[piece], tokens.counted[piece])
+
+    def _keep(self, row: Row, index: int, split: SplitName, part: int, piece: Tokens) -> None:
+        counted = piece.counted.copy()
+        counted[:1] = False
+        if not counted.any():
+            self._count("dropped_no_labels")
+            return
+        name = sample_id(self.source.name, row.key, part)
+        ids = piece.input_ids.copy()  # a view would keep the whole row alive
+        self.samples.append(Sample(name, split, ids, counted, index, part))
+
+    def _count(self, name: str, by: int = 1) -> None:
+        self.tally[name] = self.tally.get(name, 0) + by
+
+    def _digest(self, row: Row, content: object) -> None:
+        text = json.dumps([row.key, content], sort_keys=True, default=str)
+        self.content.update(text.encode() + b"\n")
+
+    def finish(self, format_name: str) -> Corpus:
+        """Count, report and describe what was built."""
+        counts = self._counts()
+        name = self.settings.dataset_name
+        if not self.samples:
+            raise CorpusError(
+                f"{name}: none of its {self.rows} rows gave a sample ({self._losses(counts)})",
+                expected="at least one sequence with a token that counts",
+                do="check --corpus.format, --corpus.loss_on and --max_length",
+            )
+        if not counts.train:
+            raise CorpusError(
+                f"{name}: all of its {counts.samples} samples are held out",
+                expected="samples to train on",
+                do="read more rows, or lower --corpus.heldout_fraction",
+            )
+        self._report(counts)
+        return Corpus(self.samples, counts, self._identity(format_name))
+
+    def _counts(self) -> CorpusCounts:
+        heldout = sum(sample.split == "heldout" for sample in self.samples)
+        names = (
+            "truncated_rows", "tokens_cut", "split_rows", "split_parts",
+            "dropped_no_labels", "dropped_overlong", "dropped_by_template",
+        )  # fmt: skip
+        return CorpusCounts(
+            rows=self.rows,
+            samples=len(self.samples),
+            train=len(self.samples) - heldout,
+            heldout=heldout,
+            tokens=sum(len(sample.input_ids) for sample in self.samples),
+            counted_tokens=sum(int(np.count_nonzero(s.counted)) for s in self.samples),
+            **{name: self.tally.get(name, 0) for name in names},
+        )
+
+    def _losses(self, counts: CorpusCounts) -> str:
+        text = (
+            f"{counts.dropped_no_labels} without a token that counts, "
+            f"{counts.dropped_overlong} longer than {self.settings.max_length} tokens, "
+            f"{counts.dropped_by_template} refused by the chat template"
+        )
+        return f"{text}, first {self.refusal}" if self.refusal else text
+
+    def _report(self, counts: CorpusCounts) -> None:
+        _log.info(
+            "corpus %s: %d rows -> %d samples (%d train, %d held out), %d tokens, %d of them count",
+            self.settings.dataset_name, counts.rows, counts.samples, counts.train, counts.heldout,
+            counts.tokens, counts.counted_tokens,
+        )  # fmt: skip
+        if counts.truncated_rows:
+            _log.warning(
+                "%d rows were longer than max_length %d: truncated, %d tokens cut off",
+                counts.truncated_rows, self.settings.max_length, counts.tokens_cut,
+            )  # fmt: skip
+        if counts.split_rows:
+            _log.info("%d long rows became %d parts", counts.split_rows, counts.split_parts)
+        if counts.dropped_no_labels or counts.dropped_overlong or counts.dropped_by_template:
+            _log.warning("samples left out: %s", self._losses(counts))
+        wanted = self.settings.heldout_samples
+        if wanted is not None and self.rule.taken < wanted:
+            _log.warning(
+                "only %d of at most %d rows are held out: heldout_fraction %g picked no more",
+                self.rule.taken, wanted, self.settings.heldout_fraction,
+            )  # fmt: skip
+        elif not counts.heldout:
+            _log.warning("no sample is held out: nothing to evaluate on")
+
+    def _identity(self, format_name: str) -> dict[str, Any]:
+        chosen = self.settings
+        template = self.template.text.encode() if self.template else None
+        return {
+            "source": self.source.name,
+            "split": chosen.dataset_split,
+            "content": {**self.source.identity, "rows_blake2b": self.content.hexdigest()},
+            "num_samples": chosen.num_samples,
+            "format": format_name,
+            "column": chosen.column,
+            "chat_template_sha256": hashlib.sha256(template).hexdigest() if template else None,
+            "template_date": TEMPLATE_DATE if template else None,
+            "system_prompt": chosen.system_prompt,
+            "max_length": chosen.max_length,
+            "overlong": chosen.overlong,
+            "loss_on": chosen.loss_on,
+            "add_bos": chosen.add_bos,
+            "add_eos": chosen.add_eos,
+            "heldout": self.rule.identity(),
+            "seed": self.seed,
+        }

@@ -1,0 +1,35 @@
+"""Raw rows as the sources yield them, with a stable key and a place to name in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Row", "RowSource"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a source, not yet interpreted."""
+
+    key: str
+    """Names the row within its source; independent of how many rows are read."""
+    place: str
+    """For messages, as in `chats.jsonl, line 7`."""
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Rows in a fixed order; `rows` can be consumed once."""
+
+    name: str
+    """Names the source in sample ids; independent of the machine and of the content."""
+    rows: Iterator[Row]
+    total: int | None
+    """Number of rows, or None where only reading would tell."""
+    identity: dict[str, Any]
+    """What is known of the content without reading it: revision, files and their sizes, ..."""
+    mixed: bool = False
+    """Whether every row is to be interpreted by its own columns (embedded text only)."""

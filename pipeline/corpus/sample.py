@@ -1,0 +1,68 @@
+"""What the corpus hands on: tokenised samples, their counts and the identity of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Corpus", "CorpusCounts", "Sample", "SplitName"]
+
+SplitName = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sequence of L tokens for the teacher to read."""
+
+    sample_id: str
+    """32 hexadecimal digits: a hash of the source, the row's place in it and the part."""
+    split: SplitName
+    """The same for all parts of one row."""
+    input_ids: NDArray[np.int32]
+    counted: NDArray[np.bool_]
+    """counted[i]: token i is a label. Never at i = 0, which nothing precedes."""
+    source_index: int
+    """The row's number among the rows read, from 0."""
+    part: int
+    """0, or the number of the piece of a row that was split."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusCounts:
+    """What happened to the rows on their way to samples."""
+
+    rows: int
+    """Rows read from the source."""
+    samples: int
+    train: int
+    heldout: int
+    tokens: int
+    """Tokens of all samples."""
+    counted_tokens: int
+    """Tokens of all samples that count as labels."""
+    truncated_rows: int
+    tokens_cut: int
+    """Tokens that truncation cut off."""
+    split_rows: int
+    """Rows that became several parts."""
+    split_parts: int
+    """The parts of those rows."""
+    dropped_no_labels: int
+    """Samples left out because none of their tokens count."""
+    dropped_overlong: int
+    """Rows left out because they were longer than `max_length`."""
+    dropped_by_template: int
+    """Rows left out because the chat template refused them (roles that do not alternate, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """All samples of a corpus in source order."""
+
+    samples: list[Sample]
+    counts: CorpusCounts
+    identity: dict[str, Any]
+    """JSON-able; equal for equal samples, except that the tokenizer is the caller's to add."""

@@ -1,0 +1,94 @@
+"""The corpus section of the capture stage's configuration: which text, in which shape."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from pipeline.config import Settings, option
+
+__all__ = ["CorpusSettings", "FormatName", "LossOn", "Overlong"]
+
+FormatName = Literal["auto", "sharegpt", "messages", "prompt_completion", "instruction", "text"]
+Overlong = Literal["truncate", "split", "drop"]
+LossOn = Literal["assistant", "all"]
+
+
+class CorpusSettings(Settings):
+    """Text or chats, how they become token sequences, and which of them are held out."""
+
+    dataset_name: str = option(
+        "embedded",
+        "what to read: 'embedded' (documentation that ships with Python, nothing is downloaded), "
+        "a dataset of the Hugging Face hub, a file or folder of .parquet, .jsonl, .json, .csv or "
+        ".txt (one document per file), a folder of datasets.save_to_disk, or a URL of any of "
+        "these such as s3://bucket/chats",
+        flag="dataset_name",
+        min_length=1,
+    )
+    dataset_config: str | None = option(None, "configuration name of a hub dataset")
+    dataset_revision: str | None = option(
+        None, "commit, tag or branch of a hub dataset; a commit makes the corpus reproducible"
+    )
+    dataset_split: str = option(
+        "train",
+        "split of the dataset to read; the held-out part is taken from it",
+        flag="dataset_split",
+        min_length=1,
+    )
+    num_samples: int | None = option(
+        None, "read only the first rows of the source; none reads all", flag="num_samples", ge=1
+    )
+    format: FormatName = option(
+        "auto",
+        "shape of a row: sharegpt (conversations of from/value), messages (role/content), "
+        "prompt_completion, instruction (instruction, input, output), text; auto looks at the "
+        "columns. With the embedded text, messages takes its chats only and text its documents",
+    )
+    column: str | None = option(
+        None, "the column that holds the conversation or the text, when it has an unusual name"
+    )
+    max_length: int = option(
+        4096, "tokens of the longest sequence; see overlong", flag="max_length", ge=2
+    )
+    overlong: Overlong = option(
+        "truncate",
+        "rows longer than max_length: truncate cuts the end off, split makes several sequences, "
+        "drop leaves the row out; each is counted in the log",
+    )
+    loss_on: LossOn = option(
+        "assistant",
+        "tokens of a chat that count: those of the assistant, or all; in plain text all count",
+    )
+    chat_template: str | None = option(
+        None,
+        "Jinja chat template: a .jinja file or the text itself; none takes the tokenizer's",
+        flag="chat_template",
+    )
+    system_prompt: str | None = option(
+        None, "system message for the chats that have none; none leaves it to the template"
+    )
+    add_bos: bool = option(
+        True, "begin plain documents with the BOS token where the tokenizer does so itself"
+    )
+    add_eos: bool = option(True, "end plain documents with the EOS token")
+    heldout_fraction: float = option(
+        0.02,
+        "share of the rows held out for evaluation, chosen by a hash of each row's identity and "
+        "the seed: reading more rows never moves one between the two parts",
+        ge=0.0,
+        lt=1.0,
+    )
+    heldout_samples: int | None = option(
+        None,
+        "hold out at most this many rows: the first, in source order, of those that "
+        "heldout_fraction picks",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _system_prompt_needs_chats(self) -> CorpusSettings:
+        if self.format == "text" and self.system_prompt is not None:
+            raise ValueError("system_prompt is given, but format text has no chats to put it in")
+        return self

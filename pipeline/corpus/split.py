@@ -1,0 +1,60 @@
+"""Identities of rows and samples, and the rule that holds rows out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.corpus.sample import SplitName
+
+__all__ = ["HeldoutRule", "sample_id"]
+
+
+def sample_id(source: str, key: str, part: int) -> str:
+    """Return 32 hexadecimal digits for one part of one row of a source.
+
+    Neither the seed nor the settings nor the text enter: the same row of the same source has the
+    same id in every cache, and what else may differ is in the identity of the corpus.
+    """
+    return hashlib.blake2b(_name(source, key, str(part)), digest_size=16).hexdigest()
+
+
+@dataclass(slots=True)
+class HeldoutRule:
+    """Decides row by row, in source order, without knowing how many rows follow.
+
+    A row is picked when the 64-bit hash of (seed, source, key) lies below `fraction` * 2^64. With
+    `at_most`, only the first so many of the picked rows are held out. Either way a decision
+    depends on that row and those before it alone, so reading more rows changes none.
+    """
+
+    seed: int
+    source: str
+    fraction: float
+    at_most: int | None
+    taken: int = field(default=0, init=False)
+
+    def split_of(self, key: str) -> SplitName:
+        """Return the split of the next row."""
+        if self.at_most is not None and self.taken >= self.at_most:
+            return "train"
+        name = _name(str(self.seed), self.source, key)
+        value = int.from_bytes(hashlib.blake2b(name, digest_size=8, person=b"heldout").digest())
+        if value >= self.fraction * 2.0**64:
+            return "train"
+        self.taken += 1
+        return "heldout"
+
+    def identity(self) -> dict[str, Any]:
+        """Describe the rule for the manifest."""
+        return {
+            "rule": "blake2b64(seed, source, key) < fraction * 2^64",
+            "fraction": self.fraction,
+            "at_most": self.at_most,
+        }
+
+
+def _name(*parts: str) -> bytes:
+    # Lengths keep ("a", "bc") and ("ab", "c") apart.
+    return b"".join(b"%d:%s" % (len(raw), raw) for raw in (part.encode() for part in parts))

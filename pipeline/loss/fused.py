@@ -1,0 +1,227 @@
+"""The head's matrix product and the loss in one function that never holds [N, V] logits.
+
+The gradient is computed in the forward pass, chunk by chunk, as the logits are at hand; the
+backward pass only multiplies it by the gradient that comes in. After Liger-Kernel's fused linear
+cross-entropy (Hsu et al. 2024), here with sparse teacher targets.
+
+Shapes: N counted tokens, D hidden, V rows of the head, U of them in use (the vocabulary).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pipeline.loss.sparse_kl import LossSpec, RowTerms, sparse_loss_
+from pipeline.loss.types import HeadTargets, LossTerms
+
+__all__ = ["FusedSpec", "fused_head_loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class FusedSpec:
+    """How the fused head computes; no tensors."""
+
+    loss: LossSpec
+    chunk_rows: int
+    """Tokens per chunk: memory is this times the vocabulary, in the weight's dtype."""
+    softcap: float | None = None
+    """logits = softcap * tanh(logits / softcap), as in Gemma 2; None for none."""
+    valid_vocab: int | None = None
+    """U: head rows from here on are padding: no mass, no gradient. None: all are valid."""
+
+
+def fused_head_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets: HeadTargets,
+    *,
+    spec: FusedSpec,
+    predictions: bool = False,
+) -> LossTerms:
+    """Compute the distillation loss of N tokens from hidden states and the head's weight.
+
+    Extra memory: one chunk of logits, and what the gradients themselves take (that of a 16-bit
+    weight is summed in float32). Nothing is computed for an input that needs no gradient; under
+    `torch.no_grad()` only the values are.
+
+    Inside activation checkpointing the loss is right but computed twice: leave the head out of
+    it. A second backward pass or a second derivative raises RuntimeError.
+
+    Args:
+        hidden_ND: the hidden states that predict the counted tokens, in the weight's dtype.
+        weight_VD: the head's weight.
+        bias_V: the head's bias, or None.
+        targets: of the same N tokens.
+        spec: how to compute.
+        predictions: also return the argmax and its log-probability.
+    """
+    needs = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (hidden_ND, weight_VD, bias_V)
+    )
+    if not needs:
+        with torch.no_grad():
+            terms, _ = _run(
+                hidden_ND, weight_VD, bias_V, targets, spec, (False, False, False), predictions
+            )
+        return terms
+    outputs = _FusedHead.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, bias_V, targets, spec, predictions
+    )
+    return LossTerms(*outputs)
+
+
+class _Gradients(NamedTuple):
+    """Gradients of the summed loss; None where not needed."""
+
+    hidden_ND: Tensor | None
+    weight_VD: Tensor | None
+    bias_V: Tensor | None
+
+
+class _FusedHead(torch.autograd.Function):
+    """Gradient in forward; backward scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets: HeadTargets,
+        spec: FusedSpec,
+        predictions: bool,
+    ) -> tuple[Tensor | None, ...]:
+        needs = tuple(ctx.needs_input_grad[:3])
+        terms, gradients = _run(hidden_ND, weight_VD, bias_V, targets, spec, needs, predictions)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(term for term in terms[1:] if term is not None))
+        # Not save_for_backward: these are no inputs or outputs, and backward changes them.
+        ctx.gradients = gradients
+        ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        return tuple(terms)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError(
+                "backward ran twice through the fused head; its gradient is used up after one pass"
+            )
+        if grad_loss is None:
+            return (None,) * 6
+        scaled = (
+            None if grad is None else grad.mul_(grad_loss).to(dtype)
+            for grad, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        return (*scaled, None, None, None)
+
+
+def _run(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets: HeadTargets,
+    spec: FusedSpec,
+    needs: tuple[bool, ...],
+    predictions: bool,
+) -> tuple[LossTerms, _Gradients]:
+    """Loop over the chunks; `needs` says which of hidden, weight, bias want a gradient."""
+    weight_UD = weight_VD[: spec.valid_vocab]
+    bias_U = None if bias_V is None else bias_V[: spec.valid_vocab]
+    num_tokens, vocab_size = hidden_ND.shape[0], weight_UD.shape[0]
+    gradients = _allocate(hidden_ND, weight_VD, bias_V, spec.valid_vocab, needs)
+    buffer_CU = hidden_ND.new_empty(min(spec.chunk_rows, num_tokens), vocab_size)
+    parts: list[RowTerms] = []
+    for start in range(0, num_tokens, spec.chunk_rows):
+        hidden_nD = hidden_ND[start : start + spec.chunk_rows]
+        logits_nU = buffer_CU[: hidden_nD.shape[0]]
+        _logits(hidden_nD, weight_UD, bias_U, out=logits_nU)
+        tanh_nU = _softcap_(logits_nU, spec.softcap) if spec.softcap else None
+        part = sparse_loss_(
+            logits_nU,
+            targets.rows(start, start + spec.chunk_rows),
+            spec.loss,
+            gradient=any(needs),
+            predictions=predictions,
+        )
+        parts.append(part)
+        if not any(needs):
+            continue
+        if tanh_nU is not None:  # d softcap(x) / dx = 1 - tanh^2
+            logits_nU.addcmul_(logits_nU, tanh_nU.square_(), value=-1)
+        if gradients.hidden_ND is not None:
+            torch.mm(logits_nU, weight_UD, out=gradients.hidden_ND[start : start + len(hidden_nD)])
+        if gradients.weight_VD is not None:
+            _accumulate(gradients.weight_VD[:vocab_size], logits_nU, hidden_nD, first=start == 0)
+        if gradients.bias_V is not None:
+            gradients.bias_V[:vocab_size] += logits_nU.sum(0, dtype=gradients.bias_V.dtype)
+    if not parts:
+        none = sparse_loss_(buffer_CU, targets, spec.loss, gradient=False, predictions=predictions)
+        parts.append(none)
+    return _collect(parts, spec.loss), gradients
+
+
+def _allocate(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    valid_vocab: int | None,
+    needs: tuple[bool, ...],
+) -> _Gradients:
+    """Allocate gradients; the weight's rows in use are written, not added to, by chunk one."""
+    wide = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
+    grad_weight = None
+    if needs[1]:
+        grad_weight = torch.empty_like(weight_VD, dtype=wide)
+        grad_weight[(valid_vocab if len(hidden_ND) else 0) or len(weight_VD) :].zero_()
+        if not len(hidden_ND):
+            grad_weight.zero_()
+    return _Gradients(
+        hidden_ND=torch.empty_like(hidden_ND) if needs[0] else None,
+        weight_VD=grad_weight,
+        bias_V=torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and needs[2] else None,
+    )
+
+
+def _logits(hidden_nD: Tensor, weight_UD: Tensor, bias_U: Tensor | None, *, out: Tensor) -> None:
+    """Write `hidden @ weight.T + bias` to `out`."""
+    if bias_U is None:
+        torch.mm(hidden_nD, weight_UD.t(), out=out)
+    else:
+        torch.addmm(bias_U, hidden_nD, weight_UD.t(), out=out)
+
+
+def _softcap_(logits_nU: Tensor, softcap: float) -> Tensor:
+    """Apply the soft cap in place and return its tanh, which the gradient needs."""
+    tanh_nU = logits_nU.div_(softcap).tanh_().clone()
+    logits_nU.mul_(softcap)
+    return tanh_nU
+
+
+def _accumulate(sum_UD: Tensor, grad_nU: Tensor, hidden_nD: Tensor, *, first: bool) -> None:
+    """Add `grad.T @ hidden` to the float32 (or float64) sum."""
+    if sum_UD.dtype == grad_nU.dtype:
+        sum_UD.addmm_(grad_nU.t(), hidden_nD, beta=0 if first else 1)
+    elif first:
+        sum_UD.copy_(grad_nU.t() @ hidden_nD)
+    else:
+        sum_UD.add_(grad_nU.t() @ hidden_nD)
+
+
+def _collect(parts: list[RowTerms], spec: LossSpec) -> LossTerms:
+    """Join the chunks' terms and sum them to the loss."""
+    kd_N, ce_N, argmax_N, argmax_logprob_N = (
+        None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)
+    )
+    assert kd_N is not None
+    assert ce_N is not None
+    kd_factor = spec.alpha * spec.temperature**2
+    loss = kd_factor * kd_N.sum() + (1 - spec.alpha) * ce_N.sum()
+    return LossTerms(loss, kd_N, ce_N, argmax_N, argmax_logprob_N)

@@ -1,0 +1,57 @@
+"""What goes into the fused head and what comes out, as tuples that DeepSpeed can walk.
+
+Shapes: N counted tokens, K entries of the fullest one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["HeadTargets", "LossTerms"]
+
+
+class HeadTargets(NamedTuple):
+    """The teacher's sparse targets of N counted tokens, padded to K entries.
+
+    Token ids within a row are distinct. An id outside the student's vocabulary is allowed: its
+    mass counts as tail. A named tuple, not a dataclass: DeepSpeed's hooks look into tuples.
+    """
+
+    ids_NK: Tensor
+    """int64; anything at padding."""
+    logprobs_NK: Tensor
+    """float32; log p at temperature 1 over the whole vocabulary; -inf at padding."""
+    inclusion_NK: Tensor | None
+    """float32 in (0, 1]; probability that the entry was kept. None: all are certain (top-k)."""
+    log_z_N: Tensor
+    """float32; log sum_j p_j^(1/T) over the whole vocabulary, at the loss's temperature."""
+    gold_N: Tensor
+    """int64; the token that really follows, inside the student's vocabulary."""
+
+    def rows(self, start: int, stop: int) -> HeadTargets:
+        """Return the targets of tokens `start` to `stop`, as views."""
+        inclusion = self.inclusion_NK
+        return HeadTargets(
+            ids_NK=self.ids_NK[start:stop],
+            logprobs_NK=self.logprobs_NK[start:stop],
+            inclusion_NK=None if inclusion is None else inclusion[start:stop],
+            log_z_N=self.log_z_N[start:stop],
+            gold_N=self.gold_N[start:stop],
+        )
+
+
+class LossTerms(NamedTuple):
+    """The loss of N counted tokens; only `loss` carries a gradient."""
+
+    loss: Tensor
+    """Scalar: `alpha * T^2 * sum(kd) + (1 - alpha) * sum(ce)`. A sum; the caller scales it."""
+    kd_N: Tensor
+    """Divergence of each token at temperature T, in nats, without the factor T^2."""
+    ce_N: Tensor
+    """-log q(gold) of each token at temperature 1, in nats."""
+    argmax_N: Tensor | None = None
+    """int64; the student's likeliest token, when predictions were asked for."""
+    argmax_logprob_N: Tensor | None = None
+    """log q(argmax) at temperature 1, when predictions were asked for."""

@@ -1,0 +1,1 @@
+"""Models and tokenizers by name: the embedded one, a folder, or a hub id, to local files."""

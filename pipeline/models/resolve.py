@@ -1,0 +1,129 @@
+"""A model's name to local files and a revision that says exactly which weights they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ModelError
+
+__all__ = ["EMBEDDED", "ResolvedModel", "read_model_config", "resolve_model"]
+
+EMBEDDED = "embedded"
+_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """Local files of a model."""
+
+    name: str
+    """As the user wrote it."""
+    path: Path
+    """Folder that transformers and vLLM load."""
+    revision: str
+    """Commit of the hub, or a digest of the folder's content."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weight files on disk."""
+        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+
+
+def resolve_model(name: str, *, revision: str | None = None, role: str) -> ResolvedModel:
+    """Return local files of `name`, downloading from the hub where it is a hub id.
+
+    Args:
+        name: `embedded`, a local folder, or a hub id.
+        revision: branch, tag or commit of a hub id; None for its main branch.
+        role: `teacher` or `student`, for messages.
+
+    Raises:
+        ModelError: nothing of that name can be reached, or it is not a causal language model.
+    """
+    if name == EMBEDDED:
+        from pipeline.models.embedded import embedded_model
+
+        resolved = embedded_model()
+    elif Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        resolved = ResolvedModel(name=name, path=folder, revision=_folder_digest(folder))
+    else:
+        resolved = _from_hub(name, revision, role)
+    _check_causal(resolved, role)
+    return resolved
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Return config.json as a mapping.
+
+    Raises:
+        ModelError: there is none, or it is not JSON.
+    """
+    try:
+        data: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder}: no config.json", expected="a model folder as save_pretrained writes it"
+        ) from None
+    except ValueError as error:
+        raise ModelError(f"{folder}/config.json: not JSON ({error})") from None
+    return data
+
+
+def _from_hub(name: str, revision: str | None, role: str) -> ResolvedModel:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"{role} {name!r}: no such folder", expected="a folder with config.json, or a hub id"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+    except HFValidationError:
+        raise ModelError(
+            f"{role} {name!r}: neither a folder nor a hub id", expected="for example Qwen/Qwen2-1.5B"
+        ) from None
+    except Exception as error:
+        # The hub's client raises a dozen kinds (connection, gated, unknown, offline): for the
+        # user they are one mistake with one way out, and the kind stands in the text.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{role} {name!r}: cannot be fetched from the hub ({reason})",
+            expected="a folder on this machine, a reachable hub id, or `embedded`",
+            do="check the name, the network, and HF_TOKEN for a gated model",
+        ) from None
+    # A snapshot's folder is named by its commit.
+    return ResolvedModel(name=name, path=path, revision=path.name)
+
+
+def _folder_digest(folder: Path) -> str:
+    """Digest of names, sizes and small files; weight files by size and their first MiB.
+
+    Reading 140 GB of weights for a digest would cost minutes at every start; a change of weights
+    that keeps every size and every first MiB does not happen by accident.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in (".json", ".safetensors", ".model", ".jinja") or not file.is_file():
+            continue
+        digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _check_causal(model: ResolvedModel, role: str) -> None:
+    config = read_model_config(model.path)
+    architectures = config.get("architectures") or []
+    causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    if not any(str(name).endswith(causal) for name in architectures):
+        found = ", ".join(map(str, architectures)) or "no architecture"
+        raise ModelError(
+            f"{role} {model.name!r}: its config.json names {found}",
+            expected="a causal language model (an architecture that ends in ForCausalLM)",
+        )

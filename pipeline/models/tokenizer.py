@@ -1,0 +1,89 @@
+"""Tokenizers: loading, the fingerprint of their content, and how two of them differ."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import fingerprint
+from pipeline.errors import ModelError
+
+__all__ = [
+    "load_tokenizer",
+    "tokenizer_files",
+    "tokenizer_from_files",
+    "vocabulary_difference",
+    "vocabulary_fingerprint",
+]
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load the tokenizer of a model folder.
+
+    Raises:
+        ModelError: the folder holds none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        # Missing files, unknown classes and missing back ends all end here; each is a folder
+        # without a usable tokenizer.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{folder}: no usable tokenizer ({reason})",
+            expected="tokenizer.json beside the weights",
+        ) from None
+
+
+def vocabulary_fingerprint(tokenizer: Any) -> str:
+    """Return SHA-256 over (token, id) of the whole vocabulary, added tokens included.
+
+    Content, not name: two checkpoints of one family agree, a re-ordered vocabulary does not.
+    """
+    return fingerprint(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def vocabulary_difference(
+    wanted: Mapping[str, int], found: Mapping[str, int], *, limit: int = 3
+) -> str:
+    """Say in what two vocabularies differ: counts, and the first examples of each kind."""
+    missing = sorted((wanted.keys() - found.keys()), key=wanted.__getitem__)
+    extra = sorted((found.keys() - wanted.keys()), key=found.__getitem__)
+    moved = [token for token in wanted if token in found and wanted[token] != found[token]]
+    parts = []
+    for count, what, tokens in (
+        (len(missing), "missing", missing),
+        (len(extra), "more", extra),
+        (len(moved), "under another id", moved),
+    ):
+        if count:
+            examples = ", ".join(repr(token) for token in tokens[:limit])
+            parts.append(f"{count} {what} (such as {examples})")
+    return "; ".join(parts) or "nothing"
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """Return the files `save_pretrained` writes, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+    if "tokenizer_config.json" in files:
+        config = json.loads(files["tokenizer_config.json"])
+        for name in ("name_or_path", "is_local", "local_files_only"):
+            config.pop(name, None)  # where it was loaded from is no part of its content
+        text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
+        files["tokenizer_config.json"] = text.encode()
+    return files
+
+
+def tokenizer_from_files(files: Mapping[str, bytes]) -> Any:
+    """Load a tokenizer from the files that a cache carries."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        return load_tokenizer(folder)

@@ -1,0 +1,230 @@
+"""The report as one self-contained HTML page: no network, no script, light and dark."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from pipeline.report.model import Curve, Difference, Report, Row
+from pipeline.report.svg import averaged_over, dot_chart, line_chart
+from pipeline.report.wording import (
+    METRICS,
+    difference_sentence,
+    format_bytes,
+    format_count,
+    format_measure,
+    headline,
+    metric_decimals,
+    shown_metrics,
+)
+
+__all__ = ["HEAT_STEPS_NATS", "render_page"]
+
+HEAT_STEPS_NATS = (0.02, 0.1, 0.3, 0.8, 2.0)
+"""A token's KL from each of these up gets the next stronger colour; fixed, so that two reports
+can be laid side by side."""
+
+_TEMPLATES = Path(__file__).parent
+
+
+def render_page(report: Report) -> str:
+    """Return the whole page; every text of the report is escaped on the way in."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=format_count, bytes=format_bytes, visible=_visible, printable=_printable
+    )
+    page = environment.get_template("page.html.jinja").render(
+        report=report,
+        headline=headline(report),
+        tiles=_tiles(report),
+        table=_result_table(report.rows),
+        differences=[_difference(item, report.rows) for item in report.differences],
+        dots=_dot_charts(report.rows),
+        learning=_line_charts(report.curves, "learning"),
+        speed=_line_charts(report.curves, "speed"),
+        heat=_heat,
+        heat_steps=HEAT_STEPS_NATS,
+        environment=list(_flat(report.environment)),
+    )
+    # A lone surrogate (half of an emoji, cut by a tokenizer) has no UTF-8 and would end the write.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """One key figure of the header."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """One chart with its heading, legend and remark."""
+
+    heading: str
+    note: str
+    svg: Markup
+    legend: tuple[tuple[str, str], ...] = ()
+    """(kind, series), if there is more than one line."""
+
+
+def _tiles(report: Report) -> list[_Tile]:
+    by_kind: dict[str, Row] = {}
+    for row in report.rows:
+        by_kind.setdefault(row.kind, row)
+    tiles = []
+    distilled, before, control = (by_kind.get(k) for k in ("distilled", "before", "control"))
+    if distilled is not None and "kl" in distilled.metrics:
+        kl = distilled.metrics["kl"].value
+        note = _compared("kl", control)
+        if before is not None and "kl" in before.metrics:
+            start = before.metrics["kl"].value
+            tiles.append(_Tile("KL to the teacher", f"{start:.3g} → {kl:.3g} nats", note))
+            if start > 0:
+                closed = f"{100 * (start - kl) / start:.0f} %"
+                tiles.append(_Tile("of the distance closed", closed, "from before to after"))
+        else:
+            tiles.append(_Tile("KL to the teacher", f"{kl:.3g} nats", note))
+    if distilled is not None and "top1_agreement" in distilled.metrics:
+        share = 100 * distilled.metrics["top1_agreement"].value
+        tiles.append(
+            _Tile("same first choice as the teacher", f"{share:.1f} %",
+                  _compared("top1_agreement", control))
+        )  # fmt: skip
+    if report.cache is not None and report.cache.counted_tokens:
+        cache = report.cache
+        size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.counted_tokens)} targets"
+        tiles.append(_Tile("bytes per cached target", f"{cache.bytes_per_counted_token:.3g}", size))
+    return tiles
+
+
+def _compared(key: str, control: Row | None) -> str:
+    if control is None or key not in control.metrics:
+        return "on held-out text"
+    value, _ = format_measure(control.metrics[key], METRICS[key], decimals=None)
+    unit = METRICS[key].unit
+    return f"the control ends at {value} {unit}".rstrip()
+
+
+def _result_table(rows: Sequence[Row]) -> dict[str, Any]:
+    metrics = shown_metrics(rows)
+    decimals = {metric.key: metric_decimals(metric, rows) for metric in metrics}
+    lines = [
+        {
+            "row": row,
+            "cells": [
+                format_measure(row.metrics.get(m.key), m, decimals=decimals[m.key]) for m in metrics
+            ],
+        }
+        for row in rows
+    ]
+    return {
+        "metrics": metrics,
+        "lines": lines,
+        "has_parameters": any(row.num_parameters for row in rows),
+        "has_detail": any(row.detail for row in rows),
+    }
+
+
+def _difference(difference: Difference, rows: Sequence[Row]) -> dict[str, Any]:
+    known = difference.standard_errors is not None
+    verdict = "clear" if difference.clear else "within noise" if known else "unknown error"
+    return {
+        "sentence": difference_sentence(difference, rows),
+        "clear": difference.clear,
+        "verdict": verdict,
+    }
+
+
+def _dot_charts(rows: Sequence[Row]) -> list[_Figure]:
+    return [
+        _Figure(
+            heading=metric.label + (f", {metric.unit}" if metric.unit else ""),
+            note=("lower is better: " if metric.lower_is_better else "higher is better: ")
+            + metric.explanation,
+            svg=dot_chart(rows, metric, identity=f"dots-{metric.key}"),
+        )
+        for metric in shown_metrics(rows)
+    ]
+
+
+def _line_charts(curves: Sequence[Curve], group: str) -> list[_Figure]:
+    by_name: dict[str, list[Curve]] = {}
+    for curve in curves:
+        if curve.group == group and curve.points:
+            by_name.setdefault(curve.name, []).append(curve)
+    figures = []
+    for i, (name, members) in enumerate(by_name.items()):
+        averaged = averaged_over(members)
+        unit = f", {members[0].unit}" if members[0].unit else ""
+        figures.append(
+            _Figure(
+                heading=name + unit,
+                note=f"each point is the mean of {averaged} logged values" if averaged > 1 else "",
+                svg=line_chart(members, identity=f"{group}-{i}"),
+                legend=tuple((curve.kind, curve.series or curve.kind) for curve in members),
+            )
+        )
+    return figures
+
+
+def _heat(kl: float | None) -> int:
+    """Return the colour step of a token, 0 (as the teacher) to 5."""
+    return 0 if kl is None else sum(kl >= step for step in HEAT_STEPS_NATS)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{name} / ")
+        elif isinstance(value, (list, tuple)):
+            rows.append((name, ", ".join(map(str, value)) or "none"))
+        elif name.endswith("_bytes") and isinstance(value, (int, float)):
+            rows.append((name.removesuffix("_bytes"), format_bytes(value)))
+        else:
+            rows.append((name, "none" if value is None else str(value)))
+    return rows
+
+
+def _printable(text: str) -> str:
+    """Return `text` with what would act on the page instead of being read shown as its code.
+
+    Control characters are not allowed in HTML, and a right-to-left override in a generated text
+    would turn the words around it about.
+    """
+    return "".join(char if char in "\n\t" or _harmless(char) else _code(char) for char in text)
+
+
+def _visible(text: str) -> str:
+    """Return one token so that its white space can be seen."""
+    marks = {"\n": "↵", "\t": "→", "\r": "␍"}
+    inner = text.strip(" ")
+    lead = len(text) - len(text.lstrip(" "))
+    trail = len(text) - lead - len(inner)
+    shown = "".join(marks.get(char) or (char if _harmless(char) else _code(char)) for char in inner)
+    return "·" * lead + shown + "·" * trail if inner else "·" * len(text) or "(empty)"
+
+
+def _harmless(char: str) -> bool:
+    return unicodedata.category(char) not in ("Cc", "Cf", "Cs") or char in "\u200c\u200d"
+
+
+def _code(char: str) -> str:
+    return f"⟨U+{ord(char):04X}⟩"

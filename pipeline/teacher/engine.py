@@ -1,0 +1,83 @@
+"""The seam to whatever runs the teacher: sequences in, finished columns out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from pipeline.teacher.sparsify import SparseScheme
+
+__all__ = ["CaptureRequest", "Engine", "EngineInfo", "engine_info", "open_engine"]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRequest:
+    """One sequence and the rows whose distribution is wanted."""
+
+    sample_id: str
+    input_ids_L: NDArray[np.int32]
+    rows_N: NDArray[np.int64]
+    """Positions t whose distribution over token t + 1 is captured; ascending, below L - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """The part of the cache's identity that the engine makes."""
+
+    engine: str
+    engine_version: str
+    dtype: str
+    device: str
+
+
+class Engine(Protocol):
+    """A loaded teacher."""
+
+    vocab_size: int
+
+    def capture(self, requests: Sequence[CaptureRequest]) -> list[NDArray[np.float32]]:
+        """Return `float32 [N, C]` for each request, in order; see `sparsify` for the columns."""
+        ...
+
+    def close(self) -> None:
+        """Free the device."""
+        ...
+
+
+def engine_info(settings: TeacherSettings) -> EngineInfo:
+    """Return name, version, dtype and device without loading the teacher.
+
+    Raises:
+        ConfigError: the engine or what it needs is not installed.
+    """
+    if settings.engine == "vllm":
+        from pipeline.teacher.vllm_engine import vllm_info
+
+        return vllm_info(settings)
+    from pipeline.teacher.transformers_engine import transformers_info
+
+    return transformers_info(settings)
+
+
+def open_engine(
+    settings: TeacherSettings,
+    capture: CaptureSettings,
+    *,
+    folder: Path,
+    scheme: SparseScheme,
+    max_length: int,
+) -> Engine:
+    """Load the teacher from `folder` for sequences of at most `max_length` tokens."""
+    if settings.engine == "vllm":
+        from pipeline.teacher.vllm_engine import VllmEngine
+
+        return VllmEngine(settings, capture, folder=folder, scheme=scheme, max_length=max_length)
+    from pipeline.teacher.transformers_engine import TransformersEngine
+
+    return TransformersEngine(settings, capture, folder=folder, scheme=scheme)

@@ -1,0 +1,82 @@
+"""Settings of the teacher, its engine and what is captured; imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from pipeline.config import Settings, option
+
+__all__ = ["CaptureSettings", "TeacherSettings"]
+
+
+class TeacherSettings(Settings):
+    """Which model answers, and how it is run."""
+
+    model: str = option(
+        "embedded",
+        "teacher: a hub id, a model folder, or `embedded` (SmolLM2-135M-Instruct, no download)",
+        flag="teacher_model",
+    )
+    revision: str | None = option(None, "branch, tag or commit of a hub id")
+    engine: Literal["vllm", "transformers"] = option("vllm", "what runs the teacher")
+    bf16: bool | None = option(
+        None, "run in bfloat16 (none: yes on a GPU, float32 on a CPU)", flag="bf16"
+    )
+    fp16: bool = option(False, "run in float16", flag="fp16")
+    use_flash_attention: bool = option(
+        False,
+        "flash_attention_2 (needs a GPU and flash-attn); else the engine's own choice",
+        flag="use_flash_attention",
+    )
+    batch_tokens: int = option(
+        2048, "tokens in one forward pass (vLLM: max_num_batched_tokens)", ge=16, le=1 << 20
+    )
+    capture_path: Literal["device", "prompt_logprobs"] = option(
+        "device",
+        "vLLM only: `device` reduces the logits where they are; `prompt_logprobs` uses vLLM's own "
+        "API, knows no temperature but 1 and serves as the oracle",
+    )
+    tensor_parallel_size: int = option(1, "vLLM only: GPUs that share one teacher", ge=1, le=64)
+    gpu_memory_utilization: float = option(0.9, "vLLM only: share of the GPU's memory", gt=0, le=1)
+    kv_cache_gib: float = option(
+        1.0, "vLLM on a CPU: GiB of key-value cache (a GPU takes what is free)", gt=0
+    )
+    trust_remote_code: bool = option(False, "run model code that the hub repository brings")
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> Self:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both on, expected at most one")
+        return self
+
+    def dtype(self, *, on_gpu: bool) -> str:
+        """Return `float32`, `bfloat16` or `float16`."""
+        if self.fp16:
+            return "float16"
+        use_bf16 = on_gpu if self.bf16 is None else self.bf16
+        return "bfloat16" if use_bf16 else "float32"
+
+
+class CaptureSettings(Settings):
+    """What is kept of each distribution, and how it is cut into shards."""
+
+    top_k: int = option(64, "entries kept a position; the tail's mass is kept beside them", ge=1, le=4096)
+    temperatures: tuple[float, ...] = option(
+        (1.0, 2.0), "temperatures for which students get the exact normaliser; must contain 1"
+    )
+    shard_tokens: int = option(1_000_000, "tokens in a shard, about", ge=64)
+    head_rows: int = option(256, "positions whose logits exist at the same time", ge=1, le=65_536)
+
+    @model_validator(mode="after")
+    def _sane_grid(self) -> Self:
+        if not self.temperatures:
+            raise ValueError("capture.temperatures: found an empty list, expected at least [1.0]")
+        if any(not 0.05 <= value <= 100 for value in self.temperatures):
+            raise ValueError("capture.temperatures: expected values from 0.05 to 100")
+        if 1.0 not in self.temperatures:
+            raise ValueError("capture.temperatures: 1.0 is missing, expected it in the list")
+        if len(set(self.temperatures)) != len(self.temperatures):
+            raise ValueError("capture.temperatures: a value stands twice")
+        return self

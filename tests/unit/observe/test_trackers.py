@@ -1,0 +1,120 @@
+"""Each adapter speaks its tracker's real interface; fakes record the calls of absent ones."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline.observe import ObserveSettings, open_sinks
+
+
+class _Recorder(types.ModuleType):
+    """Stands for a tracker's module: remembers every call and returns itself as the run."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.id = "run-id-1"
+        self.info = types.SimpleNamespace(run_id="run-id-1")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> _Recorder:
+            self.calls.append((name, args, kwargs))
+            return self
+
+        return call
+
+    def named(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        return [(args, kwargs) for called, args, kwargs in self.calls if called == name]
+
+
+@pytest.fixture
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> _Recorder:
+    module = _Recorder(request.param)
+    monkeypatch.setitem(sys.modules, request.param, module)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return module
+
+
+def _two_runs(name: Any, directory: Path) -> None:
+    settings = ObserveSettings(report_to=(name,), project_name="p")
+    for resume_step in (None, 3):
+        sink = open_sinks(settings, directory, resume_step=resume_step, config={"seed": 1})
+        sink.log(4, {"train/loss": 0.5})
+        sink.close()
+
+
+@pytest.mark.parametrize("fake", ["wandb"], indirect=True)
+def test_wandb_continues_its_entry_and_may_repeat_steps(fake: _Recorder, tmp_path: Path) -> None:
+    _two_runs("wandb", tmp_path / "run7")
+    (_, first), (_, second) = fake.named("init")
+    assert (first["project"], first["name"], first["config"]) == ("p", "run7", {"seed": 1})
+    assert (first["id"], first["resume"]) == (None, None)
+    assert (second["id"], second["resume"]) == ("run-id-1", "allow")
+    assert (("*",), {"step_metric": "step"}) in fake.named("define_metric")
+    assert fake.named("log")[0] == (({"train/loss": 0.5, "step": 4},), {})
+    assert len(fake.named("finish")) == 2
+
+
+@pytest.mark.parametrize("fake", ["trackio"], indirect=True)
+def test_trackio_is_local_and_continues_by_name(fake: _Recorder, tmp_path: Path) -> None:
+    _two_runs("trackio", tmp_path / "run7")
+    (_, first), (_, second) = fake.named("init")
+    assert (first["resume"], second["resume"]) == ("never", "allow")
+    assert "space_id" not in first
+    assert first["name"] == second["name"] == "run7"
+    assert fake.named("log")[0] == (({"train/loss": 0.5},), {"step": 4})
+    assert len(fake.named("finish")) == 2
+
+
+@pytest.mark.parametrize("fake", ["mlflow"], indirect=True)
+def test_mlflow_stays_in_the_output_folder(fake: _Recorder, tmp_path: Path) -> None:
+    _two_runs("mlflow", tmp_path / "run7")
+    ((uri,), _), *_ = fake.named("set_tracking_uri")
+    assert uri == f"sqlite:///{(tmp_path / 'run7' / 'mlflow.db').resolve()}"
+    (_, first), (_, second) = fake.named("start_run")
+    assert (first["run_id"], first["run_name"]) == (None, "run7")
+    assert (second["run_id"], second["run_name"]) == ("run-id-1", None)
+    assert fake.named("log_metrics")[0] == (({"train/loss": 0.5},), {"step": 4})
+
+
+@pytest.mark.parametrize("fake", ["wandb"], indirect=True)
+def test_a_tracker_that_does_not_start_warns_and_is_left_out(
+    fake: _Recorder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("no API key")
+
+    monkeypatch.setattr(fake, "init", refuse, raising=False)
+    with caplog.at_level(logging.WARNING):
+        sink = open_sinks(ObserveSettings(report_to=("wandb",)), tmp_path)
+    sink.log(0, {"a": 1.0})
+    sink.close()
+    assert "tracker wandb did not start and is left out: RuntimeError: no API key" in caplog.text
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
+def test_tensorboard_hides_what_the_killed_process_wrote(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = ObserveSettings(report_to=("tensorboard",))
+    for resume_step, steps in ((None, range(0, 6)), (3, range(4, 8))):
+        sink = open_sinks(settings, tmp_path, resume_step=resume_step, config={"seed": 1})
+        for step in steps:
+            sink.log(step, {"train/loss": float(step)})
+        sink.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(8))
