@@ -153,7 +153,7 @@ def _chats(
     keys: set[str] = set()
     for module, tree in trees:
         for name, node in _definitions(tree.body, module):
-            answer = _capped(inspect.cleandoc(ast.get_docstring(node) or ""))
+            answer = _capped(inspect.cleandoc(ast.get_docstring(node) or "").strip())
             key = f"chat:{name}"
             if len(answer) < _MIN_CHARS or answer in seen or key in keys:
                 continue

@@ -1,0 +1,1 @@
+"""Held-out measures of a student against the cached teacher, with standard errors."""

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from pipeline.loss.sparse_kl import LossSpec, RowTerms, sparse_loss_
+from pipeline.loss.sparse_kl import LossSpec, RowTerms, join_rows, sparse_loss_
 from pipeline.loss.types import HeadTargets, LossTerms
 
 __all__ = ["FusedSpec", "fused_head_loss"]
@@ -107,8 +106,9 @@ class _FusedHead(torch.autograd.Function):
         return tuple(terms)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # only with create_graph=True
+            raise RuntimeError("the fused head has no second derivative (create_graph=True)")
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError(
@@ -180,9 +180,8 @@ def _allocate(
     grad_weight = None
     if needs[1]:
         grad_weight = torch.empty_like(weight_VD, dtype=wide)
-        grad_weight[(valid_vocab if len(hidden_ND) else 0) or len(weight_VD) :].zero_()
-        if not len(hidden_ND):
-            grad_weight.zero_()
+        written = (valid_vocab or len(weight_VD)) if len(hidden_ND) else 0
+        grad_weight[written:].zero_()
     return _Gradients(
         hidden_ND=torch.empty_like(hidden_ND) if needs[0] else None,
         weight_VD=grad_weight,
@@ -217,11 +216,7 @@ def _accumulate(sum_UD: Tensor, grad_nU: Tensor, hidden_nD: Tensor, *, first: bo
 
 def _collect(parts: list[RowTerms], spec: LossSpec) -> LossTerms:
     """Join the chunks' terms and sum them to the loss."""
-    kd_N, ce_N, argmax_N, argmax_logprob_N = (
-        None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)
-    )
-    assert kd_N is not None
-    assert ce_N is not None
+    rows = join_rows(parts)
     kd_factor = spec.alpha * spec.temperature**2
-    loss = kd_factor * kd_N.sum() + (1 - spec.alpha) * ce_N.sum()
-    return LossTerms(loss, kd_N, ce_N, argmax_N, argmax_logprob_N)
+    loss = kd_factor * rows.kd_N.sum() + (1 - spec.alpha) * rows.ce_N.sum()
+    return LossTerms(loss, *rows)

@@ -77,6 +77,4 @@ def teacher_weights(
         scaled_N = (sum_N > 1.0) | (known_NK.sum(-1) >= vocab_size)
     factor_N = torch.where(scaled_N & (sum_N > 0), sum_N.reciprocal(), 1.0)
     tail_N = torch.where(scaled_N, 0.0, 1.0 - sum_N)
-    return TeacherWeights(
-        weight_NK * factor_N[:, None], log_w_NK + factor_N.log()[:, None], tail_N
-    )
+    return TeacherWeights(weight_NK * factor_N[:, None], log_w_NK + factor_N.log()[:, None], tail_N)

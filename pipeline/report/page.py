@@ -44,7 +44,12 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=format_count, bytes=format_bytes, visible=_visible, printable=_printable
+        count=format_count,
+        bytes=format_bytes,
+        visible=_visible,
+        printable=_printable,
+        lead=_lead,
+        body=_body,
     )
     page = environment.get_template("page.html.jinja").render(
         report=report,
@@ -94,12 +99,12 @@ def _tiles(report: Report) -> list[_Tile]:
         note = _compared("kl", control)
         if before is not None and "kl" in before.metrics:
             start = before.metrics["kl"].value
-            tiles.append(_Tile("KL to the teacher", f"{start:.3g} → {kl:.3g} nats", note))
+            tiles.append(_Tile("nats of KL to the teacher", f"{start:.2f} → {kl:.2f}", note))
             if start > 0:
                 closed = f"{100 * (start - kl) / start:.0f} %"
                 tiles.append(_Tile("of the distance closed", closed, "from before to after"))
         else:
-            tiles.append(_Tile("KL to the teacher", f"{kl:.3g} nats", note))
+            tiles.append(_Tile("nats of KL to the teacher", f"{kl:.2f}", note))
     if distilled is not None and "top1_agreement" in distilled.metrics:
         share = 100 * distilled.metrics["top1_agreement"].value
         tiles.append(
@@ -146,7 +151,8 @@ def _difference(difference: Difference, rows: Sequence[Row]) -> dict[str, Any]:
     verdict = "clear" if difference.clear else "within noise" if known else "unknown error"
     return {
         "sentence": difference_sentence(difference, rows),
-        "clear": difference.clear,
+        # Not "clear": Jinja would find the dictionary's method of that name, which is true.
+        "is_clear": difference.clear,
         "verdict": verdict,
     }
 
@@ -220,6 +226,15 @@ def _visible(text: str) -> str:
     trail = len(text) - lead - len(inner)
     shown = "".join(marks.get(char) or (char if _harmless(char) else _code(char)) for char in inner)
     return "·" * lead + shown + "·" * trail if inner else "·" * len(text) or "(empty)"
+
+
+def _lead(text: str) -> str:
+    """Return the spaces in front of a word, which stay uncoloured: they may end a line."""
+    return text[: len(text) - len(text.lstrip(" "))] if text.strip(" ") else ""
+
+
+def _body(text: str) -> str:
+    return text[len(_lead(text)) :]
 
 
 def _harmless(char: str) -> bool:

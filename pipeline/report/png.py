@@ -14,6 +14,8 @@ __all__ = ["curves_png", "png_curves"]
 _COLORS = {"distilled": "#0072B2", "control": "#D55E00", "before": "#6C7580", "teacher": "#009E73"}
 _STYLES = {"distilled": "-", "control": "--", "before": ":", "teacher": "-."}
 
+_DENSE_POINTS = 100
+
 
 def png_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     """Return which curves go into which file: `loss.png` and `kl.png`, if there are any."""
@@ -38,16 +40,22 @@ def curves_png(curves: Sequence[Curve]) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     several_names = len({curve.name for curve in curves}) > 1
-    for n, curve in enumerate(curves):
+    for curve in curves:
         points, _ = thin(curve.points, most=600)
         parts = [part for part in (curve.name if several_names else "", curve.series) if part]
+        # A noisy line of every step would hide the few measured points that matter more.
+        dense = len(points) > _DENSE_POINTS
+        pale = several_names and dense
         axes.plot(
             [step for step, _ in points],
             [value for _, value in points],
             color=_COLORS[curve.kind],
             linestyle=_STYLES[curve.kind],
-            alpha=1.0 if n == 0 or not several_names else 0.75,
-            linewidth=1.6,
+            alpha=0.45 if pale else 1.0,
+            linewidth=1.0 if pale else 1.6,
+            zorder=2 if pale else 3,
+            marker=None if dense else "o",
+            markersize=3.5,
             label=_plain(", ".join(parts)) or None,
         )
     unit = f" ({curves[0].unit})" if curves[0].unit else ""

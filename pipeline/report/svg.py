@@ -34,14 +34,14 @@ def dot_chart(rows: Sequence[Row], metric: Metric, *, identity: str) -> Markup:
     decimals = metric_decimals(metric, rows)
     ends = [end for _, measure in known for end in _whisker(measure, metric)] or [0.0, 1.0]
     zero = metric.key in ("kl", "ece")
-    axis = nice_axis(ends, start=124.0, end=278.0, from_zero=zero, num_ticks=3)
+    axis = nice_axis(ends, start=126.0, end=270.0, from_zero=zero, num_ticks=3)
     parts = [_vertical_grid(axis, top=top, bottom=height - bottom, label_y=height - 9)]
     told = []
     for i, row in enumerate(rows):
         y = top + step * i + step / 2
         value, error = format_measure(row.metrics.get(metric.key), metric, decimals=decimals)
         told.append(f"{row.name}: {value} {error}".strip())
-        parts.append(_text(116, y + 4, _cut(row.name), "end", "name"))
+        parts.append(_text(112, y + 4, _cut(row.name), "end", "name"))
         parts.append(_text(_WIDTH - 2, y + 4, value, "end", "value"))
         if any(row is item for item, _ in known):
             parts.append(_dot(row, row.metrics[metric.key], metric, axis, y))

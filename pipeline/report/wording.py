@@ -200,7 +200,9 @@ def _size(difference: Difference, metric: Metric) -> str:
     size = abs(difference.value) * metric.scale
     error = difference.standard_error
     usable = error is not None and math.isfinite(error) and error > 0
-    places = _error_decimals(error * metric.scale) if usable and error else metric.decimals
+    # One digit of the error less than in the table: a sentence is for reading.
+    places = max(_error_decimals(error * metric.scale) - 1, 0) if usable and error else None
+    places = metric.decimals if places is None else places
     unit = "percentage points" if metric.percent else metric.unit
     return f"{size:.{places}f} {unit}".rstrip()
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ class VllmEngine:
             "enable_prefix_caching": False,
             "enforce_eager": info.device == "cpu",
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             "seed": 0,
         }
         if info.device == "cpu":
@@ -116,10 +118,12 @@ class VllmEngine:
             options |= _capture_options(config, scheme, capture)
         else:
             options["max_logprobs"] = scheme.top_k
-        from vllm import LLM
-
         try:
-            self._llm = LLM(**options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations inside vLLM are not the user's
+                from vllm import LLM
+
+                self._llm = LLM(**options)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             raise ModelError(
                 f"vLLM cannot run {folder} ({str(error).strip().splitlines()[0]})",
@@ -223,14 +227,15 @@ def _set_environment(device: str, settings: TeacherSettings) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Its warnings on a CPU are a page of advice; what stops a run is an error or an exception.
+    talkative = logging.getLogger().isEnabledFor(logging.DEBUG)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if talkative else "ERROR")
     if device == "cpu":
         # vLLM keeps one core for itself by default, which is half of a small machine.
         cores = sorted(os.sched_getaffinity(0))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
         # Even in eager mode small helpers are compiled, minutes for nothing on a CPU.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    logging.getLogger("vllm").setLevel(logging.WARNING)
 
 
 def _require_flash_attention(device: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from pipeline.errors import ConfigError, StoreError
 from pipeline.observe import METRICS_FILE, ObserveSettings, is_timing, open_sinks, read_metrics
 from pipeline.observe.metrics import CompositeSink, JsonLinesSink, MetricRecord, NullSink

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+
 from pipeline.observe import configure_logging, process_rank
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pipeline.observe import (
     available_memory_bytes,
     describe_environment,

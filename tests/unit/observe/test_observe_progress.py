@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+
 from pipeline.observe.progress import Progress, format_duration, format_quantity
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pipeline.observe import ObserveSettings, open_sinks
 
 

@@ -1,0 +1,99 @@
+"""Measures over held-out sequences: ratio means, standard errors, paired differences."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["HeldoutScores", "MeanError", "paired_difference", "ratio_mean"]
+
+METRICS = ("kl", "cross_entropy", "top1_agreement")
+
+
+@dataclass(frozen=True, slots=True)
+class MeanError:
+    """A mean over tokens and its standard error over sequences."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldoutScores:
+    """Sums of each held-out sequence; sequences, not tokens, are the independent draws."""
+
+    sample_ids: tuple[str, ...]
+    counted: tuple[int, ...]
+    """Counted tokens of each sequence."""
+    sums: dict[str, tuple[float, ...]]
+    """For each metric the sum over the counted tokens of each sequence."""
+    confidence_bins: tuple[tuple[float, float, int], ...] = field(default=())
+    """Per bin: sum of the student's confidence, number right, number of tokens."""
+
+    def mean(self, metric: str) -> MeanError:
+        """Return the token mean of `kl`, `cross_entropy` (nats) or `top1_agreement`."""
+        return ratio_mean(self.sums[metric], self.counted)
+
+    def perplexity(self) -> MeanError:
+        """Return exp of the cross-entropy; its error by the delta method."""
+        entropy = self.mean("cross_entropy")
+        value = math.exp(entropy.value)
+        return MeanError(value, value * entropy.standard_error)
+
+    def calibration_error(self) -> float | None:
+        """Return the expected calibration error of the top token, None where not recorded."""
+        total = sum(count for _, _, count in self.confidence_bins)
+        if not total:
+            return None
+        return sum(abs(conf - right) for conf, right, _ in self.confidence_bins) / total
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> HeldoutScores:
+        """Read the JSON form."""
+        return cls(
+            sample_ids=tuple(data["sample_ids"]),
+            counted=tuple(data["counted"]),
+            sums={name: tuple(values) for name, values in data["sums"].items()},
+            confidence_bins=tuple(
+                (float(a), float(b), int(n)) for a, b, n in data["confidence_bins"]
+            ),
+        )
+
+    @classmethod
+    def read(cls, path: str) -> HeldoutScores:
+        """Read a file that `to_json` went into."""
+        with open(path, encoding="utf-8") as file:
+            return cls.from_json(json.load(file))
+
+
+def ratio_mean(sums: Sequence[float], counts: Sequence[int]) -> MeanError:
+    """Return sum(sums) / sum(counts) and its standard error over sequences.
+
+    The ratio estimator's variance (Cochran, Sampling Techniques, eq. 6.13):
+    n / (n - 1) * sum (s_i - R c_i)^2 / (sum c)^2. NaN with fewer than two sequences.
+    """
+    s, c = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    total = c.sum()
+    if not total:
+        return MeanError(math.nan, math.nan)
+    ratio = s.sum() / total
+    if s.size < 2:
+        return MeanError(float(ratio), math.nan)
+    variance = s.size / (s.size - 1) * np.square(s - ratio * c).sum() / total**2
+    return MeanError(float(ratio), float(np.sqrt(variance)))
+
+
+def paired_difference(a: HeldoutScores, b: HeldoutScores, metric: str) -> MeanError:
+    """Return mean(a) - mean(b) on the same sequences; pairing removes what both share."""
+    assert a.sample_ids == b.sample_ids, "paired scores need the same sequences"
+    difference = np.asarray(a.sums[metric]) - np.asarray(b.sums[metric])
+    return ratio_mean(difference.tolist(), a.counted)

@@ -1,0 +1,108 @@
+"""Cut a smaller student out of a model folder: chosen decoder layers, everything else unchanged."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models.resolve import read_model_config
+
+__all__ = ["cut_model"]
+
+# The index of a decoder layer in a parameter's name: model.layers.7., transformer.h.7., ...
+_LAYER = re.compile(r"^(?P<head>(?:.*\.)?(?:layers|h|blocks)\.)(?P<index>\d+)(?P<rest>\..+)$")
+_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+
+
+def cut_model(source: Path, layers_kept: Sequence[int], target: Path) -> Path:
+    """Write `target`: `source` with the decoder layers `layers_kept`, renumbered in that order.
+
+    Works on the safetensors files tensor by tensor, without building the model, so that memory
+    stays at one tensor. Written beside and renamed: `target` is whole or not there.
+
+    Raises:
+        ConfigError: a layer the model does not have.
+        ModelError: no safetensors, or layers under names this cannot recognise.
+    """
+    if (target / "config.json").exists():
+        return target
+    config = read_model_config(source)
+    inner = config.get("text_config", config)
+    key = next((name for name in _COUNTS if name in inner), None)
+    if key is None:
+        raise ModelError(
+            f"{source}: config.json gives no number of layers", expected=" or ".join(_COUNTS)
+        )
+    count = int(inner[key])
+    beyond = [layer for layer in layers_kept if layer >= count]
+    if beyond:
+        raise ConfigError(
+            f"student.layers_kept: found {beyond}", expected=f"layers below the model's {count}"
+        )
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    temporary.mkdir(parents=True)
+    try:
+        _copy_tensors(source, temporary, list(layers_kept))
+        inner[key] = len(layers_kept)
+        for name, value in inner.items():
+            # One value per layer, as in Gemma's and Qwen's layer_types.
+            if isinstance(value, list) and len(value) == count and name.startswith("layer"):
+                inner[name] = [value[layer] for layer in layers_kept]
+        _write_json(temporary / "config.json", config)
+        for file in sorted(source.iterdir()):
+            keep = file.suffix in (".json", ".jinja", ".model", ".txt", ".py")
+            if keep and not file.name.endswith(".index.json") and file.name != "config.json":
+                shutil.copyfile(file, temporary / file.name)
+        temporary.rename(target)
+    except OSError:
+        if not (target / "config.json").exists():  # else another process made it meanwhile
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _copy_tensors(source: Path, target: Path, layers_kept: list[int]) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    files = sorted(source.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{source}: no safetensors files", expected="weights as save_pretrained writes")
+    index: dict[str, str] = {}
+    seen_layers: set[int] = set()
+    size = 0
+    for file in files:
+        tensors: dict[str, Any] = {}
+        with safe_open(file, framework="pt") as reader:
+            for name in reader.keys():  # noqa: SIM118 - not a mapping
+                match = _LAYER.match(name)
+                if match is None:
+                    tensors[name] = reader.get_tensor(name)
+                    continue
+                seen_layers.add(int(match["index"]))
+                for new, old in enumerate(layers_kept):
+                    if old == int(match["index"]):
+                        tensors[f"{match['head']}{new}{match['rest']}"] = reader.get_tensor(name)
+        if tensors:
+            save_file(tensors, target / file.name, metadata={"format": "pt"})
+            index.update(dict.fromkeys(tensors, file.name))
+            size += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if not set(layers_kept) <= seen_layers:
+        raise ModelError(
+            f"{source}: no weights of layers {sorted(set(layers_kept) - seen_layers)} were found",
+            expected="parameters named ...layers.N... or ...h.N...",
+        )
+    if len(files) > 1:
+        content = {"metadata": {"total_size": size}, "weight_map": index}
+        _write_json(target / "model.safetensors.index.json", content)
+
+
+def _write_json(file: Path, data: Any) -> None:
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False), encoding="utf-8")

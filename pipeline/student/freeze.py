@@ -1,0 +1,90 @@
+"""Which parameters learn: Spectrum's unfrozen list, or patterns that are frozen."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.files import read_config_file
+from pipeline.errors import ConfigError
+from pipeline.student.settings import StudentSettings
+
+__all__ = ["apply_freezing", "read_unfrozen_parameters"]
+
+_log = logging.getLogger(__name__)
+
+
+def apply_freezing(model: Any, settings: StudentSettings) -> float:
+    """Set `requires_grad` of every parameter and return the share of numbers that learn.
+
+    Raises:
+        ConfigError: a pattern that matches no parameter, or nothing left to learn.
+    """
+    named = dict(model.named_parameters())
+    if settings.layers_to_unfreeze:
+        patterns = read_unfrozen_parameters(settings.layers_to_unfreeze)
+        learns = _matches(named, patterns, settings.layers_to_unfreeze)
+    else:
+        learns = set(named) - _matches(named, settings.freeze, "student.freeze")
+    if not learns:
+        raise ConfigError(
+            "every parameter of the student is frozen",
+            expected="at least one that learns",
+            do="correct layers_to_unfreeze or student.freeze",
+        )
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in learns)
+    total = sum(_size(parameter) for parameter in named.values())
+    trainable = sum(_size(named[name]) for name in learns)
+    _log.info(
+        "%d of %d parameters learn (%.1f %%), in %d of %d tensors",
+        trainable, total, 100 * trainable / total, len(learns), len(named),
+    )  # fmt: skip
+    return trainable / total
+
+
+def read_unfrozen_parameters(path: str) -> list[str]:
+    """Read a Spectrum file: YAML with the list `unfrozen_parameters`.
+
+    Raises:
+        ConfigError: unreadable, or without such a list of texts.
+    """
+    data = read_config_file(path)
+    patterns = data.get("unfrozen_parameters")
+    if not isinstance(patterns, list) or not patterns or not all(
+        isinstance(item, str) for item in patterns
+    ):
+        raise ConfigError(
+            f"layers_to_unfreeze: {Path(path).name} holds {sorted(map(str, data))}",
+            expected="a list of texts under `unfrozen_parameters`",
+        )
+    return patterns
+
+
+def _matches(named: Iterable[str], patterns: Iterable[str], where: str) -> set[str]:
+    names = list(named)
+    chosen: set[str] = set()
+    useless: list[str] = []
+    for pattern in patterns:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{where}: {pattern!r} is no regular expression ({error})") from None
+        hits = {name for name in names if pattern in name or expression.search(name)}
+        if not hits:
+            useless.append(pattern)
+        chosen |= hits
+    if useless:
+        raise ConfigError(
+            f"{where}: {', '.join(map(repr, useless))} match no parameter",
+            expected=f"names such as {', '.join(names[1:3])}",
+        )
+    return chosen
+
+
+def _size(parameter: Any) -> int:
+    # Under ZeRO 3 a parameter is empty here and remembers its size as ds_numel.
+    return int(getattr(parameter, "ds_numel", None) or parameter.numel())

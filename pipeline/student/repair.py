@@ -1,0 +1,155 @@
+"""Repair a cut student before training: least squares on the MLPs' output projections.
+
+After layers are cut out, a kept layer hands its successor hidden states the successor has never
+seen. For each kept layer j in turn, its MLP output projection W is refitted so that the layer's
+output comes as near as possible to what the uncut model feeds into the next kept layer:
+
+    min_W  sum_t  w_t |target_t - residual_t - W a_t|^2  +  lam |W - W_0|^2
+
+with a the projection's input, and w_t = 1 / |target_t|^2, without which a few tokens of huge norm
+(the first of a sequence, most of all) decide everything. The order is sequential: layer j + 1 sees
+what the repaired layers before it produce. In the spirit of layer-wise reconstruction as in
+SparseGPT (Frantar & Alistarh 2023) and of the linear patches of ReplaceMe (2025).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ModelError
+
+__all__ = ["repair_cut_student"]
+
+_log = logging.getLogger(__name__)
+_RIDGE = 0.1
+_BATCH_SEQUENCES = 16
+
+
+def repair_cut_student(
+    student: Any, source: Any, layers_kept: Sequence[int], sequences: Sequence[NDArray[np.int32]]
+) -> None:
+    """Refit `student` in place so that it follows `source`, the model it was cut from.
+
+    Args:
+        student: the cut model, on the CPU or a GPU, in float32.
+        source: the uncut model, likewise.
+        layers_kept: the source's layer of each student layer.
+        sequences: token ids to compare on, a few thousand tokens.
+
+    Raises:
+        ModelError: the architecture adds something after the projection (Gemma's extra norms).
+    """
+    import torch
+
+    own, original = _decoder(student), _decoder(source)
+    batches = _batches(sequences, next(student.parameters()).device)
+    with torch.no_grad():
+        targets = [_hidden_states(original, ids, layers_kept) for ids, _ in batches]
+        for index, layer in enumerate(own.layers):
+            projection = layer.mlp.down_proj
+            gram = torch.zeros(projection.in_features, projection.in_features)
+            cross = torch.zeros(projection.in_features, projection.out_features)
+            before = after = 0.0
+            for (ids, mask), goal in zip(batches, targets, strict=True):
+                inputs, output = _layer_io(own, index, projection, ids)
+                a_TF = inputs[mask].float()
+                want_TD = goal[index][mask].float()
+                missing_TD = want_TD - output[mask].float()
+                weight_T1 = 1.0 / want_TD.norm(dim=1, keepdim=True).clamp_min(1e-6)
+                a_TF, missing_TD = a_TF * weight_T1, missing_TD * weight_T1
+                gram += (a_TF.T @ a_TF).cpu()
+                cross += (a_TF.T @ missing_TD).cpu()
+                before += float(missing_TD.square().sum())
+            ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+            change = torch.linalg.solve(gram + ridge, cross)
+            after = before - float((2 * cross * change).sum() - (gram @ change * change).sum())
+            projection.weight += change.T.to(projection.weight)
+            _log.info("repaired layer %d: squared error %.4g -> %.4g", index, before, after)
+
+
+def _decoder(model: Any) -> Any:
+    decoder = model.base_model
+    layers = getattr(decoder, "layers", None)
+    plain = layers is not None and all(
+        hasattr(layer, "mlp")
+        and hasattr(layer.mlp, "down_proj")
+        and not hasattr(layer, "post_feedforward_layernorm")
+        for layer in layers
+    )
+    if not plain:
+        raise ModelError(
+            f"student.repair on {type(model).__name__}",
+            expected="decoder layers that end in mlp.down_proj (Llama, Qwen, Mistral, ...)",
+            do="use --student.repair none",
+        )
+    return decoder
+
+
+def _batches(sequences: Sequence[NDArray[np.int32]], device: Any) -> list[tuple[Any, Any]]:
+    """Right-padded id batches and masks of the real tokens; causal, so padding is unseen."""
+    import torch
+
+    ordered = sorted(sequences, key=len)
+    batches = []
+    for start in range(0, len(ordered), _BATCH_SEQUENCES):
+        group = ordered[start : start + _BATCH_SEQUENCES]
+        ids = torch.zeros((len(group), len(group[-1])), dtype=torch.int64)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for row, sequence in enumerate(group):
+            ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
+            mask[row, : len(sequence)] = True
+        batches.append((ids.to(device), mask.to(device)))
+    return batches
+
+
+def _hidden_states(decoder: Any, ids: Any, layers_kept: Sequence[int]) -> list[Any]:
+    """For each kept layer: what the next kept layer is fed in the uncut model."""
+    nexts = [*layers_kept[1:], len(decoder.layers)]
+    outputs: dict[int, Any] = {}
+    hooks = [
+        decoder.layers[after - 1].register_forward_hook(
+            lambda _m, _a, out, after=after: outputs.__setitem__(after, _first(out).detach())
+        )
+        for after in set(nexts)
+    ]
+    try:
+        decoder(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [outputs[after] for after in nexts]
+
+
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """The layer of interest has run; the layers after it need not."""
+
+
+def _layer_io(decoder: Any, index: int, projection: Any, ids: Any) -> tuple[Any, Any]:
+    """Return the projection's input and the layer's output, stopping after that layer."""
+    seen: dict[str, Any] = {}
+
+    def output(_module: Any, _args: Any, out: Any) -> None:
+        seen["output"] = _first(out)
+        raise _Reached
+
+    hooks = [
+        projection.register_forward_pre_hook(lambda _m, args: seen.update(input=args[0])),
+        decoder.layers[index].register_forward_hook(output),
+    ]
+    try:
+        decoder(input_ids=ids, use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen["input"], seen["output"]
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output

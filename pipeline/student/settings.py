@@ -1,0 +1,134 @@
+"""Settings of the student, its training and its output; imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from pipeline.config import Settings, option
+
+__all__ = ["OutputSettings", "StudentSettings", "TrainSettings"]
+
+
+class StudentSettings(Settings):
+    """Where the student's weights come from and which of them learn."""
+
+    model: str = option(
+        "embedded",
+        "student: a hub id, a model folder, or `embedded` (SmolLM2-135M-Instruct, to be cut)",
+        flag="student_model",
+    )
+    revision: str | None = option(None, "branch, tag or commit of a hub id")
+    layers_kept: tuple[int, ...] | None = option(
+        None, "cut the model to these decoder layers, in this order (none: keep all)"
+    )
+    layers_to_unfreeze: str | None = option(
+        None,
+        "YAML file with `unfrozen_parameters`: substrings or regular expressions of the parameter "
+        "names that learn (Spectrum); all others are frozen",
+        flag="layers_to_unfreeze",
+    )
+    freeze: tuple[str, ...] = option(
+        (), "substrings or regular expressions of parameter names that do not learn"
+    )
+    use_flash_attention: bool = option(
+        False, "flash_attention_2 (needs a GPU and flash-attn); else sdpa", flag="use_flash_attention"
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
+    trust_remote_code: bool = option(False, "run model code that the hub repository brings")
+
+    @model_validator(mode="after")
+    def _sane_layers(self) -> Self:
+        if self.layers_kept is not None:
+            if not self.layers_kept:
+                raise ValueError("student.layers_kept: found an empty list, expected layers")
+            if min(self.layers_kept) < 0:
+                raise ValueError("student.layers_kept: expected layer numbers from 0")
+        if self.layers_to_unfreeze and self.freeze:
+            raise ValueError("student.layers_to_unfreeze and student.freeze: expected at most one")
+        return self
+
+
+class TrainSettings(Settings):
+    """Optimisation, precision, parallelism and checkpoints."""
+
+    num_train_epochs: float = option(3, "passes over the cache", flag="num_train_epochs", gt=0)
+    max_steps: int | None = option(
+        None, "optimiser steps, instead of epochs", flag="max_steps", ge=1
+    )
+    per_device_train_batch_size: int = option(
+        1, "packed sequences in one forward pass", flag="per_device_train_batch_size", ge=1
+    )
+    gradient_accumulation_steps: int = option(
+        8, "forward passes in one step", flag="gradient_accumulation_steps", ge=1
+    )
+    learning_rate: float = option(2e-5, "peak learning rate", flag="learning_rate", gt=0)
+    weight_decay: float = option(0.05, "AdamW's", flag="weight_decay", ge=0)
+    adam_beta1: float = option(0.9, "AdamW's", ge=0, lt=1)
+    adam_beta2: float = option(0.95, "AdamW's", ge=0, lt=1)
+    warmup_ratio: float = option(
+        0.1, "share of the steps that the learning rate climbs", flag="warmup_ratio", ge=0, le=1
+    )
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"
+    ] = option("cosine", "course of the learning rate", flag="lr_scheduler_type")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm (0: not)", ge=0)
+    bf16: bool | None = option(
+        None, "train in bfloat16 (none: yes on a GPU, float32 on a CPU)", flag="bf16"
+    )
+    fp16: bool = option(False, "train in float16 with loss scaling (needs a GPU)", flag="fp16")
+    zero_stage: int = option(2, "DeepSpeed ZeRO stage", ge=0, le=3)
+    offload_optimizer: bool = option(False, "keep the optimiser's state in CPU memory")
+    save_steps: int = option(1000, "steps between checkpoints", flag="save_steps", ge=1)
+    keep_checkpoints: int = option(2, "complete checkpoints kept", ge=1)
+    logging_steps: int = option(1, "steps between logged values", flag="logging_steps", ge=1)
+    eval_steps: int | None = option(None, "steps between held-out evaluations (none: at the end)", ge=1)
+    evaluate_before: bool = option(True, "evaluate the untrained student as well")
+    resume_from_checkpoint: str = option(
+        "auto",
+        "`auto`: the newest complete checkpoint of this run; `never`: start anew; or a folder",
+        flag="resume_from_checkpoint",
+    )
+    timeout_s: float = option(600, "a dead or stalled peer ends the run after this many seconds", gt=0)
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> Self:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both on, expected at most one")
+        return self
+
+    def dtype(self, *, on_gpu: bool) -> str:
+        """Return `float32`, `bfloat16` or `float16`."""
+        if self.fp16:
+            return "float16"
+        use_bf16 = on_gpu if self.bf16 is None else self.bf16
+        return "bfloat16" if use_bf16 else "float32"
+
+
+class OutputSettings(Settings):
+    """Where the student goes."""
+
+    output_dir: str = option(
+        "runs/default/student", "folder of checkpoints, metrics and the student", flag="output_dir"
+    )
+    save_location: Literal["local", "fsx", "hub", "both"] = option(
+        "local",
+        "`local` (or `fsx`): output_dir; `hub` and `both`: also pushed to hub_location",
+        flag="save_location",
+    )
+    hub_location: str | None = option(None, "repository on the hub to push to", flag="hub_location")
+
+    @model_validator(mode="after")
+    def _hub_named(self) -> Self:
+        if self.save_location in ("hub", "both") and not self.hub_location:
+            raise ValueError(
+                f"save_location is {self.save_location}, but hub_location names no repository; "
+                "expected for example --hub_location your-name/your-student"
+            )
+        return self
+
+    @property
+    def push(self) -> bool:
+        """Whether the student is pushed to the hub at the end."""
+        return self.save_location in ("hub", "both")

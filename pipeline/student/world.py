@@ -1,0 +1,70 @@
+"""The processes of one training run: ranks from any launcher, or a world of one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
+
+__all__ = ["World", "read_world"]
+
+_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Who this process is among the others."""
+
+    rank: int
+    local_rank: int
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+
+def read_world() -> World:
+    """Read what torchrun, accelerate or the deepspeed launcher set; else be a world of one.
+
+    Raises:
+        ConfigError: a launcher set a part of the variables, or values that contradict.
+    """
+    present = {name: os.environ[name] for name in _NAMES if os.environ.get(name)}
+    if "RANK" not in present and "WORLD_SIZE" not in present:
+        os.environ.update(
+            RANK="0",
+            LOCAL_RANK="0",
+            WORLD_SIZE="1",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(_free_port()),
+        )
+        return World(rank=0, local_rank=0, size=1)
+    missing = [name for name in _NAMES if name not in present]
+    if missing:
+        raise ConfigError(
+            f"the launcher set {', '.join(present)} but not {', '.join(missing)}",
+            expected="torchrun, accelerate launch or the deepspeed launcher to set all five",
+            do="start with `make train-student NPROC=2`, or torchrun --nproc-per-node 2",
+        )
+    try:
+        rank, local, size = (int(present[name]) for name in _NAMES[:3])
+    except ValueError:
+        raise ConfigError(
+            f"RANK, LOCAL_RANK and WORLD_SIZE are {[present[name] for name in _NAMES[:3]]}",
+            expected="whole numbers",
+        ) from None
+    if not 0 <= rank < size:
+        raise ConfigError(
+            f"RANK is {rank} in a WORLD_SIZE of {size}", expected="a rank below the size"
+        )
+    return World(rank=rank, local_rank=local, size=size)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,258 @@
+"""Stage one's loop: corpus -> plan -> teacher -> shards -> manifest; goes on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.codec import CodecSpec
+from pipeline.cache.manifest import MANIFEST, Manifest, ShardRecord, read_manifest
+from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.writer import commit_shard, encode_shard, finalize, intact_record
+from pipeline.config import fingerprint
+from pipeline.corpus.build import build_corpus
+from pipeline.corpus.sample import Corpus, Sample
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.errors import CacheError, ConfigError
+from pipeline.models.resolve import ResolvedModel, read_model_config, resolve_model
+from pipeline.models.tokenizer import load_tokenizer, tokenizer_files
+from pipeline.observe.progress import Progress
+from pipeline.storage import Store
+from pipeline.teacher.engine import (
+    CaptureRequest,
+    Engine,
+    EngineInfo,
+    engine_info,
+    open_engine,
+)
+from pipeline.teacher.identity import cache_identity
+from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from pipeline.teacher.sparsify import SparseScheme, to_targets
+
+__all__ = ["Prepared", "cache_teacher", "capture_requests", "prepare"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that is known before the teacher is loaded."""
+
+    model: ResolvedModel
+    engine: EngineInfo
+    tokenizer: Any
+    corpus: Corpus
+    scheme: SparseScheme
+    spec: CodecSpec
+    identity: dict[str, Any]
+    plan: WorkPlan
+
+    @property
+    def identity_digest(self) -> str:
+        """SHA-256 of the identity."""
+        return fingerprint(self.identity)
+
+
+def prepare(
+    teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureSettings, *, seed: int
+) -> Prepared:
+    """Resolve the teacher, tokenise the corpus and cut the plan; no teacher is loaded.
+
+    Raises:
+        ConfigError, ModelError, CorpusError: as the parts say.
+    """
+    engine = engine_info(teacher)
+    model = resolve_model(teacher.model, revision=teacher.revision, role="teacher")
+    config = read_model_config(model.path)
+    config = config.get("text_config", config)
+    vocab_size = int(config["vocab_size"])
+    _check_fits(config, corpus, capture, vocab_size)
+    tokenizer = load_tokenizer(model.path)
+    built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
+    scheme = SparseScheme(top_k=capture.top_k, temperatures=capture.temperatures)
+    spec = CodecSpec(vocab_size=vocab_size)
+    identity = cache_identity(
+        teacher=model,
+        engine=engine,
+        tokenizer=tokenizer,
+        corpus_identity=built.identity,
+        scheme=scheme,
+        spec=spec,
+        shard_tokens=capture.shard_tokens,
+        batch_tokens=teacher.batch_tokens,
+    )
+    plan = make_plan(built.samples, shard_tokens=capture.shard_tokens)
+    return Prepared(model, engine, tokenizer, built, scheme, spec, identity, plan)
+
+
+def cache_teacher(
+    prepared: Prepared,
+    teacher: TeacherSettings,
+    capture: CaptureSettings,
+    *,
+    store: Store,
+    max_length: int,
+    command: str,
+    resolved_config: str,
+    progress_every_s: float,
+) -> Manifest:
+    """Make what is missing of the cache and return its manifest.
+
+    A second run over a complete cache compares every checksum, makes damaged shards anew to the
+    same bytes, and loads no teacher when there is nothing to make.
+
+    Raises:
+        CacheError: the store holds another identity's cache.
+        ModelError: the teacher's logits are not finite (named by sample).
+    """
+    settle_plan(store, prepared.plan, prepared.identity)
+    complete = _complete_manifest(store)
+    records: dict[tuple[str, int], ShardRecord] = {}
+    todo: list[PlannedShard] = []
+    for shard in prepared.plan.shards:
+        record = intact_record(store, shard.split, shard.index, check_bytes=True)
+        if record is None:
+            todo.append(shard)
+        else:
+            records[shard.split, shard.index] = record
+    if not todo and complete is not None:
+        _log.info("cache %s is complete: %d shards, all checksums right", store.url, len(records))
+        return complete
+    # While shards are made anew the cache must not call itself complete.
+    store.delete(MANIFEST)
+    store.write("_meta/config.yaml", resolved_config.encode())
+    files = tokenizer_files(prepared.tokenizer)
+    for name, data in files.items():
+        store.write(f"_meta/tokenizer/{name}", data)
+    if todo:
+        engine = open_engine(
+            teacher,
+            capture,
+            folder=prepared.model.path,
+            scheme=prepared.scheme,
+            max_length=max_length,
+        )
+        try:
+            done = sum(record.tokens for record in records.values())
+            with Progress(
+                done + sum(shard.num_tokens for shard in todo),
+                unit="tokens",
+                description="cache-teacher",
+                every_s=progress_every_s,
+                initial=done,
+            ) as progress:
+                for record in _make_shards(engine, todo, prepared, store, progress):
+                    records[record.split, record.index] = record
+        finally:
+            engine.close()
+    ordered = [records[shard.split, shard.index] for shard in prepared.plan.shards]
+    return finalize(
+        store,
+        ordered,
+        identity=prepared.identity,
+        spec=prepared.spec,
+        temperatures=prepared.scheme.temperatures,
+        corpus_counts=asdict(prepared.corpus.counts),
+        tokenizer_files=sorted(files),
+        command=command,
+    )
+
+
+def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
+    """Return what the engine is asked for: a counted token's target stands one row before it."""
+    return [
+        CaptureRequest(
+            sample_id=sample.sample_id,
+            input_ids_L=sample.input_ids,
+            rows_N=np.flatnonzero(sample.counted).astype(np.int64) - 1,
+        )
+        for sample in samples
+    ]
+
+
+def _make_shards(
+    engine: Engine,
+    todo: Sequence[PlannedShard],
+    prepared: Prepared,
+    store: Store,
+    progress: Progress,
+) -> list[ShardRecord]:
+    """Capture shard after shard; encoding and writing run beside the teacher, one shard behind."""
+    made: list[ShardRecord] = []
+    pending: Future[ShardRecord] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="cache-writer") as writer:
+        for shard in todo:
+            started = time.monotonic()
+            columns = engine.capture(capture_requests(shard.samples))
+            seconds = time.monotonic() - started
+            # At most one shard waits: a slow store holds the teacher back instead of filling RAM.
+            if pending is not None:
+                made.append(pending.result())
+            pending = writer.submit(_write_shard, shard, columns, prepared, store)
+            progress.advance(shard.num_tokens, shard=f"{shard.split}/{shard.index:05d}")
+            _log.debug("shard %s/%05d in %.1f s", shard.split, shard.index, seconds)
+        if pending is not None:
+            made.append(pending.result())
+    return made
+
+
+def _write_shard(
+    shard: PlannedShard, columns: list[NDArray[np.float32]], prepared: Prepared, store: Store
+) -> ShardRecord:
+    rows: list[CachedSequence] = []
+    tails: list[NDArray[np.float32]] = []
+    for sample, columns_NC in zip(shard.samples, columns, strict=True):
+        targets, tail_N = to_targets(columns_NC, prepared.scheme, sample_id=sample.sample_id)
+        rows.append(
+            CachedSequence(sample.sample_id, sample.input_ids, sample.counted, targets)
+        )
+        tails.append(tail_N)
+    record, data = encode_shard(
+        rows,
+        prepared.spec,
+        split=shard.split,
+        index=shard.index,
+        temperatures=prepared.scheme.temperatures,
+        identity_digest=prepared.identity_digest,
+        tails=tails,
+    )
+    commit_shard(store, record, data)
+    return record
+
+
+def _complete_manifest(store: Store) -> Manifest | None:
+    """Return the manifest where there is a readable one; a damaged one is written anew."""
+    if not store.exists(MANIFEST):
+        return None
+    try:
+        return read_manifest(store)
+    except CacheError as error:
+        _log.warning("%s", error)
+        return None
+
+
+def _check_fits(
+    config: dict[str, Any], corpus: CorpusSettings, capture: CaptureSettings, vocab_size: int
+) -> None:
+    mistakes = []
+    if capture.top_k >= vocab_size:
+        mistakes.append(
+            f"capture.top_k: found {capture.top_k}, expected less than the teacher's "
+            f"vocabulary of {vocab_size}"
+        )
+    positions = config.get("max_position_embeddings")
+    if positions and corpus.max_length > int(positions):
+        mistakes.append(
+            f"corpus.max_length: found {corpus.max_length}, expected at most the teacher's "
+            f"{positions} positions"
+        )
+    if mistakes:
+        raise ConfigError(mistakes=mistakes)

@@ -1,0 +1,148 @@
+"""What a run of stage one will take, before it takes it: shards, bytes, memory, time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from pipeline.cache.manifest import record_name
+from pipeline.errors import ResourceError
+from pipeline.models.resolve import read_model_config
+from pipeline.observe.memory import available_memory_bytes
+from pipeline.storage import Store
+from pipeline.teacher.capture import Prepared, capture_requests
+from pipeline.teacher.engine import open_engine
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+
+__all__ = ["Forecast", "check_resources", "forecast", "print_forecast"]
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BASE_BYTES = 1 << 30
+"""Interpreter, torch and the engine's own code: 0.8 to 1.1 GB measured."""
+_ENTRY_BYTES = 2.2
+"""Of an entry on disk after zstd: a gap of 1.2 bytes and a value of 1 (measured at k = 64)."""
+_CALIBRATION_TOKENS = 768
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Estimates for the whole plan."""
+
+    samples: int
+    tokens: int
+    counted: int
+    shards: int
+    cache_bytes: int
+    memory_bytes: int
+
+
+def forecast(prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings) -> Forecast:
+    """Estimate by arithmetic; loads nothing."""
+    counts = prepared.corpus.counts
+    grid = len(capture.temperatures)
+    per_counted = capture.top_k * _ENTRY_BYTES + 2 * (2 + 2 * grid)
+    config = read_model_config(prepared.model.path)
+    stored = 2 if str(config.get("dtype") or config.get("torch_dtype")) != "float32" else 4
+    weights = prepared.model.weight_bytes / stored * _DTYPE_BYTES[prepared.engine.dtype]
+    logits = 4 * capture.head_rows * prepared.spec.vocab_size * 4  # four float32 copies at most
+    cache_gib = teacher.kv_cache_gib if teacher.engine == "vllm" else 0.0
+    columns = 4 * prepared.scheme.num_columns * 2 * min(capture.shard_tokens, counts.tokens)
+    memory = _BASE_BYTES + weights + logits + cache_gib * (1 << 30) + columns
+    return Forecast(
+        samples=counts.samples,
+        tokens=counts.tokens,
+        counted=counts.counted_tokens,
+        shards=len(prepared.plan.shards),
+        cache_bytes=int(counts.counted_tokens * per_counted + counts.tokens * 2.5),
+        memory_bytes=int(memory),
+    )
+
+
+def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None) -> None:
+    """Refuse a plan that cannot fit, before the teacher is loaded.
+
+    Raises:
+        ResourceError: too little memory (on a CPU) or disk.
+    """
+    if on_gpu is None:
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+    available = available_memory_bytes()
+    if not on_gpu and plan.memory_bytes > available:
+        raise ResourceError(
+            f"the plan needs about {_gib(plan.memory_bytes)} of memory, {_gib(available)} are free",
+            do="use a smaller teacher, capture.head_rows, capture.shard_tokens or "
+            "teacher.kv_cache_gib",
+        )
+    free = store.free_bytes()
+    if free is not None and plan.cache_bytes > free:
+        raise ResourceError(
+            f"the cache needs about {_gib(plan.cache_bytes)}, {_gib(free)} are free at {store.url}",
+            do="free some space, choose another --cache_dir, or a smaller --capture.top_k",
+        )
+
+
+def print_forecast(
+    prepared: Prepared,
+    plan: Forecast,
+    teacher: TeacherSettings,
+    capture: CaptureSettings,
+    store: Store,
+    *,
+    max_length: int,
+) -> None:
+    """Print the plan, and the time from a calibration on a few samples of the corpus."""
+    done = sum(
+        1 for s in prepared.plan.shards if store.exists(record_name(s.split, s.index))
+    )
+    counts = prepared.corpus.counts
+    print(f"teacher      {prepared.model.name} ({prepared.model.revision})")
+    print(
+        f"engine       {prepared.engine.engine} {prepared.engine.engine_version}, "
+        f"{prepared.engine.dtype} on {prepared.engine.device}"
+    )
+    print(f"samples      {plan.samples} ({counts.train} train, {counts.heldout} held out)")
+    print(f"tokens       {plan.tokens}, {plan.counted} counted; {counts.tokens_cut} cut off")
+    print(f"shards       {plan.shards}, {done} of them done, at {store.url}")
+    print(f"cache        about {_gib(plan.cache_bytes)}")
+    print(f"memory       about {_gib(plan.memory_bytes)}, {_gib(available_memory_bytes())} free")
+    check_resources(plan, store)
+    rate = _calibrate(prepared, teacher, capture, max_length=max_length)
+    print(f"time         about {_duration(plan.tokens / rate)} at {rate:.0f} tokens/s (calibrated)")
+
+
+def _calibrate(
+    prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings, *, max_length: int
+) -> float:
+    engine = open_engine(
+        teacher,
+        capture,
+        folder=prepared.model.path,
+        scheme=prepared.scheme,
+        max_length=max_length,
+    )
+    try:
+        requests = capture_requests(prepared.corpus.samples[:64])
+        engine.capture(requests[:1])  # the first call pays for allocations
+        chosen, tokens = [], 0
+        for request in requests:
+            chosen.append(request)
+            tokens += int(request.input_ids_L.size)
+            if tokens >= _CALIBRATION_TOKENS:
+                break
+        started = time.monotonic()
+        engine.capture(chosen)
+        return tokens / (time.monotonic() - started)
+    finally:
+        engine.close()
+
+
+def _gib(count: float) -> str:
+    return f"{count / (1 << 30):.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,50 @@
+"""The identity of a cache: everything that decides its bytes, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.cache.codec import CodecSpec
+from pipeline.cache.schema import FORMAT_VERSION
+from pipeline.models.resolve import ResolvedModel
+from pipeline.models.tokenizer import vocabulary_fingerprint
+from pipeline.teacher.engine import EngineInfo
+from pipeline.teacher.sparsify import SparseScheme
+
+__all__ = ["cache_identity"]
+
+
+def cache_identity(
+    *,
+    teacher: ResolvedModel,
+    engine: EngineInfo,
+    tokenizer: Any,
+    corpus_identity: dict[str, Any],
+    scheme: SparseScheme,
+    spec: CodecSpec,
+    shard_tokens: int,
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """Return the identity as JSON-able data.
+
+    The number of tokens in a forward pass is part of it: it decides the shapes of the matrix
+    products, and with them the last bits of the logits.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "teacher": {
+            "model": teacher.name,
+            "revision": teacher.revision,
+            "batch_tokens": batch_tokens,
+            **asdict(engine),
+        },
+        "tokenizer": {
+            "vocabulary_sha256": vocabulary_fingerprint(tokenizer),
+            "size": len(tokenizer),
+        },
+        "corpus": corpus_identity,
+        "scheme": scheme.to_json(),
+        "codec": spec.to_json(),
+        "shard_tokens": shard_tokens,
+    }

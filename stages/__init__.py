@@ -1,0 +1,1 @@
+"""The entry points a person runs, one file each, and their configurations."""

@@ -1,0 +1,103 @@
+"""Stage one: run the teacher once over a corpus and write its sparse logits as a cache."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import model_validator
+
+from pipeline.config import Settings, dump_yaml, option, parse_command
+from pipeline.config.command import command_line
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.errors import run_command
+from pipeline.observe.settings import ObserveSettings
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+
+__all__ = ["TeacherRun", "main"]
+
+PROG = "python -m stages.cache_teacher"
+
+
+class TeacherRun(Settings):
+    """Everything stage one can be told."""
+
+    cache_dir: str = option(
+        "runs/default/cache",
+        "where the cache goes: a folder, or any address fsspec opens (s3://bucket/cache)",
+    )
+    seed: int = option(42, "of the held-out split and whatever else is drawn", ge=0)
+    teacher: TeacherSettings = TeacherSettings()
+    corpus: CorpusSettings = CorpusSettings()
+    capture: CaptureSettings = CaptureSettings()
+    observe: ObserveSettings = ObserveSettings()
+
+    @model_validator(mode="after")
+    def _shards_hold_a_sample(self) -> Self:
+        if self.capture.shard_tokens < self.corpus.max_length:
+            raise ValueError(
+                f"capture.shard_tokens: found {self.capture.shard_tokens}, expected at least "
+                f"corpus.max_length ({self.corpus.max_length})"
+            )
+        return self
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run stage one; the same command again goes on where it stopped."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = parse_command(
+        TeacherRun,
+        arguments,
+        prog=PROG,
+        description=__doc__ or "",
+        switches={
+            "dry_run": "print the plan (samples, tokens, shards, bytes, memory, time from a short "
+            "calibration) and exit"
+        },
+        examples=[
+            f"{PROG} --config stages/configs/teacher.yaml",
+            f"{PROG} --teacher_model Qwen/Qwen2-7B-Instruct --dataset_name mlabonne/FineTome-100k "
+            "--cache_dir s3://bucket/cache",
+            f"{PROG} --config stages/configs/teacher.yaml --dry-run",
+        ],
+    )
+    run = command.settings
+    from pipeline.observe.logs import configure_logging
+    from pipeline.storage import Store
+    from pipeline.teacher.capture import cache_teacher, prepare
+    from pipeline.teacher.forecast import check_resources, forecast, print_forecast
+    from pipeline.teacher.signals import interruptible
+
+    configure_logging(run.observe.log_level)
+    store = Store(run.cache_dir)
+    with interruptible():
+        prepared = prepare(run.teacher, run.corpus, run.capture, seed=run.seed)
+        plan = forecast(prepared, run.teacher, run.capture)
+        if "dry_run" in command.switches:
+            print_forecast(
+                prepared, plan, run.teacher, run.capture, store, max_length=run.corpus.max_length
+            )
+            return 0
+        check_resources(plan, store)
+        manifest = cache_teacher(
+            prepared,
+            run.teacher,
+            run.capture,
+            store=store,
+            max_length=run.corpus.max_length,
+            command=command_line(PROG, arguments),
+            resolved_config=dump_yaml(run),
+            progress_every_s=run.observe.progress_every_s,
+        )
+    counted = sum(record.counted for record in manifest.shards)
+    size = sum(record.bytes for record in manifest.shards)
+    print(
+        f"cache {run.cache_dir}: {len(manifest.shards)} shards, {counted} counted tokens, "
+        f"{size / counted:.1f} bytes each, identity {manifest.identity_digest[:12]}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

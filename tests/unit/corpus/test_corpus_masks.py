@@ -1,0 +1,207 @@
+"""Which tokens count: checked by decoding them, for templates of every kind."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.corpus.template import Rendered
+from pipeline.corpus.tokenise import DocumentEnds, tokenise
+from pipeline.errors import CorpusError
+
+Build = Callable[..., Any]
+
+TURNS = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "First?"},
+    {"role": "assistant", "content": "One, naïve 日本."},
+    {"role": "user", "content": "One, naïve 日本."},
+    {"role": "assistant", "content": "Two\n\nlines."},
+]
+COUNTED = "One, naïve 日本.<|im_end|>Two\n\nlines.<|im_end|>"
+
+MARKED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}"
+    "{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+)
+# Like Qwen 3: the last turn of the assistant alone carries an empty thought.
+LAST_DIFFERS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+UNSTABLE = "{{ messages|length }}{% for m in messages %}{{ m.content|upper }};{% endfor %}"
+ALTERNATING = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{{ '[' + m.role + ']' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+def test_multi_turn_counts_each_answer_with_its_end_token(
+    build: Build, write_jsonl: Build, labels: Build
+) -> None:
+    (sample,) = build(write_jsonl([{"messages": TURNS}])).samples
+    assert labels(sample) == COUNTED
+    assert not sample.counted[0]
+
+
+def test_smollm_template_with_and_without_system(
+    build: Build, write_jsonl: Build, labels: Build, smollm: Any
+) -> None:
+    rows = [{"messages": TURNS}, {"messages": TURNS[1:]}]
+    with_system, without = build(write_jsonl(rows), using=smollm).samples
+    assert labels(with_system, smollm) == COUNTED
+    assert labels(without, smollm) == COUNTED
+    text = smollm.decode(without.input_ids)
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert text.endswith("Two\n\nlines.<|im_end|>\n")
+    assert smollm.decode(with_system.input_ids).startswith("<|im_start|>system\nBe kind.")
+    whole = smollm.apply_chat_template(TURNS[1:], return_dict=False)
+    assert without.input_ids.tolist() == whole
+
+
+def test_loss_on_all_counts_everything_but_the_first(build: Build, write_jsonl: Build) -> None:
+    (sample,) = build(write_jsonl([{"messages": TURNS}]), loss_on="all").samples
+    assert sample.counted.tolist() == [False] + [True] * (len(sample.input_ids) - 1)
+
+
+def test_generation_tags_decide_where_a_template_has_them(
+    build: Build, write_jsonl: Build, labels: Build
+) -> None:
+    (sample,) = build(write_jsonl([{"messages": TURNS}]), chat_template=MARKED).samples
+    assert labels(sample) == COUNTED
+    row = {"prompt": TURNS[:4], "completion": TURNS[4:]}
+    (sample,) = build(write_jsonl([row]), chat_template=MARKED).samples
+    assert labels(sample) == "Two\n\nlines.<|im_end|>"
+
+
+def test_template_whose_last_turn_differs(build: Build, write_jsonl: Build, labels: Build) -> None:
+    (sample,) = build(write_jsonl([{"messages": TURNS}]), chat_template=LAST_DIFFERS).samples
+    first, last = COUNTED.split("<|im_end|>")[:2]
+    assert labels(sample) == f"{first}<|im_end|><think>\n\n</think>\n\n{last}<|im_end|>"
+
+
+def test_answer_that_opens_the_chat_counts(build: Build, write_jsonl: Build, labels: Build) -> None:
+    # The default system prompt "You help." holds the answer as well: the place must be right.
+    opening = [{"role": "assistant", "content": "help"}, {"role": "user", "content": "ok"}]
+    (sample,) = build(write_jsonl([{"messages": opening}])).samples
+    assert labels(sample) == "help<|im_end|>"
+    ids = sample.input_ids[: sample.counted.argmax()]
+    assert len(ids) > 10
+
+
+def test_template_that_cannot_be_located_is_an_error(build: Build, write_jsonl: Build) -> None:
+    with pytest.raises(CorpusError, match=r"line 1: .*message 3 cannot be found.*generation"):
+        build(write_jsonl([{"messages": TURNS}]), chat_template=UNSTABLE)
+    assert build(write_jsonl([{"messages": TURNS}]), chat_template=UNSTABLE, loss_on="all").samples
+
+
+def test_refused_rows_are_counted_and_named(
+    build: Build, write_jsonl: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"messages": TURNS[1:]}, {"messages": TURNS[2:]}]
+    corpus = build(write_jsonl(rows), chat_template=ALTERNATING)
+    assert corpus.counts.dropped_by_template == 1
+    assert "line 2: Conversation roles must alternate" in caplog.text
+    with pytest.raises(CorpusError, match=r"1 refused by the chat template.*must alternate"):
+        build(write_jsonl(rows[1:]), chat_template=ALTERNATING)
+
+
+def test_bos_occurs_once(build: Build, write_jsonl: Build, make_tokenizer: Build) -> None:
+    using = make_tokenizer(template=ALTERNATING, adds_bos=True)
+    assert using("a")["input_ids"][0] == using.bos_token_id
+    (chat,) = build(write_jsonl([{"messages": TURNS[1:]}]), using=using).samples
+    assert chat.input_ids.tolist().count(using.bos_token_id) == 1
+    rows = [{"text": "what"}, {"text": "<s>what"}]
+    plain, held = build(write_jsonl(rows), using=using).samples
+    assert plain.input_ids.tolist() == held.input_ids.tolist()
+    assert plain.input_ids.tolist().count(using.bos_token_id) == 1
+    assert plain.counted.tolist()[:2] == [False, True]
+    (bare,) = build(write_jsonl(rows[:1]), using=using, add_bos=False).samples
+    assert using.bos_token_id not in bare.input_ids.tolist()
+
+
+def test_tokenizer_that_adds_no_bos_gets_none(
+    build: Build, write_jsonl: Build, tokenizer: Any
+) -> None:
+    (sample,) = build(write_jsonl([{"text": "what"}])).samples
+    assert tokenizer.bos_token_id not in sample.input_ids.tolist()
+
+
+def test_system_prompt_goes_where_there_is_none(
+    build: Build, write_jsonl: Build, tokenizer: Any, labels: Build
+) -> None:
+    rows = [{"messages": TURNS}, {"prompt": None, "messages": TURNS[1:]}]
+    own, given = build(write_jsonl(rows), system_prompt="Be exact.").samples
+    assert "Be kind." in tokenizer.decode(own.input_ids)
+    assert "Be exact." not in tokenizer.decode(own.input_ids)
+    assert tokenizer.decode(given.input_ids).startswith("<|im_start|>system\nBe exact.<|im_end|>")
+    assert labels(given) == COUNTED
+
+
+def test_system_prompt_keeps_a_prompt_uncounted(
+    build: Build, write_jsonl: Build, labels: Build
+) -> None:
+    row = {"prompt": TURNS[1:3], "completion": TURNS[3:]}
+    (sample,) = build(write_jsonl([row]), system_prompt="Be exact.").samples
+    assert labels(sample) == "Two\n\nlines.<|im_end|>"
+
+
+def test_template_comes_from_text_or_file(
+    build: Build, write_jsonl: Build, tmp_path: Path, tokenizer: Any
+) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text(MARKED)
+    path = write_jsonl([{"messages": TURNS}])
+    by_file, by_text = build(path, chat_template=str(file)), build(path, chat_template=MARKED)
+    assert by_file.identity == by_text.identity
+    assert by_file.identity["chat_template_sha256"] != build(path).identity["chat_template_sha256"]
+    with pytest.raises(CorpusError, match=r"absent.jinja cannot be read"):
+        build(path, chat_template="absent.jinja")
+    with pytest.raises(CorpusError, match="template has a mistake in line 1"):
+        build(path, chat_template="{% for %}")
+
+
+def test_chat_without_template_is_refused(
+    build: Build, write_jsonl: Build, make_tokenizer: Build
+) -> None:
+    using = make_tokenizer(template=None)
+    with pytest.raises(CorpusError, match=r"no chat template.*give --chat_template"):
+        build(write_jsonl([{"messages": TURNS}]), using=using)
+    assert build(write_jsonl([{"text": "plain"}]), using=using).samples
+
+
+def test_todays_date_does_not_enter(build: Build, write_jsonl: Build, tokenizer: Any) -> None:
+    dated = "{{ strftime_now('%Y-%m-%d') }}" + MARKED
+    (sample,) = build(write_jsonl([{"messages": TURNS}]), chat_template=dated).samples
+    text = tokenizer.decode(sample.input_ids)
+    assert text.startswith("2024-07-26")
+    assert str(datetime.date.today().year) not in text[:4]
+
+
+def test_slow_tokenizer_is_refused(build: Build, write_jsonl: Build) -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(CorpusError, match="fast tokenizer"):
+        build(write_jsonl([{"text": "a"}]), using=Slow())
+
+
+def test_token_across_the_header_belongs_to_the_header() -> None:
+    offsets = [(0, 4), (4, 7), (7, 7), (7, 8), (8, 9), (9, 10)]
+
+    def merging(texts: list[str], **_: Any) -> dict[str, Any]:
+        return {"input_ids": [list(range(6))], "offset_mapping": [offsets]}
+
+    ends = DocumentEnds(bos=None, eos=None)
+    (tokens,) = tokenise([Rendered("header:ab.", [(5, 9)])], tokenizer=merging, ends=ends)
+    assert tokens.counted.tolist() == [False, False, False, True, True, False]

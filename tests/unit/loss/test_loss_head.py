@@ -1,0 +1,337 @@
+"""The fused head: gradients of weight, bias and hidden states, chunks, transforms, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.errors import ModelError
+from pipeline.loss import reference
+from pipeline.loss.fused import FusedSpec, fused_head_loss
+from pipeline.loss.head import (
+    DistillHead,
+    LogitTransform,
+    check_distill_head,
+    install_distill_head,
+    logit_transform,
+)
+from pipeline.loss.settings import LossSettings
+from pipeline.loss.sparse_kl import LossSpec
+from pipeline.loss.types import HeadTargets, LossTerms
+
+MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
+SPEC = FusedSpec(LossSpec(temperature=2.0, alpha=0.5), chunk_rows=3)
+N, D, V = 10, 6, 23
+
+
+def inputs(generator: torch.Generator, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """Return hidden [N, D], weight [V, D] and bias [V], all wanting gradients."""
+    return tuple(
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in ((N, D), (V, D), (V,))
+    )
+
+
+def dense(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: HeadTargets, spec: FusedSpec
+) -> list[Tensor]:
+    """Return the reference's loss and its gradients on the three inputs."""
+    leaves = [t.detach().double().requires_grad_() for t in (hidden, weight, bias) if t is not None]
+    logits = leaves[0] @ leaves[1][: spec.valid_vocab].T
+    if bias is not None:
+        logits = logits + leaves[2][: spec.valid_vocab]
+    if spec.softcap is not None:
+        logits = spec.softcap * torch.tanh(logits / spec.softcap)
+    one = spec.loss
+    loss = reference.loss_sum(
+        logits, targets, temperature=one.temperature, alpha=one.alpha, tail=one.tail
+    )
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, N, 100])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.7])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_matches_dense(
+    make_targets: MakeTargets,
+    generator: torch.Generator,
+    chunk_rows: int,
+    temperature: float,
+    softcap: float | None,
+    with_bias: bool,
+) -> None:
+    """Loss and all gradients, whatever the chunk."""
+    targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=temperature)
+    hidden, weight, bias = inputs(generator)
+    spec = FusedSpec(LossSpec(temperature, 0.4), chunk_rows, softcap=softcap)
+    used_bias = bias if with_bias else None
+    terms = fused_head_loss(hidden, weight, used_bias, targets, spec=spec)
+    (terms.loss * 0.25).backward()
+    loss, *gradients = dense(hidden, weight, used_bias, targets, spec)
+    torch.testing.assert_close(terms.loss.detach(), loss)
+    for tensor, gradient in zip((hidden, weight, bias), gradients, strict=False):
+        torch.testing.assert_close(tensor.grad, gradient * 0.25)
+    with torch.no_grad():
+        values = fused_head_loss(hidden, weight, used_bias, targets, spec=spec)
+    assert torch.equal(values.loss, terms.loss.detach())
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_precision(
+    make_targets: MakeTargets, generator: torch.Generator, dtype: torch.dtype, rtol: float
+) -> None:
+    """Whole-gradient error against float64 on the same rounded inputs."""
+    targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=2.0)
+    hidden, weight, bias = inputs(generator, dtype)
+    terms = fused_head_loss(hidden, weight, bias, targets, spec=SPEC)
+    assert terms.loss.dtype == torch.float32
+    terms.loss.backward()
+    loss, *gradients = dense(hidden, weight, bias, targets, SPEC)
+    torch.testing.assert_close(terms.loss.detach().double(), loss, rtol=rtol, atol=0)
+    for tensor, gradient in zip((hidden, weight, bias), gradients, strict=True):
+        assert tensor.grad is not None
+        assert tensor.grad.dtype == dtype
+        error = (tensor.grad.double() - gradient).norm() / gradient.norm()
+        assert error < rtol
+
+
+def test_padded_vocabulary(make_targets: MakeTargets, generator: torch.Generator) -> None:
+    """Rows past the vocabulary have no mass and a gradient of exactly zero."""
+    targets, _ = make_targets(generator, tokens=N, vocab=19, temperature=2.0)
+    hidden, weight, bias = inputs(generator)
+    spec = replace(SPEC, valid_vocab=19)
+    fused_head_loss(hidden, weight, bias, targets, spec=spec).loss.backward()
+    _, *gradients = dense(hidden, weight, bias, targets, spec)
+    for tensor, gradient in zip((hidden, weight, bias), gradients, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient)
+    assert weight.grad is not None
+    assert bias.grad is not None
+    assert not weight.grad[19:].any()
+    assert not bias.grad[19:].any()
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_frozen_input_costs_and_gets_nothing(
+    make_targets: MakeTargets, generator: torch.Generator, frozen: int
+) -> None:
+    """The gradient of what still trains does not change."""
+    targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=2.0)
+    leaves = inputs(generator)[:2]
+    leaves[frozen].requires_grad_(False)
+    fused_head_loss(*leaves, None, targets, spec=SPEC).loss.backward()
+    _, *gradients = dense(*leaves, None, targets, SPEC)
+    assert leaves[frozen].grad is None
+    torch.testing.assert_close(leaves[1 - frozen].grad, gradients[1 - frozen])
+
+
+def test_no_tokens(make_targets: MakeTargets, generator: torch.Generator) -> None:
+    """N = 0 takes part in backward with zeros, so that a rank without tokens keeps in step."""
+    targets, _ = make_targets(generator, tokens=0, vocab=V)
+    hidden, weight, bias = inputs(generator)
+    terms = fused_head_loss(hidden[:0], weight, bias, targets, spec=SPEC)
+    assert terms.loss.item() == 0
+    assert terms.kd_N.shape == (0,)
+    terms.loss.backward()
+    for tensor in (hidden, weight, bias):
+        assert tensor.grad is not None
+        assert not tensor.grad.any()
+
+
+def test_second_backward_is_refused(make_targets: MakeTargets, generator: torch.Generator) -> None:
+    """The gradient is used up by one pass; a silent wrong second one must not exist."""
+    targets, _ = make_targets(generator, tokens=N, vocab=V)
+    hidden, weight, _ = inputs(generator)
+    loss = fused_head_loss(hidden, weight, None, targets, spec=SPEC).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        loss.backward()
+    loss = fused_head_loss(hidden, weight, None, targets, spec=SPEC).loss
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_inside_activation_checkpoint(
+    make_targets: MakeTargets, generator: torch.Generator, reentrant: bool
+) -> None:
+    """Wasteful, but right."""
+    targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=2.0)
+    hidden, weight, _ = inputs(generator)
+
+    def inner(h: Tensor) -> Tensor:
+        return fused_head_loss(torch.sin(h), weight, None, targets, spec=SPEC).loss
+
+    loss = checkpoint(inner, hidden, use_reentrant=reentrant)
+    loss.backward()
+    got = hidden.grad
+    hidden.grad = None
+    inner(hidden).backward()
+    torch.testing.assert_close(got, hidden.grad)
+
+
+def test_no_array_of_tokens_times_vocabulary(
+    make_targets: MakeTargets, generator: torch.Generator
+) -> None:
+    """No operation's result is larger than a chunk of logits or the weight itself."""
+    tokens, vocab, chunk = 64, 300, 4
+    targets, _ = make_targets(generator, tokens=tokens, vocab=vocab, temperature=0.7)
+    hidden = torch.randn(tokens, 2, requires_grad=True)
+    weight = torch.randn(vocab, 2, requires_grad=True)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for item in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(item, Tensor):
+                    largest = max(largest, item.numel())
+            return out
+
+    with Watch():
+        spec = replace(SPEC, chunk_rows=chunk)
+        fused_head_loss(hidden, weight, None, targets, spec=spec).loss.backward()
+    assert largest <= chunk * vocab
+
+
+class TinyModel(nn.Module):
+    """Embedding, one nonlinearity, head; optionally tied; transforms as real models do."""
+
+    def __init__(self, *, tied: bool = False, head: nn.Module | None = None, **config: Any) -> None:
+        """Build with double precision so that comparisons are exact."""
+        super().__init__()
+        self.config = SimpleNamespace(**config)
+        self.embed = nn.Embedding(V, D, dtype=torch.float64)
+        self.lm_head = head or nn.Linear(D, V, bias=False, dtype=torch.float64)
+        if tied:
+            self.lm_head.weight = self.embed.weight  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """As in transformers."""
+        return self.lm_head
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Return [B, T, D]."""
+        return torch.tanh(self.embed(input_ids))
+
+    def forward(self, input_ids: Tensor, use_cache: bool = True) -> SimpleNamespace:
+        """Return logits, transformed as Granite and Gemma do."""
+        logits = self.lm_head(self.hidden(input_ids))
+        logits = logits / getattr(self.config, "logits_scaling", 1.0)
+        logits = logits * getattr(self.config, "unheard_of", 1.0)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return SimpleNamespace(logits=cap * torch.tanh(logits / cap) if cap else logits)
+
+
+def settings(**changes: Any) -> LossSettings:
+    """Return settings with small chunks."""
+    return LossSettings.model_validate({"chunk_rows": 3, **changes})
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "config", [{}, {"logits_scaling": 8.0}, {"logits_scaling": 0.5, "final_logit_softcapping": 2.0}]
+)
+def test_installed_head_is_the_models_loss(
+    make_targets: MakeTargets, generator: torch.Generator, tied: bool, config: dict[str, float]
+) -> None:
+    """Same loss and parameter gradients as the reference on the model's own logits."""
+    torch.manual_seed(0)
+    model = TinyModel(tied=tied, **config)
+    head = install_distill_head(model, settings())
+    check_distill_head(model)
+    ids = torch.randint(0, V, (N,), generator=generator)
+    targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=2.0)
+    terms = head(model.hidden(ids), targets)
+    assert isinstance(terms, LossTerms)
+    terms.loss.backward()
+    got = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    loss = reference.loss_sum(model(ids).logits, targets, temperature=2.0, alpha=0.5, tail="bucket")
+    loss.backward()
+    torch.testing.assert_close(terms.loss.detach(), loss.detach())
+    assert len(got) == (1 if tied else 2)
+    for gradient, parameter in zip(got, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_temperature_and_predictions_of_one_call(
+    make_targets: MakeTargets, generator: torch.Generator
+) -> None:
+    """Evaluation may ask another temperature, and for the student's own choice."""
+    model = TinyModel()
+    head = install_distill_head(model, settings())
+    targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=1.0)
+    hidden = torch.randn(N, D, dtype=torch.float64)
+    with torch.no_grad():
+        terms = head(hidden, targets, temperature=1.0, predictions=True)
+        logits = head(hidden)
+    assert isinstance(terms, LossTerms)
+    assert isinstance(logits, Tensor)
+    kd_N = reference.sparse_kl(logits, targets, temperature=1.0, tail="bucket")
+    torch.testing.assert_close(terms.kd_N, kd_N)
+    assert terms.argmax_N is not None
+    assert torch.equal(terms.argmax_N, logits.argmax(-1))
+    assert not terms.loss.requires_grad
+
+
+def test_state_dict_and_reinstall() -> None:
+    """The class changes, the parameters' names do not; new settings replace the old."""
+    model = TinyModel()
+    names = list(model.state_dict())
+    head = install_distill_head(model, settings())
+    assert list(model.state_dict()) == names
+    assert install_distill_head(model, settings(alpha=1.0)) is head
+    assert type(model.lm_head) is DistillHead
+    assert head.spec.loss.alpha == 1.0
+
+
+def test_refusals() -> None:
+    """No head, a foreign head, too few rows, an unknown transform."""
+    with pytest.raises(ModelError, match="NoneType"):
+        install_distill_head(nn.Linear(2, 2), settings())
+    with pytest.raises(ModelError, match="Bilinear"):
+        install_distill_head(TinyModel(head=nn.Bilinear(2, 2, 2)), settings())
+    with pytest.raises(ModelError, match="23 rows"):
+        install_distill_head(TinyModel(), settings(), valid_vocab=24)
+    model = TinyModel(unheard_of=4.0)
+    install_distill_head(model, settings())
+    with pytest.raises(ModelError, match="LogitTransform"):
+        check_distill_head(model)
+    install_distill_head(model, settings(), transform=LogitTransform(scale=4.0))
+    check_distill_head(model)
+
+
+def test_transforms_of_known_models() -> None:
+    """The same key divides in one family and multiplies in another."""
+    assert logit_transform(SimpleNamespace()) == LogitTransform()
+    assert logit_transform(None) == LogitTransform()
+    granite = SimpleNamespace(model_type="granite", logits_scaling=16.0)
+    assert logit_transform(granite).scale == 1 / 16
+    other = SimpleNamespace(model_type="hyperclovax", logits_scaling=0.125)
+    assert logit_transform(other).scale == 0.125
+    assert logit_transform(SimpleNamespace(logit_scale=0.0625)).scale == 0.0625
+    assert logit_transform(SimpleNamespace(logit_scale="inv_sqrt_d_model")).scale == 1.0
+    assert logit_transform(SimpleNamespace(final_logit_softcapping=30.0)).softcap == 30.0
+    nested = SimpleNamespace(get_text_config=lambda: granite)
+    assert logit_transform(nested).scale == 1 / 16
+
+
+def test_settings_import_no_torch() -> None:
+    """`--help` reads the settings; torch takes seconds to import."""
+    import subprocess
+    import sys
+
+    code = "import pipeline.loss.settings, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
