@@ -180,4 +180,8 @@ def _logits(model: Any, hidden_RD: Any) -> Any:
     """Return the logits of rows of hidden states, with the model's own scaling and cap."""
     from pipeline.loss.head import logit_transform
 
-    return logit_transform(model.config).apply(model.get_output_embeddings()(hidden_RD))
+    transform = logit_transform(model.config)
+    logits_RV = model.get_output_embeddings()(hidden_RD).float() * transform.scale
+    if transform.softcap is not None:
+        logits_RV = transform.softcap * (logits_RV / transform.softcap).tanh()
+    return logits_RV

@@ -1,0 +1,104 @@
+"""Load a student, check it against the cache's vocabulary, and join it with the fused loss."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models.tokenizer import load_tokenizer, vocabulary_difference
+
+__all__ = ["check_vocabulary", "load_student", "valid_vocabulary"]
+
+
+def check_vocabulary(student_folder: Path, cache_tokenizer: Any) -> None:
+    """Refuse a student whose tokenizer gives the cache's token ids another meaning.
+
+    Raises:
+        ModelError: the vocabularies differ; the message says in what.
+    """
+    wanted = cache_tokenizer.get_vocab()
+    found = load_tokenizer(student_folder).get_vocab()
+    if found != wanted:
+        raise ModelError(
+            f"{student_folder}: the student's tokenizer differs from the cache's: "
+            f"{vocabulary_difference(wanted, found)}",
+            expected=f"the same {len(wanted)} tokens under the same ids",
+            do="choose a student of the teacher's family, or make a cache with a teacher of the "
+            "student's",
+        )
+
+
+def valid_vocabulary(cache_tokenizer: Any, student_folder: Path) -> int:
+    """Return how many head rows are real tokens: ids above are padding and get no mass.
+
+    Raises:
+        ModelError: the head is smaller than the vocabulary.
+    """
+    size = max(cache_tokenizer.get_vocab().values()) + 1
+    config = json.loads((student_folder / "config.json").read_text(encoding="utf-8"))
+    rows = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+    if rows < size:
+        raise ModelError(
+            f"{student_folder}: its head has {rows} rows", expected=f"at least {size}"
+        )
+    return size
+
+
+def load_student(
+    folder: Path, *, dtype: str, use_flash_attention: bool, gradient_checkpointing: bool,
+    trust_remote_code: bool,
+) -> Any:  # fmt: skip
+    """Load the student as transformers knows it.
+
+    Raises:
+        ConfigError: flash attention is asked for and not to be had.
+        ModelError: transformers cannot load the folder.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if use_flash_attention and not (
+        torch.cuda.is_available() and importlib.util.find_spec("flash_attn")
+    ):
+        raise ConfigError(
+            "use_flash_attention, but there is no GPU or no package flash-attn here",
+            expected="both",
+            do="switch it off with --no-use_flash_attention, or run `make setup-flash`",
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation="flash_attention_2" if use_flash_attention else "sdpa",
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder}: transformers cannot load it ({str(error).strip().splitlines()[0]})",
+            expected="a causal language model",
+        ) from None
+    # Packed rows are told apart by their position ids alone, and only without a cache: with it
+    # (transformers' default, also in eval) each sequence would see the ones before it.
+    model.config.use_cache = False
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def optimizer_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the learning parameters in two groups: matrices decay, vectors do not."""
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def is_matrix(parameter: Any) -> bool:
+        shape: Mapping[int, int] | Any = getattr(parameter, "ds_shape", None) or parameter.shape
+        return len(shape) > 1
+
+    groups = [
+        {"params": [p for _, p in learning if is_matrix(p)], "weight_decay": weight_decay},
+        {"params": [p for _, p in learning if not is_matrix(p)], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

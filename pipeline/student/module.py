@@ -1,0 +1,68 @@
+"""The module DeepSpeed wraps: the student's body, then the fused head with the loss inside.
+
+Legend: T tokens of a flattened micro-batch, N counted tokens, K entries, D hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.loss.types import HeadTargets, LossTerms
+
+__all__ = ["StudentModule"]
+
+
+class StudentModule(nn.Module):
+    """Hidden states of packed sequences, picked where a counted token is predicted, to the loss.
+
+    The loss is computed inside the head module, so that ZeRO 3 gathers its weight in time.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Wrap a model whose head `install_distill_head` has replaced."""
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids_1T: torch.Tensor,
+        position_ids_1T: torch.Tensor,
+        label_index_N: torch.Tensor,
+        ids_NK: torch.Tensor,
+        logprobs_NK: torch.Tensor,
+        inclusion_NK: torch.Tensor | None,
+        log_z_N: torch.Tensor,
+        gold_N: torch.Tensor,
+        scale: float,
+        predictions: bool = False,
+        temperature: float | None = None,
+    ) -> tuple[torch.Tensor, LossTerms]:
+        """Return the loss times `scale`, and its terms.
+
+        Args:
+            input_ids_1T: int64, sequences one after the other.
+            position_ids_1T: int64, starting at 0 with each sequence; this alone separates them.
+            label_index_N: int64, for each counted token the place t whose hidden state predicts it.
+            ids_NK: see `HeadTargets`, as the next four.
+            logprobs_NK: float32.
+            inclusion_NK: float32 or None.
+            log_z_N: float32.
+            gold_N: int64.
+            scale: world * accumulation / counted tokens of the global batch, which makes the sum
+                of all micro-batches' losses the mean over counted tokens after DeepSpeed has
+                divided by accumulation and averaged over ranks.
+            predictions: also return the student's top token and its log-probability.
+            temperature: another one than the loss's own, for evaluation.
+        """
+        body = self.model.base_model
+        output = body(input_ids=input_ids_1T, position_ids=position_ids_1T, use_cache=False)
+        hidden_ND = output.last_hidden_state[0].index_select(0, label_index_N)
+        targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, gold_N)
+        head = self.model.get_output_embeddings()
+        terms: LossTerms = head(
+            hidden_ND, targets, predictions=predictions, temperature=temperature
+        )
+        return terms.loss * scale, terms
