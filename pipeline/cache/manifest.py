@@ -64,6 +64,22 @@ class ShardRecord:
             del data["row_tokens"], data["row_counted"]
         return data
 
+    def to_bytes(self) -> bytes:
+        """Return the content of the shard's record file, with a checksum over the rest of it."""
+        data = self.to_json(with_rows=True)
+        data["record_sha256"] = fingerprint(data)
+        return json.dumps(data, sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> ShardRecord | None:
+        """Read a record file; None where it is damaged."""
+        try:
+            data = json.loads(raw)
+            intact = fingerprint(data) == data.pop("record_sha256", fingerprint(data))
+            return cls.from_json(data) if intact else None
+        except (ValueError, TypeError, AttributeError):
+            return None
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ShardRecord:
         """Read the JSON form."""
@@ -82,7 +98,8 @@ class Manifest:
     temperatures: tuple[float, ...]
     shards: tuple[ShardRecord, ...]
     corpus_counts: dict[str, int]
-    tokenizer_files: tuple[str, ...]
+    tokenizer_xxh3_128: dict[str, str]
+    """The tokenizer's files below `_meta/tokenizer`, each with its checksum."""
     rows_xxh3_128: str
     """Checksum of `rows.bin`: zstd of int32 [rows, 2], (tokens, counted) in shard order."""
     format_version: int = FORMAT_VERSION
@@ -106,7 +123,7 @@ class Manifest:
             "codec": self.codec,
             "temperatures": list(self.temperatures),
             "corpus_counts": self.corpus_counts,
-            "tokenizer_files": list(self.tokenizer_files),
+            "tokenizer_xxh3_128": self.tokenizer_xxh3_128,
             "rows_xxh3_128": self.rows_xxh3_128,
             "shards": [record.to_json(with_rows=False) for record in self.shards],
         }
@@ -129,7 +146,7 @@ def read_manifest(store: Store) -> Manifest:
         data = json.loads(raw)
         stored = data.pop("manifest_sha256")
         damaged = fingerprint(data) != stored
-    except (ValueError, KeyError, AttributeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         data, damaged = {}, True
     version = data.get("format_version", FORMAT_VERSION)
     if not damaged and (not isinstance(version, int) or version > FORMAT_VERSION):
@@ -149,7 +166,7 @@ def read_manifest(store: Store) -> Manifest:
         temperatures=tuple(data["temperatures"]),
         shards=tuple(ShardRecord.from_json(item) for item in data["shards"]),
         corpus_counts=data["corpus_counts"],
-        tokenizer_files=tuple(data["tokenizer_files"]),
+        tokenizer_xxh3_128=data["tokenizer_xxh3_128"],
         rows_xxh3_128=data["rows_xxh3_128"],
         format_version=version,
     )
@@ -172,6 +189,8 @@ def read_rows_index(store: Store, manifest: Manifest) -> NDArray[np.int32]:
         )
     rows = sum(record.rows for record in manifest.shards)
     data = zstandard.ZstdDecompressor().decompress(raw, max_output_size=8 * rows + 64)
+    if len(data) != 8 * rows:
+        raise CacheError(f"{store.full_url(ROWS)}: {len(data)} bytes for {rows} rows")
     return np.frombuffer(data, "<i4").reshape(rows, 2).astype(np.int32)
 
 
@@ -233,7 +252,10 @@ def _incomplete(store: Store) -> CacheError:
             expected="a folder written by cache-teacher",
             do="run cache-teacher first, or correct the address",
         )
-    planned = [(str(s["split"]), int(s["index"])) for s in plan.get("shards", [])]
+    try:
+        planned = [(str(s["split"]), int(s["index"])) for s in plan["shards"]]
+    except (KeyError, TypeError, ValueError):
+        planned = []
     have = set(store.list("_meta/shards"))
     missing = [
         f"{split}/{index:05d}"

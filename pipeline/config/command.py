@@ -61,10 +61,19 @@ def parse_command(
     mistakes: list[str] = []
     files, values, active = _read_flags(argv, by_name, switches, mistakes)
     data: dict[str, Any] = {}
+    unread = False
     for path in files:
-        _merge(data, _lift_short_names(read_config_file(path), by_name, path, mistakes))
+        try:
+            content = read_config_file(path)
+        except ConfigError as error:
+            mistakes.append(str(error).rstrip("."))
+            unread = True
+        else:
+            _merge(data, _lift_short_names(content, by_name, path, mistakes))
     for leaf, value in values:
         _set(data, leaf.path, value, mistakes)
+    if unread:  # what such a file would have set cannot be called missing
+        raise ConfigError(mistakes=mistakes)
     try:
         settings = model.model_validate(data)
     except ValidationError as error:
@@ -139,18 +148,21 @@ _NONE = {"none", "null"}
 
 
 def _read_value(leaf: Leaf, text: str) -> Any:
-    if text.lower() in _NONE and "none" in leaf.kind.split(" | "):
+    if text.lower() in _NONE and leaf.takes_none:
         return None
     if leaf.takes_text:
         return text
     import yaml
 
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if "list" in leaf.kind.split(" | ") and not isinstance(value, list):
-        return [yaml.safe_load(part) for part in text.split(",")]
+    def read(part: str) -> Any:
+        try:
+            return yaml.safe_load(part)
+        except yaml.YAMLError:
+            return part
+
+    value = read(text)
+    if leaf.is_list and not isinstance(value, list):
+        return [read(part) for part in text.split(",")]
     return text if isinstance(value, str) else value
 
 

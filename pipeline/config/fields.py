@@ -43,6 +43,16 @@ class Leaf:
         return str in members and not ({int, float, bool} & set(members))
 
     @property
+    def takes_none(self) -> bool:
+        """Whether `none` is the absence of a value, not a choice or a text of that name."""
+        return type(None) in _members(self.annotation)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the flag's value is a list: `[a, b]` or `a,b`."""
+        return any(get_origin(member) in (list, tuple) for member in _members(self.annotation))
+
+    @property
     def kind(self) -> str:
         """The type as `--help` shows it."""
         return " | ".join(_name(member) for member in _members(self.annotation))

@@ -37,8 +37,11 @@ def _line(detail: ErrorDetails, all_leaves: list[Leaf], known: list[str], sectio
         case "missing":
             return f"{name}: required, but not given"
         case "value_error":
-            prefix = f"{name}: " if name else ""
-            return f"{prefix}{context.get('error', detail['msg'])}"
+            text = str(context.get("error", detail["msg"]))
+            # A section's own validator names the full field already.
+            return text if not name or text.startswith(f"{name}.") else f"{name}: {text}"
+        case "invalid_key":
+            return f"{name}: found the key {found}, expected a text"
         case "model_type" | "model_attributes_type":
             return f"{name}: found {found}, expected a mapping"
         case _:

@@ -29,7 +29,7 @@ def option(default: Any, help: str, *, flag: str | None = None, **constraints: A
         flag: a second, short name, accepted as `--flag` and as a top-level key of the file.
         constraints: pydantic's (`ge`, `gt`, `le`, `lt`, `pattern`, `min_length`, ...).
     """
-    extra = {"flag": flag} if flag else None
+    extra: dict[str, Any] | None = {"flag": flag} if flag else None
     if default is ...:
         return Field(description=help, json_schema_extra=extra, **constraints)
     return Field(default=default, description=help, json_schema_extra=extra, **constraints)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["HeldoutScores", "MeanError", "paired_difference", "ratio_mean"]
+__all__ = ["METRICS", "HeldoutScores", "MeanError", "paired_difference", "ratio_mean"]
 
 METRICS = ("kl", "cross_entropy", "top1_agreement")
 

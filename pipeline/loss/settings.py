@@ -29,5 +29,5 @@ class LossSettings(Settings):
         " (renormalise; biased)",
     )
     chunk_rows: int = option(
-        256, "tokens whose logits exist at one time; memory is this times the vocabulary", ge=1
+        512, "tokens whose logits exist at one time; memory is this times the vocabulary", ge=1
     )

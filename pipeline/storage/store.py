@@ -21,6 +21,7 @@ _BACKOFF_S = 0.5
 # Answers of the store, not failures of the way to it: trying again would only repeat them.
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PARTIAL = ".partial"
 
 
 class Store:
@@ -77,13 +78,12 @@ class Store:
         """Return the sorted names of the files directly below `folder`; empty when missing."""
         self._fs.invalidate_cache()
         try:
-            found = self._try(
-                f"list {folder}", lambda: self._fs.ls(self.path(folder), detail=False)
-            )
+            found = self._try(f"list {folder}", lambda: self._fs.ls(self.path(folder), detail=True))
         except FileNotFoundError:
             return []
-        names = (str(item).rstrip("/").rsplit("/", 1)[-1] for item in found)
-        return sorted(name for name in names if name)
+        files = (str(item["name"]) for item in found if item["type"] == "file")
+        names = (name.rsplit("/", 1)[-1] for name in files)
+        return sorted(name for name in names if name and not name.endswith(_PARTIAL))
 
     def read(self, name: str) -> bytes:
         """Return the whole file.
@@ -97,23 +97,29 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Write the whole file, replacing another of that name; atomic."""
-        if self.is_local:
-            self._try(f"write {name}", lambda: self._write_local(name, data, replace=True))
-        else:
-            self._try(f"write {name}", lambda: self._fs.pipe_file(self.path(name), data))
+        action = f"write {name}"
+        try:
+            if self.is_local:
+                self._try(action, lambda: self._write_local(name, data, replace=True))
+            else:
+                self._try(action, lambda: self._fs.pipe_file(self.path(name), data))
+        except FileNotFoundError as error:  # of the bucket, not of the file
+            raise self._translated(action, error) from error
 
     def create(self, name: str, data: bytes) -> bool:
         """Write the file unless one of that name exists; atomic. Return whether it was written."""
+        action = f"create {name}"
         try:
             if self.is_local:
-                self._try(f"create {name}", lambda: self._write_local(name, data, replace=False))
+                self._try(action, lambda: self._write_local(name, data, replace=False))
             else:
                 self._try(
-                    f"create {name}",
-                    lambda: self._fs.pipe_file(self.path(name), data, mode="create"),
+                    action, lambda: self._fs.pipe_file(self.path(name), data, mode="create")
                 )
         except FileExistsError:
             return False
+        except FileNotFoundError as error:  # of the bucket, not of the file
+            raise self._translated(action, error) from error
         return True
 
     def delete(self, name: str) -> None:
@@ -135,9 +141,12 @@ class Store:
     def _write_local(self, name: str, data: bytes, *, replace: bool) -> None:
         target = self.path(name)
         folder = os.path.dirname(target)
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
         # The name never ends in .parquet: globs of other readers must not find unfinished files.
-        temporary = f"{target}.{uuid.uuid4().hex}.partial"
+        temporary = f"{target}.{uuid.uuid4().hex}{_PARTIAL}"
         try:
             with open(temporary, "xb") as file:
                 file.write(data)

@@ -23,6 +23,12 @@ class StudentSettings(Settings):
     layers_kept: tuple[int, ...] | None = option(
         None, "cut the model to these decoder layers, in this order (none: keep all)"
     )
+    repair: Literal["none", "least_squares"] = option(
+        "none",
+        "after the cut, refit each kept layer's MLP output to what the uncut model feeds into the "
+        "next kept layer (seconds; the student starts far nearer to the teacher)",
+    )
+    repair_tokens: int = option(6000, "tokens of the cache used by the repair, about", ge=256)
     layers_to_unfreeze: str | None = option(
         None,
         "YAML file with `unfrozen_parameters`: substrings or regular expressions of the parameter "
@@ -45,6 +51,11 @@ class StudentSettings(Settings):
                 raise ValueError("student.layers_kept: found an empty list, expected layers")
             if min(self.layers_kept) < 0:
                 raise ValueError("student.layers_kept: expected layer numbers from 0")
+        if self.repair != "none" and self.layers_kept is None:
+            raise ValueError(
+                f"student.repair: found {self.repair} without student.layers_kept, expected a cut "
+                "model to repair"
+            )
         if self.layers_to_unfreeze and self.freeze:
             raise ValueError("student.layers_to_unfreeze and student.freeze: expected at most one")
         return self

@@ -1,0 +1,226 @@
+"""Rows of the cache to one flat batch of torch tensors: position ids restart, no mask, no padding.
+
+Shapes: T tokens of all sequences in a row, N counted tokens, K entries of the fullest one,
+E entries of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.cache.sparse import CachedSequence
+from pipeline.errors import ConfigError
+
+__all__ = ["Batch", "collate", "temperature_index"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences laid end to end.
+
+    There is NO attention mask: with `position_ids` that restart, no mask and no key-value cache,
+    transformers keeps attention within each sequence; a mask of ones would switch that off.
+    """
+
+    input_ids_1T: Tensor
+    """int64."""
+    position_ids_1T: Tensor
+    """int64; 0 at the start of each sequence."""
+    label_index_N: Tensor
+    """int64; where the hidden state that PREDICTS the counted token is: its place minus one."""
+    gold_ids_N: Tensor
+    """int64; the counted tokens themselves."""
+    ids_NK: Tensor
+    """int64; the teacher's entries, 0 at padding."""
+    logprobs_NK: Tensor
+    """float32; log p at temperature 1, -inf at padding."""
+    inclusion_NK: Tensor | None
+    """float32; 1 at padding. None: all entries are certain."""
+    log_z_N: Tensor
+    """float32; at `temperature`."""
+    entropy_N: Tensor
+    """float32; the teacher's, at `temperature`, in nats."""
+    gold_logprob_N: Tensor
+    """float32; the teacher's log p of the counted token at temperature 1."""
+    sample_index_N: Tensor
+    """int64; which sequence of the batch the token belongs to."""
+    sample_ids: tuple[str, ...]
+    """Identity of each sequence."""
+    temperature: float
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences; 0 in an empty batch."""
+        return len(self.sample_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of sequences; 0 in an empty batch, whose one token is a dummy."""
+        return self.input_ids_1T.shape[1] if self.sample_ids else 0
+
+    @property
+    def num_counted_tokens(self) -> int:
+        """N."""
+        return self.label_index_N.shape[0]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the batch with all tensors on a device."""
+        tensors: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+
+def collate(
+    sequences: Sequence[CachedSequence], *, temperature: float, max_entries: int | None = None
+) -> Batch:
+    """Join sequences into a batch.
+
+    Without sequences the batch is one dummy token with N = 0, so that a rank without work runs
+    the model all the same.
+
+    Args:
+        sequences: in order.
+        temperature: one of the cache's grid.
+        max_entries: keep only this many entries of each position, the largest; ties go to the
+            smaller token id.
+
+    Raises:
+        ConfigError: the temperature is not in the grid; or `max_entries` with sampled entries,
+            of which the largest alone would be a biased target.
+    """
+    if not sequences:
+        return _empty(temperature)
+    targets = [sequence.targets for sequence in sequences]
+    columns = [temperature_index(target.temperatures, temperature) for target in targets]
+    lengths = [len(sequence.input_ids_L) for sequence in sequences]
+    starts = np.cumsum([0, *lengths])
+    ids_T = np.concatenate([sequence.input_ids_L for sequence in sequences]).astype(np.int64)
+    places = [np.flatnonzero(sequence.counted_L) for sequence in sequences]
+    place_N = np.concatenate([p + start for p, start in zip(places, starts, strict=False)])
+    counts_N = np.concatenate([target.counts_N for target in targets])
+    logprobs_E = np.concatenate([target.logprobs_E for target in targets])
+    inclusion = [target.inclusion_E for target in targets if target.inclusion_E is not None]
+    padded = _pad(
+        counts_N,
+        np.concatenate([target.token_ids_E for target in targets]),
+        logprobs_E,
+        np.concatenate(inclusion) if len(inclusion) == len(targets) else None,
+    )
+    if max_entries is not None and padded[0].shape[1] > max_entries:
+        if inclusion:
+            raise ConfigError(
+                f"max_entries is {max_entries}, but the cache's entries are a sample",
+                expected="none: the largest entries of a sample alone are a biased target",
+                do="leave data.max_entries unset",
+            )
+        padded = _largest(padded[0], padded[1], max_entries)
+    ids_NK, logprobs_NK, inclusion_NK = padded
+    return Batch(
+        input_ids_1T=torch.from_numpy(ids_T)[None],
+        position_ids_1T=torch.from_numpy(np.arange(len(ids_T)) - np.repeat(starts[:-1], lengths))[
+            None
+        ],
+        label_index_N=torch.from_numpy(place_N - 1),
+        gold_ids_N=torch.from_numpy(ids_T[place_N]),
+        ids_NK=torch.from_numpy(ids_NK),
+        logprobs_NK=torch.from_numpy(logprobs_NK),
+        inclusion_NK=None if inclusion_NK is None else torch.from_numpy(inclusion_NK),
+        log_z_N=_column([target.log_z_NG for target in targets], columns),
+        entropy_N=_column([target.entropy_NG for target in targets], columns),
+        gold_logprob_N=torch.from_numpy(
+            np.concatenate([target.gold_logprob_N for target in targets]).astype(np.float32)
+        ),
+        sample_index_N=torch.from_numpy(
+            np.repeat(np.arange(len(sequences)), [len(p) for p in places])
+        ),
+        sample_ids=tuple(sequence.sample_id for sequence in sequences),
+        temperature=temperature,
+    )
+
+
+def temperature_index(grid: Sequence[float], temperature: float) -> int:
+    """Return the column of a temperature in the cache's grid.
+
+    Raises:
+        ConfigError: it is not there; the message lists the grid.
+    """
+    for index, known in enumerate(grid):
+        if abs(known - temperature) <= 1e-6 * temperature:
+            return index
+    raise ConfigError(
+        f"temperature {temperature:g} is not in the cache",
+        expected="one of " + ", ".join(f"{known:g}" for known in grid),
+        do="choose one of these, or cache the teacher again with that temperature",
+    )
+
+
+_Padded = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None]
+
+
+def _pad(
+    counts_N: NDArray[np.int32],
+    token_ids_E: NDArray[np.int32],
+    logprobs_E: NDArray[np.float32],
+    inclusion_E: NDArray[np.float32] | None,
+) -> _Padded:
+    """Lay ragged entries out as [N, K]."""
+    tokens, width = len(counts_N), int(counts_N.max(initial=0))
+    filled_NK = np.arange(width) < counts_N[:, None]
+    ids_NK = np.zeros((tokens, width), np.int64)
+    logprobs_NK = np.full((tokens, width), -np.inf, np.float32)
+    ids_NK[filled_NK] = token_ids_E
+    logprobs_NK[filled_NK] = logprobs_E
+    if inclusion_E is None:
+        return ids_NK, logprobs_NK, None
+    inclusion_NK = np.ones((tokens, width), np.float32)
+    inclusion_NK[filled_NK] = inclusion_E
+    return ids_NK, logprobs_NK, inclusion_NK
+
+
+def _largest(
+    ids_NK: NDArray[np.int64],
+    logprobs_NK: NDArray[np.float32],
+    max_entries: int,
+) -> _Padded:
+    """Keep the largest entries of each row, still in ascending order of id."""
+    order_NK = np.argsort(-logprobs_NK, axis=1, kind="stable")[:, :max_entries]
+    order_NK = np.sort(order_NK, axis=1)
+    return (
+        np.take_along_axis(ids_NK, order_NK, axis=1),
+        np.take_along_axis(logprobs_NK, order_NK, axis=1),
+        None,
+    )
+
+
+def _column(tables: Sequence[NDArray[np.float32]], columns: Sequence[int]) -> Tensor:
+    picked = [table[:, column] for table, column in zip(tables, columns, strict=True)]
+    return torch.from_numpy(np.concatenate(picked).astype(np.float32))
+
+
+def _empty(temperature: float) -> Batch:
+    none, reals = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    return Batch(
+        input_ids_1T=torch.zeros(1, 1, dtype=torch.int64),
+        position_ids_1T=torch.zeros(1, 1, dtype=torch.int64),
+        label_index_N=none,
+        gold_ids_N=none,
+        ids_NK=none.reshape(0, 0),
+        logprobs_NK=reals.reshape(0, 0),
+        inclusion_NK=None,
+        log_z_N=reals,
+        entropy_N=reals,
+        gold_logprob_N=reals,
+        sample_index_N=none,
+        sample_ids=(),
+        temperature=temperature,
+    )

@@ -1,0 +1,40 @@
+"""What the stream needs of a cache: row lengths for planning, rows for batches.
+
+Shapes: R rows of all shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.sparse import CachedSequence
+
+__all__ = ["RowSource"]
+
+
+class RowSource(Protocol):
+    """Rows in shards; satisfied by `pipeline.cache.reader.SplitSource`.
+
+    The stream reads scattered rows of up to `shuffle_shards` shards for every step: a source
+    should keep that many shards at hand.
+    """
+
+    def shard_rows(self) -> Sequence[int]:
+        """Return the number of rows of each shard, in the manifest's order."""
+        ...
+
+    def lengths(self) -> NDArray[np.int32]:
+        """Return the tokens of every row [R], shard after shard."""
+        ...
+
+    def counted_counts(self) -> NDArray[np.int32]:
+        """Return the counted tokens of every row [R], shard after shard."""
+        ...
+
+    def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
+        """Decode rows of one shard, in the order asked for."""
+        ...

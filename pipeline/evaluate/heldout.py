@@ -1,0 +1,95 @@
+"""Score a student on the held-out rows of a cache: KL, cross-entropy, agreement, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.collate import Batch
+from pipeline.evaluate.measures import METRICS, HeldoutScores
+
+__all__ = ["PartialScores", "merge_scores", "score_batches"]
+
+_BINS = 15
+
+
+@dataclass
+class PartialScores:
+    """One rank's sums, by the sequence's identity."""
+
+    rows: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
+    bins: list[tuple[float, float, int]] = field(
+        default_factory=lambda: [(0.0, 0.0, 0)] * _BINS
+    )
+
+
+def score_batches(
+    batches: Iterable[Batch], forward: Callable[[Batch], Any]
+) -> PartialScores:
+    """Run `forward` on each batch and add up per sequence.
+
+    Args:
+        batches: held-out rows of this rank.
+        forward: returns `LossTerms` with predictions, at temperature 1.
+    """
+    scores = PartialScores()
+    for batch in batches:
+        terms = forward(batch)
+        if not batch.num_counted_tokens:
+            continue
+        # The teacher's likeliest token is its largest entry; top-k always holds it.
+        best_N = batch.logprobs_NK.argmax(-1, keepdim=True)
+        teacher_top_N = batch.ids_NK.gather(-1, best_N).squeeze(-1)
+        argmax_N = terms.argmax_N.cpu()
+        per_token = {
+            "kl": terms.kd_N.double().cpu().numpy(),
+            "cross_entropy": terms.ce_N.double().cpu().numpy(),
+            "top1_agreement": (argmax_N == teacher_top_N).double().numpy(),
+        }
+        owner_N = batch.sample_index_N.numpy()
+        counts = np.bincount(owner_N, minlength=batch.num_sequences)
+        sums = {
+            name: np.bincount(owner_N, weights=values, minlength=batch.num_sequences)
+            for name, values in per_token.items()
+        }
+        for index in range(batch.num_sequences):
+            scores.rows[batch.sample_ids[index]] = (
+                int(counts[index]),
+                {name: float(sums[name][index]) for name in METRICS},
+            )
+        confidence = terms.argmax_logprob_N.double().exp().cpu().numpy()
+        right = (argmax_N == batch.gold_ids_N).numpy()
+        which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+        for index in range(_BINS):
+            inside = which == index
+            conf, hits, count = scores.bins[index]
+            scores.bins[index] = (
+                conf + float(confidence[inside].sum()),
+                hits + float(right[inside].sum()),
+                count + int(inside.sum()),
+            )
+    return scores
+
+
+def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
+    """Join the ranks' parts, ordered by identity: the same for every number of ranks."""
+    parts = list(parts)
+    rows = {name: row for part in parts for name, row in part.rows.items()}
+    names = sorted(rows)
+    bins = [
+        (
+            sum(part.bins[i][0] for part in parts),
+            sum(part.bins[i][1] for part in parts),
+            sum(part.bins[i][2] for part in parts),
+        )
+        for i in range(_BINS)
+    ]
+    return HeldoutScores(
+        sample_ids=tuple(names),
+        counted=tuple(rows[name][0] for name in names),
+        sums={metric: tuple(rows[name][1][metric] for name in names) for metric in METRICS},
+        confidence_bins=tuple(bins),
+    )

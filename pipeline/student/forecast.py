@@ -1,0 +1,153 @@
+"""What a run of stage two will take, before it takes it: steps, tokens, memory, time."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from pipeline.data.plan import TrainPlan
+from pipeline.errors import ResourceError
+from pipeline.models.resolve import read_model_config
+from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
+from pipeline.student.run import Inputs
+
+__all__ = ["Forecast", "check_resources", "forecast", "print_forecast"]
+
+_BASE_BYTES = 1 << 30
+_ACTIVATION_FLOATS = 40
+"""Floats kept per token, layer and hidden unit without checkpointing (Llama-like, measured by
+peak memory at 2,048 tokens; a bound, not a fit)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Estimates for the whole run."""
+
+    rows: int
+    tokens_per_epoch: int
+    steps: int
+    packs_per_step: int
+    fill: float
+    parameters: int
+    memory_bytes: int
+    disk_bytes: int
+
+
+def forecast(inputs: Inputs, world_size: int) -> Forecast:
+    """Estimate by arithmetic; reads the cache's row lengths and the student's config only."""
+    source = inputs.cache.source("train")
+    plan = TrainPlan(
+        source,
+        seed=inputs.seed,
+        packs_per_step=inputs.packs_per_step(world_size),
+        pack_length=inputs.data.pack_length or inputs.pack_length(),
+        shuffle_shards=inputs.data.shuffle_shards,
+        packing=inputs.data.packing,
+    )
+    train = inputs.train
+    steps = train.max_steps or max(1, math.ceil(train.num_train_epochs * plan.steps_per_epoch))
+    parameters, hidden, layers, vocab = _shape(inputs)
+    # float32 weights, gradients and two moments, or a 16-bit copy beside float32 masters.
+    state = 16 * parameters
+    tokens = train.per_device_train_batch_size * plan.pack_length
+    activations = 4 * tokens * hidden * layers * _ACTIVATION_FLOATS
+    head = 3 * 4 * inputs.loss.chunk_rows * vocab
+    return Forecast(
+        rows=int(sum(source.shard_rows())),
+        tokens_per_epoch=int(source.lengths().sum()),
+        steps=steps,
+        packs_per_step=inputs.packs_per_step(world_size),
+        fill=plan.fill,
+        parameters=parameters,
+        memory_bytes=int(_BASE_BYTES + state + activations + head),
+        disk_bytes=int((train.keep_checkpoints + 1) * 16 * parameters + 4 * parameters),
+    )
+
+
+def check_resources(inputs: Inputs, plan: Forecast) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        ResourceError: too little memory (on a CPU) or disk.
+    """
+    import torch
+
+    available = available_memory_bytes()
+    if not torch.cuda.is_available() and plan.memory_bytes > available:
+        raise ResourceError(
+            f"training needs about {_gib(plan.memory_bytes)} of memory, {_gib(available)} are free",
+            do="use a smaller student, per_device_train_batch_size or loss.chunk_rows",
+        )
+    free = free_disk_bytes(inputs.output_dir)
+    if plan.disk_bytes > free:
+        raise ResourceError(
+            f"checkpoints need about {_gib(plan.disk_bytes)}, {_gib(free)} are free at "
+            f"{inputs.output_dir}",
+            do="free some space, choose another --output_dir, or a smaller train.keep_checkpoints",
+        )
+
+
+def print_forecast(inputs: Inputs, plan: Forecast) -> None:
+    """Print the plan; the time comes from this machine's speed in matrix products."""
+    kept = f", layers {list(inputs.student.layers_kept)}" if inputs.student.layers_kept else ""
+    print(f"student      {inputs.student.model}{kept}, about {plan.parameters / 1e6:.0f} M parameters")
+    print(f"cache        {inputs.cache_url} ({inputs.cache.manifest.identity_digest[:12]})")
+    print(f"samples      {plan.rows}, {plan.tokens_per_epoch} tokens an epoch")
+    print(f"packing      {100 * plan.fill:.1f} % of the capacity used")
+    print(f"steps        {plan.steps} of {plan.packs_per_step} packs")
+    print(f"memory       about {_gib(plan.memory_bytes)}, {_gib(available_memory_bytes())} free")
+    print(f"disk         about {_gib(plan.disk_bytes)} at {inputs.output_dir}")
+    check_resources(inputs, plan)
+    rate = _matmul_flops_per_s()
+    # Two operations a parameter and token forward, four backward.
+    seconds = 6.0 * plan.parameters * plan.tokens_per_epoch * _epochs(inputs, plan) / rate
+    print(f"time         about {seconds / 60:.1f} min at {rate / 1e9:.0f} GFLOP/s (calibrated)")
+
+
+def _epochs(inputs: Inputs, plan: Forecast) -> float:
+    train = inputs.train
+    if train.max_steps is None:
+        return float(train.num_train_epochs)
+    packs_per_epoch = plan.tokens_per_epoch / (
+        plan.fill * (inputs.data.pack_length or inputs.pack_length())
+    )
+    return plan.steps * plan.packs_per_step / packs_per_epoch
+
+
+def _matmul_flops_per_s() -> float:
+    """Measure a matrix product of the shape that training spends its time in."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 768
+    a = torch.randn(size, size, device=device)
+    for _ in range(3):
+        a @ a
+    started = time.monotonic()
+    repeats = 10
+    for _ in range(repeats):
+        product = a @ a
+    float(product[0, 0])  # waits for the device
+    return 2.0 * size**3 * repeats / (time.monotonic() - started)
+
+
+def _shape(inputs: Inputs) -> tuple[int, int, int, int]:
+    """Return parameters, hidden size, layers and vocabulary from the config alone."""
+    config = read_model_config(inputs.source.path)
+    config = config.get("text_config", config)
+    hidden = int(config.get("hidden_size") or config["n_embd"])
+    total_layers = int(config.get("num_hidden_layers") or config["n_layer"])
+    layers = len(inputs.student.layers_kept) if inputs.student.layers_kept else total_layers
+    vocab = int(config["vocab_size"])
+    inner = int(config.get("intermediate_size") or 4 * hidden)
+    heads = int(config.get("num_attention_heads") or config["n_head"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    attention = 2 * hidden * hidden * (1 + kv_heads / heads)
+    embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
+    parameters = int(layers * (attention + 3 * hidden * inner) + embeddings)
+    return parameters, hidden, layers, vocab
+
+
+def _gib(count: float) -> str:
+    return f"{count / (1 << 30):.2f} GiB"

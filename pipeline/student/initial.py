@@ -1,0 +1,113 @@
+"""The student before training: resolved, cut, repaired; a folder that every rank then loads."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.reader import Cache
+from pipeline.models.resolve import ResolvedModel, resolve_model
+from pipeline.student.cut import cut_model
+from pipeline.student.repair import repair_cut_student
+from pipeline.student.settings import StudentSettings
+
+__all__ = ["initial_identity", "make_initial_student"]
+
+_log = logging.getLogger(__name__)
+
+
+def initial_identity(settings: StudentSettings, source: ResolvedModel) -> dict[str, Any]:
+    """Return what decides the initial weights."""
+    data: dict[str, Any] = {
+        "model": source.name,
+        "revision": source.revision,
+        "layers_kept": list(settings.layers_kept) if settings.layers_kept else None,
+        "repair": settings.repair,
+    }
+    if settings.repair != "none":
+        data["repair_tokens"] = settings.repair_tokens
+    return data
+
+
+def make_initial_student(
+    settings: StudentSettings, source: ResolvedModel, cache: Cache, *, output_dir: Path
+) -> Path:
+    """Return the folder of the initial weights; made once, at `output_dir/init` for a cut.
+
+    Call on one rank only. A folder that is there is kept: it is whole, because it is renamed into
+    place, and the run's identity (checked by the checkpoints) says whether it belongs.
+    """
+    if settings.layers_kept is None:
+        return source.path
+    target = output_dir / "init"
+    if (target / "config.json").exists():
+        return target
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if settings.repair == "none":
+        return cut_model(source.path, settings.layers_kept, target)
+    temporary = output_dir / f"init.{uuid.uuid4().hex}.partial"
+    cut = output_dir / f"cut.{uuid.uuid4().hex}.partial"
+    try:
+        cut_model(source.path, settings.layers_kept, cut)
+        _repair(cut, source, settings, cache, temporary)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(cut, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _repair(
+    cut: Path, source: ResolvedModel, settings: StudentSettings, cache: Cache, target: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    assert settings.layers_kept is not None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def load(folder: Path) -> Any:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=settings.trust_remote_code
+        )
+        return model.to(device).eval()
+
+    sequences = _calibration_sequences(cache, settings.repair_tokens)
+    _log.info(
+        "repairing the cut student on %d tokens of the cache", sum(s.size for s in sequences)
+    )
+    student, original = load(cut), load(source.path)
+    repair_cut_student(student, original, settings.layers_kept, sequences)
+    student.cpu().save_pretrained(target)
+    for file in sorted(cut.iterdir()):
+        if not (target / file.name).exists() and file.suffix != ".safetensors":
+            shutil.copyfile(file, target / file.name)
+
+
+def _calibration_sequences(cache: Cache, wanted_tokens: int) -> list[NDArray[np.int32]]:
+    """Take rows from the front of the training shards until there are enough tokens."""
+    source = cache.source("train")
+    chosen: list[NDArray[np.int32]] = []
+    tokens = 0
+    for shard, rows in enumerate(source.shard_rows()):
+        for row in source.read_rows(shard, range(rows)):
+            chosen.append(row.input_ids_L)
+            tokens += int(row.input_ids_L.size)
+            if tokens >= wanted_tokens:
+                return chosen
+    return chosen
+
+
+def resolve_source(settings: StudentSettings) -> ResolvedModel:
+    """Return the model the student starts from.
+
+    Raises:
+        ModelError: it cannot be reached, or is no causal language model.
+    """
+    return resolve_model(settings.model, revision=settings.revision, role="student")

@@ -1,0 +1,92 @@
+"""A cache in memory that counts what is read of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.cache.sparse import CachedSequence, SparseTargets
+
+GRID = (1.0, 2.0)
+
+
+class FakeSource:
+    """Rows of random lengths; token i of row r of shard s is made of (s, r, i)."""
+
+    def __init__(
+        self,
+        shard_rows: Sequence[int],
+        *,
+        longest: int = 12,
+        seed: int = 0,
+        inclusion: bool = False,
+    ) -> None:
+        """Draw lengths, masks and targets."""
+        rng = np.random.default_rng(seed)
+        self._shard_rows = list(shard_rows)
+        self.reads: list[tuple[int, int]] = []
+        self.calls = 0
+        self.fail_after: int | None = None
+        self.rows = [
+            [_sequence(rng, shard, row, longest, inclusion) for row in range(rows)]
+            for shard, rows in enumerate(shard_rows)
+        ]
+
+    def _all(self) -> list[CachedSequence]:
+        return [sequence for shard in self.rows for sequence in shard]
+
+    def shard_rows(self) -> Sequence[int]:
+        """Rows of each shard."""
+        return self._shard_rows
+
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each row."""
+        return np.array([len(s.input_ids_L) for s in self._all()], np.int32)
+
+    def counted_counts(self) -> NDArray[np.int32]:
+        """Counted tokens of each row."""
+        return np.array([int(s.counted_L.sum()) for s in self._all()], np.int32)
+
+    def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
+        """Return rows, remembering which."""
+        self.calls += 1
+        if self.fail_after is not None and self.calls > self.fail_after:
+            raise OSError("the disk is gone")
+        self.reads += [(shard, row) for row in rows]
+        return [self.rows[shard][row] for row in rows]
+
+
+def _sequence(
+    rng: np.random.Generator, shard: int, row: int, longest: int, inclusion: bool
+) -> CachedSequence:
+    length = int(rng.integers(1, longest + 1))
+    counted_L = rng.random(length) < 0.6
+    counted_L[0] = False
+    n = int(counted_L.sum())
+    counts_N = rng.integers(0, 6, n).astype(np.int32)
+    entries = int(counts_N.sum())
+    ids = [np.sort(rng.choice(50, count, replace=False)) for count in counts_N]
+    return CachedSequence(
+        sample_id=f"{shard:016x}{row:016x}",
+        input_ids_L=rng.integers(0, 50, length).astype(np.int32),
+        counted_L=counted_L,
+        targets=SparseTargets(
+            counts_N=counts_N,
+            token_ids_E=np.concatenate([np.zeros(0, np.int64), *ids]).astype(np.int32),
+            logprobs_E=-rng.integers(1, 9, entries).astype(np.float32),
+            inclusion_E=rng.random(entries).astype(np.float32) if inclusion else None,
+            temperatures=GRID,
+            log_z_NG=rng.random((n, 2)).astype(np.float32),
+            entropy_NG=rng.random((n, 2)).astype(np.float32),
+            gold_logprob_N=-rng.random(n).astype(np.float32),
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_source() -> Callable[..., FakeSource]:
+    """Give tests `FakeSource`; a fixture, so that no test imports a test."""
+    return FakeSource

@@ -1,0 +1,118 @@
+"""Collation: every label, position and entry where it belongs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.collate import collate, temperature_index
+from pipeline.errors import ConfigError
+
+MakeSource = Callable[..., Any]
+
+
+@pytest.mark.parametrize("inclusion", [False, True])
+def test_everything_is_where_it_belongs(make_source: MakeSource, inclusion: bool) -> None:
+    """Walk the rows one token at a time and compare."""
+    rows = make_source([9], inclusion=inclusion, seed=2).rows[0]
+    batch = collate(rows, temperature=2.0)
+    assert batch.num_sequences == 9
+    assert (batch.inclusion_NK is not None) == inclusion
+    n = start = 0
+    for index, row in enumerate(rows):
+        length = len(row.input_ids_L)
+        ids = batch.input_ids_1T[0, start : start + length]
+        assert ids.tolist() == row.input_ids_L.tolist()
+        assert batch.position_ids_1T[0, start : start + length].tolist() == list(range(length))
+        entry = 0
+        for k, position in enumerate(np.flatnonzero(row.counted_L)):
+            target = row.targets
+            # The hidden state one before the token predicts it, within the same sequence.
+            label = int(batch.label_index_N[n])
+            assert start <= label == start + position - 1
+            assert batch.gold_ids_N[n] == row.input_ids_L[position]
+            assert batch.gold_ids_N[n] == batch.input_ids_1T[0, label + 1]
+            assert batch.sample_index_N[n] == index
+            assert batch.log_z_N[n] == target.log_z_NG[k, 1]
+            assert batch.entropy_N[n] == target.entropy_NG[k, 1]
+            assert batch.gold_logprob_N[n] == target.gold_logprob_N[k]
+            count = int(target.counts_N[k])
+            own = slice(entry, entry + count)
+            assert batch.ids_NK[n, :count].tolist() == target.token_ids_E[own].tolist()
+            assert batch.logprobs_NK[n, :count].tolist() == target.logprobs_E[own].tolist()
+            assert torch.isneginf(batch.logprobs_NK[n, count:]).all()
+            if batch.inclusion_NK is not None:
+                assert batch.inclusion_NK[n, :count].tolist() == target.inclusion_E[own].tolist()
+                assert (batch.inclusion_NK[n, count:] == 1).all()
+            entry += count
+            n += 1
+        start += length
+    assert n == batch.num_counted_tokens
+    assert start == batch.num_tokens
+
+
+def test_dtypes(make_source: MakeSource) -> None:
+    """Indices are int64, numbers float32."""
+    batch = collate(make_source([3]).rows[0], temperature=1.0)
+    for name in ("input_ids_1T", "position_ids_1T", "label_index_N", "gold_ids_N", "ids_NK"):
+        assert getattr(batch, name).dtype == torch.int64, name
+    for name in ("logprobs_NK", "log_z_N", "entropy_N", "gold_logprob_N"):
+        assert getattr(batch, name).dtype == torch.float32, name
+    assert batch.to("cpu").ids_NK is batch.ids_NK
+
+
+def test_empty_batch() -> None:
+    """One dummy token, nothing counted."""
+    batch = collate([], temperature=2.0)
+    assert batch.input_ids_1T.shape == batch.position_ids_1T.shape == (1, 1)
+    assert batch.num_counted_tokens == batch.num_sequences == batch.num_tokens == 0
+    assert batch.ids_NK.shape == batch.logprobs_NK.shape == (0, 0)
+
+
+def test_rows_without_counted_tokens(make_source: MakeSource) -> None:
+    """They take part in the batch, with no label."""
+    rows = make_source([5], longest=1).rows[0]
+    batch = collate(rows, temperature=1.0)
+    assert batch.num_tokens == 5
+    assert batch.ids_NK.shape == (0, 0)
+
+
+@pytest.mark.parametrize("max_entries", [1, 2, 3, 99])
+def test_fewer_entries_are_the_largest(make_source: MakeSource, max_entries: int) -> None:
+    """A finer cache serves a coarser request."""
+    rows = make_source([9]).rows[0]
+    full = collate(rows, temperature=1.0)
+    few = collate(rows, temperature=1.0, max_entries=max_entries)
+    assert few.ids_NK.shape[1] == min(max_entries, full.ids_NK.shape[1])
+    for n in range(full.num_counted_tokens):
+        pairs = sorted(zip(-full.logprobs_NK[n], full.ids_NK[n], strict=True))
+        best = [(-float(a), int(b)) for a, b in pairs if torch.isfinite(a)][:max_entries]
+        got = [
+            (float(a), int(b))
+            for a, b in zip(few.logprobs_NK[n], few.ids_NK[n], strict=True)
+            if torch.isfinite(a)
+        ]
+        assert sorted(got) == sorted(best)
+        assert [b for _, b in got] == sorted(b for _, b in got)
+
+
+def test_refusals(make_source: MakeSource) -> None:
+    """A temperature that is not cached; the largest of a sample."""
+    with pytest.raises(ConfigError, match=r"1\.5 is not in the cache; expected one of 1, 2"):
+        collate(make_source([1]).rows[0], temperature=1.5)
+    with pytest.raises(ConfigError, match="sample"):
+        collate(make_source([9], inclusion=True).rows[0], temperature=1.0, max_entries=2)
+    assert temperature_index((0.5, 1.0, 2.0), 2) == 2
+
+
+@pytest.mark.parametrize("module", ["settings", "source", "order", "packing", "plan"])
+def test_planning_imports_no_torch(module: str) -> None:
+    """Settings are read for `--help`; torch takes seconds to import."""
+    code = f"import pipeline.data.{module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
