@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.errors import CacheError, ConfigError, run_command
+
+if TYPE_CHECKING:
+    from pipeline.cache.manifest import ShardRecord
+    from pipeline.cache.reader import Cache
 
 _USAGE = """usage: python -m pipeline.cache COMMAND URL
 
 commands:
   inspect URL   what the cache holds, at a glance
-  verify URL    read every shard, compare checksums, decode every row
+  verify URL    read every file, compare checksums, decode every row
 
 URL is a folder or any address fsspec opens, such as s3://bucket/cache."""
 
@@ -62,6 +67,10 @@ def _verify(url: str) -> int:
 
     cache = open_cache(url)
     damaged: list[str] = []
+    try:
+        cache.tokenizer_files()
+    except CacheError as error:
+        damaged.append(error.found)
     checked = 0
     for split in ("train", "heldout"):
         source = cache.source(split)
@@ -71,6 +80,7 @@ def _verify(url: str) -> int:
                 counted = sum(row.targets.num_positions for row in decoded)
                 if counted != source.shards[shard].counted:
                     raise CacheError(f"{source.shards[shard].path}: {counted} counted tokens")
+                _check_record(cache, source.shards[shard])
                 checked += 1
             except CacheError as error:
                 damaged.append(error.found)
@@ -78,11 +88,22 @@ def _verify(url: str) -> int:
         print(line)
     if damaged:
         raise CacheError(
-            f"{url}: {len(damaged)} of {checked + len(damaged)} shards are damaged",
+            f"{url}: {len(damaged)} files are damaged, {checked} shards are whole",
             do="run the cache-teacher command that made this cache again; it makes only those anew",
         )
     print(f"{url}: {checked} shards whole")
     return 0
+
+
+def _check_record(cache: Cache, listed: ShardRecord) -> None:
+    """Compare a shard's record file with the manifest; a cache made again would rely on it."""
+    from pipeline.cache.manifest import record_name
+    from pipeline.cache.writer import intact_record
+
+    name = record_name(listed.split, listed.index)
+    record = intact_record(cache.store, listed.split, listed.index, check_bytes=False)
+    if record is None or record.to_json(with_rows=False) != listed.to_json(with_rows=False):
+        raise CacheError(f"{cache.store.full_url(name)}: shard record missing or damaged")
 
 
 if __name__ == "__main__":

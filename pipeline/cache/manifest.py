@@ -28,6 +28,7 @@ __all__ = [
     "read_manifest",
     "record_name",
     "shard_name",
+    "tokenizer_name",
 ]
 
 MANIFEST = "_meta/manifest.json"
@@ -75,9 +76,9 @@ class ShardRecord:
         """Read a record file; None where it is damaged."""
         try:
             data = json.loads(raw)
-            intact = fingerprint(data) == data.pop("record_sha256", fingerprint(data))
-            return cls.from_json(data) if intact else None
-        except (ValueError, TypeError, AttributeError):
+            stored = data.pop("record_sha256")
+            return cls.from_json(data) if fingerprint(data) == stored else None
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     @classmethod
@@ -215,6 +216,11 @@ def shard_name(split: str, index: int) -> str:
 def record_name(split: str, index: int) -> str:
     """Return the path of the shard's record inside the cache."""
     return f"_meta/shards/{split}-{index:05d}.json"
+
+
+def tokenizer_name(file: str) -> str:
+    """Return the path of a tokenizer file inside the cache."""
+    return f"_meta/tokenizer/{file}"
 
 
 def describe_difference(found: dict[str, Any], wanted: dict[str, Any], limit: int = 5) -> str:

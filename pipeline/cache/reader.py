@@ -20,6 +20,7 @@ from pipeline.cache.manifest import (
     checksum,
     read_manifest,
     read_rows_index,
+    tokenizer_name,
 )
 from pipeline.cache.schema import SCHEMA, read_footer, table_to_rows
 from pipeline.cache.sparse import CachedSequence
@@ -56,11 +57,23 @@ class Cache:
         return SplitSource(self, shards, index_R2)
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Return the tokenizer's files by name, as the teacher used them."""
-        return {
-            name: self.store.read(f"_meta/tokenizer/{name}")
-            for name in self.manifest.tokenizer_files
-        }
+        """Return the tokenizer's files by name, as the teacher used them.
+
+        Raises:
+            CacheError: one of them is missing or damaged.
+        """
+        files: dict[str, bytes] = {}
+        for name, wanted in self.manifest.tokenizer_xxh3_128.items():
+            try:
+                files[name] = self.store.read(tokenizer_name(name))
+            except FileNotFoundError:
+                files[name] = b""
+            if checksum(files[name]) != wanted:
+                raise CacheError(
+                    f"{self.store.full_url(tokenizer_name(name))}: missing or damaged",
+                    do="delete _meta/manifest.json and run cache-teacher again to write it anew",
+                )
+        return files
 
 
 class SplitSource:

@@ -85,6 +85,10 @@ def rows_to_table(
             raise CacheError(f"row {row.sample_id} was captured on another temperature grid")
         if int(row.counted_L.sum()) != targets.num_positions or row.counted_L[:1].any():
             raise CacheError(f"row {row.sample_id}: its targets do not match its counted tokens")
+        wanted = (targets.num_positions, len(temperatures))
+        fit = tail_N.size == targets.gold_logprob_N.size == targets.num_positions
+        if not fit or not targets.log_z_NG.shape == targets.entropy_NG.shape == wanted:
+            raise CacheError(f"row {row.sample_id}: its columns differ in length")
         columns["sample_id"].append(row.sample_id)
         columns["num_tokens"].append(int(row.input_ids_L.size))
         columns["num_counted"].append(targets.num_positions)

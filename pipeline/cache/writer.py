@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from pipeline.cache.manifest import (
     pack_rows_index,
     record_name,
     shard_name,
+    tokenizer_name,
 )
 from pipeline.cache.schema import SCHEMA, rows_to_table
 from pipeline.cache.sparse import CachedSequence
@@ -91,8 +91,7 @@ def commit_shard(store: Store, record: ShardRecord, data: bytes) -> None:
     bytes.
     """
     store.write(record.path, data)
-    text = json.dumps(record.to_json(with_rows=True), sort_keys=True)
-    store.write(record_name(record.split, record.index), text.encode())
+    store.write(record_name(record.split, record.index), record.to_bytes())
 
 
 def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) -> ShardRecord | None:
@@ -105,12 +104,14 @@ def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) ->
         check_bytes: read the whole shard and compare its checksum, not only its size.
     """
     try:
-        record = ShardRecord.from_json(json.loads(store.read(record_name(split, index))))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-    if store.size(record.path) != record.bytes:
-        return None
-    if check_bytes and checksum(store.read(record.path)) != record.xxh3_128:
+        record = ShardRecord.from_bytes(store.read(record_name(split, index)))
+        if record is None or (record.split, record.index) != (split, index):
+            return None
+        if store.size(record.path) != record.bytes:
+            return None
+        if check_bytes and checksum(store.read(record.path)) != record.xxh3_128:
+            return None
+    except FileNotFoundError:
         return None
     return record
 
@@ -129,10 +130,14 @@ def finalize(
     """Write the row index, the card and, last, the manifest.
 
     Raises:
-        CacheError: the cache would hold no training row.
+        CacheError: the cache would hold no training row, or lacks a tokenizer file.
     """
     if not any(record.rows for record in records if record.split == "train"):
         raise CacheError("the cache would hold no training rows", expected="at least one")
+    try:
+        tokenizer = {name: checksum(store.read(tokenizer_name(name))) for name in tokenizer_files}
+    except FileNotFoundError as error:
+        raise CacheError(f"{store.url}: a tokenizer file is missing ({error})") from None
     rows_index = pack_rows_index(tuple(records))
     manifest = Manifest(
         identity=dict(identity),
@@ -140,7 +145,7 @@ def finalize(
         temperatures=tuple(temperatures),
         shards=tuple(records),
         corpus_counts=dict(corpus_counts),
-        tokenizer_files=tuple(tokenizer_files),
+        tokenizer_xxh3_128=tokenizer,
         rows_xxh3_128=checksum(rows_index),
     )
     store.write(ROWS, rows_index)

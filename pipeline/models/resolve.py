@@ -71,6 +71,8 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ModelError(f"{folder}/config.json: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ModelError(f"{folder}/config.json: holds no mapping", expected="a model's configuration")
     return data
 
 
@@ -121,7 +123,8 @@ def _check_causal(model: ResolvedModel, role: str) -> None:
     config = read_model_config(model.path)
     architectures = config.get("architectures") or []
     causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-    if not any(str(name).endswith(causal) for name in architectures):
+    encodes = config.get("is_encoder_decoder", False)  # T5 and BART are ...ForConditionalGeneration
+    if encodes or not any(str(name).endswith(causal) for name in architectures):
         found = ", ".join(map(str, architectures)) or "no architecture"
         raise ModelError(
             f"{role} {model.name!r}: its config.json names {found}",

@@ -71,7 +71,9 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
     """Return the files `save_pretrained` writes, by name."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+        # Several chat templates go into a folder of their own.
+        found = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+        files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
     if "tokenizer_config.json" in files:
         config = json.loads(files["tokenizer_config.json"])
         for name in ("name_or_path", "is_local", "local_files_only"):
@@ -85,5 +87,7 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Any:
     """Load a tokenizer from the files that a cache carries."""
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
-            (Path(folder) / name).write_bytes(data)
+            file = Path(folder) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
         return load_tokenizer(folder)

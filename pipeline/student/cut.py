@@ -16,15 +16,15 @@ from pipeline.models.resolve import read_model_config
 __all__ = ["cut_model"]
 
 # The index of a decoder layer in a parameter's name: model.layers.7., transformer.h.7., ...
-_LAYER = re.compile(r"^(?P<head>(?:.*\.)?(?:layers|h|blocks)\.)(?P<index>\d+)(?P<rest>\..+)$")
+_LAYER = re.compile(r"^(?P<head>(?:.*?\.)?(?:layers|h|blocks)\.)(?P<index>\d+)(?P<rest>\..+)$")
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 def cut_model(source: Path, layers_kept: Sequence[int], target: Path) -> Path:
     """Write `target`: `source` with the decoder layers `layers_kept`, renumbered in that order.
 
-    Works on the safetensors files tensor by tensor, without building the model, so that memory
-    stays at one tensor. Written beside and renamed: `target` is whole or not there.
+    Works on the safetensors files one by one, without building the model, so that memory stays at
+    what is kept of one file. Written beside and renamed: `target` is whole or not there.
 
     Raises:
         ConfigError: a layer the model does not have.
@@ -51,8 +51,8 @@ def cut_model(source: Path, layers_kept: Sequence[int], target: Path) -> Path:
         _copy_tensors(source, temporary, list(layers_kept))
         inner[key] = len(layers_kept)
         for name, value in inner.items():
-            # One value per layer, as in Gemma's and Qwen's layer_types.
-            if isinstance(value, list) and len(value) == count and name.startswith("layer"):
+            # One value per layer, as in Gemma's and Qwen's layer_types, SmolLM3's no_rope_layers.
+            if isinstance(value, list) and len(value) == count and "layer" in name:
                 inner[name] = [value[layer] for layer in layers_kept]
         _write_json(temporary / "config.json", config)
         for file in sorted(source.iterdir()):
@@ -77,6 +77,7 @@ def _copy_tensors(source: Path, target: Path, layers_kept: list[int]) -> None:
         raise ModelError(f"{source}: no safetensors files", expected="weights as save_pretrained writes")
     index: dict[str, str] = {}
     seen_layers: set[int] = set()
+    heads: set[str] = set()
     size = 0
     for file in files:
         tensors: dict[str, Any] = {}
@@ -87,6 +88,7 @@ def _copy_tensors(source: Path, target: Path, layers_kept: list[int]) -> None:
                     tensors[name] = reader.get_tensor(name)
                     continue
                 seen_layers.add(int(match["index"]))
+                heads.add(match["head"])
                 for new, old in enumerate(layers_kept):
                     if old == int(match["index"]):
                         tensors[f"{match['head']}{new}{match['rest']}"] = reader.get_tensor(name)
@@ -94,6 +96,11 @@ def _copy_tensors(source: Path, target: Path, layers_kept: list[int]) -> None:
             save_file(tensors, target / file.name, metadata={"format": "pt"})
             index.update(dict.fromkeys(tensors, file.name))
             size += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if len(heads) > 1:
+        raise ModelError(
+            f"{source}: layers under several names ({', '.join(sorted(heads))})",
+            expected="one stack of decoder layers",
+        )
     if not set(layers_kept) <= seen_layers:
         raise ModelError(
             f"{source}: no weights of layers {sorted(set(layers_kept) - seen_layers)} were found",

@@ -23,12 +23,17 @@ def apply_freezing(model: Any, settings: StudentSettings) -> float:
     Raises:
         ConfigError: a pattern that matches no parameter, or nothing left to learn.
     """
+    # Tied weights answer to each of their names: Spectrum lists lm_head beside the embedding.
+    every = dict(model.named_parameters(remove_duplicate=False))
     named = dict(model.named_parameters())
     if settings.layers_to_unfreeze:
         patterns = read_unfrozen_parameters(settings.layers_to_unfreeze)
-        learns = _matches(named, patterns, settings.layers_to_unfreeze)
+        chosen = _matches(every, patterns, settings.layers_to_unfreeze)
     else:
-        learns = set(named) - _matches(named, settings.freeze, "student.freeze")
+        chosen = _matches(every, settings.freeze, "student.freeze")
+    hit = {id(every[name]) for name in chosen}
+    unfreeze = bool(settings.layers_to_unfreeze)
+    learns = {name for name, parameter in named.items() if (id(parameter) in hit) == unfreeze}
     if not learns:
         raise ConfigError(
             "every parameter of the student is frozen",
@@ -73,7 +78,9 @@ def _matches(named: Iterable[str], patterns: Iterable[str], where: str) -> set[s
             expression = re.compile(pattern)
         except re.error as error:
             raise ConfigError(f"{where}: {pattern!r} is no regular expression ({error})") from None
-        hits = {name for name in names if pattern in name or expression.search(name)}
+        # As plain text where it occurs as such: "layers.1." is not meant to match "layers.10.".
+        hits = {name for name in names if pattern in name}
+        hits = hits or {name for name in names if expression.search(name)}
         if not hits:
             useless.append(pattern)
         chosen |= hits

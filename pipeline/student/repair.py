@@ -28,6 +28,7 @@ __all__ = ["repair_cut_student"]
 _log = logging.getLogger(__name__)
 _RIDGE = 0.1
 _BATCH_SEQUENCES = 16
+_AFTER_PROJECTION = ("post_feedforward_layernorm", "post_mlp_layernorm", "residual_multiplier")
 
 
 def repair_cut_student(
@@ -42,7 +43,8 @@ def repair_cut_student(
         sequences: token ids to compare on, a few thousand tokens.
 
     Raises:
-        ModelError: the architecture adds something after the projection (Gemma's extra norms).
+        ModelError: the architecture does not add the projection's output as it is (extra norms
+            after it as in Gemma 2 and GLM 4, or a factor as in Granite).
     """
     import torch
 
@@ -78,7 +80,7 @@ def _decoder(model: Any) -> Any:
     plain = layers is not None and all(
         hasattr(layer, "mlp")
         and hasattr(layer.mlp, "down_proj")
-        and not hasattr(layer, "post_feedforward_layernorm")
+        and not any(hasattr(layer, name) for name in _AFTER_PROJECTION)
         for layer in layers
     )
     if not plain:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cache.manifest import MANIFEST, PLAN, SPLITS, describe_difference
+from pipeline.cache.manifest import MANIFEST, PLAN, SPLITS, describe_difference, read_manifest
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
 from pipeline.errors import CacheError
@@ -84,22 +84,35 @@ def settle_plan(store: Store, plan: WorkPlan, identity: dict[str, Any]) -> None:
         CacheError: the folder holds a cache, or the start of one, of another identity.
     """
     content = plan.to_bytes(identity)
-    if store.create(PLAN, content):
-        if store.exists(MANIFEST):
-            raise CacheError(f"{store.url}: a manifest without a plan", do="choose an empty folder")
+    if not store.exists(PLAN) and store.exists(MANIFEST):
+        found = read_manifest(store).identity  # the plan was deleted; the cache says whose it is
+        if fingerprint(found) == fingerprint(identity):
+            store.write(PLAN, content)
+            return
+    elif store.create(PLAN, content):
         return
-    present = store.read(PLAN)
-    if present == content:
-        return
-    try:
-        found = json.loads(present)["identity"]
-    except (ValueError, KeyError, TypeError):
-        raise CacheError(
-            f"{store.full_url(PLAN)}: damaged", do="delete it; finished shards are kept and checked"
-        ) from None
+    else:
+        present = store.read(PLAN)
+        if present == content:
+            return
+        found = _planned_identity(store, present)
     difference = describe_difference(found, identity)
     raise CacheError(
         f"{store.url}: holds a cache of another identity ({difference or 'another cut'})",
         expected="an empty folder, or a cache made with these settings",
         do="choose another --cache_dir, or delete that cache",
     )
+
+
+def _planned_identity(store: Store, content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+        identity: dict[str, Any] = data["identity"]
+        intact = fingerprint(identity) == data["identity_digest"]
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise CacheError(
+            f"{store.full_url(PLAN)}: damaged", do="delete it; finished shards are kept and checked"
+        )
+    return identity

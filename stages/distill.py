@@ -1,0 +1,148 @@
+"""The whole path on one machine: teacher to cache, cache to student, a control, a report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config import Settings, option, parse_command
+from pipeline.config.command import command_line
+from pipeline.errors import DistillError, run_command
+
+__all__ = ["DistillRun", "main"]
+
+PROG = "python -m stages.distill"
+
+
+class DistillRun(Settings):
+    """Where things go and which configurations are used; stage settings stand in those files."""
+
+    run_dir: str = option("runs/default", "folder for cache, student, control and report")
+    teacher_config: str = option("stages/configs/teacher.yaml", "configuration of stage one")
+    student_config: str = option("stages/configs/student.yaml", "configuration of stage two")
+    nproc: int = option(1, "processes that train", ge=1)
+    teacher_python: str = option(sys.executable, "interpreter of stage one's environment")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run both stages, the control and the report; finished parts are not done again."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    run = parse_command(
+        DistillRun,
+        arguments,
+        prog=PROG,
+        description=__doc__ or "",
+        examples=[f"{PROG}", f"{PROG} --run_dir runs/mine --student_config my-student.yaml"],
+    ).settings
+    started = time.monotonic()
+    root = Path(run.run_dir)
+    cache, student, control = root / "cache", root / "student", root / "control"
+    teacher = [
+        run.teacher_python, "-m", "stages.cache_teacher", "--config", run.teacher_config,
+        "--cache_dir", str(cache),
+    ]  # fmt: skip
+    train = _trainer(run.nproc) + ["--config", run.student_config, "--cache_dir", str(cache)]
+    distilled = [*train, "--output_dir", str(student)]
+    _stage("1/4 teacher: reads the corpus once", teacher)
+    _stage("2/4 student: learns from the cache", distilled)
+    # The control starts from the very same weights, sees the very same batches, and learns from
+    # the text alone.
+    init = student / "init"
+    controlled = [
+        *train, "--output_dir", str(control), "--alpha", "0", "--train.evaluate_before", "false",
+    ]  # fmt: skip
+    if init.exists():
+        controlled += [
+            "--student_model", str(init), "--student.layers_kept", "none",
+            "--student.repair", "none",
+        ]  # fmt: skip
+    _stage("3/4 control: the same student and steps, cross-entropy alone", controlled)
+    print("== 4/4 report", flush=True)
+    page = _report(root, cache, student, control, arguments, [teacher, distilled, controlled])
+    minutes = (time.monotonic() - started) / 60
+    print(
+        f"""
+report    {page}
+student   {student / "model"}   (AutoModelForCausalLM.from_pretrained, vLLM)
+cache     {cache}   (python -m pipeline.cache inspect {cache})
+in        {minutes:.1f} minutes; the same command again redoes nothing
+
+next      another student from the same cache:  make train-student ARGS="--cache_dir {cache} \\
+              --output_dir {root / "student-t2"} --temperature 2 --alpha 0.5"
+          your own teacher and corpus:          make cache-teacher ARGS="--teacher_model NAME \\
+              --dataset_name NAME_OR_FILE --cache_dir FOLDER_OR_URL"
+          what a run would take:                add --dry-run to ARGS"""
+    )
+    return 0
+
+
+def _trainer(nproc: int) -> list[str]:
+    if nproc == 1:
+        return [sys.executable, "-m", "stages.train_student"]
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        "--nproc-per-node", str(nproc), "-m", "stages.train_student",
+    ]  # fmt: skip
+
+
+def _stage(title: str, command: list[str]) -> None:
+    """Run one stage as its own process, as a cluster would; stop where it fails."""
+    print(f"== {title}", flush=True)
+    result = subprocess.run(command, check=False)
+    if result.returncode:
+        # The stage has said what was wrong; its exit code is ours.
+        raise _StageFailed(f"{command[2]} ended with exit code {result.returncode}", result.returncode)
+
+
+class _StageFailed(DistillError):
+    def __init__(self, found: str, code: int) -> None:
+        super().__init__(found, do="mend what it says above and run the same command again")
+        self.exit_code = code if code > 0 else 1
+
+
+def _report(
+    root: Path, cache_dir: Path, student: Path, control: Path, arguments: list[str],
+    stages: list[list[str]],
+) -> Path:  # fmt: skip
+    import shlex
+
+    from pipeline.cache.reader import open_cache
+    from pipeline.models.resolve import resolve_model
+    from pipeline.observe.logs import configure_logging
+    from pipeline.report import Command, terminal_table, write_report
+    from pipeline.report.compose import RunFolder, compose_report
+
+    configure_logging("warning")
+    cache = open_cache(str(cache_dir))
+    teacher = cache.manifest.identity["teacher"]
+    report = compose_report(
+        cache,
+        [
+            RunFolder("distilled student", "distilled", student, "trained on the teacher's distributions"),
+            RunFolder("cross-entropy control", "control", control, "same start, data and steps; text alone"),
+        ],
+        teacher_folder=resolve_model(teacher["model"], role="teacher").path,
+        commands=[
+            Command("everything on this page", command_line(PROG, arguments)),
+            *(
+                Command(what, shlex.join(["python", *line[1:]]))
+                for what, line in zip(("the cache", "the student", "the control"), stages, strict=True)
+            ),
+        ],
+        notes=[
+            "KL is that of the cached entries with all other tokens as one outcome: a lower bound "
+            "of the full KL.",
+            "Standard errors are over held-out sequences; differences are paired by sequence.",
+        ],
+        title="Distillation report",
+    )
+    page = write_report(report, root / "report")
+    print("\n" + terminal_table(report))
+    return page
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

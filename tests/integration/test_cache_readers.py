@@ -1,0 +1,126 @@
+"""Other people's tools read a cache as it lies: datasets, DuckDB, polars, pyarrow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.cache.reader import open_cache
+from tests.unit.cache.sample_cache import write_cache
+
+FLOATS = ("tail_mass", "gold_logprob", "log_z", "entropy")
+NAMES = ["sample_id", "num_tokens", "num_counted", "input_ids", "counted", "entries", *FLOATS]
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readers") / "cache"
+    write_cache(str(folder))
+    # What a killed writer leaves must disturb no reader.
+    (folder / "data/train/00002.parquet.0123.partial").write_bytes(b"PAR1 half")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(cache_dir: Path) -> dict[str, list[Any]]:
+    cache = open_cache(str(cache_dir))
+    return {
+        split: [
+            row
+            for shard, rows in enumerate(cache.source(split).shard_rows())
+            for row in cache.source(split).read_rows(shard, range(rows))
+        ]
+        for split in ("train", "heldout")
+    }
+
+
+def _same(found: list[dict[str, Any]], rows: list[Any]) -> None:
+    assert len(found) == len(rows)
+    for got, row in zip(found, rows, strict=True):
+        targets = row.targets
+        assert list(got) == NAMES
+        assert got["sample_id"] == row.sample_id
+        assert got["num_tokens"] == row.input_ids_L.size == len(got["input_ids"])
+        assert got["num_counted"] == targets.num_positions == sum(got["counted"])
+        assert list(got["input_ids"]) == row.input_ids_L.tolist()
+        assert list(got["counted"]) == row.counted_L.tolist()
+        size = 2 * targets.num_positions + 3 * targets.token_ids_E.size
+        assert isinstance(got["entries"], bytes)
+        assert len(got["entries"]) == size
+        for name, values in (
+            ("gold_logprob", targets.gold_logprob_N),
+            ("log_z", targets.log_z_NG),
+            ("entropy", targets.entropy_NG),
+        ):
+            assert list(got[name]) == values.reshape(-1).tolist()
+        assert all(0 <= value <= 1 for value in got["tail_mass"])
+
+
+def test_datasets(
+    cache_dir: Path,
+    expected: dict[str, list[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    found = datasets.load_dataset(str(cache_dir), cache_dir=str(tmp_path))
+    assert set(found) == {"train", "heldout"}
+    for split, rows in expected.items():
+        _same([dict(row) for row in found[split]], rows)
+        assert found[split].features["log_z"].feature.dtype == "float16"
+        assert found[split].features["input_ids"].feature.dtype == "int32"
+
+
+def test_duckdb(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    for split, rows in expected.items():
+        query = duckdb.sql(f"SELECT * FROM '{cache_dir}/data/{split}/*.parquet'")
+        names = query.columns
+        _same([dict(zip(names, row, strict=True)) for row in query.fetchall()], rows)
+    (mean,) = duckdb.sql(
+        f"SELECT avg(list_avg(tail_mass)) FROM '{cache_dir}/data/train/*.parquet'"
+    ).fetchone()
+    assert 0 < mean < 1
+    (total,) = duckdb.sql(
+        f"SELECT sum(num_counted) FROM '{cache_dir}/data/**/*.parquet'"
+    ).fetchone()
+    assert total == sum(record.counted for record in open_cache(str(cache_dir)).manifest.shards)
+
+
+def test_polars(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
+    polars = pytest.importorskip("polars")
+    for split, rows in expected.items():
+        frame = polars.read_parquet(f"{cache_dir}/data/{split}/*.parquet")
+        _same(frame.to_dicts(), rows)
+
+
+def test_pyarrow(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+
+    for split, rows in expected.items():
+        files = sorted((cache_dir / "data" / split).glob("*.parquet"))
+        table = ds.dataset(files).to_table()
+        _same(table.to_pylist(), rows)
+        assert table.schema.field("log_z").type == pa.list_(pa.float16())
+        assert not any(table.schema.field(name).nullable for name in NAMES)
+        # Damage that reached the file unnoticed is found by page checksums as well.
+        file = pq.ParquetFile(files[0], page_checksum_verification=True)
+        assert file.read().num_rows == file.metadata.num_rows
+        column = file.metadata.row_group(0).column(NAMES.index("entries"))
+        assert column.compression == "ZSTD"
+        assert "RLE_DICTIONARY" not in column.encodings
+
+
+def test_half_precision_survives(cache_dir: Path) -> None:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(cache_dir / "data/train/00000.parquet")
+    values = table.column("entropy").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    assert values.dtype == np.float16
+    assert np.isfinite(values).all()

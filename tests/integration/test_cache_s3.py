@@ -1,0 +1,57 @@
+"""A cache on S3 (moto's server): written, read, verified, damaged, without a local copy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.cache.reader import open_cache
+from pipeline.cache.writer import commit_shard, intact_record
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+from tests.unit.cache.sample_cache import sample_shard, write_cache
+
+
+def _verify(url: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cache", "verify", url]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_a_cache_on_s3_is_the_same_as_on_disk(bucket: str, tmp_path: object) -> None:
+    url, local = f"s3://{bucket}/runs/cache", f"{tmp_path}/cache"
+    assert write_cache(url) == write_cache(local)
+    remote, disk = open_cache(url), open_cache(local)
+    assert remote.manifest == disk.manifest
+    for split in ("train", "heldout"):
+        a, b = remote.source(split), disk.source(split)
+        for shard, rows in enumerate(a.shard_rows()):
+            for x, y in zip(
+                a.read_rows(shard, range(rows)), b.read_rows(shard, range(rows)), strict=True
+            ):
+                assert x.sample_id == y.sample_id
+                assert x.targets.logprobs_E.tolist() == y.targets.logprobs_E.tolist()
+    for record in disk.manifest.shards:
+        assert Store(url).read(record.path) == Store(local).read(record.path)
+    assert remote.tokenizer_files() == disk.tokenizer_files()
+
+
+def test_damage_on_s3_is_found_and_mended(bucket: str) -> None:
+    url = f"s3://{bucket}/cache"
+    write_cache(url)
+    assert _verify(url).returncode == 0
+    store, (record, data) = Store(url), sample_shard("train", 1, 3)
+    store.write(record.path, data[:-1] + b"\x00")
+    assert intact_record(store, "train", 1, check_bytes=True) is None
+    with pytest.raises(CacheError, match=f"{url}/{record.path}: shard damaged: checksum"):
+        open_cache(url).source("train").read_rows(1, [0])
+    done = _verify(url)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert record.path in done.stdout
+    commit_shard(store, record, data)
+    assert intact_record(store, "train", 1, check_bytes=True) == record
+    store.delete("_meta/manifest.json")
+    with pytest.raises(CacheError, match="no cache there"):
+        open_cache(url)

@@ -1,0 +1,290 @@
+"""One contract for every store: whole files or none, one creator, faults said in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.storage import Store, store as store_module
+
+
+def test_write_read_replace(store: Store) -> None:
+    store.write("a/b/one.bin", b"\x00first")
+    assert store.read("a/b/one.bin") == b"\x00first"
+    store.write("a/b/one.bin", b"2")
+    assert store.read("a/b/one.bin") == b"2"
+    store.write("empty", b"")
+    assert store.read("empty") == b""
+    assert store.size("empty") == 0
+    assert store.size("a/b/one.bin") == 1
+
+
+def test_absent_files(store: Store) -> None:
+    for _ in range(2):  # before and after there is anything at all
+        with pytest.raises(FileNotFoundError):
+            store.read("gone")
+        assert store.size("gone") is None
+        assert store.list("gone") == []
+        assert not store.exists("gone")
+        store.delete("gone")
+        store.write("here", b"x")
+
+
+def test_exists_and_delete(store: Store) -> None:
+    store.write("a/file", b"x")
+    assert store.exists("a/file")
+    assert store.exists("a")
+    store.delete("a/file")
+    assert not store.exists("a/file")
+    assert store.size("a/file") is None
+
+
+def test_list_is_sorted_fresh_and_of_files_only(store: Store) -> None:
+    assert store.list("a") == []
+    for name in ("a/2", "a/1", "a/deeper/3", "b/4"):
+        store.write(name, b"x")
+    assert store.list("a") == ["1", "2"]
+    assert store.list("a/") == ["1", "2"]
+    assert Store(store.url).list("a/deeper") == ["3"]
+    Store(store.url).write("a/0", b"x")  # another writer: no stale listing
+    assert store.list("a") == ["0", "1", "2"]
+    store.delete("a/1")
+    assert store.list("a") == ["0", "2"]
+
+
+def test_create_only(store: Store) -> None:
+    assert store.create("plan", b"mine") is True
+    assert store.create("plan", b"other") is False
+    assert store.read("plan") == b"mine"
+    store.write("plan", b"replaced")
+    assert store.create("plan", b"other") is False
+    assert store.read("plan") == b"replaced"
+    store.delete("plan")
+    assert store.create("plan", b"again") is True
+
+
+@pytest.mark.parametrize("store", ["local", "s3"], indirect=True)
+def test_of_concurrent_creators_exactly_one_wins(store: Store) -> None:
+    number = 8
+    for attempt in range(5):
+        barrier = Barrier(number)
+
+        def create(me: int, attempt: int = attempt, barrier: Barrier = barrier) -> bool:
+            mine = Store(store.url)
+            barrier.wait()
+            return mine.create(f"plan-{attempt}", bytes([me]) * 1000)
+
+        with ThreadPoolExecutor(number) as pool:
+            won = list(pool.map(create, range(number)))
+        assert sum(won) == 1
+        assert store.read(f"plan-{attempt}") == bytes([won.index(True)]) * 1000
+
+
+def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    contents = [bytes([n]) * 200_000 for n in range(4)]
+    store.write("file", contents[0])
+    stop = time.monotonic() + 0.5
+
+    def write(n: int) -> None:
+        while time.monotonic() < stop:
+            store.write("file", contents[n])
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(write, n) for n in (1, 2)]
+        while time.monotonic() < stop:
+            assert store.read("file") in contents
+            assert store.list("") == ["file"]
+        for job in jobs:
+            job.result()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_paths_and_urls(store: Store) -> None:
+    assert store.full_url("a/b") == f"{store.url}/a/b"
+    assert store.full_url("") == store.url
+    assert store.path("a").endswith("cache/a" if not store.is_local else "root/a")
+    assert store.url in repr(store)
+    assert (store.free_bytes() is None) != store.is_local
+    assert not store.is_local or (store.free_bytes() or 0) > 0
+
+
+def _seen_while_syncing(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
+    """Return a list that fills with the files that exist at each fsync."""
+    seen: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        seen.extend(str(path.name) for path in root.rglob("*") if path.is_file())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return seen
+
+
+@pytest.mark.parametrize("method", ["write", "create"])
+def test_the_unfinished_file_is_no_parquet_and_does_not_stay(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = _seen_while_syncing(monkeypatch, tmp_path)
+    getattr(Store(str(tmp_path)), method)("data/0.parquet", b"x")
+    # First the synced temporary file, then the folder with the file in place.
+    assert len(seen) == 2
+    assert seen[0].startswith("0.parquet.")
+    assert seen[0].endswith(".partial")
+    assert seen[1] == "0.parquet"
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["0.parquet"]
+    (tmp_path / "data/1.parquet.abc.partial").write_bytes(b"left by a killed writer")
+    assert Store(str(tmp_path)).list("data") == ["0.parquet"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("method", ["write", "create"])
+def test_a_full_disk_is_said_in_words_and_leaves_nothing(
+    number: int, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    store.write("data/old", b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for name in ("data/new", "data/old"):
+        if method == "create" and name == "data/old":
+            continue
+        with pytest.raises(StoreError, match=rf"the disk is full .cannot {method} {name}.*free"):
+            getattr(store, method)(name, b"data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["old"]
+    assert store.read("data/old") == b"old"
+
+
+def test_other_local_faults_are_said_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "root"))
+
+    def refused(*_args: Any, **_kwargs: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refused)
+        with pytest.raises(StoreError, match=r"cannot write a .Permission denied.*rights"):
+            store.write("a", b"x")
+    assert list((tmp_path / "root").iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    for root, name in ((tmp_path / "file", "a"), (tmp_path, "file/b"), (tmp_path, "file/b/c")):
+        for method in ("write", "create"):
+            with pytest.raises(StoreError, match="Not a directory|is a file, not a folder"):
+                getattr(Store(str(root)), method)(name, b"x")
+
+
+class _Faults:
+    """Replaces a method of the file system: fails a number of times, then works."""
+
+    def __init__(self, real: Callable[..., Any], error: Exception, times: int) -> None:
+        self.real, self.error, self.times, self.calls = real, error, times, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+        return self.real(*args, **kwargs)
+
+
+_CALLS: list[tuple[str, Callable[[Store], Any]]] = [
+    ("cat_file", lambda store: store.read("there")),
+    ("pipe_file", lambda store: store.write("new", b"x")),
+    ("pipe_file", lambda store: store.create("new", b"x")),
+    ("ls", lambda store: store.list("")),
+    ("size", lambda store: store.size("there")),
+    ("exists", lambda store: store.exists("there")),
+    ("rm_file", lambda store: store.delete("there")),
+]
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> tuple[Store, list[float]]:
+    """Return a remote store with one file, and the pauses it makes."""
+    store = Store(f"memory://remote-{time.monotonic_ns()}")
+    store.write("there", b"x")
+    pauses: list[float] = []
+    monkeypatch.setattr(store_module.time, "sleep", pauses.append)
+    return store, pauses
+
+
+@pytest.mark.parametrize(("method", "call"), _CALLS)
+def test_a_passing_remote_fault_is_tried_again(
+    method: str,
+    call: Callable[[Store], Any],
+    remote: tuple[Store, list[float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, pauses = remote
+    faults = _Faults(getattr(store._fs, method), ConnectionError("reset by peer"), 3)
+    monkeypatch.setattr(store._fs, method, faults)
+    call(store)
+    assert faults.calls == 4
+    assert pauses == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("method", "call"), _CALLS)
+def test_a_lasting_remote_fault_ends_in_words(
+    method: str,
+    call: Callable[[Store], Any],
+    remote: tuple[Store, list[float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, pauses = remote
+    faults = _Faults(getattr(store._fs, method), ConnectionError("reset by peer"), 99)
+    monkeypatch.setattr(store._fs, method, faults)
+    with pytest.raises(StoreError, match=r"ConnectionError: reset by peer.*check the address"):
+        call(store)
+    assert faults.calls == 4
+    assert len(pauses) == 3
+
+
+@pytest.mark.parametrize(("method", "call"), _CALLS)
+def test_a_final_answer_is_not_tried_again(
+    method: str,
+    call: Callable[[Store], Any],
+    remote: tuple[Store, list[float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, pauses = remote
+    error = PermissionError(errno.EACCES, "Access Denied")
+    faults = _Faults(getattr(store._fs, method), error, 99)
+    monkeypatch.setattr(store._fs, method, faults)
+    with pytest.raises(StoreError, match="Access Denied"):
+        call(store)
+    assert faults.calls == 1
+    assert pauses == []
+
+
+def test_a_bucket_that_is_not_there(s3_endpoint: str) -> None:
+    store = Store("s3://no-such-bucket-here/cache")
+    for method in ("write", "create"):
+        with pytest.raises(StoreError, match=f"cannot {method} x .*bucket"):
+            getattr(store, method)("x", b"x")
+    assert store.list("") == []
+
+
+def test_unknown_protocols_are_refused() -> None:
+    with pytest.raises(StoreError, match=r"nonsense.*expected a local path or a URL"):
+        Store("nonsense://x/y")
+
+
+def test_file_urls_are_local(tmp_path: Path) -> None:
+    store = Store(f"file://{tmp_path}/root")
+    store.write("a", b"x")
+    assert store.is_local
+    assert (tmp_path / "root/a").read_bytes() == b"x"
