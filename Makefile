@@ -62,6 +62,11 @@ setup-student: ## Install what stage two needs
 setup-dev: ## Install what the tests and checks need
 	$(SETUP) dev
 
+.PHONY: setup-flash
+setup-flash: setup ## Add flash-attn on a GPU machine (compiles for a while; needs nvcc)
+	@for python in $(TEACHER) $(STUDENT); do \
+	  $$(dirname $$python)/uv pip install --python $$python --no-build-isolation flash-attn; done
+
 .PHONY: lock
 lock: setup-dev ## Resolve the pinned lock files anew from stages/locks/*.in
 	@$(STUDENT) stages/locks/resolve.py

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import DistillError, run_command
+from stages.report import write_run_report
 
 __all__ = ["DistillRun", "main"]
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.teacher_python, "-m", "stages.cache_teacher", "--config", run.teacher_config,
         "--cache_dir", str(cache),
     ]  # fmt: skip
-    train = _trainer(run.nproc) + ["--config", run.student_config, "--cache_dir", str(cache)]
+    train = [*_trainer(run.nproc), "--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*train, "--output_dir", str(student)]
     _stage("1/4 teacher: reads the corpus once", teacher)
     _stage("2/4 student: learns from the cache", distilled)
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]  # fmt: skip
     _stage("3/4 control: the same student and steps, cross-entropy alone", controlled)
     print("== 4/4 report", flush=True)
-    page = _report(root, cache, student, control, arguments, [teacher, distilled, controlled])
+    page = write_run_report(root, command=command_line(PROG, arguments))
     minutes = (time.monotonic() - started) / 60
     print(
         f"""
@@ -94,54 +95,15 @@ def _stage(title: str, command: list[str]) -> None:
     result = subprocess.run(command, check=False)
     if result.returncode:
         # The stage has said what was wrong; its exit code is ours.
-        raise _StageFailed(f"{command[2]} ended with exit code {result.returncode}", result.returncode)
+        raise _StageFailed(
+            f"{command[2]} ended with exit code {result.returncode}", result.returncode
+        )
 
 
 class _StageFailed(DistillError):
     def __init__(self, found: str, code: int) -> None:
         super().__init__(found, do="mend what it says above and run the same command again")
         self.exit_code = code if code > 0 else 1
-
-
-def _report(
-    root: Path, cache_dir: Path, student: Path, control: Path, arguments: list[str],
-    stages: list[list[str]],
-) -> Path:  # fmt: skip
-    import shlex
-
-    from pipeline.cache.reader import open_cache
-    from pipeline.models.resolve import resolve_model
-    from pipeline.observe.logs import configure_logging
-    from pipeline.report import Command, terminal_table, write_report
-    from pipeline.report.compose import RunFolder, compose_report
-
-    configure_logging("warning")
-    cache = open_cache(str(cache_dir))
-    teacher = cache.manifest.identity["teacher"]
-    report = compose_report(
-        cache,
-        [
-            RunFolder("distilled student", "distilled", student, "trained on the teacher's distributions"),
-            RunFolder("cross-entropy control", "control", control, "same start, data and steps; text alone"),
-        ],
-        teacher_folder=resolve_model(teacher["model"], role="teacher").path,
-        commands=[
-            Command("everything on this page", command_line(PROG, arguments)),
-            *(
-                Command(what, shlex.join(["python", *line[1:]]))
-                for what, line in zip(("the cache", "the student", "the control"), stages, strict=True)
-            ),
-        ],
-        notes=[
-            "KL is that of the cached entries with all other tokens as one outcome: a lower bound "
-            "of the full KL.",
-            "Standard errors are over held-out sequences; differences are paired by sequence.",
-        ],
-        title="Distillation report",
-    )
-    page = write_report(report, root / "report")
-    print("\n" + terminal_table(report))
-    return page
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ def create(folder: Path) -> None:
     if not (folder / "bin" / "uv").exists() and not run(
         folder / "bin" / "python", "-m", "pip", "install", "--quiet", UV
     ):
-        fail("uv cannot be installed from the package index", "check the network and pip's settings")
+        fail(
+            "uv cannot be installed from the package index", "check the network and pip's settings"
+        )
 
 
 def install_torch_cpu(folder: Path) -> None:

@@ -24,7 +24,9 @@ __all__ = [
     "Manifest",
     "ShardRecord",
     "checksum",
+    "decode_record",
     "describe_difference",
+    "encode_record",
     "read_manifest",
     "record_name",
     "shard_name",
@@ -64,22 +66,6 @@ class ShardRecord:
         if not with_rows:
             del data["row_tokens"], data["row_counted"]
         return data
-
-    def to_bytes(self) -> bytes:
-        """Return the content of the shard's record file, with a checksum over the rest of it."""
-        data = self.to_json(with_rows=True)
-        data["record_sha256"] = fingerprint(data)
-        return json.dumps(data, sort_keys=True).encode()
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> ShardRecord | None:
-        """Read a record file; None where it is damaged."""
-        try:
-            data = json.loads(raw)
-            stored = data.pop("record_sha256")
-            return cls.from_json(data) if fingerprint(data) == stored else None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ShardRecord:
@@ -131,6 +117,23 @@ class Manifest:
         # The checksum covers the rest, so that a flipped byte in the manifest itself is found.
         data["manifest_sha256"] = fingerprint(data)
         return json.dumps(data, indent=1, ensure_ascii=False).encode()
+
+
+def encode_record(record: ShardRecord) -> bytes:
+    """Return the content of a shard's record file, with a checksum over the rest of it."""
+    data = record.to_json(with_rows=True)
+    data["record_sha256"] = fingerprint(data)
+    return json.dumps(data, sort_keys=True).encode()
+
+
+def decode_record(raw: bytes) -> ShardRecord | None:
+    """Read a record file; None where it is damaged."""
+    try:
+        data = json.loads(raw)
+        stored = data.pop("record_sha256")
+        return ShardRecord.from_json(data) if fingerprint(data) == stored else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -269,7 +272,9 @@ def _incomplete(store: Store) -> CacheError:
         if record_name(split, index).rsplit("/", 1)[-1] not in have
     ]
     listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
-    what = f"{len(missing)} of {len(planned)} shards missing: {listed}" if missing else "no manifest"
+    what = (
+        f"{len(missing)} of {len(planned)} shards missing: {listed}" if missing else "no manifest"
+    )
     return CacheError(
         f"{store.url}: the cache is incomplete ({what})",
         do="run the same cache-teacher command again; it makes only what is missing",

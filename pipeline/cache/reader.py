@@ -163,5 +163,5 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
 def _damaged(store: Store, record: ShardRecord, reason: str) -> CacheError:
     return CacheError(
         f"{store.full_url(record.path)}: shard damaged: {reason}",
-        do="run the cache-teacher command that made this cache again; it makes only this shard anew",
+        do="run the cache-teacher command that made this cache again; it makes only this one anew",
     )

@@ -35,7 +35,9 @@ SCHEMA = pa.schema(
 )
 
 
-def footer(spec: CodecSpec, temperatures: Sequence[float], identity_digest: str) -> dict[bytes, bytes]:
+def footer(
+    spec: CodecSpec, temperatures: Sequence[float], identity_digest: str
+) -> dict[bytes, bytes]:
     """Return the key-value metadata that lets a single shard explain itself."""
     data = {
         "format_version": FORMAT_VERSION,
@@ -54,7 +56,9 @@ def read_footer(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     """
     raw = (metadata or {}).get(_FOOTER_KEY)
     if raw is None:
-        raise CacheError("the Parquet file carries no distil_cache metadata", expected="a cache shard")
+        raise CacheError(
+            "the Parquet file carries no distil_cache metadata", expected="a cache shard"
+        )
     try:
         data: dict[str, Any] = json.loads(raw)
     except ValueError:

@@ -18,12 +18,14 @@ from pipeline.cache.manifest import (
     Manifest,
     ShardRecord,
     checksum,
+    decode_record,
+    encode_record,
     pack_rows_index,
     record_name,
     shard_name,
     tokenizer_name,
 )
-from pipeline.cache.schema import SCHEMA, rows_to_table
+from pipeline.cache.schema import rows_to_table
 from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -32,7 +34,6 @@ __all__ = ["commit_shard", "encode_shard", "finalize", "intact_record"]
 
 _ROW_GROUP_ROWS = 1024
 _ZSTD_LEVEL = 3
-_FLOAT_COLUMNS = ("tail_mass", "gold_logprob", "log_z", "entropy")
 
 
 def encode_shard(
@@ -50,6 +51,7 @@ def encode_shard(
         rows, spec, temperatures=temperatures, identity_digest=identity_digest, tails=tails
     )
     sink = pa.BufferOutputStream()
+    # Plain encodings: DuckDB 2.0 cannot read BYTE_STREAM_SPLIT over float16.
     pq.write_table(
         table,
         sink,
@@ -57,7 +59,6 @@ def encode_shard(
         compression_level=_ZSTD_LEVEL,
         row_group_size=_ROW_GROUP_ROWS,
         use_dictionary=False,
-        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _FLOAT_COLUMNS},
         write_page_checksum=True,
         write_statistics=["num_tokens", "num_counted"],
     )
@@ -91,7 +92,7 @@ def commit_shard(store: Store, record: ShardRecord, data: bytes) -> None:
     bytes.
     """
     store.write(record.path, data)
-    store.write(record_name(record.split, record.index), record.to_bytes())
+    store.write(record_name(record.split, record.index), encode_record(record))
 
 
 def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) -> ShardRecord | None:
@@ -104,7 +105,7 @@ def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) ->
         check_bytes: read the whole shard and compare its checksum, not only its size.
     """
     try:
-        record = ShardRecord.from_bytes(store.read(record_name(split, index)))
+        record = decode_record(store.read(record_name(split, index)))
         if record is None or (record.split, record.index) != (split, index):
             return None
         if store.size(record.path) != record.bytes:
@@ -152,6 +153,3 @@ def finalize(
     store.write("README.md", card_text(manifest, command).encode())
     store.write(MANIFEST, manifest.to_bytes())
     return manifest
-
-
-assert set(_FLOAT_COLUMNS) <= set(SCHEMA.names)

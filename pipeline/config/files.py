@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def read_config_file(path: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason})", expected="UTF-8") from None
     try:
-        data = json.loads(text) if file.suffix == ".json" else yaml.load(text, _UniqueKeyLoader)
+        if file.suffix == ".json":
+            data = json.loads(text, object_pairs_hook=partial(_unique, path))
+        else:
+            data = yaml.load(text, _UniqueKeyLoader)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}, line {error.lineno}: {error.msg}", expected="JSON") from None
     except yaml.YAMLError as error:
@@ -50,6 +54,15 @@ def read_config_file(path: str) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: holds {type(data).__name__}", expected="a mapping of settings at the top"
         )
+    return data
+
+
+def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in data:
+            raise ConfigError(f"{path}: the key {key!r} is given twice", expected="JSON")
+        data[key] = value
     return data
 
 

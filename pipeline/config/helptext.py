@@ -27,7 +27,9 @@ def help_text(
     if examples:
         lines += ["", "examples:"] + [f"  {example}" for example in examples]
     lines += ["", "command:"]
-    lines += _entry("--config FILE (also --config_file)", "YAML or JSON; may be repeated, the last wins")
+    lines += _entry(
+        "--config FILE (also --config_file)", "YAML or JSON; may be repeated, the last wins"
+    )
     for name, text in switches.items():
         lines += _entry(f"--{name.replace('_', '-')}", text)
     lines += _entry("--help", "this page")

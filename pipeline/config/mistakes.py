@@ -22,7 +22,9 @@ def describe_errors(error: ValidationError, all_leaves: list[Leaf]) -> list[str]
     return list(lines)
 
 
-def _line(detail: ErrorDetails, all_leaves: list[Leaf], known: list[str], sections: list[str]) -> str:
+def _line(
+    detail: ErrorDetails, all_leaves: list[Leaf], known: list[str], sections: list[str]
+) -> str:
     location = [str(part) for part in detail["loc"]]
     leaf = next(
         (leaf for leaf in all_leaves if tuple(location[: len(leaf.path)]) == leaf.path), None

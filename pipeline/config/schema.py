@@ -38,8 +38,19 @@ def option(default: Any, help: str, *, flag: str | None = None, **constraints: A
 def dump_yaml(settings: Settings) -> str:
     """Render the resolved configuration so that `--config` accepts it back unchanged."""
     data = settings.model_dump(mode="json")
-    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts with unusual line breaks, which plain YAML would fold to spaces."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if any(mark in text for mark in "\r\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def fingerprint(data: object) -> str:

@@ -21,14 +21,10 @@ class PartialScores:
     """One rank's sums, by the sequence's identity."""
 
     rows: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
-    bins: list[tuple[float, float, int]] = field(
-        default_factory=lambda: [(0.0, 0.0, 0)] * _BINS
-    )
+    bins: list[tuple[float, float, int]] = field(default_factory=lambda: [(0.0, 0.0, 0)] * _BINS)
 
 
-def score_batches(
-    batches: Iterable[Batch], forward: Callable[[Batch], Any]
-) -> PartialScores:
+def score_batches(batches: Iterable[Batch], forward: Callable[[Batch], Any]) -> PartialScores:
     """Run `forward` on each batch and add up per sequence.
 
     Args:

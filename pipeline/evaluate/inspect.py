@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.sparse import CachedSequence
+from pipeline.models.load import load_causal_lm
 
 __all__ = ["TokenComparison", "compare_tokens", "generate_texts", "load_for_inspection"]
 
@@ -28,12 +29,9 @@ class TokenComparison:
 def load_for_inspection(folder: Path) -> Any:
     """Load a model folder in float32 (CPU) or bfloat16 (GPU) for reading, not training."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     on_gpu = torch.cuda.is_available()
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16 if on_gpu else torch.float32
-    )
+    model = load_causal_lm(folder, dtype="bfloat16" if on_gpu else "float32")
     return model.to("cuda" if on_gpu else "cpu").eval()
 
 

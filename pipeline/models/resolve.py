@@ -72,7 +72,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{folder}/config.json: not JSON ({error})") from None
     if not isinstance(data, dict):
-        raise ModelError(f"{folder}/config.json: holds no mapping", expected="a model's configuration")
+        raise ModelError(
+            f"{folder}/config.json: holds no mapping", expected="a model's configuration"
+        )
     return data
 
 
@@ -88,7 +90,8 @@ def _from_hub(name: str, revision: str | None, role: str) -> ResolvedModel:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except HFValidationError:
         raise ModelError(
-            f"{role} {name!r}: neither a folder nor a hub id", expected="for example Qwen/Qwen2-1.5B"
+            f"{role} {name!r}: neither a folder nor a hub id",
+            expected="for example Qwen/Qwen2-1.5B",
         ) from None
     except Exception as error:
         # The hub's client raises a dozen kinds (connection, gated, unknown, offline): for the

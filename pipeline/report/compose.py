@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -274,10 +275,9 @@ def _initial_folder(run: RunFolder) -> Path:
 
 def _settings(cache: Cache, runs: Sequence[RunFolder]) -> dict[str, str]:
     settings: dict[str, str] = {}
-    try:
+    # A cache that was merged or sliced has no single configuration.
+    with contextlib.suppress(FileNotFoundError):
         settings["cache-teacher"] = cache.store.read("_meta/config.yaml").decode()
-    except FileNotFoundError:
-        pass  # a cache that was merged or sliced has no single configuration
     for run in runs:
         file = run.path / "config.yaml"
         if file.exists():

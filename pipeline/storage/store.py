@@ -19,7 +19,13 @@ T = TypeVar("T")
 _ATTEMPTS = 4
 _BACKOFF_S = 0.5
 # Answers of the store, not failures of the way to it: trying again would only repeat them.
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PARTIAL = ".partial"
 
@@ -113,9 +119,7 @@ class Store:
             if self.is_local:
                 self._try(action, lambda: self._write_local(name, data, replace=False))
             else:
-                self._try(
-                    action, lambda: self._fs.pipe_file(self.path(name), data, mode="create")
-                )
+                self._try(action, lambda: self._fs.pipe_file(self.path(name), data, mode="create"))
         except FileExistsError:
             return False
         except FileNotFoundError as error:  # of the bucket, not of the file

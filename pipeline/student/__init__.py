@@ -1,0 +1,1 @@
+"""Stage two: cache and student in, trained student out."""

@@ -14,7 +14,7 @@ from pipeline.config import fingerprint
 from pipeline.errors import ResumeError
 from pipeline.storage import Store
 
-__all__ = ["Checkpoint", "RunIdentity", "Checkpoints"]
+__all__ = ["Checkpoint", "Checkpoints", "RunIdentity"]
 
 _log = logging.getLogger(__name__)
 _MARK = "complete.json"

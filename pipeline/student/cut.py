@@ -74,7 +74,9 @@ def _copy_tensors(source: Path, target: Path, layers_kept: list[int]) -> None:
 
     files = sorted(source.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{source}: no safetensors files", expected="weights as save_pretrained writes")
+        raise ModelError(
+            f"{source}: no safetensors files", expected="weights as save_pretrained writes"
+        )
     index: dict[str, str] = {}
     seen_layers: set[int] = set()
     heads: set[str] = set()
@@ -91,7 +93,9 @@ def _copy_tensors(source: Path, target: Path, layers_kept: list[int]) -> None:
                 heads.add(match["head"])
                 for new, old in enumerate(layers_kept):
                     if old == int(match["index"]):
-                        tensors[f"{match['head']}{new}{match['rest']}"] = reader.get_tensor(name)
+                        # A copy: a layer kept twice must not share memory, or it is not saved.
+                        copied = reader.get_tensor(name).clone()
+                        tensors[f"{match['head']}{new}{match['rest']}"] = copied
         if tensors:
             save_file(tensors, target / file.name, metadata={"format": "pt"})
             index.update(dict.fromkeys(tensors, file.name))

@@ -74,7 +74,7 @@ def check_resources(inputs: Inputs, plan: Forecast) -> None:
     import torch
 
     available = available_memory_bytes()
-    if not torch.cuda.is_available() and plan.memory_bytes > available:
+    if not torch.cuda.is_available() and available is not None and plan.memory_bytes > available:
         raise ResourceError(
             f"training needs about {_gib(plan.memory_bytes)} of memory, {_gib(available)} are free",
             do="use a smaller student, per_device_train_batch_size or loss.chunk_rows",
@@ -91,12 +91,16 @@ def check_resources(inputs: Inputs, plan: Forecast) -> None:
 def print_forecast(inputs: Inputs, plan: Forecast) -> None:
     """Print the plan; the time comes from this machine's speed in matrix products."""
     kept = f", layers {list(inputs.student.layers_kept)}" if inputs.student.layers_kept else ""
-    print(f"student      {inputs.student.model}{kept}, about {plan.parameters / 1e6:.0f} M parameters")
+    print(
+        f"student      {inputs.student.model}{kept}, about {plan.parameters / 1e6:.0f} M parameters"
+    )
     print(f"cache        {inputs.cache_url} ({inputs.cache.manifest.identity_digest[:12]})")
     print(f"samples      {plan.rows}, {plan.tokens_per_epoch} tokens an epoch")
     print(f"packing      {100 * plan.fill:.1f} % of the capacity used")
     print(f"steps        {plan.steps} of {plan.packs_per_step} packs")
-    print(f"memory       about {_gib(plan.memory_bytes)}, {_gib(available_memory_bytes())} free")
+    available = available_memory_bytes()
+    free = "unknown" if available is None else _gib(available)
+    print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
     print(f"disk         about {_gib(plan.disk_bytes)} at {inputs.output_dir}")
     check_resources(inputs, plan)
     rate = _matmul_flops_per_s()

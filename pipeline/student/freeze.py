@@ -59,8 +59,10 @@ def read_unfrozen_parameters(path: str) -> list[str]:
     """
     data = read_config_file(path)
     patterns = data.get("unfrozen_parameters")
-    if not isinstance(patterns, list) or not patterns or not all(
-        isinstance(item, str) for item in patterns
+    if (
+        not isinstance(patterns, list)
+        or not patterns
+        or not all(isinstance(item, str) for item in patterns)
     ):
         raise ConfigError(
             f"layers_to_unfreeze: {Path(path).name} holds {sorted(map(str, data))}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import uuid
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.reader import Cache
+from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import ResolvedModel, resolve_model
 from pipeline.student.cut import cut_model
 from pipeline.student.repair import repair_cut_student
@@ -20,6 +22,7 @@ from pipeline.student.settings import StudentSettings
 __all__ = ["initial_identity", "make_initial_student"]
 
 _log = logging.getLogger(__name__)
+_MARK = "made_from.json"
 
 
 def initial_identity(settings: StudentSettings, source: ResolvedModel) -> dict[str, Any]:
@@ -40,23 +43,34 @@ def make_initial_student(
 ) -> Path:
     """Return the folder of the initial weights; made once, at `output_dir/init` for a cut.
 
-    Call on one rank only. A folder that is there is kept: it is whole, because it is renamed into
-    place, and the run's identity (checked by the checkpoints) says whether it belongs.
+    Call on one rank first; the others then find it. A folder that is there is whole, because it is
+    renamed into place; it is kept when its mark says that it was made from the same model, cut and
+    cache, and made anew otherwise.
     """
     if settings.layers_kept is None:
         return source.path
     target = output_dir / "init"
-    if (target / "config.json").exists():
+    wanted = initial_identity(settings, source)
+    if settings.repair != "none":
+        wanted["cache"] = cache.manifest.identity_digest
+    content = json.dumps(wanted, indent=1)
+    mark = target / _MARK
+    if mark.exists() and mark.read_text(encoding="utf-8") == content:
         return target
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if settings.repair == "none":
-        return cut_model(source.path, settings.layers_kept, target)
     temporary = output_dir / f"init.{uuid.uuid4().hex}.partial"
     cut = output_dir / f"cut.{uuid.uuid4().hex}.partial"
     try:
         cut_model(source.path, settings.layers_kept, cut)
-        _repair(cut, source, settings, cache, temporary)
+        if settings.repair == "none":
+            cut.rename(temporary)
+        else:
+            _repair(cut, source, settings, cache, temporary)
+        (temporary / _MARK).write_text(content, encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
+    except OSError:
+        if not mark.exists():  # else another node's process made the same meanwhile
+            raise
     finally:
         shutil.rmtree(cut, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -67,21 +81,18 @@ def _repair(
     cut: Path, source: ResolvedModel, settings: StudentSettings, cache: Cache, target: Path
 ) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
 
     assert settings.layers_kept is not None
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def load(folder: Path) -> Any:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=settings.trust_remote_code
+        model = load_causal_lm(
+            folder, dtype="float32", trust_remote_code=settings.trust_remote_code
         )
         return model.to(device).eval()
 
     sequences = _calibration_sequences(cache, settings.repair_tokens)
-    _log.info(
-        "repairing the cut student on %d tokens of the cache", sum(s.size for s in sequences)
-    )
+    _log.info("repairing the cut student on %d tokens of the cache", sum(s.size for s in sequences))
     student, original = load(cut), load(source.path)
     repair_cut_student(student, original, settings.layers_kept, sequences)
     student.cpu().save_pretrained(target)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ModelError
+from pipeline.models.load import load_causal_lm
 from pipeline.models.tokenizer import load_tokenizer, vocabulary_difference
 
 __all__ = ["check_vocabulary", "load_student", "valid_vocabulary"]
@@ -38,13 +38,11 @@ def valid_vocabulary(cache_tokenizer: Any, student_folder: Path) -> int:
     Raises:
         ModelError: the head is smaller than the vocabulary.
     """
-    size = max(cache_tokenizer.get_vocab().values()) + 1
+    size = int(max(cache_tokenizer.get_vocab().values())) + 1
     config = json.loads((student_folder / "config.json").read_text(encoding="utf-8"))
     rows = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
     if rows < size:
-        raise ModelError(
-            f"{student_folder}: its head has {rows} rows", expected=f"at least {size}"
-        )
+        raise ModelError(f"{student_folder}: its head has {rows} rows", expected=f"at least {size}")
     return size
 
 
@@ -58,29 +56,12 @@ def load_student(
         ConfigError: flash attention is asked for and not to be had.
         ModelError: transformers cannot load the folder.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    if use_flash_attention and not (
-        torch.cuda.is_available() and importlib.util.find_spec("flash_attn")
-    ):
-        raise ConfigError(
-            "use_flash_attention, but there is no GPU or no package flash-attn here",
-            expected="both",
-            do="switch it off with --no-use_flash_attention, or run `make setup-flash`",
-        )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation="flash_attention_2" if use_flash_attention else "sdpa",
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder}: transformers cannot load it ({str(error).strip().splitlines()[0]})",
-            expected="a causal language model",
-        ) from None
+    model = load_causal_lm(
+        folder,
+        dtype=dtype,
+        use_flash_attention=use_flash_attention,
+        trust_remote_code=trust_remote_code,
+    )
     # Packed rows are told apart by their position ids alone, and only without a cache: with it
     # (transformers' default, also in eval) each sequence would see the ones before it.
     model.config.use_cache = False

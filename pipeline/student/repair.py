@@ -26,7 +26,7 @@ from pipeline.errors import ModelError
 __all__ = ["repair_cut_student"]
 
 _log = logging.getLogger(__name__)
-_RIDGE = 0.1
+_RIDGE = 0.2
 _BATCH_SEQUENCES = 16
 _AFTER_PROJECTION = ("post_feedforward_layernorm", "post_mlp_layernorm", "residual_multiplier")
 
@@ -51,27 +51,51 @@ def repair_cut_student(
     own, original = _decoder(student), _decoder(source)
     batches = _batches(sequences, next(student.parameters()).device)
     with torch.no_grad():
-        targets = [_hidden_states(original, ids, layers_kept) for ids, _ in batches]
+        goals = [_hidden_states(original, ids, layers_kept) for ids, _ in batches]
+        calls = [_layer_calls(own, ids) for ids, _ in batches]
+        hidden = [call[0][0] for call in calls]
         for index, layer in enumerate(own.layers):
+            runs = [
+                _run_layer(layer, states, call[index][1])
+                for states, call in zip(hidden, calls, strict=True)
+            ]
+            change_FD = _solve(
+                [
+                    (inputs[mask].float(), (goal[index] - output)[mask].float(), goal[index][mask])
+                    for (inputs, output), goal, (_, mask) in zip(runs, goals, batches, strict=True)
+                ],
+                index,
+            )
             projection = layer.mlp.down_proj
-            gram = torch.zeros(projection.in_features, projection.in_features)
-            cross = torch.zeros(projection.in_features, projection.out_features)
-            before = after = 0.0
-            for (ids, mask), goal in zip(batches, targets, strict=True):
-                inputs, output = _layer_io(own, index, projection, ids)
-                a_TF = inputs[mask].float()
-                want_TD = goal[index][mask].float()
-                missing_TD = want_TD - output[mask].float()
-                weight_T1 = 1.0 / want_TD.norm(dim=1, keepdim=True).clamp_min(1e-6)
-                a_TF, missing_TD = a_TF * weight_T1, missing_TD * weight_T1
-                gram += (a_TF.T @ a_TF).cpu()
-                cross += (a_TF.T @ missing_TD).cpu()
-                before += float(missing_TD.square().sum())
-            ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
-            change = torch.linalg.solve(gram + ridge, cross)
-            after = before - float((2 * cross * change).sum() - (gram @ change * change).sum())
-            projection.weight += change.T.to(projection.weight)
-            _log.info("repaired layer %d: squared error %.4g -> %.4g", index, before, after)
+            projection.weight += change_FD.T.to(projection.weight)
+            hidden = [
+                output + (inputs.float() @ change_FD.to(inputs.device)).to(output)
+                for inputs, output in runs
+            ]
+
+
+def _solve(parts: list[tuple[Any, Any, Any]], index: int) -> Any:
+    """Return the change of W (transposed) that the weighted ridge regression asks for."""
+    import torch
+
+    width, out = parts[0][0].shape[1], parts[0][1].shape[1]
+    gram_FF, cross_FD = torch.zeros(width, width), torch.zeros(width, out)
+    before = 0.0
+    for a_TF, missing_TD, goal_TD in parts:
+        weight_T1 = 1.0 / goal_TD.float().norm(dim=1, keepdim=True).clamp_min(1e-6)
+        a_TF, missing_TD = a_TF * weight_T1, missing_TD * weight_T1
+        gram_FF += (a_TF.T @ a_TF).cpu()
+        cross_FD += (a_TF.T @ missing_TD).cpu()
+        before += float(missing_TD.square().sum())
+    ridge_FF = _RIDGE * gram_FF.diagonal().mean() * torch.eye(width)
+    change_FD = torch.linalg.solve(gram_FF + ridge_FF, cross_FD)
+    gain = float((2 * cross_FD * change_FD).sum() - (gram_FF @ change_FD * change_FD).sum())
+    tokens = sum(len(part[0]) for part in parts)
+    _log.info(
+        "repaired layer %d: relative squared error %.4f -> %.4f",
+        index, before / tokens, (before - gain) / tokens,
+    )  # fmt: skip
+    return change_FD
 
 
 def _decoder(model: Any) -> Any:
@@ -127,30 +151,36 @@ def _hidden_states(decoder: Any, ids: Any, layers_kept: Sequence[int]) -> list[A
     return [outputs[after] for after in nexts]
 
 
-class _Reached(Exception):  # noqa: N818 - a signal, not an error
-    """The layer of interest has run; the layers after it need not."""
+def _layer_calls(decoder: Any, ids: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Return what each layer is called with: hidden states, and masks and positions by name.
 
+    The latter do not depend on the hidden states, so each layer can be run alone afterwards.
+    """
+    calls: list[tuple[Any, dict[str, Any]]] = []
 
-def _layer_io(decoder: Any, index: int, projection: Any, ids: Any) -> tuple[Any, Any]:
-    """Return the projection's input and the layer's output, stopping after that layer."""
-    seen: dict[str, Any] = {}
+    def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kwargs = dict(kwargs)
+        states = args[0] if args else kwargs.pop("hidden_states")
+        calls.append((states, kwargs))
 
-    def output(_module: Any, _args: Any, out: Any) -> None:
-        seen["output"] = _first(out)
-        raise _Reached
-
-    hooks = [
-        projection.register_forward_pre_hook(lambda _m, args: seen.update(input=args[0])),
-        decoder.layers[index].register_forward_hook(output),
-    ]
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in decoder.layers]
     try:
         decoder(input_ids=ids, use_cache=False)
-    except _Reached:
-        pass
     finally:
         for hook in hooks:
             hook.remove()
-    return seen["input"], seen["output"]
+    return calls
+
+
+def _run_layer(layer: Any, states: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the input of the layer's output projection, and the layer's output."""
+    seen: list[Any] = []
+    hook = layer.mlp.down_proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    try:
+        output = _first(layer(states, **kwargs))
+    finally:
+        hook.remove()
+    return seen[0], output
 
 
 def _first(output: Any) -> Any:

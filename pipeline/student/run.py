@@ -97,9 +97,7 @@ class Inputs:
     def packs_per_step(self, world_size: int) -> int:
         """Packed sequences of one optimiser step, over all ranks."""
         train = self.train
-        return (
-            train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size
-        )
+        return train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size
 
 
 def open_inputs(
@@ -136,9 +134,7 @@ def open_inputs(
             do="make the cache with a larger --corpus.heldout_fraction",
         )
     source = resolve_source(student)
-    return Inputs(
-        student, loss, data, train, output, observe, seed, cache_url, cache, source
-    )
+    return Inputs(student, loss, data, train, output, observe, seed, cache_url, cache, source)
 
 
 def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path:
@@ -177,8 +173,6 @@ def _train(
     check_vocabulary(inputs.source.path, tokenizer)
     checkpoints = Checkpoints(inputs.output_dir, identity, keep=train.keep_checkpoints)
     checkpoint = _checkpoint_to_resume(checkpoints, train, world)
-    if world.is_first:
-        Store(str(inputs.output_dir)).write("config.yaml", resolved_config.encode())
     init_folder = _initial_folder(inputs, world)
     with prepare_zero3(train, dtype=dtype, world_size=world.size):
         model = load_student(
@@ -191,9 +185,7 @@ def _train(
     from pipeline.loss.head import install_distill_head
     from pipeline.student.module import StudentModule
 
-    install_distill_head(
-        model, inputs.loss, valid_vocab=valid_vocabulary(tokenizer, init_folder)
-    )
+    install_distill_head(model, inputs.loss, valid_vocab=valid_vocabulary(tokenizer, init_folder))
     apply_freezing(model, inputs.student)
     stream = TrainStream(
         cache.source("train"),
@@ -219,6 +211,8 @@ def _train(
     if checkpoint is not None:
         start = engine.load(checkpoint.folder)
         _log.info("resuming after step %d of %d", start, total_steps)
+    if world.is_first:
+        Store(str(inputs.output_dir)).write("config.yaml", resolved_config.encode())
     sinks = open_sinks(
         inputs.observe,
         inputs.output_dir,
@@ -231,7 +225,9 @@ def _train(
     state = engine.gathered_state(model)
     if world.is_first:
         assert state is not None
-        _export(inputs, model, state, target, init_folder, before, after, loop, resolved_config, command)
+        _export(
+            inputs, model, state, target, init_folder, before, after, loop, resolved_config, command
+        )
         mark = {"identity_digest": identity.digest, "steps": total_steps}
         Store(str(inputs.output_dir)).write("finished.json", json.dumps(mark).encode())
         if inputs.output.push:
@@ -311,4 +307,6 @@ def _export(
 def _spectrum(student: StudentSettings) -> list[str]:
     from pipeline.student.freeze import read_unfrozen_parameters
 
-    return read_unfrozen_parameters(student.layers_to_unfreeze) if student.layers_to_unfreeze else []
+    return (
+        read_unfrozen_parameters(student.layers_to_unfreeze) if student.layers_to_unfreeze else []
+    )

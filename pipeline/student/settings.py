@@ -28,7 +28,7 @@ class StudentSettings(Settings):
         "after the cut, refit each kept layer's MLP output to what the uncut model feeds into the "
         "next kept layer (seconds; the student starts far nearer to the teacher)",
     )
-    repair_tokens: int = option(6000, "tokens of the cache used by the repair, about", ge=256)
+    repair_tokens: int = option(12_000, "tokens of the cache used by the repair, about", ge=256)
     layers_to_unfreeze: str | None = option(
         None,
         "YAML file with `unfrozen_parameters`: substrings or regular expressions of the parameter "
@@ -39,7 +39,9 @@ class StudentSettings(Settings):
         (), "substrings or regular expressions of parameter names that do not learn"
     )
     use_flash_attention: bool = option(
-        False, "flash_attention_2 (needs a GPU and flash-attn); else sdpa", flag="use_flash_attention"
+        False,
+        "flash_attention_2 (needs a GPU and flash-attn); else sdpa",
+        flag="use_flash_attention",
     )
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
     trust_remote_code: bool = option(False, "run model code that the hub repository brings")
@@ -94,14 +96,18 @@ class TrainSettings(Settings):
     save_steps: int = option(1000, "steps between checkpoints", flag="save_steps", ge=1)
     keep_checkpoints: int = option(2, "complete checkpoints kept", ge=1)
     logging_steps: int = option(1, "steps between logged values", flag="logging_steps", ge=1)
-    eval_steps: int | None = option(None, "steps between held-out evaluations (none: at the end)", ge=1)
+    eval_steps: int | None = option(
+        None, "steps between held-out evaluations (none: at the end)", ge=1
+    )
     evaluate_before: bool = option(True, "evaluate the untrained student as well")
     resume_from_checkpoint: str = option(
         "auto",
         "`auto`: the newest complete checkpoint of this run; `never`: start anew; or a folder",
         flag="resume_from_checkpoint",
     )
-    timeout_s: float = option(600, "a dead or stalled peer ends the run after this many seconds", gt=0)
+    timeout_s: float = option(
+        600, "a dead or stalled peer ends the run after this many seconds", gt=0
+    )
 
     @model_validator(mode="after")
     def _one_precision(self) -> Self:

@@ -20,7 +20,7 @@ from pipeline.errors import DistillError, Interrupted
 from pipeline.evaluate.heldout import merge_scores, score_batches
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.memory import peak_rss_bytes
-from pipeline.observe.metrics import MetricSink
+from pipeline.observe.metrics import METRICS_FILE, MetricSink, read_metrics
 from pipeline.observe.progress import Progress
 from pipeline.student.checkpoint import Checkpoints
 from pipeline.student.deepspeed_engine import DeepSpeedEngine
@@ -110,7 +110,9 @@ class TrainLoop:
                         do="run the same command again; it goes on from there",
                     )
         after = self.evaluate()
-        self._sinks.log(self.total_steps, _as_metrics(after))
+        # Killed between this line and the export, the next run comes here a second time.
+        if not self._end_is_logged():
+            self._sinks.log(self.total_steps, _as_metrics(after))
         return before, after
 
     def evaluate(self) -> HeldoutScores:
@@ -169,8 +171,8 @@ class TrainLoop:
         if not math.isfinite(values["train/loss"]):
             raise DistillError(
                 f"the loss is not finite at step {batch.step + 1}",
-                do="lower train.learning_rate, or train in bfloat16 or float32; the last checkpoint "
-                "is whole",
+                do="lower train.learning_rate, or train in bfloat16 or float32; the last "
+                "checkpoint is whole",
             )
         return values, stop > 0
 
@@ -181,6 +183,13 @@ class TrainLoop:
         if self._engine.world.is_first:
             self._checkpoints.mark_complete(step, world_size=self._engine.world.size)
         self._engine.barrier()
+
+    def _end_is_logged(self) -> bool:
+        file = self._inputs.output_dir / METRICS_FILE
+        return self._engine.world.is_first and any(
+            record.step == self.total_steps and "heldout/kl" in record.values
+            for record in read_metrics(file)
+        )
 
     def _scores_before(self, start: int) -> HeldoutScores | None:
         """Score the untrained student; a resumed run keeps what the first one wrote."""

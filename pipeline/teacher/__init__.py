@@ -1,0 +1,1 @@
+"""Stage one: corpus and teacher in, cache out."""

@@ -211,9 +211,7 @@ def _write_shard(
     tails: list[NDArray[np.float32]] = []
     for sample, columns_NC in zip(shard.samples, columns, strict=True):
         targets, tail_N = to_targets(columns_NC, prepared.scheme, sample_id=sample.sample_id)
-        rows.append(
-            CachedSequence(sample.sample_id, sample.input_ids, sample.counted, targets)
-        )
+        rows.append(CachedSequence(sample.sample_id, sample.input_ids, sample.counted, targets))
         tails.append(tail_N)
     record, data = encode_shard(
         rows,

@@ -69,7 +69,7 @@ def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None)
 
         on_gpu = torch.cuda.is_available()
     available = available_memory_bytes()
-    if not on_gpu and plan.memory_bytes > available:
+    if not on_gpu and available is not None and plan.memory_bytes > available:
         raise ResourceError(
             f"the plan needs about {_gib(plan.memory_bytes)} of memory, {_gib(available)} are free",
             do="use a smaller teacher, capture.head_rows, capture.shard_tokens or "
@@ -93,9 +93,7 @@ def print_forecast(
     max_length: int,
 ) -> None:
     """Print the plan, and the time from a calibration on a few samples of the corpus."""
-    done = sum(
-        1 for s in prepared.plan.shards if store.exists(record_name(s.split, s.index))
-    )
+    done = sum(1 for s in prepared.plan.shards if store.exists(record_name(s.split, s.index)))
     counts = prepared.corpus.counts
     print(f"teacher      {prepared.model.name} ({prepared.model.revision})")
     print(
@@ -106,7 +104,9 @@ def print_forecast(
     print(f"tokens       {plan.tokens}, {plan.counted} counted; {counts.tokens_cut} cut off")
     print(f"shards       {plan.shards}, {done} of them done, at {store.url}")
     print(f"cache        about {_gib(plan.cache_bytes)}")
-    print(f"memory       about {_gib(plan.memory_bytes)}, {_gib(available_memory_bytes())} free")
+    available = available_memory_bytes()
+    free = "unknown" if available is None else _gib(available)
+    print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
     check_resources(plan, store)
     rate = _calibrate(prepared, teacher, capture, max_length=max_length)
     print(f"time         about {_duration(plan.tokens / rate)} at {rate:.0f} tokens/s (calibrated)")

@@ -62,7 +62,9 @@ class TeacherSettings(Settings):
 class CaptureSettings(Settings):
     """What is kept of each distribution, and how it is cut into shards."""
 
-    top_k: int = option(64, "entries kept a position; the tail's mass is kept beside them", ge=1, le=4096)
+    top_k: int = option(
+        64, "entries kept a position; the tail's mass is kept beside them", ge=1, le=4096
+    )
     temperatures: tuple[float, ...] = option(
         (1.0, 2.0), "temperatures for which students get the exact normaliser; must contain 1"
     )

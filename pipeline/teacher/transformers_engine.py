@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, ModelError
+from pipeline.models.load import load_causal_lm
 from pipeline.teacher.engine import CaptureRequest, EngineInfo
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme, sparsify
@@ -50,32 +49,14 @@ class TransformersEngine:
             ConfigError: flash attention is asked for and not to be had.
         """
         import torch
-        from transformers import AutoModelForCausalLM
 
         info = transformers_info(settings)
-        if settings.use_flash_attention and (
-            info.device != "cuda" or importlib.util.find_spec("flash_attn") is None
-        ):
-            raise ConfigError(
-                f"use_flash_attention on {info.device} without the package flash-attn"
-                if info.device == "cuda"
-                else "use_flash_attention on a machine without a GPU",
-                expected="a GPU and the package flash-attn",
-                do="switch it off with --no-use_flash_attention",
-            )
-        attention = "flash_attention_2" if settings.use_flash_attention else "sdpa"
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=getattr(torch, info.dtype),
-                attn_implementation=attention,
-                trust_remote_code=settings.trust_remote_code,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})",
-                expected="a causal language model",
-            ) from None
+        model = load_causal_lm(
+            folder,
+            dtype=info.dtype,
+            use_flash_attention=settings.use_flash_attention,
+            trust_remote_code=settings.trust_remote_code,
+        )
         self._device = torch.device(info.device)
         self._model = model.to(self._device).eval()
         self._scheme = scheme

@@ -13,7 +13,9 @@ HERE = Path(__file__).resolve().parent
 UNUSED = ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless", "llm")
 
 
-def compile_lock(name: str, inputs: list[str], *, overrides: list[str], constraint: str = "") -> None:
+def compile_lock(
+    name: str, inputs: list[str], *, overrides: list[str], constraint: str = ""
+) -> None:
     """Write `name` from the inputs."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(overrides))

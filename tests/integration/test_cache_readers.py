@@ -81,13 +81,13 @@ def test_duckdb(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
         query = duckdb.sql(f"SELECT * FROM '{cache_dir}/data/{split}/*.parquet'")
         names = query.columns
         _same([dict(zip(names, row, strict=True)) for row in query.fetchall()], rows)
-    (mean,) = duckdb.sql(
+    [(mean,)] = duckdb.sql(
         f"SELECT avg(list_avg(tail_mass)) FROM '{cache_dir}/data/train/*.parquet'"
-    ).fetchone()
+    ).fetchall()
     assert 0 < mean < 1
-    (total,) = duckdb.sql(
+    [(total,)] = duckdb.sql(
         f"SELECT sum(num_counted) FROM '{cache_dir}/data/**/*.parquet'"
-    ).fetchone()
+    ).fetchall()
     assert total == sum(record.counted for record in open_cache(str(cache_dir)).manifest.shards)
 
 

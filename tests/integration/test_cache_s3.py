@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
+from pipeline.cache.__main__ import main as cache_command
 from pipeline.cache.reader import open_cache
 from pipeline.cache.writer import commit_shard, intact_record
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, run_command
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import sample_shard, write_cache
+from tests.unit.storage import conftest as storage_fixtures
+
+s3_endpoint = storage_fixtures.s3_endpoint
+bucket = storage_fixtures.bucket
 
 
-def _verify(url: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cache", "verify", url]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+def _verify(url: str) -> int:
+    return run_command(lambda: cache_command(["verify", url]))
 
 
-def test_a_cache_on_s3_is_the_same_as_on_disk(bucket: str, tmp_path: object) -> None:
+def test_a_cache_on_s3_is_the_same_as_on_disk(bucket: str, tmp_path: Path) -> None:
     url, local = f"s3://{bucket}/runs/cache", f"{tmp_path}/cache"
     assert write_cache(url) == write_cache(local)
     remote, disk = open_cache(url), open_cache(local)
@@ -37,19 +40,20 @@ def test_a_cache_on_s3_is_the_same_as_on_disk(bucket: str, tmp_path: object) -> 
     assert remote.tokenizer_files() == disk.tokenizer_files()
 
 
-def test_damage_on_s3_is_found_and_mended(bucket: str) -> None:
+def test_damage_on_s3_is_found_and_mended(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"s3://{bucket}/cache"
     write_cache(url)
-    assert _verify(url).returncode == 0
+    assert _verify(url) == 0
     store, (record, data) = Store(url), sample_shard("train", 1, 3)
     store.write(record.path, data[:-1] + b"\x00")
     assert intact_record(store, "train", 1, check_bytes=True) is None
     with pytest.raises(CacheError, match=f"{url}/{record.path}: shard damaged: checksum"):
         open_cache(url).source("train").read_rows(1, [0])
-    done = _verify(url)
-    assert done.returncode == 3
-    assert "Traceback" not in done.stderr
-    assert record.path in done.stdout
+    capsys.readouterr()
+    assert _verify(url) == 3
+    out, err = capsys.readouterr()
+    assert record.path in out
+    assert err.count("\n") == 1
     commit_shard(store, record, data)
     assert intact_record(store, "train", 1, check_bytes=True) == record
     store.delete("_meta/manifest.json")

@@ -66,9 +66,7 @@ def sample_row(rng: np.random.Generator) -> tuple[CachedSequence, NDArray[np.flo
     return CachedSequence(rng.bytes(16).hex(), ids_L, counted, targets), tail_N
 
 
-def sample_rows(
-    number: int, seed: int
-) -> tuple[list[CachedSequence], list[NDArray[np.float32]]]:
+def sample_rows(number: int, seed: int) -> tuple[list[CachedSequence], list[NDArray[np.float32]]]:
     """Return rows and their tails; the same for the same seed."""
     rng = np.random.default_rng(seed)
     made = [sample_row(rng) for _ in range(number)]

@@ -23,7 +23,7 @@ from pipeline.cache.reader import open_cache
 GOLDEN = Path(__file__).parents[2] / "golden"
 CACHE = GOLDEN / "cache-v1"
 FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
-MANIFEST_SHA256 = "5d31386683432e6b247c99c0673290539105701248942bef7a6e5c863f0ddf5f"
+MANIFEST_SHA256 = "0e7e3032f9fa5b3327fdc5112edd082f29ccfe45f634a6a65061de5b26b3f1a5"
 EXPECTED_SHA256 = "d36a9b5f8d5fbbf9258a44dbc236eecab6014689646097d0468067e08f9f37a4"
 
 
@@ -176,9 +176,7 @@ def test_a_stranger_reads_it_too(expected: list[dict[str, Any]]) -> None:
             assert row["input_ids"] == want["input_ids"]
             assert row["counted"] == want["counted"]
             assert sum(row["counted"]) == counted
-            counts, ids, logprobs = _entries(
-                row["entries"], counted, vocab, step, row["tail_mass"]
-            )
+            counts, ids, logprobs = _entries(row["entries"], counted, vocab, step, row["tail_mass"])
             assert (counts, ids) == (want["counts"], want["token_ids"])
             assert logprobs == pytest.approx(want["logprobs"], rel=1e-6)
             for name in ("log_z", "entropy"):

@@ -415,7 +415,7 @@ def test_cache_on_memory_store() -> None:
     write_cache(url)
     assert len(_read_all(open_cache(url))) == 10
     Store(url).write(SHARD, b"PAR1")
-    with pytest.raises(CacheError, match="memory://whole/cache/data/train/00001.parquet"):
+    with pytest.raises(CacheError, match=r"memory://whole/cache/data/train/00001.parquet"):
         _read_all(open_cache(url))
 
 

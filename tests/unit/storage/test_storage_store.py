@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.storage import Store, store as store_module
+from pipeline.storage import Store
+from pipeline.storage import store as store_module
 
 
 def test_write_read_replace(store: Store) -> None:
@@ -184,7 +185,7 @@ def test_other_local_faults_are_said_in_words(
     (tmp_path / "file").write_bytes(b"")
     for root, name in ((tmp_path / "file", "a"), (tmp_path, "file/b"), (tmp_path, "file/b/c")):
         for method in ("write", "create"):
-            with pytest.raises(StoreError, match="Not a directory|is a file, not a folder"):
+            with pytest.raises(StoreError, match=r"Not a directory|is a file, not a folder"):
                 getattr(Store(str(root)), method)(name, b"x")
 
 

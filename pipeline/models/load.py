@@ -1,0 +1,67 @@
+"""Load a causal language model with transformers: the one place that says how."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, ModelError
+
+__all__ = ["load_causal_lm"]
+
+
+def load_causal_lm(
+    folder: Path,
+    *,
+    dtype: str,
+    use_flash_attention: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a model folder; on the CPU, or partitioned where ZeRO 3 is being prepared.
+
+    Args:
+        folder: as `save_pretrained` writes it.
+        dtype: `float32`, `bfloat16` or `float16`.
+        use_flash_attention: flash_attention_2 instead of sdpa.
+        trust_remote_code: run model code that the folder brings.
+
+    Raises:
+        ConfigError: flash attention is asked for and not to be had.
+        ModelError: transformers cannot load the folder as a causal language model.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    if use_flash_attention:
+        _require_flash_attention(on_gpu=torch.cuda.is_available())
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        # One bar per load and save, six times a run, and none of them lasts a second.
+        transformers_logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation="flash_attention_2" if use_flash_attention else "sdpa",
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{folder}: transformers cannot load it ({reason})", expected="a causal language model"
+        ) from error
+
+
+def _require_flash_attention(*, on_gpu: bool) -> None:
+    if on_gpu and importlib.util.find_spec("flash_attn"):
+        return
+    where = "without the package flash-attn" if on_gpu else "on a machine without a GPU"
+    raise ConfigError(
+        f"use_flash_attention {where}",
+        expected="a GPU and flash-attn",
+        do="switch it off with --no-use_flash_attention"
+        + (", or run `make setup-flash`" if on_gpu else ""),
+    )

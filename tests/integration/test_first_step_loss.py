@@ -1,0 +1,114 @@
+"""The loss that training logs is the one its definition gives, computed here another way.
+
+From the cache's rows in the order of the plan, with the untouched initial student's dense logits
+and the fp64 reference: nothing of packing, batching, the fused head, DeepSpeed or the loop.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pipeline.cache.reader import open_cache
+from pipeline.data.plan import TrainPlan
+from pipeline.loss.reference import cross_entropy, dense_kl, sparse_kl
+from pipeline.loss.types import HeadTargets
+from pipeline.observe.metrics import read_metrics
+from tests.conftest import Stage, Tiny
+
+PACKS = 2
+
+
+def _targets(row: Any, temperature: float) -> HeadTargets:
+    """Return the targets of one row, straight from its ragged arrays."""
+    targets = row.targets
+    size = int(targets.counts_N[0])
+    assert (targets.counts_N == size).all(), "top-k keeps equally many everywhere"
+    column = targets.temperatures.index(temperature)
+    return HeadTargets(
+        ids_NK=torch.from_numpy(targets.token_ids_E.reshape(-1, size).astype(np.int64)),
+        logprobs_NK=torch.from_numpy(targets.logprobs_E.reshape(-1, size)),
+        inclusion_NK=None,
+        log_z_N=torch.from_numpy(targets.log_z_NG[:, column].copy()),
+        gold_N=torch.from_numpy(row.input_ids_L[row.counted_L].astype(np.int64)),
+    )
+
+
+def _reference(cache_dir: Path, model: Any, vocabulary: int, temperature: float) -> tuple[Any, Any]:
+    """Return mean KL at the temperature and mean cross-entropy over the first step's tokens."""
+    cache = open_cache(str(cache_dir))
+    source = cache.source("train")
+    length = int(cache.manifest.identity["corpus"]["max_length"])
+    plan = TrainPlan(
+        source, seed=42, packs_per_step=PACKS, pack_length=length, shuffle_shards=8, packing=True
+    )
+    kd, ce = [], []
+    for pack in plan.step(0).packs:
+        for row in source.read_rows(pack.shard, pack.rows):
+            ids_1L = torch.from_numpy(row.input_ids_L.astype(np.int64))[None]
+            with torch.no_grad():
+                logits_LV = model(input_ids=ids_1L).logits[0, :, :vocabulary]
+            places: NDArray[np.int64] = np.flatnonzero(row.counted_L) - 1
+            targets = _targets(row, temperature)
+            logits_NV = logits_LV[torch.from_numpy(places)]
+            kd.append(sparse_kl(logits_NV, targets, temperature=temperature, tail="bucket"))
+            ce.append(cross_entropy(logits_NV, targets.gold_N))
+    return torch.cat(kd).mean().item(), torch.cat(ce).mean().item()
+
+
+@pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 1.0), (2.0, 0.5), (2.0, 0.0)])
+def test_the_first_logged_loss_is_the_definition(
+    temperature: float, alpha: float, tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    flags = [
+        *tiny.stage_two, "--cache_dir", tiny_cache, "--output_dir", tmp_path / "student",
+        "--temperature", temperature, "--alpha", alpha, "--max_steps", "1",
+        "--train.evaluate_before", "false",
+    ]  # fmt: skip
+    stage("train_student", flags).ok()
+    (first, _) = read_metrics(tmp_path / "student/metrics.jsonl")
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "student/init", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    vocabulary = len(AutoTokenizer.from_pretrained(tiny.teacher))
+    assert vocabulary < model.config.vocab_size, "the head is padded, and padding gets no mass"
+    kd, ce = _reference(tiny_cache, model, vocabulary, temperature if alpha else 1.0)
+    loss = alpha * temperature**2 * kd + (1 - alpha) * ce
+    assert first.values["train/loss"] == pytest.approx(loss, rel=2e-5)
+    assert first.values["train/ce"] == pytest.approx(ce, rel=2e-5)
+    if alpha:
+        assert first.values["train/kd"] == pytest.approx(kd, rel=2e-5)
+
+
+def test_the_cached_entries_give_a_lower_bound_of_the_dense_divergence(
+    tiny: Tiny, tiny_cache: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def load(folder: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    teacher = load(tiny.teacher)
+    source = open_cache(str(tiny_cache)).source("train")
+    (row,) = source.read_rows(0, [0])
+    ids_1L = torch.from_numpy(row.input_ids_L.astype(np.int64))[None]
+    places = torch.from_numpy(np.flatnonzero(row.counted_L) - 1)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        teacher_NV = teacher(input_ids=ids_1L).logits[0, places].double()
+    student_NV = teacher_NV + torch.randn_like(teacher_NV)
+    for temperature in (1.0, 2.0):
+        full_N = dense_kl(student_NV, teacher_NV, temperature=temperature)
+        bucket_N = sparse_kl(
+            student_NV, _targets(row, temperature), temperature=temperature, tail="bucket"
+        )
+        # What the codec rounds moves the value by less than a hundredth.
+        assert (bucket_N <= 1.01 * full_N + 1e-3).all()
+        assert (bucket_N > -1e-6).all()

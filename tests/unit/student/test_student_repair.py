@@ -1,0 +1,106 @@
+"""The repair brings a cut student nearer to its source, on texts it has not seen."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.student.repair import repair_cut_student
+from tests.unit.student.tiny_models import VOCAB, keep_layers, tiny_model
+
+KEPT = (0, 2, 5)
+
+
+def _sequences(number: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 40, number).tolist()
+    return [rng.integers(0, VOCAB, length).astype(np.int32) for length in lengths]
+
+
+def _compare(student: Any, source: Any, sequences: list[np.ndarray]) -> tuple[float, float]:
+    """Return the relative error of the last hidden state before the norm, and KL."""
+    error = kl = 0.0
+    tokens = 0
+    for sequence in sequences:
+        ids = torch.from_numpy(sequence.astype(np.int64))[None]
+        last: list[Any] = []
+        hooks = [
+            model.model.layers[-1].register_forward_hook(
+                lambda _m, _a, out, last=last: last.append(out[0] if type(out) is tuple else out)
+            )
+            for model in (student, source)
+        ]
+        with torch.no_grad():
+            q = student(ids, use_cache=False).logits.log_softmax(-1)
+            p = source(ids, use_cache=False).logits.log_softmax(-1)
+        for hook in hooks:
+            hook.remove()
+        own, wanted = last
+        error += float(((own - wanted).square().sum(-1) / wanted.square().sum(-1)).sum())
+        kl += float((p.exp() * (p - q)).sum())
+        tokens += len(sequence)
+    return error / tokens, kl / tokens
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def source(request: pytest.FixtureRequest) -> Any:
+    return tiny_model(request.param, spread=0.15)
+
+
+@pytest.fixture
+def student(source: Any) -> Any:
+    return keep_layers(copy.deepcopy(source), KEPT)
+
+
+def test_hidden_states_and_kl_come_nearer(source: Any, student: Any) -> None:
+    unseen = _sequences(20, seed=1)
+    error, kl = _compare(student, source, unseen)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    frozen = {name: value.clone() for name, value in source.state_dict().items()}
+    repair_cut_student(student, source, KEPT, _sequences(200, seed=0))
+    error_after, kl_after = _compare(student, source, unseen)
+    assert error_after < 0.8 * error
+    assert kl_after < 0.9 * kl
+    changed = {n for n, value in student.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {f"model.layers.{i}.mlp.down_proj.weight" for i in range(len(KEPT))}
+    for name, value in source.state_dict().items():
+        assert torch.equal(value, frozen[name])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
+    assert not any(m._forward_hooks for m in source.modules())
+
+
+def test_padding_counts_for_nothing(source: Any) -> None:
+    sequences = _sequences(40, seed=2)
+    results = []
+    for order in (sequences, sequences[::-1]):
+        student = keep_layers(copy.deepcopy(source), KEPT)
+        repair_cut_student(student, source, KEPT, order)
+        results.append(student.model.layers[0].mlp.down_proj.weight.detach())
+    assert torch.allclose(*results, atol=1e-5)
+    # One by one, nothing is padded at all.
+    student = keep_layers(copy.deepcopy(source), KEPT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.student.repair._BATCH_SEQUENCES", 1)
+        repair_cut_student(student, source, KEPT, sequences)
+    alone = student.model.layers[0].mlp.down_proj.weight.detach()
+    assert torch.allclose(results[0], alone, atol=1e-4)
+
+
+def test_an_uncut_student_is_left_as_it_is(source: Any) -> None:
+    student = copy.deepcopy(source)
+    repair_cut_student(student, source, tuple(range(6)), _sequences(20, seed=3))
+    for name, value in student.state_dict().items():
+        assert torch.allclose(value, source.state_dict()[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "glm4", "granite"])
+def test_other_architectures_are_refused(family: str) -> None:
+    model = tiny_model(family)
+    student = keep_layers(copy.deepcopy(model), KEPT)
+    with pytest.raises(ModelError, match=r"student.repair on .*use --student.repair none"):
+        repair_cut_student(student, model, KEPT, _sequences(5, seed=4))
