@@ -80,7 +80,9 @@ def check_resources(inputs: Inputs, plan: Forecast) -> None:
             do="use a smaller student, per_device_train_batch_size or loss.chunk_rows",
         )
     free = free_disk_bytes(inputs.output_dir)
-    if plan.disk_bytes > free:
+    # A run that goes on has part of its files already; they are replaced, not added to.
+    present = sum(f.stat().st_size for f in inputs.output_dir.rglob("*") if f.is_file())
+    if plan.disk_bytes - present > free:
         raise ResourceError(
             f"checkpoints need about {_gib(plan.disk_bytes)}, {_gib(free)} are free at "
             f"{inputs.output_dir}",

@@ -147,7 +147,9 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     identity = inputs.identity(world.size)
     target = inputs.output_dir / "model"
     if is_exported(target, identity.digest) and inputs.train.resume_from_checkpoint == "auto":
-        _log.info("%s holds the finished student of this run; nothing to do", target)
+        _log.info("%s holds the finished student of this run; nothing to train", target)
+        if world.is_first:
+            _push_if_asked(inputs, target)
         return target
     device = join_world(world, timeout_s=inputs.train.timeout_s)
     try:
@@ -182,10 +184,14 @@ def _train(
             gradient_checkpointing=inputs.student.gradient_checkpointing,
             trust_remote_code=inputs.student.trust_remote_code,
         )
-    from pipeline.loss.head import install_distill_head
+    from pipeline.loss.head import check_distill_head, install_distill_head
     from pipeline.student.module import StudentModule
 
-    install_distill_head(model, inputs.loss, valid_vocab=valid_vocabulary(tokenizer, init_folder))
+    # Cross-entropy alone has no temperature; its KL is logged at 1, which every cache holds.
+    loss = inputs.loss
+    if loss.alpha == 0:
+        loss = loss.model_copy(update={"temperature": 1.0})
+    install_distill_head(model, loss, valid_vocab=valid_vocabulary(tokenizer, init_folder))
     apply_freezing(model, inputs.student)
     stream = TrainStream(
         cache.source("train"),
@@ -196,7 +202,7 @@ def _train(
         world=world.size,
         accumulation=train.gradient_accumulation_steps,
         pack_length=inputs.pack_length(),
-        temperature=inputs.loss.temperature if inputs.loss.alpha > 0 else 1.0,
+        temperature=loss.temperature,
     )
     total_steps = planned_steps(stream, train)
     engine = DeepSpeedEngine(
@@ -207,6 +213,7 @@ def _train(
         total_steps=total_steps,
         optimizer_groups=optimizer_groups(model, train.weight_decay),
     )
+    check_distill_head(model, device=engine.device)
     start = 0
     if checkpoint is not None:
         start = engine.load(checkpoint.folder)
@@ -230,13 +237,17 @@ def _train(
         )
         mark = {"identity_digest": identity.digest, "steps": total_steps}
         Store(str(inputs.output_dir)).write("finished.json", json.dumps(mark).encode())
-        if inputs.output.push:
-            assert inputs.output.hub_location is not None
-            _log.info("pushed to %s", push_to_hub(target, inputs.output.hub_location))
+        _push_if_asked(inputs, target)
     engine.barrier()
     sinks.close()
     engine.close()
     return target
+
+
+def _push_if_asked(inputs: Inputs, target: Path) -> None:
+    if inputs.output.push:
+        assert inputs.output.hub_location is not None
+        _log.info("pushed to %s", push_to_hub(target, inputs.output.hub_location))
 
 
 def _checkpoint_to_resume(checkpoints: Checkpoints, train: TrainSettings, world: World) -> Any:

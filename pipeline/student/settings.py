@@ -137,6 +137,15 @@ class OutputSettings(Settings):
     hub_location: str | None = option(None, "repository on the hub to push to", flag="hub_location")
 
     @model_validator(mode="after")
+    def _on_a_file_system(self) -> Self:
+        if "://" in self.output_dir:
+            raise ValueError(
+                f"output.output_dir: found {self.output_dir}, expected a folder of a mounted file "
+                "system (DeepSpeed writes its checkpoints there itself)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _hub_named(self) -> Self:
         if self.save_location in ("hub", "both") and not self.hub_location:
             raise ValueError(

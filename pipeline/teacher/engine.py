@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,8 +41,18 @@ class Engine(Protocol):
 
     vocab_size: int
 
-    def capture(self, requests: Sequence[CaptureRequest]) -> list[NDArray[np.float32]]:
-        """Return `float32 [N, C]` for each request, in order; see `sparsify` for the columns."""
+    def capture(
+        self,
+        requests: Sequence[CaptureRequest],
+        *,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Return `float32 [N, C]` for each request, in order; see `sparsify` for the columns.
+
+        Args:
+            requests: the sequences.
+            on_tokens: told of tokens as they are done; their sum is that of all requests.
+        """
         ...
 
     def close(self) -> None:

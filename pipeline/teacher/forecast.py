@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from pipeline.cache.manifest import record_name
+from pipeline.cache.manifest import SPLITS, record_name
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes
@@ -76,7 +76,12 @@ def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None)
             "teacher.kv_cache_gib",
         )
     free = store.free_bytes()
-    if free is not None and plan.cache_bytes > free:
+    present = sum(
+        store.size(f"data/{split}/{name}") or 0
+        for split in SPLITS
+        for name in store.list(f"data/{split}")
+    )
+    if free is not None and plan.cache_bytes - present > free:
         raise ResourceError(
             f"the cache needs about {_gib(plan.cache_bytes)}, {_gib(free)} are free at {store.url}",
             do="free some space, choose another --cache_dir, or a smaller --capture.top_k",

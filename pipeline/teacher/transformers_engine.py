@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,12 @@ class TransformersEngine:
         self._head_rows = capture.head_rows
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
 
-    def capture(self, requests: Sequence[CaptureRequest]) -> list[NDArray[np.float32]]:
+    def capture(
+        self,
+        requests: Sequence[CaptureRequest],
+        *,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> list[NDArray[np.float32]]:
         """Return the columns of each request, in order."""
         import torch
 
@@ -75,6 +80,8 @@ class TransformersEngine:
                     batch, self._forward([requests[i] for i in batch]), strict=True
                 ):
                     results[index] = columns
+                if on_tokens is not None:
+                    on_tokens(sum(int(requests[i].input_ids_L.size) for i in batch))
         return results
 
     def close(self) -> None:

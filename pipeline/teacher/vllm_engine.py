@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +131,32 @@ class VllmEngine:
                 do="read the lines above, or choose --teacher.engine transformers",
             ) from error
 
-    def capture(self, requests: Sequence[CaptureRequest]) -> list[NDArray[np.float32]]:
+    def capture(
+        self,
+        requests: Sequence[CaptureRequest],
+        *,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> list[NDArray[np.float32]]:
         """Return the columns of each request, in order."""
         prompts: list[Any] = [
             {"prompt_token_ids": request.input_ids_L.tolist()} for request in requests
         ]
         if self._on_device:
-            return self._capture_on_device(prompts, requests)
-        return self._capture_prompt_logprobs(prompts, requests)
+            return self._capture_on_device(prompts, requests, on_tokens)
+        columns = self._capture_prompt_logprobs(prompts, requests)
+        if on_tokens is not None:
+            on_tokens(sum(int(request.input_ids_L.size) for request in requests))
+        return columns
 
     def close(self) -> None:
         """Free the engine's memory and worker processes."""
         del self._llm
 
     def _capture_on_device(
-        self, prompts: list[Any], requests: Sequence[CaptureRequest]
+        self,
+        prompts: list[Any],
+        requests: Sequence[CaptureRequest],
+        on_tokens: Callable[[int], None] | None,
     ) -> list[NDArray[np.float32]]:
         from vllm import PoolingParams
 
@@ -158,7 +169,10 @@ class VllmEngine:
             for request in requests
         ]
         outputs = self._llm.encode(
-            prompts, pooling_params=params, pooling_task="token_classify", use_tqdm=False
+            prompts,
+            pooling_params=params,
+            pooling_task="token_classify",
+            use_tqdm=_reporting_bar(requests, on_tokens) if on_tokens is not None else False,
         )
         columns = [
             np.asarray(output.outputs.data.to("cpu").numpy(), np.float32) for output in outputs
@@ -194,6 +208,29 @@ class VllmEngine:
             parts = [logprobs[:, :1], tail, unknown, unknown, ids[:, 1:], logprobs[:, 1:]]
             results.append(np.concatenate(parts, axis=1).astype(np.float32))
         return results
+
+
+def _reporting_bar(
+    requests: Sequence[CaptureRequest], on_tokens: Callable[[int], None]
+) -> Callable[..., Any]:
+    """Return what vLLM takes for its progress bar: shows nothing, counts tokens.
+
+    vLLM says how many requests have ended, not which; their share of all tokens stands for them.
+    """
+    from tqdm import tqdm
+
+    total = sum(int(request.input_ids_L.size) for request in requests)
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *_: Any, **options: Any) -> None:
+            super().__init__(total=options.get("total"), disable=True)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            before, self.n = int(self.n), int(self.n + (n or 0))
+            on_tokens(total * self.n // len(requests) - total * before // len(requests))
+            return None
+
+    return Bar
 
 
 def _capture_options(

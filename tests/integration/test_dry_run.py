@@ -1,0 +1,76 @@
+"""--dry-run prints what a stage would take and writes nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipeline.cache.reader import open_cache
+from tests.conftest import Stage, Tiny, digests
+
+
+def _plan(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+)  +(.*)$", text, re.MULTILINE))
+
+
+def test_stage_one(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -> None:
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--dry-run"]
+    plan = _plan(stage("cache_teacher", flags).ok().out)
+    manifest = open_cache(str(tiny_cache)).manifest
+    shards = manifest.shards
+    train, heldout = (
+        sum(r.rows for r in shards if r.split == name) for name in ("train", "heldout")
+    )
+    tokens, counted = sum(r.tokens for r in shards), sum(r.counted for r in shards)
+    assert plan["samples"] == f"{train + heldout} ({train} train, {heldout} held out)"
+    assert plan["tokens"].startswith(f"{tokens}, {counted} counted; ")
+    assert plan["shards"].startswith(f"{len(shards)}, 0 of them done, at {tmp_path / 'cache'}")
+    assert re.fullmatch(r"about \d+\.\d\d GiB", plan["cache"])
+    assert re.fullmatch(r"about \d+\.\d\d GiB, \d+\.\d\d GiB free", plan["memory"])
+    assert re.fullmatch(r"about \d+ s at \d+ tokens/s \(calibrated\)", plan["time"])
+    assert str(tiny.teacher) in plan["teacher"]
+    assert re.fullmatch(r"transformers [\d.]+, float32 on cpu", plan["engine"])
+    assert not (tmp_path / "cache").exists()
+    # Beside a finished cache it counts what is done, and touches nothing.
+    before = digests(tiny_cache)
+    flags = [*tiny.stage_one, "--cache_dir", tiny_cache, "--dry-run"]
+    plan = _plan(stage("cache_teacher", flags).ok().out)
+    assert plan["shards"].startswith(f"{len(shards)}, {len(shards)} of them done")
+    assert digests(tiny_cache) == before
+
+
+def test_the_forecast_of_the_caches_size_is_near(tiny: Tiny, tiny_cache: Path) -> None:
+    from pipeline.corpus.settings import CorpusSettings
+    from pipeline.teacher.capture import prepare
+    from pipeline.teacher.forecast import forecast
+    from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+
+    teacher = TeacherSettings(model=str(tiny.teacher), engine="transformers", batch_tokens=256)
+    corpus = CorpusSettings(dataset_name=str(tiny.corpus), max_length=96, heldout_fraction=0.25)
+    capture = CaptureSettings(top_k=16, shard_tokens=500)
+    plan = forecast(prepare(teacher, corpus, capture, seed=42), teacher, capture)
+    shards = open_cache(str(tiny_cache)).manifest.shards
+    assert (plan.shards, plan.tokens) == (len(shards), sum(r.tokens for r in shards))
+    # Shards this small carry the footer's weight as well.
+    assert 0.4 < plan.cache_bytes / sum(record.bytes for record in shards) < 2.5
+
+
+def test_stage_two(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -> None:
+    before = digests(tiny_cache)
+    flags = [*tiny.stage_two, "--cache_dir", tiny_cache, "--output_dir", tmp_path / "student"]
+    plan = _plan(stage("train_student", [*flags, "--dry-run"]).ok().out)
+    shards = open_cache(str(tiny_cache)).manifest.of_split("train")
+    rows, tokens = sum(r.rows for r in shards), sum(r.tokens for r in shards)
+    assert "layers [0, 3]" in plan["student"]
+    assert plan["samples"] == f"{rows}, {tokens} tokens an epoch"
+    assert plan["steps"] == "12 of 2 packs"
+    assert re.fullmatch(r"\d+\.\d % of the capacity used", plan["packing"])
+    assert re.fullmatch(r"about \d+\.\d\d GiB, \d+\.\d\d GiB free", plan["memory"])
+    assert re.fullmatch(rf"about \d+\.\d\d GiB at {tmp_path / 'student'}", plan["disk"])
+    assert re.fullmatch(r"about \d+\.\d min at \d+ GFLOP/s \(calibrated\)", plan["time"])
+    assert not (tmp_path / "student").exists()
+    assert digests(tiny_cache) == before
+    # Epochs instead of steps.
+    epochs = [*flags, "--max_steps", "none", "--num_train_epochs", "2", "--dry-run"]
+    steps = int(_plan(stage("train_student", epochs).ok().out)["steps"].split()[0])
+    assert steps >= 2 * tokens / (2 * 96)
