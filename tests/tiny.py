@@ -85,7 +85,7 @@ def make_teacher(folder: Path, tokenizer: Any, *, seed: int = 0, layers: int = 4
         head_dim=64,  # the CPU kernels of vLLM want 64
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        initializer_range=0.25,
+        initializer_range=0.2,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

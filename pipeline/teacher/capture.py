@@ -89,6 +89,7 @@ def prepare(
         spec=spec,
         shard_tokens=capture.shard_tokens,
         batch_tokens=teacher.batch_tokens,
+        head_rows=capture.head_rows,
     )
     plan = make_plan(built.samples, shard_tokens=capture.shard_tokens)
     return Prepared(model, engine, tokenizer, built, scheme, spec, identity, plan)

@@ -25,11 +25,12 @@ def cache_identity(
     spec: CodecSpec,
     shard_tokens: int,
     batch_tokens: int,
+    head_rows: int,
 ) -> dict[str, Any]:
     """Return the identity as JSON-able data.
 
-    The number of tokens in a forward pass is part of it: it decides the shapes of the matrix
-    products, and with them the last bits of the logits.
+    The tokens of a forward pass and the rows of a head chunk are part of it: they decide the shapes
+    of the matrix products, and with them the last bits of the logits.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -37,6 +38,7 @@ def cache_identity(
             "model": teacher.name,
             "revision": teacher.revision,
             "batch_tokens": batch_tokens,
+            "head_rows": head_rows,
             **asdict(engine),
         },
         "tokenizer": {

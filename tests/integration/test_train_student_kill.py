@@ -103,7 +103,7 @@ def test_other_settings_are_refused_and_never_starts_anew(
     changed = [*flags, "--learning_rate", "1e-3", "--alpha", "0.5"]
     message = stage("train_student", changed).refused(3)
     assert "a checkpoint of another run" in message
-    assert "train.learning_rate: 0.01 there, 0.001 asked for" in message
+    assert "train.learning_rate: 0.003 there, 0.001 asked for" in message
     assert "loss.alpha: 1.0 there, 0.5 asked for" in message
     assert "choose another --output_dir" in message
     assert "\n" not in message.strip()

@@ -1,0 +1,90 @@
+"""README's commands, executed as written: the default run, its table, and the reading examples."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def _shell(command: str) -> str:
+    result = subprocess.run(
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="session")
+def default_run() -> str:
+    """What `make distill` prints; the first of README's two commands."""
+    first, second = _blocks("")[0].split("\n")[:2]
+    assert (first, second) == ("make distill", "make test")
+    return _shell(first)
+
+
+def test_default_run_beats_its_control_clearly(default_run: str) -> None:
+    report = json.loads((ROOT / "runs/default/report/report.json").read_text(encoding="utf-8"))
+    rows = {row["kind"]: row["metrics"] for row in report["rows"]}
+    assert rows["distilled"]["kl"]["value"] < rows["before"]["kl"]["value"]
+    gap = next(d for d in report["differences"] if d["metric"] == "kl" and "control" in d["b"])
+    assert gap["value"] < 0
+    assert abs(gap["value"]) > 5 * gap["standard_error"]
+    for row in rows.values():
+        assert f"{row['kl']['value']:.2f}" in default_run
+
+
+def test_second_call_redoes_nothing(default_run: str) -> None:
+    before = {
+        p: p.stat().st_mtime_ns for p in (ROOT / "runs/default/cache/data").rglob("*.parquet")
+    }
+    again = _shell("make distill")
+    assert "nothing to install" in again
+    assert "cache-teacher:" not in again
+    assert "train-student:" not in again
+    after = {p: p.stat().st_mtime_ns for p in (ROOT / "runs/default/cache/data").rglob("*.parquet")}
+    assert after == before
+
+
+def test_readme_table_has_the_shape_of_the_real_one(default_run: str) -> None:
+    shown = README.split("<!-- table: make distill -->")[1].split("<!-- end -->")[0]
+    for line in shown.strip().splitlines():
+        name = line.split("  ")[0].strip()
+        if re.search(r"\d ± ", line):
+            assert name in default_run, f"README shows a row {name!r} that the run does not print"
+
+
+def test_cache_commands(default_run: str) -> None:
+    commands = [
+        line
+        for block in _blocks("")
+        for line in block.splitlines()
+        if line.startswith("python -m pipeline.cache")
+    ]
+    assert len(commands) == 2
+    for command in commands:
+        _shell(command.replace("python ", ".venv/bin/python ", 1))
+
+
+def test_dataset_and_sql_snippets(default_run: str) -> None:
+    import duckdb
+
+    python = next(block for block in _blocks("python") if "load_dataset" in block)
+    _shell(f".venv/bin/python - <<'END'\n{python}\nEND")
+    query = _blocks("sql")[0].split("--")[0].strip().rstrip(";")
+    value = duckdb.sql(query.replace("'runs", f"'{ROOT}/runs")).fetchall()[0][0]
+    assert 0 < value < 1

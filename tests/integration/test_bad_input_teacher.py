@@ -1,0 +1,219 @@
+"""What stage one refuses: one message with what was found, expected and to do; nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Stage, Tiny
+from tests.stage_runner import real_stage
+from tests.tiny import make_tokenizer
+
+
+@pytest.fixture
+def refused(stage: Stage, tiny: Tiny, tmp_path: Path) -> Callable[..., str]:
+    """Return a function that runs stage one, sees it refuse, and returns the message."""
+
+    def run(*flags: object, code: int, **options: Any) -> str:
+        cache = tmp_path / "cache"
+        message = stage(
+            "cache_teacher", [*tiny.stage_one, "--cache_dir", cache, *flags], **options
+        ).refused(code)
+        assert not cache.exists(), f"written: {sorted(cache.rglob('*'))}"
+        return message
+
+    return run
+
+
+@pytest.fixture
+def teacher_copy(tiny: Tiny, tmp_path: Path) -> Path:
+    """Return a copy of the teacher that a test may spoil."""
+    return Path(shutil.copytree(tiny.teacher, tmp_path / "teacher"))
+
+
+def _corpus(tmp_path: Path, *rows: object) -> Path:
+    file = tmp_path / "corpus.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_unknown_names_and_bad_values_all_at_once(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("teacher:\n  modle: x\ncapture:\n  top_k: 0\n")
+    message = refused(
+        "--config", file, "--capture.top_k", "0", "--max_lenght", "9", "--corpus.overlong", "cut",
+        code=2,
+    )  # fmt: skip
+    assert message.startswith("4 mistakes in the configuration:")
+    assert "--max_lenght: unknown flag; did you mean --max_length?" in message
+    assert "teacher.modle: unknown field; did you mean teacher.model?" in message
+    assert "capture.top_k: found 0, expected greater than or equal to 1" in message
+    assert "corpus.overlong: found 'cut', expected 'truncate', 'split' or 'drop'" in message
+
+
+def test_values_that_contradict_each_other(refused: Callable[..., str]) -> None:
+    message = refused("--capture.shard_tokens", "64", code=2)
+    assert "capture.shard_tokens: found 64, expected at least corpus.max_length (96)" in message
+    message = refused("--bf16", "--fp16", code=2)
+    assert "bf16 and fp16 are both on, expected at most one" in message
+    message = refused("--capture.temperatures", "2", code=2)
+    assert "capture.temperatures: 1.0 is missing" in message
+    message = refused("--max_length", "1000", "--capture.shard_tokens", "1000", code=2)
+    assert "corpus.max_length: found 1000, expected at most the teacher's 512" in message
+    message = refused("--capture.top_k", "4000", code=2)
+    assert "capture.top_k: found 4000, expected less than the teacher's vocabulary" in message
+    message = refused("--use_flash_attention", code=2)
+    assert message.startswith("use_flash_attention on")
+    assert "--no-use_flash_attention" in message
+
+
+def test_a_configuration_file_that_is_none(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "cannot be read (No such file or directory)" in refused(
+        "--config", tmp_path / "no.yaml", code=2
+    )
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("teacher: [1,\n")
+    assert f"{broken}, line 2:" in refused("--config", broken, code=2)
+
+
+def test_a_teacher_that_is_no_causal_lm(
+    refused: Callable[..., str], teacher_copy: Path, tmp_path: Path
+) -> None:
+    config = json.loads((teacher_copy / "config.json").read_text())
+    config |= {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
+    (teacher_copy / "config.json").write_text(json.dumps(config))
+    message = refused("--teacher_model", teacher_copy, code=3)
+    assert "its config.json names BertForMaskedLM" in message
+    assert "expected a causal language model" in message
+    (teacher_copy / "config.json").unlink()
+    message = refused("--teacher_model", teacher_copy, code=3)
+    assert "no config.json" in message
+    message = refused("--teacher_model", tmp_path / "nowhere", code=3)
+    assert "no such folder; expected a folder with config.json, or a hub id" in message
+    message = refused("--teacher_model", "someone/no-such-model", code=3)
+    assert "cannot be fetched from the hub" in message
+    assert "check the name, the network, and HF_TOKEN" in message
+
+
+def test_weights_that_cannot_be_read(
+    stage: Stage, tiny: Tiny, teacher_copy: Path, tmp_path: Path
+) -> None:
+    weights = teacher_copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--teacher_model", teacher_copy]
+    message = stage("cache_teacher", flags).refused(3)
+    assert f"{teacher_copy}: transformers cannot load it" in message
+    assert not list((tmp_path / "cache").glob("data/**/*"))
+
+
+def test_a_tokenizer_without_chat_template_and_one_that_is_missing(
+    refused: Callable[..., str], tiny: Tiny, teacher_copy: Path
+) -> None:
+    (teacher_copy / "chat_template.jinja").unlink()
+    message = refused("--teacher_model", teacher_copy, code=3)
+    assert "chat template" in message
+    assert "--chat_template" in message
+    (teacher_copy / "tokenizer.json").unlink()
+    message = refused("--teacher_model", teacher_copy, code=3)
+    assert "no usable tokenizer" in message
+    assert "expected tokenizer.json beside the weights" in message
+    assert make_tokenizer(tiny.corpus, template=None).chat_template is None
+
+
+def test_an_empty_corpus_and_columns_that_fit_nothing(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    message = refused("--dataset_name", _corpus(tmp_path), code=3)
+    assert "holds no rows" in message
+    assert "expected at least one row" in message
+    message = refused("--dataset_name", _corpus(tmp_path, {"frage": "a", "antwort": "b"}), code=3)
+    assert "the columns fit no known format: frage (str), antwort (str)" in message
+    assert "expected sharegpt" in message
+    assert "--corpus.format" in message
+    rows = [{"messages": [{"role": "user", "content": "only a question"}]}] * 3
+    message = refused("--dataset_name", _corpus(tmp_path, *rows), code=3)
+    assert "none of its 3 rows gave a sample" in message
+    rows = [{"text": "something to read"}]
+    everything = ["--corpus.heldout_fraction", "0.999999"]
+    message = refused("--dataset_name", _corpus(tmp_path, *rows), *everything, code=3)
+    assert "held out" in message
+    (tmp_path / "corpus.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    message = refused("--dataset_name", tmp_path / "corpus.jsonl", code=3)
+    assert "corpus.jsonl, line 2" in message
+
+
+def test_a_dataset_that_cannot_be_reached(refused: Callable[..., str], tmp_path: Path) -> None:
+    message = refused("--dataset_name", tmp_path / "no.jsonl", code=3)
+    assert "no such file or folder" in message
+    message = refused("--dataset_name", "someone/no-such-set", code=3)
+    assert "the hub dataset someone/no-such-set, split train cannot be loaded" in message
+    assert "check the network (and HF_HUB_OFFLINE)" in message
+    message = refused("--dataset_name", "s4://bucket/chats.jsonl", code=3)
+    assert "s4" in message
+
+
+def test_too_little_memory_and_disk(refused: Callable[..., str]) -> None:
+    message = refused(code=4, hook=("little_memory", 1 << 29))
+    assert "the plan needs about" in message
+    assert "0.50 GiB are free" in message
+    assert "use a smaller teacher" in message
+    message = refused(code=4, hook=("little_disk", 1000))
+    assert "are free at" in message
+    assert "--cache_dir" in message
+    # The plan says so as well, after what it could tell.
+    assert "the plan needs about" in refused("--dry-run", code=4, hook=("little_memory", 1 << 29))
+
+
+def test_a_disk_that_fills_up_on_the_way(stage: Stage, tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache"]
+    message = stage("cache_teacher", flags, hook=("full_disk", "train/00002")).refused(4)
+    assert "the disk is full" in message
+    assert "run the same command again; it goes on where it stopped" in message
+    assert (tmp_path / "cache/_meta/shards/train-00001.json").exists()
+    assert not (tmp_path / "cache/_meta/manifest.json").exists()
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_written(stage: Stage, tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "file" / "cache"]
+    message = stage("cache_teacher", flags).refused(4)
+    assert "file" in message
+    message = stage("cache_teacher", [*flags, "--cache_dir", "s4://bucket/cache"]).refused(4)
+    assert "s4" in message
+
+
+def test_a_teacher_that_is_broken_is_named_by_sample(
+    stage: Stage, tiny: Tiny, teacher_copy: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(teacher_copy / "model.safetensors")
+    weights["model.layers.2.mlp.down_proj.weight"][3, 4] = float("nan")
+    save_file(weights, teacher_copy / "model.safetensors", metadata={"format": "pt"})
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--teacher_model", teacher_copy]
+    message = stage("cache_teacher", flags).refused(3)
+    assert message.startswith("the teacher's logits for sample ")
+    assert "are not finite; expected finite logits" in message
+    assert not list((tmp_path / "cache").rglob("*.parquet"))
+    assert not (tmp_path / "cache/_meta/manifest.json").exists()
+
+
+def test_the_real_command_refuses_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--capture.topk", "3"]
+    result = real_stage("cache_teacher", flags)
+    message = result.refused(2)
+    assert message == "--capture.topk: unknown flag; did you mean --capture.top_k?.\n" or (
+        message.startswith("--capture.topk: unknown flag; did you mean --capture.top_k?")
+    )
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert signal.SIGTERM == 15
