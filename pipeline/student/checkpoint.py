@@ -75,20 +75,22 @@ class Checkpoints:
         """
         try:
             mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            digest, identity = mark["identity_digest"], dict(mark["identity"])
+            checkpoint = Checkpoint(folder, int(mark["step"]), int(mark["world_size"]))
+        except (OSError, ValueError, KeyError, TypeError):
             raise ResumeError(
                 f"{folder}: no complete checkpoint there",
                 expected=f"a folder that holds {_MARK}",
                 do="name another, or use --resume_from_checkpoint auto",
             ) from None
-        if mark["identity_digest"] != self._identity.digest:
-            difference = describe_difference(mark["identity"], self._identity.data)
+        if digest != self._identity.digest:
+            difference = describe_difference(identity, self._identity.data)
             raise ResumeError(
                 f"{folder}: a checkpoint of another run ({difference})",
                 expected="the settings and the cache it was made with",
                 do="choose another --output_dir, or start anew with --resume_from_checkpoint never",
             )
-        return Checkpoint(folder=folder, step=int(mark["step"]), world_size=int(mark["world_size"]))
+        return checkpoint
 
     def mark_complete(self, step: int, *, world_size: int) -> None:
         """Make the checkpoint count, then delete older and unfinished ones."""

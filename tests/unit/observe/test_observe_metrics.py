@@ -72,8 +72,8 @@ def test_resume_gives_the_file_of_a_run_never_killed(
     tmp_path: Path, killed_after: int, torn: bytes
 ) -> None:
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
-    _run(whole, range(0, 20))
-    _run(resumed, range(0, killed_after + 1))
+    _run(whole, range(20))
+    _run(resumed, range(killed_after + 1))
     with resumed.open("ab") as file:
         file.write(torn)
     _run(resumed, range(6, 20), resume_step=5)
@@ -83,8 +83,8 @@ def test_resume_gives_the_file_of_a_run_never_killed(
 
 def test_a_run_that_starts_anew_keeps_nothing_of_an_older_one(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    _run(path, range(0, 9))
-    _run(path, range(0, 3))
+    _run(path, range(9))
+    _run(path, range(3))
     assert [record.step for record in read_metrics(path)] == [0, 0, 1, 2]
 
 

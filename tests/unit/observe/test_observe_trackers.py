@@ -111,7 +111,7 @@ def test_tensorboard_hides_what_the_killed_process_wrote(tmp_path: Path) -> None
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = ObserveSettings(report_to=("tensorboard",))
-    for resume_step, steps in ((None, range(0, 6)), (3, range(4, 8))):
+    for resume_step, steps in ((None, range(6)), (3, range(4, 8))):
         sink = open_sinks(settings, tmp_path, resume_step=resume_step, config={"seed": 1})
         for step in steps:
             sink.log(step, {"train/loss": float(step)})
