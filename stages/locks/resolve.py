@@ -9,8 +9,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 # Declared by vLLM's CPU build, imported by no text model; torchvision beside a CPU torch does not
-# even import. `llm` is the command-line tool whose plugin the embedded weights are packed as.
-UNUSED = ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless", "llm")
+# even import.
+# The embedded weights are packed as a plugin of the command-line tool `llm`; only the file is used,
+# and llama-cpp-python alone would compile for minutes.
+LLM = ("llm", "llama-cpp-python")
+UNUSED = ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless", *LLM)
 
 
 def compile_lock(
@@ -43,7 +46,7 @@ def drop(name: str, prefixes: tuple[str, ...]) -> None:
 def main() -> None:
     """Resolve all of them."""
     never = [f"{name} ; sys_platform == 'never'" for name in UNUSED]
-    no_llm = ["llm ; sys_platform == 'never'"]
+    no_llm = [f"{name} ; sys_platform == 'never'" for name in LLM]
     compile_lock(
         "cpu.lock", ["teacher.in", "student.in", "cpu.in"], overrides=[*never, "torch==2.13.0"]
     )
