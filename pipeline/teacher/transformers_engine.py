@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.models.load import load_causal_lm
+from pipeline.models.load import load_causal_lm, require_flash_attention
 from pipeline.teacher.engine import CaptureRequest, EngineInfo
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme, sparsify
@@ -19,10 +19,16 @@ __all__ = ["TransformersEngine", "transformers_info"]
 
 
 def transformers_info(settings: TeacherSettings) -> EngineInfo:
-    """Return the engine's identity."""
+    """Return the engine's identity.
+
+    Raises:
+        ConfigError: flash attention is asked for and not to be had.
+    """
     import torch
 
     on_gpu = torch.cuda.is_available()
+    if settings.use_flash_attention:
+        require_flash_attention(on_gpu=on_gpu)
     return EngineInfo(
         engine="transformers",
         engine_version=importlib.metadata.version("transformers"),

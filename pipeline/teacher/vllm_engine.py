@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ def vllm_info(settings: TeacherSettings) -> EngineInfo:
     """Return the engine's identity.
 
     Raises:
-        ConfigError: vLLM is not installed.
+        ConfigError: vLLM is not installed, or cannot serve these settings on this machine.
     """
     version = None
     for name in _DISTRIBUTIONS:
@@ -48,6 +47,8 @@ def vllm_info(settings: TeacherSettings) -> EngineInfo:
     import torch
 
     on_gpu = torch.cuda.is_available()
+    if settings.use_flash_attention:
+        _require_flash_attention("cuda" if on_gpu else "cpu")
     return EngineInfo(
         engine="vllm" if settings.capture_path == "device" else "vllm-prompt-logprobs",
         engine_version=version,
@@ -112,7 +113,6 @@ class VllmEngine:
         else:
             options["gpu_memory_utilization"] = settings.gpu_memory_utilization
         if settings.use_flash_attention:
-            _require_flash_attention(info.device)
             options["attention_backend"] = "FLASH_ATTN"
         if self._on_device:
             options |= _capture_options(config, scheme, capture)
@@ -264,9 +264,6 @@ def _set_environment(device: str, settings: TeacherSettings) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
-    # Its warnings on a CPU are a page of advice; what stops a run is an error or an exception.
-    talkative = logging.getLogger().isEnabledFor(logging.DEBUG)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if talkative else "ERROR")
     if device == "cpu":
         # vLLM keeps one core for itself by default, which is half of a small machine.
         cores = sorted(os.sched_getaffinity(0))

@@ -160,7 +160,7 @@ def test_a_cache_without_held_out_rows(
 def test_a_student_of_another_tokenizer(
     refused: Callable[..., str], tiny: Tiny, tmp_path: Path
 ) -> None:
-    other = make_teacher(tmp_path / "other", make_tokenizer(tiny.corpus, size=560), layers=2)
+    other = make_teacher(tmp_path / "other", make_tokenizer(tiny.corpus, size=330), layers=2)
     flags = ("--student_model", other, "--student.layers_kept", "none")
     message = refused(*flags, code=3)
     assert "the student's tokenizer differs from the cache's: " in message

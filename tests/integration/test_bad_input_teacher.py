@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,12 @@ def test_values_that_contradict_each_other(refused: Callable[..., str]) -> None:
     message = refused("--capture.top_k", "4000", code=2)
     assert "capture.top_k: found 4000, expected less than the teacher's vocabulary" in message
     message = refused("--use_flash_attention", code=2)
-    assert message.startswith("use_flash_attention on")
+    assert message.startswith("use_flash_attention")
     assert "--no-use_flash_attention" in message
+    through = ("--teacher.engine", "vllm", "--teacher.capture_path", "prompt_logprobs")
+    assert "capture.temperatures: found [1.0, 2.0] through prompt_logprobs" in refused(
+        *through, code=2
+    )
 
 
 def test_a_configuration_file_that_is_none(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -201,7 +204,7 @@ def test_a_teacher_that_is_broken_is_named_by_sample(
     save_file(weights, teacher_copy / "model.safetensors", metadata={"format": "pt"})
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--teacher_model", teacher_copy]
     message = stage("cache_teacher", flags).refused(3)
-    assert message.startswith("the teacher's logits for sample ")
+    assert message.startswith("the teacher's logits of sample ")
     assert "are not finite; expected finite logits" in message
     assert not list((tmp_path / "cache").rglob("*.parquet"))
     assert not (tmp_path / "cache/_meta/manifest.json").exists()
@@ -211,9 +214,6 @@ def test_the_real_command_refuses_in_one_line(tiny: Tiny, tmp_path: Path) -> Non
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--capture.topk", "3"]
     result = real_stage("cache_teacher", flags)
     message = result.refused(2)
-    assert message == "--capture.topk: unknown flag; did you mean --capture.top_k?.\n" or (
-        message.startswith("--capture.topk: unknown flag; did you mean --capture.top_k?")
-    )
+    assert message.startswith("--capture.topk: unknown flag; did you mean --capture.top_k?")
     assert result.out == ""
     assert len(result.err.splitlines()) == 1
-    assert signal.SIGTERM == 15

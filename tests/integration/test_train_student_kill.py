@@ -89,7 +89,7 @@ def test_a_finished_run_has_nothing_to_do(
     flags = [*tiny.stage_two, "--cache_dir", tiny_cache, "--output_dir", tiny_run]
     # How often it is saved and logged does not make it another run.
     result = stage("train_student", [*flags, "--save_steps", "5", "--logging_steps", "2"]).ok()
-    assert "holds the finished student of this run; nothing to do" in result.err
+    assert "holds the finished student of this run; nothing to train" in result.err
     assert f"student {tiny_run / 'model'}" in result.out
     assert digests(tiny_run) == before
 

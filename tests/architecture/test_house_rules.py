@@ -1,0 +1,131 @@
+"""What every source file keeps to, and what the documents promise exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stage_runner import ROOT
+
+SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/**/*.py")])
+LONGEST = 400
+DOCUMENTS = [
+    file
+    for file in [*ROOT.glob("*.md"), *ROOT.glob("pipeline/**/*.md"), *ROOT.glob("docs/**/*.md")]
+    if file.is_file()
+]
+NAMES = [file.relative_to(ROOT).as_posix() for file in SOURCES]
+
+
+def _tree(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"))
+
+
+def _public(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+    """Yield public functions and classes, and the public methods of public classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if node.name.startswith("_"):
+                continue
+            yield node.name, node
+            if isinstance(node, ast.ClassDef):
+                for inner in node.body:
+                    if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                        yield f"{node.name}.{inner.name}", inner
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_source_file(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    tree = _tree(name)
+    lines = text.count("\n")
+    assert lines <= LONGEST, f"{name} has {lines} lines: split it"
+    if not text.strip():
+        return
+    assert ast.get_docstring(tree), f"{name} does not say what it is"
+    silent = [what for what, node in _public(tree) if not ast.get_docstring(node)]  # type: ignore[arg-type]
+    assert not silent, f"{name}: no docstring on {', '.join(silent)}"
+
+
+def test_no_test_file_shares_its_name() -> None:
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_no_print_in_the_library_but_where_it_is_the_product() -> None:
+    """Results go to stdout from the stages and the forecasts; the rest is logged."""
+    allowed = re.compile(r"stages/|pipeline/(errors|config/command|cache/__main__|.*/forecast)\b")
+    for name in NAMES:
+        calls = [
+            node.lineno
+            for node in ast.walk(_tree(name))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+        ]
+        assert not calls or allowed.match(name), f"{name} prints in lines {calls}"
+
+
+def _targets() -> set[str]:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][a-z0-9-]*):", text, re.MULTILINE))
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = _targets()
+    assert {"distill", "cache-teacher", "train-student", "test", "test-all", "check"} <= targets
+    sources = [*DOCUMENTS, *SOURCES, *(ROOT / "stages/configs").rglob("*.yaml"), ROOT / "Makefile"]
+    unknown = {
+        f"{file.relative_to(ROOT)}: make {name}"
+        for file in sources
+        # In code spans and indented blocks, not the English verb.
+        for name in re.findall(
+            r"(?:`|^\s{4,}|^\$ |^|: )make ([a-z]+(?:-[a-z]+)*)(?=[`\s]|$)",
+            file.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+        if name not in targets and not _is_english(file, name)
+    }
+    assert not unknown
+
+
+def _is_english(file: Path, name: str) -> bool:
+    """`make` opens a sentence of a message or a comment."""
+    return file.suffix == ".py" and name in ("the", "it", "what", "a", "this", "one", "sure")
+
+
+def test_every_target_says_what_it_does() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in _targets():
+        assert re.search(rf"^{name}:.*## \S", text, re.MULTILINE), f"make help says nothing: {name}"
+        assert re.search(rf"^\.PHONY:.*\b{name}\b", text, re.MULTILINE), f"{name} is not phony"
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_every_local_link_leads_somewhere(file: Path) -> None:
+    text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", text):
+        if "://" not in link and not link.startswith("mailto:"):
+            assert (file.parent / link).exists(), f"{file.name}: {link}"
+
+
+def test_every_flag_that_a_document_shows_exists() -> None:
+    from pipeline.config.fields import leaves
+    from stages.cache_teacher import TeacherRun
+    from stages.distill import DistillRun
+    from stages.train_student import StudentRun
+
+    known = {"config", "config_file", "dry_run", "help"}
+    for model in (TeacherRun, StudentRun, DistillRun):
+        for leaf in leaves(model):
+            known |= {leaf.dotted, leaf.flag or leaf.dotted}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    ours = re.compile(r"--([a-z][a-z0-9_.-]*)")
+    foreign = {"nproc-per-node", "standalone", "use_deepspeed", "num_processes", "nnodes"}
+    for flag in ours.findall(text):
+        name = flag.rstrip(".-").replace("-", "_")
+        if flag.rstrip(".-") in foreign or name in {f.replace("-", "_") for f in foreign}:
+            continue
+        assert name in known or name.removeprefix("no_") in known, f"README.md shows --{flag}"

@@ -1,0 +1,116 @@
+"""Data flows one way, and each outside world is known to one file."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.stage_runner import ROOT
+
+SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/**/*.py")])
+ADAPTERS = {
+    "vllm": {"pipeline/teacher/vllm_engine.py", "pipeline/teacher/vllm_pooler.py"},
+    "deepspeed": {"pipeline/student/deepspeed_engine.py"},
+    "datasets": {"pipeline/corpus/hub.py"},
+    "wandb": {"pipeline/observe/trackers.py"},
+    "trackio": {"pipeline/observe/trackers.py"},
+    "mlflow": {"pipeline/observe/trackers.py"},
+    "tensorboard": {"pipeline/observe/trackers.py"},
+    # The corpus may lie where the cache does; it reads whole files of others, the store writes.
+    "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/files.py"},
+    "s3fs": set(),
+    "accelerate": set(),
+    "trl": set(),
+}
+HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "pandas"}
+# Files that are all about torch: imported by those that are about to use it.
+AT_THE_TOP = re.compile(
+    r"pipeline/(loss/(?!settings|__init__)|data/collate|evaluate/heldout|student/(module|train)"
+    r"|teacher/vllm_pooler|data/(stream|heldout))"
+)
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0], node
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            argument = node.args[0] if node.args else None
+            if isinstance(argument, ast.Constant):
+                yield str(argument.value).split(".")[0], node
+
+
+def _name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def test_import_linter_is_content() -> None:
+    command = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [command, "--no-logo", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("package", ADAPTERS)
+def test_one_adapter_knows_it(package: str) -> None:
+    found = {
+        _name(file)
+        for file in SOURCES
+        for name, _ in _imports(ast.parse(file.read_text(encoding="utf-8")))
+        if name == package
+    }
+    assert found <= ADAPTERS[package], f"{package} is imported by {sorted(found)}"
+
+
+def test_heavy_packages_are_imported_where_they_are_used() -> None:
+    """Inside the function that needs them, so that `--help` and the checks stay instant."""
+    early = []
+    for file in SOURCES:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {name for node in top for name, _ in _imports(node)}
+        if names & HEAVY and not AT_THE_TOP.match(_name(file)):
+            early.append(f"{_name(file)}: {', '.join(sorted(names & HEAVY))}")
+    assert not early
+
+
+def test_the_stages_know_nothing_of_each_other() -> None:
+    """What crosses is the cache; but for `distill`, which starts both as processes."""
+    for file in SOURCES:
+        text = file.read_text(encoding="utf-8")
+        imported = {
+            node.module or ""
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.ImportFrom)
+        }
+        if _name(file).startswith("pipeline/teacher"):
+            assert not any(name.startswith("pipeline.student") for name in imported), _name(file)
+        if _name(file).startswith(("pipeline/student", "pipeline/data", "pipeline/evaluate")):
+            assert not any(name.startswith("pipeline.teacher") for name in imported), _name(file)
+            assert not any(name.startswith("pipeline.corpus") for name in imported), _name(file)
+
+
+def test_every_configuration_in_the_house_is_accepted() -> None:
+    from pipeline.config import parse_command
+    from stages.cache_teacher import TeacherRun
+    from stages.train_student import StudentRun
+
+    files = sorted((ROOT / "stages/configs").rglob("*.yaml"))
+    assert files
+    for file in files:
+        keys = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        if "unfrozen_parameters" in keys:
+            continue
+        model = TeacherRun if {"teacher", "corpus", "capture"} & set(keys) else StudentRun
+        parse_command(model, ["--config", str(file)], prog="p", description="")

@@ -1,0 +1,136 @@
+"""The whole path on the tiny teacher: two stages, a control, a table and a page that agree."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.evaluate.measures import HeldoutScores
+from pipeline.observe.metrics import read_metrics
+from tests.conftest import Tiny, digests
+from tests.stage_runner import Result, real_stage
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def flags(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Return the flags of a run whose settings stand in files, as the default's do."""
+    root = tmp_path_factory.mktemp("distill")
+    teacher = {
+        "teacher": {"model": str(tiny.teacher), "engine": "transformers", "batch_tokens": 256},
+        "corpus": {"dataset_name": str(tiny.corpus), "max_length": 96, "heldout_fraction": 0.25},
+        "capture": {"top_k": 16, "shard_tokens": 500},
+    }
+    student = {
+        "student": {
+            "model": str(tiny.teacher), "layers_kept": [0, 2], "repair": "least_squares",
+            "repair_tokens": 1000, "freeze": ["embed_tokens"],
+        },
+        "loss": {"temperature": 1.0, "alpha": 1.0},
+        "train": {
+            "max_steps": 20, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
+            "learning_rate": 0.003, "save_steps": 10,
+        },
+    }  # fmt: skip
+    for name, content in (("teacher", teacher), ("student", student)):
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return [
+        "--run_dir", root / "run", "--teacher_config", root / "teacher.yaml",
+        "--student_config", root / "student.yaml",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(flags: list[Any]) -> Result:
+    return real_stage("distill", flags, timeout=290).ok()
+
+
+@pytest.fixture(scope="module")
+def run_dir(flags: list[Any], done: Result) -> Path:
+    return Path(flags[1])
+
+
+def test_it_ends_with_the_table_and_where_everything_lies(done: Result, run_dir: Path) -> None:
+    titles = re.findall(r"^== (\d)/4 ", done.out, re.MULTILINE)
+    assert titles == ["1", "2", "3", "4"]
+    for row in ("student before", "distilled student", "cross-entropy control", "teacher"):
+        assert re.search(rf"{row}\b.*\d\.\d", done.out), f"no row {row!r} in\n{done.out}"
+    for path in ("report", "student/model", "cache"):
+        assert str(run_dir / path) in done.out
+    assert "the same command again redoes nothing" in done.out
+    assert "next" in done.out
+
+
+def test_the_numbers_are_those_of_the_runs(run_dir: Path) -> None:
+    (file,) = (run_dir / "report").glob("*.json")
+    report = json.loads(file.read_text())
+    rows = {row["name"]: row["metrics"] for row in report["rows"]}
+    for name, folder, when in (
+        ("student before", "student", "before"),
+        ("distilled student", "student", "after"),
+        ("cross-entropy control", "control", "after"),
+    ):
+        scores = HeldoutScores.read(str(run_dir / folder / f"heldout-{when}.json"))
+        for metric in ("kl", "cross_entropy", "top1_agreement"):
+            mean = scores.mean(metric)
+            assert rows[name][metric]["value"] == pytest.approx(mean.value, rel=1e-9)
+    assert rows["teacher"]["kl"]["value"] == 0
+    assert rows["distilled student"]["kl"]["value"] < rows["cross-entropy control"]["kl"]["value"]
+    # The control learns what it is meant to learn.
+    control = list(read_metrics(run_dir / "control/metrics.jsonl"))
+    assert "heldout/kl" not in control[0].values
+    losses = [r.values["train/loss"] for r in control if "train/loss" in r.values]
+    assert losses == [r.values["train/ce"] for r in control if "train/loss" in r.values]
+
+
+def test_the_control_starts_from_the_same_weights_and_batches(run_dir: Path) -> None:
+    first = next(r for r in read_metrics(run_dir / "student/metrics.jsonl") if r.step == 1)
+    other = next(r for r in read_metrics(run_dir / "control/metrics.jsonl") if r.step == 1)
+    assert first.values["train/ce"] == pytest.approx(other.values["train/ce"], rel=1e-6)
+    assert first.values["train/tokens"] == other.values["train/tokens"]
+
+
+def test_the_page_holds_the_numbers_of_its_json(run_dir: Path) -> None:
+    (page,) = (run_dir / "report").glob("*.html")
+    text = page.read_text()
+    (file,) = (run_dir / "report").glob("*.json")
+    for row in json.loads(file.read_text())["rows"]:
+        assert row["name"] in text
+        for metric in ("kl", "cross_entropy"):
+            value = row["metrics"][metric]["value"]
+            shown = {f"{value:.{digits}f}" for digits in (2, 3, 4)} | {f"{value:.3g}"}
+            assert any(number in text for number in shown), (row["name"], metric, value)
+    assert "http://" not in re.sub(r"http://www\.w3\.org\S*", "", text)
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"https?:", text), "works offline"
+    manifest = json.loads((run_dir / "cache/_meta/manifest.json").read_text())
+    assert manifest["identity_digest"][:12] in text
+
+
+def test_the_same_command_again_redoes_nothing(flags: list[Any], run_dir: Path) -> None:
+    before = {n: d for n, d in digests(run_dir).items() if not n.startswith("report/")}
+    times = {file: file.stat().st_mtime_ns for file in run_dir.rglob("*.safetensors")}
+    again = real_stage("distill", flags, timeout=290).ok()
+    assert "is complete" in again.err
+    assert again.err.count("nothing to train") == 2
+    assert {n: d for n, d in digests(run_dir).items() if not n.startswith("report/")} == before
+    assert {file: file.stat().st_mtime_ns for file in run_dir.rglob("*.safetensors")} == times
+
+
+def test_a_stage_that_fails_ends_the_whole(flags: list[Any], tmp_path: Path) -> None:
+    broken = tmp_path / "teacher.yaml"
+    broken.write_text("capture:\n  top_k: 0\n")
+    result = real_stage(
+        "distill", [*flags, "--run_dir", tmp_path / "x", "--teacher_config", broken]
+    )
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    first, second = (line for line in result.err.splitlines() if line.startswith("error: "))
+    assert "capture.top_k: found 0" in first
+    assert "stages.cache_teacher ended with exit code 2" in second
+    assert not (tmp_path / "x").exists()

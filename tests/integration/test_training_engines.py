@@ -1,0 +1,172 @@
+"""The same training whatever runs it: ranks, ZeRO stages, launchers, accumulation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.observe.metrics import read_metrics
+from tests.conftest import Stage, Tiny
+from tests.stage_runner import Result, run_python
+
+STEPS = 8
+"""Into the second epoch: the first one's last step has fewer packs than ranks times passes."""
+
+
+@pytest.fixture(scope="module")
+def flags(tiny: Tiny, tiny_cache: Path) -> list[Any]:
+    return [*tiny.stage_two, "--cache_dir", tiny_cache, "--max_steps", STEPS, "--save_steps", 100]
+
+
+@pytest.fixture(scope="module")
+def one_process(flags: list[Any], stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of one process, one pass of four packs a step."""
+    folder = tmp_path_factory.mktemp("one") / "student"
+    batch = ("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1)
+    stage("train_student", [*flags, "--output_dir", folder, *batch]).ok()
+    tokens = [r.values.get("train/tokens") for r in read_metrics(folder / "metrics.jsonl")][1:-1]
+    assert min(tokens) < max(tokens) / 2, "there is a short step among them"
+    return folder
+
+
+def _launch(launcher: list[Any], flags: list[Any], folder: Path) -> Result:
+    command = [*launcher, "-m", "stages.train_student", *flags, "--output_dir", folder]
+    return run_python(command, timeout=280).ok()
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+
+
+def _same(folder: Path, other: Path, *, rel: float = 1e-4) -> None:
+    """Compare losses, held-out scores and final weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    ours, theirs = (list(read_metrics(path / "metrics.jsonl")) for path in (folder, other))
+    assert [record.step for record in ours] == [record.step for record in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("train/loss", "train/ce", "train/tokens", "train/epoch", "heldout/kl"):
+            assert (name in a.values) == (name in b.values)
+            if name in a.values:
+                assert a.values[name] == pytest.approx(b.values[name], rel=rel), (a.step, name)
+    a, b = (load_file(path / "model/model.safetensors") for path in (folder, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=rel, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2)])
+def test_accumulation_is_a_larger_batch(
+    batch: int, accumulation: int, flags: list[Any], one_process: Path, stage: Stage, tmp_path: Path
+) -> None:
+    sizes = (
+        "--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation,
+        "--loss.chunk_rows", 7,
+    )  # fmt: skip
+    folder = tmp_path / "student"
+    stage("train_student", [*flags, "--output_dir", folder, *sizes]).ok()
+    _same(folder, one_process)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_one_process_under_every_zero_stage(
+    zero: int, flags: list[Any], one_process: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "student"
+    sizes = ("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2)
+    stage(
+        "train_student", [*flags, "--output_dir", folder, *sizes, "--train.zero_stage", zero]
+    ).ok()
+    _same(folder, one_process)
+
+
+def test_two_processes_are_as_one(flags: list[Any], one_process: Path, tmp_path: Path) -> None:
+    sizes = ("--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2)
+    result = _launch(TORCHRUN, [*flags, *sizes], tmp_path / "student")
+    _same(tmp_path / "student", one_process)
+    assert result.out.count("student ") == 1, "one process speaks for both"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_two_processes_under_every_zero_stage(
+    zero: int, flags: list[Any], one_process: Path, tmp_path: Path
+) -> None:
+    """Stopped in the middle and run again, besides."""
+    sizes = (
+        "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1,
+        "--train.zero_stage", zero, "--save_steps", 2,
+    )  # fmt: skip
+    folder = tmp_path / "student"
+    _launch(TORCHRUN, [*flags, *sizes], folder)
+    _same(folder, one_process)
+    # The end is lost; two ranks go on from the checkpoint before it.
+    (folder / "finished.json").unlink()
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / f"checkpoints/step-{STEPS:08d}")
+    result = _launch(TORCHRUN, [*flags, *sizes], folder)
+    assert f"resuming after step 6 of {STEPS}" in result.err
+    _same(folder, one_process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "processes"), [("--multi_gpu", 2), ("--use_deepspeed", 2), ("--cpu", 1)]
+)
+def test_accelerate_launch(
+    kind: str, processes: int, flags: list[Any], one_process: Path, tmp_path: Path
+) -> None:
+    # Its own CPU mode starts several processes through mpirun only, and refuses --use_deepspeed
+    # beside it; its way for GPUs is torchrun's and asks for none. Our loop brings DeepSpeed along
+    # whoever starts the processes.
+    command = [
+        "-m", "accelerate.commands.launch", kind, "--num_processes", processes,
+        "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", _port(),
+    ]  # fmt: skip
+    sizes = ("--per_device_train_batch_size", 4 // processes, "--gradient_accumulation_steps", 1)
+    _launch(command, [*flags, *sizes], tmp_path / "student")
+    _same(tmp_path / "student", one_process)
+
+
+def _port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_and_the_run_goes_on(
+    flags: list[Any], one_process: Path, tmp_path: Path
+) -> None:
+    """torchrun sees the death; the survivor says so, or is ended; what is saved is whole."""
+    sizes = [
+        "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1,
+        "--save_steps", 2, "--train.timeout_s", 60,
+    ]  # fmt: skip
+    code = (
+        "import os, sys\n"
+        "from tests.stage_runner import signal_at_step\n"
+        "if os.environ['RANK'] == '1': signal_at_step(5, 9)\n"
+        "from pipeline.errors import run_command\n"
+        "from stages.train_student import main\n"
+        "sys.exit(run_command(main))\n"
+    )
+    script = tmp_path / "dies.py"
+    script.write_text(code)
+    folder = tmp_path / "student"
+    env = {"PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])}
+    result = run_python(
+        [*TORCHRUN, script, *flags, *sizes, "--output_dir", folder], env=env, timeout=200
+    )
+    assert result.code != 0
+    assert not (folder / "model").exists()
+    result = _launch(TORCHRUN, [*flags, *sizes], folder)
+    assert f"resuming after step 4 of {STEPS}" in result.err
+    _same(folder, one_process)
