@@ -56,6 +56,8 @@ class TeacherRun(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run stage one; the same command again goes on where it stopped."""
+    from stages.train_student import StudentRun
+
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse_command(
         TeacherRun,
@@ -72,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--cache_dir s3://bucket/cache",
             f"{PROG} --config stages/configs/teacher.yaml --dry-run",
         ],
+        elsewhere={"stage two, train-student": StudentRun},
     )
     run = command.settings
     from pipeline.observe.logs import configure_logging

@@ -35,6 +35,8 @@ class StudentRun(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run stage two; the same command again goes on where it stopped."""
+    from stages.cache_teacher import TeacherRun
+
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse_command(
         StudentRun,
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{PROG} --cache_dir s3://bucket/cache --student_model Qwen/Qwen2-1.5B "
             "--output_dir /fsx/student --temperature 2 --alpha 0.5",
         ],
+        elsewhere={"stage one, cache-teacher": TeacherRun},
     )
     run = command.settings
     from pipeline.observe.logs import configure_logging

@@ -42,12 +42,14 @@ def parse_command(
     description: str,
     switches: Mapping[str, str] | None = None,
     examples: Sequence[str] = (),
+    elsewhere: Mapping[str, type[Settings]] | None = None,
 ) -> Command[SettingsT]:
     """Read files and flags into a validated `model`; print help and exit when asked.
 
     Precedence: defaults < `--config` files in the order given < flags. A field is named by its
     dotted path (`--teacher.model`) or by its short name (`--teacher_model`); `-` and `_` are the
-    same in a flag. `--name value`, `--name=value`, `--bool`, `--no-bool`.
+    same in a flag. `--name value`, `--name=value`, `--bool`, `--no-bool`. A flag of another command
+    (`elsewhere`, by what users call it) is refused with the place it belongs to.
 
     Raises:
         ConfigError: with all mistakes of files and flags together.
@@ -59,7 +61,12 @@ def parse_command(
         raise SystemExit(0)
     by_name = _names(all_leaves)
     mistakes: list[str] = []
-    files, values, active = _read_flags(argv, by_name, switches, mistakes)
+    others = {
+        name: place
+        for place, other in (elsewhere or {}).items()
+        for name in _names(list(leaves(other)))
+    }
+    files, values, active = _read_flags(argv, by_name, switches, others, mistakes)
     data: dict[str, Any] = {}
     unread = False
     for path in files:
@@ -98,6 +105,7 @@ def _read_flags(
     argv: Sequence[str],
     by_name: dict[str, Leaf],
     switches: Mapping[str, str],
+    others: Mapping[str, str],
     mistakes: list[str],
 ) -> tuple[list[str], list[tuple[Leaf, Any]], set[str]]:
     files: list[str] = []
@@ -122,7 +130,8 @@ def _read_flags(
                 values.append((negated, False))
                 continue
         if leaf is None and name not in _FILE_FLAGS:
-            mistakes.append(f"--{raw}: unknown flag{_did_you_mean(name, known)}")
+            where = f" here; it belongs to {others[name]}" if name in others else ""
+            mistakes.append(f"--{raw}: unknown flag{where or _did_you_mean(name, known)}")
             if not has_value and queue and not queue[0].startswith("--"):
                 queue.pop(0)  # the value of the unknown flag is no mistake of its own
             continue
