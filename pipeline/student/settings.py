@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from pipeline.config import Settings, option
+from pipeline.models.precision import PrecisionSettings
 
 __all__ = ["OutputSettings", "StudentSettings", "TrainSettings"]
 
@@ -63,7 +64,7 @@ class StudentSettings(Settings):
         return self
 
 
-class TrainSettings(Settings):
+class TrainSettings(PrecisionSettings):
     """Optimisation, precision, parallelism and checkpoints."""
 
     num_train_epochs: float = option(3, "passes over the cache", flag="num_train_epochs", gt=0)
@@ -87,10 +88,6 @@ class TrainSettings(Settings):
         "linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"
     ] = option("cosine", "course of the learning rate", flag="lr_scheduler_type")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm (0: not)", ge=0)
-    bf16: bool | None = option(
-        None, "train in bfloat16 (none: yes on a GPU, float32 on a CPU)", flag="bf16"
-    )
-    fp16: bool = option(False, "train in float16 with loss scaling (needs a GPU)", flag="fp16")
     zero_stage: int = option(2, "DeepSpeed ZeRO stage", ge=0, le=3)
     offload_optimizer: bool = option(False, "keep the optimiser's state in CPU memory")
     save_steps: int = option(1000, "steps between checkpoints", flag="save_steps", ge=1)
@@ -108,19 +105,6 @@ class TrainSettings(Settings):
     timeout_s: float = option(
         600, "a dead or stalled peer ends the run after this many seconds", gt=0
     )
-
-    @model_validator(mode="after")
-    def _one_precision(self) -> Self:
-        if self.bf16 and self.fp16:
-            raise ValueError("bf16 and fp16 are both on, expected at most one")
-        return self
-
-    def dtype(self, *, on_gpu: bool) -> str:
-        """Return `float32`, `bfloat16` or `float16`."""
-        if self.fp16:
-            return "float16"
-        use_bf16 = on_gpu if self.bf16 is None else self.bf16
-        return "bfloat16" if use_bf16 else "float32"
 
 
 class OutputSettings(Settings):

@@ -7,11 +7,12 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from pipeline.config import Settings, option
+from pipeline.models.precision import PrecisionSettings
 
 __all__ = ["CaptureSettings", "TeacherSettings"]
 
 
-class TeacherSettings(Settings):
+class TeacherSettings(PrecisionSettings):
     """Which model answers, and how it is run."""
 
     model: str = option(
@@ -21,10 +22,6 @@ class TeacherSettings(Settings):
     )
     revision: str | None = option(None, "branch, tag or commit of a hub id")
     engine: Literal["vllm", "transformers"] = option("vllm", "what runs the teacher")
-    bf16: bool | None = option(
-        None, "run in bfloat16 (none: yes on a GPU, float32 on a CPU)", flag="bf16"
-    )
-    fp16: bool = option(False, "run in float16", flag="fp16")
     use_flash_attention: bool = option(
         False,
         "flash_attention_2 (needs a GPU and flash-attn); else the engine's own choice",
@@ -44,19 +41,6 @@ class TeacherSettings(Settings):
         1.0, "vLLM on a CPU: GiB of key-value cache (a GPU takes what is free)", gt=0
     )
     trust_remote_code: bool = option(False, "run model code that the hub repository brings")
-
-    @model_validator(mode="after")
-    def _one_precision(self) -> Self:
-        if self.bf16 and self.fp16:
-            raise ValueError("bf16 and fp16 are both on, expected at most one")
-        return self
-
-    def dtype(self, *, on_gpu: bool) -> str:
-        """Return `float32`, `bfloat16` or `float16`."""
-        if self.fp16:
-            return "float16"
-        use_bf16 = on_gpu if self.bf16 is None else self.bf16
-        return "bfloat16" if use_bf16 else "float32"
 
 
 class CaptureSettings(Settings):
