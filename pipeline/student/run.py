@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.cache.reader import Cache, open_cache
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import TrainStream
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import CacheError, ConfigError, ResumeError
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
@@ -256,7 +256,15 @@ def _checkpoint_to_resume(checkpoints: Checkpoints, train: TrainSettings, world:
         if world.is_first:
             checkpoints.clear()
         return None
-    return checkpoints.newest() if wanted == "auto" else checkpoints.read(Path(wanted))
+    found = checkpoints.newest() if wanted == "auto" else checkpoints.read(Path(wanted))
+    if found is not None and found.world_size != world.size:
+        # Under ZeRO each rank has its own part of the optimiser's state.
+        raise ResumeError(
+            f"{found.folder}: written by {found.world_size} processes, this run has {world.size}",
+            expected="the same number",
+            do=f"start with NPROC={found.world_size}, or anew with --resume_from_checkpoint never",
+        )
+    return found
 
 
 def _initial_folder(inputs: Inputs, world: World) -> Path:

@@ -122,6 +122,29 @@ def test_the_same_command_again_redoes_nothing(flags: list[Any], run_dir: Path) 
     assert {file: file.stat().st_mtime_ns for file in run_dir.rglob("*.safetensors")} == times
 
 
+def test_the_report_alone(run_dir: Path) -> None:
+    (file,) = (run_dir / "report").glob("*.json")
+    before = json.loads(file.read_text())["rows"]
+    result = real_stage("report", ["--run_dir", run_dir]).ok()
+    assert "distilled student" in result.out
+    assert json.loads(file.read_text())["rows"] == before
+
+
+def test_a_push_that_fails_loses_nothing(run_dir: Path, tmp_path: Path) -> None:
+    before = digests(run_dir / "student/model")
+    flags = ["--output_dir", run_dir / "student", "--hub_location", "nobody/student"]
+    # Offline, and a hub that does not answer.
+    env = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    message = real_stage("push_student", flags, env=env).refused(4)
+    assert "nobody/student: the student cannot be pushed" in message
+    assert f"the student is safe in {run_dir / 'student/model'}" in message
+    assert "repeat with `make push-student ARGS=" in message
+    assert digests(run_dir / "student/model") == before
+    flags = ["--output_dir", tmp_path / "none", "--hub_location", "nobody/student"]
+    message = real_stage("push_student", flags).refused(3)
+    assert "no finished student; expected a run of train-student that has ended" in message
+
+
 def test_a_stage_that_fails_ends_the_whole(flags: list[Any], tmp_path: Path) -> None:
     broken = tmp_path / "teacher.yaml"
     broken.write_text("capture:\n  top_k: 0\n")

@@ -82,6 +82,22 @@ def test_sigterm_says_how_to_go_on(tiny: Tiny, stage: Stage, tmp_path: Path) -> 
     stage("cache_teacher", flags).ok()
 
 
+def test_ctrl_c_says_how_to_go_on(tiny: Tiny, stage: Stage, tmp_path: Path) -> None:
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache"]
+    result = stage("cache_teacher", flags, hook=("signal_at_sync", 12, int(signal.SIGINT)))
+    assert result.refused(130) == "interrupted; the same command continues the run."
+
+
+def test_two_at_the_same_time_make_the_same_cache(
+    tiny: Tiny, tiny_cache: Path, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache"]
+    both = [start("cache_teacher", flags) for _ in range(2)]
+    for running in both:
+        running.wait().ok()
+    assert _bytes_of_a_cache(tmp_path / "cache") == _bytes_of_a_cache(tiny_cache)
+
+
 @pytest.mark.parametrize("damage", ["deleted", "flipped", "cut", "record", "record flipped"])
 def test_a_damaged_shard_is_made_again_to_the_same_bytes(
     damage: str, tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path

@@ -82,6 +82,15 @@ def test_sigterm_saves_and_says_so(
     _same_run(tmp_path / "student", tiny_run)
 
 
+def test_ctrl_c_goes_on_from_the_last_checkpoint(
+    flags: list[Any], tiny_run: Path, stage: Stage, tmp_path: Path
+) -> None:
+    result = stage("train_student", flags, hook=("signal_at_step", 7, int(signal.SIGINT)))
+    assert result.refused(130) == "interrupted; the same command continues the run."
+    assert "resuming after step 4 of 12" in stage("train_student", flags).ok().err
+    _same_run(tmp_path / "student", tiny_run)
+
+
 def test_a_finished_run_has_nothing_to_do(
     tiny: Tiny, tiny_cache: Path, tiny_run: Path, stage: Stage
 ) -> None:

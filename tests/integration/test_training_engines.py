@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.observe.metrics import read_metrics
 from tests.conftest import Stage, Tiny
-from tests.stage_runner import Result, run_python
+from tests.stage_runner import ENVIRONMENT, ROOT, Result, run_python
 
 STEPS = 8
 """Into the second epoch: the first one's last step has fewer packs than ranks times passes."""
@@ -139,6 +139,66 @@ def _port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_and_another_world_size_is_refused(
+    flags: list[Any], one_process: Path, stage: Stage, tmp_path: Path
+) -> None:
+    """What Kubernetes does to a pod: the launcher gets it and hands it on."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    sizes = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
+    folder = tmp_path / "student"
+    command = [*TORCHRUN, _slowly(tmp_path), *flags, *sizes, "--output_dir", folder]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": "."}, stdout=log, stderr=log,
+        )  # fmt: skip
+        end = time.monotonic() + 120
+        while not _logged(folder, 3):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
+    text = (tmp_path / "log").read_text()
+    assert "stopped by SIGTERM after step" in text
+    (saved,) = (folder / "checkpoints").glob("step-*/complete.json")
+    message = stage(
+        "train_student",
+        [*flags, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1,
+         "--output_dir", folder],
+    ).refused(3)  # fmt: skip
+    assert "written by 2 processes, this run has 1; expected the same number" in message
+    assert "start with NPROC=2" in message
+    assert saved.exists()
+    result = _launch(TORCHRUN, [*flags, *sizes], folder)
+    assert "resuming after step" in result.err
+    _same(folder, one_process)
+
+
+def _slowly(tmp_path: Path) -> Path:
+    script = tmp_path / "slowly.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pipeline.student.train import TrainLoop\n"
+        "real = TrainLoop._step\n"
+        "TrainLoop._step = lambda self, batch: (time.sleep(0.5), real(self, batch))[1]\n"
+        "from pipeline.errors import run_command\n"
+        "from stages.train_student import main\n"
+        "sys.exit(run_command(main))\n"
+    )
+    return script
+
+
+def _logged(folder: Path, step: int) -> bool:
+    file = folder / "metrics.jsonl"
+    return file.exists() and any(record.step == step for record in read_metrics(file))
 
 
 @pytest.mark.slow
