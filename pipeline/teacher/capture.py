@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec import CodecSpec
-from pipeline.cache.manifest import MANIFEST, Manifest, ShardRecord, read_manifest
+from pipeline.cache.manifest import MANIFEST, Manifest, ShardRecord, read_manifest, record_name
 from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.writer import commit_shard, encode_shard, finalize, intact_record
 from pipeline.config import fingerprint
@@ -26,9 +23,9 @@ from pipeline.models.resolve import ResolvedModel, read_model_config, resolve_mo
 from pipeline.models.tokenizer import load_tokenizer, tokenizer_files
 from pipeline.observe.progress import Progress
 from pipeline.storage import Store
+from pipeline.teacher.claims import ClaimBoard, worker_name
 from pipeline.teacher.engine import (
     CaptureRequest,
-    Engine,
     EngineInfo,
     engine_info,
     open_engine,
@@ -37,6 +34,7 @@ from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme, to_targets
+from pipeline.teacher.worker import ShardMaker, make_all
 
 __all__ = ["Prepared", "cache_teacher", "capture_requests", "prepare"]
 
@@ -117,47 +115,55 @@ def cache_teacher(
     """
     settle_plan(store, prepared.plan, prepared.identity)
     complete = _complete_manifest(store)
-    records: dict[tuple[str, int], ShardRecord] = {}
-    todo: list[PlannedShard] = []
-    for shard in prepared.plan.shards:
-        # A run that goes on trusts sizes: reading back all of a large cache at each restart would
-        # cost more than the work lost. Readers compare checksums anyway.
-        record = intact_record(store, shard.split, shard.index, check_bytes=complete is not None)
-        if record is None:
-            todo.append(shard)
-        else:
-            records[shard.split, shard.index] = record
-    if not todo and complete is not None:
-        _log.info("cache %s is complete: %d shards, all checksums right", store.url, len(records))
+    done_tokens, missing_tokens = _drop_damaged(
+        prepared.plan, store, check_bytes=complete is not None
+    )
+    if not missing_tokens and complete is not None:
+        _log.info("cache %s is complete, all checksums right", store.url)
         return complete
-    # While shards are made anew the cache must not call itself complete.
-    store.delete(MANIFEST)
+    if complete is not None:
+        # While shards are made anew the cache must not call itself complete.
+        store.delete(MANIFEST)
     store.write("_meta/config.yaml", resolved_config.encode())
     files = tokenizer_files(prepared.tokenizer)
     for name, data in files.items():
         store.write(f"_meta/tokenizer/{name}", data)
-    if todo:
-        engine = open_engine(
-            teacher,
-            capture,
-            folder=prepared.model.path,
-            scheme=prepared.scheme,
-            max_length=max_length,
+    board = ClaimBoard(store, worker_name(), capture.lease_s)
+    with (
+        Progress(
+            done_tokens + missing_tokens,
+            unit="tokens",
+            description="cache-teacher",
+            every_s=progress_every_s,
+            initial=done_tokens,
+        ) as progress,
+        board.beating(),
+        ShardMaker(
+            lambda: open_engine(
+                teacher,
+                capture,
+                folder=prepared.model.path,
+                scheme=prepared.scheme,
+                max_length=max_length,
+            ),
+            lambda shard: capture_requests(shard.samples),
+            lambda shard, columns: _write_shard(shard, columns, prepared, store),
+            board,
+            progress,
+        ) as maker,
+    ):
+        make_all(prepared.plan.shards, store, board, maker)
+    board.sweep()
+    records = [
+        intact_record(store, shard.split, shard.index, check_bytes=False)
+        for shard in prepared.plan.shards
+    ]
+    ordered = [record for record in records if record is not None]
+    if len(ordered) < len(records):
+        raise CacheError(
+            f"{store.url}: a shard disappeared while the cache was made",
+            do="run the same command again; it makes only what is missing",
         )
-        try:
-            done = sum(record.tokens for record in records.values())
-            with Progress(
-                done + sum(shard.num_tokens for shard in todo),
-                unit="tokens",
-                description="cache-teacher",
-                every_s=progress_every_s,
-                initial=done,
-            ) as progress:
-                for record in _make_shards(engine, todo, prepared, store, progress):
-                    records[record.split, record.index] = record
-        finally:
-            engine.close()
-    ordered = [records[shard.split, shard.index] for shard in prepared.plan.shards]
     return finalize(
         store,
         ordered,
@@ -182,32 +188,20 @@ def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
     ]
 
 
-def _make_shards(
-    engine: Engine,
-    todo: Sequence[PlannedShard],
-    prepared: Prepared,
-    store: Store,
-    progress: Progress,
-) -> list[ShardRecord]:
-    """Capture shard after shard; encoding and writing run beside the teacher, one shard behind."""
-    made: list[ShardRecord] = []
-    pending: Future[ShardRecord] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="cache-writer") as writer:
-        for shard in todo:
-            started = time.monotonic()
-            columns = engine.capture(
-                capture_requests(shard.samples),
-                on_tokens=partial(progress.advance, shard=f"{shard.split}/{shard.index:05d}"),
-            )
-            seconds = time.monotonic() - started
-            # At most one shard waits: a slow store holds the teacher back instead of filling RAM.
-            if pending is not None:
-                made.append(pending.result())
-            pending = writer.submit(_write_shard, shard, columns, prepared, store)
-            _log.debug("shard %s/%05d in %.1f s", shard.split, shard.index, seconds)
-        if pending is not None:
-            made.append(pending.result())
-    return made
+def _drop_damaged(plan: WorkPlan, store: Store, *, check_bytes: bool) -> tuple[int, int]:
+    """Remove the records of damaged shards; return the tokens that are made, and those missing.
+
+    A run that goes on trusts sizes: reading back all of a large cache at each restart would cost
+    more than the work lost. Readers compare checksums anyway.
+    """
+    done = missing = 0
+    for shard in plan.shards:
+        if intact_record(store, shard.split, shard.index, check_bytes=check_bytes) is None:
+            missing += shard.num_tokens
+            store.delete(record_name(shard.split, shard.index))
+        else:
+            done += shard.num_tokens
+    return done, missing
 
 
 def _write_shard(

@@ -25,6 +25,11 @@ class PlannedShard:
     samples: tuple[Sample, ...]
 
     @property
+    def name(self) -> str:
+        """The shard's name in claims and logs, such as `train-00000`."""
+        return f"{self.split}-{self.index:05d}"
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all samples."""
         return sum(int(sample.input_ids.size) for sample in self.samples)

@@ -54,6 +54,9 @@ class CaptureSettings(Settings):
         (1.0, 2.0), "temperatures for which students get the exact normaliser; must contain 1"
     )
     shard_tokens: int = option(1_000_000, "tokens in a shard, about", ge=64)
+    lease_s: float = option(
+        120, "a shard whose worker gives no sign for this many seconds is taken over", gt=0
+    )
     head_rows: int = option(256, "positions whose logits exist at the same time", ge=1, le=65_536)
 
     @model_validator(mode="after")

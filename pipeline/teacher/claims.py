@@ -1,0 +1,234 @@
+"""Who makes which shard: claims by atomic create, kept alive by a counter, taken over when dead.
+
+A claim of shard S is a file `_meta/claims/S.N.json`, N counting the attempts from 0. Its owner
+rewrites it with a rising counter. Another worker may try attempt N + 1 once it has *watched* the
+file stand still for the lease by its own clock: no clocks of two machines are compared, no file
+times are trusted. Both the first claim and a take-over are one create-only write, which local
+disks, NFS, Lustre and object stores all decide for exactly one worker.
+
+A claim only saves work. What makes a shard count is its record; a worker that was paused past its
+lease and wakes up makes the same bytes again, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import StoreError
+from pipeline.storage import Store
+
+__all__ = ["CLAIMS", "Claim", "ClaimBoard", "worker_name"]
+
+CLAIMS = "_meta/claims"
+_BEATS_PER_LEASE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A shard that this worker may make."""
+
+    shard: str
+    """`train-00000`."""
+    attempt: int
+    """0 for the first worker, 1 after one take-over, ..."""
+
+    @property
+    def path(self) -> str:
+        """Where the claim lies."""
+        return f"{CLAIMS}/{self.shard}.{self.attempt}.json"
+
+
+@dataclass(slots=True)
+class _Watched:
+    """Another worker's claim as last seen, and since when it looks like that."""
+
+    content: bytes
+    since: float
+
+
+@dataclass(slots=True)
+class ClaimBoard:
+    """The claims of one worker on one cache. Safe to use from the worker's own threads."""
+
+    store: Store
+    worker: str
+    lease_s: float
+    clock: Callable[[], float] = time.monotonic
+    is_dead: Callable[[dict[str, Any]], bool] = field(default_factory=lambda: _died_here)
+    _held: dict[Claim, int] = field(default_factory=dict)
+    _watched: dict[str, _Watched] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def attempts(self) -> dict[str, int]:
+        """Return the newest attempt of each claimed shard, by one listing."""
+        newest: dict[str, int] = {}
+        for name in self.store.list(CLAIMS):
+            shard, number, *rest = name.rsplit(".", 2)
+            if rest == ["json"] and number.isdigit():
+                newest[shard] = max(newest.get(shard, 0), int(number))
+        return newest
+
+    def try_claim(self, shard: str, newest: int | None) -> Claim | None:
+        """Claim `shard` if it is free, given up, or its owner has stood still for the lease.
+
+        Args:
+            shard: its name.
+            newest: its newest attempt from `attempts`, None where there is none.
+
+        Returns:
+            The claim, or None where another worker has it or was faster.
+        """
+        attempt = 0
+        if newest is not None:
+            current = Claim(shard, newest)
+            if not self._is_free(current):
+                return None
+            attempt = newest + 1
+        claim = Claim(shard, attempt)
+        if not self.store.create(claim.path, self._content(beat=0, state="working")):
+            return None
+        with self._lock:
+            self._held[claim] = 0
+        return claim
+
+    def beat(self) -> None:
+        """Raise the counter of every claim held.
+
+        A store that fails in passing is no reason to stop: the next beat tries again, and past the
+        lease another worker takes over, which costs work but no shard.
+        """
+        # Writing under the lock: a beat after `done` would bring a removed claim back.
+        with self._lock:
+            for claim, count in list(self._held.items()):
+                self._held[claim] = count + 1
+                with contextlib.suppress(StoreError):
+                    content = self._content(beat=count + 1, state="working")
+                    self.store.write(claim.path, content)
+
+    def give_up(self, claim: Claim) -> None:
+        """Let go of a shard that was not made, so that others need not wait for the lease."""
+        with self._lock:
+            self._held.pop(claim, None)
+        self.store.write(claim.path, self._content(beat=0, state="given up"))
+
+    def done(self, claim: Claim) -> None:
+        """Remove the claims of a shard whose record is committed."""
+        with self._lock:
+            self._held.pop(claim, None)
+        for attempt in range(claim.attempt + 1):
+            self.store.delete(Claim(claim.shard, attempt).path)
+
+    def give_up_all(self) -> None:
+        """Let go of everything (SIGTERM)."""
+        with self._lock:
+            held = list(self._held)
+        for claim in held:
+            self.give_up(claim)
+
+    def sweep(self) -> None:
+        """Remove what dead workers left, once every shard has its record."""
+        for name in self.store.list(CLAIMS):
+            self.store.delete(f"{CLAIMS}/{name}")
+
+    def beating(self) -> _Heart:
+        """Return a context in which a thread keeps the held claims alive."""
+        return _Heart(self)
+
+    def _is_free(self, claim: Claim) -> bool:
+        try:
+            content = self.store.read(claim.path)
+        except FileNotFoundError:
+            # Its owner has just committed; the caller's next look at the records says so.
+            self._watched.pop(claim.path, None)
+            return False
+        owner = _parse(content)
+        if owner.get("state") == "given up" or self.is_dead(owner):
+            return True
+        seen = self._watched.get(claim.path)
+        if seen is None or seen.content != content:
+            self._watched[claim.path] = _Watched(content, self.clock())
+            return False
+        return self.clock() - seen.since >= self.lease_s
+
+    def _content(self, *, beat: int, state: str) -> bytes:
+        data = {"worker": self.worker, "beat": beat, "state": state, **_process()}
+        return json.dumps(data, sort_keys=True).encode()
+
+
+class _Heart:
+    """A thread that beats a few times per lease."""
+
+    def __init__(self, board: ClaimBoard) -> None:
+        self._board = board
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="claims-heartbeat", daemon=True)
+
+    def __enter__(self) -> _Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._board.lease_s / _BEATS_PER_LEASE):
+            self._board.beat()
+
+
+def worker_name() -> str:
+    """Return a name that no other worker has, readable in a claim file."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _process() -> dict[str, Any]:
+    """What lets another process of this machine see that this one has died."""
+    return {"host": _machine(), "pid": os.getpid(), "started": _start_time(os.getpid())}
+
+
+def _died_here(owner: dict[str, Any]) -> bool:
+    """Whether the claim's owner was a process of this very boot of this machine, and is gone.
+
+    Without this, the same command after kill -9 would wait for the lease of its own dead claims.
+    """
+    if owner.get("host") != _machine() or not isinstance(owner.get("pid"), int):
+        return False
+    return bool(_start_time(owner["pid"]) != owner.get("started"))
+
+
+def _machine() -> str:
+    """Name of this boot and process namespace: containers of one node see other pids."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+        return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()}/{uuid.uuid4().hex}"  # never equal: wait for the lease
+
+
+def _start_time(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot; tells it from a later one of that pid."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    # A zombie holds its pid until its parent looks, but works no more.
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
