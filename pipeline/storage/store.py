@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pipeline.errors import StoreError
+from pipeline.errors import DistillError, StoreError
 
 __all__ = ["Store"]
 
@@ -171,7 +171,7 @@ class Store:
         for attempt in range(1, attempts + 1):
             try:
                 return call()
-            except (FileNotFoundError, FileExistsError):
+            except (FileNotFoundError, FileExistsError, DistillError):
                 raise
             except Exception as error:
                 if attempt < attempts and not isinstance(error, _FINAL):

@@ -40,7 +40,10 @@ def _targets(row: Any, temperature: float) -> HeadTargets:
 
 
 def _reference(cache_dir: Path, model: Any, vocabulary: int, temperature: float) -> tuple[Any, Any]:
-    """Return mean KL at the temperature and mean cross-entropy over the first step's tokens."""
+    """Return mean KL at the temperature and mean cross-entropy over the first step's tokens.
+
+    Both carry gradients.
+    """
     cache = open_cache(str(cache_dir))
     source = cache.source("train")
     length = int(cache.manifest.identity["corpus"]["max_length"])
@@ -51,14 +54,13 @@ def _reference(cache_dir: Path, model: Any, vocabulary: int, temperature: float)
     for pack in plan.step(0).packs:
         for row in source.read_rows(pack.shard, pack.rows):
             ids_1L = torch.from_numpy(row.input_ids_L.astype(np.int64))[None]
-            with torch.no_grad():
-                logits_LV = model(input_ids=ids_1L).logits[0, :, :vocabulary]
+            logits_LV = model(input_ids=ids_1L).logits[0, :, :vocabulary]
             places: NDArray[np.int64] = np.flatnonzero(row.counted_L) - 1
             targets = _targets(row, temperature)
             logits_NV = logits_LV[torch.from_numpy(places)]
             kd.append(sparse_kl(logits_NV, targets, temperature=temperature, tail="bucket"))
             ce.append(cross_entropy(logits_NV, targets.gold_N))
-    return torch.cat(kd).mean().item(), torch.cat(ce).mean().item()
+    return torch.cat(kd).mean(), torch.cat(ce).mean()
 
 
 @pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 1.0), (2.0, 0.5), (2.0, 0.0)])
@@ -81,10 +83,14 @@ def test_the_first_logged_loss_is_the_definition(
     assert vocabulary < model.config.vocab_size, "the head is padded, and padding gets no mass"
     kd, ce = _reference(tiny_cache, model, vocabulary, temperature if alpha else 1.0)
     loss = alpha * temperature**2 * kd + (1 - alpha) * ce
-    assert first.values["train/loss"] == pytest.approx(loss, rel=2e-5)
-    assert first.values["train/ce"] == pytest.approx(ce, rel=2e-5)
+    assert first.values["train/loss"] == pytest.approx(loss.item(), rel=2e-5)
+    assert first.values["train/ce"] == pytest.approx(ce.item(), rel=2e-5)
     if alpha:
-        assert first.values["train/kd"] == pytest.approx(kd, rel=2e-5)
+        assert first.values["train/kd"] == pytest.approx(kd.item(), rel=2e-5)
+    # What is logged is one thing, what is learned from another: the gradient is the loss's.
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert first.values["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
 def test_the_cached_entries_give_a_lower_bound_of_the_dense_divergence(
