@@ -75,7 +75,7 @@ next      another student from the same cache:  make train-student ARGS="--cache
               --output_dir {root / "student-t2"} --temperature 2 --alpha 0.5"
           your own teacher and corpus:          make cache-teacher \\
               CONFIG=stages/configs/sample-teacher.yaml ARGS="--teacher_model NAME \\
-              --dataset_name NAME_OR_FILE --cache_dir FOLDER_OR_URL" (on as many machines as you like)
+              --dataset_name NAME_OR_FILE --cache_dir FOLDER_OR_URL"
           what a run would take:                add --dry-run to ARGS"""
     )
     return 0
