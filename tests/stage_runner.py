@@ -178,6 +178,25 @@ def _child(
     os._exit(code)
 
 
+def run_apart(function: Callable[..., None], *arguments: object) -> None:
+    """Run a function of a module in a process of its own, for what it would import here."""
+    process = _context().Process(target=function, args=arguments)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0, f"{function.__name__} ended with {process.exitcode}"
+
+
+def extract_weights(checkpoint: Path, target: Path) -> None:
+    """Save the module's weights of a DeepSpeed checkpoint as safetensors."""
+    import torch
+    from safetensors.torch import save_file
+
+    (file,) = checkpoint.glob("mp_rank_00_model_states.pt")
+    # Our module holds the model under a name of its own.
+    state = torch.load(file, weights_only=False)["module"]
+    save_file({name.removeprefix("model."): v.clone() for name, v in state.items()}, target)
+
+
 # What a child may do to itself before the stage begins.
 
 

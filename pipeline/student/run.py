@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,9 @@ def _initial_folder(inputs: Inputs, world: World) -> Path:
     import torch.distributed as dist
 
     if world.is_first:
+        # What a killed run left half-written; a run has its output folder to itself.
+        for leftover in inputs.output_dir.glob("*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
         folder = make_initial_student(
             inputs.student, inputs.source, inputs.cache, output_dir=inputs.output_dir
         )

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.cache.reader import open_cache
 from pipeline.cache.writer import intact_record
+from pipeline.errors import CacheError
 from pipeline.storage import Store
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Running, real_stage
@@ -125,6 +126,19 @@ def test_a_damaged_shard_is_made_again_to_the_same_bytes(
     stage("cache_teacher", [*tiny.stage_one, "--cache_dir", folder]).ok()
     assert _bytes_of_a_cache(folder) == _bytes_of_a_cache(tiny_cache)
     assert others.stat().st_mtime_ns == before, "whole shards are left alone"
+
+
+def test_a_cache_in_repair_does_not_call_itself_complete(
+    tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_cache, tmp_path / "cache")
+    (tmp_path / "cache/data/train/00001.parquet").unlink()
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache"]
+    assert stage("cache_teacher", flags, hook=("kill_at_sync", 10)).code == -signal.SIGKILL
+    with pytest.raises(CacheError, match="the cache is incomplete"):
+        open_cache(str(tmp_path / "cache"))
+    stage("cache_teacher", flags).ok()
+    assert _bytes_of_a_cache(tmp_path / "cache") == _bytes_of_a_cache(tiny_cache)
 
 
 def test_a_complete_cache_loads_no_teacher(tiny: Tiny, tiny_cache: Path, stage: Stage) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.cache.reader import open_cache
 from pipeline.evaluate.measures import HeldoutScores
 from tests.conftest import Stage, Tiny
-from tests.stage_runner import ROOT, run_python
+from tests.stage_runner import ROOT, extract_weights, run_apart, run_python
 
 ELSEWHERE = r"""
 import json, runpy, sys
@@ -63,15 +63,13 @@ def test_it_loads_where_this_project_is_not_installed(
     assert "Traceback" not in result.err
     # The same numbers as the weights in the last checkpoint, which the export came from.
     import torch
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    state = torch.load(
-        tiny_run / "checkpoints/step-00000012/mp_rank_00_model_states.pt", weights_only=False
-    )["module"]
+    run_apart(extract_weights, tiny_run / "checkpoints/step-00000012", tmp_path / "trained")
+    state = load_file(tmp_path / "trained")
     trained = AutoModelForCausalLM.from_pretrained(tiny_run / "init", dtype=torch.float32).eval()
     before = [value.clone() for value in trained.state_dict().values()]
-    # Our module holds the model under a name of its own.
-    state = {name.removeprefix("model."): value for name, value in state.items()}
     trained.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"]})
     assert any(
         not torch.equal(a, b) for a, b in zip(before, trained.state_dict().values(), strict=True)
