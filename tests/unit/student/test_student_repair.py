@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.errors import ModelError
+from pipeline.student import repair
 from pipeline.student.repair import repair_cut_student
 from tests.unit.student.tiny_models import VOCAB, keep_layers, tiny_model
 
@@ -104,3 +105,14 @@ def test_other_architectures_are_refused(family: str) -> None:
     student = keep_layers(copy.deepcopy(model), KEPT)
     with pytest.raises(ModelError, match=r"student.repair on .*use --student.repair none"):
         repair_cut_student(student, model, KEPT, _sequences(5, seed=4))
+
+
+def test_a_token_of_huge_norm_does_not_decide_the_fit() -> None:
+    # The first token of a sequence can be hundreds of times as long as the others. Here it asks
+    # for W = -1 and 200 ordinary tokens ask for W = +1.
+    torch.manual_seed(0)
+    inputs = torch.randn(200, 1)
+    ordinary = (inputs, inputs.clone(), torch.ones(200, 1))
+    huge = (torch.full((1, 1), 300.0), torch.full((1, 1), -300.0), torch.full((1, 1), 3000.0))
+    change = repair._solve([ordinary, huge], index=0)
+    assert change.item() > 0.7
