@@ -1,4 +1,4 @@
-"""`python -m pipeline.cache inspect | verify URL`: what a cache is, and whether it is whole."""
+"""`python -m pipeline.cache inspect | verify | export`: what a cache is, whole or not, as lists."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _USAGE = """usage: python -m pipeline.cache COMMAND URL
 commands:
   inspect URL   what the cache holds, at a glance
   verify URL    read every file, compare checksums, decode every row
+  export URL TO write plain list<int32> / list<float16> Parquet that any other trainer reads
 
 URL is a folder or any address fsspec opens, such as s3://bucket/cache."""
 
@@ -27,12 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE)
         return 0
-    if args[0] not in ("inspect", "verify") or len(args) != 2:
-        raise ConfigError(
-            f"pipeline.cache {' '.join(args)}: not a command",
-            expected="inspect URL or verify URL",
-        )
-    return _inspect(args[1]) if args[0] == "inspect" else _verify(args[1])
+    match args:
+        case ["inspect", url]:
+            return _inspect(url)
+        case ["verify", url]:
+            return _verify(url)
+        case ["export", url, target]:
+            return _export(url, target)
+    raise ConfigError(
+        f"pipeline.cache {' '.join(args)}: not a command",
+        expected="inspect URL, verify URL or export URL TO",
+    )
 
 
 def _inspect(url: str) -> int:
@@ -92,6 +98,25 @@ def _verify(url: str) -> int:
             do="run the cache-teacher command that made this cache again; it makes only those anew",
         )
     print(f"{url}: {checked} shards whole")
+    return 0
+
+
+def _export(url: str, target: str) -> int:
+    from tqdm import tqdm
+
+    from pipeline.cache.export import export_plain
+    from pipeline.cache.reader import open_cache
+    from pipeline.storage import Store
+
+    cache = open_cache(url)
+    total = sum(record.rows for record in cache.manifest.shards)
+    with tqdm(total=total, unit="rows", desc="export", disable=None) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        rows = export_plain(cache, Store(target), on_rows=advance)
+    print(f"{target}: {rows} rows as plain lists")
     return 0
 
 

@@ -75,7 +75,7 @@ def test_cache_commands(default_run: str) -> None:
         for line in block.splitlines()
         if line.startswith("python -m pipeline.cache")
     ]
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         _shell(command.replace("python ", ".venv/bin/python ", 1))
 

@@ -1,0 +1,93 @@
+"""A cache as plain Parquet lists, for trainers that know nothing of its codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.cache.manifest import SPLITS
+from pipeline.cache.reader import Cache
+from pipeline.cache.sparse import CachedSequence
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+
+__all__ = ["export_plain"]
+
+_PLAIN = pa.schema(
+    [
+        pa.field("sample_id", pa.string()),
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("counted", pa.list_(pa.bool_())),
+        pa.field("target_ids", pa.list_(pa.list_(pa.int32()))),
+        pa.field("target_logprobs", pa.list_(pa.list_(pa.float16()))),
+    ]
+)
+
+
+def export_plain(
+    cache: Cache, target: Store, *, on_rows: Callable[[int], None] | None = None
+) -> int:
+    """Write every shard as `data/<split>/<index>.parquet` of plain lists; return the rows.
+
+    `target_ids` and `target_logprobs` hold one list for each counted token, in order: the
+    teacher's entries before that token, and log p at temperature 1 in float16. A shard that is
+    there already is kept, so a killed export goes on.
+
+    Args:
+        cache: what to export.
+        target: where to; not the cache itself.
+        on_rows: told of rows as they are done.
+
+    Raises:
+        CacheError: the target is the cache's own folder, or a shard is damaged.
+    """
+    if target.root == cache.store.root:
+        raise CacheError(
+            f"{target.url}: the export would overwrite the cache", expected="another folder"
+        )
+    rows_done = 0
+    for split in SPLITS:
+        source = cache.source(split)
+        for shard, count in enumerate(source.shard_rows()):
+            path = source.shards[shard].path
+            if not target.exists(path):
+                sink = pa.BufferOutputStream()
+                with pq.ParquetWriter(sink, _PLAIN, compression="zstd") as writer:
+                    for start in range(0, count, _BATCH_ROWS):
+                        rows = source.read_rows(
+                            shard, range(start, min(count, start + _BATCH_ROWS))
+                        )
+                        writer.write_table(_table(rows))
+                target.write(path, sink.getvalue().to_pybytes())
+            rows_done += count
+            if on_rows is not None:
+                on_rows(count)
+    return rows_done
+
+
+_BATCH_ROWS = 256
+"""Lists are several times larger than blobs; this many rows of a shard exist at one time."""
+
+
+def _table(rows: list[CachedSequence]) -> pa.Table:
+    columns = [
+        pa.array([row.sample_id for row in rows]),
+        pa.array([row.input_ids_L for row in rows], pa.list_(pa.int32())),
+        pa.array([row.counted_L for row in rows], pa.list_(pa.bool_())),
+        pa.array([list(_positions(row, row.targets.token_ids_E)) for row in rows],
+                 pa.list_(pa.list_(pa.int32()))),
+        pa.array([list(_positions(row, row.targets.logprobs_E.astype(np.float16))) for row in rows],
+                 pa.list_(pa.list_(pa.float16()))),
+    ]  # fmt: skip
+    return pa.Table.from_arrays(columns, schema=_PLAIN)
+
+
+def _positions(row: CachedSequence, values_E: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """Yield the values of each counted token."""
+    ends = np.cumsum(row.targets.counts_N)
+    for start, end in zip(ends - row.targets.counts_N, ends, strict=True):
+        yield values_E[start:end]
