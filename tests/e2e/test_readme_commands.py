@@ -17,7 +17,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    """Return the fenced blocks of a language; "" is a block without one."""
+    blocks: list[tuple[str, list[str]]] = []
+    inside = False
+    for line in README.splitlines():
+        if line.startswith("```"):
+            if not inside:
+                blocks.append((line.removeprefix("```"), []))
+            inside = not inside
+        elif inside:
+            blocks[-1][1].append(line)
+    return ["\n".join(lines) for name, lines in blocks if name == language]
 
 
 def _shell(command: str) -> str:
@@ -44,8 +54,10 @@ def test_default_run_beats_its_control_clearly(default_run: str) -> None:
     gap = next(d for d in report["differences"] if d["metric"] == "kl" and "control" in d["b"])
     assert gap["value"] < 0
     assert abs(gap["value"]) > 5 * gap["standard_error"]
-    for row in rows.values():
-        assert f"{row['kl']['value']:.2f}" in default_run
+    for row in report["rows"]:
+        shown = re.search(rf"^{re.escape(row['name'])} +(\d+\.\d+)", default_run, re.MULTILINE)
+        assert shown, f"no line for {row['name']!r}"
+        assert float(shown[1]) == pytest.approx(row["metrics"]["kl"]["value"], abs=6e-3)
 
 
 def test_second_call_redoes_nothing(default_run: str) -> None:
