@@ -66,7 +66,8 @@ def test_datasets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     found = datasets.load_dataset(str(cache_dir), cache_dir=str(tmp_path))
     assert set(found) == {"train", "heldout"}
     for split, rows in expected.items():
@@ -76,7 +77,8 @@ def test_datasets(
 
 
 def test_duckdb(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
-    duckdb = pytest.importorskip("duckdb")
+    import duckdb
+
     for split, rows in expected.items():
         query = duckdb.sql(f"SELECT * FROM '{cache_dir}/data/{split}/*.parquet'")
         names = query.columns
@@ -92,7 +94,8 @@ def test_duckdb(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
 
 
 def test_polars(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
-    polars = pytest.importorskip("polars")
+    import polars
+
     for split, rows in expected.items():
         frame = polars.read_parquet(f"{cache_dir}/data/{split}/*.parquet")
         _same(frame.to_dicts(), rows)

