@@ -14,10 +14,13 @@ SETUP   := @$(PYTHON) stages/setup_env.py
 TEACHER := $(shell $(PYTHON) stages/setup_env.py --print-python teacher)
 STUDENT := $(shell $(PYTHON) stages/setup_env.py --print-python student)
 
+CONFIGURED_STUDENT = -m stages.train_student --config $(or $(CONFIG),stages/configs/student.yaml) $(ARGS)
 ifeq ($(NPROC),1)
-  TRAIN := $(STUDENT) -m stages.train_student
+  TRAIN = $(STUDENT) $(CONFIGURED_STUDENT)
 else
-  TRAIN := $(STUDENT) -m torch.distributed.run --standalone --nproc-per-node $(NPROC) -m stages.train_student
+  # Checked by one process first: torchrun would show a mistake once a rank, and a trace of its own.
+  TRAIN = $(STUDENT) $(CONFIGURED_STUDENT) --check && \
+    $(STUDENT) -m torch.distributed.run --standalone --nproc-per-node $(NPROC) $(CONFIGURED_STUDENT)
 endif
 
 .PHONY: help
@@ -35,7 +38,7 @@ cache-teacher: setup-teacher ## Stage one: run the teacher once, write its spars
 
 .PHONY: train-student
 train-student: setup-student ## Stage two: train a student from a cache (CONFIG=, ARGS=, NPROC=2 for two processes)
-	@$(TRAIN) --config $(or $(CONFIG),stages/configs/student.yaml) $(ARGS)
+	@$(TRAIN)
 
 .PHONY: push-student
 push-student: setup-student ## Push a finished student to the hub again (ARGS="--output_dir DIR --hub_location NAME")

@@ -45,15 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.teacher_python, "-m", "stages.cache_teacher", "--config", run.teacher_config,
         "--cache_dir", str(cache),
     ]  # fmt: skip
-    train = [*_trainer(run.nproc), "--config", run.student_config, "--cache_dir", str(cache)]
-    distilled = [*train, "--output_dir", str(student)]
+    trainer = _trainer(run.nproc)
+    data = ["--config", run.student_config, "--cache_dir", str(cache)]
+    distilled = [*data, "--output_dir", str(student)]
     _stage("1/4 teacher: reads the corpus once", teacher)
-    _stage("2/4 student: learns from the cache", distilled)
+    if run.nproc > 1:
+        # One process says what is wrong once; a launcher says it once a rank.
+        _stage("student: checked", [*_trainer(1), *distilled, "--check"])
+    _stage("2/4 student: learns from the cache", [*trainer, *distilled])
     # The control starts from the very same weights, sees the very same batches, and learns from
     # the text alone.
     init = student / "init"
     controlled = [
-        *train, "--output_dir", str(control), "--alpha", "0", "--train.evaluate_before", "false",
+        *trainer, *data, "--output_dir", str(control), "--alpha", "0",
+        "--train.evaluate_before", "false",
     ]  # fmt: skip
     if init.exists():
         controlled += [

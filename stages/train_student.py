@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         switches={
             "dry_run": "print the plan (samples, tokens, steps, memory, time from a short "
-            "calibration) and exit"
+            "calibration) and exit",
+            "check": "refuse what can be refused before training, and exit (a launcher of several "
+            "processes would print each message once a process)",
         },
         examples=[
             f"{PROG} --config stages/configs/student.yaml",
@@ -81,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_forecast(inputs, plan)
         return 0
     check_resources(inputs, plan)
+    if "check" in command.switches:
+        return 0
     folder = train_student(
         inputs, resolved_config=dump_yaml(run), command=command_line(PROG, arguments)
     )

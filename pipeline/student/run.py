@@ -117,7 +117,7 @@ def open_inputs(
     Raises:
         CacheError: no complete cache there, or nothing held out.
         ConfigError: a temperature that the cache does not hold.
-        ModelError: the student cannot be reached.
+        ModelError: the student cannot be reached, or has another vocabulary.
     """
     cache = open_cache(cache_url)
     grid = cache.manifest.temperatures
@@ -135,6 +135,7 @@ def open_inputs(
             do="make the cache with a larger --corpus.heldout_fraction",
         )
     source = resolve_source(student)
+    check_vocabulary(source.path, tokenizer_from_files(cache.tokenizer_files()))
     return Inputs(student, loss, data, train, output, observe, seed, cache_url, cache, source)
 
 
@@ -173,7 +174,6 @@ def _train(
     cache, train = inputs.cache, inputs.train
     dtype = train.dtype(on_gpu=torch.cuda.is_available())
     tokenizer = tokenizer_from_files(cache.tokenizer_files())
-    check_vocabulary(inputs.source.path, tokenizer)
     checkpoints = Checkpoints(inputs.output_dir, identity, keep=train.keep_checkpoints)
     checkpoint = _checkpoint_to_resume(checkpoints, train, world)
     init_folder = _initial_folder(inputs, world)
