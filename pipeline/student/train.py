@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import signal
@@ -22,6 +23,7 @@ from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.memory import peak_rss_bytes
 from pipeline.observe.metrics import METRICS_FILE, MetricSink, read_metrics
 from pipeline.observe.progress import Progress
+from pipeline.storage import Store
 from pipeline.student.checkpoint import Checkpoints
 from pipeline.student.deepspeed_engine import DeepSpeedEngine
 from pipeline.student.settings import TrainSettings
@@ -200,10 +202,6 @@ class TrainLoop:
             return HeldoutScores.read(str(path)) if path.exists() else None
         scores = self.evaluate()
         if self._engine.world.is_first:
-            import json
-
-            from pipeline.storage import Store
-
             Store(str(path.parent)).write(path.name, json.dumps(scores.to_json()).encode())
             self._sinks.log(0, _as_metrics(scores))
         return scores
