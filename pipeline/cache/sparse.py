@@ -20,11 +20,14 @@ class SparseTargets:
     counts_N: NDArray[np.int32]
     """Entries of each position."""
     token_ids_E: NDArray[np.int32]
-    """Token ids in the teacher's vocabulary, ascending within a position."""
+    """Token ids in the teacher's vocabulary. All certain: ascending within a position. Sampled:
+    three runs within a position, the gold token (always kept, certain), the other certain entries
+    ascending, the drawn entries ascending."""
     logprobs_E: NDArray[np.float32]
     """log p of each entry at temperature 1, normalised over the WHOLE vocabulary."""
     inclusion_E: NDArray[np.float32] | None
-    """Probability that the entry was kept; None where all entries are certain (top-k)."""
+    """Probability that the entry was kept, 1 for a certain one; None where all are certain (top-k).
+    An unbiased estimate divides by it."""
     temperatures: tuple[float, ...]
     """The grid; always contains 1.0."""
     log_z_NG: NDArray[np.float32]

@@ -1,0 +1,82 @@
+"""The sampling law of the teacher's tail: with what probability a token is kept, from its log p.
+
+A token outside the exact entries is kept with probability
+
+    pi = min(1, sqrt( sum_g (p_g / tau_g)^2 )),   p_g = p^(1/T_g) / Z_g
+
+over the temperatures T_g that the law covers. A kept token then stands for p_g / pi, so that every
+function linear in p_g is estimated without bias at every temperature, covered or not.
+
+Why this form. Let the estimate at T_g be multiplied by anything bounded (the student's hidden
+state). Its variance is sum_j p_gj^2 (1 / pi_j - 1). Minimising a weighted sum of these variances,
+lambda_g each, for a given mean number of entries sum_j pi_j over the WHOLE corpus gives, by
+Lagrange, pi_j proportional to sqrt(sum_g lambda_g p_gj^2): one tau_g for all positions. With one
+temperature this is threshold (Poisson, VarOpt) sampling, pi = min(1, p / tau): Duffield, Lund and
+Thorup, "Priority sampling" (2007); Cohen et al., "Stream sampling for variance-optimal estimation
+of subset sums" (2009); for language models Anshumann et al., "Sparse logit sampling" (2025), who
+draw from p with replacement.
+
+Shapes: E entries, G temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import CacheError
+
+__all__ = ["SamplingLaw"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingLaw:
+    """One tau for each temperature of the grid; 0 where the law does not look at it."""
+
+    temperatures: tuple[float, ...]
+    taus: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a law that keeps nothing or is no probability.
+
+        Raises:
+            CacheError: lengths differ, a tau is outside [0, 1), or all are 0.
+        """
+        taus, grid = self.taus, self.temperatures
+        if len(taus) != len(grid) or not all(0 <= tau < 1 for tau in taus) or not any(taus):
+            raise CacheError(
+                f"a sampling law with taus {list(taus)} at temperatures {list(grid)}",
+                expected="one tau in [0, 1) for each temperature, not all 0",
+            )
+
+    @property
+    def max_entries(self) -> int:
+        """Most entries of a position: sum_j pi_j <= sum_g 1 / tau_g, and a draw adds at most 1."""
+        return int(sum(1 / tau for tau in self.taus if tau)) + 2
+
+    def inclusion(
+        self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
+    ) -> NDArray[np.float64]:
+        """Return pi of each entry, at most 1.
+
+        Args:
+            logprobs_E: log p at temperature 1, as stored.
+            log_z_EG: log sum_j p_j^(1/T) of the entry's position, as stored.
+        """
+        total_E = np.zeros(len(logprobs_E))
+        for g, (temperature, tau) in enumerate(zip(self.temperatures, self.taus, strict=True)):
+            if tau:
+                log_p_E = np.asarray(logprobs_E, np.float64) / temperature - log_z_EG[:, g]
+                total_E += np.square(np.exp(log_p_E) / tau)
+        return np.minimum(1.0, np.sqrt(total_E))
+
+    def scaled(self, factor: float) -> SamplingLaw:
+        """Return the law with every tau times `factor`; above 1 it keeps fewer entries."""
+        return SamplingLaw(self.temperatures, tuple(tau * factor for tau in self.taus))
+
+    def to_json(self) -> dict[str, Sequence[float]]:
+        """Return the JSON form."""
+        return {"temperatures": list(self.temperatures), "taus": list(self.taus)}
