@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,9 @@ class SamplingLaw:
     temperatures: tuple[float, ...]
     taus: tuple[float, ...]
 
+    UNKNOWN_INCLUSION: ClassVar[float] = 0.5
+    """Stands for pi where a drawn entry's p, and with it pi, is not stored; only p / pi counts."""
+
     def __post_init__(self) -> None:
         """Refuse a law that keeps nothing or is no probability.
 
@@ -51,6 +55,20 @@ class SamplingLaw:
                 f"a sampling law with taus {list(taus)} at temperatures {list(grid)}",
                 expected="one tau in [0, 1) for each temperature, not all 0",
             )
+
+    @property
+    def weight_is_constant(self) -> bool:
+        """Whether the law looks at T = 1 alone.
+
+        Every drawn entry then stands for p / pi = tau, and its p need not be stored; nothing is
+        known of it at another temperature.
+        """
+        return all(tau == 0 for t, tau in zip(self.temperatures, self.taus, strict=True) if t != 1)
+
+    @property
+    def constant_logprob(self) -> float:
+        """Log p that, over `UNKNOWN_INCLUSION`, gives the weight tau of such an entry."""
+        return float(np.log(max(self.taus) * self.UNKNOWN_INCLUSION))
 
     @property
     def max_entries(self) -> int:
@@ -71,7 +89,8 @@ class SamplingLaw:
             if tau:
                 log_p_E = np.asarray(logprobs_E, np.float64) / temperature - log_z_EG[:, g]
                 total_E += np.square(np.exp(log_p_E) / tau)
-        return np.minimum(1.0, np.sqrt(total_E))
+        pi_E: NDArray[np.float64] = np.minimum(1.0, np.sqrt(total_E))
+        return pi_E
 
     def scaled(self, factor: float) -> SamplingLaw:
         """Return the law with every tau times `factor`; above 1 it keeps fewer entries."""

@@ -24,6 +24,7 @@ from pipeline.models.tokenizer import load_tokenizer, tokenizer_files
 from pipeline.observe.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.claims import ClaimBoard, worker_name
+from pipeline.teacher.columns import to_targets
 from pipeline.teacher.engine import (
     CaptureRequest,
     EngineInfo,
@@ -33,7 +34,8 @@ from pipeline.teacher.engine import (
 from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify import SparseScheme, to_targets
+from pipeline.teacher.scheme import capture_scheme
+from pipeline.teacher.sparsify import SparseScheme
 from pipeline.teacher.worker import ShardMaker, make_all
 
 __all__ = ["Prepared", "cache_teacher", "capture_requests", "prepare"]
@@ -76,7 +78,7 @@ def prepare(
     _check_fits(config, corpus, capture, vocab_size)
     tokenizer = load_tokenizer(model.path)
     built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
-    scheme = SparseScheme(top_k=capture.top_k, temperatures=capture.temperatures)
+    scheme = capture_scheme(capture)
     spec = CodecSpec(vocab_size=vocab_size)
     identity = cache_identity(
         teacher=model,
@@ -210,7 +212,12 @@ def _write_shard(
     rows: list[CachedSequence] = []
     tails: list[NDArray[np.float32]] = []
     for sample, columns_NC in zip(shard.samples, columns, strict=True):
-        targets, tail_N = to_targets(columns_NC, prepared.scheme, sample_id=sample.sample_id)
+        targets, tail_N = to_targets(
+            columns_NC,
+            prepared.scheme,
+            sample_id=sample.sample_id,
+            gold_N=sample.input_ids[sample.counted],
+        )
         rows.append(CachedSequence(sample.sample_id, sample.input_ids, sample.counted, targets))
         tails.append(tail_N)
     record, data = encode_shard(

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.counter import sample_key
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
 
@@ -24,6 +25,11 @@ class CaptureRequest:
     input_ids_L: NDArray[np.int32]
     rows_N: NDArray[np.int64]
     """Positions t whose distribution over token t + 1 is captured; ascending, below L - 1."""
+
+    @property
+    def key(self) -> int:
+        """Key of the sample's random numbers."""
+        return sample_key(self.sample_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,11 @@ class VllmEngine:
             PoolingParams(
                 task="token_classify",
                 use_activation=False,
-                extra_kwargs={"capture_rows": request.rows_N.tolist()},
+                extra_kwargs={
+                    "capture_rows": request.rows_N.tolist(),
+                    # msgpack integers end at 2^63
+                    "capture_key": f"{request.key:x}",
+                },
             )
             for request in requests
         ]
@@ -244,6 +248,7 @@ def _capture_options(
             "architecture": architecture,
             "top_k": scheme.top_k,
             "temperatures": list(scheme.temperatures),
+            "taus": list(scheme.law.taus) if scheme.law else None,
             "head_rows": capture.head_rows,
         }
     )

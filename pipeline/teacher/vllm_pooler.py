@@ -18,7 +18,8 @@ from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from pipeline.teacher.sparsify import SparseScheme, sparsify
+from pipeline.cache.law import SamplingLaw
+from pipeline.teacher.sparsify import SparseScheme, draw_offsets, sparsify
 from pipeline.teacher.vllm_plugin import CAPTURE_PREFIX, CAPTURE_VARIABLE
 
 __all__ = ["CapturePooler", "register_capture"]
@@ -60,17 +61,22 @@ class CapturePooler(Pooler):
         prompts = pooling_metadata.get_prompt_token_ids_cpu()
         rows: list[torch.Tensor] = []
         gold: list[torch.Tensor] = []
+        offsets: list[torch.Tensor] = []
         counts: list[int] = []
         offset = 0
         for index, count in enumerate(scheduled):
             start = ends[index] - count
-            wanted = _wanted_rows(pooling_metadata.pooling_params[index], prompts[index].numel())
+            params = pooling_metadata.pooling_params[index]
+            wanted = _wanted_rows(params, prompts[index].numel())
             inside = wanted[(wanted >= start) & (wanted < ends[index])]
             rows.append(inside - start + offset)
             gold.append(prompts[index][inside + 1].to(torch.int64))
+            offsets.append(_offsets(params, inside))
             counts.append(int(inside.numel()))
             offset += count
-        columns_RC = self._columns(hidden_states, torch.cat(rows), torch.cat(gold))
+        columns_RC = self._columns(
+            hidden_states, torch.cat(rows), torch.cat(gold), torch.cat(offsets)
+        )
         outputs: list[torch.Tensor | None] = []
         finished = cursor.get_finished_mask()
         for state, part, done in zip(
@@ -83,10 +89,14 @@ class CapturePooler(Pooler):
         return outputs
 
     def _columns(
-        self, hidden_TD: torch.Tensor, rows_R: torch.Tensor, gold_R: torch.Tensor
+        self,
+        hidden_TD: torch.Tensor,
+        rows_R: torch.Tensor,
+        gold_R: torch.Tensor,
+        offsets_R: torch.Tensor,
     ) -> torch.Tensor:
         device = hidden_TD.device
-        rows_R, gold_R = rows_R.to(device), gold_R.to(device)
+        rows_R, gold_R, offsets_R = rows_R.to(device), gold_R.to(device), offsets_R.to(device)
         parts = []
         for start in range(0, rows_R.numel(), self._head_rows):
             stop = start + self._head_rows
@@ -95,7 +105,8 @@ class CapturePooler(Pooler):
                 shape = (rows_R[start:stop].numel(), self._scheme.num_columns)
                 parts.append(hidden_TD.new_zeros(shape, dtype=torch.float32))
             else:
-                parts.append(sparsify(logits_RV, gold_R[start:stop], self._scheme))
+                part = sparsify(logits_RV, gold_R[start:stop], self._scheme, offsets_R[start:stop])
+                parts.append(part)
         if not parts:
             return hidden_TD.new_zeros((0, self._scheme.num_columns), dtype=torch.float32)
         return torch.cat(parts)
@@ -109,6 +120,12 @@ def _wanted_rows(params: Any, prompt_length: int) -> torch.Tensor:
     return torch.arange(max(prompt_length - 1, 0), dtype=torch.int64)
 
 
+def _offsets(params: Any, rows: torch.Tensor) -> torch.Tensor:
+    """Return the offsets of a request's rows, by its sample's key."""
+    key = int((params.extra_kwargs or {}).get("capture_key", "0"), 16)
+    return torch.from_numpy(draw_offsets(key, rows.numpy()))
+
+
 def register_capture() -> None:
     """Register the capture variant of the architecture that the environment names."""
     from vllm import ModelRegistry
@@ -116,8 +133,12 @@ def register_capture() -> None:
     wanted = json.loads(os.environ[CAPTURE_VARIABLE])
     architecture = str(wanted["architecture"])
     base = ModelRegistry.models[architecture].load_model_cls()
+    temperatures = tuple(map(float, wanted["temperatures"]))
+    taus = wanted.get("taus")
     scheme = SparseScheme(
-        top_k=int(wanted["top_k"]), temperatures=tuple(map(float, wanted["temperatures"]))
+        top_k=int(wanted["top_k"]),
+        temperatures=temperatures,
+        law=SamplingLaw(temperatures, tuple(map(float, taus))) if taus else None,
     )
     head_rows = int(wanted["head_rows"])
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.cache.sparse import SparseTargets
 from pipeline.errors import ModelError
-from pipeline.teacher.sparsify import SparseScheme, sparsify, to_targets
+from pipeline.teacher.columns import to_targets
+from pipeline.teacher.sparsify import SparseScheme, sparsify
 
 GRID = (1.0, 2.0, 0.5, 10.0)
 
@@ -30,7 +31,7 @@ def _run(
     columns = sparsify(logits, gold, scheme)
     assert columns.shape == (len(logits), scheme.num_columns)
     assert columns.dtype == torch.float32
-    return to_targets(columns.numpy(), scheme, sample_id="s")
+    return to_targets(columns.numpy(), scheme, sample_id="s", gold_N=gold.numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -132,14 +133,15 @@ def test_logits_that_are_not_finite_are_named(bad: float) -> None:
     scheme = SparseScheme(top_k=2, temperatures=(1.0, 2.0))
     columns = sparsify(logits, gold, scheme).numpy()
     with pytest.raises(ModelError, match="sample abc, counted position 3, are not finite"):
-        to_targets(columns, scheme, sample_id="abc")
-    targets, _ = to_targets(columns[:3], scheme, sample_id="abc")
+        to_targets(columns, scheme, sample_id="abc", gold_N=np.zeros(len(columns), np.int64))
+    targets, _ = to_targets(columns[:3], scheme, sample_id="abc", gold_N=np.zeros(3, np.int64))
     assert targets.num_positions == 3
 
 
 def test_a_sequence_without_counted_tokens() -> None:
     scheme = SparseScheme(top_k=2, temperatures=GRID)
-    targets, tail = to_targets(np.zeros((0, scheme.num_columns), np.float32), scheme, sample_id="s")
+    columns, gold = np.zeros((0, scheme.num_columns), np.float32), np.zeros(0, np.int64)
+    targets, tail = to_targets(columns, scheme, sample_id="s", gold_N=gold)
     assert targets.num_positions == tail.size == targets.token_ids_E.size == 0
     assert targets.log_z_NG.shape == targets.entropy_NG.shape == (0, 4)
 

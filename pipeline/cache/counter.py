@@ -1,0 +1,40 @@
+"""Random numbers by arithmetic: a hash of (sample, position, ...), the same for everybody.
+
+The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
+number generators", 2014). There is no state, so a row can be drawn again alone, by any worker, in
+any order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["mix", "sample_key"]
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def sample_key(sample_id: str) -> int:
+    """Return the 64-bit key of a sample: the first 16 of its 32 hexadecimal digits."""
+    return int(sample_id[:16], 16)
+
+
+def mix(
+    key: int | NDArray[np.uint64], counter: NDArray[np.integer] | NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """Return a 64-bit hash for each counter: uniform, and independent for practical purposes.
+
+    Args:
+        key: of the stream; a number or one for each counter.
+        counter: any integers.
+    """
+    with np.errstate(over="ignore"):  # wrapping around is the point
+        x = np.asarray(counter).astype(np.uint64) + np.uint64(1)
+        x = x * _GAMMA + np.asarray(key, np.uint64)
+        x = (x ^ (x >> np.uint64(30))) * _MIX_1
+        x = (x ^ (x >> np.uint64(27))) * _MIX_2
+        result: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return result
