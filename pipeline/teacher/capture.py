@@ -33,8 +33,8 @@ from pipeline.teacher.engine import (
 )
 from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
-from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.scheme import capture_scheme
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
 from pipeline.teacher.worker import ShardMaker, make_all
 
