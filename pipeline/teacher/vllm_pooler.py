@@ -130,20 +130,13 @@ def register_capture() -> None:
     """Register the capture variant of the architecture that the environment names."""
     from vllm import ModelRegistry
 
-    wanted = json.loads(os.environ[CAPTURE_VARIABLE])
-    architecture = str(wanted["architecture"])
+    architecture = str(json.loads(os.environ[CAPTURE_VARIABLE])["architecture"])
     base = ModelRegistry.models[architecture].load_model_cls()
-    temperatures = tuple(map(float, wanted["temperatures"]))
-    taus = wanted.get("taus")
-    scheme = SparseScheme(
-        top_k=int(wanted["top_k"]),
-        temperatures=temperatures,
-        law=SamplingLaw(temperatures, tuple(map(float, taus))) if taus else None,
-    )
-    head_rows = int(wanted["head_rows"])
 
     def init(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
         base.__init__(self, vllm_config=vllm_config, prefix=prefix)
+        # Read now, not when registered: vLLM keeps the first class of a name for the process.
+        scheme, head_rows = _wanted_capture()
         self.pooler = CapturePooler(self.compute_logits, scheme, head_rows)
 
     # Made at run time from the registered class, so that no architecture is left out.
@@ -151,3 +144,16 @@ def register_capture() -> None:
         CAPTURE_PREFIX + architecture, (base,), {"__init__": init, "is_pooling_model": True}
     )
     ModelRegistry.register_model(CAPTURE_PREFIX + architecture, capture)
+
+
+def _wanted_capture() -> tuple[SparseScheme, int]:
+    """Return the scheme and the rows of a head chunk that the environment names."""
+    wanted = json.loads(os.environ[CAPTURE_VARIABLE])
+    temperatures = tuple(map(float, wanted["temperatures"]))
+    taus = wanted.get("taus")
+    scheme = SparseScheme(
+        top_k=int(wanted["top_k"]),
+        temperatures=temperatures,
+        law=SamplingLaw(temperatures, tuple(map(float, taus))) if taus else None,
+    )
+    return scheme, int(wanted["head_rows"])
