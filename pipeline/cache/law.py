@@ -57,6 +57,15 @@ class SamplingLaw:
         """Most entries of a position: sum_j pi_j <= sum_g 1 / tau_g, and a draw adds at most 1."""
         return int(sum(1 / tau for tau in self.taus if tau)) + 2
 
+    @property
+    def weights_only(self) -> bool:
+        """Whether the law looks at temperature 1 alone.
+
+        Every drawn token then weighs p / pi = tau there, and its own p need not be stored.
+        """
+        used = {t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau}
+        return used == {1.0}
+
     def inclusion(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
     ) -> NDArray[np.float64]:
@@ -71,7 +80,8 @@ class SamplingLaw:
             if tau:
                 log_p_E = np.asarray(logprobs_E, np.float64) / temperature - log_z_EG[:, g]
                 total_E += np.square(np.exp(log_p_E) / tau)
-        return np.minimum(1.0, np.sqrt(total_E))
+        pi_E: NDArray[np.float64] = np.minimum(1.0, np.sqrt(total_E))
+        return pi_E
 
     def scaled(self, factor: float) -> SamplingLaw:
         """Return the law with every tau times `factor`; above 1 it keeps fewer entries."""
