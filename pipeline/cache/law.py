@@ -75,6 +75,15 @@ class SamplingLaw:
         """Most entries of a position: sum_j pi_j <= sum_g 1 / tau_g, and a draw adds at most 1."""
         return int(sum(1 / tau for tau in self.taus if tau)) + 2
 
+    @property
+    def weights_only(self) -> bool:
+        """Whether the law looks at temperature 1 alone.
+
+        Every drawn token then weighs p / pi = tau there, and its own p need not be stored.
+        """
+        used = {t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau}
+        return used == {1.0}
+
     def inclusion(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
     ) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.sparse import CachedSequence, SparseTargets
 from pipeline.errors import ConfigError
 
 __all__ = ["Batch", "collate", "temperature_index"]
@@ -81,7 +81,11 @@ class Batch:
 
 
 def collate(
-    sequences: Sequence[CachedSequence], *, temperature: float, max_entries: int | None = None
+    sequences: Sequence[CachedSequence],
+    *,
+    temperature: float,
+    max_entries: int | None = None,
+    self_normalise: bool = False,
 ) -> Batch:
     """Join sequences into a batch.
 
@@ -93,6 +97,8 @@ def collate(
         temperature: one of the cache's grid.
         max_entries: keep only this many entries of each position, the largest; ties go to the
             smaller token id.
+        self_normalise: at a temperature off the grid, take log Z and entropy from the entries
+            that there are: biased, of sampled entries less with more of them.
 
     Raises:
         ConfigError: the temperature is not in the grid; or `max_entries` with sampled entries,
@@ -101,7 +107,10 @@ def collate(
     if not sequences:
         return _empty(temperature)
     targets = [sequence.targets for sequence in sequences]
-    columns = [temperature_index(target.temperatures, temperature) for target in targets]
+    on_grid = not self_normalise or _is_on_grid(targets[0].temperatures, temperature)
+    columns = [
+        temperature_index(target.temperatures, temperature) if on_grid else 0 for target in targets
+    ]
     lengths = [len(sequence.input_ids_L) for sequence in sequences]
     starts = np.cumsum([0, *lengths])
     ids_T = np.concatenate([sequence.input_ids_L for sequence in sequences]).astype(np.int64)
@@ -109,22 +118,27 @@ def collate(
     place_N = np.concatenate([p + start for p, start in zip(places, starts, strict=False)])
     counts_N = np.concatenate([target.counts_N for target in targets])
     logprobs_E = np.concatenate([target.logprobs_E for target in targets])
-    inclusion = [target.inclusion_E for target in targets if target.inclusion_E is not None]
+    sampled = any(target.inclusion_E is not None for target in targets)
     padded = _pad(
         counts_N,
         np.concatenate([target.token_ids_E for target in targets]),
         logprobs_E,
-        np.concatenate(inclusion) if len(inclusion) == len(targets) else None,
+        np.concatenate([_inclusion(target) for target in targets]) if sampled else None,
     )
     if max_entries is not None and padded[0].shape[1] > max_entries:
-        if inclusion:
+        if sampled:
             raise ConfigError(
-                f"max_entries is {max_entries}, but the cache's entries are a sample",
+                f"data.max_entries: found {max_entries} with a cache of sampled entries",
                 expected="none: the largest entries of a sample alone are a biased target",
-                do="leave data.max_entries unset",
+                do="leave data.max_entries unset; a larger tau thins a sample without bias",
             )
         padded = _largest(padded[0], padded[1], max_entries)
     ids_NK, logprobs_NK, inclusion_NK = padded
+    if on_grid:
+        log_z_N = _column([target.log_z_NG for target in targets], columns)
+        entropy_N = _column([target.entropy_NG for target in targets], columns)
+    else:
+        log_z_N, entropy_N = _self_normalised(logprobs_NK, inclusion_NK, temperature)
     return Batch(
         input_ids_1T=torch.from_numpy(ids_T)[None],
         position_ids_1T=torch.from_numpy(np.arange(len(ids_T)) - np.repeat(starts[:-1], lengths))[
@@ -135,8 +149,8 @@ def collate(
         ids_NK=torch.from_numpy(ids_NK),
         logprobs_NK=torch.from_numpy(logprobs_NK),
         inclusion_NK=None if inclusion_NK is None else torch.from_numpy(inclusion_NK),
-        log_z_N=_column([target.log_z_NG for target in targets], columns),
-        entropy_N=_column([target.entropy_NG for target in targets], columns),
+        log_z_N=log_z_N,
+        entropy_N=entropy_N,
         gold_logprob_N=torch.from_numpy(
             np.concatenate([target.gold_logprob_N for target in targets]).astype(np.float32)
         ),
@@ -155,13 +169,45 @@ def temperature_index(grid: Sequence[float], temperature: float) -> int:
         ConfigError: it is not there; the message lists the grid.
     """
     for index, known in enumerate(grid):
-        if abs(known - temperature) <= 1e-6 * temperature:
+        if _same(known, temperature):
             return index
     raise ConfigError(
         f"temperature {temperature:g} is not in the cache",
         expected="one of " + ", ".join(f"{known:g}" for known in grid),
         do="choose one of these, or cache the teacher again with that temperature",
     )
+
+
+def _same(known: float, temperature: float) -> bool:
+    return abs(known - temperature) <= 1e-6 * temperature
+
+
+def _is_on_grid(grid: Sequence[float], temperature: float) -> bool:
+    return any(_same(known, temperature) for known in grid)
+
+
+def _inclusion(target: SparseTargets) -> NDArray[np.float32]:
+    if target.inclusion_E is None:
+        return np.ones(len(target.token_ids_E), np.float32)
+    return target.inclusion_E
+
+
+def _self_normalised(
+    logprobs_NK: NDArray[np.float32], inclusion_NK: NDArray[np.float32] | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return log Z and entropy at T as if the entries, each as often as it stands for, were all.
+
+    A position without entries gets 0 and 0.
+    """
+    scaled_NK = torch.from_numpy(logprobs_NK).double() / temperature
+    log_w_NK = scaled_NK
+    if inclusion_NK is not None:
+        log_w_NK = scaled_NK - torch.from_numpy(inclusion_NK).double().log()
+    log_z_N = log_w_NK.logsumexp(-1)
+    log_z_N = torch.where(torch.isfinite(log_z_N), log_z_N, 0.0)
+    weight_NK = (log_w_NK - log_z_N[:, None]).exp()
+    log_p_NK = torch.where(weight_NK > 0, scaled_NK - log_z_N[:, None], 0.0)
+    return log_z_N.float(), -(weight_NK * log_p_NK).sum(-1).float()
 
 
 _Padded = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None]

@@ -45,6 +45,7 @@ class TrainStream:
         accumulation: int,
         pack_length: int,
         temperature: float,
+        self_normalise: bool = False,
     ) -> None:
         """Plan the run from row lengths; reads no row.
 
@@ -58,6 +59,7 @@ class TrainStream:
             accumulation: micro-batches of a step on one rank.
             pack_length: the cache's max_length; `settings.pack_length` goes before it.
             temperature: of the loss.
+            self_normalise: as in `collate`.
 
         Raises:
             CacheError: no rows.
@@ -74,6 +76,7 @@ class TrainStream:
         self._settings = settings
         self._place = {"rank": rank, "world": world, "accumulation": accumulation}
         self._temperature = temperature
+        self._self_normalise = self_normalise
         self._prefetcher: Prefetcher[StepBatch] | None = None
         self.plan = TrainPlan(
             source,
@@ -126,6 +129,7 @@ class TrainStream:
                     [rows[pack.shard, row] for pack in packs for row in pack.rows],
                     temperature=self._temperature,
                     max_entries=self._settings.max_entries,
+                    self_normalise=self._self_normalise,
                 )
                 for packs in micro_packs
             ],

@@ -29,14 +29,18 @@ def score_batches(batches: Iterable[Batch], forward: Callable[[Batch], Any]) -> 
 
     Args:
         batches: held-out rows of this rank.
-        forward: returns `LossTerms` with predictions, at temperature 1.
+        forward: returns `LossTerms` with predictions, of the forward KL at temperature 1.
+
+    Over top-k entries the KL is the one over the entries and a bucket, a lower bound; over sampled
+    ones it is unbiased, and its noise is part of the standard error over sequences.
     """
     scores = PartialScores()
     for batch in batches:
         terms = forward(batch)
         if not batch.num_counted_tokens:
             continue
-        # The teacher's likeliest token is its largest entry; top-k always holds it.
+        # The teacher's likeliest token is its largest entry: top-k always holds it, a sample does
+        # where any token is certain.
         best_N = batch.logprobs_NK.argmax(-1, keepdim=True)
         teacher_top_N = batch.ids_NK.gather(-1, best_N).squeeze(-1)
         argmax_N = terms.argmax_N.cpu()

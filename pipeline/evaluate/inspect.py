@@ -38,7 +38,9 @@ def load_for_inspection(folder: Path) -> Any:
 def compare_tokens(model: Any, row: CachedSequence, *, top: int = 5) -> list[TokenComparison]:
     """Return each token of `row` with the teacher's and the student's likeliest tokens before it.
 
-    The KL is over the cached entries and one outcome for the rest (see pipeline.loss).
+    The KL is over the cached entries and one outcome for the rest (see pipeline.loss): a lower
+    bound. Of sampled entries it and the teacher's tokens are of the certain ones: single draws say
+    nothing of one position.
     """
     import torch
 
@@ -57,8 +59,10 @@ def compare_tokens(model: Any, row: CachedSequence, *, top: int = 5) -> list[Tok
             continue
         entries = slice(int(starts[place]), int(starts[place + 1]))
         place += 1
-        ids = torch.from_numpy(row.targets.token_ids_E[entries].astype(np.int64))
-        log_p = torch.from_numpy(row.targets.logprobs_E[entries].copy())
+        inclusion_E = row.targets.inclusion_E
+        certain = slice(None) if inclusion_E is None else inclusion_E[entries] >= 1
+        ids = torch.from_numpy(row.targets.token_ids_E[entries][certain].astype(np.int64))
+        log_p = torch.from_numpy(row.targets.logprobs_E[entries][certain].copy())
         log_q_V = log_q_LV[position - 1]
         compared.append(
             TokenComparison(

@@ -1,23 +1,39 @@
-"""Divergences on the kept entries plus one outcome for the rest: value and gradient, [N, K] only.
+"""Divergences of the form sum_j f(p_j, q_j): their terms, and value and gradient from outcomes.
 
-A divergence that depends on the student through `log q` of the kept entries and of the rest
-alone has, on the logits at temperature T, the gradient `a_i` at kept entry i and
-`c * softmax(tail)_j` at every other token j. This module computes (value, a, c); the [N, V] work
-around it is the same for all of them.
+Every divergence here is an f-divergence, f(p, q) = q phi(p / q), so by Euler
+f = p df/dp + q df/dq: one function that returns these two halves gives value and gradient. With
+u_j = q_j df/dq_j the gradient on the student's logits (divided by T) is `u_j - q_j sum_k u_k`.
+
+Whether a sum over kept entries and a rest is exact:
+
+- all tokens kept: exact, for each divergence;
+- top-k, the rest as one outcome (`bucket`): a lower bound (data processing inequality), biased
+  where teacher and student differ within the rest;
+- drawn entries with known p (`sampled`): unbiased in value and gradient, f being evaluated at
+  exact p and only the SUM over the tail estimated. Not so for `reverse_kl`, whose terms grow
+  without bound as p goes to 0: there drawn entries join the rest.
 
 Shapes: N counted tokens, K entries of the fullest one.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pipeline.loss.settings import Divergence
 from pipeline.loss.weights import TeacherWeights
 
-__all__ = ["DivergenceTerms", "forward_kl"]
+__all__ = ["DivergenceTerms", "FDivergence", "bucket_terms", "gradient_terms"]
+
+_SMALLEST_REST = 2.0**-20
+"""Teacher's mass of the rest in a reverse KL, at least: values from a grid can sum to 1, and the
+student's mass there would be infinitely wrong."""
 
 
 class DivergenceTerms(NamedTuple):
@@ -31,27 +47,117 @@ class DivergenceTerms(NamedTuple):
     """c: the gradient of all other tokens together, to be spread as the student's own tail."""
 
 
-def forward_kl(
-    teacher: TeacherWeights, log_q_NK: Tensor, log_q_tail_N: Tensor, known_NK: Tensor
-) -> DivergenceTerms:
-    """KL(p || q) = sum_i w_i (log p_i - log q_i) + w_t (log w_t - log q_t).
+@dataclass(frozen=True, slots=True)
+class FDivergence:
+    """A divergence and its parameter, `jsd_beta` or `skew_alpha`."""
 
-    Linear in the weights, so weights that are right on average give a gradient that is right on
-    average: `a_i = m q_i - w_i`, `c = m q_t - w_t` with m the sum of all weights.
+    name: Divergence
+    parameter: float = 0.0
+
+    def halves(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (p df/dp, q df/dq) of outcomes; their sum is f. log p may be -inf, not log q."""
+        return _HALVES[self.name](log_p, log_q, self.parameter)
+
+    @property
+    def absent(self) -> float:
+        """phi(0): f(0, q) / q, what the student's mass costs where the teacher has none."""
+        if self.name == "jensen_shannon":
+            return -(1 - self.parameter) * math.log1p(-self.parameter)
+        if self.name == "skew_reverse_kl":
+            return -math.log(self.parameter)
+        return math.inf if self.name == "reverse_kl" else 0.0
+
+
+def bucket_terms(
+    divergence: FDivergence,
+    teacher: TeacherWeights,
+    log_q_NK: Tensor,
+    log_q_tail_N: Tensor,
+    known_NK: Tensor,
+) -> DivergenceTerms:
+    """Return D over the kept entries and one outcome for the rest, given a weight for each.
+
+    Forward KL is linear in the weights, so that weights which are right on average give a gradient
+    which is right on average: `a_i = s q_i - w_i`, `c = s q_t - w_t` with s the sum of all weights.
+    The others are not linear.
 
     Args:
+        divergence: D.
         teacher: weights, from `teacher_weights`.
         log_q_NK: the student's log-probabilities of the entries at T.
         log_q_tail_N: the student's log-probability, at T, of all other tokens together.
         known_NK: bool; which entries exist.
     """
-    surprise_NK = teacher.weight_NK * (teacher.log_target_NK - log_q_NK)
-    kept_N = surprise_NK.masked_fill(teacher.weight_NK == 0, 0.0).sum(-1)
-    tail_N = teacher.tail_N * (teacher.tail_N.log() - log_q_tail_N)
-    total_N = teacher.total_N
-    grad_NK = log_q_NK.exp().mul_(total_N[:, None]).sub_(teacher.weight_NK)
+    tail_N = teacher.tail_N
+    if divergence.name == "reverse_kl":
+        tail_N = tail_N.clamp(min=_SMALLEST_REST)
+    x_NK, u_NK = divergence.halves(teacher.log_weight_NK, log_q_NK)
+    x_NK, u_NK = x_NK.masked_fill_(~known_NK, 0.0), u_NK.masked_fill_(~known_NK, 0.0)
+    x_N, u_N = divergence.halves(tail_N.log(), log_q_tail_N)
+    value_N = (x_NK + u_NK).sum(-1) + (x_N + u_N)
+    return gradient_terms(value_N, u_NK, u_N, log_q_NK, log_q_tail_N)
+
+
+def gradient_terms(
+    value_N: Tensor, u_NK: Tensor, u_tail_N: Tensor, log_q_NK: Tensor, log_q_tail_N: Tensor
+) -> DivergenceTerms:
+    """Return `a = u_i - q_i U` and `c = u_t - q_t U`, U the sum of all u; u is 0 where unknown."""
+    total_N = u_NK.sum(-1) + u_tail_N
     return DivergenceTerms(
-        value_N=kept_N + tail_N.masked_fill(teacher.tail_N == 0, 0.0),
-        kept_NK=grad_NK.masked_fill_(~known_NK, 0.0),
-        tail_N=torch.addcmul(-teacher.tail_N, total_N, log_q_tail_N.exp()),
+        value_N=value_N,
+        kept_NK=torch.addcmul(u_NK, log_q_NK.exp(), total_N[:, None], value=-1),
+        tail_N=torch.addcmul(u_tail_N, log_q_tail_N.exp(), total_N, value=-1),
     )
+
+
+_Halves = tuple[Tensor, Tensor]
+
+
+def _forward_kl(log_p: Tensor, log_q: Tensor, _: float) -> _Halves:
+    """KL(p | q) = sum p log(p / q)."""
+    p = log_p.exp()
+    return (p * (log_p - log_q + 1)).masked_fill_(p == 0, 0.0), -p
+
+
+def _reverse_kl(log_p: Tensor, log_q: Tensor, _: float) -> _Halves:
+    """KL(q | p) = sum q log(q / p)."""
+    q = log_q.exp()
+    return -q, q * (log_q - log_p + 1)
+
+
+def _jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float) -> _Halves:
+    """Add beta KL(p | m) and (1 - beta) KL(q | m), m = beta p + (1 - beta) q.
+
+    The generalised form of Agarwal et al. 2024 (GKD); at beta 1/2 the Jensen-Shannon divergence.
+    Divided by beta it nears the forward KL as beta goes to 0, divided by 1 - beta the reverse KL
+    as beta goes to 1.
+    """
+    p, q = log_p.exp(), log_q.exp()
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    x = (p * (log_p - log_m)).masked_fill_(p == 0, 0.0).mul_(beta)
+    return x, (q * (log_q - log_m)).masked_fill_(q == 0, 0.0).mul_(1 - beta)
+
+
+def _skew_kl(log_p: Tensor, log_q: Tensor, alpha: float) -> _Halves:
+    """KL(p | m), m = alpha p + (1 - alpha) q (Ko et al. 2024, DistiLLM); at most log(1 / alpha)."""
+    p = log_p.exp()
+    log_m = torch.logaddexp(log_p + math.log(alpha), log_q + math.log1p(-alpha))
+    u = (log_p + log_q - log_m).exp().masked_fill_(p == 0, 0.0).mul_(alpha - 1)
+    return (p * (log_p - log_m)).masked_fill_(p == 0, 0.0) - u, u
+
+
+def _skew_reverse_kl(log_p: Tensor, log_q: Tensor, alpha: float) -> _Halves:
+    """KL(q | m), m = (1 - alpha) p + alpha q (DistiLLM as well); at most log(1 / alpha)."""
+    q = log_q.exp()
+    log_m = torch.logaddexp(log_p + math.log1p(-alpha), log_q + math.log(alpha))
+    x = (log_p + log_q - log_m).exp().masked_fill_(q == 0, 0.0).mul_(alpha - 1)
+    return x, (q * (log_q - log_m)).masked_fill_(q == 0, 0.0) - x
+
+
+_HALVES: dict[Divergence, Callable[[Tensor, Tensor, float], _Halves]] = {
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "jensen_shannon": _jensen_shannon,
+    "skew_kl": _skew_kl,
+    "skew_reverse_kl": _skew_reverse_kl,
+}

@@ -58,15 +58,16 @@ class DistillHead(nn.Linear):
         Args:
             input: hidden states; [N, D] of the counted tokens when `targets` are given.
             targets: of the same N tokens; None makes this the plain linear layer.
-            temperature: T of the divergence instead of the settings'; the one that
-                `targets.log_z_N` belongs to.
+            temperature: measure instead of train: the forward KL at this temperature (the one
+                that `targets.log_z_N` belongs to) as near to the true one as the targets allow,
+                whatever divergence and tail policy the settings name.
             predictions: also return the argmax and its log-probability.
         """
         if targets is None:
             return functional.linear(input, self.weight, self.bias)
         spec = self.spec
         if temperature is not None:
-            spec = replace(spec, loss=replace(spec.loss, temperature=temperature))
+            spec = replace(spec, loss=spec.loss.for_measuring(temperature))
         hidden_ND, bias_V = input, self.bias
         if self.logit_scale != 1.0:
             # Scaling the hidden state scales the logits, and costs D instead of V per token.
@@ -83,6 +84,7 @@ def install_distill_head(
     *,
     valid_vocab: int | None = None,
     transform: LogitTransform | None = None,
+    weights_only: bool = False,
 ) -> DistillHead:
     """Turn a causal language model's output head into a `DistillHead`, in place.
 
@@ -94,6 +96,7 @@ def install_distill_head(
         valid_vocab: tokens of the tokenizer; head rows from here on are padding and get no mass
             and no gradient. None: all rows are valid.
         transform: what the model does to the head's output; None reads the model's config.
+        weights_only: of drawn entries the cache knows p / pi alone (`SamplingLaw.weights_only`).
 
     Raises:
         ModelError: the model has no linear output head, or fewer rows than `valid_vocab`.
@@ -124,6 +127,10 @@ def install_distill_head(
             alpha=settings.alpha,
             tail=settings.tail,
             divergence=settings.divergence,
+            control_variate=settings.control_variate,
+            jsd_beta=settings.jsd_beta,
+            skew_alpha=settings.skew_alpha,
+            weights_only=weights_only,
         ),
         chunk_rows=settings.chunk_rows,
         softcap=transform.softcap,

@@ -5,20 +5,36 @@ Shapes: N counted tokens, K entries of the fullest one, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from pipeline.loss.settings import TailPolicy
+from pipeline.loss.sampled import default_share
+from pipeline.loss.settings import Divergence
+from pipeline.loss.sparse_kl import LossSpec
 from pipeline.loss.types import HeadTargets
 
-__all__ = ["cross_entropy", "dense_kl", "loss_sum", "sparse_kl"]
+__all__ = [
+    "cross_entropy",
+    "dense_divergence",
+    "dense_kl",
+    "loss_sum",
+    "outcome",
+    "sparse_divergence",
+]
 
 
 def dense_kl(logits_NV: Tensor, teacher_logprobs_NV: Tensor, *, temperature: float) -> Tensor:
     """Return KL(p_T || q_T) of each token, in nats, over the whole vocabulary."""
-    log_p_NV = torch.log_softmax(teacher_logprobs_NV.double() / temperature, dim=-1)
-    log_q_NV = torch.log_softmax(logits_NV.double() / temperature, dim=-1)
-    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+    return dense_divergence(logits_NV, teacher_logprobs_NV, LossSpec(temperature, 1.0))
+
+
+def dense_divergence(logits_NV: Tensor, teacher_logprobs_NV: Tensor, spec: LossSpec) -> Tensor:
+    """Return D(p_T, q_T) of each token, in nats, over the whole vocabulary."""
+    p_NV = torch.softmax(teacher_logprobs_NV.double() / spec.temperature, dim=-1)
+    q_NV = torch.softmax(logits_NV.double() / spec.temperature, dim=-1)
+    return outcome(spec, p_NV, q_NV).sum(-1)
 
 
 def cross_entropy(logits_NV: Tensor, gold_N: Tensor) -> Tensor:
@@ -26,58 +42,134 @@ def cross_entropy(logits_NV: Tensor, gold_N: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits_NV.double(), gold_N, reduction="none")
 
 
-def sparse_kl(
-    logits_NV: Tensor, targets: HeadTargets, *, temperature: float, tail: TailPolicy
-) -> Tensor:
-    """Return the forward KL of each token from sparse targets, in nats, under a tail policy."""
-    values = [
-        _row(logits_NV[n].double(), targets, n, temperature, tail) for n in range(len(logits_NV))
-    ]
+def sparse_divergence(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> Tensor:
+    """Return D of each token from sparse targets, in nats, under the spec's tail policy.
+
+    Its derivative is the gradient that `sparse_loss_` applies.
+    """
+    values = [_row(logits_NV[n].double(), targets, n, spec) for n in range(len(logits_NV))]
     return torch.stack(values) if values else logits_NV.new_zeros(0, dtype=torch.float64)
 
 
-def loss_sum(
-    logits_NV: Tensor,
-    targets: HeadTargets,
-    *,
-    temperature: float,
-    alpha: float,
-    tail: TailPolicy,
-) -> Tensor:
-    """Return `alpha * T^2 * sum(KL) + (1 - alpha) * sum(CE)`."""
-    kd_N = sparse_kl(logits_NV, targets, temperature=temperature, tail=tail)
+def loss_sum(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> Tensor:
+    """Return `alpha * T^2 * sum(D) + (1 - alpha) * sum(CE)`."""
+    kd_N = sparse_divergence(logits_NV, targets, spec)
     ce_N = cross_entropy(logits_NV, targets.gold_N)
-    return alpha * temperature**2 * kd_N.sum() + (1 - alpha) * ce_N.sum()
+    return spec.alpha * spec.temperature**2 * kd_N.sum() + (1 - spec.alpha) * ce_N.sum()
 
 
-def _row(
-    logits_V: Tensor, targets: HeadTargets, n: int, temperature: float, tail: TailPolicy
-) -> Tensor:
-    log_q_V = torch.log_softmax(logits_V / temperature, dim=-1)
-    vocab_size = len(logits_V)
-    ids: list[int] = []
-    log_targets: list[Tensor] = []
-    weights: list[Tensor] = []
+def outcome(spec: LossSpec, p: Tensor, q: Tensor) -> Tensor:
+    """Return f(p, q) of outcomes, as the divergence's textbook form has it."""
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return torch.xlogy(a, a) - torch.xlogy(a, b)
+
+    beta, alpha = spec.jsd_beta, spec.skew_alpha
+    name: Divergence = spec.divergence
+    if name == "forward_kl":
+        return kl(p, q)
+    if name == "reverse_kl":
+        return kl(q, p)
+    if name == "jensen_shannon":
+        mixture = beta * p + (1 - beta) * q
+        return beta * kl(p, mixture) + (1 - beta) * kl(q, mixture)
+    if name == "skew_kl":
+        return kl(p, alpha * p + (1 - alpha) * q)
+    return kl(q, (1 - alpha) * p + alpha * q)
+
+
+def _row(logits_V: Tensor, targets: HeadTargets, n: int, spec: LossSpec) -> Tensor:
+    sampled = targets.inclusion_NK is not None
+    tail = spec.tail_for(sampled=sampled)
+    entries: list[tuple[int, Tensor, float]] = []
     for k in range(targets.ids_NK.shape[1]):
-        token, logprob = int(targets.ids_NK[n, k]), targets.logprobs_NK[n, k].double()
-        if not torch.isfinite(logprob) or token >= vocab_size:
-            continue
-        log_p = logprob / temperature - targets.log_z_N[n].double()
-        inclusion = 1.0 if targets.inclusion_NK is None else float(targets.inclusion_NK[n, k])
-        ids.append(token)
-        weights.append(log_p.exp() / inclusion)
-        log_targets.append(log_p if tail == "zero" else weights[-1].log())
-    if not ids:
-        return logits_V.sum() * 0.0
-    weight_K, log_target_K = torch.stack(weights), torch.stack(log_targets)
+        logprob = targets.logprobs_NK[n, k].double()
+        if torch.isfinite(logprob):
+            p = (logprob / spec.temperature - targets.log_z_N[n].double()).exp()
+            pi = 1.0 if targets.inclusion_NK is None else float(targets.inclusion_NK[n, k])
+            entries.append((int(targets.ids_NK[n, k]), p, pi))
+    q_V = torch.softmax(logits_V / spec.temperature, dim=-1)
+    if sampled and tail in ("control_variate", "zero"):
+        if spec.weights_only:
+            return _plain(q_V, entries, float(targets.entropy_N[n]))
+        share = default_share(spec.temperature)
+        if tail == "zero":
+            share = 0.0
+        elif spec.control_variate is not None:
+            share = spec.control_variate
+        return _estimate(q_V, entries, share, spec)
+
+    kept = [e for e in entries if e[0] < len(q_V) and not (tail == "bucket" and e[2] < 1)]
+    if not kept:
+        return _without_entries(q_V, tail, spec)
+    ids = [token for token, _, _ in kept]
+    weight_K = torch.stack([p / pi for _, p, pi in kept])
     total = weight_K.sum()
-    all_kept = len(ids) == vocab_size
+    all_kept = len(ids) == len(q_V)
+    rest = torch.zeros(())
     if tail == "renormalise" or (tail == "bucket" and (total > 1 or all_kept)):
-        weight_K, log_target_K = weight_K / total, log_target_K - total.log()
-    value = (weight_K * (log_target_K - log_q_V[ids])).sum()
-    if tail == "bucket" and total < 1 and not all_kept:
-        rest = torch.ones(vocab_size, dtype=torch.bool)
-        rest[ids] = False
-        w_tail = 1 - total
-        value = value + w_tail * (w_tail.log() - log_q_V[rest].logsumexp(0))
+        weight_K = weight_K / total
+    elif tail == "bucket":
+        rest = 1 - total
+    if spec.divergence == "reverse_kl":
+        rest = rest.clamp(min=2.0**-20)
+    outside = torch.ones(len(q_V), dtype=torch.bool)
+    outside[ids] = False
+    value = outcome(spec, weight_K, q_V[ids]).sum()
+    return value if all_kept else value + outcome(spec, rest, q_V[outside].sum())
+
+
+def _without_entries(q_V: Tensor, tail: str, spec: LossSpec) -> Tensor:
+    """Nothing is known: under `bucket` one outcome of mass 1, else no teacher at all."""
+    one = q_V.sum()
+    p = torch.ones_like(one) if tail == "bucket" else torch.zeros_like(one)
+    return outcome(spec, p, one)
+
+
+def _estimate(
+    q_V: Tensor, entries: list[tuple[int, Tensor, float]], share: float, spec: LossSpec
+) -> Tensor:
+    """Return the certain entries' terms and the estimate of the tail's; see `sampled`."""
+    certain = [(token, p) for token, p, pi in entries if pi >= 1]
+    drawn = [(token, p, pi) for token, p, pi in entries if pi < 1]
+    inside = [token for token, _ in certain if token < len(q_V)]
+    in_tail = torch.ones(len(q_V), dtype=torch.bool)
+    in_tail[inside] = False
+    tail_q = q_V[in_tail].sum()
+    tail_p = max(0.0, 1 - sum(float(p) for _, p in certain))
+    tau, upsilon = 0.0, 0.0
+    if tail_p > 0 and len(inside) < len(q_V):
+        ratio = torch.tensor(
+            tail_p / float(tail_q.detach()), dtype=torch.float64, requires_grad=True
+        )
+        one = torch.ones((), dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(outcome(spec, ratio, one), (ratio, one))
+        tau, upsilon = (share * float(g) for g in gradients)
+    else:
+        share = 0.0
+    nothing = torch.zeros((), dtype=torch.float64)
+    upsilon += (1 - share) * float(outcome(spec, nothing, nothing + 1))
+    value = tau * tail_p + upsilon * tail_q
+    for token, p in certain:
+        if token < len(q_V):
+            value = value + outcome(spec, p, q_V[token])
+    for token, p, pi in drawn:
+        value = value - tau * p / pi
+        if token < len(q_V):
+            value = value + (outcome(spec, p, q_V[token]) - upsilon * q_V[token]) / pi
+    return value
+
+
+def _plain(q_V: Tensor, entries: list[tuple[int, Tensor, float]], entropy: float) -> Tensor:
+    """Return -H - sum w log q over the student's tokens, less what is known of the noise."""
+    tail_p = 1 - sum(float(p) for _, p, pi in entries if pi >= 1)
+    tail_entropy = entropy + sum(float(p * p.log()) for _, p, pi in entries if pi >= 1)
+    per_mass = max(tail_entropy, 0.0) / tail_p if tail_p > 0 else 0.0
+    per_mass = min(per_mass, math.log(len(q_V)) - math.log(1e-6))
+    value = -entropy + per_mass * max(tail_p, 0.0) + 0.0 * q_V.sum()
+    for token, p, pi in entries:
+        value = value - p / pi * (q_V[token].log() if token < len(q_V) else p.log())
+        if pi < 1:
+            value = value - per_mass * p / pi
     return value

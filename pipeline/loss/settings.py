@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from pipeline.config import Settings, option
 
-__all__ = ["Divergence", "LossSettings", "TailPolicy"]
+__all__ = ["Divergence", "LossSettings", "OffGrid", "TailPolicy"]
 
-TailPolicy = Literal["bucket", "zero", "renormalise"]
-Divergence = Literal["forward_kl"]
+TailPolicy = Literal["auto", "bucket", "control_variate", "zero", "renormalise"]
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
+OffGrid = Literal["refuse", "self_normalised"]
 
 
 class LossSettings(Settings):
@@ -21,13 +24,60 @@ class LossSettings(Settings):
     alpha: float = option(
         0.5, "share of the divergence; the rest is cross-entropy", flag="alpha", ge=0.0, le=1.0
     )
-    divergence: Divergence = option("forward_kl", "D, the distance from teacher to student")
+    divergence: Divergence = option(
+        "forward_kl",
+        "D, the distance from teacher p to student q: KL(p|q); KL(q|p) (reverse_kl); "
+        "jensen_shannon, between the two, see jsd_beta; KL(p | mix) and KL(q | mix) with a mixture "
+        "of both (skew_kl, skew_reverse_kl), see skew_alpha",
+    )
+    jsd_beta: float = option(
+        0.5, "teacher's share of jensen_shannon's mixture (GKD's beta)", gt=0.0, lt=1.0
+    )
+    skew_alpha: float = option(
+        0.1,
+        "share in the mixture of the skew divergences (DistiLLM's alpha): the teacher's in "
+        "skew_kl, the student's in skew_reverse_kl",
+        gt=0.0,
+        lt=1.0,
+    )
     tail: TailPolicy = option(
-        "bucket",
-        "the teacher's mass outside the kept entries: one extra outcome (bucket), left out (zero;"
-        " unbiased for sampled caches, biased for top-k), or spread over the kept ones"
-        " (renormalise; biased)",
+        "auto",
+        "the teacher's mass outside the exactly known entries: one extra outcome (bucket; biased, "
+        "without noise); estimated from the drawn entries (zero: plainly; control_variate: with "
+        "less noise; both unbiased on a sampled cache, and zero leaves the mass out on a top-k "
+        "cache); or spread over the kept ones (renormalise; biased). auto: control_variate where "
+        "the cache is sampled, bucket where it is top-k",
+    )
+    control_variate: float | None = option(
+        None,
+        "how far tail control_variate leans on the student's own tail: 0 not, which is zero, to 1 "
+        "wholly (none: 1 - 0.75 / T). It moves the noise of the gradient, never its mean",
+        ge=0.0,
+        le=1.0,
+    )
+    off_grid: OffGrid = option(
+        "refuse",
+        "a temperature that the cache does not hold: refuse it, or approximate its normaliser from "
+        "the kept entries alone (self_normalised; biased)",
     )
     chunk_rows: int = option(
         512, "tokens whose logits exist at one time; memory is this times the vocabulary", ge=1
     )
+
+    @model_validator(mode="after")
+    def _divergence_has_a_tail(self) -> Self:
+        if self.divergence == "reverse_kl" and self.tail not in ("auto", "bucket"):
+            raise ValueError(
+                f"loss.tail: found {self.tail} with loss.divergence reverse_kl, expected auto or "
+                "bucket (a tail without mass is infinitely far, and its estimate as noisy)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _control_variate_is_used(self) -> Self:
+        if self.control_variate is not None and self.tail not in ("auto", "control_variate"):
+            raise ValueError(
+                f"loss.control_variate: found {self.control_variate:g} with loss.tail {self.tail}, "
+                "expected loss.tail auto or control_variate"
+            )
+        return self

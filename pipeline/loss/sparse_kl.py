@@ -11,13 +11,14 @@ Shapes: N tokens of the chunk, K entries of the fullest one, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.loss.divergence import forward_kl
+from pipeline.loss.divergence import DivergenceTerms, FDivergence, bucket_terms
+from pipeline.loss.sampled import default_share, sampled_terms, sampled_terms_of_weights
 from pipeline.loss.settings import Divergence, TailPolicy
 from pipeline.loss.types import HeadTargets
 from pipeline.loss.weights import known_entries, teacher_weights
@@ -27,8 +28,6 @@ __all__ = ["LossSpec", "RowTerms", "join_rows", "sparse_loss_"]
 _CPU_BLOCK_BYTES = 3 << 20
 """Rows worked on together on a CPU: few enough to stay in cache over all passes."""
 
-_DIVERGENCES = {"forward_kl": forward_kl}
-
 
 @dataclass(frozen=True, slots=True)
 class LossSpec:
@@ -36,8 +35,48 @@ class LossSpec:
 
     temperature: float
     alpha: float
-    tail: TailPolicy = "bucket"
+    tail: TailPolicy = "auto"
     divergence: Divergence = "forward_kl"
+    control_variate: float | None = None
+    """Share of the student's tail in the estimate of the teacher's; None: `default_share`."""
+    jsd_beta: float = 0.5
+    skew_alpha: float = 0.1
+    weights_only: bool = False
+    """Of a drawn entry only p / pi is known, at temperature 1 (`SamplingLaw.weights_only`)."""
+
+    def tail_for(self, *, sampled: bool) -> TailPolicy:
+        """Return the policy in force: without drawn entries the control variate is the bucket.
+
+        `auto` takes the bucket over sampled entries too where their sum cannot be estimated: for
+        the reverse KL, and for all but the forward KL where p itself is not known.
+        """
+        if self.tail not in ("auto", "control_variate"):
+            return self.tail
+        if not sampled or (self.tail == "auto" and not self.estimable):
+            return "bucket"
+        return "control_variate"
+
+    @property
+    def estimable(self) -> bool:
+        """Whether drawn entries give an unbiased D."""
+        if self.weights_only:
+            return self.divergence == "forward_kl"
+        return self.divergence != "reverse_kl"
+
+    def for_measuring(self, temperature: float) -> LossSpec:
+        """Return the forward KL at a temperature, with the least biased policy."""
+        return replace(
+            self,
+            temperature=temperature,
+            divergence="forward_kl",
+            tail="auto",
+            control_variate=None,
+        )
+
+    def f_divergence(self) -> FDivergence:
+        """Return D with its parameter."""
+        skewed = self.divergence.startswith("skew")
+        return FDivergence(self.divergence, self.skew_alpha if skewed else self.jsd_beta)
 
 
 class RowTerms(NamedTuple):
@@ -66,7 +105,7 @@ def sparse_loss_(
         logits_NV: float64, float32, bfloat16 or float16; DESTROYED. 16-bit logits are worked on
             in float32, block by block.
         targets: of the same N tokens.
-        spec: temperature, alpha, tail policy and divergence.
+        spec: temperature, alpha, divergence and tail policy.
         gradient: False skips the gradient; the logits are then left in an undefined state.
         predictions: also return the argmax and its log-probability.
 
@@ -106,8 +145,9 @@ def _block_(
 ) -> RowTerms:
     """Do the work for rows that fit the processor's cache; `x_NV` becomes the gradient."""
     temperature, alpha = spec.temperature, spec.alpha
-    dtype, vocab_size = x_NV.dtype, x_NV.shape[1]
-    known_NK = known_entries(targets, vocab_size=vocab_size)
+    vocab_size = x_NV.shape[1]
+    tail_policy = spec.tail_for(sampled=targets.inclusion_NK is not None)
+    known_NK = known_entries(targets, tail=tail_policy, vocab_size=vocab_size)
     ids_NK = targets.ids_NK.masked_fill(~known_NK, 0)
     gold_N1 = targets.gold_N[:, None]
     z_NK = x_NV.gather(1, ids_NK).masked_fill_(~known_NK, -torch.inf)
@@ -122,17 +162,10 @@ def _block_(
     log_z_1_N = torch.logaddexp(tail.log_sum_1_N, z_NK.logsumexp(-1))
     scaled_NK = z_NK / temperature
     log_z_T_N = torch.logaddexp(tail.log_sum_T_N, scaled_NK.logsumexp(-1))
-    teacher = teacher_weights(
-        targets,
-        known_NK,
-        temperature=temperature,
-        tail=spec.tail,
-        vocab_size=vocab_size,
-        dtype=dtype,
-    )
-    kd = _DIVERGENCES[spec.divergence](
-        teacher, scaled_NK - log_z_T_N[:, None], tail.log_sum_T_N - log_z_T_N, known_NK
-    )
+    kd = _divergence(
+        spec, tail_policy, targets, scaled_NK - log_z_T_N[:, None], tail.log_sum_T_N - log_z_T_N,
+        known_NK, vocab_size,
+    )  # fmt: skip
     if gradient:
         # d(alpha T^2 D)/dz = alpha T dD/d(z/T), and the tail's softmax is exp_T / sum_T.
         kd_N1 = (alpha * temperature * kd.tail_N / tail.sum_T_N)[:, None]
@@ -148,6 +181,38 @@ def _block_(
         argmax_N=None if top is None else top.indices,
         argmax_logprob_N=None if top is None else top.values - log_z_1_N,
     )
+
+
+def _divergence(
+    spec: LossSpec,
+    tail: TailPolicy,
+    targets: HeadTargets,
+    log_q_NK: Tensor,
+    log_q_tail_N: Tensor,
+    known_NK: Tensor,
+    vocab_size: int,
+) -> DivergenceTerms:
+    """Return D's value and its gradient on the entries and on the rest."""
+    divergence, temperature = spec.f_divergence(), spec.temperature
+    if targets.inclusion_NK is not None and tail in ("control_variate", "zero"):
+        assert spec.estimable, "refused by pipeline.student.fit"
+        if spec.weights_only:
+            return sampled_terms_of_weights(
+                targets, log_q_NK, log_q_tail_N, known_NK,
+                temperature=temperature, vocab_size=vocab_size,
+            )  # fmt: skip
+        share = spec.control_variate
+        if share is None:
+            share = default_share(temperature)
+        return sampled_terms(
+            divergence, targets, log_q_NK, log_q_tail_N, known_NK, temperature=temperature,
+            share=0.0 if tail == "zero" else share, vocab_size=vocab_size,
+        )  # fmt: skip
+    teacher = teacher_weights(
+        targets, known_NK, temperature=temperature, tail=tail, vocab_size=vocab_size,
+        dtype=log_q_NK.dtype,
+    )  # fmt: skip
+    return bucket_terms(divergence, teacher, log_q_NK, log_q_tail_N, known_NK)
 
 
 class _Tail(NamedTuple):

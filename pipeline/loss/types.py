@@ -15,8 +15,9 @@ __all__ = ["HeadTargets", "LossTerms"]
 class HeadTargets(NamedTuple):
     """The teacher's sparse targets of N counted tokens, padded to K entries.
 
-    Token ids within a row are distinct. An id outside the student's vocabulary is allowed: its
-    mass counts as tail. A named tuple, not a dataclass: DeepSpeed's hooks look into tuples.
+    Token ids within a row are distinct. An id outside the student's vocabulary is allowed: it gets
+    no gradient, and its mass is known not to be among the student's tokens. A named tuple, not a
+    dataclass: DeepSpeed's hooks look into tuples.
     """
 
     ids_NK: Tensor
@@ -24,9 +25,12 @@ class HeadTargets(NamedTuple):
     logprobs_NK: Tensor
     """float32; log p at temperature 1 over the whole vocabulary; -inf at padding."""
     inclusion_NK: Tensor | None
-    """float32 in (0, 1]; probability that the entry was kept. None: all are certain (top-k)."""
+    """float32 in (0, 1]; probability that the entry was kept, 1 for a certain one. None: all are
+    certain (top-k)."""
     log_z_N: Tensor
     """float32; log sum_j p_j^(1/T) over the whole vocabulary, at the loss's temperature."""
+    entropy_N: Tensor
+    """float32; the teacher's over the whole vocabulary at the loss's temperature, in nats."""
     gold_N: Tensor
     """int64; the token that really follows, inside the student's vocabulary."""
 
@@ -38,6 +42,7 @@ class HeadTargets(NamedTuple):
             logprobs_NK=self.logprobs_NK[start:stop],
             inclusion_NK=None if inclusion is None else inclusion[start:stop],
             log_z_N=self.log_z_N[start:stop],
+            entropy_N=self.entropy_N[start:stop],
             gold_N=self.gold_N[start:stop],
         )
 

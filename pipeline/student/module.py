@@ -35,6 +35,7 @@ class StudentModule(nn.Module):
         logprobs_NK: torch.Tensor,
         inclusion_NK: torch.Tensor | None,
         log_z_N: torch.Tensor,
+        entropy_N: torch.Tensor,
         gold_N: torch.Tensor,
         scale: float,
         predictions: bool = False,
@@ -46,21 +47,22 @@ class StudentModule(nn.Module):
             input_ids_1T: int64, sequences one after the other.
             position_ids_1T: int64, starting at 0 with each sequence; this alone separates them.
             label_index_N: int64, for each counted token the place t whose hidden state predicts it.
-            ids_NK: see `HeadTargets`, as the next four.
+            ids_NK: see `HeadTargets`, as the next five.
             logprobs_NK: float32.
             inclusion_NK: float32 or None.
             log_z_N: float32.
+            entropy_N: float32.
             gold_N: int64.
             scale: world * accumulation / counted tokens of the global batch, which makes the sum
                 of all micro-batches' losses the mean over counted tokens after DeepSpeed has
                 divided by accumulation and averaged over ranks.
             predictions: also return the student's top token and its log-probability.
-            temperature: another one than the loss's own, for evaluation.
+            temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
         """
         body = self.model.base_model
         output = body(input_ids=input_ids_1T, position_ids=position_ids_1T, use_cache=False)
         hidden_ND = output.last_hidden_state[0].index_select(0, label_index_N)
-        targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, gold_N)
+        targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, gold_N)
         head = self.model.get_output_embeddings()
         terms: LossTerms = head(
             hidden_ND, targets, predictions=predictions, temperature=temperature

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.cache.reader import Cache, open_cache
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import TrainStream
-from pipeline.errors import CacheError, ConfigError, ResumeError
+from pipeline.errors import CacheError, ResumeError
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
@@ -29,6 +29,7 @@ from pipeline.student.deepspeed_engine import (
     prepare_zero3,
 )
 from pipeline.student.export import export_student, is_exported, push_to_hub
+from pipeline.student.fit import cache_law, check_fit
 from pipeline.student.freeze import apply_freezing
 from pipeline.student.initial import initial_identity, make_initial_student, resolve_source
 from pipeline.student.model import (
@@ -116,18 +117,11 @@ def open_inputs(
 
     Raises:
         CacheError: no complete cache there, or nothing held out.
-        ConfigError: a temperature that the cache does not hold.
+        ConfigError: a loss that the cache's targets cannot serve.
         ModelError: the student cannot be reached, or has another vocabulary.
     """
     cache = open_cache(cache_url)
-    grid = cache.manifest.temperatures
-    if loss.temperature not in grid and loss.alpha > 0:
-        raise ConfigError(
-            f"loss.temperature: found {loss.temperature:g}",
-            expected="one that the cache holds: " + ", ".join(f"{value:g}" for value in grid),
-            do="choose one of them, or make the cache with --capture.temperatures "
-            f"{','.join(f'{value:g}' for value in (*grid, loss.temperature))}",
-        )
+    check_fit(loss, data, grid=cache.manifest.temperatures, law=cache_law(cache.manifest))
     if not cache.source("heldout").shard_rows():
         raise CacheError(
             f"{cache_url}: no held-out rows",
@@ -192,7 +186,13 @@ def _train(
     loss = inputs.loss
     if loss.alpha == 0:
         loss = loss.model_copy(update={"temperature": 1.0})
-    install_distill_head(model, loss, valid_vocab=valid_vocabulary(tokenizer, init_folder))
+    law = cache_law(cache.manifest)
+    install_distill_head(
+        model,
+        loss,
+        valid_vocab=valid_vocabulary(tokenizer, init_folder),
+        weights_only=law is not None and law.weights_only,
+    )
     apply_freezing(model, inputs.student)
     stream = TrainStream(
         cache.source("train"),
@@ -204,6 +204,7 @@ def _train(
         accumulation=train.gradient_accumulation_steps,
         pack_length=inputs.pack_length(),
         temperature=loss.temperature,
+        self_normalise=loss.off_grid == "self_normalised",
     )
     total_steps = planned_steps(stream, train)
     engine = DeepSpeedEngine(

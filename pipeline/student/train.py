@@ -245,6 +245,7 @@ def _module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
         "logprobs_NK": batch.logprobs_NK,
         "inclusion_NK": batch.inclusion_NK,
         "log_z_N": batch.log_z_N,
+        "entropy_N": batch.entropy_N,
         "gold_N": batch.gold_ids_N,
         "scale": scale,
     }

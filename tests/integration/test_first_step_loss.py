@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.cache.reader import open_cache
 from pipeline.data.plan import TrainPlan
-from pipeline.loss.reference import cross_entropy, dense_kl, sparse_kl
+from pipeline.loss.reference import cross_entropy, dense_kl, sparse_divergence
+from pipeline.loss.sparse_kl import LossSpec
 from pipeline.loss.types import HeadTargets
 from pipeline.observe.metrics import read_metrics
 from tests.conftest import Stage, Tiny
@@ -35,6 +36,7 @@ def _targets(row: Any, temperature: float) -> HeadTargets:
         logprobs_NK=torch.from_numpy(targets.logprobs_E.reshape(-1, size)),
         inclusion_NK=None,
         log_z_N=torch.from_numpy(targets.log_z_NG[:, column].copy()),
+        entropy_N=torch.from_numpy(targets.entropy_NG[:, column].copy()),
         gold_N=torch.from_numpy(row.input_ids_L[row.counted_L].astype(np.int64)),
     )
 
@@ -58,7 +60,7 @@ def _reference(cache_dir: Path, model: Any, vocabulary: int, temperature: float)
             places: NDArray[np.int64] = np.flatnonzero(row.counted_L) - 1
             targets = _targets(row, temperature)
             logits_NV = logits_LV[torch.from_numpy(places)]
-            kd.append(sparse_kl(logits_NV, targets, temperature=temperature, tail="bucket"))
+            kd.append(sparse_divergence(logits_NV, targets, LossSpec(temperature, 1.0)))
             ce.append(cross_entropy(logits_NV, targets.gold_N))
     return torch.cat(kd).mean(), torch.cat(ce).mean()
 
@@ -112,8 +114,8 @@ def test_the_cached_entries_give_a_lower_bound_of_the_dense_divergence(
     student_NV = teacher_NV + torch.randn_like(teacher_NV)
     for temperature in (1.0, 2.0):
         full_N = dense_kl(student_NV, teacher_NV, temperature=temperature)
-        bucket_N = sparse_kl(
-            student_NV, _targets(row, temperature), temperature=temperature, tail="bucket"
+        bucket_N = sparse_divergence(
+            student_NV, _targets(row, temperature), LossSpec(temperature, 1.0)
         )
         # What the codec rounds moves the value by less than a hundredth.
         assert (bucket_N <= 1.01 * full_N + 1e-3).all()

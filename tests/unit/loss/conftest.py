@@ -54,11 +54,13 @@ def _make_targets(
         ids_NK[n, :count] = ids
         kept_NK[n, :count] = logprobs_NV[n, ids].float()
         inclusion_NK[n, :count] = torch.rand(count, generator=generator) * 0.7 + 0.3
+    scaled_NV = torch.log_softmax(logprobs_NV / temperature, dim=-1)
     targets = HeadTargets(
         ids_NK=ids_NK,
         logprobs_NK=kept_NK,
         inclusion_NK=inclusion_NK if inclusion else None,
         log_z_N=torch.logsumexp(logprobs_NV / temperature, dim=-1).float(),
+        entropy_N=-(scaled_NV.exp() * scaled_NV).sum(-1).float(),
         gold_N=torch.randint(0, vocab, (tokens,), generator=generator),
     )
     return targets, logprobs_NV

@@ -50,10 +50,7 @@ def dense(
         logits = logits + leaves[2][: spec.valid_vocab]
     if spec.softcap is not None:
         logits = spec.softcap * torch.tanh(logits / spec.softcap)
-    one = spec.loss
-    loss = reference.loss_sum(
-        logits, targets, temperature=one.temperature, alpha=one.alpha, tail=one.tail
-    )
+    loss = reference.loss_sum(logits, targets, spec.loss)
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
@@ -258,7 +255,7 @@ def test_installed_head_is_the_models_loss(
     terms.loss.backward()
     got = [p.grad for p in model.parameters()]
     model.zero_grad()
-    loss = reference.loss_sum(model(ids).logits, targets, temperature=2.0, alpha=0.5, tail="bucket")
+    loss = reference.loss_sum(model(ids).logits, targets, LossSpec(2.0, 0.5))
     loss.backward()
     torch.testing.assert_close(terms.loss.detach(), loss.detach())
     assert len(got) == (1 if tied else 2)
@@ -279,7 +276,7 @@ def test_temperature_and_predictions_of_one_call(
         logits = head(hidden)
     assert isinstance(terms, LossTerms)
     assert isinstance(logits, Tensor)
-    kd_N = reference.sparse_kl(logits, targets, temperature=1.0, tail="bucket")
+    kd_N = reference.sparse_divergence(logits, targets, LossSpec(1.0, 0.5))
     torch.testing.assert_close(terms.kd_N, kd_N)
     assert terms.argmax_N is not None
     assert torch.equal(terms.argmax_N, logits.argmax(-1))

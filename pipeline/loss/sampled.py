@@ -1,0 +1,155 @@
+"""Unbiased divergence from drawn entries, with the student's own tail as control variate.
+
+The teacher's certain entries H are known exactly; of the tail, entry j was drawn with probability
+pi_j, by a draw that does not look at the student. Any sum over the tail is then estimated without
+bias by sum_S x_j / pi_j over the drawn S (Horvitz and Thompson 1952), and so is
+
+    sum_tail f(p_j, q_j) = E[ C + sum_S (f(p_j, q_j) - c_j) / pi_j ],   C = sum_tail c_j,
+
+for every c whose sum over the tail is known. The nearer c is to f, the less noise. Known are the
+tail's masses P and Q, of the teacher and of the student, so c may be any combination of p_j and
+q_j; the tangent of f at the ratio P / Q is the natural one, for a teacher whose tail is shaped as
+the student's: c = tau p + upsilon q with tau, upsilon the derivatives of f at (P, Q). It is exact
+to second order, and with it alone (share 1, no drawn entries) the bucket is left: C = f(P, Q).
+
+Far out, where q >> p, the correction (f - c) / pi is large; there the p = 0 limit, c = phi(0) q,
+is better. The mixture `share * tangent + (1 - share) * limit` is unbiased for any share. For
+forward KL phi(0) = 0 and upsilon = -P / Q: the target is w_j = p_j on H and elsewhere
+
+    w_j = kappa q_j + [j drawn] (p_j - kappa q_j) / pi_j,   kappa = share * P / Q.
+
+Weight-gradient error of the head, SmolLM2 and a student of it without two layers, 4,096 tokens:
+at T = 2 share 0: 0.413, 0.5: 0.253, 0.6: 0.243, 1: 0.302; at T = 1 share 0: 0.066, 0.25: 0.055,
+1: above 0.15. Hence share = 1 - 0.75 / T.
+
+The gradient holds tau, upsilon and P, Q within them constant (they are numbers of the estimate, not
+of what is estimated), so it is the mean gradient, not the derivative of the single value.
+
+Shapes: N counted tokens, K entries of the fullest one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pipeline.loss.divergence import DivergenceTerms, FDivergence, gradient_terms
+from pipeline.loss.types import HeadTargets
+
+__all__ = ["default_share", "sampled_terms", "sampled_terms_of_weights"]
+
+
+def default_share(temperature: float) -> float:
+    """Return 1 - 0.75 / T, at least 0; see the module's text."""
+    return max(0.0, 1.0 - 0.75 / temperature)
+
+
+def sampled_terms(
+    divergence: FDivergence,
+    targets: HeadTargets,
+    log_q_NK: Tensor,
+    log_q_tail_N: Tensor,
+    known_NK: Tensor,
+    *,
+    temperature: float,
+    share: float,
+    vocab_size: int,
+) -> DivergenceTerms:
+    """Return an unbiased D over the student's tokens; every entry's own p must be known.
+
+    Not for `reverse_kl`, whose phi(0) is infinite. An id outside the student's vocabulary takes no
+    part in the sum; its mass, where it is certain, is taken off the tail's.
+
+    Args:
+        divergence: D.
+        targets: with `inclusion_NK`.
+        log_q_NK: the student's log-probabilities of the entries at T; -inf where not known.
+        log_q_tail_N: the student's log-probability, at T, of all tokens that are not kept.
+        known_NK: bool; entries that the student has a logit for.
+        temperature: T, the one `targets.log_z_N` belongs to.
+        share: of the tangent in the control variate, 0 to 1.
+        vocab_size: tokens that the student has a logit for.
+    """
+    log_p_NK, drawn_NK, weight_NK = _drawn(targets, temperature, log_q_NK.dtype)
+    known_drawn_NK = known_NK & drawn_NK
+    tail_p_N = _tail_mass(log_p_NK, drawn_NK, known_NK, vocab_size)
+    log_tail_q_N = torch.logaddexp(
+        log_q_tail_N, log_q_NK.masked_fill(~known_drawn_NK, -torch.inf).logsumexp(-1)
+    )
+    # Without mass in the teacher's tail there is no tangent; the limit is then the tangent.
+    share_N = torch.where(tail_p_N > 0, share, 0.0)
+    tau_p_N, upsilon_q_N = divergence.halves(tail_p_N.log(), log_tail_q_N)
+    tau_p_N = torch.where(share_N > 0, share_N * tau_p_N, 0.0)
+    upsilon_q_N = torch.where(share_N > 0, share_N * upsilon_q_N, 0.0)
+    upsilon_q_N = upsilon_q_N + (1 - share_N) * divergence.absent * log_tail_q_N.exp()
+
+    x_NK, u_NK = divergence.halves(log_p_NK, log_q_NK)
+    x_NK, u_NK = x_NK.masked_fill_(~known_NK, 0.0), u_NK.masked_fill_(~known_NK, 0.0)
+    in_tail_NK = (log_q_NK - log_tail_q_N[:, None]).exp().masked_fill_(~known_drawn_NK, 0.0)
+    control_u_NK = upsilon_q_N[:, None] * in_tail_NK
+    p_NK = log_p_NK.exp().masked_fill(~drawn_NK, 0.0)
+    control_x_NK = (tau_p_N / tail_p_N.clamp(min=torch.finfo(p_NK.dtype).tiny))[:, None] * p_NK
+    difference_NK = (x_NK - control_x_NK) + (u_NK - control_u_NK)
+    value_N = (weight_NK * difference_NK).sum(-1) + tau_p_N + upsilon_q_N
+    u_NK = torch.addcmul(control_u_NK, weight_NK, u_NK - control_u_NK)
+    u_tail_N = upsilon_q_N * (log_q_tail_N - log_tail_q_N).exp()
+    return gradient_terms(value_N, u_NK, u_tail_N, log_q_NK, log_q_tail_N)
+
+
+def sampled_terms_of_weights(
+    targets: HeadTargets,
+    log_q_NK: Tensor,
+    log_q_tail_N: Tensor,
+    known_NK: Tensor,
+    *,
+    temperature: float,
+    vocab_size: int,
+) -> DivergenceTerms:
+    """Return the unbiased forward KL where of a drawn entry only the weight p / pi is known.
+
+    So it is in a cache whose law looks at temperature 1 alone: p / pi is tau there. The gradient is
+    the plain `s q - w`. The value is -H - sum_j w_j log q_j with the cached entropy H, less
+    the weights' error times the tail's mean -log p, which takes most of the noise (measured: 1.24
+    to 0.30 nats a token); its derivative is the gradient.
+
+    The arguments are as in `sampled_terms`. A drawn id outside the student's vocabulary is taken
+    out of H by the log p that is stored for it.
+    """
+    log_p_NK, drawn_NK, weight_NK = _drawn(targets, temperature, log_q_NK.dtype)
+    tail_p_N = _tail_mass(log_p_NK, drawn_NK, known_NK, vocab_size)
+    padding_NK = ~torch.isfinite(log_p_NK)
+    w_NK = weight_NK * log_p_NK.exp()
+    w_log_p_NK = (w_NK * log_p_NK).masked_fill_(padding_NK, 0.0)
+    entropy_N = targets.entropy_N.to(log_q_NK.dtype)
+    outside_N = w_log_p_NK.masked_fill(known_NK, 0.0).sum(-1)
+    cross_N = (w_NK * log_q_NK).masked_fill_(~known_NK, 0.0).sum(-1)
+    tail_entropy_N = (entropy_N + w_log_p_NK.masked_fill(drawn_NK, 0.0).sum(-1)).clamp_(min=0.0)
+    per_mass_N = torch.where(tail_p_N > 0, tail_entropy_N / tail_p_N, 0.0)
+    per_mass_N = per_mass_N.clamp_(max=math.log(vocab_size) - math.log(1e-6))
+    excess_N = w_NK.masked_fill(~drawn_NK, 0.0).sum(-1) - tail_p_N
+    value_N = -entropy_N - outside_N - cross_N - per_mass_N * excess_N
+    u_NK = -w_NK.masked_fill(~known_NK, 0.0)
+    return gradient_terms(value_N, u_NK, torch.zeros_like(value_N), log_q_NK, log_q_tail_N)
+
+
+def _drawn(
+    targets: HeadTargets, temperature: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log p at T (-inf at padding), which entries were drawn, and 1 / pi."""
+    assert targets.inclusion_NK is not None
+    log_p_NK = targets.logprobs_NK.to(dtype) / temperature - targets.log_z_N.to(dtype)[:, None]
+    drawn_NK = torch.isfinite(log_p_NK) & (targets.inclusion_NK < 1)
+    return log_p_NK, drawn_NK, targets.inclusion_NK.to(dtype).reciprocal()
+
+
+def _tail_mass(log_p_NK: Tensor, drawn_NK: Tensor, known_NK: Tensor, vocab_size: int) -> Tensor:
+    """Return the teacher's mass outside the certain entries, not below 0.
+
+    Values from a grid can sum to more than 1. Where the certain entries are the student's whole
+    vocabulary the tail has no token.
+    """
+    rest_N = 1.0 - log_p_NK.exp().masked_fill_(drawn_NK, 0.0).sum(-1)
+    whole_N = (known_NK & ~drawn_NK).sum(-1) >= vocab_size
+    return rest_N.clamp_(min=0.0).masked_fill_(whole_N, 0.0)
