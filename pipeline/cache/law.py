@@ -57,15 +57,6 @@ class SamplingLaw:
             )
 
     @property
-    def weight_is_constant(self) -> bool:
-        """Whether the law looks at T = 1 alone.
-
-        Every drawn entry then stands for p / pi = tau, and its p need not be stored; nothing is
-        known of it at another temperature.
-        """
-        return all(tau == 0 for t, tau in zip(self.temperatures, self.taus, strict=True) if t != 1)
-
-    @property
     def constant_logprob(self) -> float:
         """Log p that, over `UNKNOWN_INCLUSION`, gives the weight tau of such an entry."""
         return float(np.log(max(self.taus) * self.UNKNOWN_INCLUSION))

@@ -100,7 +100,7 @@ def _sampled(
     drawn_E = drawn_NP[filled_NP]
     values_E = values_NP[filled_NP].astype(np.float32)
     inclusion_E = np.ones(len(values_E), np.float32)
-    if law.weight_is_constant:
+    if law.weights_only:
         inclusion_E[drawn_E] = law.UNKNOWN_INCLUSION
         values_E[drawn_E] = law.constant_logprob
     else:

@@ -253,7 +253,7 @@ def _draw(
     values_RK, ids_RK = torch.topk(log_p_RV, min(scheme.certain_places, vocab), dim=-1)
     # Whole steps of 1/2^bits: sums of all inclusion probabilities fit 31 bits.
     scale = 1 << (30 - (scheme.drawn_places + 1).bit_length())
-    if law.weight_is_constant:
+    if law.weights_only:
         # A drawn entry stands for tau, whatever its p: no grid, p itself decides.
         pi_RV.mul_(scale / max(law.taus) * torch.exp(-log_z_R1))
     else:

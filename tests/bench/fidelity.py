@@ -21,10 +21,9 @@ from torch import Tensor
 from pipeline.cache.law import SamplingLaw
 from pipeline.data.collate import Batch
 from pipeline.loss.sparse_kl import LossSpec, sparse_loss_
-from pipeline.loss.types import HeadTargets
 from pipeline.teacher.sparsify import SparseScheme
 from tests.bench import fidelity_peers as peers
-from tests.bench.fidelity_cache import through_the_cache
+from tests.bench.fidelity_cache import head_targets, through_the_cache
 from tests.bench.fidelity_data import Hidden, hidden_states
 
 CHUNK = 256
@@ -94,7 +93,9 @@ def run(
                     batch = batches.get(f"{name}@{temperature}")
                     if batch is None:
                         continue
-                    gradient_RV = _gradient(student_RV, batch, rows, temperature)
+                    gradient_RV = _gradient(
+                        student_RV, batch, rows, temperature, _weights_only(schemes[name])
+                    )
                 error_VD = gradient_RV.sub_(exact_RV).t() @ h_RD
                 known = result.sums.get(temperature)
                 result.sums[temperature] = error_VD if known is None else known.add_(error_VD)
@@ -108,12 +109,19 @@ def run(
     }
 
 
-def _gradient(student_RV: Tensor, batch: Batch, rows: slice, temperature: float) -> Tensor:
+def _gradient(
+    student_RV: Tensor, batch: Batch, rows: slice, temperature: float, weights_only: bool
+) -> Tensor:
     """Return d KL / d (z / T) of the loss that trains, from the cache's targets."""
     logits_RV = student_RV.clone()
-    targets = HeadTargets.of(batch).rows(rows.start, rows.stop)
-    sparse_loss_(logits_RV, targets, LossSpec(temperature=temperature, alpha=1.0, tail="auto"))
+    targets = head_targets(batch).rows(rows.start, rows.stop)
+    spec = LossSpec(temperature=temperature, alpha=1.0, tail="auto", weights_only=weights_only)
+    sparse_loss_(logits_RV, targets, spec)
     return logits_RV.div_(temperature)
+
+
+def _weights_only(scheme: SparseScheme) -> bool:
+    return scheme.law is not None and scheme.law.weights_only
 
 
 _Peer = Callable[[Tensor, Tensor, float, int], Tensor]

@@ -16,11 +16,12 @@ from pipeline.cache.schema import table_to_rows
 from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.writer import encode_shard
 from pipeline.data.collate import Batch, collate
+from pipeline.loss.types import HeadTargets
 from pipeline.teacher.columns import to_targets
 from pipeline.teacher.sparsify import SparseScheme, draw_offsets, sparsify
 from tests.bench.fidelity_data import Hidden
 
-__all__ = ["Cached", "through_the_cache"]
+__all__ = ["Cached", "head_targets", "through_the_cache"]
 
 _NOT_TARGET = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
 _ROWS = 256
@@ -73,6 +74,18 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
     decoded = table_to_rows(table, spec, scheme.temperatures)
     entries = sum(int(row.targets.counts_N.sum()) for row in decoded)
     return Cached(decoded, size / record.counted, entries / record.counted)
+
+
+def head_targets(batch: Batch) -> HeadTargets:
+    """Return what the head is given, as the student's module builds it."""
+    return HeadTargets(
+        ids_NK=batch.ids_NK,
+        logprobs_NK=batch.logprobs_NK,
+        inclusion_NK=batch.inclusion_NK,
+        log_z_N=batch.log_z_N,
+        entropy_N=batch.entropy_N,
+        gold_N=batch.gold_ids_N,
+    )
 
 
 def _columns(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> np.ndarray:

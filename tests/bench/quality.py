@@ -22,14 +22,13 @@ from pipeline.cache.law import SamplingLaw
 from pipeline.data.collate import collate
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.sparse_kl import LossSpec
-from pipeline.loss.types import HeadTargets
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import resolve_model
 from pipeline.student.cut import cut_model
 from pipeline.student.repair import repair_cut_student
 from pipeline.teacher.sparsify import SparseScheme
 from tests.bench import fidelity_peers as peers
-from tests.bench.fidelity_cache import through_the_cache
+from tests.bench.fidelity_cache import head_targets, through_the_cache
 from tests.bench.fidelity_data import FOLDER, Hidden, hidden_states
 
 LAYERS = (0, 3, 6, 10, 13, 16, 19, 23, 26, 29)
@@ -105,11 +104,18 @@ def _loss(target: str, temperature: float, train: Hidden, weight_VD: Tensor) -> 
     starts = np.cumsum([0, *train.counts_S])
     if target == "sampled":
         cached = through_the_cache(train, weight_VD, SCHEMES[temperature])
-        spec = FusedSpec(LossSpec(temperature=temperature, alpha=1.0, tail="auto"), chunk_rows=512)
+        law = SCHEMES[temperature].law
+        loss = LossSpec(
+            temperature=temperature,
+            alpha=1.0,
+            tail="auto",
+            weights_only=law is not None and law.weights_only,
+        )
+        spec = FusedSpec(loss, chunk_rows=512)
 
         def sampled(hidden_ND: Tensor, head_VD: Tensor, chosen: np.ndarray) -> Tensor:
             batch = collate([cached.rows[i] for i in chosen], temperature=temperature)
-            targets = HeadTargets.of(batch)
+            targets = head_targets(batch)
             return fused_head_loss(hidden_ND, head_VD, None, targets, spec=spec).loss
 
         return sampled

@@ -76,7 +76,7 @@ def test_the_stored_probability_is_the_frequency(taus: tuple[float, float]) -> N
             continue
         inclusion = np.unique(targets.inclusion_E[at])
         assert len(inclusion) == 1
-        if not law.weight_is_constant or inclusion[0] == 1:
+        if not law.weights_only or inclusion[0] == 1:
             assert count[token] == pytest.approx(inclusion[0], abs=2 / OFFSETS)
     assert count[0] == 1  # gold
 
