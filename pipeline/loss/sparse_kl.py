@@ -247,7 +247,7 @@ def _exponentials_(x_NV: Tensor, temperature: float) -> _Tail:
     return _Tail(
         max_N=max_N,
         sum_T_N=sum_T_N.clamp(min=limits.tiny),
-        log_sum_T_N=max_N / temperature + sum_T_N.log(),
+        log_sum_T_N=(max_N / temperature + sum_T_N.log()).clamp_(min=limits.min),
         log_sum_1_N=max_N + sum_1_N.log(),
         exp_1_NV=exp_1_NV,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +16,7 @@ from pipeline.loss.types import HeadTargets
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
 TAILS = ("bucket", "zero", "renormalise")
+DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl")
 
 
 def expected(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> tuple[Tensor, Tensor]:
@@ -253,15 +253,20 @@ def test_blocks_do_not_change_the_result(
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     vocab=st.integers(2, 24),
     data=st.data(),
     temperature=st.sampled_from([0.5, 1.0, 2.0, 4.0]),
     alpha=st.floats(0, 1),
-    tail=st.sampled_from(TAILS),
+    tail=st.sampled_from(("auto", *TAILS)),
+    divergence=st.sampled_from(DIVERGENCES),
+    parameter=st.floats(0.01, 0.99),
+    share=st.none() | st.floats(0, 1),
+    weights_only=st.booleans(),
     inclusion=st.booleans(),
+    outside=st.integers(0, 5),
 )
 def test_any_ragged_targets(
     make_targets: MakeTargets,
@@ -271,9 +276,17 @@ def test_any_ragged_targets(
     temperature: float,
     alpha: float,
     tail: str,
+    divergence: str,
+    parameter: float,
+    share: float | None,
+    weights_only: bool,
     inclusion: bool,
+    outside: int,
 ) -> None:
-    """Random shapes: from no entry to the whole vocabulary in the same chunk."""
+    """Random shapes: from no entry to the whole vocabulary in the same chunk, ids beyond it too."""
+    if divergence == "reverse_kl":
+        tail = "bucket"
+    weights_only &= inclusion and divergence == "forward_kl"
     counts = data.draw(st.lists(st.integers(0, vocab), min_size=1, max_size=6))
     generator = torch.Generator().manual_seed(seed)
     targets, _ = make_targets(
@@ -284,8 +297,19 @@ def test_any_ragged_targets(
         temperature=temperature,
         inclusion=inclusion,
     )
-    logits_NV = torch.randn(len(counts), vocab, generator=generator, dtype=torch.float64) * 4
-    spec = dataclasses.replace(LossSpec(temperature, alpha), tail=tail)  # type: ignore[arg-type]
+    student = max(1, vocab - outside)
+    targets = targets._replace(gold_N=targets.gold_N.clamp(max=student - 1))
+    logits_NV = torch.randn(len(counts), student, generator=generator, dtype=torch.float64) * 4
+    spec = LossSpec(
+        temperature,
+        alpha,
+        tail,  # type: ignore[arg-type]
+        divergence,  # type: ignore[arg-type]
+        control_variate=share,
+        jsd_beta=parameter,
+        skew_alpha=parameter,
+        weights_only=weights_only,
+    )
     # With all but one entry kept, float32 targets leave a tail of rounding noise whose size
     # both sides agree on only as far as they sum in the same order.
     check(logits_NV, targets, spec, atol=1e-7, grad_atol=1e-7)
