@@ -76,7 +76,7 @@ def test_unbiased_whatever_the_control_variate(
     """Value and gradient, at temperatures that the law looks at and at one it does not."""
     spec = LossSpec(temperature, 1.0, "auto", divergence, control_variate=share)  # type: ignore[arg-type]
     for seed in (0, 1):
-        for errors_R in estimates(draw_targets, law, spec, draws=20_000, seed=seed):
+        for errors_R in estimates(draw_targets, law, spec, draws=10_000, seed=seed):
             assert_mean_is_zero(errors_R)
 
 
@@ -85,7 +85,7 @@ def test_unbiased_where_only_the_weight_is_known(draw_targets: Draw, tail: str) 
     """The law of temperature 1: the stored p of a drawn entry is not its own."""
     spec = LossSpec(1.0, 1.0, tail, weights_only=True)  # type: ignore[arg-type]
     for seed in (0, 1, 2):
-        for errors_R in estimates(draw_targets, T1, spec, draws=20_000, seed=seed):
+        for errors_R in estimates(draw_targets, T1, spec, draws=10_000, seed=seed):
             assert_mean_is_zero(errors_R)
 
 
@@ -97,7 +97,7 @@ def test_unbiased_over_a_smaller_vocabulary(
     """Mass of ids that the student lacks is known to be elsewhere: it moves no logit."""
     spec = LossSpec(temperature, 1.0, "auto", divergence)  # type: ignore[arg-type]
     for seed in (0, 1):
-        for errors_R in estimates(draw_targets, BOTH, spec, draws=20_000, seed=seed, vocab=30):
+        for errors_R in estimates(draw_targets, BOTH, spec, draws=10_000, seed=seed, vocab=30):
             assert_mean_is_zero(errors_R)
 
 
