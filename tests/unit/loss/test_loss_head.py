@@ -25,7 +25,7 @@ from pipeline.loss.head import (
     logit_transform,
 )
 from pipeline.loss.settings import LossSettings
-from pipeline.loss.sparse_kl import LossSpec
+from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets, LossTerms
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]

@@ -12,7 +12,8 @@ from torch import Tensor
 from pipeline.cache.law import SamplingLaw
 from pipeline.loss import reference
 from pipeline.loss.sampled import default_share
-from pipeline.loss.sparse_kl import LossSpec, sparse_loss_
+from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
 
 Draw = Callable[..., HeadTargets]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.loss import reference, sparse_kl
-from pipeline.loss.sparse_kl import LossSpec, sparse_loss_
+from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
