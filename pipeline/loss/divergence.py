@@ -122,7 +122,7 @@ def _forward_kl(log_p: Tensor, log_q: Tensor, _: float) -> _Halves:
 def _reverse_kl(log_p: Tensor, log_q: Tensor, _: float) -> _Halves:
     """KL(q | p) = sum q log(q / p)."""
     q = log_q.exp()
-    return -q, q * (log_q - log_p + 1)
+    return -q, (q * (log_q - log_p + 1)).masked_fill_(q == 0, 0.0)
 
 
 def _jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float) -> _Halves:

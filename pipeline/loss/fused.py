@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.loss.sparse_kl import LossSpec, RowTerms, join_rows, sparse_loss_
+from pipeline.loss.rows import RowTerms, join_rows
+from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets, LossTerms
 
 __all__ = ["FusedSpec", "fused_head_loss"]

@@ -15,7 +15,7 @@ from torch.nn import functional
 from pipeline.errors import ModelError
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.settings import LossSettings
-from pipeline.loss.sparse_kl import LossSpec
+from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets, LossTerms
 
 __all__ = [

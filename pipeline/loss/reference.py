@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.loss.sampled import default_share
 from pipeline.loss.settings import Divergence
-from pipeline.loss.sparse_kl import LossSpec
+from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
 
 __all__ = [

@@ -74,11 +74,12 @@ def sampled_terms(
     """
     log_p_NK, drawn_NK, weight_NK = _drawn(targets, temperature, log_q_NK.dtype)
     known_drawn_NK = known_NK & drawn_NK
-    tail_p_N = _tail_mass(log_p_NK, drawn_NK, known_NK, vocab_size)
+    whole_N = (known_NK & ~drawn_NK).sum(-1) >= vocab_size
+    tail_p_N = _tail_mass(log_p_NK, drawn_NK).masked_fill_(whole_N, 0.0)
     log_tail_q_N = torch.logaddexp(
         log_q_tail_N, log_q_NK.masked_fill(~known_drawn_NK, -torch.inf).logsumexp(-1)
     )
-    # Without mass in the teacher's tail there is no tangent; the limit is then the tangent.
+    # No tangent where the teacher's tail has no mass, or the student's no token.
     share_N = torch.where(tail_p_N > 0, share, 0.0)
     tau_p_N, upsilon_q_N = divergence.halves(tail_p_N.log(), log_tail_q_N)
     tau_p_N = torch.where(share_N > 0, share_N * tau_p_N, 0.0)
@@ -118,7 +119,7 @@ def sampled_terms_of_weights(
     out of H by the log p that is stored for it.
     """
     log_p_NK, drawn_NK, weight_NK = _drawn(targets, temperature, log_q_NK.dtype)
-    tail_p_N = _tail_mass(log_p_NK, drawn_NK, known_NK, vocab_size)
+    tail_p_N = _tail_mass(log_p_NK, drawn_NK)
     padding_NK = ~torch.isfinite(log_p_NK)
     w_NK = weight_NK * log_p_NK.exp()
     w_log_p_NK = (w_NK * log_p_NK).masked_fill_(padding_NK, 0.0)
@@ -144,12 +145,6 @@ def _drawn(
     return log_p_NK, drawn_NK, targets.inclusion_NK.to(dtype).reciprocal()
 
 
-def _tail_mass(log_p_NK: Tensor, drawn_NK: Tensor, known_NK: Tensor, vocab_size: int) -> Tensor:
-    """Return the teacher's mass outside the certain entries, not below 0.
-
-    Values from a grid can sum to more than 1. Where the certain entries are the student's whole
-    vocabulary the tail has no token.
-    """
-    rest_N = 1.0 - log_p_NK.exp().masked_fill_(drawn_NK, 0.0).sum(-1)
-    whole_N = (known_NK & ~drawn_NK).sum(-1) >= vocab_size
-    return rest_N.clamp_(min=0.0).masked_fill_(whole_N, 0.0)
+def _tail_mass(log_p_NK: Tensor, drawn_NK: Tensor) -> Tensor:
+    """Return the teacher's mass outside the certain entries; values from a grid can exceed 1."""
+    return (1.0 - log_p_NK.exp().masked_fill_(drawn_NK, 0.0).sum(-1)).clamp_(min=0.0)

@@ -83,6 +83,10 @@ def test_a_temperature_that_the_cache_does_not_hold(refused: Callable[..., str])
     message = refused("--temperature", "3", code=2)
     assert message.startswith("loss.temperature: found 3; expected one that the cache holds: 1, 2;")
     assert "--capture.temperatures 1,2,3" in message
+    assert "--loss.off_grid self_normalised" in message
+    message = refused("--temperature", "3", "--loss.tail", "control_variate", code=2)
+    assert message.startswith("2 mistakes in the configuration:")
+    assert "loss.tail: found control_variate with a top-k cache" in message
 
 
 def test_no_cache_and_an_incomplete_one(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.cache.reader import open_cache
 from pipeline.data.plan import TrainPlan
 from pipeline.loss.reference import cross_entropy, dense_kl, sparse_divergence
-from pipeline.loss.sparse_kl import LossSpec
+from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
 from pipeline.observe.metrics import read_metrics
 from tests.conftest import Stage, Tiny

@@ -106,9 +106,39 @@ def test_refusals(make_source: MakeSource) -> None:
     """A temperature that is not cached; the largest of a sample."""
     with pytest.raises(ConfigError, match=r"1\.5 is not in the cache; expected one of 1, 2"):
         collate(make_source([1]).rows[0], temperature=1.5)
-    with pytest.raises(ConfigError, match="sample"):
+    with pytest.raises(ConfigError, match=r"data\.max_entries: found 2 with a cache of sampled"):
         collate(make_source([9], inclusion=True).rows[0], temperature=1.0, max_entries=2)
     assert temperature_index((0.5, 1.0, 2.0), 2) == 2
+
+
+@pytest.mark.parametrize("inclusion", [False, True])
+def test_a_temperature_off_the_grid_when_asked(make_source: MakeSource, inclusion: bool) -> None:
+    """The entries alone are the distribution: their weights sum to 1; entropy is of them."""
+    rows = make_source([9], inclusion=inclusion).rows[0]
+    batch = collate(rows, temperature=1.5, self_normalise=True)
+    log_p_NK = batch.logprobs_NK / 1.5 - batch.log_z_N[:, None]
+    weight_NK = log_p_NK.exp()
+    if inclusion:
+        assert batch.inclusion_NK is not None
+        weight_NK = weight_NK / batch.inclusion_NK
+    filled_N = torch.isfinite(batch.logprobs_NK).any(-1)
+    assert filled_N.any()
+    assert not filled_N.all()
+    torch.testing.assert_close(weight_NK.sum(-1), filled_N.float())
+    entropy_N = -(weight_NK * log_p_NK).nan_to_num(0.0).sum(-1)
+    torch.testing.assert_close(batch.entropy_N, entropy_N, atol=1e-5, rtol=1e-5)
+    # On the grid nothing is approximated.
+    on_grid = collate(rows, temperature=2.0, self_normalise=True)
+    assert torch.equal(on_grid.log_z_N, collate(rows, temperature=2.0).log_z_N)
+
+
+def test_certain_rows_among_sampled_ones(make_source: MakeSource) -> None:
+    """A row without inclusion is certain; it does not make the others so."""
+    rows = [make_source([1], inclusion=True, seed=3).rows[0][0], make_source([1]).rows[0][0]]
+    batch = collate(rows, temperature=1.0)
+    assert batch.inclusion_NK is not None
+    assert (batch.inclusion_NK[batch.sample_index_N == 1] == 1).all()
+    assert (batch.inclusion_NK[batch.sample_index_N == 0] < 1).any()
 
 
 @pytest.mark.parametrize("module", ["settings", "source", "order", "packing", "plan"])

@@ -1,13 +1,16 @@
-"""One thread, a generator per test, and random sparse targets."""
+"""One thread, a generator per test, random sparse targets, and a sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.cache.law import SamplingLaw
 from pipeline.loss.types import HeadTargets
 
 
@@ -53,7 +56,8 @@ def _make_targets(
         ids = logprobs_NV[n].topk(count).indices.sort().values
         ids_NK[n, :count] = ids
         kept_NK[n, :count] = logprobs_NV[n, ids].float()
-        inclusion_NK[n, :count] = torch.rand(count, generator=generator) * 0.7 + 0.3
+        # About half of the entries are certain.
+        inclusion_NK[n, :count] = (torch.rand(count, generator=generator) * 1.4 + 0.3).clamp(max=1)
     scaled_NV = torch.log_softmax(logprobs_NV / temperature, dim=-1)
     targets = HeadTargets(
         ids_NK=ids_NK,
@@ -64,3 +68,48 @@ def _make_targets(
         gold_N=torch.randint(0, vocab, (tokens,), generator=generator),
     )
     return targets, logprobs_NV
+
+
+@pytest.fixture(scope="session")
+def draw_targets() -> Callable[..., HeadTargets]:
+    """Give tests `_draw_targets`; a fixture, so that no test imports a test."""
+    return _draw_targets
+
+
+def _draw_targets(
+    logprobs_V: NDArray[np.float64],
+    law: SamplingLaw,
+    *,
+    temperature: float,
+    draws: int,
+    seed: int,
+    gold: int = 0,
+) -> HeadTargets:
+    """Draw one distribution's tail `draws` times, each token by itself; a row per draw.
+
+    As in a cache: the gold token is certain, and where the law looks at temperature 1 alone a
+    drawn entry has inclusion 1/2 and half of tau for its p.
+    """
+    rng = np.random.default_rng(seed)
+    vocab = len(logprobs_V)
+    log_z_G = [np.logaddexp.reduce(logprobs_V / t) for t in law.temperatures]
+    inclusion_V = law.inclusion(logprobs_V, np.tile(log_z_G, (vocab, 1)))
+    inclusion_V[gold] = 1.0
+    kept_RV = rng.random((draws, vocab)) < inclusion_V
+    if law.weights_only:
+        tau = law.taus[law.temperatures.index(1.0)]
+        drawn_V = inclusion_V < 1
+        logprobs_V = np.where(drawn_V, np.log(tau / 2), logprobs_V)
+        inclusion_V = np.where(drawn_V, 0.5, 1.0)
+    width = int(kept_RV.sum(1).max())
+    order_RK = np.argsort(~kept_RV, axis=1, kind="stable")[:, :width]
+    there_RK = np.take_along_axis(kept_RV, order_RK, axis=1)
+    column = law.temperatures.index(temperature)
+    return HeadTargets(
+        ids_NK=torch.from_numpy(np.where(there_RK, order_RK, 0)),
+        logprobs_NK=torch.from_numpy(np.where(there_RK, logprobs_V[order_RK], -np.inf)),
+        inclusion_NK=torch.from_numpy(np.where(there_RK, inclusion_V[order_RK], 1.0)),
+        log_z_N=torch.full((draws,), log_z_G[column], dtype=torch.float64),
+        entropy_N=torch.zeros(draws, dtype=torch.float64),
+        gold_N=torch.full((draws,), gold),
+    )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.cache.law import SamplingLaw
 from pipeline.errors import ModelError
 from pipeline.loss import reference
 from pipeline.loss.fused import FusedSpec, fused_head_loss
@@ -24,7 +25,7 @@ from pipeline.loss.head import (
     logit_transform,
 )
 from pipeline.loss.settings import LossSettings
-from pipeline.loss.sparse_kl import LossSpec
+from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets, LossTerms
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
@@ -281,6 +282,28 @@ def test_temperature_and_predictions_of_one_call(
     assert terms.argmax_N is not None
     assert torch.equal(terms.argmax_N, logits.argmax(-1))
     assert not terms.loss.requires_grad
+
+
+def test_measuring_is_not_training(draw_targets: Callable[..., HeadTargets]) -> None:
+    """Evaluation is the forward KL, unbiased on a sample, whatever the loss and its tail."""
+    model = TinyModel()
+    log_p_V = torch.log_softmax(torch.randn(V, dtype=torch.float64), -1)
+    law = SamplingLaw((1.0,), (1 / 6,))
+    targets = draw_targets(log_p_V.numpy(), law, temperature=1.0, draws=30, seed=0)
+    targets = targets._replace(entropy_N=torch.special.entr(log_p_V.exp()).sum().expand(30))
+    hidden = torch.randn(30, D, dtype=torch.float64)
+    seen = []
+    for changes in ({}, {"divergence": "skew_kl", "tail": "bucket", "temperature": 1.0}):
+        head = install_distill_head(model, settings(**changes), weights_only=True)
+        with torch.no_grad():
+            terms = head(hidden, targets, temperature=1.0)
+            logits = head(hidden)
+        assert isinstance(terms, LossTerms)
+        assert isinstance(logits, Tensor)
+        seen.append(terms.kd_N)
+    assert torch.equal(*seen)
+    spec = LossSpec(1.0, 0.5, "control_variate", weights_only=True)
+    torch.testing.assert_close(seen[0], reference.sparse_divergence(logits, targets, spec))
 
 
 def test_state_dict_and_reinstall() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -12,11 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.loss import reference, sparse_kl
-from pipeline.loss.sparse_kl import LossSpec, sparse_loss_
+from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
 TAILS = ("bucket", "zero", "renormalise")
+DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl")
 
 
 def expected(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> tuple[Tensor, Tensor]:
@@ -83,17 +84,29 @@ def test_16_bit_logits(
 
 
 @pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("temperature", [2.0, 0.7])
 def test_gradient_by_finite_differences(
-    make_targets: MakeTargets, generator: torch.Generator, tail: str
+    make_targets: MakeTargets,
+    generator: torch.Generator,
+    tail: str,
+    divergence: str,
+    temperature: float,
 ) -> None:
-    """The gradient is that of the value itself, not only the reference's."""
-    targets, _ = make_targets(generator, tokens=3, vocab=8, temperature=2.0, inclusion=True)
+    """The gradient is that of the logged loss itself, T^2 included, not only the reference's."""
+    if divergence == "reverse_kl":
+        tail = "bucket"
+    # Where a control variate leans on the student, only the mean of the values has the gradient.
+    certain = tail == "bucket"
+    targets, _ = make_targets(
+        generator, tokens=3, vocab=8, temperature=temperature, inclusion=not certain
+    )
     logits_NV = torch.randn(3, 8, generator=generator, dtype=torch.float64)
-    spec = LossSpec(2.0, 0.3, tail)  # type: ignore[arg-type]
+    spec = LossSpec(temperature, 0.3, tail, divergence)  # type: ignore[arg-type]
 
     def loss(z: Tensor) -> Tensor:
         terms = sparse_loss_(z.clone(), targets, spec, gradient=False)
-        return 0.3 * 4 * terms.kd_N.sum() + 0.7 * terms.ce_N.sum()
+        return 0.3 * temperature**2 * terms.kd_N.sum() + 0.7 * terms.ce_N.sum()
 
     grad_NV = logits_NV.clone()
     sparse_loss_(grad_NV, targets, spec)
@@ -108,20 +121,50 @@ def test_gradient_by_finite_differences(
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.7])
 @pytest.mark.parametrize("tail", TAILS)
-def test_all_entries_kept_is_dense_kl(
-    make_targets: MakeTargets, generator: torch.Generator, temperature: float, tail: str
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_all_entries_kept_is_the_dense_divergence(
+    make_targets: MakeTargets,
+    generator: torch.Generator,
+    temperature: float,
+    tail: str,
+    divergence: str,
 ) -> None:
-    """With K = V every policy is the full KL, and its gradient that of the full KL."""
+    """With K = V every policy is the full divergence, and its gradient that of the full one."""
     targets, logprobs_NV = make_targets(
         generator, tokens=5, vocab=16, counts=[16] * 5, temperature=temperature
     )
     logits_NV = torch.randn(5, 16, generator=generator)
     dense = logits_NV.double().clone().requires_grad_()
-    kd_N = reference.dense_kl(dense, logprobs_NV, temperature=temperature)
+    spec = LossSpec(temperature, 1.0, tail, divergence)  # type: ignore[arg-type]
+    kd_N = reference.dense_divergence(dense, logprobs_NV, spec)
     (temperature**2 * kd_N.sum()).backward()
-    terms = sparse_loss_(logits_NV, targets, LossSpec(temperature, 1.0, tail))  # type: ignore[arg-type]
+    terms = sparse_loss_(logits_NV, targets, spec)
     torch.testing.assert_close(terms.kd_N.double(), kd_N.detach(), atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(logits_NV.double(), dense.grad, atol=2e-6, rtol=1e-5)
+
+
+def test_divergences_by_their_kin(make_targets: MakeTargets, generator: torch.Generator) -> None:
+    """Limits and symmetry that the definitions promise."""
+    targets, _ = make_targets(generator, tokens=9, vocab=37)
+    logits_NV = torch.randn(9, 37, generator=generator, dtype=torch.float64)
+
+    def value(divergence: str, parameter: float = 0.5) -> Tensor:
+        spec = LossSpec(
+            1.0, 1.0, "bucket", divergence,  # type: ignore[arg-type]
+            jsd_beta=parameter, skew_alpha=parameter,
+        )  # fmt: skip
+        return sparse_loss_(logits_NV.clone(), targets, spec, gradient=False).kd_N
+
+    small = 1e-6
+    close = torch.testing.assert_close
+    forward_N, reverse_N = value("forward_kl"), value("reverse_kl")
+    close(value("jensen_shannon", small) / small, forward_N, rtol=1e-3, atol=1e-4)
+    close(value("jensen_shannon", 1 - small) / small, reverse_N, rtol=1e-3, atol=1e-4)
+    close(value("skew_kl", small), forward_N, rtol=1e-3, atol=1e-4)
+    close(value("skew_reverse_kl", small), reverse_N, rtol=1e-3, atol=1e-4)
+    halves_N = (value("skew_kl") + value("skew_reverse_kl")) / 2
+    close(value("jensen_shannon"), halves_N)
+    assert (value("jensen_shannon") <= torch.log(torch.tensor(2.0))).all()
 
 
 def test_bucket_is_below_dense_kl_and_above_zero(
@@ -253,15 +296,20 @@ def test_blocks_do_not_change_the_result(
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     vocab=st.integers(2, 24),
     data=st.data(),
     temperature=st.sampled_from([0.5, 1.0, 2.0, 4.0]),
     alpha=st.floats(0, 1),
-    tail=st.sampled_from(TAILS),
+    tail=st.sampled_from(("auto", *TAILS)),
+    divergence=st.sampled_from(DIVERGENCES),
+    parameter=st.floats(0.01, 0.99),
+    share=st.none() | st.floats(0, 1),
+    weights_only=st.booleans(),
     inclusion=st.booleans(),
+    outside=st.integers(0, 5),
 )
 def test_any_ragged_targets(
     make_targets: MakeTargets,
@@ -271,9 +319,17 @@ def test_any_ragged_targets(
     temperature: float,
     alpha: float,
     tail: str,
+    divergence: str,
+    parameter: float,
+    share: float | None,
+    weights_only: bool,
     inclusion: bool,
+    outside: int,
 ) -> None:
-    """Random shapes: from no entry to the whole vocabulary in the same chunk."""
+    """Random shapes: from no entry to the whole vocabulary in the same chunk, ids beyond it too."""
+    if divergence == "reverse_kl":
+        tail = "bucket"
+    weights_only &= inclusion and divergence == "forward_kl"
     counts = data.draw(st.lists(st.integers(0, vocab), min_size=1, max_size=6))
     generator = torch.Generator().manual_seed(seed)
     targets, _ = make_targets(
@@ -284,8 +340,19 @@ def test_any_ragged_targets(
         temperature=temperature,
         inclusion=inclusion,
     )
-    logits_NV = torch.randn(len(counts), vocab, generator=generator, dtype=torch.float64) * 4
-    spec = dataclasses.replace(LossSpec(temperature, alpha), tail=tail)  # type: ignore[arg-type]
+    student = max(1, vocab - outside)
+    targets = targets._replace(gold_N=targets.gold_N.clamp(max=student - 1))
+    logits_NV = torch.randn(len(counts), student, generator=generator, dtype=torch.float64) * 4
+    spec = LossSpec(
+        temperature,
+        alpha,
+        tail,  # type: ignore[arg-type]
+        divergence,  # type: ignore[arg-type]
+        control_variate=share,
+        jsd_beta=parameter,
+        skew_alpha=parameter,
+        weights_only=weights_only,
+    )
     # With all but one entry kept, float32 targets leave a tail of rounding noise whose size
     # both sides agree on only as far as they sum in the same order.
     check(logits_NV, targets, spec, atol=1e-7, grad_atol=1e-7)

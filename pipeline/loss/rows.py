@@ -1,0 +1,177 @@
+"""The [N, K] part of a chunk's loss, the same for every way to do the [N, V] part.
+
+Before it: `take_entries_` reads the kept entries' logits and hides them from the sums. Then the
+[N, V] part sums the exponentials of what is left. `entry_terms` turns these sums into values, the
+kept entries' gradients, and one factor per row for each exponential of the rest.
+
+Shapes: N tokens of the chunk, K entries of the fullest one, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.loss.divergence import DivergenceTerms, FDivergence, bucket_terms
+from pipeline.loss.sampled import default_share, sampled_terms, sampled_terms_of_weights
+from pipeline.loss.settings import TailPolicy
+from pipeline.loss.spec import LossSpec
+from pipeline.loss.types import HeadTargets
+from pipeline.loss.weights import known_entries, teacher_weights
+
+__all__ = [
+    "Entries",
+    "EntryTerms",
+    "RowTerms",
+    "TailSums",
+    "entry_terms",
+    "join_rows",
+    "take_entries_",
+]
+
+
+class RowTerms(NamedTuple):
+    """What `sparse_loss_` returns for each of N tokens; see `LossTerms` for the meaning."""
+
+    kd_N: Tensor
+    ce_N: Tensor
+    argmax_N: Tensor | None
+    argmax_logprob_N: Tensor | None
+
+
+def join_rows(parts: Sequence[RowTerms]) -> RowTerms:
+    """Concatenate the terms of consecutive rows; at least one part."""
+    kd_N, ce_N, argmax_N, argmax_logprob_N = zip(*parts, strict=True)
+    predicted = parts[0].argmax_N is not None
+    return RowTerms(
+        kd_N=torch.cat(kd_N),
+        ce_N=torch.cat(ce_N),
+        argmax_N=torch.cat(argmax_N) if predicted else None,
+        argmax_logprob_N=torch.cat(argmax_logprob_N) if predicted else None,
+    )
+
+
+class Entries(NamedTuple):
+    """Kept entries, read out of the logits."""
+
+    tail: TailPolicy
+    known_NK: Tensor
+    ids_NK: Tensor
+    """0 where not known."""
+    z_NK: Tensor
+    """Their logits in the working precision, -inf where not known."""
+    z_gold_N: Tensor
+
+
+class TailSums(NamedTuple):
+    """Sums over the tokens that are not kept, at temperatures T and 1."""
+
+    max_N: Tensor
+    """Largest logit; finite where there is no token."""
+    sum_T_N: Tensor
+    """sum exp((z - max) / T), above 0."""
+    log_sum_T_N: Tensor
+    """log sum exp(z / T), finite."""
+    log_sum_1_N: Tensor
+
+
+class EntryTerms(NamedTuple):
+    """What is left to do on [N, V]: multiply, add, and put the kept entries back."""
+
+    kd_N: Tensor
+    ce_N: Tensor
+    log_z_1_N: Tensor
+    kept_NK: Tensor | None
+    """Gradient of the kept entries but for the gold token's own; None without gradient."""
+    factor_T_N: Tensor | None
+    """Of exp((z - max) / T), for each other token."""
+    factor_1_N: Tensor | None
+    """Of exp(z - max), for each other token."""
+
+
+def take_entries_(
+    x_NV: Tensor, targets: HeadTargets, spec: LossSpec, *, dtype: torch.dtype
+) -> Entries:
+    """Read the kept entries' logits, and set them to -inf in `x_NV`."""
+    tail = spec.tail_for(sampled=targets.inclusion_NK is not None)
+    known_NK = known_entries(targets, tail=tail, vocab_size=x_NV.shape[1])
+    ids_NK = targets.ids_NK.masked_fill(~known_NK, 0)
+    z_NK = x_NV.gather(1, ids_NK).to(dtype).masked_fill_(~known_NK, -torch.inf)
+    z_gold_N = x_NV.gather(1, targets.gold_N[:, None])[:, 0].to(dtype)
+    # Adding -inf, or 0 at padding, keeps padded entries from hiding the token they point at.
+    hide_NK = torch.zeros_like(ids_NK, dtype=x_NV.dtype).masked_fill_(known_NK, -torch.inf)
+    x_NV.scatter_add_(1, ids_NK, hide_NK)
+    return Entries(tail, known_NK, ids_NK, z_NK, z_gold_N)
+
+
+def entry_terms(
+    entries: Entries,
+    tail: TailSums,
+    targets: HeadTargets,
+    spec: LossSpec,
+    *,
+    vocab_size: int,
+    gradient: bool,
+) -> EntryTerms:
+    """Compute the loss, and the gradient up to the [N, V] part."""
+    temperature, alpha, z_NK = spec.temperature, spec.alpha, entries.z_NK
+    log_z_1_N = torch.logaddexp(tail.log_sum_1_N, z_NK.logsumexp(-1))
+    scaled_NK = z_NK / temperature
+    log_z_T_N = torch.logaddexp(tail.log_sum_T_N, scaled_NK.logsumexp(-1))
+    kd = _divergence(
+        entries, targets, spec, scaled_NK - log_z_T_N[:, None], tail.log_sum_T_N - log_z_T_N,
+        vocab_size,
+    )  # fmt: skip
+    ce_N = log_z_1_N - entries.z_gold_N
+    if not gradient:
+        return EntryTerms(kd.value_N, ce_N, log_z_1_N, None, None, None)
+    # d(alpha T^2 D)/dz = alpha T dD/d(z/T), and the tail's softmax is exp_T / sum_T.
+    kept_NK = kd.kept_NK.mul_(alpha * temperature)
+    kept_NK.add_((z_NK - log_z_1_N[:, None]).exp_(), alpha=1 - alpha)
+    return EntryTerms(
+        kd_N=kd.value_N,
+        ce_N=ce_N,
+        log_z_1_N=log_z_1_N,
+        kept_NK=kept_NK,
+        factor_T_N=alpha * temperature * kd.tail_N / tail.sum_T_N,
+        factor_1_N=(1 - alpha) * (tail.max_N - log_z_1_N).exp(),
+    )
+
+
+def _divergence(
+    entries: Entries,
+    targets: HeadTargets,
+    spec: LossSpec,
+    log_q_NK: Tensor,
+    log_q_tail_N: Tensor,
+    vocab_size: int,
+) -> DivergenceTerms:
+    """Return D's value and its gradient on the entries and on the rest."""
+    temperature, tail, known_NK = spec.temperature, entries.tail, entries.known_NK
+    if targets.inclusion_NK is not None and tail in ("control_variate", "zero"):
+        assert spec.estimable, "pipeline.student.fit refuses it"
+        if spec.weights_only:
+            return sampled_terms_of_weights(
+                targets, log_q_NK, log_q_tail_N, known_NK,
+                temperature=temperature, vocab_size=vocab_size,
+            )  # fmt: skip
+        share = spec.control_variate
+        if share is None:
+            share = default_share(temperature)
+        return sampled_terms(
+            _f_divergence(spec), targets, log_q_NK, log_q_tail_N, known_NK, temperature=temperature,
+            share=0.0 if tail == "zero" else share, vocab_size=vocab_size,
+        )  # fmt: skip
+    teacher = teacher_weights(
+        targets, known_NK, temperature=temperature, tail=tail, vocab_size=vocab_size,
+        dtype=log_q_NK.dtype,
+    )  # fmt: skip
+    return bucket_terms(_f_divergence(spec), teacher, log_q_NK, log_q_tail_N, known_NK)
+
+
+def _f_divergence(spec: LossSpec) -> FDivergence:
+    skewed = spec.divergence.startswith("skew")
+    return FDivergence(spec.divergence, spec.skew_alpha if skewed else spec.jsd_beta)

@@ -1,0 +1,57 @@
+"""What defines the loss: temperature, mixture, divergence and tail policy; no tensors.
+
+`LossSettings` is what a user says; this is what the arithmetic needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pipeline.loss.settings import Divergence, TailPolicy
+
+__all__ = ["LossSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossSpec:
+    """The numbers that define the loss; `LossSettings` without the ones about memory."""
+
+    temperature: float
+    alpha: float
+    tail: TailPolicy = "auto"
+    divergence: Divergence = "forward_kl"
+    control_variate: float | None = None
+    """Share of the student's tail in the estimate of the teacher's; None: `default_share`."""
+    jsd_beta: float = 0.5
+    skew_alpha: float = 0.1
+    weights_only: bool = False
+    """Of a drawn entry only p / pi is known, at temperature 1 (`SamplingLaw.weights_only`)."""
+
+    def tail_for(self, *, sampled: bool) -> TailPolicy:
+        """Return the policy in force: without drawn entries the control variate is the bucket.
+
+        `auto` takes the bucket over sampled entries too where their sum cannot be estimated: for
+        the reverse KL, and for all but the forward KL where p itself is not known.
+        """
+        if self.tail not in ("auto", "control_variate"):
+            return self.tail
+        if not sampled or (self.tail == "auto" and not self.estimable):
+            return "bucket"
+        return "control_variate"
+
+    @property
+    def estimable(self) -> bool:
+        """Whether drawn entries give an unbiased D."""
+        if self.weights_only:
+            return self.divergence == "forward_kl"
+        return self.divergence != "reverse_kl"
+
+    def for_measuring(self, temperature: float) -> LossSpec:
+        """Return the forward KL at a temperature, with the least biased policy."""
+        return replace(
+            self,
+            temperature=temperature,
+            divergence="forward_kl",
+            tail="auto",
+            control_variate=None,
+        )

@@ -1,0 +1,153 @@
+# ruff: noqa: ANN001, ANN202
+"""The same as `sparse_kl` on a GPU: two Triton kernels around the [N, K] arithmetic of `rows`.
+
+`_sums_kernel` reads a row once, in blocks, and keeps a running maximum with the sums of the
+exponentials at both temperatures (online softmax, Milakov and Gimelshein 2018). `_combine_kernel`
+reads it again and writes the gradient over it. Kept entries are hidden before the first and put
+back after the second, so that no kernel looks anything up; every divergence and tail policy works,
+and 16-bit logits are never copied to 32 bits.
+
+Importing this module needs Triton. Shapes: N tokens of the chunk, K entries, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pipeline.loss.rows import RowTerms, TailSums, entry_terms, take_entries_
+from pipeline.loss.spec import LossSpec
+from pipeline.loss.types import HeadTargets
+
+__all__ = ["triton_loss_"]
+
+_BLOCK = 4096
+"""Logits of a row in registers at one time: 16 a thread."""
+_WARPS = 8
+_LOWEST = -1.0e30
+"""Finite, so that a row without any token left sums to 0 instead of NaN."""
+
+
+def triton_loss_(
+    logits_NV: Tensor,
+    targets: HeadTargets,
+    spec: LossSpec,
+    *,
+    gradient: bool = True,
+    predictions: bool = False,
+) -> RowTerms:
+    """Compute the loss of each token and overwrite the logits with its gradient on them.
+
+    Arguments and result are those of `sparse_kl.sparse_loss_`.
+
+    Args:
+        logits_NV: float32, bfloat16 or float16, rows contiguous; DESTROYED. All arithmetic is in
+            float32; only what is stored is rounded.
+        targets: of the same N tokens.
+        spec: temperature, alpha, divergence and tail policy.
+        gradient: False skips the gradient; the logits are then left in an undefined state.
+        predictions: also return the argmax and its log-probability.
+    """
+    assert logits_NV.stride(1) == 1, "rows of logits are contiguous"
+    top = logits_NV.max(-1) if predictions else None
+    entries = take_entries_(logits_NV, targets, spec, dtype=torch.float32)
+    tail = _tail_sums(logits_NV, spec.temperature)
+    terms = entry_terms(
+        entries, tail, targets, spec, vocab_size=logits_NV.shape[1], gradient=gradient
+    )
+    if terms.kept_NK is not None and terms.factor_T_N is not None and terms.factor_1_N is not None:
+        _combine_(logits_NV, tail.max_N, terms.factor_T_N, terms.factor_1_N, targets.gold_N, spec)
+        # The gold token's own part is added before rounding: of a well-learnt token little is left.
+        is_gold_NK = (entries.ids_NK == targets.gold_N[:, None]) & entries.known_NK
+        kept_NK = terms.kept_NK.add_(is_gold_NK, alpha=spec.alpha - 1)
+        logits_NV.scatter_add_(1, entries.ids_NK, kept_NK.to(logits_NV.dtype))
+    return RowTerms(
+        kd_N=terms.kd_N,
+        ce_N=terms.ce_N,
+        argmax_N=None if top is None else top.indices,
+        argmax_logprob_N=None if top is None else top.values.float() - terms.log_z_1_N,
+    )
+
+
+def _tail_sums(x_NV: Tensor, temperature: float) -> TailSums:
+    """Sum the exponentials of the tokens that are not hidden."""
+    rows, vocab_size = x_NV.shape
+    max_N = torch.empty(rows, dtype=torch.float32, device=x_NV.device)
+    sum_T_N, sum_1_N = torch.empty_like(max_N), torch.empty_like(max_N)
+    if rows:
+        _sums_kernel[(rows,)](
+            x_NV, max_N, sum_T_N, sum_1_N, x_NV.stride(0), vocab_size, 1.0 / temperature,
+            LOWEST=_LOWEST, BLOCK=_BLOCK, num_warps=_WARPS,
+        )  # fmt: skip
+    limits = torch.finfo(torch.float32)
+    return TailSums(
+        max_N=max_N,
+        sum_T_N=sum_T_N.clamp(min=limits.tiny),
+        log_sum_T_N=(max_N / temperature + sum_T_N.log()).clamp_(min=limits.min),
+        log_sum_1_N=max_N + sum_1_N.log(),
+    )
+
+
+def _combine_(
+    x_NV: Tensor,
+    max_N: Tensor,
+    factor_T_N: Tensor,
+    factor_1_N: Tensor,
+    gold_N: Tensor,
+    spec: LossSpec,
+) -> None:
+    """Overwrite what is not hidden by its gradient, the gold token's own part included."""
+    rows, vocab_size = x_NV.shape
+    if rows:
+        _combine_kernel[(rows,)](
+            x_NV, max_N, factor_T_N, factor_1_N, gold_N, x_NV.stride(0), vocab_size,
+            1.0 / spec.temperature, spec.alpha - 1.0,
+            BLOCK=_BLOCK, num_warps=_WARPS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _sums_kernel(
+    x_ptr, max_ptr, sum_t_ptr, sum_1_ptr, stride, vocab_size, inverse_t,
+    LOWEST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * stride
+    largest = LOWEST
+    sum_t = 0.0
+    sum_1 = 0.0
+    for start in range(0, vocab_size, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + at, mask=at < vocab_size, other=float("-inf")).to(tl.float32)
+        before = largest
+        largest = tl.maximum(before, tl.max(x, axis=0))
+        below = x - largest
+        sum_t = sum_t * tl.exp((before - largest) * inverse_t) + tl.sum(tl.exp(below * inverse_t))
+        sum_1 = sum_1 * tl.exp(before - largest) + tl.sum(tl.exp(below))
+    tl.store(max_ptr + row, largest)
+    tl.store(sum_t_ptr + row, sum_t)
+    tl.store(sum_1_ptr + row, sum_1)
+
+
+@triton.jit
+def _combine_kernel(
+    x_ptr, max_ptr, factor_t_ptr, factor_1_ptr, gold_ptr, stride, vocab_size, inverse_t, gold_part,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * stride
+    largest = tl.load(max_ptr + row)
+    factor_t = tl.load(factor_t_ptr + row)
+    factor_1 = tl.load(factor_1_ptr + row)
+    gold = tl.load(gold_ptr + row)
+    for start in range(0, vocab_size, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        inside = at < vocab_size
+        x = tl.load(x_ptr + at, mask=inside, other=float("-inf")).to(tl.float32)
+        below = x - largest
+        gradient = factor_t * tl.exp(below * inverse_t) + factor_1 * tl.exp(below)
+        visible_gold = (at == gold) & (x > float("-inf"))
+        gradient = tl.where(visible_gold, gradient + gold_part, gradient)
+        tl.store(x_ptr + at, gradient.to(x_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,228 @@
+"""Sampled targets: right on average, in value and gradient, whatever the control variate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.cache.law import SamplingLaw
+from pipeline.loss import reference
+from pipeline.loss.sampled import default_share
+from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.spec import LossSpec
+from pipeline.loss.types import HeadTargets
+
+Draw = Callable[..., HeadTargets]
+
+V = 40
+T1 = SamplingLaw((1.0, 2.0), (1 / 6, 0.0))
+T2 = SamplingLaw((1.0, 2.0), (0.0, 1 / 10))
+BOTH = SamplingLaw((1.0, 2.0), (1 / 5, 1 / 8))
+ESTIMABLE = ("forward_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl")
+
+
+def case(seed: int) -> tuple[Tensor, Tensor]:
+    """Return a teacher's log p [V] and a student's logits [V]: near, but not the same."""
+    generator = torch.Generator().manual_seed(seed)
+    z_V = torch.randn(V, generator=generator, dtype=torch.float64) * 2
+    student_V = 0.8 * z_V + torch.randn(V, generator=generator, dtype=torch.float64)
+    return torch.log_softmax(z_V, -1), student_V
+
+
+def truth(log_p_V: Tensor, student_U: Tensor, spec: LossSpec) -> tuple[float, Tensor]:
+    """Return D over the student's U tokens and its gradient on their logits."""
+    logits_U = student_U.clone().requires_grad_()
+    p_V = torch.softmax(log_p_V / spec.temperature, -1)
+    q_U = torch.softmax(logits_U / spec.temperature, -1)
+    value = reference.outcome(spec, p_V[: len(student_U)], q_U).sum()
+    (spec.temperature**2 * value).backward()
+    assert logits_U.grad is not None
+    return value.item(), logits_U.grad
+
+
+def estimates(
+    draw: Draw, law: SamplingLaw, spec: LossSpec, *, draws: int, seed: int, vocab: int = V
+) -> tuple[Tensor, Tensor]:
+    """Return value [R] and gradient [R, U] of each draw, less the truth."""
+    log_p_V, student_V = case(seed)
+    student_U = student_V[:vocab]
+    p_V = torch.softmax(log_p_V / spec.temperature, -1)
+    targets = draw(log_p_V.numpy(), law, temperature=spec.temperature, draws=draws, seed=seed)
+    targets = targets._replace(entropy_N=torch.special.entr(p_V).sum().expand(draws))
+    grad_RU = student_U.repeat(draws, 1)
+    terms = sparse_loss_(grad_RU, targets, spec)
+    value, gradient_U = truth(log_p_V, student_U, spec)
+    return terms.kd_N - value, grad_RU - gradient_U
+
+
+def assert_mean_is_zero(errors_R: Tensor) -> None:
+    """Refuse a mean beyond five of its standard errors, in any component.
+
+    The second term is Bernstein's, for tokens of which a draw was expected once or twice.
+    """
+    mean, error = errors_R.mean(0), errors_R.std(0) / len(errors_R) ** 0.5
+    assert (mean.abs() <= 5 * error + 5 / len(errors_R)).all(), (mean / error).abs().max()
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("divergence", ESTIMABLE)
+@pytest.mark.parametrize(("temperature", "law"), [(1.0, BOTH), (2.0, BOTH), (1.0, T2), (2.0, T2)])
+def test_unbiased_whatever_the_control_variate(
+    draw_targets: Draw, temperature: float, law: SamplingLaw, divergence: str, share: float | None
+) -> None:
+    """Value and gradient, at temperatures that the law looks at and at one it does not."""
+    spec = LossSpec(temperature, 1.0, "auto", divergence, control_variate=share)  # type: ignore[arg-type]
+    for seed in (0, 1):
+        for errors_R in estimates(draw_targets, law, spec, draws=10_000, seed=seed):
+            assert_mean_is_zero(errors_R)
+
+
+@pytest.mark.parametrize("tail", ["auto", "zero"])
+def test_unbiased_where_only_the_weight_is_known(draw_targets: Draw, tail: str) -> None:
+    """The law of temperature 1: the stored p of a drawn entry is not its own."""
+    spec = LossSpec(1.0, 1.0, tail, weights_only=True)  # type: ignore[arg-type]
+    for seed in (0, 1, 2):
+        for errors_R in estimates(draw_targets, T1, spec, draws=10_000, seed=seed):
+            assert_mean_is_zero(errors_R)
+
+
+@pytest.mark.parametrize("divergence", ESTIMABLE)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_unbiased_over_a_smaller_vocabulary(
+    draw_targets: Draw, temperature: float, divergence: str
+) -> None:
+    """Mass of ids that the student lacks is known to be elsewhere: it moves no logit."""
+    spec = LossSpec(temperature, 1.0, "auto", divergence)  # type: ignore[arg-type]
+    for seed in (0, 1):
+        for errors_R in estimates(draw_targets, BOTH, spec, draws=10_000, seed=seed, vocab=30):
+            assert_mean_is_zero(errors_R)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("part", ["value", "gradient"])
+def test_error_falls_with_the_root_of_the_tokens(
+    draw_targets: Draw, temperature: float, part: str
+) -> None:
+    """Of sixteen times as many draws the mean is four times as good; a bias would stay."""
+    spec = LossSpec(temperature, 1.0)
+    errors_R = estimates(draw_targets, BOTH, spec, draws=64_000, seed=3)[part == "gradient"]
+    errors_RX = errors_R.reshape(len(errors_R), -1)
+
+    def root_mean_square(size: int) -> float:
+        return float(errors_RX.unflatten(0, (-1, size)).mean(1).square().mean().sqrt())
+
+    assert root_mean_square(400) / root_mean_square(25) == pytest.approx(1 / 4, rel=0.2)
+    assert root_mean_square(25) / root_mean_square(1) == pytest.approx(1 / 5, rel=0.1)
+
+
+def test_the_default_share_is_quieter_than_none(draw_targets: Draw) -> None:
+    """What the control variate is for; the value gains as well."""
+    assert default_share(1.0) == 0.25
+    assert default_share(2.0) == 0.625
+    assert default_share(0.5) == 0.0
+
+    def noise(temperature: float, tail: str) -> tuple[float, float]:
+        spec = LossSpec(temperature, 1.0, tail)  # type: ignore[arg-type]
+        value_R, grad_RV = estimates(draw_targets, T2, spec, draws=4000, seed=1)
+        return float(value_R.std()), float(grad_RV.norm())
+
+    for temperature, factor in ((1.0, 0.95), (2.0, 0.8)):
+        for with_it, without in zip(
+            noise(temperature, "control_variate"), noise(temperature, "zero"), strict=True
+        ):
+            assert with_it < factor * without
+
+
+def test_the_stored_entropy_takes_most_of_the_noise_out_of_the_value(draw_targets: Draw) -> None:
+    """Compare with -H - sum w log q as it stands."""
+    spec = LossSpec(1.0, 1.0, weights_only=True)
+    errors_R, _ = estimates(draw_targets, T1, spec, draws=4000, seed=0)
+    log_p_V, student_V = case(0)
+    targets = draw_targets(log_p_V.numpy(), T1, temperature=1.0, draws=4000, seed=0)
+    assert targets.inclusion_NK is not None
+    weight_RK = targets.logprobs_NK.exp() / targets.inclusion_NK
+    log_q_V = torch.log_softmax(student_V, -1)
+    plain_R = -(weight_RK * log_q_V[targets.ids_NK]).sum(-1)
+    assert errors_R.std() < plain_R.std() / 2
+
+
+def test_without_a_draw_and_share_one_it_is_the_bucket() -> None:
+    """The control variate is the bucket's tail; nothing drawn, nothing corrects it."""
+    log_p_V, student_V = case(5)
+    ids = log_p_V.topk(6).indices.sort().values
+    certain = HeadTargets(
+        ids_NK=ids[None],
+        logprobs_NK=log_p_V[ids][None],
+        inclusion_NK=None,
+        log_z_N=torch.logsumexp(log_p_V / 2, -1)[None],
+        entropy_N=torch.zeros(1),
+        gold_N=torch.zeros(1, dtype=torch.int64),
+    )
+    sampled = certain._replace(inclusion_NK=torch.ones(1, 6))
+    for divergence in ESTIMABLE:
+        a, b = student_V[None].clone(), student_V[None].clone()
+        bucket = LossSpec(2.0, 1.0, "auto", divergence)  # type: ignore[arg-type]
+        variate = LossSpec(2.0, 1.0, "auto", divergence, control_variate=1.0)  # type: ignore[arg-type]
+        terms_a = sparse_loss_(a, certain, bucket)
+        terms_b = sparse_loss_(b, sampled, variate)
+        torch.testing.assert_close(terms_a.kd_N, terms_b.kd_N)
+        torch.testing.assert_close(a, b)
+
+
+def test_policies_in_force() -> None:
+    """What `auto` means for each divergence and kind of target."""
+    auto = {
+        (name, sampled, weights): LossSpec(
+            1.0,
+            1.0,
+            "auto",
+            name,
+            weights_only=weights,  # type: ignore[arg-type]
+        ).tail_for(sampled=sampled)
+        for name in (*ESTIMABLE, "reverse_kl")
+        for sampled in (False, True)
+        for weights in (False, True)
+    }
+    variate = {key for key, tail in auto.items() if tail == "control_variate"}
+    assert variate == {("forward_kl", True, True)} | {(name, True, False) for name in ESTIMABLE}
+    assert {tail for key, tail in auto.items() if key not in variate} == {"bucket"}
+    assert LossSpec(1.0, 1.0, "control_variate").tail_for(sampled=False) == "bucket"
+    measured = LossSpec(2.0, 0.3, "zero", "skew_kl", control_variate=None).for_measuring(1.0)
+    assert (measured.tail, measured.divergence, measured.temperature) == ("auto", "forward_kl", 1.0)
+
+
+def test_bucket_joins_the_drawn_to_the_rest(draw_targets: Draw) -> None:
+    """Every draw then gives the same, that of the certain entries alone."""
+    spec = LossSpec(2.0, 1.0, "bucket", "reverse_kl")
+    values_R, grad_RV = estimates(draw_targets, BOTH, spec, draws=50, seed=0)
+    torch.testing.assert_close(values_R, values_R[:1].expand(50))
+    torch.testing.assert_close(grad_RV, grad_RV[:1].expand(50, -1))
+    assert values_R[0] < 0, "merging outcomes loses divergence"
+
+
+def test_extremes_stay_finite() -> None:
+    """A tail that the student all but rules out, a certain teacher, masses above 1, float32."""
+    logits_NV = torch.randn(4, V, generator=torch.Generator().manual_seed(0)) * 3
+    logits_NV[0, :5] = 300.0
+    ids_NK = torch.arange(6).expand(4, 6).contiguous()
+    logprobs_NK = torch.full((4, 6), -3.0)
+    logprobs_NK[1] = torch.tensor([0.0, -50, -50, -50, -80, -90])
+    logprobs_NK[2] = -1.0
+    inclusion_NK = torch.tensor([1.0, 1, 1, 0.5, 1e-3, 1e-3]).expand(4, 6).contiguous()
+    inclusion_NK[3] = 1e-4
+    targets = HeadTargets(
+        ids_NK, logprobs_NK, inclusion_NK, torch.zeros(4), torch.ones(4), torch.arange(4)
+    )
+    for divergence in ESTIMABLE:
+        for share in (None, 0.0, 1.0):
+            spec = LossSpec(1.0, 0.5, "auto", divergence, control_variate=share)  # type: ignore[arg-type]
+            grad_NV = logits_NV.clone()
+            terms = sparse_loss_(grad_NV, targets, spec)
+            assert torch.isfinite(terms.kd_N).all()
+            assert torch.isfinite(grad_NV).all()
+            scale = np.maximum(1.0, float(grad_NV.abs().max()))
+            assert grad_NV.sum(-1).abs().max() < 1e-4 * scale

@@ -1,0 +1,89 @@
+"""Settings against what a cache's targets can serve."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.cache.law import SamplingLaw
+from pipeline.cache.manifest import Manifest
+from pipeline.data.settings import DataSettings
+from pipeline.errors import ConfigError
+from pipeline.loss.settings import LossSettings
+from pipeline.student.fit import cache_law, check_fit
+
+GRID = (1.0, 2.0)
+ONE = SamplingLaw(GRID, (1 / 32, 0.0))
+BOTH = SamplingLaw(GRID, (1 / 32, 1 / 40))
+
+
+def refused(law: SamplingLaw | None, max_entries: int | None = None, **loss: Any) -> list[str]:
+    """Return the mistakes, none where there is none."""
+    settings = LossSettings.model_validate(loss)
+    data = DataSettings.model_validate({"max_entries": max_entries})
+    try:
+        check_fit(settings, data, grid=GRID, law=law)
+    except ConfigError as error:
+        return list(error.mistakes)
+    return []
+
+
+@pytest.mark.parametrize("law", [None, BOTH])
+@pytest.mark.parametrize("temperature", GRID)
+@pytest.mark.parametrize(
+    "divergence", ["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
+)
+def test_the_default_tail_fits_every_cache(
+    law: SamplingLaw | None, temperature: float, divergence: str
+) -> None:
+    assert not refused(law, temperature=temperature, divergence=divergence)
+
+
+def test_temperatures() -> None:
+    (mistake,) = refused(BOTH, temperature=3)
+    assert mistake.startswith("loss.temperature: found 3; expected one that the cache holds: 1, 2;")
+    assert "--capture.temperatures 1,2,3" in mistake
+    assert not refused(BOTH, temperature=3, off_grid="self_normalised")
+    assert not refused(BOTH, temperature=3, alpha=0)
+    (mistake,) = refused(ONE, temperature=2)
+    assert mistake.startswith("loss.temperature: found 2; expected 1, the one temperature of the")
+    # What is not known of the drawn entries cannot be normalised either.
+    assert refused(ONE, temperature=3, off_grid="self_normalised")
+    assert not refused(ONE, temperature=1)
+    assert not refused(ONE, temperature=2, tail="bucket")
+
+
+def test_tail_policies() -> None:
+    (mistake,) = refused(None, tail="control_variate")
+    assert mistake.startswith("loss.tail: found control_variate with a top-k cache")
+    (mistake,) = refused(None, control_variate=0.5)
+    assert mistake.startswith("loss.control_variate: found 0.5 with a top-k cache")
+    for tail in ("auto", "control_variate", "zero", "renormalise", "bucket"):
+        assert not refused(BOTH, tail=tail)
+    one = {"temperature": 1, "divergence": "skew_kl"}
+    assert not refused(ONE, tail="auto", **one)
+    (mistake,) = refused(ONE, tail="zero", **one)
+    assert mistake.startswith("loss.tail: found zero with loss.divergence skew_kl; expected auto,")
+
+
+def test_all_mistakes_at_once() -> None:
+    found = refused(BOTH, max_entries=4, temperature=3)
+    assert [mistake.split(":")[0] for mistake in found] == ["loss.temperature", "data.max_entries"]
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match=r"found zero with loss\.divergence reverse_kl"):
+        LossSettings.model_validate({"divergence": "reverse_kl", "tail": "zero"})
+    with pytest.raises(ValueError, match=r"found 0\.5 with loss\.tail bucket"):
+        LossSettings.model_validate({"tail": "bucket", "control_variate": 0.5})
+
+
+def test_the_law_of_a_cache() -> None:
+    manifest = Manifest({}, {"name": "x"}, GRID, (), {}, {}, "")
+    assert cache_law(manifest) is None
+    assert cache_law(replace(manifest, codec={"law": BOTH.to_json()})) == BOTH
+    assert ONE.weights_only
+    assert not BOTH.weights_only
+    assert not SamplingLaw(GRID, (0.0, 1 / 40)).weights_only
