@@ -285,12 +285,45 @@ def full_disk(name: str) -> None:
 
     real: Callable[..., None] = Store._write_local
 
-    def write(self: Store, path: str, data: bytes, *, replace: bool) -> None:
+    def write(self: Store, path: str, data: bytes, **options: bool) -> None:
         if name in path:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(self, path, data, replace=replace)
+        real(self, path, data, **options)
 
     Store._write_local = write  # type: ignore[method-assign]
+
+
+def poison(kind: str, sample_ids: Sequence[str], times: int = 1 << 30) -> None:
+    """Make the engine fail for some samples: `raises`, `nan`, `kills` (this process), `breaks`.
+
+    An engine that `breaks` answers nothing any more, as after an error of the device.
+    """
+    import numpy as np
+
+    from pipeline.teacher.transformers_engine import TransformersEngine
+
+    real, left = TransformersEngine.capture, iter(range(times))
+    broken: list[bool] = []
+
+    def capture(self: Any, requests: Any, **options: Any) -> Any:
+        if broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        bad = [i for i, r in enumerate(requests) if r.sample_id in sample_ids or not sample_ids]
+        if not bad or next(left, None) is None:
+            return real(self, requests, **options)
+        if kind == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "nan":
+            columns = real(self, requests, **options)
+            for index in bad:
+                columns[index] = columns[index].copy()
+                columns[index][1, 3] = np.nan
+            return columns
+        if kind == "breaks":
+            broken.append(True)
+        raise RuntimeError("index out of range in self")
+
+    TransformersEngine.capture = capture  # type: ignore[method-assign]
 
 
 def _set(module: str, name: str, value: Any) -> None:

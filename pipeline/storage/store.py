@@ -9,7 +9,7 @@ import random
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from pipeline.errors import DistillError, StoreError
@@ -39,13 +39,16 @@ _PASSING = frozenset(
         errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
     }
 )  # fmt: skip
-# Answers of the store, not failures of the way to it: trying again would only repeat them.
+# Answers of the store, and mistakes of ours, not failures of the way to it: trying again would
+# only repeat them.
 _FINAL = (
     FileNotFoundError,
     FileExistsError,
     PermissionError,
     IsADirectoryError,
     NotADirectoryError,
+    TypeError,
+    AttributeError,
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PARTIAL = ".partial"
@@ -105,11 +108,9 @@ class Store:
         """Return the sorted names of the files directly below `folder`; empty when missing."""
         self._fs.invalidate_cache()
         try:
-            found = self._try(f"list {folder}", lambda: self._fs.ls(self.path(folder), detail=True))
+            names = self._try(f"list {folder}", lambda: self._names(folder))
         except FileNotFoundError:
             return []
-        files = (str(item["name"]) for item in found if item["type"] == "file")
-        names = (name.rsplit("/", 1)[-1] for name in files)
         return sorted(name for name in names if name and not name.endswith(_PARTIAL))
 
     def read(self, name: str) -> bytes:
@@ -206,6 +207,14 @@ class Store:
         while folder and not os.path.isdir(folder):
             folder = os.path.dirname(folder)
         return shutil.disk_usage(folder or "/").free
+
+    def _names(self, folder: str) -> Sequence[str]:
+        if self.is_local:
+            # fsspec looks at every file for its size: 20 times the time with 5,000 of them.
+            with os.scandir(self.path(folder)) as entries:
+                return [entry.name for entry in entries if entry.is_file()]
+        found = self._fs.ls(self.path(folder), detail=True)
+        return [str(i["name"]).rsplit("/", 1)[-1] for i in found if i["type"] == "file"]
 
     def _holds(self, name: str, data: bytes) -> bool:
         try:

@@ -91,7 +91,7 @@ def test_a_shard_given_up_is_free_at_once(store: Store) -> None:
     assert other.try_claim("train-00000", 0) == Claim("train-00000", 1)
 
 
-def test_a_dead_process_of_this_machine_is_seen_without_waiting(store: Store) -> None:
+def test_a_dead_process_of_this_machine_is_seen_before_the_lease(store: Store) -> None:
     clock = Clock()
     owner = ClaimBoard(store, worker_name(), LEASE_S, clock)
     assert owner.try_claim("train-00000", None)
@@ -101,6 +101,8 @@ def test_a_dead_process_of_this_machine_is_seen_without_waiting(store: Store) ->
     dead = content.replace(b'"started": "', b'"started": "9')
     assert dead != content
     store.write(f"{CLAIMS}/train-00000.0.json", dead)
+    assert other.try_claim("train-00000", 0) is None  # it has only just looked
+    clock.now += LEASE_S / 20
     assert other.try_claim("train-00000", 0) == Claim("train-00000", 1)
 
 
@@ -123,7 +125,7 @@ def test_a_store_that_fails_a_beat_does_not_stop_the_worker(
     one = board(store, "one", Clock())
     assert one.try_claim("train-00000", None)
 
-    def fail(name: str, data: bytes) -> None:
+    def fail(name: str, data: bytes, **_options: bool) -> None:
         raise StoreError("the store is away")
 
     monkeypatch.setattr(store, "write", fail)
