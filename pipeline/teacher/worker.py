@@ -203,6 +203,10 @@ class ShardMaker:
         )
 
     def _commit(self, shard: PlannedShard, claim: Claim, answered: Answered) -> None:
+        if intact_record(self._store, shard.split, shard.index, check_bytes=False) is not None:
+            # Overtaken: the shard is there, and to write over it could only harm it.
+            self._board.done(claim)
+            return
         ids = _ids(answered.failed)
         if _ids(read_failed(self._store, shard.name)) != ids:
             # Overtaken while paused, by a worker for which other rows failed: its word stands.
