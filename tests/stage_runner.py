@@ -353,6 +353,21 @@ def hanging_store(name: str) -> None:
     Store.write = write  # type: ignore[method-assign]
 
 
+def slow_engine(seconds: float) -> None:
+    """Let each call of the engine take longer."""
+    import time
+
+    from pipeline.teacher.transformers_engine import TransformersEngine
+
+    real = TransformersEngine.capture
+
+    def capture(self: Any, requests: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return real(self, requests, **options)
+
+    TransformersEngine.capture = capture  # type: ignore[method-assign]
+
+
 def endless_engine() -> None:
     """Make the engine's call last for ever, outside Python: no signal handler runs meanwhile."""
     from pipeline.teacher.transformers_engine import TransformersEngine
