@@ -144,9 +144,10 @@ class Store:
         except FileNotFoundError as error:  # of the bucket, not of the file
             raise self._translated(action, error) from error
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, sync: bool = True) -> bool:
         """Write the file unless one of that name exists; atomic. Return whether it was written.
 
+        `sync=False` is for what need not outlive a power cut; nobody sees half of it either way.
         Where the store fails after it has written (a lost answer), the content says whose file it
         is: two callers who both must know the winner have to bring different content.
         """
@@ -157,7 +158,7 @@ class Store:
             nonlocal tries
             tries += 1
             if self.is_local:
-                self._write_local(name, data, replace=False)
+                self._write_local(name, data, replace=False, sync=sync)
             else:
                 self._fs.pipe_file(self.path(name), data, mode="create")
 

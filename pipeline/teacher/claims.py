@@ -108,7 +108,9 @@ class ClaimBoard:
                 return None
             attempt = newest + 1
         claim = Claim(shard, attempt)
-        if not self.store.create(claim.path, self._content(beat=0, state="working")):
+        content = self._content(beat=0, state="working")
+        # Not synced: a power cut ends its owner as well, and costs what the claim would save.
+        if not self.store.create(claim.path, content, sync=False):
             return None
         with self._lock:
             self._held[claim] = 0

@@ -33,8 +33,11 @@ _log = logging.getLogger(__name__)
 
 Columns = list[NDArray[np.float32]]
 
-_LISTING_SHARE = 100
-"""A listing is good for this many times the time it took: listing costs at most 1 %."""
+_LISTING_GOOD_FOR = 100
+"""A listing is good for so many times the time it took: listing costs at most 1 %."""
+_DOUBTS = 2
+"""Or until so many shards in it turned out to be another worker's, which costs as much as a
+listing (thousands of tiny shards, many workers)."""
 _PARTING_S = 5.0
 """For the shard in the writer's hands when the run has to stop: worth a wait, not the grace."""
 _ROOM = 2.0
@@ -233,24 +236,26 @@ def make_all(
     """
     store = board.store
     draw = random.Random(board.worker)
+    files = [(_record_file(shard), shard) for shard in shards]
     while True:
         stop_if_asked()
         started = time.monotonic()
         recorded = set(store.list("_meta/shards"))
-        missing = [shard for shard in shards if _record_file(shard) not in recorded]
+        missing = [shard for file, shard in files if file not in recorded]
         if not missing:
             maker.flush()
             return
         newest = board.attempts()
         listed = time.monotonic()
-        good_until = listed + _LISTING_SHARE * (listed - started)
         unclaimed = [shard for shard in missing if shard.name not in newest]
-        draw.shuffle(unclaimed)
-        for shard in unclaimed:
-            _try_to_make(shard, None, board, maker)
-            if time.monotonic() > good_until:
-                break
         if unclaimed:
+            good_until = listed + _LISTING_GOOD_FOR * (listed - started)
+            doubts = 0
+            while unclaimed and doubts < _DOUBTS:
+                shard = unclaimed.pop(draw.randrange(len(unclaimed)))
+                doubts += not _try_to_make(shard, None, board, maker)
+                if time.monotonic() > good_until:
+                    break
             continue
         maker.flush()
         if not any(_try_to_make(shard, newest[shard.name], board, maker) for shard in missing):
@@ -261,7 +266,7 @@ def make_all(
 def _try_to_make(
     shard: PlannedShard, newest: int | None, board: ClaimBoard, maker: ShardMaker
 ) -> bool:
-    """Make the shard if it can be claimed; return whether it could."""
+    """Make the shard if it can be claimed; return whether it was made here."""
     stop_if_asked()
     claim = board.try_claim(shard.name, newest)
     if claim is None:
@@ -269,7 +274,7 @@ def _try_to_make(
     # Between the listing and the claim another worker may have committed it.
     if intact_record(board.store, shard.split, shard.index, check_bytes=False) is not None:
         board.done(claim)
-        return True
+        return False
     if claim.attempt:
         _log.warning("taking over shard %s, attempt %d", shard.name, claim.attempt + 1)
     maker.make(shard, claim)
