@@ -66,17 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         switches={
             "dry_run": "print the plan (samples, tokens, shards, bytes, memory, time from a short "
-            "calibration) and exit"
+            "calibration) and exit",
+            "retry_failed": "make the rows that were set aside again (give it to one worker)",
         },
         examples=[
             f"{PROG} --config stages/configs/teacher.yaml",
             f"{PROG} --teacher_model Qwen/Qwen2-7B-Instruct --dataset_name mlabonne/FineTome-100k "
             "--cache_dir s3://bucket/cache",
             f"{PROG} --config stages/configs/teacher.yaml --dry-run",
+            f"{PROG} --config stages/configs/teacher.yaml --retry-failed",
         ],
         elsewhere={"stage two, train-student": StudentRun},
     )
     run = command.settings
+    from pipeline.cache.set_aside import describe_set_aside, read_failures
     from pipeline.observe.logs import configure_logging
     from pipeline.storage import Store
     from pipeline.teacher.capture import cache_teacher, prepare
@@ -103,13 +106,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             command=command_line(PROG, arguments),
             resolved_config=dump_yaml(run),
             progress_every_s=run.observe.progress_every_s,
+            retry_failed="retry_failed" in command.switches,
         )
+        failures = read_failures(store)
     counted = sum(record.counted for record in manifest.shards)
     size = sum(record.bytes for record in manifest.shards)
     print(
         f"cache {run.cache_dir}: {len(manifest.shards)} shards, {counted} counted tokens, "
         f"{size / counted:.1f} bytes each, identity {manifest.identity_digest[:12]}"
     )
+    if failures:
+        planned = prepared.corpus.counts.samples
+        raise describe_set_aside(failures, planned_rows=planned, url=run.cache_dir)
     return 0
 
 

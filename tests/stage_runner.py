@@ -69,6 +69,10 @@ class Running:
         self.process = process
         self._files = files
 
+    def log(self) -> str:
+        """Return what it has written to standard error so far."""
+        return self._files[1].read_text(errors="replace")
+
     def wait(self, timeout: float = 120) -> Result:
         """Return its end; a stage that hangs is killed and fails the test."""
         self.process.join(timeout)
@@ -285,12 +289,111 @@ def full_disk(name: str) -> None:
 
     real: Callable[..., None] = Store._write_local
 
-    def write(self: Store, path: str, data: bytes, *, replace: bool) -> None:
+    def write(self: Store, path: str, data: bytes, **options: bool) -> None:
         if name in path:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(self, path, data, replace=replace)
+        real(self, path, data, **options)
 
     Store._write_local = write  # type: ignore[method-assign]
+
+
+def poison(kind: str, sample_ids: Sequence[str], times: int = 1 << 30) -> None:
+    """Make the engine fail for some samples: `raises`, `nan`, `kills` (this process), `breaks`.
+
+    An engine that `breaks` answers nothing any more, as after an error of the device.
+    """
+    import numpy as np
+
+    from pipeline.teacher.transformers_engine import TransformersEngine
+
+    real, left = TransformersEngine.capture, iter(range(times))
+    broken: list[bool] = []
+
+    def capture(self: Any, requests: Any, **options: Any) -> Any:
+        if broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        bad = [i for i, r in enumerate(requests) if r.sample_id in sample_ids or not sample_ids]
+        if not bad or next(left, None) is None:
+            return real(self, requests, **options)
+        if kind == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "nan":
+            columns = real(self, requests, **options)
+            for index in bad:
+                columns[index] = columns[index].copy()
+                columns[index][1, 3] = np.nan
+            return columns
+        if kind == "breaks":
+            broken.append(True)
+        raise RuntimeError("index out of range in self")
+
+    TransformersEngine.capture = capture  # type: ignore[method-assign]
+
+
+def faulty_store(fail_rate: float, cut_rate: float, delay_s: float = 0.0) -> None:
+    """Make `faulty://` known, a store that fails at these rates and takes its time."""
+    from tests.faulty import register
+
+    register(fail_rate=fail_rate, cut_rate=cut_rate, delay_s=delay_s)
+
+
+def hanging_store(name: str) -> None:
+    """Make every write of a file whose path contains `name` wait for ever, as on a dead mount."""
+    import time
+
+    from pipeline.storage import Store
+
+    real: Callable[..., None] = Store.write
+
+    def write(self: Store, path: str, data: bytes, **options: bool) -> None:
+        while name in path:
+            time.sleep(0.1)
+        real(self, path, data, **options)
+
+    Store.write = write  # type: ignore[method-assign]
+
+
+def slow_engine(seconds: float) -> None:
+    """Let each call of the engine take longer."""
+    import time
+
+    from pipeline.teacher.transformers_engine import TransformersEngine
+
+    real = TransformersEngine.capture
+
+    def capture(self: Any, requests: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return real(self, requests, **options)
+
+    TransformersEngine.capture = capture  # type: ignore[method-assign]
+
+
+def endless_engine() -> None:
+    """Make the engine's call last for ever, outside Python: no signal handler runs meanwhile."""
+    from pipeline.teacher.transformers_engine import TransformersEngine
+
+    def capture(*_args: Any, **_options: Any) -> Any:
+        import ctypes
+
+        # A mutex locked twice: unlike a sleep, no signal ends the call.
+        mutex = ctypes.create_string_buffer(128)
+        for _ in range(2):
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+    TransformersEngine.capture = capture  # type: ignore[method-assign]
+
+
+def short_grace(seconds: float) -> None:
+    """End the process so many seconds after SIGTERM at the latest."""
+    from pipeline.teacher.signals import interruptible
+
+    interruptible.__wrapped__.__defaults__ = (seconds,)  # type: ignore[attr-defined]
+
+
+def hooks(*several: tuple[Any, ...]) -> None:
+    """Apply several hooks."""
+    for name, *arguments in several:
+        globals()[name](*arguments)
 
 
 def _set(module: str, name: str, value: Any) -> None:

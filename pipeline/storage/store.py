@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import random
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from pipeline.errors import DistillError, StoreError
@@ -16,15 +18,37 @@ __all__ = ["Store"]
 
 T = TypeVar("T")
 
-_ATTEMPTS = 4
-_BACKOFF_S = 0.5
-# Answers of the store, not failures of the way to it: trying again would only repeat them.
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 15.0
+_BUDGET_S = 60.0
+"""Trying again ends here: a switch that reboots, a metadata server that fails over and an expired
+token are back within a minute; what takes longer is a fault that a person has to see."""
+_THROTTLED_BUDGET_S = 600.0
+"""A store that says "slow down" works, and asks for patience: giving up would waste a loaded
+teacher, and all workers that start anew would only press harder."""
+_THROTTLED = (
+    "slowdown", "slow down", "throttl", "toomanyrequests", "too many requests", "rate exceeded",
+    "requestlimitexceeded", "serverbusy", "reduce your request rate",
+)  # fmt: skip
+_SWEEPS = 3
+"""So often in a row an unfinished file of ours may be removed by a worker that finishes."""
+# What a network mount says while its server is away; other local errors do not pass.
+_PASSING = frozenset(
+    {
+        errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ESTALE, errno.ETIMEDOUT,
+        errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
+    }
+)  # fmt: skip
+# Answers of the store, and mistakes of ours, not failures of the way to it: trying again would
+# only repeat them.
 _FINAL = (
     FileNotFoundError,
     FileExistsError,
     PermissionError,
     IsADirectoryError,
     NotADirectoryError,
+    TypeError,
+    AttributeError,
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PARTIAL = ".partial"
@@ -84,11 +108,9 @@ class Store:
         """Return the sorted names of the files directly below `folder`; empty when missing."""
         self._fs.invalidate_cache()
         try:
-            found = self._try(f"list {folder}", lambda: self._fs.ls(self.path(folder), detail=True))
+            names = self._try(f"list {folder}", lambda: self._names(folder))
         except FileNotFoundError:
             return []
-        files = (str(item["name"]) for item in found if item["type"] == "file")
-        names = (name.rsplit("/", 1)[-1] for name in files)
         return sorted(name for name in names if name and not name.endswith(_PARTIAL))
 
     def read(self, name: str) -> bytes:
@@ -101,29 +123,53 @@ class Store:
         data: bytes = self._try(f"read {name}", lambda: self._fs.cat_file(self.path(name)))
         return data
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write the whole file, replacing another of that name; atomic."""
+    def write(self, name: str, data: bytes, *, once: bool = False) -> None:
+        """Write the whole file, replacing another of that name; atomic.
+
+        Args:
+            name: relative to the root.
+            data: the whole content.
+            once: one try, neither synced nor looked at afterwards; for what is soon written again.
+        """
         action = f"write {name}"
         try:
             if self.is_local:
-                self._try(action, lambda: self._write_local(name, data, replace=True))
+                self._try(
+                    action,
+                    lambda: self._write_local(name, data, replace=True, sync=not once),
+                    once=once,
+                )
             else:
-                self._try(action, lambda: self._fs.pipe_file(self.path(name), data))
+                self._try(action, lambda: self._put(name, data, look=not once), once=once)
         except FileNotFoundError as error:  # of the bucket, not of the file
             raise self._translated(action, error) from error
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write the file unless one of that name exists; atomic. Return whether it was written."""
+    def create(self, name: str, data: bytes, *, sync: bool = True) -> bool:
+        """Write the file unless one of that name exists; atomic. Return whether it was written.
+
+        `sync=False` is for what need not outlive a power cut; nobody sees half of it either way.
+        Where the store fails after it has written (a lost answer), the content says whose file it
+        is: two callers who both must know the winner have to bring different content.
+        """
         action = f"create {name}"
-        try:
+        tries = 0
+
+        def call() -> None:
+            nonlocal tries
+            tries += 1
             if self.is_local:
-                self._try(action, lambda: self._write_local(name, data, replace=False))
+                self._write_local(name, data, replace=False, sync=sync)
             else:
-                self._try(action, lambda: self._fs.pipe_file(self.path(name), data, mode="create"))
+                self._fs.pipe_file(self.path(name), data, mode="create")
+
+        try:
+            self._try(action, call)
         except FileExistsError:
-            return False
+            return tries > 1 and self._holds(name, data)
         except FileNotFoundError as error:  # of the bucket, not of the file
             raise self._translated(action, error) from error
+        if not self.is_local and (self.size(name) or len(data)) < len(data):
+            self.write(name, data)  # ours, but cut short
         return True
 
     def delete(self, name: str) -> None:
@@ -132,6 +178,27 @@ class Store:
             self._try(f"delete {name}", lambda: self._fs.rm_file(self.path(name)))
         except FileNotFoundError:
             return
+
+    def remove_partials(self, folders: Iterable[str]) -> int:
+        """Remove what killed writers left directly below `folders`; return how many.
+
+        A living writer whose unfinished file is removed under its hands writes it again.
+        """
+        removed = 0
+        for folder in folders:
+            self._fs.invalidate_cache()
+            try:
+                found = self._try(
+                    f"list {folder}",
+                    lambda folder=folder: self._fs.ls(self.path(folder), detail=False),  # type: ignore[misc]
+                )
+            except FileNotFoundError:
+                continue
+            for name in (str(path).rsplit("/", 1)[-1] for path in found):
+                if name.endswith(_PARTIAL):
+                    self.delete(f"{folder}/{name}" if folder else name)
+                    removed += 1
+        return removed
 
     def free_bytes(self) -> int | None:
         """Return the free space in bytes of a local file system, None where it has no bound."""
@@ -142,43 +209,102 @@ class Store:
             folder = os.path.dirname(folder)
         return shutil.disk_usage(folder or "/").free
 
-    def _write_local(self, name: str, data: bytes, *, replace: bool) -> None:
+    def _names(self, folder: str) -> Sequence[str]:
+        if self.is_local:
+            # fsspec looks at every file for its size: 20 times the time with 5,000 of them.
+            with os.scandir(self.path(folder)) as entries:
+                return [entry.name for entry in entries if entry.is_file()]
+        found = self._fs.ls(self.path(folder), detail=True)
+        return [str(i["name"]).rsplit("/", 1)[-1] for i in found if i["type"] == "file"]
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        try:
+            return self.read(name) == data
+        except FileNotFoundError:
+            return False
+
+    def _put(self, name: str, data: bytes, *, look: bool) -> None:
+        self._fs.pipe_file(self.path(name), data)
+        if look:
+            self._fs.invalidate_cache()
+            try:
+                size = int(self._fs.size(self.path(name)))
+            except FileNotFoundError:
+                size = 0
+            if size != len(data):
+                raise OSError(errno.EIO, f"{size} of {len(data)} bytes have arrived")
+
+    def _write_local(self, name: str, data: bytes, *, replace: bool, sync: bool = True) -> None:
         target = self.path(name)
         folder = os.path.dirname(target)
         try:
             os.makedirs(folder, exist_ok=True)
         except FileExistsError:
             raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
+        if not replace and os.path.lexists(target):
+            raise FileExistsError(target)  # spares a synced file for a claim that is taken
         # The name never ends in .parquet: globs of other readers must not find unfinished files.
         temporary = f"{target}.{uuid.uuid4().hex}{_PARTIAL}"
         try:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
+                size = os.fstat(file.fileno()).st_size
+            if size != len(data):
+                raise OSError(errno.EIO, f"{size} of {len(data)} bytes have arrived")
             if replace:
                 os.replace(temporary, target)
             else:
-                os.link(temporary, target)  # fails when the target exists, on NFS and Lustre too
+                _link(temporary, target)
         finally:
-            if os.path.exists(temporary):
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-        _sync_folder(folder)
+        if sync:
+            _sync_folder(folder)
 
-    def _try(self, action: str, call: Callable[[], T]) -> T:
-        """Run `call`, again with growing pauses where a remote store fails in passing."""
-        attempts = 1 if self.is_local else _ATTEMPTS
-        for attempt in range(1, attempts + 1):
+    def _try(self, action: str, call: Callable[[], T], *, once: bool = False) -> T:
+        """Run `call`, again with growing pauses where the store fails in passing.
+
+        The pauses double up to a bound and are drawn between half and the whole of it, so that the
+        workers of a fleet that failed together do not come back together.
+        """
+        pause = _FIRST_PAUSE_S
+        spent = 0.0
+        swept = 0
+        while True:
+            started = time.monotonic()
             try:
                 return call()
-            except (FileNotFoundError, FileExistsError, DistillError):
-                raise
+            except (FileNotFoundError, FileExistsError, DistillError) as error:
+                swept += self._swept_away(error)
+                if not self._swept_away(error) or swept > _SWEEPS:
+                    raise
+                continue
             except Exception as error:
-                if attempt < attempts and not isinstance(error, _FINAL):
-                    time.sleep(_BACKOFF_S * 2 ** (attempt - 1))
-                    continue
-                raise self._translated(action, error) from error
-        raise AssertionError("unreachable")
+                spent += time.monotonic() - started
+                budget = _THROTTLED_BUDGET_S if _is_throttled(error) else _BUDGET_S
+                if once or not self._may_pass(error) or spent + pause > budget:
+                    raise self._translated(action, error) from error
+            drawn = pause * random.uniform(0.5, 1.0)
+            time.sleep(drawn)
+            spent += drawn
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _swept_away(self, error: Exception) -> bool:
+        """Whether a finishing worker removed our unfinished file with those of the dead."""
+        return (
+            self.is_local
+            and isinstance(error, FileNotFoundError)
+            and str(error.filename).endswith(_PARTIAL)
+        )
+
+    def _may_pass(self, error: Exception) -> bool:
+        if isinstance(error, _FINAL):
+            return False
+        number = getattr(error, "errno", None)
+        return number in _PASSING if self.is_local else number not in _FULL
 
     def _translated(self, action: str, error: Exception) -> StoreError:
         if isinstance(error, OSError) and error.errno in _FULL:
@@ -196,6 +322,21 @@ class Store:
 def _protocols(fs: Any) -> tuple[str, ...]:
     protocol = fs.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _is_throttled(error: Exception) -> bool:
+    text = f"{type(error).__name__} {error}".lower()
+    return any(word in text for word in _THROTTLED)
+
+
+def _link(temporary: str, target: str) -> None:
+    """Give the file its name unless the name is taken, on NFS and Lustre too."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        # NFS repeats a call whose answer was lost, and then finds its own link: two names say so.
+        if os.stat(temporary).st_nlink != 2:
+            raise
 
 
 def _sync_folder(folder: str) -> None:

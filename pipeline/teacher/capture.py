@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec import CodecSpec
-from pipeline.cache.manifest import MANIFEST, Manifest, ShardRecord, read_manifest, record_name
+from pipeline.cache.manifest import (
+    MANIFEST,
+    SPLITS,
+    Manifest,
+    ShardRecord,
+    read_manifest,
+    record_name,
+)
+from pipeline.cache.set_aside import (
+    FAILED,
+    FailedRow,
+    forget_failures,
+    read_failures,
+)
 from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.writer import commit_shard, encode_shard, finalize, intact_record
 from pipeline.config import fingerprint
@@ -23,7 +38,7 @@ from pipeline.models.resolve import ResolvedModel, read_model_config, resolve_mo
 from pipeline.models.tokenizer import load_tokenizer, tokenizer_files
 from pipeline.observe.progress import Progress
 from pipeline.storage import Store
-from pipeline.teacher.claims import ClaimBoard, worker_name
+from pipeline.teacher.claims import CLAIMS, ClaimBoard, worker_name
 from pipeline.teacher.columns import to_targets
 from pipeline.teacher.engine import (
     CaptureRequest,
@@ -41,6 +56,14 @@ from pipeline.teacher.worker import ShardMaker, make_all
 __all__ = ["Prepared", "cache_teacher", "capture_requests", "prepare"]
 
 _log = logging.getLogger(__name__)
+
+_LOOKS_AT_ONCE = 16
+"""Records looked at side by side: an object store answers each in 20 to 50 ms, and there are
+thousands."""
+_FOLDERS = (
+    "", "_meta", "_meta/shards", "_meta/tokenizer", CLAIMS, FAILED,
+    *(f"data/{split}" for split in SPLITS),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +128,25 @@ def cache_teacher(
     command: str,
     resolved_config: str,
     progress_every_s: float,
+    retry_failed: bool = False,
 ) -> Manifest:
     """Make what is missing of the cache and return its manifest.
 
-    A run over a complete cache compares every checksum, makes damaged shards anew to the same
-    bytes, and loads no teacher when there is nothing to make.
+    Rows that the teacher cannot answer are set aside (`cache/set_aside.py`); the cache is complete
+    without them, and they are tried again only when `retry_failed` asks for it. A run over a
+    complete cache compares every checksum, makes damaged shards anew to the same bytes, and loads
+    no teacher when there is nothing to make.
 
     Raises:
         CacheError: the store holds another identity's cache.
-        ModelError: the teacher's logits are not finite (named by sample).
+        ModelError: the teacher answers for no row, or for too few.
     """
     settle_plan(store, prepared.plan, prepared.identity)
+    if retry_failed:
+        _log.info("%d rows were set aside and are made again", forget_failures(store))
     complete = _complete_manifest(store)
-    done_tokens, missing_tokens = _drop_damaged(
-        prepared.plan, store, check_bytes=complete is not None
-    )
+    records, missing_tokens = _drop_damaged(prepared.plan, store, check_bytes=complete is not None)
+    done_tokens = sum(shard.num_tokens for shard in prepared.plan.shards) - missing_tokens
     if not missing_tokens and complete is not None:
         _log.info("cache %s is complete, all checksums right", store.url)
         return complete
@@ -149,33 +176,43 @@ def cache_teacher(
                 max_length=max_length,
             ),
             lambda shard: capture_requests(shard.samples),
-            lambda shard, columns: _write_shard(shard, columns, prepared, store),
+            lambda shard, columns, failed: _write_shard(shard, columns, failed, prepared, store),
             board,
             progress,
+            shards=prepared.plan.shards,
+            tries=capture.tries,
+            most_failed=max(
+                1, math.floor(capture.max_failed_fraction * prepared.corpus.counts.samples)
+            ),
+            bytes_per_token=max((r.bytes / r.tokens for r in records if r.tokens), default=0.0),
         ) as maker,
     ):
-        make_all(prepared.plan.shards, store, board, maker)
+        make_all(prepared.plan.shards, board, maker)
     board.sweep()
-    records = [
-        intact_record(store, shard.split, shard.index, check_bytes=False)
-        for shard in prepared.plan.shards
-    ]
-    ordered = [record for record in records if record is not None]
-    if len(ordered) < len(records):
+    records, missing_tokens = _drop_damaged(prepared.plan, store, check_bytes=False)
+    if missing_tokens:
         raise CacheError(
             f"{store.url}: a shard disappeared while the cache was made",
             do="run the same command again; it makes only what is missing",
         )
-    return finalize(
+    counts: dict[str, int] = asdict(prepared.corpus.counts)
+    failed = sum(map(len, read_failures(store).values()))
+    if failed:  # no member where nothing failed: a retry that succeeds leaves no trace
+        counts["rows_set_aside"] = failed
+    manifest = finalize(
         store,
-        ordered,
+        records,
         identity=prepared.identity,
         spec=prepared.spec,
         temperatures=prepared.scheme.temperatures,
-        corpus_counts=asdict(prepared.corpus.counts),
+        corpus_counts=counts,
         tokenizer_files=sorted(files),
         command=command,
     )
+    leftovers = store.remove_partials(_FOLDERS)
+    if leftovers:
+        _log.info("%d unfinished files of killed workers removed", leftovers)
+    return manifest
 
 
 def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
@@ -190,28 +227,53 @@ def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
     ]
 
 
-def _drop_damaged(plan: WorkPlan, store: Store, *, check_bytes: bool) -> tuple[int, int]:
-    """Remove the records of damaged shards; return the tokens that are made, and those missing.
+def _drop_damaged(
+    plan: WorkPlan, store: Store, *, check_bytes: bool
+) -> tuple[list[ShardRecord], int]:
+    """Remove the records of damaged shards; return the others, and the tokens that are missing.
 
     A run that goes on trusts sizes: reading back all of a large cache at each restart would cost
     more than the work lost. Readers compare checksums anyway.
     """
-    done = missing = 0
-    for shard in plan.shards:
-        if intact_record(store, shard.split, shard.index, check_bytes=check_bytes) is None:
-            missing += shard.num_tokens
-            store.delete(record_name(shard.split, shard.index))
-        else:
-            done += shard.num_tokens
-    return done, missing
+    recorded = set(store.list("_meta/shards"))
+    failures = read_failures(store)
+
+    def look(shard: PlannedShard) -> ShardRecord | None:
+        name = record_name(shard.split, shard.index)
+        if name.rsplit("/", 1)[-1] not in recorded:
+            return None
+        record = intact_record(store, shard.split, shard.index, check_bytes=check_bytes)
+        if record is None or not _is_covered(shard, record, failures):
+            store.delete(name)
+            return None
+        return record
+
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+        found = list(pool.map(look, plan.shards))
+    missing = sum(
+        shard.num_tokens for shard, record in zip(plan.shards, found, strict=True) if record is None
+    )
+    return [record for record in found if record is not None], missing
+
+
+def _is_covered(
+    shard: PlannedShard, record: ShardRecord, failures: Mapping[str, tuple[FailedRow, ...]]
+) -> bool:
+    """Whether the rows of the record and those set aside are the rows of the plan."""
+    return record.rows + len(failures.get(shard.name, ())) == len(shard.samples)
 
 
 def _write_shard(
-    shard: PlannedShard, columns: list[NDArray[np.float32]], prepared: Prepared, store: Store
+    shard: PlannedShard,
+    columns: list[NDArray[np.float32]],
+    failed: frozenset[str],
+    prepared: Prepared,
+    store: Store,
 ) -> ShardRecord:
     rows: list[CachedSequence] = []
     tails: list[NDArray[np.float32]] = []
-    for sample, columns_NC in zip(shard.samples, columns, strict=True):
+    answered = [sample for sample in shard.samples if sample.sample_id not in failed]
+    for sample, columns_NC in zip(answered, columns, strict=True):
         targets, tail_N = to_targets(
             columns_NC,
             prepared.scheme,

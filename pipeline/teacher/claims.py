@@ -6,6 +6,9 @@ file stand still for the lease by its own clock: no clocks of two machines are c
 times are trusted. Both the first claim and a take-over are one create-only write, which local
 disks, NFS, Lustre and object stores all decide for exactly one worker.
 
+An attempt that ended badly (its process died, or its engine was lost) counts as a try of the shard;
+one that was given up on purpose (SIGTERM, a full disk) does not.
+
 A claim only saves work. What makes a shard count is its record; a worker that was paused past its
 lease and wakes up makes the same bytes again, and nothing is lost.
 """
@@ -26,10 +29,15 @@ from typing import Any
 from pipeline.errors import StoreError
 from pipeline.storage import Store
 
-__all__ = ["CLAIMS", "Claim", "ClaimBoard", "worker_name"]
+__all__ = ["CLAIMS", "Claim", "ClaimBoard", "breadcrumb_name", "worker_name"]
 
 CLAIMS = "_meta/claims"
 _BEATS_PER_LEASE = 5
+_LOOKS_PER_LEASE = 20
+_GIVEN_UP = "given up"
+_FAILED = "failed"
+_PARTING_S = 3.0
+"""For the last words to a store that hangs; Kubernetes kills 30 s after SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +55,18 @@ class Claim:
         return f"{CLAIMS}/{self.shard}.{self.attempt}.json"
 
 
+def breadcrumb_name(shard: str) -> str:
+    """Return the path of a shard's breadcrumb (`breadcrumb.py`); no claim has such a name."""
+    return f"{CLAIMS}/{shard}.probe.json"
+
+
 @dataclass(slots=True)
 class _Watched:
     """Another worker's claim as last seen, and since when it looks like that."""
 
     content: bytes
     since: float
+    looked: float
 
 
 @dataclass(slots=True)
@@ -94,11 +108,24 @@ class ClaimBoard:
                 return None
             attempt = newest + 1
         claim = Claim(shard, attempt)
-        if not self.store.create(claim.path, self._content(beat=0, state="working")):
+        content = self._content(beat=0, state="working")
+        # Not synced: a power cut ends its owner as well, and costs what the claim would save.
+        if not self.store.create(claim.path, content, sync=False):
             return None
         with self._lock:
             self._held[claim] = 0
         return claim
+
+    def bad_ends(self, claim: Claim) -> int:
+        """Return how many attempts of the shard before this one ended badly."""
+        count = 0
+        for attempt in range(claim.attempt):
+            try:
+                state = _parse(self.store.read(Claim(claim.shard, attempt).path)).get("state")
+            except FileNotFoundError:
+                continue
+            count += state != _GIVEN_UP
+        return count
 
     def beat(self) -> None:
         """Raise the counter of every claim held.
@@ -112,13 +139,19 @@ class ClaimBoard:
                 self._held[claim] = count + 1
                 with contextlib.suppress(StoreError):
                     content = self._content(beat=count + 1, state="working")
-                    self.store.write(claim.path, content)
+                    self.store.write(claim.path, content, once=True)
 
-    def give_up(self, claim: Claim) -> None:
-        """Let go of a shard that was not made, so that others need not wait for the lease."""
+    def give_up(self, claim: Claim, *, badly: bool = False) -> None:
+        """Let go of a shard that was not made, so that others need not wait for the lease.
+
+        Args:
+            claim: what was held.
+            badly: the shard broke the engine; counts as a try of it.
+        """
         with self._lock:
             self._held.pop(claim, None)
-        self.store.write(claim.path, self._content(beat=0, state="given up"))
+        state = _FAILED if badly else _GIVEN_UP
+        self.store.write(claim.path, self._content(beat=0, state=state))
 
     def done(self, claim: Claim) -> None:
         """Remove the claims of a shard whose record is committed."""
@@ -126,13 +159,26 @@ class ClaimBoard:
             self._held.pop(claim, None)
         for attempt in range(claim.attempt + 1):
             self.store.delete(Claim(claim.shard, attempt).path)
+        if claim.attempt:
+            self.store.delete(breadcrumb_name(claim.shard))
 
-    def give_up_all(self) -> None:
-        """Let go of everything (SIGTERM)."""
-        with self._lock:
-            held = list(self._held)
-        for claim in held:
-            self.give_up(claim)
+    def give_up_all(self, *, badly: bool = False) -> None:
+        """Let go of everything, as far as the store lets us within a few seconds.
+
+        What cannot be said to the others they find out by the lease.
+        """
+
+        def say() -> None:
+            with self._lock:
+                held = list(self._held)
+            for claim in held:
+                with contextlib.suppress(StoreError):
+                    self.give_up(claim, badly=badly)
+
+        # On a thread: the store may hang, and so may a beat that holds the lock.
+        thread = threading.Thread(target=say, name="claims-give-up", daemon=True)
+        thread.start()
+        thread.join(_PARTING_S)
 
     def sweep(self) -> None:
         """Remove what dead workers left, once every shard has its record."""
@@ -143,7 +189,15 @@ class ClaimBoard:
         """Return a context in which a thread keeps the held claims alive."""
         return _Heart(self)
 
+    @property
+    def _look_s(self) -> float:
+        return self.lease_s / _LOOKS_PER_LEASE
+
     def _is_free(self, claim: Claim) -> bool:
+        now = self.clock()
+        seen = self._watched.get(claim.path)
+        if seen is not None and now < min(seen.since + self.lease_s, seen.looked + self._look_s):
+            return False  # so that many who wait do not read every claim all the time
         try:
             content = self.store.read(claim.path)
         except FileNotFoundError:
@@ -151,13 +205,13 @@ class ClaimBoard:
             self._watched.pop(claim.path, None)
             return False
         owner = _parse(content)
-        if owner.get("state") == "given up" or self.is_dead(owner):
+        if owner.get("state") in (_GIVEN_UP, _FAILED) or self.is_dead(owner):
             return True
-        seen = self._watched.get(claim.path)
         if seen is None or seen.content != content:
-            self._watched[claim.path] = _Watched(content, self.clock())
+            self._watched[claim.path] = _Watched(content, now, now)
             return False
-        return self.clock() - seen.since >= self.lease_s
+        seen.looked = now
+        return now - seen.since >= self.lease_s
 
     def _content(self, *, beat: int, state: str) -> bytes:
         data = {"worker": self.worker, "beat": beat, "state": state, **_process()}
@@ -178,7 +232,7 @@ class _Heart:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_PARTING_S)  # a beat may hang in the store; the thread is a daemon
 
     def _run(self) -> None:
         while not self._stop.wait(self._board.lease_s / _BEATS_PER_LEASE):

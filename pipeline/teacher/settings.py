@@ -79,6 +79,12 @@ class CaptureSettings(Settings):
     lease_s: float = option(
         120, "a shard whose worker gives no sign for this many seconds is taken over", gt=0
     )
+    tries: int = option(
+        3, "how often a row may fail (not finite, an error, a crash) before it is set aside", ge=1
+    )
+    max_failed_fraction: float = option(
+        0.01, "a run stops when more of its rows than this (and more than one) fail", ge=0, le=1
+    )
     head_rows: int = option(256, "positions whose logits exist at the same time", ge=1, le=65_536)
 
     @model_validator(mode="after")

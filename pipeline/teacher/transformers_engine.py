@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from pipeline.teacher.engine import CaptureRequest, EngineInfo
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme, draw_offsets, sparsify
 
-__all__ = ["TransformersEngine", "transformers_info"]
+__all__ = ["TransformersEngine", "padding_share", "transformers_info"]
+
+_log = logging.getLogger(__name__)
 
 
 def transformers_info(settings: TeacherSettings) -> EngineInfo:
@@ -80,8 +83,13 @@ class TransformersEngine:
         import torch
 
         results: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(requests)
+        batches = list(self._batches(requests))
+        _log.debug(
+            "%d sequences in %d batches, %.2f %% of their tokens are padding",
+            len(requests), len(batches), 100 * padding_share(requests, batches),
+        )  # fmt: skip
         with torch.inference_mode():
-            for batch in self._batches(requests):
+            for batch in batches:
                 for index, columns in zip(
                     batch, self._forward([requests[i] for i in batch]), strict=True
                 ):
@@ -149,6 +157,13 @@ class TransformersEngine:
             offsets_R = torch.from_numpy(offsets).to(self._device)
         columns = sparsify(logits_RV, gold_R.to(self._device), self._scheme, offsets_R)
         return np.asarray(columns.cpu().numpy())
+
+
+def padding_share(requests: Sequence[CaptureRequest], batches: Sequence[Sequence[int]]) -> float:
+    """Return the share of padding in the tokens of `batches` (indices of `requests`)."""
+    lengths = [[int(requests[i].input_ids_L.size) for i in batch] for batch in batches]
+    padded = sum(max(batch) * len(batch) for batch in lengths)
+    return 1 - sum(map(sum, lengths)) / padded if padded else 0.0
 
 
 class _HeadInput:

@@ -137,13 +137,22 @@ class VllmEngine:
         *,
         on_tokens: Callable[[int], None] | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Return the columns of each request, in order."""
+        """Return the columns of each request, in order.
+
+        They are handed over in the order given, not by length: vLLM lays sequences end to end and
+        splits them at the budget of a step, so nothing is padded; sorting would only bring many
+        short ones together, which reach `max_num_seqs` before the budget.
+        """
         prompts: list[Any] = [
             {"prompt_token_ids": request.input_ids_L.tolist()} for request in requests
         ]
-        if self._on_device:
-            return self._capture_on_device(prompts, requests, on_tokens)
-        columns = self._capture_prompt_logprobs(prompts, requests)
+        try:
+            if self._on_device:
+                return self._capture_on_device(prompts, requests, on_tokens)
+            columns = self._capture_prompt_logprobs(prompts, requests)
+        except Exception:
+            self._forget_unfinished()
+            raise
         if on_tokens is not None:
             on_tokens(sum(int(request.input_ids_L.size) for request in requests))
         return columns
@@ -151,6 +160,12 @@ class VllmEngine:
     def close(self) -> None:
         """Free the engine's memory and worker processes."""
         del self._llm
+
+    def _forget_unfinished(self) -> None:
+        """Drop what a failed call left in the scheduler: the next call would answer it as well."""
+        engine = self._llm.llm_engine
+        with contextlib.suppress(Exception):  # an engine that is dead; the next call says so
+            engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
     def _capture_on_device(
         self,

@@ -210,8 +210,9 @@ def test_a_teacher_that_is_broken_is_named_by_sample(
     save_file(weights, teacher_copy / "model.safetensors", metadata={"format": "pt"})
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--teacher_model", teacher_copy]
     message = stage("cache_teacher", flags).refused(3)
-    assert message.startswith("the teacher's logits of sample ")
+    assert message.startswith("the teacher answers for no row; of sample ")
     assert "are not finite; expected finite logits" in message
+    assert not list((tmp_path / "cache/_meta").glob("failed/*"))
     assert not list((tmp_path / "cache").rglob("*.parquet"))
     assert not (tmp_path / "cache/_meta/manifest.json").exists()
 

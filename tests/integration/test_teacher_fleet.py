@@ -12,23 +12,39 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.storage import Store
 from pipeline.teacher.claims import CLAIMS
 from tests.conftest import Stage, Tiny, digests
-from tests.stage_runner import Running
+from tests.stage_runner import Result, Running
+from tests.tiny import write_corpus
+from tests.unit.storage import conftest as storage_fixtures
+
+s3_endpoint = storage_fixtures.s3_endpoint
+bucket = storage_fixtures.bucket
 
 LEASE = ["--capture.lease_s", "1.5"]
+FAULTY = ("faulty_store", 0.1, 0.2)
+
+
+def _content(root: Path) -> dict[str, str]:
+    """Return the digest of every file; the folder's own name stands in two texts."""
+    found = digests(root)
+    for name in ("README.md", "_meta/config.yaml"):
+        del found[name]
+    return found
 
 
 def _same_cache(folder: Path, other: Path) -> None:
-    """Compare every file; the folder's own name stands in two texts."""
+    assert _content(folder) == _content(other)
+    assert not list((folder / CLAIMS).glob("*"))
+    assert not list(folder.rglob("*.partial"))
 
-    def content(root: Path) -> dict[str, str]:
-        found = digests(root)
-        for name in ("README.md", "_meta/config.yaml"):
-            del found[name]
-        return found
 
-    assert content(folder) == content(other)
+def _until(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_three_workers_share_the_shards(
@@ -39,7 +55,23 @@ def test_three_workers_share_the_shards(
     for worker in workers:
         worker.wait().ok()
     _same_cache(tmp_path / "cache", tiny_cache)
-    assert not list((tmp_path / "cache" / CLAIMS).glob("*"))
+
+
+def test_three_workers_share_the_shards_of_a_bucket(
+    tiny: Tiny, tiny_cache: Path, start: Callable[..., Running], bucket: str
+) -> None:
+    url = f"s3://{bucket}/cache"
+    env = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    flags = [*tiny.stage_one, "--cache_dir", url, "--capture.lease_s", "5"]
+    workers = [start("cache_teacher", flags, env=env) for _ in range(3)]
+    os.kill(workers[0].process.pid, signal.SIGKILL)
+    workers[0] = start("cache_teacher", flags, env=env)
+    for worker in workers:
+        worker.wait().ok()
+    store = Store(url)
+    for name in _content(tiny_cache):
+        assert store.read(name) == (tiny_cache / name).read_bytes(), name
+    assert store.list(CLAIMS) == []
 
 
 def test_a_paused_worker_is_overtaken_and_wakes_to_no_harm(
@@ -47,10 +79,7 @@ def test_a_paused_worker_is_overtaken_and_wakes_to_no_harm(
 ) -> None:
     flags = [*tiny.stage_one, *LEASE, "--cache_dir", tmp_path / "cache"]
     paused = start("cache_teacher", flags)
-    end = time.monotonic() + 60
-    while not list((tmp_path / "cache" / CLAIMS).glob("*.json")):
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
     os.kill(paused.process.pid, signal.SIGSTOP)
     start("cache_teacher", flags).wait().ok()
     os.kill(paused.process.pid, signal.SIGCONT)
@@ -58,24 +87,126 @@ def test_a_paused_worker_is_overtaken_and_wakes_to_no_harm(
     _same_cache(tmp_path / "cache", tiny_cache)
 
 
+def test_a_store_that_fails_one_call_in_ten(
+    tiny: Tiny, tiny_cache: Path, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    flags = [*tiny.stage_one, *LEASE, "--cache_dir", f"faulty://{tmp_path}/cache"]
+    workers = [start("cache_teacher", flags, hook=FAULTY) for _ in range(2)]
+    for worker in workers:
+        worker.wait().ok()
+    _same_cache(tmp_path / "cache", tiny_cache)
+
+
+@pytest.fixture(scope="module")
+def many_shards(
+    tiny: Tiny, stage: Stage, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[object], Path]:
+    """Return flags that make about forty shards, and the cache of one undisturbed worker."""
+    root = tmp_path_factory.mktemp("many")
+    flags = [*tiny.stage_one, "--dataset_name", write_corpus(root / "corpus", samples=300)]
+    stage("cache_teacher", [*flags, "--cache_dir", root / "cache"]).ok()
+    return flags, root / "cache"
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("store", ["whole", "faulty"])
 def test_killed_twenty_times_over_and_still_one_workers_bytes(
-    tiny: Tiny, tiny_cache: Path, start: Callable[..., Running], stage: Stage, tmp_path: Path
+    store: str,
+    many_shards: tuple[list[object], Path],
+    start: Callable[..., Running],
+    stage: Stage,
+    tmp_path: Path,
 ) -> None:
     draw = random.Random(11)
-    flags = [*tiny.stage_one, *LEASE, "--cache_dir", tmp_path / "cache"]
-    workers = [start("cache_teacher", flags) for _ in range(3)]
-    kills = 0
-    while kills < 20:
-        time.sleep(draw.uniform(0.05, 0.8))
-        victim = draw.randrange(3)
+    url = f"{tmp_path}/cache" if store == "whole" else f"faulty://{tmp_path}/cache"
+    # Slow enough that there is work to the last kill.
+    hook = ("hooks", ("slow_engine", 0.4), *([] if store == "whole" else [FAULTY]))
+    flags = [*many_shards[0], *LEASE, "--cache_dir", url]
+    workers = [start("cache_teacher", flags, hook=hook) for _ in range(3)]
+    held = tmp_path / "cache" / CLAIMS
+    _until(lambda: len(list(held.glob("*.json"))) >= 2)
+    # The first is paused past its lease, and its shards are made by others meanwhile.
+    os.kill(workers[0].process.pid, signal.SIGSTOP)
+    at_work = 0
+    for kill in range(20):
+        time.sleep(draw.uniform(0.05, 1.6))
+        if kill == 7:
+            os.kill(workers[0].process.pid, signal.SIGCONT)
+        victim = draw.choice((1, 2) if kill < 10 else (0, 1, 2))
+        at_work += workers[victim].process.exitcode is None
         with contextlib.suppress(ProcessLookupError):
             os.kill(workers[victim].process.pid, signal.SIGKILL)
         workers[victim].process.join()
-        kills += 1
-        workers[victim] = start("cache_teacher", flags)
+        workers[victim] = start("cache_teacher", flags, hook=hook)
+    assert at_work >= 15, "most of them died at work"
     for worker in workers:
-        worker.wait().ok()
-    stage("cache_teacher", flags).ok()  # checks every checksum
+        worker.wait(240).ok()
+    stage("cache_teacher", flags, hook=hook).ok()  # checks every checksum
+    _same_cache(tmp_path / "cache", many_shards[1])
+
+
+def _stopped(worker: Running, within_s: float) -> Result:
+    """Send SIGTERM, and see it end with the usual message in time."""
+    os.kill(worker.process.pid, signal.SIGTERM)
+    begun = time.monotonic()
+    result = worker.wait(within_s + 30)
+    assert time.monotonic() - begun < within_s
+    message = result.refused(143)
+    assert message == (
+        "stopped by SIGTERM; run the same command again; finished shards are kept."
+    ), result.err
+    return result
+
+
+def test_sigterm_while_waiting_for_others(
+    tiny: Tiny, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--capture.lease_s", "600"]
+    first = start("cache_teacher", flags)
+    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
+    os.kill(first.process.pid, signal.SIGSTOP)
+    second = start("cache_teacher", [*flags, "--observe.log_level", "debug"])
+    _until(lambda: "are in other workers' hands" in second.log())
+    _stopped(second, 5)
+    os.kill(first.process.pid, signal.SIGKILL)
+
+
+def test_sigterm_while_the_store_is_slow(
+    tiny: Tiny, tiny_cache: Path, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    url = f"faulty://{tmp_path}/cache"
+    flags = [*tiny.stage_one, "--cache_dir", url]
+    worker = start("cache_teacher", flags, hook=("faulty_store", 0.0, 0.0, 0.5))
+    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
+    _stopped(worker, 12)
+    start("cache_teacher", flags, hook=("faulty_store", 0.0, 0.0)).wait().ok()
     _same_cache(tmp_path / "cache", tiny_cache)
-    assert not list((tmp_path / "cache" / CLAIMS).glob("*"))
+
+
+def test_sigterm_while_the_store_hangs(
+    tiny: Tiny, tiny_cache: Path, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache"]
+    worker = start("cache_teacher", flags, hook=("hanging_store", "data/"))
+    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
+    time.sleep(1)
+    _stopped(worker, 15)
+    given_up = list((tmp_path / "cache" / CLAIMS).glob("*.json"))
+    assert given_up
+    assert all('"given up"' in claim.read_text() for claim in given_up)
+    begun = time.monotonic()
+    start("cache_teacher", flags).wait().ok()  # waits for no lease (120 s)
+    assert time.monotonic() - begun < 60
+    _same_cache(tmp_path / "cache", tiny_cache)
+
+
+def test_sigterm_in_a_call_that_hears_no_signal(
+    tiny: Tiny, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache"]
+    worker = start(
+        "cache_teacher", flags, hook=("hooks", ("endless_engine",), ("short_grace", 2.0))
+    )
+    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
+    time.sleep(1)
+    _stopped(worker, 6)

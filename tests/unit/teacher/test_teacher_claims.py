@@ -1,15 +1,12 @@
-"""Claims: one owner at a time, take-over of the dead, nothing left behind; against a model."""
+"""Claims: one owner at a time, take-over of the dead, nothing left behind."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from pipeline.errors import StoreError
 from pipeline.storage import Store
@@ -91,7 +88,7 @@ def test_a_shard_given_up_is_free_at_once(store: Store) -> None:
     assert other.try_claim("train-00000", 0) == Claim("train-00000", 1)
 
 
-def test_a_dead_process_of_this_machine_is_seen_without_waiting(store: Store) -> None:
+def test_a_dead_process_of_this_machine_is_seen_before_the_lease(store: Store) -> None:
     clock = Clock()
     owner = ClaimBoard(store, worker_name(), LEASE_S, clock)
     assert owner.try_claim("train-00000", None)
@@ -101,6 +98,8 @@ def test_a_dead_process_of_this_machine_is_seen_without_waiting(store: Store) ->
     dead = content.replace(b'"started": "', b'"started": "9')
     assert dead != content
     store.write(f"{CLAIMS}/train-00000.0.json", dead)
+    assert other.try_claim("train-00000", 0) is None  # it has only just looked
+    clock.now += LEASE_S / 20
     assert other.try_claim("train-00000", 0) == Claim("train-00000", 1)
 
 
@@ -123,7 +122,7 @@ def test_a_store_that_fails_a_beat_does_not_stop_the_worker(
     one = board(store, "one", Clock())
     assert one.try_claim("train-00000", None)
 
-    def fail(name: str, data: bytes) -> None:
+    def fail(name: str, data: bytes, **_options: bool) -> None:
         raise StoreError("the store is away")
 
     monkeypatch.setattr(store, "write", fail)
@@ -143,99 +142,48 @@ def test_a_damaged_claim_is_taken_over_after_the_lease(store: Store) -> None:
     assert one.try_claim("train-00000", 0) == Claim("train-00000", 1)
 
 
-def _names() -> Iterator[str]:
-    count = 0
-    while True:
-        yield f"memory://claims-{count}"
-        count += 1
+def test_attempts_that_ended_badly_are_counted_and_those_given_up_are_not(store: Store) -> None:
+    clock = Clock()
+    for attempt, badly in enumerate((True, False, True)):
+        one = board(store, f"w{attempt}", clock)
+        claim = one.try_claim("train-00000", attempt - 1 if attempt else None)
+        assert claim == Claim("train-00000", attempt)
+        assert one.bad_ends(claim) == [0, 1, 1][attempt]
+        one.give_up_all(badly=badly)
+    dead = board(store, "dead", clock)
+    assert dead.try_claim("train-00000", 2) == Claim("train-00000", 3)
+    last = board(store, "last", clock)
+    last.try_claim("train-00000", 3)
+    clock.now += LEASE_S
+    claim = last.try_claim("train-00000", 3)
+    assert claim == Claim("train-00000", 4)
+    assert last.bad_ends(claim) == 3
 
 
-_stores = _names()
+def test_those_who_wait_do_not_read_every_claim_all_the_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    owner, other = board(store, "owner", clock), board(store, "other", clock)
+    shards = [f"train-{number:05d}" for number in range(10)]
+    for shard in shards:
+        owner.try_claim(shard, None)
+    reads: list[str] = []
+    real = store.read
+    monkeypatch.setattr(store, "read", lambda name: (reads.append(name), real(name))[1])
+    for _ in range(1000):  # a hundred looks a second
+        for shard in shards:
+            assert other.try_claim(shard, 0) is None
+        clock.now += 0.009
+    assert len(reads) <= 10 * 21
 
 
-class Fleet(RuleBasedStateMachine):
-    """Workers that claim, beat, commit, die and wake, compared with what must always hold."""
-
-    workers = Bundle("workers")
-    shards = ("train-00000", "train-00001", "heldout-00000")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.store = Store(next(_stores))
-        self.clock = Clock()
-        self.alive: dict[str, ClaimBoard] = {}
-        self.holding: dict[tuple[str, str], Claim] = {}
-        self.last_beat: dict[Claim, float] = {}
-        self.committed: set[str] = set()
-
-    @rule(target=workers, name=st.sampled_from(["a", "b", "c"]))
-    def start(self, name: str) -> str:
-        if name not in self.alive:
-            self.alive[name] = board(self.store, name, self.clock)
-        return name
-
-    @rule(name=workers, shard=st.sampled_from(shards), fresh=st.booleans())
-    def claim(self, name: str, shard: str, fresh: bool) -> None:
-        if name not in self.alive or shard in self.committed or (name, shard) in self.holding:
-            return
-        newest = self.alive[name].attempts().get(shard) if fresh else None
-        claim = self.alive[name].try_claim(shard, newest)
-        if claim is None:
-            return
-        for (_other, held), their in self.holding.items():
-            if held == shard:
-                # Taken over: then the owner has not beaten for a whole lease.
-                assert their.attempt < claim.attempt
-                assert self.clock.now - self.last_beat[their] >= LEASE_S
-        self.holding[name, shard] = claim
-        self.last_beat[claim] = self.clock.now
-
-    @rule(name=workers)
-    def beat(self, name: str) -> None:
-        if name in self.alive:
-            self.alive[name].beat()
-            for (owner, _), claim in self.holding.items():
-                if owner == name:
-                    self.last_beat[claim] = self.clock.now
-
-    @rule(name=workers, shard=st.sampled_from(shards))
-    def commit(self, name: str, shard: str) -> None:
-        claim = self.holding.pop((name, shard), None)
-        if claim is not None and name in self.alive:
-            self.committed.add(shard)
-            self.alive[name].done(claim)
-
-    @rule(name=workers)
-    def die(self, name: str) -> None:
-        if self.alive.pop(name, None) is not None:
-            self.holding = {key: c for key, c in self.holding.items() if key[0] != name}
-
-    @rule(seconds=st.sampled_from([1.0, LEASE_S / 2, LEASE_S]))
-    def pass_time(self, seconds: float) -> None:
-        self.clock.now += seconds
-
-    @invariant()
-    def attempts_of_one_shard_are_unique(self) -> None:
-        claims = list(self.holding.values())
-        assert len(claims) == len(set(claims))
-
-    def teardown(self) -> None:
-        """A worker that is left alone finishes everything."""
-        last = board(self.store, "last", self.clock)
-        for _ in range(3 * len(self.shards)):
-            newest = last.attempts()
-            for shard in self.shards:
-                if shard in self.committed:
-                    continue
-                claim = last.try_claim(shard, newest.get(shard))
-                if claim is not None:
-                    last.done(claim)
-                    self.committed.add(shard)
-            self.clock.now += LEASE_S
-        assert self.committed == set(self.shards)
-        last.sweep()
-        assert self.store.list(CLAIMS) == []
-
-
-TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+def test_last_words_to_a_store_that_hangs_take_seconds(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = board(store, "one", Clock())
+    assert one.try_claim("train-00000", None)
+    monkeypatch.setattr(store, "write", lambda *_args, **_options: threading.Event().wait(60))
+    begun = time.monotonic()
+    one.give_up_all()
+    assert time.monotonic() - begun < 10
