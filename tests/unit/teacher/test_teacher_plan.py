@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 
 from pipeline.cache.manifest import PLAN
 from pipeline.corpus.sample import Sample
+from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.teacher.plan import make_plan, settle_plan
 from tests.unit.cache.sample_cache import sample_identity, write_cache
 
 
-def _samples(lengths: list[int], heldout_every: int = 4) -> list[Sample]:
-    return [
+def _samples(lengths: list[int], heldout_every: int = 4) -> SampleTable:
+    samples = [
         Sample(
             sample_id=f"{i:032x}",
             split="heldout" if i % heldout_every == heldout_every - 1 else "train",
@@ -31,6 +32,7 @@ def _samples(lengths: list[int], heldout_every: int = 4) -> list[Sample]:
         )
         for i, length in enumerate(lengths)
     ]
+    return SampleTable.of(samples)
 
 
 @given(
