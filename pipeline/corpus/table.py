@@ -43,7 +43,7 @@ class _Files:
     """Where the samples of one corpus lie."""
 
     def __init__(self) -> None:
-        self.tokens = ScratchFile("tokenised samples", buffer_bytes=1 << 20)
+        self.tokens = ScratchFile("tokenised samples")
         self.records = [ScratchFile("tokenised samples") for _ in _SPLITS]
         self.order = ScratchFile("tokenised samples")
         """Of each sample in source order: its place within its split, times two, plus the split."""
