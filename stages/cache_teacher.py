@@ -12,7 +12,7 @@ from pipeline.config import Settings, dump_yaml, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import run_command
-from pipeline.observe.settings import ObserveSettings
+from pipeline.observe.settings import WorkerObserveSettings
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
 __all__ = ["TeacherRun", "main"]
@@ -31,7 +31,7 @@ class TeacherRun(Settings):
     teacher: TeacherSettings = TeacherSettings()
     corpus: CorpusSettings = CorpusSettings()
     capture: CaptureSettings = CaptureSettings()
-    observe: ObserveSettings = ObserveSettings()
+    observe: WorkerObserveSettings = WorkerObserveSettings()
 
     @model_validator(mode="after")
     def _shards_hold_a_sample(self) -> Self:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,23 +59,28 @@ class ShardRecord:
     """Mean over counted positions of the mass in the stored entries at temperature 1."""
     entropy: float
     """Mean entropy at temperature 1, nats."""
-    row_tokens: tuple[int, ...] = ()
-    row_counted: tuple[int, ...] = ()
+    row_tokens: Sequence[int] = field(default=(), hash=False)
+    """Tokens of each row; kept as int32, eight times smaller than a tuple of integers."""
+    row_counted: Sequence[int] = field(default=(), hash=False)
+
+    def __post_init__(self) -> None:
+        """Pack the per-row numbers: a worker holds those of all shards before the manifest."""
+        object.__setattr__(self, "row_tokens", array("i", self.row_tokens))
+        object.__setattr__(self, "row_counted", array("i", self.row_counted))
 
     def to_json(self, *, with_rows: bool) -> dict[str, Any]:
         """Return the JSON form; the manifest leaves the per-row numbers to `rows.bin`."""
         data = asdict(self)
-        if not with_rows:
-            del data["row_tokens"], data["row_counted"]
+        for name in ("row_tokens", "row_counted"):
+            rows = data.pop(name)
+            if with_rows:
+                data[name] = rows.tolist()
         return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ShardRecord:
         """Read the JSON form."""
-        values = dict(data)
-        for name in ("row_tokens", "row_counted"):
-            values[name] = tuple(values.get(name, ()))
-        return cls(**values)
+        return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +205,15 @@ def read_rows_index(store: Store, manifest: Manifest) -> NDArray[np.int32]:
     return np.frombuffer(data, "<i4").reshape(rows, 2).astype(np.int32)
 
 
-def pack_rows_index(records: tuple[ShardRecord, ...]) -> bytes:
+def pack_rows_index(records: Sequence[ShardRecord]) -> bytes:
     """Return the content of `rows.bin` for records that carry their per-row numbers."""
-    tokens = [count for record in records for count in record.row_tokens]
-    counted = [count for record in records for count in record.row_counted]
-    data = np.stack([np.array(tokens, "<i4"), np.array(counted, "<i4")], axis=1).tobytes()
-    return zstandard.ZstdCompressor(level=9).compress(data)
+    columns = ([r.row_tokens for r in records], [r.row_counted for r in records])
+    rows_R2 = np.stack([_joined(column) for column in columns], axis=1)
+    return zstandard.ZstdCompressor(level=9).compress(rows_R2.data)
+
+
+def _joined(counts: Iterable[Sequence[int]]) -> NDArray[np.int32]:
+    return np.concatenate([np.asarray(part, "<i4") for part in counts])
 
 
 def checksum(data: bytes) -> str:

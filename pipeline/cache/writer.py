@@ -139,7 +139,7 @@ def finalize(
         tokenizer = {name: checksum(store.read(tokenizer_name(name))) for name in tokenizer_files}
     except FileNotFoundError as error:
         raise CacheError(f"{store.url}: a tokenizer file is missing ({error})") from None
-    rows_index = pack_rows_index(tuple(records))
+    rows_index = pack_rows_index(records)
     manifest = Manifest(
         identity=dict(identity),
         codec=spec.to_json(),

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from pipeline.corpus.conversation import Conversation, Document
 from pipeline.corpus.formats import Interpreter, interpreter
 from pipeline.corpus.rows import Row, RowSource
@@ -19,6 +17,7 @@ from pipeline.corpus.sample import Corpus, CorpusCounts, Sample, SplitName
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources import open_source
 from pipeline.corpus.split import HeldoutRule, sample_id
+from pipeline.corpus.table import SampleWriter
 from pipeline.corpus.template import (
     TEMPLATE_DATE,
     ChatTemplate,
@@ -95,7 +94,7 @@ class _Work:
     source: RowSource
     seed: int
     rows: int = 0
-    samples: list[Sample] = field(default_factory=list)
+    samples: SampleWriter = field(default_factory=SampleWriter)
     tally: dict[str, int] = field(default_factory=dict)
     template: ChatTemplate | None = None
     refusal: str = ""
@@ -180,8 +179,7 @@ class _Work:
             self._count("dropped_no_labels")
             return
         name = sample_id(self.source.name, row.key, part)
-        ids = piece.input_ids.copy()  # a view would keep the whole row alive
-        self.samples.append(Sample(name, split, ids, counted, index, part))
+        self.samples.append(Sample(name, split, piece.input_ids, counted, index, part))
 
     def _count(self, name: str, by: int = 1) -> None:
         self.tally[name] = self.tally.get(name, 0) + by
@@ -194,7 +192,7 @@ class _Work:
         """Count, report and describe what was built."""
         counts = self._counts()
         name = self.settings.dataset_name
-        if not self.samples:
+        if not counts.samples:
             raise CorpusError(
                 f"{name}: none of its {self.rows} rows gave a sample ({self._losses(counts)})",
                 expected="at least one sequence with a token that counts",
@@ -207,21 +205,21 @@ class _Work:
                 do="read more rows, or lower --corpus.heldout_fraction",
             )
         self._report(counts)
-        return Corpus(self.samples, counts, self._identity(format_name))
+        return Corpus(self.samples.finish(), counts, self._identity(format_name))
 
     def _counts(self) -> CorpusCounts:
-        heldout = sum(sample.split == "heldout" for sample in self.samples)
+        train, heldout = map(self.samples.num_samples, ("train", "heldout"))
         names = (
             "truncated_rows", "tokens_cut", "split_rows", "split_parts",
             "dropped_no_labels", "dropped_overlong", "dropped_by_template",
         )  # fmt: skip
         return CorpusCounts(
             rows=self.rows,
-            samples=len(self.samples),
-            train=len(self.samples) - heldout,
+            samples=train + heldout,
+            train=train,
             heldout=heldout,
-            tokens=sum(len(sample.input_ids) for sample in self.samples),
-            counted_tokens=sum(int(np.count_nonzero(s.counted)) for s in self.samples),
+            tokens=self.samples.num_tokens,
+            counted_tokens=self.samples.num_counted,
             **{name: self.tally.get(name, 0) for name in names},
         )
 

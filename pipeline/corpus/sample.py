@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pipeline.corpus.table import SampleTable
 
 __all__ = ["Corpus", "CorpusCounts", "Sample", "SplitName"]
 
@@ -62,7 +65,8 @@ class CorpusCounts:
 class Corpus:
     """All samples of a corpus in source order."""
 
-    samples: list[Sample]
+    samples: SampleTable
+    """On the scratch disk, not in memory."""
     counts: CorpusCounts
     identity: dict[str, Any]
     """JSON-able; equal for equal samples, except that the tokenizer is the caller's to add."""

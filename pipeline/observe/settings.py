@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipeline.config.schema import Settings, option
 
-__all__ = ["ObserveSettings", "Tracker"]
+__all__ = ["ObserveSettings", "Tracker", "WorkerObserveSettings"]
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -36,4 +36,22 @@ class ObserveSettings(Settings):
         "info",
         "least level that is logged; debug also lets the libraries talk",
         flag="log_level",
+    )
+
+
+class WorkerObserveSettings(ObserveSettings):
+    """What stage one's workers add: numbers for a scraper."""
+
+    prometheus_port: int | None = option(
+        None,
+        "port on which this worker answers /metrics in Prometheus' text format; none or 0: off. "
+        "Each worker of a machine needs its own",
+        ge=0,
+        le=65535,
+    )
+    prometheus_host: str = option(
+        "127.0.0.1",
+        "address that /metrics listens on: this machine only, or 0.0.0.0 for scrapers from "
+        "outside (a pod's port is reached from other pods, so Kubernetes needs it)",
+        min_length=1,
     )

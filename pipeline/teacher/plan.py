@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.cache.manifest import MANIFEST, PLAN, SPLITS, describe_difference, read_manifest
 from pipeline.config import fingerprint
-from pipeline.corpus.sample import Sample
+from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -22,7 +26,8 @@ class PlannedShard:
 
     split: str
     index: int
-    samples: tuple[Sample, ...]
+    samples: SampleTable
+    """A view: reading it reads the samples, holding it costs nothing."""
 
     @property
     def name(self) -> str:
@@ -32,7 +37,7 @@ class PlannedShard:
     @property
     def num_tokens(self) -> int:
         """Tokens of all samples."""
-        return sum(int(sample.input_ids.size) for sample in self.samples)
+        return self.samples.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class WorkPlan:
                     "index": shard.index,
                     "rows": len(shard.samples),
                     "tokens": shard.num_tokens,
-                    "samples_sha256": fingerprint([s.sample_id for s in shard.samples]),
+                    "samples_sha256": _ids_fingerprint(shard.samples),
                 }
                 for shard in self.shards
             ],
@@ -60,7 +65,7 @@ class WorkPlan:
         return json.dumps(data, indent=1, ensure_ascii=False).encode()
 
 
-def make_plan(samples: Sequence[Sample], *, shard_tokens: int) -> WorkPlan:
+def make_plan(samples: SampleTable, *, shard_tokens: int) -> WorkPlan:
     """Cut each split into shards of about `shard_tokens`, in the corpus's order.
 
     The number of shards is rounded to the nearest, and the cut follows the running total, so
@@ -68,18 +73,36 @@ def make_plan(samples: Sequence[Sample], *, shard_tokens: int) -> WorkPlan:
     """
     shards: list[PlannedShard] = []
     for split in SPLITS:
-        chosen = [sample for sample in samples if sample.split == split]
-        total = sum(int(sample.input_ids.size) for sample in chosen)
-        count = max(1, round(total / shard_tokens))
-        groups: list[list[Sample]] = [[] for _ in range(count)]
-        seen = 0
-        for sample in chosen:
-            middle = seen + sample.input_ids.size / 2
-            groups[min(count - 1, int(middle * count / total))].append(sample)
-            seen += int(sample.input_ids.size)
-        filled = [group for group in groups if group]
-        shards += [PlannedShard(split, index, tuple(g)) for index, g in enumerate(filled)]
+        chosen = samples.of_split(split)
+        cuts = itertools.pairwise([*_starts(chosen, shard_tokens), len(chosen)])
+        shards += [
+            PlannedShard(split, index, chosen[start:stop])
+            for index, (start, stop) in enumerate(cuts)
+        ]
     return WorkPlan(tuple(shards))
+
+
+def _starts(samples: SampleTable, shard_tokens: int) -> Iterator[int]:
+    """Yield where each shard begins: a sample belongs where its middle falls."""
+    total = samples.num_tokens
+    count = max(1, round(total / shard_tokens))
+    place = seen = 0
+    last = -1
+    for lengths_N in samples.lengths():
+        ends_N = seen + np.cumsum(lengths_N)
+        middle_N = ends_N - lengths_N / 2
+        shard_N = np.minimum(count - 1, (middle_N * count / total).astype(np.int64))
+        yield from (place + np.flatnonzero(np.diff(shard_N, prepend=last))).tolist()
+        place, seen, last = place + lengths_N.size, int(ends_N[-1]), int(shard_N[-1])
+
+
+def _ids_fingerprint(samples: SampleTable) -> str:
+    """Return `fingerprint` of the list of ids, without the list."""
+    digest = hashlib.sha256(b"[")
+    for number, sample_id in enumerate(samples.sample_ids()):
+        digest.update(f'{"," if number else ""}"{sample_id}"'.encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def settle_plan(store: Store, plan: WorkPlan, identity: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ ADAPTERS = {
     "trackio": {"pipeline/observe/trackers.py"},
     "mlflow": {"pipeline/observe/trackers.py"},
     "tensorboard": {"pipeline/observe/trackers.py"},
+    "prometheus_client": {"pipeline/observe/prometheus.py"},
     # The corpus may lie where the cache does; it reads whole files of others, the store writes.
     "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/files.py"},
     "s3fs": set(),

@@ -12,15 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache.manifest import PLAN
+from pipeline.config import fingerprint
+from pipeline.corpus import table
 from pipeline.corpus.sample import Sample
+from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.teacher.plan import make_plan, settle_plan
 from tests.unit.cache.sample_cache import sample_identity, write_cache
 
 
-def _samples(lengths: list[int], heldout_every: int = 4) -> list[Sample]:
-    return [
+def _samples(lengths: list[int], heldout_every: int = 4) -> SampleTable:
+    samples = [
         Sample(
             sample_id=f"{i:032x}",
             split="heldout" if i % heldout_every == heldout_every - 1 else "train",
@@ -31,6 +34,7 @@ def _samples(lengths: list[int], heldout_every: int = 4) -> list[Sample]:
         )
         for i, length in enumerate(lengths)
     ]
+    return SampleTable.of(samples)
 
 
 @given(
@@ -63,6 +67,33 @@ def test_every_sample_once_in_order_in_shards_of_about_equal_size(
     splits = [shard.split for shard in plan.shards]
     assert splits == sorted(splits, reverse=True)  # train before held-out, as in rows.bin
     assert make_plan(samples, shard_tokens=shard_tokens) == plan
+
+
+@given(
+    lengths=st.lists(st.integers(1, 5000), max_size=150),
+    shard_tokens=st.integers(1, 20_000),
+    block=st.integers(1, 200),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_cut_is_that_of_the_plain_rule(
+    lengths: list[int], shard_tokens: int, block: int
+) -> None:
+    """Written sample by sample, with Python's numbers: caches that exist were cut like that."""
+    total = sum(lengths)
+    count = max(1, round(total / shard_tokens))
+    groups: list[list[str]] = [[] for _ in range(count)]
+    seen = 0
+    for number, length in enumerate(lengths):
+        middle = seen + length / 2
+        groups[min(count - 1, int(middle * count / total))].append(f"{number:032x}")
+        seen += length
+    wanted = [group for group in groups if group]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "_BLOCK", block)
+        plan = make_plan(_samples(lengths, len(lengths) + 1), shard_tokens=shard_tokens)
+        assert [list(shard.samples.sample_ids()) for shard in plan.shards] == wanted
+        shards = json.loads(plan.to_bytes({}))["shards"]
+        assert [shard["samples_sha256"] for shard in shards] == [fingerprint(ids) for ids in wanted]
 
 
 def _plan(*lengths: int, shard_tokens: int = 20):  # type: ignore[no-untyped-def]
