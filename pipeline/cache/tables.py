@@ -15,7 +15,7 @@ from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["decode_table", "encode_table", "read_table", "table_from_bytes"]
+__all__ = ["decode_table", "encode_table", "read_shard", "read_table", "table_from_bytes"]
 
 _BATCH_ROWS = 256
 """Decoded rows are several times larger than blobs; this many exist at one time."""
@@ -30,8 +30,17 @@ def read_table(store: Store, record: ShardRecord, identity_digest: str | None) -
         identity_digest: the cache's; None where it is not known.
 
     Raises:
-        CacheError: missing, another size or checksum, no Parquet, or of another identity. `found`
-            is the bare reason, without the file's name.
+        CacheError: as `read_shard` and `table_from_bytes` say; `found` is the bare reason, without
+            the file's name.
+    """
+    return table_from_bytes(read_shard(store, record), identity_digest)
+
+
+def read_shard(store: Store, record: ShardRecord) -> bytes:
+    """Return a shard's file, compared with its record.
+
+    Raises:
+        CacheError: missing, or of another size or checksum; `found` is the bare reason.
     """
     try:
         data = store.read(record.path)
@@ -42,7 +51,7 @@ def read_table(store: Store, record: ShardRecord, identity_digest: str | None) -
     found = checksum(data)
     if found != record.xxh3_128:
         raise CacheError(f"checksum {found[:12]}..., not {record.xxh3_128[:12]}...")
-    return table_from_bytes(data, identity_digest)
+    return data
 
 
 def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
