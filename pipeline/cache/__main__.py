@@ -68,6 +68,13 @@ def _parser() -> _Parser:
     _add_workers(sub)
     _add_json(sub)
 
+    text = (
+        "make the damaged and missing files anew, to the same bytes, by the cache's own stage one"
+    )
+    sub = command("repair", _repair, text, "URL")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be done")
+    _add_workers(sub)
+
     text = "write plain list<int32> / list<float16> Parquet that any other trainer reads"
     sub = command("export", _export, text, "URL", "TO")
     sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
@@ -144,6 +151,35 @@ def _findings(store: Store, *, quick: bool, workers: int | None) -> tuple[list[F
     keys = {(record.split, record.index) for record in ledger.records}
     keys |= {(item.split, item.index) for item in ledger.planned}
     return findings, len(keys)
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from pipeline.cache.repair import plan_repair, repair_cache, restore_manifest
+    from pipeline.storage import Store
+
+    store = Store(options.url)
+    restore_manifest(store)
+    findings, shards = _findings(store, quick=False, workers=options.workers)
+    for finding in findings:
+        print(f"{store.full_url(finding.name)}: {finding.reason}")
+    plan = plan_repair(store, findings)
+    if options.dry_run:
+        for line in plan.lines():
+            print(line)
+        return 0
+    sys.stdout.flush()
+    repair_cache(store, plan)
+    left, _ = _findings(store, quick=True, workers=options.workers)
+    left = [finding for finding in left if finding.name not in plan.leave]
+    if left:
+        names = ", ".join(finding.name for finding in left[:8])
+        raise CacheError(
+            f"{options.url}: {len(left)} files are damaged still: {names}",
+            do="run verify for the reasons",
+        )
+    by_hand = f"; to be removed by hand: {', '.join(plan.leave)}" if plan.leave else ""
+    print(f"{options.url}: {len(findings)} files mended, {shards} shards whole{by_hand}")
+    return 0
 
 
 def _stats(options: argparse.Namespace) -> int:
