@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args(given)
     except SystemExit as after_help:
         return int(after_help.code or 0)
+    options.given = given
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
@@ -75,6 +77,24 @@ def _parser() -> _Parser:
     sub.add_argument("--dry-run", action="store_true", help="say what would be done")
     _add_workers(sub)
 
+    text = "a smaller cache: fewer entries a position, a subset of the samples, one split"
+    sub = command("slice", _slice, text, "URL", "TARGET")
+    sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
+    part = sub.add_mutually_exclusive_group()
+    part.add_argument(
+        "--samples", type=_count, metavar="N", help="N samples, by a hash of their ids"
+    )
+    part.add_argument(
+        "--fraction", type=_share, metavar="F", help="about this share of them, by the same hash"
+    )
+    part.add_argument("--ids", metavar="FILE", help="the samples of these ids, one a line")
+    sub.add_argument(
+        "--split",
+        choices=("train", "heldout"),
+        help="only this one; it becomes the training split of the new cache",
+    )
+    _add_workers(sub)
+
     text = "write plain list<int32> / list<float16> Parquet that any other trainer reads"
     sub = command("export", _export, text, "URL", "TO")
     sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
@@ -94,6 +114,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {value}, expected at least 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"found {value:g}, expected above 0 and at most 1")
     return value
 
 
@@ -195,6 +222,52 @@ def _stats(options: argparse.Namespace) -> int:
     for line in [json.dumps(facts, indent=1)] if options.json else stats_lines(facts):
         print(line)
     return 0
+
+
+def _slice(options: argparse.Namespace) -> int:
+    from pipeline.cache.parallel import default_workers
+    from pipeline.cache.reader import open_cache
+    from pipeline.cache.slice import SliceSpec, slice_cache
+    from pipeline.storage import Store
+
+    spec = SliceSpec(
+        top_k=options.top_k,
+        samples=options.samples,
+        fraction=options.fraction,
+        ids=None if options.ids is None else _read_ids(options.ids),
+        split=options.split,
+    )
+    if spec == SliceSpec():
+        raise ConfigError(
+            "nothing to leave out", expected="--top-k, --samples, --fraction, --ids or --split"
+        )
+    with _rows_bar("slice") as bar:
+        rows = slice_cache(
+            open_cache(options.url),
+            Store(options.target),
+            spec,
+            command=_command(options),
+            workers=options.workers or default_workers(),
+            on_start=bar.start,
+            on_rows=bar.advance,
+        )
+    print(f"{options.target}: {rows} rows")
+    return 0
+
+
+def _read_ids(file: str) -> frozenset[str]:
+    try:
+        with open(file, encoding="utf-8") as lines:
+            ids = frozenset(line.strip() for line in lines) - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--ids {file}: cannot be read ({error})") from None
+    if not ids:
+        raise ConfigError(f"--ids {file}: no sample id in it", expected="one a line")
+    return ids
+
+
+def _command(options: argparse.Namespace) -> str:
+    return shlex.join(["python", "-m", "pipeline.cache", *options.given])
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import ShardRecord, checksum, shard_name
@@ -15,7 +16,14 @@ from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["decode_table", "encode_table", "read_shard", "read_table", "table_from_bytes"]
+__all__ = [
+    "decode_table",
+    "encode_table",
+    "read_shard",
+    "read_table",
+    "short_ids",
+    "table_from_bytes",
+]
 
 _BATCH_ROWS = 256
 """Decoded rows are several times larger than blobs; this many exist at one time."""
@@ -93,10 +101,13 @@ def encode_table(
     """
     about = read_footer(table.schema.metadata)
     spec, grid = CodecSpec.from_json(about["codec"]), about["temperatures"]
-    table = table.replace_schema_metadata(footer(spec, grid, identity_digest))
+    # Parquet names the items of a list otherwise than Arrow does, and the file repeats the names.
+    columns = [table.column(item.name).combine_chunks().cast(item.type) for item in SCHEMA]
+    schema = SCHEMA.with_metadata(footer(spec, grid, identity_digest))
+    table = pa.Table.from_arrays(columns, schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table.combine_chunks(),
+        table,
         sink,
         compression="zstd",
         compression_level=3,
@@ -131,3 +142,17 @@ def encode_table(
         row_tokens=tuple(tokens),
         row_counted=tuple(counted),
     ), data
+
+
+def short_ids(names: Sequence[str]) -> NDArray[np.bytes_]:
+    """Return 16 bytes for each sample id; equal where the ids are."""
+    return np.array([_short_id(name) for name in names], "S16")
+
+
+def _short_id(name: str) -> bytes:
+    try:
+        data = bytes.fromhex(name)
+    except ValueError:
+        data = b""
+    # Ids of another form than FORMAT.md's are compared by a digest.
+    return data if len(data) == 16 else bytes.fromhex(checksum(name.encode()))

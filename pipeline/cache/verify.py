@@ -23,7 +23,7 @@ from pipeline.cache.manifest import (
     tokenizer_name,
 )
 from pipeline.cache.parallel import in_threads
-from pipeline.cache.tables import decode_table, read_table
+from pipeline.cache.tables import decode_table, read_table, short_ids
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -252,16 +252,7 @@ def _read_rows(
         tokens != rows_R2[:, 0].tolist() or counted != rows_R2[:, 1].tolist()
     ):
         raise CacheError(f"its rows have other lengths than {ROWS} says")
-    return np.array([_short_id(name) for name in names], "S16"), fingerprint(names)
-
-
-def _short_id(name: str) -> bytes:
-    try:
-        data = bytes.fromhex(name)
-    except ValueError:
-        data = b""
-    # Ids of another form than FORMAT.md's are compared by a digest.
-    return data if len(data) == 16 else bytes.fromhex(checksum(name.encode()))
+    return short_ids(names), fingerprint(names)
 
 
 def _repeated(ledger: Ledger, seen: Sequence[_Seen]) -> Iterator[Finding]:
