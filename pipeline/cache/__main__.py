@@ -95,6 +95,11 @@ def _parser() -> _Parser:
     )
     _add_workers(sub)
 
+    text = "the sum of caches: parts of one, or whole ones of several teachers"
+    sub = command("merge", _merge, text, "TARGET")
+    sub.add_argument("urls", metavar="URL", nargs="+", help="the caches to put together")
+    _add_workers(sub)
+
     text = "write plain list<int32> / list<float16> Parquet that any other trainer reads"
     sub = command("export", _export, text, "URL", "TO")
     sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
@@ -252,6 +257,24 @@ def _slice(options: argparse.Namespace) -> int:
             on_rows=bar.advance,
         )
     print(f"{options.target}: {rows} rows")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from pipeline.cache.merge import merge_caches
+    from pipeline.cache.parallel import default_workers
+    from pipeline.storage import Store
+
+    with _rows_bar("merge") as bar:
+        rows = merge_caches(
+            Store(options.target),
+            options.urls,
+            command=_command(options),
+            workers=options.workers or default_workers(),
+            on_start=bar.start,
+            on_rows=bar.advance,
+        )
+    print(f"{options.target}: {rows} rows of {len(options.urls)} caches")
     return 0
 
 

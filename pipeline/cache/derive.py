@@ -81,7 +81,7 @@ def fill(
     records: list[ShardRecord] = []
     for place, item in enumerate(shards):
         record = intact_record(target, item.split, item.index, check_bytes=finished)
-        if record is None:
+        if record is None or (record.rows, record.tokens) != (item.rows, item.tokens):
             made = make(place)
             if made is None:
                 continue
