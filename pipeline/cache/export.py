@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.cache.manifest import SPLITS
+from pipeline.cache.manifest import MANIFEST, PLAN, SPLITS
 from pipeline.cache.reader import Cache
 from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.thin import keep_top
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -29,26 +32,33 @@ _PLAIN = pa.schema(
 
 
 def export_plain(
-    cache: Cache, target: Store, *, on_rows: Callable[[int], None] | None = None
+    cache: Cache,
+    target: Store,
+    *,
+    top_k: int | None = None,
+    on_rows: Callable[[int], None] | None = None,
 ) -> int:
     """Write every shard as `data/<split>/<index>.parquet` of plain lists; return the rows.
 
     `target_ids` and `target_logprobs` hold one list for each counted token, in order: the
     teacher's entries before that token, and log p at temperature 1 in float16. A shard that is
-    there already is kept, so a killed export goes on.
+    there already is kept, so a killed export goes on; `_EXPORT` says what it is an export of.
 
     Args:
         cache: what to export.
         target: where to; not the cache itself.
+        top_k: only so many entries a position, the largest; None for all.
         on_rows: told of rows as they are done.
 
     Raises:
-        CacheError: the target is the cache's own folder, or a shard is damaged.
+        CacheError: the target is the cache's own folder, or holds a cache or another export; a
+            shard is damaged; `top_k` of sampled targets.
     """
     if target.root == cache.store.root:
         raise CacheError(
             f"{target.url}: the export would overwrite the cache", expected="another folder"
         )
+    _claim_target(cache, target, top_k)
     rows_done = 0
     for split in SPLITS:
         source = cache.source(split)
@@ -61,7 +71,7 @@ def export_plain(
                         rows = source.read_rows(
                             shard, range(start, min(count, start + _BATCH_ROWS))
                         )
-                        writer.write_table(_table(rows))
+                        writer.write_table(_table([_thinned(row, top_k) for row in rows]))
                 target.write(path, sink.getvalue().to_pybytes())
             rows_done += count
             if on_rows is not None:
@@ -69,8 +79,33 @@ def export_plain(
     return rows_done
 
 
+_MARK = "_EXPORT"
 _BATCH_ROWS = 256
 """Lists are several times larger than blobs; this many rows of a shard exist at one time."""
+
+
+def _claim_target(cache: Cache, target: Store, top_k: int | None) -> None:
+    """Refuse a folder of something else: its files would be taken for finished ones of ours."""
+    wanted = {"identity_digest": cache.manifest.identity_digest, "top_k": top_k}
+    if target.exists(MANIFEST) or target.exists(PLAN):
+        raise CacheError(f"{target.url}: holds a cache", expected="another folder")
+    if not target.create(_MARK, json.dumps(wanted).encode()):
+        try:
+            found = json.loads(target.read(_MARK))
+        except ValueError:
+            found = None
+        if found != wanted:
+            raise CacheError(
+                f"{target.url}: holds an export of another cache or with another --top-k",
+                expected="an empty folder, or one that this command has begun",
+            )
+
+
+def _thinned(row: CachedSequence, top_k: int | None) -> CachedSequence:
+    if top_k is None:
+        return row
+    no_tail_N = np.zeros(row.targets.num_positions, np.float32)
+    return replace(row, targets=keep_top(row.targets, no_tail_N, top_k)[0])
 
 
 def _table(rows: list[CachedSequence]) -> pa.Table:

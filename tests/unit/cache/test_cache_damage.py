@@ -133,9 +133,13 @@ def test_commands(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert open_cache(str(made)).manifest.identity_digest in out
     assert "2 shards, 8 sequences" in out
     assert cache_command(["--help"]) == 0
-    assert "verify URL" in capsys.readouterr().out
-    for wrong in (["verify"], ["check", "x"], ["inspect", "a", "b"]):
-        with pytest.raises(ConfigError, match="not a command"):
+    assert "decode every row" in capsys.readouterr().out
+    for wrong, says in (
+        (["verify"], "required: URL"),
+        (["check", "x"], "invalid choice: 'check'"),
+        (["inspect", "a", "b"], "unrecognized arguments: b"),
+    ):
+        with pytest.raises(ConfigError, match=says):
             cache_command(wrong)
 
 

@@ -1,0 +1,256 @@
+"""A smaller cache: fewer entries a position, a subset of the samples, one split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from pipeline.cache.derive import check_apart, claim_folder, derived_counts, fill, finish
+from pipeline.cache.ledger import Plan, PlannedRows, encode_plan
+from pipeline.cache.manifest import SPLITS, ShardRecord
+from pipeline.cache.parallel import in_threads
+from pipeline.cache.reader import Cache
+from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.tables import decode_table, encode_table, read_table
+from pipeline.cache.thin import keep_top
+from pipeline.cache.writer import encode_shard
+from pipeline.config import fingerprint
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+
+__all__ = ["SliceSpec", "slice_cache"]
+
+_HASHES = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class SliceSpec:
+    """What stays; None leaves all. At most one of `samples`, `fraction` and `ids`."""
+
+    top_k: int | None = None
+    samples: int | None = None
+    """So many samples, those of smallest hash: 100 of a cache are among 200 of it."""
+    fraction: float | None = None
+    """About this share of the samples, by the same hash."""
+    ids: frozenset[str] | None = None
+    split: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what goes into the identity; of ids their digest."""
+        named = {
+            "command": "slice",
+            "top_k": self.top_k,
+            "samples": self.samples,
+            "fraction": self.fraction,
+            "ids_sha256": None if self.ids is None else fingerprint(sorted(self.ids)),
+            "split": self.split,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Where a chosen row stands in the source."""
+
+    shard: int
+    row: int
+    sample_id: str
+    tokens: int
+
+
+def slice_cache(
+    cache: Cache,
+    target: Store,
+    spec: SliceSpec,
+    *,
+    command: str,
+    workers: int = 1,
+    on_start: Callable[[int], None] = lambda rows: None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> int:
+    """Write the chosen part of a cache as a cache of its own; return its rows.
+
+    Rows keep their order and are cut into shards of about the source's `shard_tokens`. Without
+    `top_k` the columns are copied as they are. A slice of the held-out split is the training split
+    of the new cache, as a cache has one. A shard of the source and one of the target are in memory.
+
+    Raises:
+        CacheError: nothing is left, an id is unknown, `top_k` does not fit, the source is damaged,
+            or the target is no place for it.
+    """
+    check_apart(target, [cache.store])
+    _check_top_k(cache, spec)
+    on_start(sum(record.rows for record in cache.manifest.shards))
+    chosen = _choose(cache, spec, workers, on_rows)
+    source = cache.manifest
+    identity = {
+        **source.identity,
+        "derived": {"from": source.identity_digest, "how": spec.to_json()},
+    }
+    if spec.top_k is not None:
+        identity["scheme"] = {**source.identity["scheme"], "top_k": spec.top_k}
+    groups: list[list[_Row]] = []
+    shards: list[PlannedRows] = []
+    for split in SPLITS:
+        for index, group in enumerate(_cut(chosen[split], int(identity["shard_tokens"]))):
+            names = fingerprint([row.sample_id for row in group])
+            tokens = sum(row.tokens for row in group)
+            shards.append(PlannedRows(split, index, len(group), tokens, names))
+            groups.append(group)
+    plan = Plan(identity, tuple(shards))
+    digest = fingerprint(identity)
+
+    def make(place: int) -> tuple[ShardRecord, bytes]:
+        item, table = shards[place], _gather(cache, groups[place])
+        if spec.top_k is None:
+            return encode_table(table, split=item.split, index=item.index, identity_digest=digest)
+        return _thinned(cache, table, item, spec.top_k, digest)
+
+    tokenizer = cache.tokenizer_files()
+    claim_folder(target, plan, encode_plan(plan))
+    on_start(sum(item.rows for item in shards))
+    records = fill(target, shards, make, on_rows)
+    finish(
+        target,
+        records,
+        identity=identity,
+        spec=cache.spec,
+        temperatures=source.temperatures,
+        tokenizer=tokenizer,
+        corpus_counts=derived_counts(records),
+        command=command,
+    )
+    return sum(record.rows for record in records)
+
+
+def _check_top_k(cache: Cache, spec: SliceSpec) -> None:
+    """Refuse before anything is read: too many entries, or targets that have no largest ones."""
+    if spec.top_k is None:
+        return
+    held = cache.manifest.identity["scheme"].get("top_k")
+    first = next(iter(cache.source("train").read_rows(0, [0])))
+    keep_top(first.targets, np.zeros(first.targets.num_positions, np.float32), spec.top_k)
+    if isinstance(held, int) and spec.top_k > held:
+        raise CacheError(
+            f"{cache.store.url}: holds {held} entries a position", expected=f"--top-k up to {held}"
+        )
+
+
+def _choose(
+    cache: Cache, spec: SliceSpec, workers: int, on_rows: Callable[[int], None]
+) -> dict[str, list[_Row]]:
+    """Return the chosen rows of each split of the new cache, in the source's order."""
+    records = cache.manifest.shards
+    rows: dict[str, list[_Row]] = {split: [] for split in SPLITS}
+    for shard, (names, tokens) in enumerate(
+        in_threads(lambda record: _names(cache, record), records, workers)
+    ):
+        split = records[shard].split
+        if spec.split in (None, split):
+            target = split if spec.split is None else "train"
+            rows[target] += [
+                _Row(shard, row, name, count)
+                for row, (name, count) in enumerate(zip(names, tokens, strict=True))
+                if _is_in(name, spec)
+            ]
+        on_rows(records[shard].rows)
+    if spec.ids is not None:
+        unknown = spec.ids - {row.sample_id for split in SPLITS for row in rows[split]}
+        if unknown:
+            where = f"the {spec.split} split of " if spec.split else ""
+            raise CacheError(
+                f"{len(unknown)} of {len(spec.ids)} sample ids are not in {where}"
+                f"{cache.store.url}: {', '.join(sorted(unknown)[:4])}",
+                expected="ids of its column sample_id, one a line",
+            )
+    if spec.samples is not None:
+        every = sorted(_hash(row.sample_id) for split in SPLITS for row in rows[split])
+        if len(every) < spec.samples:
+            raise CacheError(
+                f"{cache.store.url}: holds {len(every)} samples",
+                expected=f"--samples up to {len(every)}",
+            )
+        last = every[spec.samples - 1]
+        rows = {s: [row for row in rows[s] if _hash(row.sample_id) <= last] for s in SPLITS}
+    if not rows["train"]:
+        raise CacheError(
+            f"{cache.store.url}: no training sample is left",
+            expected="at least one",
+            do="take more",
+        )
+    return rows
+
+
+def _is_in(name: str, spec: SliceSpec) -> bool:
+    if spec.fraction is not None:
+        return _hash(name) < spec.fraction * _HASHES
+    return spec.ids is None or name in spec.ids
+
+
+def _hash(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(b"slice:" + name.encode())
+
+
+def _names(cache: Cache, record: ShardRecord) -> tuple[list[str], list[int]]:
+    table = _table(cache, record)
+    return table.column("sample_id").to_pylist(), table.column("num_tokens").to_pylist()
+
+
+def _table(cache: Cache, record: ShardRecord) -> pa.Table:
+    try:
+        return read_table(cache.store, record, cache.manifest.identity_digest)
+    except CacheError as error:
+        raise CacheError(
+            f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
+            do=f"run python -m pipeline.cache repair {cache.store.url} first",
+        ) from None
+
+
+def _cut(rows: Sequence[_Row], shard_tokens: int) -> list[list[_Row]]:
+    """Cut rows into shards that follow the running total, as stage one's plan does."""
+    total = sum(row.tokens for row in rows)
+    count = max(1, round(total / shard_tokens))
+    groups: list[list[_Row]] = [[] for _ in range(count)]
+    seen = 0
+    for row in rows:
+        groups[min(count - 1, int((seen + row.tokens / 2) * count / total))].append(row)
+        seen += row.tokens
+    return [group for group in groups if group]
+
+
+def _gather(cache: Cache, rows: Sequence[_Row]) -> pa.Table:
+    """Return the rows as one table; the source's shards are read one after the other."""
+    parts: list[pa.Table] = []
+    for shard in sorted({row.shard for row in rows}):
+        wanted = [row.row for row in rows if row.shard == shard]
+        table = _table(cache, cache.manifest.shards[shard])
+        parts.append(table.take(pa.array(wanted, pa.int64())))
+    return pa.concat_tables(parts)
+
+
+def _thinned(
+    cache: Cache, table: pa.Table, item: PlannedRows, top_k: int, digest: str
+) -> tuple[ShardRecord, bytes]:
+    rows: list[CachedSequence] = []
+    tails: list[NDArray[np.float32]] = []
+    mass = table.column("tail_mass").combine_chunks()
+    for place, row in enumerate(decode_table(table)):
+        tail_N = mass[place].values.to_numpy(zero_copy_only=False).astype(np.float32)
+        targets, tail_N = keep_top(row.targets, tail_N, top_k)
+        rows.append(CachedSequence(row.sample_id, row.input_ids_L, row.counted_L, targets))
+        tails.append(tail_N)
+    return encode_shard(
+        rows,
+        cache.spec,
+        split=item.split,
+        index=item.index,
+        temperatures=cache.manifest.temperatures,
+        identity_digest=digest,
+        tails=tails,
+    )

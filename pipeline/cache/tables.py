@@ -1,0 +1,158 @@
+"""Shards as Arrow tables: read and checked, decoded, written again without touching a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.cache.codec import CodecSpec
+from pipeline.cache.manifest import ShardRecord, checksum, shard_name
+from pipeline.cache.schema import SCHEMA, footer, read_footer, table_to_rows
+from pipeline.cache.sparse import CachedSequence
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+
+__all__ = [
+    "decode_table",
+    "encode_table",
+    "read_shard",
+    "read_table",
+    "short_ids",
+    "table_from_bytes",
+]
+
+_BATCH_ROWS = 256
+"""Decoded rows are several times larger than blobs; this many exist at one time."""
+
+
+def read_table(store: Store, record: ShardRecord, identity_digest: str | None) -> pa.Table:
+    """Return a shard's columns, its bytes compared with `record`.
+
+    Args:
+        store: the cache's root.
+        record: what the manifest, or the shard's own record, says of it.
+        identity_digest: the cache's; None where it is not known.
+
+    Raises:
+        CacheError: as `read_shard` and `table_from_bytes` say; `found` is the bare reason, without
+            the file's name.
+    """
+    return table_from_bytes(read_shard(store, record), identity_digest)
+
+
+def read_shard(store: Store, record: ShardRecord) -> bytes:
+    """Return a shard's file, compared with its record.
+
+    Raises:
+        CacheError: missing, or of another size or checksum; `found` is the bare reason.
+    """
+    try:
+        data = store.read(record.path)
+    except FileNotFoundError:
+        raise CacheError("missing") from None
+    if len(data) != record.bytes:
+        raise CacheError(f"{len(data)} bytes, not {record.bytes}")
+    found = checksum(data)
+    if found != record.xxh3_128:
+        raise CacheError(f"checksum {found[:12]}..., not {record.xxh3_128[:12]}...")
+    return data
+
+
+def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
+    """Return the columns of a shard's file.
+
+    Raises:
+        CacheError: no Parquet, no shard, or of another identity.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=SCHEMA.names)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise CacheError(f"not readable as Parquet ({error})") from None
+    digest = read_footer(table.schema.metadata).get("identity_digest")
+    if identity_digest is not None and digest != identity_digest:
+        raise CacheError("it belongs to a cache of another identity")
+    return table
+
+
+def decode_table(table: pa.Table) -> Iterator[CachedSequence]:
+    """Yield the rows of a shard, decoded by what its footer says, a few hundred at a time.
+
+    Raises:
+        CacheError: a row that no writer can have written.
+    """
+    about = read_footer(table.schema.metadata)
+    spec = CodecSpec.from_json(about["codec"])
+    for start in range(0, table.num_rows, _BATCH_ROWS):
+        yield from table_to_rows(table.slice(start, _BATCH_ROWS), spec, about["temperatures"])
+
+
+def encode_table(
+    table: pa.Table, *, split: str, index: int, identity_digest: str
+) -> tuple[ShardRecord, bytes]:
+    """Return a shard of the same rows under another name and identity.
+
+    The columns are written as they are: a target that was decoded and encoded again would not be
+    the same (its largest entry is a remainder, not a grid value). The bytes are those that
+    `encode_shard` gives for these columns; a test holds the two together.
+    """
+    about = read_footer(table.schema.metadata)
+    spec, grid = CodecSpec.from_json(about["codec"]), about["temperatures"]
+    # Parquet names the items of a list otherwise than Arrow does, and the file repeats the names.
+    columns = [table.column(item.name).combine_chunks().cast(item.type) for item in SCHEMA]
+    schema = SCHEMA.with_metadata(footer(spec, grid, identity_digest))
+    table = pa.Table.from_arrays(columns, schema=schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=1024,
+        use_dictionary=False,
+        write_page_checksum=True,
+        write_statistics=["num_tokens", "num_counted"],
+    )
+    data = sink.getvalue().to_pybytes()
+    at_one = list(grid).index(1.0)
+    entries, entropy = 0, 0.0
+    for row in decode_table(table):
+        entries += int(row.targets.token_ids_E.size)
+        entropy += float(row.targets.entropy_NG[:, at_one].sum(dtype=np.float64))
+    tokens = table.column("num_tokens").to_pylist()
+    counted = table.column("num_counted").to_pylist()
+    tail_mass = table.column("tail_mass").combine_chunks().flatten()
+    kept = float((1 - tail_mass.to_numpy(zero_copy_only=False).astype(np.float64)).sum())
+    total = sum(counted)
+    return ShardRecord(
+        split=split,
+        index=index,
+        path=shard_name(split, index),
+        rows=table.num_rows,
+        tokens=sum(tokens),
+        counted=total,
+        entries=entries,
+        bytes=len(data),
+        xxh3_128=checksum(data),
+        kept_mass=round(kept / max(total, 1), 6),
+        entropy=round(entropy / max(total, 1), 6),
+        row_tokens=tuple(tokens),
+        row_counted=tuple(counted),
+    ), data
+
+
+def short_ids(names: Sequence[str]) -> NDArray[np.bytes_]:
+    """Return 16 bytes for each sample id; equal where the ids are."""
+    return np.array([_short_id(name) for name in names], "S16")
+
+
+def _short_id(name: str) -> bytes:
+    try:
+        data = bytes.fromhex(name)
+    except ValueError:
+        data = b""
+    # Ids of another form than FORMAT.md's are compared by a digest.
+    return data if len(data) == 16 else bytes.fromhex(checksum(name.encode()))

@@ -1,0 +1,297 @@
+"""Is a cache whole? Every file against every other: a list of what is damaged, by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.ledger import Ledger, PlannedRows, decode_plan, read_ledger
+from pipeline.cache.manifest import (
+    PLAN,
+    ROWS,
+    SPLITS,
+    ShardRecord,
+    checksum,
+    decode_record,
+    read_rows_index,
+    record_name,
+    shard_name,
+    tokenizer_name,
+)
+from pipeline.cache.parallel import in_threads
+from pipeline.cache.tables import decode_table, read_table, short_ids
+from pipeline.config import fingerprint
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+
+__all__ = ["Finding", "verify_cache"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One file that is damaged, missing, or does not belong."""
+
+    name: str
+    """Relative to the cache."""
+    reason: str
+    shard: tuple[str, int] | None = None
+    """Split and index of the shard that has to be made anew; None for files of the whole cache."""
+    stray: bool = False
+    """The file belongs to no shard of the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What reading one shard brought to light."""
+
+    findings: tuple[Finding, ...]
+    ids_R: NDArray[np.bytes_]
+    """16 bytes of each sample's id."""
+
+
+def verify_cache(
+    store: Store,
+    *,
+    quick: bool = False,
+    workers: int = 1,
+    on_start: Callable[[int], None] = lambda rows: None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> list[Finding]:
+    """Return every damaged file of a cache; an empty list says that the cache is whole.
+
+    A cache without a (readable) manifest is judged by its plan and its shards' records, and the
+    manifest is one of the findings. Memory: the shards being read, and 16 bytes a row.
+
+    Args:
+        store: the cache's root.
+        quick: compare the sizes of shards only; small files are read all the same.
+        workers: shards read at one time.
+        on_start: told the rows of the whole cache.
+        on_rows: told of rows as they are done.
+
+    Raises:
+        CacheError: there is no cache at all, or one of a newer format.
+        StoreError: the store cannot be reached.
+    """
+    ledger = read_ledger(store)
+    findings = [Finding(name, reason) for name, reason in ledger.damaged]
+    rows_index = _rows_index(store, ledger, findings)
+    findings += _tokenizer(store, ledger)
+    findings += _plan(store, ledger)
+    findings += _strays(store, ledger)
+    on_start(sum(record.rows for record in ledger.records))
+    starts = np.cumsum([0] + [record.rows for record in ledger.records])
+    planned = {(item.split, item.index): item for item in ledger.planned}
+
+    def check(position: int) -> _Seen:
+        record = ledger.records[position]
+        wanted = None
+        if rows_index is not None:
+            wanted = rows_index[starts[position] : starts[position + 1]]
+        plan = planned.get((record.split, record.index))
+        return _check_shard(store, record, wanted, plan, ledger, quick)
+
+    seen: list[_Seen] = []
+    for position, one in enumerate(in_threads(check, range(len(ledger.records)), workers)):
+        findings += one.findings
+        seen.append(one)
+        on_rows(ledger.records[position].rows)
+    findings += _repeated(ledger, seen)
+    return _without_twins(findings)
+
+
+def _rows_index(store: Store, ledger: Ledger, findings: list[Finding]) -> NDArray[np.int32] | None:
+    if ledger.manifest is None:
+        return None
+    try:
+        return read_rows_index(store, ledger.manifest)
+    except CacheError as error:
+        findings.append(Finding(ROWS, _reason(error, store, ROWS)))
+        return None
+
+
+def _tokenizer(store: Store, ledger: Ledger) -> Iterator[Finding]:
+    for file, wanted in ledger.manifest.tokenizer_xxh3_128.items() if ledger.manifest else ():
+        try:
+            found = checksum(store.read(tokenizer_name(file)))
+        except FileNotFoundError:
+            yield Finding(tokenizer_name(file), "missing")
+            continue
+        if found != wanted:
+            reason = f"checksum {found[:12]}..., not {wanted[:12]}..."
+            yield Finding(tokenizer_name(file), reason)
+
+
+def _plan(store: Store, ledger: Ledger) -> Iterator[Finding]:
+    """Every planned shard is listed once, and nothing else is."""
+    manifest = ledger.manifest
+    if ledger.plan_raw is None:
+        if store.exists("_meta/config.yaml"):
+            yield Finding(PLAN, "missing")
+        return
+    plan = decode_plan(ledger.plan_raw)
+    if plan is None:
+        return  # the ledger has said so
+    as_written = json.dumps(json.loads(ledger.plan_raw), indent=1, ensure_ascii=False).encode()
+    if as_written != ledger.plan_raw:
+        yield Finding(PLAN, "not as it was written (white space or number format)")
+    elif manifest is not None and plan.identity != manifest.identity:
+        yield Finding(PLAN, "of another identity than the manifest")
+    elif manifest is not None:
+        planned = [(item.split, item.index) for item in plan.shards]
+        listed = [(record.split, record.index) for record in manifest.shards]
+        if sorted(planned) != sorted(listed):
+            yield Finding(PLAN, f"plans {len(planned)} shards, the manifest lists {len(listed)}")
+    if manifest is None:
+        have = {(record.split, record.index) for record in ledger.records}
+        for item in plan.shards:
+            if (item.split, item.index) not in have:
+                name = record_name(item.split, item.index)
+                there = store.exists(name)
+                reason = "damaged" if there else "planned, and not made yet"
+                yield Finding(name, reason, (item.split, item.index))
+
+
+def _strays(store: Store, ledger: Ledger) -> Iterator[Finding]:
+    """Other readers take every Parquet file of a split's folder for a part of it."""
+    keys = {(record.split, record.index) for record in ledger.records}
+    keys |= {(item.split, item.index) for item in ledger.planned}
+    shards = {shard_name(*key) for key in keys}
+    known = ledger.manifest is not None or bool(ledger.planned)
+    reason = "belongs to no shard of this cache" if known else "no intact record says what it is"
+    for split in SPLITS:
+        for file in store.list(f"data/{split}"):
+            name = f"data/{split}/{file}"
+            if file.endswith(".parquet") and name not in shards:
+                yield Finding(name, reason, stray=True)
+    records = {record_name(*key) for key in keys}
+    for file in store.list("_meta/shards"):
+        if f"_meta/shards/{file}" not in records:
+            yield Finding(f"_meta/shards/{file}", reason, stray=True)
+
+
+def _check_shard(
+    store: Store,
+    listed: ShardRecord,
+    rows_R2: NDArray[np.int32] | None,
+    plan: PlannedRows | None,
+    ledger: Ledger,
+    quick: bool,
+) -> _Seen:
+    key = (listed.split, listed.index)
+    findings: list[Finding] = []
+    reason = _record_reason(store, listed, rows_R2, ledger)
+    if reason:
+        findings.append(Finding(record_name(*key), reason, key))
+    if plan is not None and (plan.rows, plan.tokens) != (listed.rows, listed.tokens):
+        text = f"plans {plan.rows} rows of {plan.tokens} tokens for {listed.path}"
+        findings.append(Finding(PLAN, f"{text}, which has {listed.rows} of {listed.tokens}"))
+    ids = np.zeros(0, "S16")
+    if quick:
+        size = store.size(listed.path)
+        if size != listed.bytes:
+            text = "missing" if size is None else f"{size} bytes, not {listed.bytes}"
+            findings.append(Finding(listed.path, text, key))
+        return _Seen(tuple(findings), ids)
+    try:
+        ids, samples_sha256 = _read_rows(store, listed, rows_R2, ledger)
+    except CacheError as error:
+        findings.append(Finding(listed.path, error.found, key))
+        return _Seen(tuple(findings), ids)
+    if plan is not None and plan.samples_sha256 not in (None, samples_sha256):
+        findings.append(Finding(PLAN, f"plans other samples than {listed.path} holds"))
+    return _Seen(tuple(findings), ids)
+
+
+def _record_reason(
+    store: Store, listed: ShardRecord, rows_R2: NDArray[np.int32] | None, ledger: Ledger
+) -> str:
+    """Say what is wrong with a shard's record, which a cache made again would rely on."""
+    if ledger.manifest is None:
+        return ""  # the records are what the shards are judged by, and they were whole
+    try:
+        record = decode_record(store.read(record_name(listed.split, listed.index)))
+    except FileNotFoundError:
+        return "shard record missing"
+    if record is None:
+        return "shard record damaged (its checksum does not match)"
+    if record.to_json(with_rows=False) != listed.to_json(with_rows=False):
+        return "shard record differs from the manifest"
+    if rows_R2 is not None and (
+        list(record.row_tokens) != rows_R2[:, 0].tolist()
+        or list(record.row_counted) != rows_R2[:, 1].tolist()
+    ):
+        return f"shard record differs from {ROWS}"
+    return ""
+
+
+def _read_rows(
+    store: Store, listed: ShardRecord, rows_R2: NDArray[np.int32] | None, ledger: Ledger
+) -> tuple[NDArray[np.bytes_], str]:
+    """Decode every row of a shard; return the ids as 16 bytes each, and the digest of them all."""
+    table = read_table(store, listed, ledger.identity_digest)
+    names: list[str] = []
+    tokens: list[int] = []
+    counted: list[int] = []
+    entries = 0
+    for row in decode_table(table):
+        names.append(row.sample_id)
+        tokens.append(int(row.input_ids_L.size))
+        counted.append(row.targets.num_positions)
+        entries += int(row.targets.token_ids_E.size)
+    found = (len(names), sum(tokens), sum(counted), entries)
+    wanted = (listed.rows, listed.tokens, listed.counted, listed.entries)
+    words = "rows, tokens, counted tokens, entries"
+    if found != wanted:
+        raise CacheError(f"holds {found} {words}, its record says {wanted}")
+    if rows_R2 is not None and (
+        tokens != rows_R2[:, 0].tolist() or counted != rows_R2[:, 1].tolist()
+    ):
+        raise CacheError(f"its rows have other lengths than {ROWS} says")
+    return short_ids(names), fingerprint(names)
+
+
+def _repeated(ledger: Ledger, seen: Sequence[_Seen]) -> Iterator[Finding]:
+    """A sample stands in the cache once, but for those that a merge brought in several times."""
+    ids = [one.ids_R for one in seen]
+    if not ids:
+        return
+    every = np.concatenate(ids)
+    owner = np.repeat(np.arange(len(ids)), [part.size for part in ids])
+    heldout = np.array([record.split != "train" for record in ledger.records])[owner]
+    order = np.argsort(every, kind="stable")
+    every, owner, heldout = every[order], owner[order], heldout[order]
+    again = np.flatnonzero(every[1:] == every[:-1]) + 1
+    both = again[heldout[again] != heldout[again - 1]]
+    allowed = int((ledger.identity or {}).get("derived", {}).get("repeated_samples", 0))
+    for position in np.unique(owner[both]).tolist():
+        listed = ledger.records[position]
+        yield Finding(
+            listed.path,
+            f"{int((owner[both] == position).sum())} of its samples are in the other split too",
+            (listed.split, listed.index),
+        )
+    if again.size > allowed and not both.size:
+        for position in np.unique(owner[again]).tolist():
+            listed = ledger.records[position]
+            yield Finding(
+                listed.path,
+                f"{int((owner[again] == position).sum())} of its samples are in the cache twice",
+                (listed.split, listed.index),
+            )
+
+
+def _without_twins(findings: Iterable[Finding]) -> list[Finding]:
+    """Keep the first finding of each file: one line a file."""
+    first: dict[str, Finding] = {}
+    for finding in findings:
+        first.setdefault(finding.name, finding)
+    return list(first.values())
+
+
+def _reason(error: CacheError, store: Store, name: str) -> str:
+    return error.found.removeprefix(f"{store.full_url(name)}: ")

@@ -1,0 +1,204 @@
+"""A slice is a cache of its own that holds exactly what was asked for, and the same every time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.cache.__main__ import main
+from pipeline.cache.reader import open_cache
+from pipeline.cache.tables import encode_table, table_from_bytes
+from pipeline.cache.thin import keep_top
+from pipeline.cache.verify import verify_cache
+from pipeline.errors import CacheError, ConfigError
+from pipeline.storage import Store
+from tests.conftest import digests
+from tests.unit.cache.planned_cache import flip
+from tests.unit.cache.sample_cache import SHARD, SPEC, read_all, sample_row, sample_shard
+
+
+def _rows(folder: Path) -> dict[str, Any]:
+    return {row.sample_id: row for row in read_all(open_cache(str(folder)))}
+
+
+def _slice(source: Path, target: Path, *flags: object) -> dict[str, Any]:
+    assert main(["slice", str(source), str(target), *map(str, flags)]) == 0
+    assert verify_cache(Store(str(target))) == []
+    return _rows(target)
+
+
+def test_columns_written_again_are_the_same_bytes() -> None:
+    record, data = sample_shard("train", 1, 3)
+    table = table_from_bytes(data, None)
+    from pipeline.cache.schema import read_footer
+
+    digest = read_footer(table.schema.metadata)["identity_digest"]
+    again, same = encode_table(table, split="train", index=1, identity_digest=digest)
+    assert same == data
+    kept = pytest.approx(record.kept_mass, abs=1e-3)  # from float16 instead of float32
+    assert again.kept_mass == kept
+    assert again.entropy == pytest.approx(record.entropy, rel=1e-3)
+    for name in ("path", "rows", "tokens", "counted", "entries", "bytes", "xxh3_128"):
+        assert getattr(again, name) == getattr(record, name)
+    assert (again.row_tokens, again.row_counted) == (record.row_tokens, record.row_counted)
+
+
+@given(seed=st.integers(0, 2**32), k=st.integers(1, 8))
+def test_keep_top_keeps_the_largest_and_the_mass(seed: int, k: int) -> None:
+    row, tail_N = sample_row(np.random.default_rng(seed))
+    targets = row.targets
+    thinned, new_tail_N = keep_top(targets, tail_N, k)
+    assert thinned.counts_N.tolist() == np.minimum(targets.counts_N, k).tolist()
+    old = new = 0
+    for n in range(targets.num_positions):
+        a, b = int(targets.counts_N[n]), int(thinned.counts_N[n])
+        before = dict(
+            zip(
+                targets.token_ids_E[old : old + a].tolist(),
+                targets.logprobs_E[old : old + a].tolist(),
+                strict=True,
+            )
+        )
+        ids = thinned.token_ids_E[new : new + b].tolist()
+        assert ids == sorted(sorted(before, key=lambda i: (-before[i], i))[:k])
+        assert [before[i] for i in ids] == thinned.logprobs_E[new : new + b].tolist()
+        kept = np.exp(thinned.logprobs_E[new : new + b].astype(np.float64)).sum()
+        assert kept + new_tail_N[n] == pytest.approx(1, abs=1e-5)
+        old, new = old + a, new + b
+
+
+def test_sampled_targets_have_no_largest_entries() -> None:
+    from dataclasses import replace
+
+    row, tail_N = sample_row(np.random.default_rng(0))
+    sampled = replace(row.targets, inclusion_E=np.ones(row.targets.token_ids_E.size, np.float32))
+    with pytest.raises(CacheError, match="sampled targets"):
+        keep_top(sampled, tail_N, 3)
+
+
+def test_fewer_entries(made: Path, tmp_path: Path) -> None:
+    before, after = _rows(made), _slice(made, tmp_path / "a", "--top-k", 2)
+    assert before.keys() == after.keys()
+    identity = open_cache(str(tmp_path / "a")).manifest.identity
+    source = open_cache(str(made)).manifest
+    assert identity["scheme"] == {**source.identity["scheme"], "top_k": 2}
+    assert identity["derived"] == {
+        "from": source.identity_digest,
+        "how": {"command": "slice", "top_k": 2},
+    }
+    for name, row in after.items():
+        old = before[name].targets
+        wanted, _ = keep_top(old, np.zeros(old.num_positions, np.float32), 2)
+        assert row.targets.token_ids_E.tolist() == wanted.token_ids_E.tolist()
+        assert row.targets.log_z_NG.tolist() == old.log_z_NG.tolist()
+        error = np.abs(row.targets.logprobs_E - wanted.logprobs_E).max(initial=0)
+        assert error <= 1.01 * SPEC.step_nats
+
+
+def test_subsets_are_nested_and_untouched(made: Path, tmp_path: Path) -> None:
+    before = _rows(made)
+    three = _slice(made, tmp_path / "3", "--samples", 3)
+    six = _slice(made, tmp_path / "6", "--samples", 6)
+    assert len(three) == 3
+    assert len(six) == 6
+    assert three.keys() < six.keys() < before.keys()
+    half = _slice(made, tmp_path / "half", "--fraction", 0.5)
+    assert half.keys() < before.keys()
+    assert half.keys() <= six.keys() or six.keys() <= half.keys()  # one order of the samples
+    for name, row in six.items():
+        for column in ("counts_N", "token_ids_E", "logprobs_E", "log_z_NG", "gold_logprob_N"):
+            a, b = getattr(row.targets, column), getattr(before[name].targets, column)
+            assert a.tolist() == b.tolist()
+
+
+def test_named_samples_and_splits(made: Path, tmp_path: Path) -> None:
+    cache = open_cache(str(made))
+    names = [row.sample_id for row in cache.source("train").read_rows(1, range(3))]
+    (tmp_path / "ids").write_text("\n".join(names[:2]) + "\n\n")
+    assert set(_slice(made, tmp_path / "a", "--ids", tmp_path / "ids")) == set(names[:2])
+    train = _slice(made, tmp_path / "b", "--split", "train")
+    heldout = _slice(made, tmp_path / "c", "--split", "heldout")
+    assert (len(train), len(heldout)) == (8, 2)
+    assert not train.keys() & heldout.keys()
+    assert not list((tmp_path / "c").glob("data/heldout/*"))
+    (tmp_path / "ids").write_text(f"{names[0]}\nffff\n")
+    with pytest.raises(CacheError, match=r"1 of 2 sample ids are not in .*: ffff"):
+        main(["slice", str(made), str(tmp_path / "d"), "--ids", str(tmp_path / "ids")])
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_same_command_goes_on_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    target, source = tmp_path / "a", digests(made)
+    flags = ["slice", str(made), str(target), "--top-k", "3", "--samples", "9"]
+    assert main(flags) == 0
+    whole = digests(target)
+    (target / "_meta/manifest.json").unlink()
+    (target / "_meta/shards/train-00001.json").unlink()
+    assert main(flags) == 0
+    assert digests(target) == whole
+    flip(target / "data/train/00000.parquet", 50)  # of a finished one every byte is compared
+    assert main(flags) == 0
+    assert digests(target) == whole
+    assert digests(made) == source
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--top-k", "7"], "holds 6 entries"),
+        (["--samples", "11"], "holds 10 samples"),
+        (["--fraction", "1e-9"], "no training sample is left"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    flags: list[str], says: str, made: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CacheError, match=says):
+        main(["slice", str(made), str(tmp_path / "a"), *flags])
+    assert not (tmp_path / "a").exists()
+
+
+def test_wrong_flags_are_one_message(made: Path, tmp_path: Path) -> None:
+    for flags, says in (
+        ([], "nothing to leave out"),
+        (["--fraction", "2"], "expected above 0"),
+        (["--top-k", "0"], "expected at least 1"),
+        (["--samples", "3", "--fraction", "0.5"], "not allowed with"),
+        (["--ids", str(tmp_path / "none")], "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            main(["slice", str(made), str(tmp_path / "a"), *flags])
+
+
+def test_targets_that_are_no_place_for_it(cache_dir: Path, tmp_path: Path) -> None:
+    source = digests(cache_dir)
+    for target in (cache_dir, cache_dir / "within", cache_dir.parent):
+        with pytest.raises(CacheError, match="apart from the sources"):
+            main(["slice", str(cache_dir), str(target), "--samples", "3"])
+    other = tmp_path / "elsewhere" / "other"
+    shutil.copytree(cache_dir, other)
+    with pytest.raises(CacheError, match="holds another cache"):
+        main(["slice", str(cache_dir), str(other), "--samples", "3"])
+    assert digests(cache_dir) == source == digests(other)
+    flip(cache_dir / SHARD, 1)
+    with pytest.raises(CacheError, match=f"{SHARD}: shard damaged.*repair"):
+        main(["slice", str(cache_dir), str(tmp_path / "elsewhere/b"), "--samples", "3"])
+
+
+def test_export_of_the_largest_entries(made: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "plain")
+    assert main(["export", str(made), target, "--top-k", "2"]) == 0
+    assert main(["export", str(made), target, "--top-k", "2"]) == 0
+    lists = pq.read_table(tmp_path / "plain" / SHARD)["target_ids"].to_pylist()
+    assert max(len(ids) for row in lists for ids in row) == 2
+    with pytest.raises(CacheError, match="another --top-k"):
+        main(["export", str(made), target])
+    with pytest.raises(CacheError, match="holds a cache"):
+        main(["export", str(made), str(shutil.copytree(made, tmp_path / "copy"))])
