@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.cache.ledger import Ledger, read_ledger
-from pipeline.cache.manifest import MANIFEST, PLAN, SPLITS, ShardRecord
+from pipeline.cache.manifest import MANIFEST, SPLITS, ShardRecord
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -20,9 +20,8 @@ def summarize(store: Store) -> dict[str, Any]:
         CacheError: there is no cache, its manifest or plan is damaged, or it is of a newer format.
     """
     ledger = read_ledger(store)
-    damaged = [name for name, _ in ledger.damaged if name == PLAN or ledger.planned == ()]
     if ledger.identity is None or (ledger.manifest is None and store.exists(MANIFEST)):
-        names = " and ".join(sorted({*damaged, *(name for name, _ in ledger.damaged)}))
+        names = " and ".join(name for name, _ in ledger.damaged)
         raise CacheError(
             f"{store.url}: {names} missing or damaged",
             do=f"python -m pipeline.cache verify {store.url} lists every damaged file",

@@ -192,6 +192,23 @@ def test_targets_that_are_no_place_for_it(cache_dir: Path, tmp_path: Path) -> No
         main(["slice", str(cache_dir), str(tmp_path / "elsewhere/b"), "--samples", "3"])
 
 
+def test_a_derived_cache_is_mended_by_the_command_that_made_it(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["slice", str(made), str(tmp_path / "a"), "--samples", "4"]
+    assert main(flags) == 0
+    assert main(["inspect", str(tmp_path / "a")]) == 0
+    assert "command=slice samples=4" in capsys.readouterr().out
+    whole = digests(tmp_path / "a")
+    flip(tmp_path / "a/data/train/00000.parquet", 50)
+    broken = digests(tmp_path / "a")
+    with pytest.raises(CacheError, match="run the same `slice` command again"):
+        main(["repair", str(tmp_path / "a")])
+    assert digests(tmp_path / "a") == broken
+    assert main(flags) == 0
+    assert digests(tmp_path / "a") == whole
+
+
 def test_export_of_the_largest_entries(made: Path, tmp_path: Path) -> None:
     target = str(tmp_path / "plain")
     assert main(["export", str(made), target, "--top-k", "2"]) == 0
