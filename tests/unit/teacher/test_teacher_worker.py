@@ -202,7 +202,7 @@ def test_tokens_are_reported_once_however_often_they_are_computed() -> None:
             return super().capture(requests, on_tokens=on_tokens)
 
     told: list[int] = []
-    guarded = GuardedEngine(Flaky(), tries=3, elsewhere=lambda: [])
+    guarded = GuardedEngine(Flaky(), tries=3, elsewhere=list)
     answered = guarded.capture(_requests(_shards(1)[0]), on_tokens=told.append)
     assert answered.failed == ()
     assert told == [20, 10]
@@ -215,7 +215,7 @@ def test_an_engine_that_fails_only_for_the_whole_is_said_so() -> None:
                 raise RuntimeError("out of memory")
             return super().capture(requests)
 
-    guarded = GuardedEngine(Small(), tries=2, elsewhere=lambda: [])
+    guarded = GuardedEngine(Small(), tries=2, elsewhere=list)
     with pytest.raises(ModelError, match=r"fails for 3 rows together.*out of memory.*lower"):
         guarded.capture(_requests(_shards(1)[0]))
 
@@ -224,12 +224,11 @@ def test_a_stuck_writer_does_not_keep_the_process(store: Store) -> None:
     board, shards = ClaimBoard(store, "w", 60), _shards(2)
     maker, _ = _maker(store, board, Engine(), shards, write_s=60)
     begun = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        with maker:
-            claim = board.try_claim("train-00000", None)
-            assert claim is not None
-            maker.make(shards[0], claim)
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), maker:
+        claim = board.try_claim("train-00000", None)
+        assert claim is not None
+        maker.make(shards[0], claim)
+        raise KeyboardInterrupt
     assert time.monotonic() - begun < 15
     assert all(t.daemon for t in threading.enumerate() if t.name == "cache-writer")
 
