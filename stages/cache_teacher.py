@@ -81,17 +81,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = command.settings
     from pipeline.cache.set_aside import describe_set_aside, read_failures
     from pipeline.observe.logs import configure_logging
+    from pipeline.observe.prometheus import serve_metrics
+    from pipeline.observe.shares import Shares, summary_line
     from pipeline.storage import Store
     from pipeline.teacher.capture import cache_teacher, prepare
+    from pipeline.teacher.claims import worker_name
     from pipeline.teacher.forecast import check_resources, forecast, print_forecast
     from pipeline.teacher.signals import interruptible
 
     configure_logging(run.observe.log_level)
     store = Store(run.cache_dir)
-    with interruptible():
+    shares = Shares()
+    dry = "dry_run" in command.switches
+    port = None if dry else run.observe.prometheus_port
+    # Before anything else: a port that is taken is said at once, not after the tokenising.
+    endpoint = serve_metrics(
+        shares, port=port, host=run.observe.prometheus_host, worker=worker_name()
+    )
+    with interruptible(), endpoint:
         prepared = prepare(run.teacher, run.corpus, run.capture, seed=run.seed)
         plan = forecast(prepared, run.teacher, run.capture)
-        if "dry_run" in command.switches:
+        if dry:
             print_forecast(
                 prepared, plan, run.teacher, run.capture, store, max_length=run.corpus.max_length
             )
@@ -107,8 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             resolved_config=dump_yaml(run),
             progress_every_s=run.observe.progress_every_s,
             retry_failed="retry_failed" in command.switches,
+            shares=shares,
         )
         failures = read_failures(store)
+    summary = shares.summary()
+    if summary.counts:
+        print(f"this worker: {summary_line(summary)}")
     counted = sum(record.counted for record in manifest.shards)
     size = sum(record.bytes for record in manifest.shards)
     print(

@@ -37,6 +37,7 @@ from pipeline.errors import CacheError, ConfigError
 from pipeline.models.resolve import ResolvedModel, read_model_config, resolve_model
 from pipeline.models.tokenizer import load_tokenizer, tokenizer_files
 from pipeline.observe.progress import Progress
+from pipeline.observe.shares import Shares
 from pipeline.storage import Store
 from pipeline.teacher.claims import CLAIMS, ClaimBoard, worker_name
 from pipeline.teacher.columns import to_targets
@@ -50,7 +51,7 @@ from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
 from pipeline.teacher.scheme import capture_scheme
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify import SparseScheme
+from pipeline.teacher.sparsify import SparseScheme, seconds_spent
 from pipeline.teacher.worker import ShardMaker, make_all
 
 __all__ = ["Prepared", "cache_teacher", "capture_requests", "prepare"]
@@ -129,6 +130,7 @@ def cache_teacher(
     resolved_config: str,
     progress_every_s: float,
     retry_failed: bool = False,
+    shares: Shares | None = None,
 ) -> Manifest:
     """Make what is missing of the cache and return its manifest.
 
@@ -141,6 +143,9 @@ def cache_teacher(
         CacheError: the store holds another identity's cache.
         ModelError: the teacher answers for no row, or for too few.
     """
+    shares = shares or Shares()
+    shares.inside("teacher", "sparsifier", seconds_spent)
+    shares.level(planned_tokens=sum(shard.num_tokens for shard in prepared.plan.shards))
     settle_plan(store, prepared.plan, prepared.identity)
     if retry_failed:
         _log.info("%d rows were set aside and are made again", forget_failures(store))
@@ -176,7 +181,9 @@ def cache_teacher(
                 max_length=max_length,
             ),
             lambda shard: capture_requests(shard.samples),
-            lambda shard, columns, failed: _write_shard(shard, columns, failed, prepared, store),
+            lambda shard, columns, failed: _write_shard(
+                shard, columns, failed, prepared, store, shares
+            ),
             board,
             progress,
             shards=prepared.plan.shards,
@@ -185,6 +192,7 @@ def cache_teacher(
                 1, math.floor(capture.max_failed_fraction * prepared.corpus.counts.samples)
             ),
             bytes_per_token=max((r.bytes / r.tokens for r in records if r.tokens), default=0.0),
+            shares=shares,
         ) as maker,
     ):
         make_all(prepared.plan.shards, board, maker)
@@ -269,29 +277,32 @@ def _write_shard(
     failed: frozenset[str],
     prepared: Prepared,
     store: Store,
+    shares: Shares,
 ) -> ShardRecord:
     rows: list[CachedSequence] = []
     tails: list[NDArray[np.float32]] = []
     answered = [sample for sample in shard.samples if sample.sample_id not in failed]
-    for sample, columns_NC in zip(answered, columns, strict=True):
-        targets, tail_N = to_targets(
-            columns_NC,
-            prepared.scheme,
-            sample_id=sample.sample_id,
-            gold_N=sample.input_ids[sample.counted],
+    with shares.spent("encoding"):
+        for sample, columns_NC in zip(answered, columns, strict=True):
+            targets, tail_N = to_targets(
+                columns_NC,
+                prepared.scheme,
+                sample_id=sample.sample_id,
+                gold_N=sample.input_ids[sample.counted],
+            )
+            rows.append(CachedSequence(sample.sample_id, sample.input_ids, sample.counted, targets))
+            tails.append(tail_N)
+        record, data = encode_shard(
+            rows,
+            prepared.spec,
+            split=shard.split,
+            index=shard.index,
+            temperatures=prepared.scheme.temperatures,
+            identity_digest=prepared.identity_digest,
+            tails=tails,
         )
-        rows.append(CachedSequence(sample.sample_id, sample.input_ids, sample.counted, targets))
-        tails.append(tail_N)
-    record, data = encode_shard(
-        rows,
-        prepared.spec,
-        split=shard.split,
-        index=shard.index,
-        temperatures=prepared.scheme.temperatures,
-        identity_digest=prepared.identity_digest,
-        tails=tails,
-    )
-    commit_shard(store, record, data)
+    with shares.spent("store"):
+        commit_shard(store, record, data)
     return record
 
 

@@ -19,6 +19,7 @@ from pipeline.cache.set_aside import FailedRow, failed_name, read_failed, read_f
 from pipeline.cache.writer import intact_record
 from pipeline.errors import ModelError, StoreError
 from pipeline.observe.progress import Progress
+from pipeline.observe.shares import Shares
 from pipeline.teacher.background import Behind
 from pipeline.teacher.breadcrumb import Breadcrumb
 from pipeline.teacher.claims import Claim, ClaimBoard
@@ -62,6 +63,7 @@ class ShardMaker:
         tries: int,
         most_failed: int,
         bytes_per_token: float,
+        shares: Shares | None = None,
     ) -> None:
         """Keep the parts; use as a context manager.
 
@@ -75,6 +77,7 @@ class ShardMaker:
             tries: how often a row may fail before it is set aside.
             most_failed: rows of the plan that may be set aside in all.
             bytes_per_token: a shard's size on the store by its tokens, where known, else 0.
+            shares: the worker's account of time and counts.
         """
         self._open_engine = open_engine
         self._requests = requests
@@ -86,6 +89,7 @@ class ShardMaker:
         self._tries = tries
         self._most_failed = most_failed
         self._bytes_per_token = bytes_per_token
+        self.shares = shares or Shares()
         self._engine: Engine | None = None
         self._guarded: GuardedEngine | None = None
         self._current: PlannedShard | None = None
@@ -119,7 +123,8 @@ class ShardMaker:
         """
         self._check_room(shard)
         if self._guarded is None:
-            self._engine = self._open_engine()
+            with self.shares.spent("loading"):
+                self._engine = self._open_engine()
             self._guarded = GuardedEngine(
                 self._engine, tries=self._tries, elsewhere=self._elsewhere
             )
@@ -127,7 +132,8 @@ class ShardMaker:
         if claim.attempt:
             self._guarded.greet(self._short_rows(made=True))
         started = time.monotonic()
-        answered = self._capture(self._guarded, shard, claim)
+        with self.shares.spent("teacher"):
+            answered = self._capture(self._guarded, shard, claim)
         _log.debug("shard %s captured in %.1f s", shard.name, time.monotonic() - started)
         # At most one shard waits: a slow store holds the teacher back instead of filling memory.
         self.flush()
@@ -135,7 +141,8 @@ class ShardMaker:
 
     def flush(self) -> None:
         """Wait until the shard in the writer's hands is committed; raises what it raised."""
-        self._writer.wait()
+        with self.shares.spent("waiting"):
+            self._writer.wait()
 
     def _capture(self, engine: GuardedEngine, shard: PlannedShard, claim: Claim) -> Answered:
         """Capture the rows that can be answered; the list of the others is on the store then."""
@@ -151,7 +158,7 @@ class ShardMaker:
                 self._requests(shard),
                 known=known,
                 crumb=crumb,
-                on_tokens=partial(self._progress.advance, shard=shard.name),
+                on_tokens=partial(self._advance, shard),
             )
             if _ids(answered.failed) == _ids(known):
                 return answered
@@ -163,6 +170,10 @@ class ShardMaker:
             if _ids(known) < _ids(answered.failed):
                 self._store.delete(failed_name(shard.name))
                 known = ()
+
+    def _advance(self, shard: PlannedShard, tokens: int) -> None:
+        self.shares.add(tokens=tokens)
+        self._progress.advance(tokens, shard=shard.name)
 
     def _check_share(self, shard: PlannedShard, failed: Sequence[FailedRow]) -> None:
         others = read_failures(self._store)
@@ -219,6 +230,7 @@ class ShardMaker:
         record = self._write(shard, answered.columns, ids)
         if record.tokens:
             self._bytes_per_token = max(self._bytes_per_token, record.bytes / record.tokens)
+        self.shares.add(shards=1, counted=record.counted, bytes=record.bytes)
         self._board.done(claim)
 
 
@@ -240,12 +252,15 @@ def make_all(
     while True:
         stop_if_asked()
         started = time.monotonic()
-        recorded = set(store.list("_meta/shards"))
+        with maker.shares.spent("claims"):
+            recorded = set(store.list("_meta/shards"))
         missing = [shard for file, shard in files if file not in recorded]
+        maker.shares.level(planned_shards=len(files), recorded_shards=len(files) - len(missing))
         if not missing:
             maker.flush()
             return
-        newest = board.attempts()
+        with maker.shares.spent("claims"):
+            newest = board.attempts()
         listed = time.monotonic()
         unclaimed = [shard for shard in missing if shard.name not in newest]
         if unclaimed:
@@ -268,13 +283,14 @@ def _try_to_make(
 ) -> bool:
     """Make the shard if it can be claimed; return whether it was made here."""
     stop_if_asked()
-    claim = board.try_claim(shard.name, newest)
-    if claim is None:
-        return False
-    # Between the listing and the claim another worker may have committed it.
-    if intact_record(board.store, shard.split, shard.index, check_bytes=False) is not None:
-        board.done(claim)
-        return False
+    with maker.shares.spent("claims"):
+        claim = board.try_claim(shard.name, newest)
+        if claim is None:
+            return False
+        # Between the listing and the claim another worker may have committed it.
+        if intact_record(board.store, shard.split, shard.index, check_bytes=False) is not None:
+            board.done(claim)
+            return False
     if claim.attempt:
         _log.warning("taking over shard %s, attempt %d", shard.name, claim.attempt + 1)
     maker.make(shard, claim)
