@@ -126,7 +126,8 @@ def measure(root: Path) -> float:
         peaks = apart("stage", flags)
         rows.append((f"{shards} shards", samples, peaks, cpu_seconds() - before))
         made = len(list((root / f"cache-{shards}" / "data").rglob("*.parquet")))
-        assert abs(made / shards - 1) < 0.02, f"{made} shards instead of {shards}"
+        # The held-out rows of the small corpus are a small shard of their own.
+        assert abs(made - shards) <= max(2, shards // 100), f"{made} shards, not {shards}"
     (_, _, few, _), (_, samples, many, _) = rows
     # What the teacher takes comes on top of the corpus either way.
     held = few[-1] + apart("objects", flags)[0] - many[0]

@@ -67,6 +67,29 @@ def test_every_kind_of_file(kind: str, tmp_path: Path, build: Build, tokenizer: 
     assert all(size > 0 for _, size in corpus.identity["content"]["files"])
 
 
+def test_a_mapped_table_is_read_in_pieces_of_their_own_mapping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    from pipeline.corpus import hub
+
+    texts = [f"number {i}" for i in range(3000)]
+    table = datasets.Dataset.from_dict({"text": texts})
+    assert len(list(hub._pieces(table))) == 1  # in memory: a copy would cost all of it
+    table.save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    monkeypatch.setattr(hub, "_MAPPED_BYTES", 1)
+    mapped = datasets.load_from_disk(str(tmp_path / "saved"))
+    assert [len(piece) for piece in hub._pieces(mapped)] == [1024, 1024, 952]
+    rows = list(hub.saved_source(tmp_path / "saved", "train").rows)
+    assert [row.data["text"] for row in rows] == texts
+    assert [(row.key, row.place) for row in rows[::1500]] == [
+        ("0", "saved, row 0"), ("1500", "saved, row 1500"),
+    ]  # fmt: skip
+    some = mapped.select(range(2900, 100, -1))  # through indices
+    assert [row.data["text"] for row in hub._table_rows(some, "x")] == texts[2900:100:-1]
+
+
 @pytest.mark.parametrize("space", ["", "\n", " \r\n\t"])
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_a_json_array_is_read_item_by_item(
