@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import CorpusError
 
 __all__ = ["hub_source", "is_saved_dataset", "saved_source"]
+
+
+_MAPPED_BYTES = 32 << 20
 
 
 def hub_source(settings: CorpusSettings) -> RowSource:
@@ -96,12 +100,28 @@ def _datasets_library(what: str) -> Any:
 
 def _table_rows(table: Any, label: str) -> Iterator[Row]:
     number = 0
-    for columns in table.iter(batch_size=1024):
-        names = list(columns)
-        for values in zip(*columns.values(), strict=True):
-            row = dict(zip(names, values, strict=True))
-            yield Row(key=str(number), place=f"{label}, row {number}", data=row)
-            number += 1
+    for piece in _pieces(table):
+        for columns in piece.iter(batch_size=1024):
+            names = list(columns)
+            for values in zip(*columns.values(), strict=True):
+                row = dict(zip(names, values, strict=True))
+                yield Row(key=str(number), place=f"{label}, row {number}", data=row)
+                number += 1
+
+
+def _pieces(table: Any) -> Iterator[Any]:
+    """Cut a memory-mapped table, each piece from a mapping of its own.
+
+    Pages that were read stay mapped and count as this process's memory; they go with the mapping.
+    """
+    rows = len(table)
+    if not rows or not table.cache_files:  # in memory
+        yield table
+        return
+    step = max(1024, rows * _MAPPED_BYTES // max(int(table.data.nbytes), 1))
+    recipe = pickle.dumps(table)  # of a mapped table: paths, not data
+    for start in range(0, rows, step):
+        yield pickle.loads(recipe).select(range(start, min(start + step, rows)))
 
 
 def _hub_error(settings: CorpusSettings, error: Exception) -> CorpusError:

@@ -191,6 +191,16 @@ def test_a_disk_that_fills_up_on_the_way(stage: Stage, tiny: Tiny, tmp_path: Pat
     assert (tmp_path / "cache/_meta/manifest.json").exists()
 
 
+def test_a_full_scratch_disk_is_said_before_anything_is_written(
+    refused: Callable[..., str],
+) -> None:
+    message = refused(code=4, hook=("full_scratch",))
+    assert message.startswith("the scratch disk is full: 0.0 MB of tokenised samples lie in ")
+    assert "set TMPDIR to a folder on a larger disk, and run the same command again" in message
+    message = refused(code=4, hook=("_set", "tempfile", "tempdir", "/no/such/folder"))
+    assert message.startswith("/no/such/folder: tokenised samples cannot be kept there (No such")
+
+
 def test_a_folder_that_cannot_be_written(stage: Stage, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "file" / "cache"]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipeline.corpus import json_items as json_items_module
+from pipeline.corpus.json_items import NotAnArray, json_items
 from pipeline.errors import CorpusError
 
 Build = Callable[..., Any]
@@ -59,6 +65,87 @@ def test_every_kind_of_file(kind: str, tmp_path: Path, build: Build, tokenizer: 
     assert [sample.source_index for sample in corpus.samples] == list(range(6))
     assert corpus.counts.rows == 6
     assert all(size > 0 for _, size in corpus.identity["content"]["files"])
+
+
+def test_a_mapped_table_is_read_in_pieces_of_their_own_mapping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    from pipeline.corpus import hub
+
+    texts = [f"number {i}" for i in range(3000)]
+    table = datasets.Dataset.from_dict({"text": texts})
+    assert len(list(hub._pieces(table))) == 1  # in memory: a copy would cost all of it
+    table.save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    monkeypatch.setattr(hub, "_MAPPED_BYTES", 1)
+    mapped = datasets.load_from_disk(str(tmp_path / "saved"))
+    assert [len(piece) for piece in hub._pieces(mapped)] == [1024, 1024, 952]
+    rows = list(hub.saved_source(tmp_path / "saved", "train").rows)
+    assert [row.data["text"] for row in rows] == texts
+    assert [(row.key, row.place) for row in rows[::1500]] == [
+        ("0", "saved, row 0"), ("1500", "saved, row 1500"),
+    ]  # fmt: skip
+    some = mapped.select(range(2900, 100, -1))  # through indices
+    assert [row.data["text"] for row in hub._table_rows(some, "x")] == texts[2900:100:-1]
+
+
+@pytest.mark.parametrize("space", ["", "\n", " \r\n\t"])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_a_json_array_is_read_item_by_item(
+    space: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_items_module, "_CHUNK", chunk)
+    items = [{"a": "x\n]},{" * 9, "b": [1, {"c": None}]}, 12, -1.5e3, "\u00e9", [], {}, True, 345]
+    text = space + json.dumps(items, ensure_ascii=False, indent=len(space) or None) + space
+    assert list(json_items(io.StringIO(text))) == items
+    for cut in range(len(text.rstrip())):
+        with pytest.raises((json.JSONDecodeError, NotAnArray)):
+            list(json_items(io.StringIO(text[:cut])))
+    assert list(json_items(io.StringIO(f"{space}[{space}]{space}"))) == []
+
+
+@given(text=st.text('[]{},:" \n1té', max_size=14), chunk=st.integers(1, 20))
+@settings(max_examples=300, deadline=None)
+def test_what_is_an_array_is_jsons_own_word(text: str, chunk: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_items_module, "_CHUNK", chunk)
+        try:
+            wanted = json.loads("[" + text)
+        except json.JSONDecodeError:
+            with pytest.raises(json.JSONDecodeError):
+                list(json_items(io.StringIO("[" + text)))
+        else:
+            assert list(json_items(io.StringIO("[" + text))) == wanted
+
+
+def test_reading_an_array_takes_one_item_of_memory() -> None:
+    text = io.StringIO("[" + ",\n".join(['{"text": "' + "x" * 500 + '"}'] * 40_000) + "]")
+    tracemalloc.start()
+    assert sum(len(item["text"]) for item in json_items(text)) == 20_000_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('{"rows": [{"text": "a"}, {"text": "b"}]}', ["a", "b"]),
+        ('\n{"rows":\n [{"text": "a"},\n {"text": "b"}]}\n\n', ["a", "b"]),
+        ('{"text": "a"}\n\n', ["a"]),
+        ('\ufeff{"text": "a"}\n{"text": "b"}', ["a", "b"]),
+        ('\ufeff[{"text": "a"},\n{"text": "b"}]', ["a", "b"]),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_shapes_of_a_json_file(
+    content: str, texts: list[str], packed: bool, tmp_path: Path, build: Build, tokenizer: Any
+) -> None:
+    raw = content.encode()
+    file = tmp_path / ("a.json.gz" if packed else "a.json")
+    file.write_bytes(gzip.compress(raw) if packed else raw)
+    assert _texts(build(file), tokenizer) == texts
 
 
 def test_files_are_read_in_the_order_of_their_names(
@@ -142,6 +229,12 @@ def test_saved_dataset(dictionary: bool, tmp_path: Path, build: Build, tokenizer
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl: is not UTF-8 text"),
         ("a.json", b'[{"text": "a"},\n nope]', "a.json, line 2: Expecting value"),
         ("a.json", b'["a"]', "a.json, item 1: holds str"),
+        ("a.json", b'[{"text": "a"}\n\n{"text": "b"}]', "a.json, line 3: Expecting ',' delimiter"),
+        ("a.json", b'[{"text": "a"}]\n[]', "a.json, line 2: Extra data"),
+        ("a.json", b'[{"text": "a"},\n {"text": "b', "a.json, line 2: Unterminated string"),
+        ("a.json", b'{"text": "a",\n nope}', "a.json, line 2: Expecting property name"),
+        ("a.json", b"12", "a.json, item 1: holds int"),
+        ("a.json", b"", "a.json, line 1: Expecting value"),
         ("a.csv", b"id,text\n1,a\n2\n", "a.csv, record 2: has another number of fields"),
         ("a.parquet", b"not parquet", "a.parquet: is no readable Parquet file"),
         ("a.jsonl", b"\n", "holds no rows"),
