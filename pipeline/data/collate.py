@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.sparse import CachedSequence, SparseTargets
+from pipeline.data.temperature import (
+    OffGrid,
+    interpolated,
+    self_normalised,
+    temperature_index,
+)
 from pipeline.errors import ConfigError
 
-__all__ = ["Batch", "collate", "temperature_index"]
+__all__ = ["Batch", "collate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,7 @@ def collate(
     *,
     temperature: float,
     max_entries: int | None = None,
-    self_normalise: bool = False,
+    off_grid: OffGrid = "refuse",
 ) -> Batch:
     """Join sequences into a batch.
 
@@ -97,8 +103,7 @@ def collate(
         temperature: one of the cache's grid.
         max_entries: keep only this many entries of each position, the largest; ties go to the
             smaller token id.
-        self_normalise: at a temperature off the grid, take log Z and entropy from the entries
-            that there are: biased, of sampled entries less with more of them.
+        off_grid: what to do at a temperature off the grid; see `pipeline.data.temperature`.
 
     Raises:
         ConfigError: the temperature is not in the grid; or `max_entries` with sampled entries,
@@ -107,10 +112,6 @@ def collate(
     if not sequences:
         return _empty(temperature)
     targets = [sequence.targets for sequence in sequences]
-    on_grid = not self_normalise or _is_on_grid(targets[0].temperatures, temperature)
-    columns = [
-        temperature_index(target.temperatures, temperature) if on_grid else 0 for target in targets
-    ]
     lengths = [len(sequence.input_ids_L) for sequence in sequences]
     starts = np.cumsum([0, *lengths])
     ids_T = np.concatenate([sequence.input_ids_L for sequence in sequences]).astype(np.int64)
@@ -134,11 +135,7 @@ def collate(
             )
         padded = _largest(padded[0], padded[1], max_entries)
     ids_NK, logprobs_NK, inclusion_NK = padded
-    if on_grid:
-        log_z_N = _column([target.log_z_NG for target in targets], columns)
-        entropy_N = _column([target.entropy_NG for target in targets], columns)
-    else:
-        log_z_N, entropy_N = _self_normalised(logprobs_NK, inclusion_NK, temperature)
+    log_z_N, entropy_N = _normaliser(targets, temperature, off_grid, logprobs_NK, inclusion_NK)
     return Batch(
         input_ids_1T=torch.from_numpy(ids_T)[None],
         position_ids_1T=torch.from_numpy(np.arange(len(ids_T)) - np.repeat(starts[:-1], lengths))[
@@ -162,52 +159,10 @@ def collate(
     )
 
 
-def temperature_index(grid: Sequence[float], temperature: float) -> int:
-    """Return the column of a temperature in the cache's grid.
-
-    Raises:
-        ConfigError: it is not there; the message lists the grid.
-    """
-    for index, known in enumerate(grid):
-        if _same(known, temperature):
-            return index
-    raise ConfigError(
-        f"temperature {temperature:g} is not in the cache",
-        expected="one of " + ", ".join(f"{known:g}" for known in grid),
-        do="choose one of these, or cache the teacher again with that temperature",
-    )
-
-
-def _same(known: float, temperature: float) -> bool:
-    return abs(known - temperature) <= 1e-6 * temperature
-
-
-def _is_on_grid(grid: Sequence[float], temperature: float) -> bool:
-    return any(_same(known, temperature) for known in grid)
-
-
 def _inclusion(target: SparseTargets) -> NDArray[np.float32]:
     if target.inclusion_E is None:
         return np.ones(len(target.token_ids_E), np.float32)
     return target.inclusion_E
-
-
-def _self_normalised(
-    logprobs_NK: NDArray[np.float32], inclusion_NK: NDArray[np.float32] | None, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Return log Z and entropy at T as if the entries, each as often as it stands for, were all.
-
-    A position without entries gets 0 and 0.
-    """
-    scaled_NK = torch.from_numpy(logprobs_NK).double() / temperature
-    log_w_NK = scaled_NK
-    if inclusion_NK is not None:
-        log_w_NK = scaled_NK - torch.from_numpy(inclusion_NK).double().log()
-    log_z_N = log_w_NK.logsumexp(-1)
-    log_z_N = torch.where(torch.isfinite(log_z_N), log_z_N, 0.0)
-    weight_NK = (log_w_NK - log_z_N[:, None]).exp()
-    log_p_NK = torch.where(weight_NK > 0, scaled_NK - log_z_N[:, None], 0.0)
-    return log_z_N.float(), -(weight_NK * log_p_NK).sum(-1).float()
 
 
 _Padded = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None]
@@ -246,6 +201,30 @@ def _largest(
         np.take_along_axis(logprobs_NK, order_NK, axis=1),
         None,
     )
+
+
+def _normaliser(
+    targets: Sequence[SparseTargets],
+    temperature: float,
+    off_grid: OffGrid,
+    logprobs_NK: NDArray[np.float32],
+    inclusion_NK: NDArray[np.float32] | None,
+) -> tuple[Tensor, Tensor]:
+    """Return log Z and entropy of each token at the temperature."""
+    grid = targets[0].temperatures
+    if off_grid == "refuse" or any(abs(t - temperature) <= 1e-6 * t for t in grid):
+        columns = [temperature_index(target.temperatures, temperature) for target in targets]
+        return (
+            _column([target.log_z_NG for target in targets], columns),
+            _column([target.entropy_NG for target in targets], columns),
+        )
+    if off_grid == "interpolated":
+        log_z_NG = np.concatenate([target.log_z_NG for target in targets])
+        entropy_NG = np.concatenate([target.entropy_NG for target in targets])
+        tables = torch.from_numpy(log_z_NG), torch.from_numpy(entropy_NG)
+        return interpolated(grid, temperature, *tables)
+    inclusion = None if inclusion_NK is None else torch.from_numpy(inclusion_NK)
+    return self_normalised(torch.from_numpy(logprobs_NK), inclusion, temperature)
 
 
 def _column(tables: Sequence[NDArray[np.float32]], columns: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ from pipeline.data.plan import Pack, StepPlan, TrainPlan
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.settings import DataSettings
 from pipeline.data.source import RowSource
+from pipeline.data.temperature import OffGrid
 from pipeline.errors import ConfigError
 
 __all__ = ["StepBatch", "TrainStream"]
@@ -45,7 +46,7 @@ class TrainStream:
         accumulation: int,
         pack_length: int,
         temperature: float,
-        self_normalise: bool = False,
+        off_grid: OffGrid = "refuse",
     ) -> None:
         """Plan the run from row lengths; reads no row.
 
@@ -59,7 +60,7 @@ class TrainStream:
             accumulation: micro-batches of a step on one rank.
             pack_length: the cache's max_length; `settings.pack_length` goes before it.
             temperature: of the loss.
-            self_normalise: as in `collate`.
+            off_grid: as in `collate`.
 
         Raises:
             CacheError: no rows.
@@ -76,7 +77,7 @@ class TrainStream:
         self._settings = settings
         self._place = {"rank": rank, "world": world, "accumulation": accumulation}
         self._temperature = temperature
-        self._self_normalise = self_normalise
+        self._off_grid: OffGrid = off_grid
         self._prefetcher: Prefetcher[StepBatch] | None = None
         self.plan = TrainPlan(
             source,
@@ -129,7 +130,7 @@ class TrainStream:
                     [rows[pack.shard, row] for pack in packs for row in pack.rows],
                     temperature=self._temperature,
                     max_entries=self._settings.max_entries,
-                    self_normalise=self._self_normalise,
+                    off_grid=self._off_grid,
                 )
                 for packs in micro_packs
             ],

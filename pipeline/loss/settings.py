@@ -12,7 +12,7 @@ __all__ = ["Divergence", "LossSettings", "OffGrid", "TailPolicy"]
 
 TailPolicy = Literal["auto", "bucket", "control_variate", "zero", "renormalise"]
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
-OffGrid = Literal["refuse", "self_normalised"]
+OffGrid = Literal["refuse", "interpolated", "self_normalised"]
 
 
 class LossSettings(Settings):
@@ -57,8 +57,9 @@ class LossSettings(Settings):
     )
     off_grid: OffGrid = option(
         "refuse",
-        "a temperature that the cache does not hold: refuse it, or approximate its normaliser from "
-        "the kept entries alone (self_normalised; biased)",
+        "a temperature that the cache does not hold: refuse it, or approximate its normaliser, "
+        "between those that it holds (interpolated; biased by a few hundredths) or from the kept "
+        "entries alone (self_normalised; biased by the mass that they lack)",
     )
     chunk_rows: int = option(
         512, "tokens whose logits exist at one time; memory is this times the vocabulary", ge=1

@@ -107,16 +107,16 @@ def _exponentials_(x_NV: Tensor, temperature: float) -> tuple[TailSums, Tensor |
     # A row without any token left has max = -inf; a finite one makes its sum 0 instead of NaN.
     max_N1 = x_NV.amax(-1, keepdim=True).clamp_(min=limits.min)
     max_N = max_N1[:, 0]
-    x_NV.sub_(max_N1)
     exp_1_NV = None
     if temperature == 1.0:
-        sum_T_N = x_NV.exp_().sum(-1)
+        sum_T_N = x_NV.sub_(max_N1).exp_().sum(-1)
         sum_1_N = sum_T_N
     elif temperature == 2.0:
-        sum_T_N = x_NV.mul_(0.5).exp_().sum(-1)
+        # (z - max) / 2 in one pass, and as exact: halves are.
+        sum_T_N = torch.add(max_N1 * -0.5, x_NV, alpha=0.5, out=x_NV).exp_().sum(-1)
         sum_1_N = torch.linalg.vector_norm(x_NV, dim=-1).square_()
     else:
-        exp_1_NV = x_NV.exp()
+        exp_1_NV = x_NV.sub_(max_N1).exp()
         sum_1_N = exp_1_NV.sum(-1)
         sum_T_N = x_NV.mul_(1.0 / temperature).exp_().sum(-1)
     sums = TailSums(

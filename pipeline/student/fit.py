@@ -54,12 +54,18 @@ def _temperature(loss: LossSettings, grid: Sequence[float], law: SamplingLaw | N
             "entries have a weight; choose it, or loss.tail bucket (biased), or cache the teacher "
             "again with a tau for that temperature"
         ]
-    if loss.temperature in grid or loss.off_grid == "self_normalised":
+    between = min(grid) < loss.temperature < max(grid)
+    if (
+        loss.temperature in grid
+        or loss.off_grid == "self_normalised"
+        or (between and loss.off_grid == "interpolated")
+    ):
         return []
+    approximation = "interpolated" if between else "self_normalised"
     return [
         f"{found}one that the cache holds: {_listed(grid)}; choose one of them, or make the cache "
         f"with --capture.temperatures {_listed((*grid, loss.temperature), ',')}, or accept a "
-        "biased normaliser with --loss.off_grid self_normalised"
+        f"biased normaliser with --loss.off_grid {approximation}"
     ]
 
 

@@ -204,7 +204,7 @@ def _train(
         accumulation=train.gradient_accumulation_steps,
         pack_length=inputs.pack_length(),
         temperature=loss.temperature,
-        self_normalise=loss.off_grid == "self_normalised",
+        off_grid=loss.off_grid,
     )
     total_steps = planned_steps(stream, train)
     engine = DeepSpeedEngine(

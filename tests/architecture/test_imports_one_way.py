@@ -26,6 +26,8 @@ ADAPTERS = {
     "prometheus_client": {"pipeline/observe/prometheus.py"},
     # The corpus may lie where the cache does; it reads whole files of others, the store writes.
     "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/files.py"},
+    # Where Triton is, there is a GPU; `sparse_kl` asks before it imports this.
+    "triton": {"pipeline/loss/triton_kl.py"},
     "s3fs": set(),
     "accelerate": set(),
     "trl": set(),
@@ -33,7 +35,7 @@ ADAPTERS = {
 HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "pandas"}
 # Files that are all about torch: imported by those that are about to use it.
 AT_THE_TOP = re.compile(
-    r"pipeline/(loss/(?!settings|__init__)|data/collate|evaluate/heldout|student/(module|train)"
+    r"pipeline/(loss/(?!settings|__init__)|data/(collate|temperature)|evaluate/heldout|student/(module|train)"
     r"|teacher/vllm_pooler|data/(stream|heldout))"
 )
 

@@ -1,12 +1,15 @@
 """The Triton kernels in Triton's interpreter, against the torch implementation and float64.
 
-`make test-triton` puts Triton on the path and sets TRITON_INTERPRET=1. This shows that the numbers
-are right, not that a GPU's compiler takes the kernels.
+`make test-triton` puts Triton on the path and sets TRITON_INTERPRET=1. That shows that the numbers
+are right; the last test, that a GPU's compiler takes the kernels. Neither shows speed.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from pipeline.loss import reference
 from pipeline.loss.sparse_kl import sparse_loss_
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
+from tests.stage_runner import ROOT
 
 pytestmark = pytest.mark.triton
 
@@ -162,3 +166,14 @@ def test_no_tokens_all_kept_and_far_logits() -> None:
         terms = triton_loss(buffer, whole, spec)
         torch.testing.assert_close(terms.kd_N.double(), kd_N, atol=2e-4, rtol=1e-4)
         torch.testing.assert_close(buffer.double(), grad_NV, atol=2e-5, rtol=1e-3)
+
+
+def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
+    """To machine code of sm_80 and sm_90, by Triton's own compiler and ptxas."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.triton.compile_kernels"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 12

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.collate import collate, temperature_index
+from pipeline.data.collate import collate
+from pipeline.data.temperature import interpolated, temperature_index
 from pipeline.errors import ConfigError
 
 MakeSource = Callable[..., Any]
@@ -115,7 +116,7 @@ def test_refusals(make_source: MakeSource) -> None:
 def test_a_temperature_off_the_grid_when_asked(make_source: MakeSource, inclusion: bool) -> None:
     """The entries alone are the distribution: their weights sum to 1; entropy is of them."""
     rows = make_source([9], inclusion=inclusion).rows[0]
-    batch = collate(rows, temperature=1.5, self_normalise=True)
+    batch = collate(rows, temperature=1.5, off_grid="self_normalised")
     log_p_NK = batch.logprobs_NK / 1.5 - batch.log_z_N[:, None]
     weight_NK = log_p_NK.exp()
     if inclusion:
@@ -128,8 +129,37 @@ def test_a_temperature_off_the_grid_when_asked(make_source: MakeSource, inclusio
     entropy_N = -(weight_NK * log_p_NK).nan_to_num(0.0).sum(-1)
     torch.testing.assert_close(batch.entropy_N, entropy_N, atol=1e-5, rtol=1e-5)
     # On the grid nothing is approximated.
-    on_grid = collate(rows, temperature=2.0, self_normalise=True)
+    on_grid = collate(rows, temperature=2.0, off_grid="self_normalised")
     assert torch.equal(on_grid.log_z_N, collate(rows, temperature=2.0).log_z_N)
+
+
+def test_interpolated_between_grid_temperatures(make_source: MakeSource) -> None:
+    """Nearer to log Z than the grid's ends by far, equal to them at the ends, refused beyond."""
+    z_NV = torch.randn(50, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    grid = (1.0, 2.0, 4.0)
+
+    def both(temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        log_p_NV = torch.log_softmax(z_NV, -1) / temperature
+        return log_p_NV.logsumexp(-1), torch.special.entr(torch.softmax(log_p_NV, -1)).sum(-1)
+
+    columns = [both(temperature) for temperature in grid]
+    log_z_NG, entropy_NG = (torch.stack(part, -1) for part in zip(*columns, strict=True))
+    for temperature in (1.2, 1.5, 3.0):
+        log_z_N, entropy_N = interpolated(grid, temperature, log_z_NG, entropy_NG)
+        true_log_z_N, true_entropy_N = both(temperature)
+        assert (log_z_N - true_log_z_N).square().mean().sqrt() < 0.06
+        assert (entropy_N - true_entropy_N).square().mean().sqrt() < 0.25
+    near_N, near_entropy_N = interpolated(grid, 2.0 - 1e-7, log_z_NG, entropy_NG)
+    torch.testing.assert_close(near_N, log_z_NG[:, 1].float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(near_entropy_N, entropy_NG[:, 1].float(), atol=1e-4, rtol=1e-4)
+    for outside in (0.5, 5.0):
+        with pytest.raises(ConfigError, match="outside the cache's grid, 1, 2, 4"):
+            interpolated(grid, outside, log_z_NG, entropy_NG)
+    rows = make_source([9]).rows[0]
+    batch = collate(rows, temperature=1.5, off_grid="interpolated")
+    tables = [(row.targets.log_z_NG, row.targets.entropy_NG) for row in rows]
+    joined = (torch.from_numpy(np.concatenate(part)) for part in zip(*tables, strict=True))
+    assert torch.equal(batch.log_z_N, interpolated((1.0, 2.0), 1.5, *joined)[0])
 
 
 def test_certain_rows_among_sampled_ones(make_source: MakeSource) -> None:

@@ -46,6 +46,11 @@ def test_temperatures() -> None:
     assert mistake.startswith("loss.temperature: found 3; expected one that the cache holds: 1, 2;")
     assert "--capture.temperatures 1,2,3" in mistake
     assert not refused(BOTH, temperature=3, off_grid="self_normalised")
+    assert not refused(BOTH, temperature=1.5, off_grid="interpolated")
+    (mistake,) = refused(BOTH, temperature=1.5)
+    assert "--loss.off_grid interpolated" in mistake
+    (mistake,) = refused(BOTH, temperature=3, off_grid="interpolated")
+    assert "--loss.off_grid self_normalised" in mistake
     assert not refused(BOTH, temperature=3, alpha=0)
     (mistake,) = refused(ONE, temperature=2)
     assert mistake.startswith("loss.temperature: found 2; expected 1, the one temperature of the")
