@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(url: str) -> int:
+    from pipeline.cache.card import responses_text
     from pipeline.cache.reader import open_cache
 
     manifest = open_cache(url).manifest
@@ -51,6 +52,8 @@ def _inspect(url: str) -> int:
     print(f"identity     {manifest.identity_digest}")
     print(f"teacher      {teacher['model']} ({teacher['dtype']}, revision {teacher['revision']})")
     print(f"engine       {teacher['engine']} {teacher['engine_version']} on {teacher['device']}")
+    if own := responses_text(identity):
+        print(f"responses    {own}")
     print(f"scheme       {identity['scheme']['name']} {identity['scheme']['top_k']}")
     print(f"temperatures {', '.join(f'{value:g}' for value in manifest.temperatures)}")
     for split in ("train", "heldout"):

@@ -30,8 +30,10 @@ from pipeline.teacher.engine import (
     engine_info,
     open_engine,
 )
+from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
+from pipeline.teacher.response_plan import ResponsePlan, plan_responses
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme, to_targets
 from pipeline.teacher.worker import ShardMaker, make_all
@@ -53,6 +55,9 @@ class Prepared:
     spec: CodecSpec
     identity: dict[str, Any]
     plan: WorkPlan
+    responses: ResponsePlan | None = None
+    """What the teacher has still to write. Corpus and plan are upper bounds then, and the identity
+    lacks what only the responses decide; see `responses.write_responses`."""
 
     @property
     def identity_digest(self) -> str:
@@ -61,7 +66,12 @@ class Prepared:
 
 
 def prepare(
-    teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureSettings, *, seed: int
+    teacher: TeacherSettings,
+    corpus: CorpusSettings,
+    capture: CaptureSettings,
+    *,
+    seed: int,
+    generate: GenerateSettings | None = None,
 ) -> Prepared:
     """Resolve the teacher, tokenise the corpus and cut the plan; no teacher is loaded.
 
@@ -75,7 +85,14 @@ def prepare(
     vocab_size = int(config["vocab_size"])
     _check_fits(config, corpus, capture, vocab_size)
     tokenizer = load_tokenizer(model.path)
-    built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
+    responses = None
+    if generate is not None and generate.enabled:
+        responses = plan_responses(
+            corpus, generate, tokenizer=tokenizer, folder=model.path, seed=seed
+        )
+        built = responses.upper_bound()
+    else:
+        built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
     scheme = SparseScheme(top_k=capture.top_k, temperatures=capture.temperatures)
     spec = CodecSpec(vocab_size=vocab_size)
     identity = cache_identity(
@@ -90,7 +107,7 @@ def prepare(
         head_rows=capture.head_rows,
     )
     plan = make_plan(built.samples, shard_tokens=capture.shard_tokens)
-    return Prepared(model, engine, tokenizer, built, scheme, spec, identity, plan)
+    return Prepared(model, engine, tokenizer, built, scheme, spec, identity, plan, responses)
 
 
 def cache_teacher(
