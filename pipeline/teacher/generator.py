@@ -68,6 +68,7 @@ def open_generator(
     *,
     folder: Path,
     ends: Sequence[int],
+    vocabulary: int,
     max_length: int,
 ) -> Generator:
     """Load the teacher from `folder`.
@@ -77,15 +78,24 @@ def open_generator(
         generate: how tokens are drawn.
         folder: the model's files.
         ends: tokens after which a response is over.
+        vocabulary: ids from here on are padding of the head and are never drawn: they have no
+            text, and a student whose head is not padded has no row for them.
         max_length: of prompt and response together, tokens.
     """
     if teacher.engine == "vllm":
         from pipeline.teacher.vllm_generator import VllmGenerator
 
-        return VllmGenerator(teacher, generate, folder=folder, ends=ends, max_length=max_length)
+        return VllmGenerator(
+            teacher,
+            generate,
+            folder=folder,
+            ends=ends,
+            vocabulary=vocabulary,
+            max_length=max_length,
+        )
     from pipeline.teacher.transformers_generator import TransformersGenerator
 
-    return TransformersGenerator(teacher, generate, folder=folder, ends=ends)
+    return TransformersGenerator(teacher, generate, folder=folder, ends=ends, vocabulary=vocabulary)
 
 
 def end_tokens(folder: Path, tokenizer: Any, end_of_turn: int | None) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.cache.manifest import checksum
 from pipeline.teacher.generator import Written
 
 __all__ = ["FOLDER", "ResponseText", "decode_responses", "encode_responses", "file_name"]
 
 FOLDER = "_meta/responses"
-_KEY = b"distil_responses"
+_KEY = "distil_responses"
+# XXH3-128 of the whole file with zeros in the checksum's own place, which is in the footer.
+_CHECKSUM_KEY = "distil_checksum"
+_MARK = b"xxh3-128:"
+_ZEROS = b"0" * 32
 _FIELDS = [
     pa.field("response_id", pa.string(), nullable=False),
     pa.field("split", pa.string(), nullable=False),
@@ -76,15 +80,16 @@ def encode_responses(
         [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)],
         schema=schema,
     )
-    note = {"identity_digest": identity_digest, "content_blake2b": _content(table)}
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata({_KEY: json.dumps(note, sort_keys=True).encode()}),
-        sink,
-        compression="zstd",
-        write_page_checksum=True,
-    )
-    return bytes(sink.getvalue().to_pybytes())
+    # Without Arrow's own schema the metadata, and so the checksum's place, stands there once.
+    with pq.ParquetWriter(sink, schema, compression="zstd", store_schema=False) as file:
+        file.write_table(table)
+        note = json.dumps({"identity_digest": identity_digest})
+        file.add_key_value_metadata({_KEY: note, _CHECKSUM_KEY: (_MARK + _ZEROS).decode()})
+    data = bytes(sink.getvalue().to_pybytes())
+    at = data.rfind(_MARK) + len(_MARK)
+    assert data[at : at + len(_ZEROS)] == _ZEROS
+    return _with_checksum(data, at, checksum(data).encode())
 
 
 def decode_responses(
@@ -97,35 +102,24 @@ def decode_responses(
         response_ids: the responses it must hold, in order.
         identity_digest: as it was given to `encode_responses`.
     """
-    try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        note = json.loads((table.schema.metadata or {})[_KEY])
-        whole = note == {"identity_digest": identity_digest, "content_blake2b": _content(table)}
-        if not whole or table.column("response_id").to_pylist() != list(response_ids):
-            return None
-        lists = table.column("token_ids").combine_chunks()
-        offsets = lists.offsets.to_numpy()
-        values = lists.values.to_numpy()
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+    # The bytes first: what is damaged never reaches the Parquet reader.
+    at = data.rfind(_MARK) + len(_MARK)
+    stored = data[at : at + len(_ZEROS)]
+    if checksum(_with_checksum(data, at, _ZEROS)).encode() != stored:
         return None
+    file = pq.ParquetFile(pa.BufferReader(data))
+    note = json.loads((file.metadata.metadata or {}).get(_KEY.encode(), b"{}"))
+    table = file.read(["response_id", "token_ids"])
+    if note.get("identity_digest") != identity_digest:
+        return None
+    if table.column("response_id").to_pylist() != list(response_ids):
+        return None
+    lists = table.column("token_ids").combine_chunks()
+    offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
     # Copies: views would keep the text and everything else of the file in memory.
     parts = [values[start:stop].astype(np.int32) for start, stop in pairwise(offsets)]
-    return parts if all(part.size for part in parts) else None
+    return parts
 
 
-def _content(table: pa.Table) -> str:
-    """Hash of what the columns say, whatever pages and encodings they lie in."""
-    content = hashlib.blake2b(digest_size=16)
-    for name in table.column_names:
-        content.update(name.encode() + b"\0")
-        column = table.column(name).combine_chunks()
-        if pa.types.is_list(column.type):
-            content.update(np.diff(column.offsets.to_numpy()).astype("<i8").tobytes())
-            content.update(column.flatten().to_numpy().tobytes())
-        elif pa.types.is_boolean(column.type):
-            content.update(column.to_numpy(zero_copy_only=False).tobytes())
-        else:
-            for text in column.to_pylist():
-                raw = text.encode()
-                content.update(b"%d:" % len(raw) + raw)
-    return content.hexdigest()
+def _with_checksum(data: bytes, at: int, value: bytes) -> bytes:
+    return data[:at] + value + data[at + len(value) :]

@@ -50,6 +50,8 @@ class ResponsePlan:
     """Tokens after which a response is over, ascending."""
     seed: int
     """The run's seed."""
+    vocabulary: int
+    """One more than the largest id that has a text; a padded head has more rows."""
 
     @property
     def total(self) -> int:
@@ -174,7 +176,8 @@ def plan_responses(
         max_tokens=corpus.max_length - generate.max_new_tokens,
     )
     ends = end_tokens(folder, tokenizer, prompts.end_of_turn)
-    return ResponsePlan(prompts, generate, ends, seed)
+    vocabulary = int(max(tokenizer.get_vocab().values())) + 1
+    return ResponsePlan(prompts, generate, ends, seed, vocabulary)
 
 
 def _sample(prompt: Prompt, name: str, number: int, ids_N: NDArray[np.int32]) -> Sample:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.manifest import MANIFEST, PLAN, describe_difference, read_manifest
 from pipeline.config import fingerprint
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, ModelError
 from pipeline.observe.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared
@@ -80,6 +80,7 @@ def write_responses(
         plan.settings,
         folder=prepared.model.path,
         ends=plan.ends,
+        vocabulary=plan.vocabulary,
         max_length=max_length,
     )
     board = ClaimBoard(store, worker_name(), lease_s)
@@ -173,6 +174,16 @@ class _Writer:
             "%s: %d tokens written in %.1f s (%.0f tokens/s)",
             shard.name, tokens, seconds, tokens / max(seconds, 1e-9),
         )  # fmt: skip
+        for request, response in zip(self._plan.requests(shard.prompts), written, strict=True):
+            largest = int(response.token_ids_N.max())
+            if not 0 <= response.token_ids_N.min() <= largest < self._plan.vocabulary:
+                raise ModelError(
+                    f"the teacher wrote token {largest} in response {request.response_id}, which "
+                    "its tokenizer does not have",
+                    expected=f"ids below {self._plan.vocabulary}",
+                    do="check that tokenizer and weights belong together, or lower "
+                    "--generate.temperature",
+                )
         data = encode_responses(
             self._texts(shard, written), written, identity_digest=self._prepared.identity_digest
         )
@@ -356,9 +367,14 @@ def _begun_identity(store: Store, content: bytes) -> dict[str, Any]:
 
 
 def _another(store: Store, found: dict[str, Any], wanted: dict[str, Any]) -> CacheError:
-    difference = describe_difference(found, wanted)
+    written = ["generate" in identity["corpus"] for identity in (found, wanted)]
+    if written[0] != written[1]:
+        whose = ["the teacher's" if own else "the corpus's" for own in written]
+        difference = f"responses: {whose[0]} there, {whose[1]} asked for"
+    else:
+        difference = describe_difference(found, wanted) or "another cut"
     return CacheError(
-        f"{store.url}: holds a cache of another identity ({difference or 'another cut'})",
+        f"{store.url}: holds a cache of another identity ({difference})",
         expected="an empty folder, or a cache made with these settings",
         do="choose another --cache_dir, or delete that cache",
     )

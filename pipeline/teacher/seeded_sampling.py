@@ -34,9 +34,22 @@ class SeededSampler:
     """
 
     def __init__(
-        self, settings: GenerateSettings, seeds_B: torch.Tensor, prompt_length: int
+        self,
+        settings: GenerateSettings,
+        seeds_B: torch.Tensor,
+        *,
+        prompt_length: int,
+        vocabulary: int,
     ) -> None:
-        """Keep the seeds (int64 [B], on the logits' device) of one batch."""
+        """Take the seeds of one batch.
+
+        Args:
+            settings: temperature and filters.
+            seeds_B: int64, on the logits' device.
+            prompt_length: of the padded prompts; the step is counted from there.
+            vocabulary: ids from here on are padding of the head and are never drawn.
+        """
+        self._vocabulary = vocabulary
         self._seeds_B = seeds_B
         self._prompt_length = prompt_length
         self._greedy = settings.temperature == 0
@@ -46,12 +59,13 @@ class SeededSampler:
     def __call__(self, input_ids_BL: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
         """Return scores whose largest is the drawn token; float64 [B, V]."""
         step = input_ids_BL.shape[1] - self._prompt_length
-        logits_BV = scores_BV.float()
+        logits_BV = scores_BV.float().clone()
+        logits_BV[:, self._vocabulary :] = float("-inf")
+        for keep in self._filters:
+            logits_BV = keep(input_ids_BL, logits_BV)
         drawn_BV = logits_BV.double()
         if not self._greedy:
-            for keep in self._filters:
-                logits_BV = keep(input_ids_BL, logits_BV)
-            drawn_BV = logits_BV.double() + gumbel_noise(self._seeds_B, step, scores_BV.shape[1])
+            drawn_BV += gumbel_noise(self._seeds_B, step, scores_BV.shape[1])
         if self._recorded is not None:
             chosen_B1 = drawn_BV.argmax(-1, keepdim=True)
             raw_BV = scores_BV.float()

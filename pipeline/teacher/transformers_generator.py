@@ -28,6 +28,7 @@ class TransformersGenerator:
         *,
         folder: Path,
         ends: Sequence[int],
+        vocabulary: int,
     ) -> None:
         """Load the model.
 
@@ -50,6 +51,7 @@ class TransformersGenerator:
         # A model's own defaults (a repetition penalty, a top-p) would be applied in silence.
         self._model.generation_config = GenerationConfig()
         self._generate = generate
+        self._vocabulary = vocabulary
         self._ends = np.array(ends, np.int64)
         self._options = GenerationConfig(
             do_sample=False,  # the sampler makes greedy search a draw
@@ -112,7 +114,12 @@ class TransformersGenerator:
             )
             mask_BL[row, longest - request.prompt_ids_L.size :] = 1
         seeds_B = torch.tensor([request.seed for request in requests], dtype=torch.int64)
-        sampler = SeededSampler(self._generate, seeds_B.to(self._device), longest)
+        sampler = SeededSampler(
+            self._generate,
+            seeds_B.to(self._device),
+            prompt_length=longest,
+            vocabulary=self._vocabulary,
+        )
         processors: Any = [sampler]
         sequences_BL = self._model.generate(
             input_ids=ids_BL.to(self._device),

@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ModelError
+from pipeline.models.resolve import read_model_config
 from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.generator import WriteRequest, Written
 from pipeline.teacher.settings import TeacherSettings
 from pipeline.teacher.vllm_engine import set_environment, vllm_info
 
 __all__ = ["VllmGenerator"]
+
+_MOST_BIASES = 1024
+"""vLLM's GPU sampler takes no more biases a request; heads are padded by a few hundred rows."""
+_NEVER = -100.0
+"""The lowest bias vLLM knows: a probability of e^-100."""
 
 
 class VllmGenerator:
@@ -28,6 +34,7 @@ class VllmGenerator:
         *,
         folder: Path,
         ends: Sequence[int],
+        vocabulary: int,
         max_length: int,
     ) -> None:
         """Start the engine.
@@ -40,6 +47,10 @@ class VllmGenerator:
         set_environment(info.device, teacher)
         self._generate = generate
         self._ends = list(ends)
+        config = read_model_config(folder)
+        rows = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+        padding = range(vocabulary, min(rows, vocabulary + _MOST_BIASES))
+        self._bias = dict.fromkeys(padding, _NEVER) or None
         options: dict[str, Any] = {
             "model": str(folder),
             "dtype": info.dtype,
@@ -130,6 +141,7 @@ class VllmGenerator:
             # The list holds every end token, so that both engines stop at the same ones.
             ignore_eos=True,
             stop_token_ids=self._ends,
+            logit_bias=self._bias,
             logprobs=0 if chosen.record_logprobs else None,
             flat_logprobs=chosen.record_logprobs,
             detokenize=False,
