@@ -13,6 +13,7 @@ from pipeline.config.command import command_line
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import run_command
 from pipeline.observe.settings import WorkerObserveSettings
+from pipeline.teacher.generate_settings import GenerateSettings, mistakes_with_corpus
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
 __all__ = ["TeacherRun", "main"]
@@ -30,6 +31,7 @@ class TeacherRun(Settings):
     seed: int = option(42, "of the held-out split and whatever else is drawn", ge=0)
     teacher: TeacherSettings = TeacherSettings()
     corpus: CorpusSettings = CorpusSettings()
+    generate: GenerateSettings = GenerateSettings()
     capture: CaptureSettings = CaptureSettings()
     observe: WorkerObserveSettings = WorkerObserveSettings()
 
@@ -40,6 +42,14 @@ class TeacherRun(Settings):
                 f"capture.shard_tokens: found {self.capture.shard_tokens}, expected at least "
                 f"corpus.max_length ({self.corpus.max_length})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _responses_fit_the_corpus(self) -> Self:
+        corpus = self.corpus
+        mistakes = mistakes_with_corpus(self.generate, corpus.max_length, corpus.overlong)
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
 
     @model_validator(mode="after")
@@ -73,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{PROG} --config stages/configs/teacher.yaml",
             f"{PROG} --teacher_model Qwen/Qwen2-7B-Instruct --dataset_name mlabonne/FineTome-100k "
             "--cache_dir s3://bucket/cache",
+            f"{PROG} --config stages/configs/teacher-writes.yaml",
             f"{PROG} --config stages/configs/teacher.yaml --dry-run",
             f"{PROG} --config stages/configs/teacher.yaml --retry-failed",
         ],
@@ -87,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.teacher.capture import cache_teacher, prepare
     from pipeline.teacher.claims import worker_name
     from pipeline.teacher.forecast import check_resources, forecast, print_forecast
+    from pipeline.teacher.responses import with_responses, write_responses
     from pipeline.teacher.signals import interruptible
 
     configure_logging(run.observe.log_level)
@@ -94,19 +106,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     shares = Shares()
     dry = "dry_run" in command.switches
     port = None if dry else run.observe.prometheus_port
+    shard_tokens = run.capture.shard_tokens
     # Before anything else: a port that is taken is said at once, not after the tokenising.
     endpoint = serve_metrics(
         shares, port=port, host=run.observe.prometheus_host, worker=worker_name()
     )
     with interruptible(), endpoint:
-        prepared = prepare(run.teacher, run.corpus, run.capture, seed=run.seed)
-        plan = forecast(prepared, run.teacher, run.capture)
+        prepared = prepare(
+            run.teacher, run.corpus, run.capture, seed=run.seed, generate=run.generate
+        )
         if dry:
+            prepared = with_responses(prepared, store=store, shard_tokens=shard_tokens)
+            plan = forecast(prepared, run.teacher, run.capture)
             print_forecast(
                 prepared, plan, run.teacher, run.capture, store, max_length=run.corpus.max_length
             )
             return 0
-        check_resources(plan, store)
+        check_resources(forecast(prepared, run.teacher, run.capture), store)
+        prepared = write_responses(
+            prepared,
+            run.teacher,
+            store=store,
+            max_length=run.corpus.max_length,
+            shard_tokens=shard_tokens,
+            lease_s=run.capture.lease_s,
+            progress_every_s=run.observe.progress_every_s,
+        )
+        if run.generate.enabled:
+            check_resources(forecast(prepared, run.teacher, run.capture), store)
         manifest = cache_teacher(
             prepared,
             run.teacher,

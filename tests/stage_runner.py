@@ -30,6 +30,7 @@ _PRELOAD = [
     "torch", "transformers", "deepspeed", "transformers.models.llama.modeling_llama",
     "pipeline.student.run", "pipeline.student.train", "pipeline.student.module",
     "pipeline.teacher.capture", "pipeline.teacher.transformers_engine", "pipeline.loss.head",
+    "pipeline.teacher.responses", "pipeline.teacher.transformers_generator",
     "stages.cache_teacher", "stages.train_student", "tests.stage_runner",
     # What they import on their way.
     "pandas", "pyarrow.dataset", "pyarrow.parquet", "fsspec.implementations.local",
@@ -265,6 +266,21 @@ def forbid_loading() -> None:
         raise AssertionError("the teacher was loaded")
 
     capture.open_engine = refuse  # type: ignore[assignment]
+    forbid_writing()
+
+
+def forbid_writing() -> None:
+    """Make loading a teacher that writes an error."""
+
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise AssertionError("the teacher was loaded to write")
+
+    _set("pipeline.teacher.responses", "open_generator", refuse)
+
+
+def other_draws() -> None:
+    """Draw responses with other seeds than the settings say, as another kind of device might."""
+    _set("pipeline.teacher.response_plan", "response_seed", lambda seed, name: seed)
 
 
 def little_memory(available: int) -> None:

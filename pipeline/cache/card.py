@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pipeline.cache.manifest import Manifest
 
-__all__ = ["card_text"]
+__all__ = ["card_text", "responses_text"]
 
 
 def card_text(manifest: Manifest, command: str) -> str:
@@ -15,6 +18,8 @@ def card_text(manifest: Manifest, command: str) -> str:
     files = "\n".join(f"  - split: {name}\n    path: data/{name}/*.parquet" for name in splits)
     table = "\n".join(_split_line(manifest, name) for name in splits)
     temperatures = ", ".join(f"{value:g}" for value in manifest.temperatures)
+    own = responses_text(identity)
+    responses = f"| responses | {own} |\n" if own else ""
     return f"""---
 configs:
 - config_name: default
@@ -35,7 +40,7 @@ without running the teacher again.
 | teacher | `{teacher["model"]}` (revision `{teacher["revision"]}`, {teacher["dtype"]}) |
 | engine | {teacher["engine"]} {teacher["engine_version"]} on {teacher["device"]} |
 | corpus | `{corpus.get("source", corpus.get("dataset_name", "unknown"))}` |
-| scheme | {scheme["name"]}, {scheme["top_k"]} entries a position, tail mass kept |
+{responses}| scheme | {_scheme_text(scheme)} |
 | temperatures with exact normaliser | {temperatures} |
 | vocabulary | {manifest.codec["vocab_size"]} |
 | identity (SHA-256) | `{manifest.identity_digest}` |
@@ -69,6 +74,40 @@ SELECT avg(list_avg(tail_mass)) FROM 'data/train/*.parquet';
 {command}
 ```
 """
+
+
+def _scheme_text(scheme: Mapping[str, Any]) -> str:
+    """Say what is kept of a distribution."""
+    parts = [scheme["name"]]
+    if "top_k" in scheme:
+        parts.append(f"{scheme['top_k']} entries a position")
+    if "taus" in scheme:
+        taus = ", ".join(f"{tau:.4g}" for tau in scheme["taus"])
+        parts.append(f"the rest drawn with tau {taus}")
+    else:
+        parts.append("tail mass kept")
+    return ", ".join(parts)
+
+
+def responses_text(identity: Mapping[str, Any]) -> str | None:
+    """Say how the responses came about where the teacher wrote them; None where it did not."""
+    corpus = identity.get("corpus", {})
+    if "responses" not in corpus:
+        return None
+    drawn, written = corpus["generate"], corpus["responses"]
+    filters = [
+        f"{label} {drawn[name]:g}"
+        for name, label, off in (
+            ("top_p", "top-p", 1), ("top_k", "top-k", 0), ("min_p", "min-p", 0),
+        )
+        if drawn[name] != off
+    ]  # fmt: skip
+    how = ", ".join([f"temperature {drawn['temperature']:g}", *filters, f"seed {corpus['seed']}"])
+    return (
+        f"written by the teacher itself ({how}): {written['count']} responses, "
+        f"{written['tokens']} tokens, {written['unfinished']} cut off at "
+        f"{drawn['max_new_tokens']}; text in `_meta/responses`"
+    )
 
 
 def _split_line(manifest: Manifest, split: str) -> str:

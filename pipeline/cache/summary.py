@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.cache.card import responses_text
 from pipeline.cache.ledger import Ledger, read_ledger
 from pipeline.cache.manifest import MANIFEST, SPLITS, ShardRecord
 from pipeline.errors import CacheError
@@ -86,6 +87,8 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         f"teacher      {teacher.get('model')} ({teacher.get('dtype')}, "
         f"revision {teacher.get('revision')})"
     )
+    if own := responses_text(facts):
+        yield f"responses    {own}"
     yield (
         f"engine       {teacher.get('engine')} {teacher.get('engine_version')} "
         f"on {teacher.get('device')}"

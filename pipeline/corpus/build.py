@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.corpus.conversation import Conversation, Document
-from pipeline.corpus.formats import Interpreter, interpreter
+from pipeline.corpus.formats import Interpreter
+from pipeline.corpus.reading import Progress, open_reading, with_system
 from pipeline.corpus.rows import Row, RowSource
 from pipeline.corpus.sample import Corpus, CorpusCounts, Sample, SplitName
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.corpus.sources import open_source
 from pipeline.corpus.split import HeldoutRule, sample_id
 from pipeline.corpus.table import SampleWriter
 from pipeline.corpus.template import (
@@ -30,13 +29,7 @@ from pipeline.errors import CorpusError
 
 __all__ = ["Progress", "build_corpus"]
 
-Progress = Callable[[int, int | None], None]
-"""Called with the rows done and, where it is known beforehand, the number of all rows."""
-
 _log = logging.getLogger(__name__)
-
-_BATCH_ROWS = 256
-_DETECT_ROWS = 32
 
 
 def build_corpus(
@@ -54,37 +47,13 @@ def build_corpus(
         CorpusError: the corpus cannot be reached or read, is empty, or fits no format.
     """
     require_offsets(tokenizer)
-    source = open_source(settings)
-    total = source.total
-    if settings.num_samples is not None and total is not None:
-        total = min(total, settings.num_samples)
-    rows = itertools.islice(source.rows, settings.num_samples)
-    first = list(itertools.islice(rows, _DETECT_ROWS))
-    if not first:
-        raise CorpusError(
-            f"{settings.dataset_name}: holds no rows", expected="at least one row of text or chat"
-        )
-    format_name, interpret = _interpreter(source, first, settings)
-    work = _Work(settings, tokenizer, source, seed)
-    stream = itertools.chain(first, rows)
-    while batch := list(itertools.islice(stream, _BATCH_ROWS)):
-        work.add(batch, interpret)
+    reading = open_reading(settings)
+    work = _Work(settings, tokenizer, reading.source, seed)
+    for batch in reading.batches:
+        work.add(batch, reading.interpret)
         if progress is not None:
-            progress(work.rows, total)
-    return work.finish(format_name)
-
-
-def _interpreter(
-    source: RowSource, first: list[Row], settings: CorpusSettings
-) -> tuple[str, Interpreter]:
-    if not source.mixed:
-        return interpreter(first, format=settings.format, column=settings.column)
-    readers = {
-        name: interpreter([Row("", "", {name: example})])[1]
-        for name, example in (("text", "a"), ("messages", [{"role": "user", "content": "a"}]))
-    }
-    name = "mixed" if settings.format == "auto" else settings.format
-    return name, lambda row: readers[next(iter(row.data))](row)
+            progress(work.rows, reading.total)
+    return work.finish(reading.format_name)
 
 
 @dataclass(slots=True)
@@ -141,19 +110,14 @@ class _Work:
         everything = self.settings.loss_on == "all"
         try:
             return self.template.render(
-                self._with_system(item), place=row.place, everything=everything
+                with_system(item, self.settings.system_prompt),
+                place=row.place,
+                everything=everything,
             )
         except TemplateRefusal as refusal:
             self._count("dropped_by_template")
             self.refusal = self.refusal or f"{row.place}: {refusal}"
             return None
-
-    def _with_system(self, item: Conversation) -> Conversation:
-        system = self.settings.system_prompt
-        if system is None or item.messages[0]["role"] == "system":
-            return item
-        first = {"role": "system", "content": system}
-        return Conversation([first, *item.messages], item.first_counted + 1, item.tools)
 
     def _cut(self, tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
         limit, length = self.settings.max_length, len(tokens.input_ids)

@@ -27,9 +27,20 @@ _DO = "name the format in --corpus.format and the column in --corpus.column"
 
 
 def interpreter(
-    first_rows: Sequence[Row], *, format: FormatName = "auto", column: str | None = None
+    first_rows: Sequence[Row],
+    *,
+    format: FormatName = "auto",
+    column: str | None = None,
+    answered: bool = True,
 ) -> tuple[FormatName, Interpreter]:
     """Return the format of the rows and the function that interprets each of them.
+
+    Args:
+        first_rows: the rows whose columns say what the format is.
+        format: the format where it is known.
+        column: the column of the conversation or text where it is unusual.
+        answered: read a prompt or an instruction without its answer as no conversation; false
+            keeps it, and the column of the answers may be missing.
 
     Raises:
         CorpusError: the columns of `first_rows` fit no format, or not the one that is named.
@@ -38,7 +49,7 @@ def interpreter(
     if column is not None and column not in columns:
         raise CorpusError(f"there is no column {column!r}", expected=f"one of {', '.join(columns)}")
     if format == "auto":
-        format = _detect(columns, column)
+        format = _detect(columns, column, answered=answered)
     match format:
         case "sharegpt" | "messages":
             where = column or _first(_CHAT_COLUMNS, columns)
@@ -46,12 +57,17 @@ def interpreter(
             needed: dict[str, str | None] = {"messages or conversations": where}
             read: Interpreter = _chat_reader(str(where), *keys)
         case "prompt_completion":
-            needed = {name: _first((name,), columns) for name in ("prompt", "completion")}
-            read = _read_prompt_completion
+            sides = ("prompt", "completion") if answered else ("prompt",)
+            needed = {name: _first((name,), columns) for name in sides}
+            read = _prompt_completion_reader(answered=answered)
         case "instruction":
             output = _first(_INSTRUCTION_OUTPUTS, columns)
-            needed = {"instruction": _first(("instruction",), columns), "output": output}
-            read = _instruction_reader(str(output), _first(_INSTRUCTION_INPUTS, columns))
+            needed = {"instruction": _first(("instruction",), columns)}
+            if answered:
+                needed["output"] = output
+            read = _instruction_reader(
+                output, _first(_INSTRUCTION_INPUTS, columns), answered=answered
+            )
         case _:
             where = column or _first(("text",), columns)
             needed = {"text": where}
@@ -81,7 +97,7 @@ def _first(names: Sequence[str], columns: Mapping[str, Any]) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
-def _detect(columns: Mapping[str, Any], column: str | None) -> FormatName:
+def _detect(columns: Mapping[str, Any], column: str | None, *, answered: bool) -> FormatName:
     candidates = [column] if column else [name for name in _CHAT_COLUMNS if name in columns]
     for name in candidates:
         value = columns[name]
@@ -93,9 +109,9 @@ def _detect(columns: Mapping[str, Any], column: str | None) -> FormatName:
     if column is not None and isinstance(columns[column], str):
         return "text"
     if column is None:
-        if {"prompt", "completion"} <= columns.keys():
+        if "prompt" in columns and ("completion" in columns or not answered):
             return "prompt_completion"
-        if "instruction" in columns and _first(_INSTRUCTION_OUTPUTS, columns):
+        if "instruction" in columns and (_first(_INSTRUCTION_OUTPUTS, columns) or not answered):
             return "instruction"
         if isinstance(columns.get("text"), str):
             return "text"
@@ -140,12 +156,16 @@ def _chat_reader(column: str, role_key: str, content_key: str) -> Interpreter:
     return read
 
 
-def _read_prompt_completion(row: Row) -> Conversation:
-    prompt = _side(row, "prompt", "user")
-    completion = _side(row, "completion", "assistant")
-    if not completion:
-        return Conversation([])
-    return Conversation([*prompt, *completion], first_counted=len(prompt), tools=_tools(row))
+def _prompt_completion_reader(*, answered: bool) -> Interpreter:
+    def read(row: Row) -> Conversation:
+        prompt = _side(row, "prompt", "user")
+        there = answered or "completion" in row.data
+        completion = _side(row, "completion", "assistant") if there else []
+        if answered and not completion:
+            return Conversation([])
+        return Conversation([*prompt, *completion], first_counted=len(prompt), tools=_tools(row))
+
+    return read
 
 
 def _side(row: Row, column: str, role: str) -> list[Message]:
@@ -157,15 +177,17 @@ def _side(row: Row, column: str, role: str) -> list[Message]:
     )
 
 
-def _instruction_reader(output: str, extra: str | None) -> Interpreter:
+def _instruction_reader(output: str | None, extra: str | None, *, answered: bool) -> Interpreter:
     def read(row: Row) -> Conversation:
         question = _text_cell(row, "instruction")
         context = _text_cell(row, extra) if extra and extra in row.data else ""
-        answer = _text_cell(row, output)
-        if not answer.strip():
-            return Conversation([])
+        answer = _text_cell(row, output) if output and (answered or output in row.data) else ""
         asked = "\n\n".join(part for part in (question, context) if part.strip())
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        messages = [{"role": "user", "content": asked}] if answered or asked else []
+        if answer.strip():
+            messages.append({"role": "assistant", "content": answer})
+        elif answered:
+            return Conversation([])
         return Conversation(_with_system_column(messages, row))
 
     return read

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.corpus.sample import SplitName
 
-__all__ = ["HeldoutRule", "sample_id"]
+__all__ = ["HeldoutRule", "prompt_id", "response_id", "response_seed", "sample_id"]
 
 
 def sample_id(source: str, key: str, part: int) -> str:
@@ -18,6 +18,30 @@ def sample_id(source: str, key: str, part: int) -> str:
     same id in every cache, and what else may differ is in the identity of the corpus.
     """
     return hashlib.blake2b(_name(source, key, str(part)), digest_size=16).hexdigest()
+
+
+def prompt_id(source: str, key: str) -> str:
+    """Return 32 hexadecimal digits for the prompt that one row of a source gives."""
+    return _digest("prompt", source, key)
+
+
+def response_id(prompt: str, number: int) -> str:
+    """Return the sample id of a prompt's response `number` (from 0); no row's id equals it."""
+    return _digest("response", prompt, str(number))
+
+
+def response_seed(seed: int, response: str) -> int:
+    """Return the seed, 63 bits, from which one response is drawn.
+
+    It hangs on nothing but the run's seed and the response's id: not on the batch, the worker,
+    the order, nor on how many prompts and responses there are beside it.
+    """
+    return int(_digest("seed", str(seed), response)[:16], 16) >> 1
+
+
+def _digest(purpose: str, *parts: str) -> str:
+    name = _name(*parts)
+    return hashlib.blake2b(name, digest_size=16, person=purpose.encode()).hexdigest()
 
 
 @dataclass(slots=True)

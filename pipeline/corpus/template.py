@@ -82,6 +82,26 @@ class ChatTemplate:
             spans.append((start, self._without_trailing_space(text, start, end)))
         return Rendered(text, spans)
 
+    def render_prompt(self, conversation: Conversation) -> str:
+        """Render with the generation prompt, so that the next token is the assistant's first.
+
+        Raises:
+            TemplateRefusal: the template does not take this conversation.
+            CorpusError: the template has a mistake.
+        """
+        return self._apply(conversation.messages, conversation.tools, prompt=True)
+
+    def end_of_turn(self) -> str | None:
+        """Return the special token with which the template closes an assistant's turn.
+
+        A base model's generation config often names its end of text alone; a teacher that answers
+        in this template ends a turn with the template's own token.
+        """
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
+        closing = self._probe(1, messages, None).partition(_PROBE)[2].lstrip()
+        fitting = [token for token in self.special_tokens if closing.startswith(token)]
+        return max(fitting, key=len, default=None)
+
     def _apply(
         self, messages: list[Message], tools: list[Any] | None, *, prompt: bool = False
     ) -> str:

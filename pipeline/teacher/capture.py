@@ -47,11 +47,14 @@ from pipeline.teacher.engine import (
     engine_info,
     open_engine,
 )
+from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
+from pipeline.teacher.response_plan import ResponsePlan, plan_responses
 from pipeline.teacher.scheme import capture_scheme
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify import SparseScheme, seconds_spent
+from pipeline.teacher.sparsify import SparseScheme
+from pipeline.teacher.stopwatch import SPARSIFIER
 from pipeline.teacher.worker import ShardMaker, make_all
 
 __all__ = ["Prepared", "cache_teacher", "capture_requests", "prepare"]
@@ -79,6 +82,9 @@ class Prepared:
     spec: CodecSpec
     identity: dict[str, Any]
     plan: WorkPlan
+    responses: ResponsePlan | None = None
+    """What the teacher has still to write. Corpus and plan are upper bounds then, and the identity
+    lacks what only the responses decide; see `responses.write_responses`."""
 
     @property
     def identity_digest(self) -> str:
@@ -87,7 +93,12 @@ class Prepared:
 
 
 def prepare(
-    teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureSettings, *, seed: int
+    teacher: TeacherSettings,
+    corpus: CorpusSettings,
+    capture: CaptureSettings,
+    *,
+    seed: int,
+    generate: GenerateSettings | None = None,
 ) -> Prepared:
     """Resolve the teacher, tokenise the corpus and cut the plan; no teacher is loaded.
 
@@ -101,7 +112,14 @@ def prepare(
     vocab_size = int(config["vocab_size"])
     _check_fits(config, corpus, capture, vocab_size)
     tokenizer = load_tokenizer(model.path)
-    built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
+    responses = None
+    if generate is not None and generate.enabled:
+        responses = plan_responses(
+            corpus, generate, tokenizer=tokenizer, folder=model.path, seed=seed
+        )
+        built = responses.upper_bound()
+    else:
+        built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
     scheme = capture_scheme(capture)
     spec = CodecSpec(vocab_size=vocab_size)
     identity = cache_identity(
@@ -116,7 +134,7 @@ def prepare(
         head_rows=capture.head_rows,
     )
     plan = make_plan(built.samples, shard_tokens=capture.shard_tokens)
-    return Prepared(model, engine, tokenizer, built, scheme, spec, identity, plan)
+    return Prepared(model, engine, tokenizer, built, scheme, spec, identity, plan, responses)
 
 
 def cache_teacher(
@@ -144,7 +162,7 @@ def cache_teacher(
         ModelError: the teacher answers for no row, or for too few.
     """
     shares = shares or Shares()
-    shares.inside("teacher", "sparsifier", seconds_spent)
+    shares.inside("teacher", "sparsifier", SPARSIFIER.seconds)
     shares.level(planned_tokens=sum(shard.num_tokens for shard in prepared.plan.shards))
     settle_plan(store, prepared.plan, prepared.identity)
     if retry_failed:

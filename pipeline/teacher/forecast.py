@@ -12,6 +12,8 @@ from pipeline.observe.memory import available_memory_bytes
 from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared, capture_requests
 from pipeline.teacher.engine import open_engine
+from pipeline.teacher.response_files import FOLDER, file_name
+from pipeline.teacher.response_plan import ResponsePlan
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
 __all__ = ["Forecast", "check_resources", "forecast", "print_forecast"]
@@ -34,6 +36,8 @@ class Forecast:
     shards: int
     cache_bytes: int
     memory_bytes: int
+    at_most: bool = False
+    """Whether responses are still to be written, so that tokens and bytes are upper bounds."""
 
 
 def forecast(prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings) -> Forecast:
@@ -55,6 +59,7 @@ def forecast(prepared: Prepared, teacher: TeacherSettings, capture: CaptureSetti
         shards=len(prepared.plan.shards),
         cache_bytes=int(counts.counted_tokens * per_counted + counts.tokens * 2.5),
         memory_bytes=int(memory),
+        at_most=prepared.responses is not None,
     )
 
 
@@ -75,6 +80,8 @@ def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None)
             do="use a smaller teacher, capture.head_rows, capture.shard_tokens or "
             "teacher.kv_cache_gib",
         )
+    if plan.at_most:
+        return  # few responses run to their limit; what they need is known when they are there
     free = store.free_bytes()
     present = sum(
         store.size(f"data/{split}/{name}") or 0
@@ -105,16 +112,37 @@ def print_forecast(
         f"engine       {prepared.engine.engine} {prepared.engine.engine_version}, "
         f"{prepared.engine.dtype} on {prepared.engine.device}"
     )
+    most = "at most " if plan.at_most else ""
+    if prepared.responses is not None:
+        print_responses(prepared.responses, store)
     print(f"samples      {plan.samples} ({counts.train} train, {counts.heldout} held out)")
-    print(f"tokens       {plan.tokens}, {plan.counted} counted; {counts.tokens_cut} cut off")
-    print(f"shards       {plan.shards}, {done} of them done, at {store.url}")
-    print(f"cache        about {_gib(plan.cache_bytes)}")
+    print(f"tokens       {most}{plan.tokens}, {plan.counted} counted; {counts.tokens_cut} cut off")
+    print(f"shards       {most}{plan.shards}, {done} of them done, at {store.url}")
+    print(f"cache        {most or 'about '}{_gib(plan.cache_bytes)}")
     available = available_memory_bytes()
     free = "unknown" if available is None else _gib(available)
     print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
     check_resources(plan, store)
     rate = _calibrate(prepared, teacher, capture, max_length=max_length)
-    print(f"time         about {_duration(plan.tokens / rate)} at {rate:.0f} tokens/s (calibrated)")
+    print(
+        f"time         {most or 'about '}{_duration(plan.tokens / rate)} at {rate:.0f} tokens/s "
+        f"(calibrated{'; the writing comes before it, not calibrated' if plan.at_most else ''})"
+    )
+
+
+def print_responses(plan: ResponsePlan, store: Store) -> None:
+    """Print what the teacher has still to write."""
+    shards = plan.shards()
+    present = set(store.list(FOLDER))
+    done = sum(file_name(shard.index).rsplit("/", 1)[-1] in present for shard in shards)
+    print(
+        f"prompts      {len(plan.prompts.prompts)}, {plan.prompts.counts.tokens} tokens, "
+        f"{plan.settings.responses} responses each"
+    )
+    print(
+        f"to write     at most {plan.most_tokens} tokens, {len(shards)} shards of responses, "
+        f"{done} of them done"
+    )
 
 
 def _calibrate(

@@ -8,7 +8,6 @@ Legend: R rows (positions), V vocabulary, G temperatures, C columns, K certain a
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 
 from pipeline.cache.counter import mix
 from pipeline.cache.law import SamplingLaw
+from pipeline.teacher.stopwatch import SPARSIFIER
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SparseScheme", "draw_offsets", "seconds_spent", "sparsify"]
+__all__ = ["SparseScheme", "draw_offsets", "sparsify"]
 
 _CPU_BLOCK_BYTES = 2 << 20
 """Of float32 rows worked on together on a CPU. A V = 49,152 row takes 348 us in blocks of 8 that
@@ -90,18 +90,6 @@ class SparseScheme:
         return 2 + 2 * len(self.temperatures) + 2 * (self.certain_places + self.drawn_places)
 
 
-_spent_s = 0.0
-
-
-def seconds_spent() -> float:
-    """Return the wall time of all calls of `sparsify` in this process.
-
-    On a GPU the kernels run behind: there it is the time to launch them. An engine with processes
-    of its own spends it there, unseen.
-    """
-    return _spent_s
-
-
 def draw_offsets(key: int, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the random offset of each row in [0, 2^30): a hash of the sample's key and the row."""
     return (mix(key, rows_N) >> np.uint64(34)).astype(np.int64)
@@ -135,25 +123,22 @@ def sparsify(
     """
     import torch
 
-    global _spent_s
-    started = time.perf_counter()
     rows, vocab = logits_RV.shape
     block = max(rows, 1)
     if logits_RV.device.type == "cpu":
         block = max(2, _CPU_BLOCK_BYTES // (4 * vocab))
     if offsets_R is None:
         offsets_R = torch.zeros_like(gold_R)
-    # Written again for each block: new memory of this size costs more than the arithmetic.
-    work = _Work(min(block, max(rows, 2)), vocab, logits_RV.device)
-    parts = []
-    for start in range(0, rows, block):
-        some = slice(start, start + block)
-        parts.append(_block(logits_RV[some], gold_R[some], scheme, offsets_R[some], work))
-    if not parts:
+    if not rows:
         return logits_RV.new_zeros((0, scheme.num_columns), dtype=torch.float32)
-    columns_RC = torch.cat(parts)
-    _spent_s += time.perf_counter() - started
-    return columns_RC
+    # Written again for each block: new memory of this size costs more than the arithmetic.
+    with SPARSIFIER.running(logits_RV.device):
+        work = _Work(min(block, max(rows, 2)), vocab, logits_RV.device)
+        parts = []
+        for start in range(0, rows, block):
+            some = slice(start, start + block)
+            parts.append(_block(logits_RV[some], gold_R[some], scheme, offsets_R[some], work))
+        return torch.cat(parts)
 
 
 class _Work:

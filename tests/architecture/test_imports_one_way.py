@@ -16,7 +16,11 @@ from tests.stage_runner import ROOT
 
 SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/**/*.py")])
 ADAPTERS = {
-    "vllm": {"pipeline/teacher/vllm_engine.py", "pipeline/teacher/vllm_pooler.py"},
+    "vllm": {
+        "pipeline/teacher/vllm_engine.py",
+        "pipeline/teacher/vllm_generator.py",
+        "pipeline/teacher/vllm_pooler.py",
+    },
     "deepspeed": {"pipeline/student/deepspeed_engine.py"},
     "datasets": {"pipeline/corpus/hub.py"},
     "wandb": {"pipeline/observe/trackers.py"},

@@ -1,0 +1,88 @@
+"""Settings of the responses that the teacher writes itself; imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from pipeline.config import Settings, option
+
+__all__ = ["GenerateSettings", "mistakes_with_corpus"]
+
+
+class GenerateSettings(Settings):
+    """Whether the teacher writes the responses, and how they are drawn."""
+
+    enabled: bool = option(
+        False,
+        "let the teacher answer the prompts of the corpus and cache its distributions over what it "
+        "wrote; the corpus's own last answers are not used",
+    )
+    temperature: float = option(1.0, "divides the logits; 0 always takes the likeliest", ge=0, le=5)
+    top_p: float = option(1.0, "draw from the likeliest tokens that hold this mass", gt=0, le=1)
+    top_k: int = option(0, "draw from this many likeliest tokens; 0 for all", ge=0)
+    min_p: float = option(
+        0.0, "leave out tokens less likely than this share of the likeliest", ge=0, le=1
+    )
+    max_new_tokens: int = option(512, "tokens of the longest response", ge=1)
+    responses: int = option(1, "responses to each prompt", ge=1, le=10_000)
+    prompt_tokens: int = option(
+        32, "plain documents: so many of their first tokens are the prompt", ge=1
+    )
+    shard_prompts: int = option(
+        1024,
+        "prompts that a worker answers in one call; what is lost when it is killed, and where the "
+        "last long answer leaves the device idle",
+        ge=1,
+        le=1 << 20,
+    )
+    record_logprobs: bool = option(
+        False,
+        "keep beside each token of a response the log-prob it was drawn with (temperature 1, "
+        "nothing left out), to compare with the capture's",
+    )
+
+    @model_validator(mode="after")
+    def _draws_make_sense(self) -> Self:
+        mistakes = []
+        if 0 < self.temperature < 0.01:
+            mistakes.append(
+                f"generate.temperature: found {self.temperature}, expected 0 or at least 0.01 "
+                "(below, vLLM takes 0.01)"
+            )
+        if self.temperature == 0 and self.responses > 1:
+            mistakes.append(
+                f"generate.responses: found {self.responses} at temperature 0, expected 1: all "
+                "would be the same"
+            )
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the tokens, for the cache's identity.
+
+        `shard_prompts` is part of it: the sequences computed together decide the last bits of the
+        logits, and now and then a token.
+        """
+        return self.model_dump(exclude={"enabled"})
+
+
+def mistakes_with_corpus(generate: GenerateSettings, max_length: int, overlong: str) -> list[str]:
+    """Return what does not fit between the responses and the corpus section."""
+    mistakes: list[str] = []
+    if not generate.enabled:
+        return mistakes
+    if overlong == "split":
+        mistakes.append(
+            "corpus.overlong: found split, expected truncate or drop: half a question has no answer"
+        )
+    room = max_length - generate.max_new_tokens
+    if room < generate.prompt_tokens:
+        mistakes.append(
+            f"generate.max_new_tokens: found {generate.max_new_tokens} and "
+            f"{generate.prompt_tokens} prompt_tokens, expected together at most "
+            f"corpus.max_length ({max_length})"
+        )
+    return mistakes

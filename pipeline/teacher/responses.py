@@ -1,0 +1,384 @@
+"""The teacher writes the responses: shards of prompts, claimed by any number of workers.
+
+A response file is created once and never replaced, so all workers go on from the same tokens even
+where two of them, both alive, wrote the same shard. Only when all files are there is the corpus
+known, and with it the cache's identity and plan; until then the folder belongs to the identity as
+far as it can be known, which is written first and refuses everybody else at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.manifest import MANIFEST, PLAN, describe_difference, read_manifest
+from pipeline.config import fingerprint
+from pipeline.errors import CacheError, ModelError
+from pipeline.observe.progress import Progress
+from pipeline.storage import Store
+from pipeline.teacher.capture import Prepared
+from pipeline.teacher.claims import ClaimBoard, worker_name
+from pipeline.teacher.generator import Generator, Written, open_generator
+from pipeline.teacher.plan import make_plan
+from pipeline.teacher.response_files import (
+    FOLDER,
+    ResponseText,
+    decode_responses,
+    encode_responses,
+    file_name,
+)
+from pipeline.teacher.response_plan import ResponsePlan, ResponseShard
+from pipeline.teacher.settings import TeacherSettings
+
+__all__ = ["RESPONSE_PLAN", "responses_done", "with_responses", "write_responses"]
+
+RESPONSE_PLAN = f"{FOLDER}/plan.json"
+
+_log = logging.getLogger(__name__)
+
+Tokens = list[NDArray[np.int32]]
+
+
+def write_responses(
+    prepared: Prepared,
+    teacher: TeacherSettings,
+    *,
+    store: Store,
+    max_length: int,
+    shard_tokens: int,
+    lease_s: float,
+    progress_every_s: float,
+) -> Prepared:
+    """Write what is missing of the responses; return the run with its corpus, identity and plan.
+
+    A run without generation passes through. One that finds every response loads no teacher. The
+    generator is closed before this returns: the device is free for the capture.
+
+    Raises:
+        CacheError: the store holds a cache, or the start of one, of another identity.
+    """
+    plan = prepared.responses
+    if plan is None:
+        _refuse_the_start_of_another(store, prepared)
+        return prepared
+    _settle(store, prepared, plan)
+    shards = plan.shards()
+    done = responses_done(plan, store)
+    open_teacher = partial(
+        open_generator,
+        teacher,
+        plan.settings,
+        folder=prepared.model.path,
+        ends=plan.ends,
+        vocabulary=plan.vocabulary,
+        max_length=max_length,
+    )
+    board = ClaimBoard(store, worker_name(), lease_s)
+    with (
+        Progress(
+            plan.total,
+            unit="responses",
+            description="teacher writes",
+            every_s=progress_every_s,
+            initial=done,
+            enabled=done < plan.total,
+        ) as progress,
+        board.beating(),
+        _Writer(prepared, plan, store, open_teacher, progress) as writer,
+    ):
+        try:
+            while True:
+                _write_all(shards, store, board, writer)
+                tokens = _read_all(shards, plan, prepared, store)
+                if tokens is not None:
+                    break
+        finally:
+            board.give_up_all()
+    return _with_tokens(prepared, plan, tokens, store, shard_tokens=shard_tokens)
+
+
+def with_responses(prepared: Prepared, *, store: Store, shard_tokens: int) -> Prepared:
+    """Return the run with its corpus where every response is there, else unchanged; for dry runs.
+
+    Raises:
+        CacheError: the responses there are not those of the cache beside them.
+    """
+    plan = prepared.responses
+    if plan is None or responses_done(plan, store) < plan.total:
+        return prepared
+    tokens: Tokens = []
+    for shard in plan.shards():
+        found = _read(shard, plan, prepared, store)
+        if found is None:
+            return prepared
+        tokens += found
+    return _with_tokens(prepared, plan, tokens, store, shard_tokens=shard_tokens)
+
+
+def responses_done(plan: ResponsePlan, store: Store) -> int:
+    """Return how many responses lie in finished files, by one listing."""
+    present = set(store.list(FOLDER))
+    return sum(
+        len(shard.prompts) * plan.settings.responses
+        for shard in plan.shards()
+        if _base_name(shard) in present
+    )
+
+
+class _Writer:
+    """Writes one shard after the other; the generator is opened at the first."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        plan: ResponsePlan,
+        store: Store,
+        open_teacher: Callable[[], Generator],
+        progress: Progress,
+    ) -> None:
+        self._prepared = prepared
+        self._plan = plan
+        self._store = store
+        self._open_teacher = open_teacher
+        self._progress = progress
+        self._generator: Generator | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._generator is not None:
+            self._generator.close()
+
+    def write(self, shard: ResponseShard) -> None:
+        """Let the teacher answer a shard's prompts and create its file."""
+        if self._generator is None:
+            self._generator = self._open_teacher()
+        started = time.monotonic()
+        written = self._generator.write(
+            self._plan.requests(shard.prompts), on_responses=self._progress.advance
+        )
+        tokens = sum(int(response.token_ids_N.size) for response in written)
+        seconds = time.monotonic() - started
+        _log.info(
+            "%s: %d tokens written in %.1f s (%.0f tokens/s)",
+            shard.name, tokens, seconds, tokens / max(seconds, 1e-9),
+        )  # fmt: skip
+        for request, response in zip(self._plan.requests(shard.prompts), written, strict=True):
+            largest = int(response.token_ids_N.max())
+            if not 0 <= response.token_ids_N.min() <= largest < self._plan.vocabulary:
+                raise ModelError(
+                    f"the teacher wrote token {largest} in response {request.response_id}, which "
+                    "its tokenizer does not have",
+                    expected=f"ids below {self._plan.vocabulary}",
+                    do="check that tokenizer and weights belong together, or lower "
+                    "--generate.temperature",
+                )
+        data = encode_responses(
+            self._texts(shard, written), written, identity_digest=self._prepared.identity_digest
+        )
+        if not self._store.create(file_name(shard.index), data):
+            _log.info("%s was written by another worker meanwhile; its tokens count", shard.name)
+
+    def _texts(self, shard: ResponseShard, written: Sequence[Written]) -> list[ResponseText]:
+        decode = partial(self._prepared.tokenizer.decode, skip_special_tokens=False)
+        each, requests = self._plan.settings.responses, self._plan.requests(shard.prompts)
+        prompts = [prompt for prompt in shard.prompts for _ in range(each)]
+        return [
+            ResponseText(
+                response_id=request.response_id,
+                split=prompt.split,
+                prompt=decode(prompt.input_ids.tolist()),
+                response=decode(response.token_ids_N.tolist()),
+                finished=int(response.token_ids_N[-1]) in self._plan.ends,
+            )
+            for request, prompt, response in zip(requests, prompts, written, strict=True)
+        ]
+
+
+def _write_all(
+    shards: Sequence[ResponseShard],
+    store: Store,
+    board: ClaimBoard,
+    writer: _Writer,
+    *,
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Claim and write shards until every file is there, whoever wrote it."""
+    start = zlib.crc32(board.worker.encode()) % max(len(shards), 1)
+    ordered = [*shards[start:], *shards[:start]]
+    while True:
+        present = set(store.list(FOLDER))
+        missing = [shard for shard in ordered if _base_name(shard) not in present]
+        if not missing:
+            return
+        newest = board.attempts()
+        claimed_any = False
+        for shard in missing:
+            claim = board.try_claim(shard.name, newest.get(shard.name))
+            if claim is None:
+                continue
+            claimed_any = True
+            # Between the listing and the claim another worker may have finished it.
+            if not store.exists(file_name(shard.index)):
+                if claim.attempt:
+                    _log.warning("taking over %s, attempt %d", shard.name, claim.attempt + 1)
+                writer.write(shard)
+            board.done(claim)
+        if not claimed_any:
+            _log.debug("%d shards of responses are in other workers' hands", len(missing))
+            wait(min(5.0, board.lease_s / 10))
+
+
+def _read_all(
+    shards: Sequence[ResponseShard], plan: ResponsePlan, prepared: Prepared, store: Store
+) -> Tokens | None:
+    """Return the tokens of all responses; None after damaged files were removed."""
+    tokens: Tokens = []
+    damaged = False
+    for shard in shards:
+        found = _read(shard, plan, prepared, store)
+        if found is None:
+            name = file_name(shard.index)
+            _log.warning("%s: damaged or missing; written again", store.full_url(name))
+            store.delete(name)
+            damaged = True
+        else:
+            tokens += found
+    return None if damaged else tokens
+
+
+def _read(
+    shard: ResponseShard, plan: ResponsePlan, prepared: Prepared, store: Store
+) -> Tokens | None:
+    names = [request.response_id for request in plan.requests(shard.prompts)]
+    try:
+        data = store.read(file_name(shard.index))
+    except FileNotFoundError:
+        return None
+    return decode_responses(data, response_ids=names, identity_digest=prepared.identity_digest)
+
+
+def _with_tokens(
+    prepared: Prepared, plan: ResponsePlan, tokens: Tokens, store: Store, *, shard_tokens: int
+) -> Prepared:
+    corpus = plan.corpus(tokens)
+    written = corpus.identity["responses"]
+    _log.info(
+        "responses: %d, %d tokens, %d of them cut off at %d tokens",
+        written["count"], written["tokens"], written["unfinished"], plan.settings.max_new_tokens,
+    )  # fmt: skip
+    identity = {**prepared.identity, "corpus": corpus.identity}
+    planned = _planned(store)
+    if planned is not None and planned.without_responses == prepared.identity:
+        found = planned.identity["corpus"]["responses"]
+        if found != written:
+            raise CacheError(
+                f"{store.url}: responses that were lost and written again came out otherwise "
+                f"({found['tokens']} tokens before, {written['tokens']} now), and the shards there "
+                "are made from the old ones",
+                expected=f"the files of {FOLDER} as they were",
+                do="bring them back, or delete that cache",
+            )
+    return replace(
+        prepared,
+        corpus=corpus,
+        identity=identity,
+        plan=make_plan(corpus.samples, shard_tokens=shard_tokens),
+        responses=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """The identity of the cache that the folder holds, or begins."""
+
+    identity: dict[str, Any]
+
+    @property
+    def without_responses(self) -> dict[str, Any]:
+        """The part that is known before a response is written."""
+        corpus = dict(self.identity["corpus"])
+        corpus.pop("responses", None)
+        return {**self.identity, "corpus": corpus}
+
+
+def _planned(store: Store) -> _Planned | None:
+    """Return what the folder's plan or manifest says; what is damaged is for others to complain."""
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        return _Planned(dict(json.loads(store.read(PLAN))["identity"]))
+    if store.exists(MANIFEST):
+        with suppress(CacheError):
+            return _Planned(read_manifest(store).identity)
+    return None
+
+
+def _settle(store: Store, prepared: Prepared, plan: ResponsePlan) -> None:
+    """Write the plan of the responses, or agree with what is there."""
+    planned = _planned(store)
+    if planned is not None and planned.without_responses != prepared.identity:
+        raise _another(store, planned.without_responses, prepared.identity)
+    content = json.dumps(
+        {
+            "identity": prepared.identity,
+            "identity_digest": prepared.identity_digest,
+            **plan.to_json(),
+        },
+        indent=1,
+        ensure_ascii=False,
+    ).encode()
+    if store.create(RESPONSE_PLAN, content):
+        return
+    present = store.read(RESPONSE_PLAN)
+    if present != content:
+        raise _another(store, _begun_identity(store, present), prepared.identity)
+
+
+def _refuse_the_start_of_another(store: Store, prepared: Prepared) -> None:
+    """A run that reads the corpus's own text must not go on in a folder of written responses."""
+    with suppress(FileNotFoundError):
+        found = _begun_identity(store, store.read(RESPONSE_PLAN))
+        raise _another(store, found, prepared.identity)
+
+
+def _begun_identity(store: Store, content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+        identity: dict[str, Any] = data["identity"]
+        intact = fingerprint(identity) == data["identity_digest"]
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise CacheError(
+            f"{store.full_url(RESPONSE_PLAN)}: damaged",
+            do="delete it; finished responses are kept and checked",
+        )
+    return identity
+
+
+def _another(store: Store, found: dict[str, Any], wanted: dict[str, Any]) -> CacheError:
+    written = ["generate" in identity["corpus"] for identity in (found, wanted)]
+    if written[0] != written[1]:
+        whose = ["the teacher's" if own else "the corpus's" for own in written]
+        difference = f"responses: {whose[0]} there, {whose[1]} asked for"
+    else:
+        difference = describe_difference(found, wanted) or "another cut"
+    return CacheError(
+        f"{store.url}: holds a cache of another identity ({difference})",
+        expected="an empty folder, or a cache made with these settings",
+        do="choose another --cache_dir, or delete that cache",
+    )
+
+
+def _base_name(shard: ResponseShard) -> str:
+    return file_name(shard.index).rsplit("/", 1)[-1]

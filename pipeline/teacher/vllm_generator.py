@@ -1,0 +1,163 @@
+"""The teacher writes on vLLM: one seeded request per response, scheduled together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ModelError
+from pipeline.models.resolve import read_model_config
+from pipeline.teacher.generate_settings import GenerateSettings
+from pipeline.teacher.generator import WriteRequest, Written
+from pipeline.teacher.settings import TeacherSettings
+from pipeline.teacher.vllm_engine import set_environment, vllm_info
+
+__all__ = ["VllmGenerator"]
+
+_MOST_BIASES = 1024
+"""vLLM's GPU sampler takes no more biases a request; heads are padded by a few hundred rows."""
+_NEVER = -100.0
+"""The lowest bias vLLM knows: a probability of e^-100."""
+
+
+class VllmGenerator:
+    """One vLLM engine that generates, closed before the one that captures is opened."""
+
+    def __init__(
+        self,
+        teacher: TeacherSettings,
+        generate: GenerateSettings,
+        *,
+        folder: Path,
+        ends: Sequence[int],
+        vocabulary: int,
+        max_length: int,
+    ) -> None:
+        """Start the engine.
+
+        Raises:
+            ConfigError: vLLM is not installed, or cannot serve these settings on this machine.
+            ModelError: vLLM refuses the model.
+        """
+        info = vllm_info(teacher)
+        set_environment(info.device, teacher)
+        self._generate = generate
+        self._ends = list(ends)
+        config = read_model_config(folder)
+        rows = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+        padding = range(vocabulary, min(rows, vocabulary + _MOST_BIASES))
+        self._bias = dict.fromkeys(padding, _NEVER) or None
+        options: dict[str, Any] = {
+            "model": str(folder),
+            "dtype": info.dtype,
+            "max_model_len": max_length,
+            "max_num_batched_tokens": max(teacher.batch_tokens, max_length),
+            "max_num_seqs": min(256, teacher.batch_tokens),
+            "tensor_parallel_size": teacher.tensor_parallel_size,
+            "trust_remote_code": teacher.trust_remote_code,
+            # Ids in, ids out. The model's own sampling defaults would be applied in silence.
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "enforce_eager": info.device == "cpu",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "seed": 0,
+        }
+        if info.device == "cpu":
+            options["kv_cache_memory_bytes"] = int(teacher.kv_cache_gib * (1 << 30))
+        else:
+            options["gpu_memory_utilization"] = teacher.gpu_memory_utilization
+        if teacher.use_flash_attention:
+            options["attention_backend"] = "FLASH_ATTN"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations inside vLLM are not the user's
+                from vllm import LLM
+
+                self._llm = LLM(**options)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            raise ModelError(
+                f"vLLM cannot run {folder} ({str(error).strip().splitlines()[0]})",
+                expected="a causal language model that vLLM supports, and memory for it",
+                do="read the lines above, or choose --teacher.engine transformers",
+            ) from error
+
+    def write(
+        self,
+        requests: Sequence[WriteRequest],
+        *,
+        on_responses: Callable[[int], None] | None = None,
+    ) -> list[Written]:
+        """Return the response to each request, in order."""
+        # Blocks of an earlier call would make this one's batches, and last bits, depend on it.
+        # Within the call the cache computes a prompt once for all of its responses.
+        self._llm.reset_prefix_cache()
+        prompts: list[Any] = [
+            {"prompt_token_ids": request.prompt_ids_L.tolist()} for request in requests
+        ]
+        outputs = self._llm.generate(
+            prompts,
+            [self._params(request.seed) for request in requests],
+            use_tqdm=_counting_bar(on_responses) if on_responses is not None else False,
+        )
+        written = []
+        for request, output in zip(requests, outputs, strict=True):
+            completion = output.outputs[0]
+            ids_N = np.asarray(completion.token_ids, np.int32)
+            assert ids_N.size, request.response_id
+            logprobs_N = None
+            if self._generate.record_logprobs:
+                # One candidate a step was asked for, and the drawn token is always the first.
+                flat = completion.logprobs
+                first = np.asarray(flat.start_indices)
+                logprobs_N = np.asarray(flat.logprobs, np.float32)[first]
+                assert np.array_equal(np.asarray(flat.token_ids)[first], ids_N)
+            written.append(Written(ids_N, logprobs_N))
+        return written
+
+    def close(self) -> None:
+        """Stop the engine and leave no distributed world, which the next engine would trip over."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+
+    def _params(self, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        chosen = self._generate
+        return SamplingParams(
+            temperature=chosen.temperature,
+            top_p=chosen.top_p,
+            top_k=chosen.top_k,
+            min_p=chosen.min_p,
+            seed=seed,
+            max_tokens=chosen.max_new_tokens,
+            # The list holds every end token, so that both engines stop at the same ones.
+            ignore_eos=True,
+            stop_token_ids=self._ends,
+            logit_bias=self._bias,
+            logprobs=0 if chosen.record_logprobs else None,
+            flat_logprobs=chosen.record_logprobs,
+            detokenize=False,
+        )
+
+
+def _counting_bar(on_responses: Callable[[int], None]) -> Callable[..., Any]:
+    """Return what vLLM takes for its progress bar: shows nothing, counts finished requests."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *_: Any, **options: Any) -> None:
+            super().__init__(total=options.get("total"), disable=True)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            on_responses(int(n or 0))
+            return None
+
+    return Bar

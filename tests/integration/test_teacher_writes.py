@@ -1,0 +1,432 @@
+"""The teacher writes its own responses: the same tokens whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cache.reader import open_cache
+from pipeline.teacher.generate_settings import GenerateSettings
+from pipeline.teacher.generator import WriteRequest, Written
+from pipeline.teacher.settings import TeacherSettings
+from tests.conftest import Stage, Tiny, digests
+from tests.stage_runner import Running, real_stage, run_python
+
+ENDS = list(range(100, 140))
+RESPONSES = "_meta/responses"
+VOCABULARY = 528  # of the tokenizer; the head has 576 rows
+
+
+@pytest.fixture(scope="module")
+def talker(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tiny teacher with so many end tokens that many of its responses end."""
+    folder = tmp_path_factory.mktemp("talker") / "teacher"
+    shutil.copytree(tiny.teacher, folder)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": ENDS}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flags(tiny: Tiny, talker: Path) -> list[Any]:
+    return [
+        *tiny.stage_one, "--teacher_model", talker, "--num_samples", "36", "--generate.enabled",
+        "--generate.max_new_tokens", "14", "--generate.prompt_tokens", "5",
+        "--generate.temperature", "0.9", "--generate.top_p", "0.95", "--generate.responses", "2",
+        "--generate.shard_prompts", "10", "--generate.record_logprobs",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(flags: list[Any], stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a complete cache over responses that one undisturbed worker wrote."""
+    folder = tmp_path_factory.mktemp("written") / "cache"
+    stage("cache_teacher", [*flags, "--cache_dir", folder]).ok()
+    return folder
+
+
+def _content(folder: Path) -> dict[str, str]:
+    """Return the digests of a cache; the folder's own name stands in two texts."""
+    found = digests(folder)
+    for name in ("README.md", "_meta/config.yaml"):
+        found.pop(name, None)
+    return found
+
+
+def _responses(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted((folder / RESPONSES).glob("*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    return {row["response_id"]: row for row in rows}
+
+
+def _cached(folder: Path) -> dict[str, Any]:
+    cache = open_cache(str(folder))
+    return {
+        row.sample_id: row
+        for split in ("train", "heldout")
+        for shard, rows in enumerate(cache.source(split).shard_rows())
+        for row in cache.source(split).read_rows(shard, range(rows))
+    }
+
+
+def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Path) -> None:
+    responses, cached = _responses(written), _cached(written)
+    assert responses.keys() == cached.keys()
+    assert len(responses) == 72
+    for name, row in cached.items():
+        ids = responses[name]["token_ids"]
+        assert row.input_ids_L[-len(ids) :].tolist() == ids
+        assert row.counted_L.tolist() == [False] * (row.input_ids_L.size - len(ids)) + [True] * len(
+            ids
+        )
+        assert row.input_ids_L.size <= 96
+        # Rows that only pad the head are never drawn, though a random teacher likes them.
+        assert max(ids) < VOCABULARY
+        # Once ended, nothing follows; what did not end ran into the limit.
+        assert not set(ids[:-1]) & {2, *ENDS}
+        assert responses[name]["finished"] == (ids[-1] in {2, *ENDS})
+        assert responses[name]["finished"] or len(ids) == 14
+        # What the capture says of each token is what it was drawn with (stored as float16).
+        np.testing.assert_allclose(
+            row.targets.gold_logprob_N, responses[name]["logprobs"], rtol=1e-3, atol=1e-3
+        )
+    finished = sum(row["finished"] for row in responses.values())
+    assert 10 < finished < 72
+    # Several responses to a prompt are several draws.
+    texts = {(row["prompt"], row["response"]) for row in responses.values()}
+    assert len(texts) == 72
+    assert len({row["prompt"] for row in responses.values()}) == 36
+    assert not responses.keys() & _cached(tiny_cache).keys()
+
+
+def test_it_says_whose_the_responses_are(written: Path) -> None:
+    manifest = open_cache(str(written)).manifest
+    told = manifest.identity["corpus"]["responses"]
+    responses = _responses(written)
+    assert told["count"] == 72
+    assert told["unfinished"] == sum(not row["finished"] for row in responses.values())
+    line = (
+        "written by the teacher itself (temperature 0.9, top-p 0.95, seed 42): 72 responses, "
+        f"{told['tokens']} tokens, {told['unfinished']} cut off at 14; text in `_meta/responses`"
+    )
+    assert f"| responses | {line} |" in (written / "README.md").read_text()
+    shown = run_python(["-m", "pipeline.cache", "inspect", written]).ok().out
+    assert f"responses    {line}" in shown
+    assert "whole" in run_python(["-m", "pipeline.cache", "verify", written]).ok().out
+    assert manifest.corpus_counts["counted_tokens"] == told["tokens"]
+
+
+@pytest.mark.slow
+def test_the_same_bytes_by_the_command_as_it_is_typed(
+    flags: list[Any], written: Path, tmp_path: Path
+) -> None:
+    real_stage("cache_teacher", [*flags, "--cache_dir", tmp_path / "cache"]).ok()
+    assert _content(tmp_path / "cache") == _content(written)
+
+
+def test_two_workers_write_what_one_writes(
+    flags: list[Any], written: Path, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    every = [*flags, "--cache_dir", tmp_path / "cache", "--capture.lease_s", "1.5"]
+    for worker in [start("cache_teacher", every) for _ in range(2)]:
+        worker.wait().ok()
+    assert _content(tmp_path / "cache") == _content(written)
+    assert not list((tmp_path / "cache/_meta/claims").glob("*"))
+
+
+# 2 syncs a write: the plan of the responses 1-2, then a claim and a file for each of four shards.
+@pytest.mark.parametrize(
+    "sync", [1, 4, 6, 19, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 9, 13, 17))]
+)
+def test_killed_in_the_middle_of_a_write(
+    sync: int, flags: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    every = [*flags, "--cache_dir", tmp_path / "cache"]
+    killed = stage("cache_teacher", every, hook=("kill_at_sync", sync))
+    assert killed.code == -signal.SIGKILL, killed
+    stage("cache_teacher", every).ok()
+    assert _content(tmp_path / "cache") == _content(written)
+
+
+def test_killed_while_the_teacher_writes(
+    flags: list[Any], written: Path, start: Callable[..., Running], stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    running = start("cache_teacher", [*flags, "--cache_dir", folder])
+    end = time.monotonic() + 100
+    while not list((folder / RESPONSES).glob("*.parquet")):
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    os.kill(running.process.pid, signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    before = {file.name: file.stat().st_mtime_ns for file in (folder / RESPONSES).iterdir()}
+    stage("cache_teacher", [*flags, "--cache_dir", folder]).ok()
+    assert _content(folder) == _content(written)
+    for name, stamp in before.items():
+        if not name.endswith(".partial"):
+            assert (folder / RESPONSES / name).stat().st_mtime_ns == stamp, "written again"
+
+
+def test_a_paused_worker_is_overtaken_and_its_tokens_do_no_harm(
+    flags: list[Any], written: Path, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    every = [*flags, "--cache_dir", tmp_path / "cache", "--capture.lease_s", "1.5"]
+    # Draws of its own: had its file replaced the other's, the tokens would show it.
+    paused = start("cache_teacher", every, hook=("other_draws",))
+    end = time.monotonic() + 100
+    while not list((tmp_path / "cache/_meta/claims").glob("responses-*.json")):
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    os.kill(paused.process.pid, signal.SIGSTOP)
+    start("cache_teacher", every).wait().ok()
+    os.kill(paused.process.pid, signal.SIGCONT)
+    paused.wait().ok()
+    assert _content(tmp_path / "cache") == _content(written)
+
+
+def test_sigterm_lets_go_and_says_how_to_go_on(
+    flags: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    every = [*flags, "--cache_dir", tmp_path / "cache"]
+    result = stage("cache_teacher", every, hook=("signal_at_sync", 5, int(signal.SIGTERM)))
+    assert result.refused(143).startswith("stopped by SIGTERM; run the same command again")
+    claims = list((tmp_path / "cache/_meta/claims").glob("*.json"))
+    assert claims
+    assert all(json.loads(file.read_text())["state"] == "given up" for file in claims)
+    stage("cache_teacher", every).ok()
+    assert _content(tmp_path / "cache") == _content(written)
+
+
+def test_other_settings_are_refused_at_once(
+    flags: list[Any], tiny: Tiny, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    begun = stage("cache_teacher", [*flags, "--cache_dir", folder], hook=("kill_at_sync", 7))
+    assert begun.code == -signal.SIGKILL
+    before = digests(folder)
+    for changed, told in [
+        (["--generate.temperature", "0.8"], "corpus.generate.temperature: 0.9 there, 0.8 asked"),
+        (["--generate.shard_prompts", "9"], "corpus.generate.shard_prompts: 10 there, 9 asked"),
+        (["--seed", "7"], "corpus.seed: 42 there, 7 asked"),
+        (["--capture.top_k", "8"], "scheme.top_k: 16 there, 8 asked"),
+        (["--no-generate.enabled"], "responses: the teacher's there, the corpus's asked for"),
+    ]:
+        every = [*flags, "--cache_dir", folder, *changed]
+        message = stage("cache_teacher", every, hook=("forbid_loading",)).refused(3)
+        assert "holds a cache of another identity" in message
+        assert told in message
+        assert digests(folder) == before
+    # A cache of the corpus's own text is no place for the teacher's.
+    plain = tmp_path / "plain"
+    begun = stage(
+        "cache_teacher", [*tiny.stage_one, "--cache_dir", plain], hook=("kill_at_sync", 9)
+    )
+    assert begun.code == -signal.SIGKILL
+    before = digests(plain)
+    every = [*flags, "--cache_dir", plain]
+    message = stage("cache_teacher", every, hook=("forbid_loading",)).refused(3)
+    assert "responses: the corpus's there, the teacher's asked for" in message
+    assert digests(plain) == before
+
+
+def test_a_complete_cache_loads_no_teacher(flags: list[Any], written: Path, stage: Stage) -> None:
+    before = digests(written)
+    result = stage("cache_teacher", [*flags, "--cache_dir", written], hook=("forbid_loading",)).ok()
+    assert "is complete" in result.err
+    assert digests(written) == before
+
+
+@pytest.mark.parametrize("damage", ["shards lost", "plan of the responses lost", "manifest lost"])
+def test_responses_that_are_there_are_not_written_again(
+    damage: str, flags: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    match damage:
+        case "shards lost":
+            shutil.rmtree(folder / "data")
+        case "plan of the responses lost":
+            (folder / RESPONSES / "plan.json").unlink()
+        case _:
+            (folder / "_meta/manifest.json").unlink()
+            (folder / "_meta/plan.json").unlink()
+    stage("cache_teacher", [*flags, "--cache_dir", folder], hook=("forbid_writing",)).ok()
+    assert _content(folder) == _content(written)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["deleted", "flipped", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cut", "empty"))],
+)
+def test_a_damaged_file_of_responses_is_written_again_to_the_same_bytes(
+    damage: str, flags: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    file = folder / RESPONSES / "00001.parquet"
+    data = file.read_bytes()
+    half = len(data) // 3  # in the middle of the text
+    match damage:
+        case "deleted":
+            file.unlink()
+        case "flipped":
+            file.write_bytes(data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :])
+        case "cut":
+            file.write_bytes(data[:half])
+        case _:
+            file.write_bytes(b"")
+    others = folder / RESPONSES / "00000.parquet"
+    stamp = others.stat().st_mtime_ns
+    result = stage("cache_teacher", [*flags, "--cache_dir", folder]).ok()
+    assert ("damaged or missing" in result.err) == (damage != "deleted")
+    assert _content(folder) == _content(written)
+    assert others.stat().st_mtime_ns == stamp
+
+
+def test_responses_that_come_out_otherwise_are_refused(
+    flags: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    (folder / RESPONSES / "00001.parquet").unlink()
+    result = stage("cache_teacher", [*flags, "--cache_dir", folder], hook=("other_draws",))
+    message = result.refused(3)
+    assert "responses that were lost and written again came out otherwise" in message
+    assert "bring them back, or delete that cache" in message
+    shards = {name: value for name, value in _content(folder).items() if name.startswith("data/")}
+    assert shards
+    assert shards.items() <= _content(written).items()
+
+
+def test_dry_run(flags: list[Any], written: Path, stage: Stage, tmp_path: Path) -> None:
+    every = [*flags, "--cache_dir", tmp_path / "cache", "--dry-run"]
+    out = stage("cache_teacher", every, hook=("forbid_writing",)).ok().out
+    prompts = sum(len(ids) for ids in _prompt_ids(written)) // 2
+    assert f"prompts      36, {prompts} tokens, 2 responses each" in out
+    assert f"to write     at most {72 * 14} tokens, 4 shards of responses, 0 of them done" in out
+    assert f"tokens       at most {2 * prompts + 72 * 14}, {72 * 14} counted; " in out
+    assert "shards       at most " in out
+    assert "the writing comes before it, not calibrated" in out
+    assert not (tmp_path / "cache").exists()
+    # With the responses there, it is the plan itself.
+    before = digests(written)
+    out = stage("cache_teacher", [*flags, "--cache_dir", written, "--dry-run"]).ok().out
+    manifest = open_cache(str(written)).manifest
+    tokens = sum(record.tokens for record in manifest.shards)
+    assert f"tokens       {tokens}, {manifest.identity['corpus']['responses']['tokens']}" in out
+    assert f"shards       {len(manifest.shards)}, {len(manifest.shards)} of them done" in out
+    assert "at most" not in out
+    assert digests(written) == before
+
+
+def _prompt_ids(folder: Path) -> list[Any]:
+    return [row.input_ids_L[~row.counted_L] for row in _cached(folder).values()]
+
+
+def test_a_student_learns_from_it(
+    tiny: Tiny, talker: Path, written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    every = [*tiny.stage_two, "--student_model", talker, "--max_steps", "6"]
+    folder = tmp_path / "student"
+    stage("train_student", [*every, "--cache_dir", written, "--output_dir", folder]).ok()
+    before, after = (
+        json.loads((folder / f"heldout-{when}.json").read_text()) for when in ("before", "after")
+    )
+    assert before != after
+    assert (folder / "model/model.safetensors").exists()
+
+
+def test_documents_begin_and_the_teacher_goes_on(
+    tiny: Tiny, talker: Path, stage: Stage, tmp_path: Path
+) -> None:
+    file = tmp_path / "texts.jsonl"
+    texts = [f"list {n} of numbers returns value when called" for n in range(12)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    every = [
+        *tiny.stage_one, "--teacher_model", talker, "--dataset_name", file, "--generate.enabled",
+        "--generate.max_new_tokens", "6", "--generate.prompt_tokens", "4",
+        "--cache_dir", tmp_path / "cache",
+    ]  # fmt: skip
+    stage("cache_teacher", every).ok()
+    rows = _cached(tmp_path / "cache")
+    assert len(rows) == 12
+    assert all((~row.counted_L).sum() == 4 for row in rows.values())
+    prompts = {row["prompt"] for row in _responses(tmp_path / "cache").values()}
+    assert all(any(text.startswith(prompt) for text in texts) for prompt in prompts)
+
+
+# The generator itself, in this process.
+
+
+def _generator(talker: Path, ends: list[int], **chosen: Any) -> Any:
+    from pipeline.teacher.transformers_generator import TransformersGenerator
+
+    chosen = {"max_new_tokens": 12, "record_logprobs": True, **chosen}
+    return TransformersGenerator(
+        TeacherSettings(model=str(talker), engine="transformers", batch_tokens=256),
+        GenerateSettings(enabled=True, **chosen), folder=talker, ends=ends, vocabulary=VOCABULARY,
+    )  # fmt: skip
+
+
+def _requests() -> list[WriteRequest]:
+    draw = np.random.default_rng(3)
+    return [
+        WriteRequest(str(n), draw.integers(3, 500, length).astype(np.int32), 1000 + n)
+        for n, length in enumerate((5, 17, 1, 30, 9, 17, 2, 26))
+    ]
+
+
+def _ids(written: list[Written]) -> list[list[int]]:
+    return [response.token_ids_N.tolist() for response in written]
+
+
+def test_greedy_is_the_argmax_of_bare_forward_passes(talker: Path) -> None:
+    """Left padding, batches and the key-value cache change nothing."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(talker, dtype=torch.float32).eval()
+    requests = _requests()
+    done = _generator(talker, ENDS, temperature=0).write(requests)
+    lengths = set()
+    for request, response in zip(requests, done, strict=True):
+        ids = request.prompt_ids_L.tolist()
+        for token, seen in zip(response.token_ids_N, response.logprobs_N, strict=True):
+            with torch.inference_mode():
+                logprobs = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            assert int(logprobs[:VOCABULARY].argmax()) == token
+            assert float(logprobs[token]) == pytest.approx(float(seen), abs=1e-4)
+            ids.append(int(token))
+        assert len(response.token_ids_N) == 12 or ids[-1] in ENDS
+        lengths.add(len(response.token_ids_N))
+    assert len(lengths) > 1, "nothing ended: the test has lost its meaning"
+
+
+def test_a_draw_does_not_see_its_neighbours(talker: Path) -> None:
+    requests = _requests()
+    generator = _generator(talker, ENDS)
+    together = _ids(generator.write(requests))
+    assert _ids(generator.write(requests)) == together
+    assert _ids(generator.write(requests[::-1]))[::-1] == together
+    assert [_ids(generator.write([request]))[0] for request in requests] == together
+    other = [WriteRequest(r.response_id, r.prompt_ids_L, r.seed + 1) for r in requests]
+    assert sum(a == b for a, b in zip(_ids(generator.write(other)), together, strict=True)) <= 1
+
+
+def test_the_models_own_sampling_defaults_are_not_applied(talker: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "opinionated"
+    shutil.copytree(talker, folder)
+    defaults = {"repetition_penalty": 3.0, "do_sample": True, "top_k": 1, "max_length": 3}
+    (folder / "generation_config.json").write_text(json.dumps(defaults))
+    expected = _ids(_generator(talker, ENDS).write(_requests()))
+    assert _ids(_generator(folder, ENDS).write(_requests())) == expected
