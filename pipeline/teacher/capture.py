@@ -57,7 +57,7 @@ from pipeline.teacher.sparsify import SparseScheme
 from pipeline.teacher.stopwatch import SPARSIFIER
 from pipeline.teacher.worker import ShardMaker, make_all
 
-__all__ = ["Prepared", "cache_teacher", "capture_requests", "prepare"]
+__all__ = ["Prepared", "cache_teacher", "capture_requests", "prepare", "write_shard"]
 
 _log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def cache_teacher(
                 max_length=max_length,
             ),
             lambda shard: capture_requests(shard.samples),
-            lambda shard, columns, failed: _write_shard(
+            lambda shard, columns, failed: write_shard(
                 shard, columns, failed, prepared, store, shares
             ),
             board,
@@ -289,7 +289,7 @@ def _is_covered(
     return record.rows + len(failures.get(shard.name, ())) == len(shard.samples)
 
 
-def _write_shard(
+def write_shard(
     shard: PlannedShard,
     columns: list[NDArray[np.float32]],
     failed: frozenset[str],
@@ -297,6 +297,7 @@ def _write_shard(
     store: Store,
     shares: Shares,
 ) -> ShardRecord:
+    """Encode the columns of a shard's rows, but for those that failed, and commit it."""
     rows: list[CachedSequence] = []
     tails: list[NDArray[np.float32]] = []
     answered = [sample for sample in shard.samples if sample.sample_id not in failed]
