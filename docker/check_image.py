@@ -1,12 +1,11 @@
 """Refuse an image whose packages are not those of the lock file; runs while it is built.
 
-usage: check_image.py LOCK [--from-base PREFIX ...] [--needs NAME ...]
-
-Packages that begin with a PREFIX are the base image's: they must be there in the same minor version.
+usage: check_image.py LOCK [--from-base NAME ...] [--without PREFIX ...] [--needs NAME ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from importlib import metadata
@@ -15,46 +14,43 @@ from pathlib import Path
 
 def main(argv: list[str]) -> int:
     """Compare; print every difference, or one line when there is none."""
-    lock, *rest = argv
-    groups: dict[str, list[str]] = {"--from-base": [], "--needs": []}
-    current: list[str] = []
-    for word in rest:
-        if word in groups:
-            current = groups[word]
-        else:
-            current.append(word)
-    prefixes = tuple(groups["--from-base"])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lock", type=Path)
+    add = parser.add_argument
+    add("--from-base", nargs="*", default=[], help="the base's own: the same minor version")
+    add("--without", nargs="*", default=[], help="not looked at (CUDA libraries of the base)")
+    add("--needs", nargs="*", default=[], help="must be there, in whatever version")
+    options = parser.parse_args(argv)
+    lines = options.lock.read_text(encoding="utf-8").splitlines()
+    pins = dict(match.groups() for line in lines if (match := re.match(_PIN, line)))
     wrong = []
-    lines = Path(lock).read_text(encoding="utf-8").splitlines()
-    pins = [match for line in lines if (match := re.match(r"([\w.-]+)==([^\s;]+)", line))]
-    for pin in pins:
-        name, wanted = pin[1], pin[2]
-        try:
-            # A local part (+cu133) names a build, not another version.
-            found = metadata.version(name).partition("+")[0]
-        except metadata.PackageNotFoundError:
-            found = "nothing"
-        if prefixes and name.startswith(prefixes):
-            # CUDA libraries of the base are no Python packages; torch and triton are.
-            same = found.split(".")[:2] == wanted.split(".")[:2] or (
-                found == "nothing" and name.startswith(("nvidia-", "cuda-"))
-            )
-            if name.startswith(("nvidia-", "cuda-")):
-                same = True
-        else:
-            same = found == wanted
+    for name, wanted in pins.items():
+        if name.startswith(tuple(options.without)):
+            continue
+        found = _version(name)
+        same = found == wanted
+        if name in options.from_base:
+            same = found.split(".")[:2] == wanted.split(".")[:2]
         if not same:
-            wrong.append(f"{name}: found {found}, expected {wanted}")
-    for name in groups["--needs"]:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            wrong.append(f"{name}: not installed, expected the base image to bring it")
+            wrong.append(f"{name}: found {found or 'nothing'}, expected {wanted}")
+    wrong += [f"{name}: found nothing, expected it" for name in options.needs if not _version(name)]
     for line in wrong:
         print(line, file=sys.stderr)
     if not wrong:
-        print(f"{lock}: {len(pins)} packages as pinned")
+        print(f"{options.lock.name}: {len(pins)} packages as pinned")
     return 1 if wrong else 0
+
+
+# `name==version`, but for lines that are meant for another system.
+_PIN = r"([\w.-]+)==([^\s;]+)\s*$"
+
+
+def _version(name: str) -> str:
+    """Return what is installed, empty for nothing; a local part (+cu133) names only a build."""
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ digests=()
 for name in distill-teacher distill-student; do
   aws ecr describe-repositories --region "$region" --repository-names "$name" >/dev/null 2>&1 ||
     aws ecr create-repository --region "$region" --repository-name "$name" \
-      --image-scanning-configuration scanOnPush=true --image-tag-mutability IMMUTABLE >/dev/null
+      --image-scanning-configuration scanOnPush=true >/dev/null
   docker tag "$name:$tag" "$registry/$name:$tag"
   docker push "$registry/$name:$tag"
   digest=$(aws ecr describe-images --region "$region" --repository-name "$name" \

@@ -25,7 +25,7 @@ WORKDIR /opt/distill
 COPY stages/locks/student-gpu.lock docker/check_image.py ./
 RUN grep -vE '^(torch|triton|nvidia-|cuda-)' student-gpu.lock > packages.lock \
     && DS_BUILD_OPS=0 python3 -m pip install --no-cache-dir --no-deps --no-build-isolation -r packages.lock \
-    && python3 check_image.py student-gpu.lock --from-base torch triton nvidia- cuda- --needs flash-attn \
+    && python3 check_image.py student-gpu.lock --from-base torch triton --without nvidia- cuda- --needs flash-attn \
     && ln -sf "$(command -v python3)" /usr/local/bin/python
 
 # hadolint ignore=DL3006

@@ -28,14 +28,13 @@ def pods_for(job: Object, operator: Operator = "v1.9.4") -> list[Object]:
     pods = []
     for replica in ("Master", "Worker"):
         spec = replica_specs(job).get(replica)
-        for index in range(int(spec.get("replicas", 1)) if spec else 0):
-            pods.append(_pod(job, replica, spec, index, operator))
+        if spec is not None:
+            for index in range(int(spec.get("replicas", 1))):
+                pods.append(_pod(job, replica, spec, index, operator))
     return pods
 
 
-def _pod(
-    job: Object, replica: str, spec: dict[str, Any], index: int, operator: Operator
-) -> Object:
+def _pod(job: Object, replica: str, spec: dict[str, Any], index: int, operator: Operator) -> Object:
     metadata = job["metadata"]
     name = f"{metadata['name']}-{replica.lower()}-{index}"
     template = copy.deepcopy(spec["template"])

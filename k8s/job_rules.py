@@ -175,7 +175,7 @@ def _student_shape(job: Object) -> Iterator[str]:
 def _hyperpod_rules(job: Object) -> Iterator[str]:
     annotations = job["metadata"].get("annotations") or {}
     if annotations.get(_RESUME) != "true" or not str(annotations.get(_RETRIES, "")).isdigit():
-        yield f"metadata.annotations: expected {_RESUME}: \"true\" and a number in {_RETRIES}"
+        yield f'metadata.annotations: expected {_RESUME}: "true" and a number in {_RETRIES}'
     namespace = str(job["metadata"].get("namespace"))
     if namespace != "kubeflow" and not namespace.startswith("hyperpod"):
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ class Kubectl:
         if done.returncode:
             raise DistillError(
                 f"kubectl {' '.join(arguments[:2])} failed: {_first_lines(done.stderr)}",
-                do="check the cluster and your rights there (kubectl auth can-i create pytorchjobs)",
+                do="check the cluster and your rights (kubectl auth can-i create pytorchjobs)",
             )
         return done.stdout
 
@@ -110,5 +111,11 @@ def render_kustomization(folder: Path) -> list[Object]:
 
 
 def _first_lines(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return " ".join(lines[:3]).removeprefix("error: ").removeprefix("Error: ")[:600] or "no reason"
+    # kubectl wraps long reasons in a line of its log: E1124 11:55:04 ... err=< ... >
+    lines = [
+        re.sub(r'^[EWI]\d{4} .*?\] ("command failed" err=<)?', "", line.strip())
+        for line in text.strip().splitlines()
+    ]
+    lines = [line for line in lines if line not in ("", ">")]
+    said = " ".join(lines[:3]).removeprefix("error: ").removeprefix("Error: ")
+    return said[:600] or "no reason"

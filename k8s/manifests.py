@@ -1,17 +1,18 @@
-"""`make manifests`: render and check every overlay, operation and example; lint what is not YAML of ours."""
+"""`make manifests`: render and check every overlay, operation and example; lint the rest."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from k8s.kubectl import render_kustomization
 from k8s.objects import ROOT, Object, dump_documents
 from k8s.ops import check_cache_job, fsx_init_job, fsx_volume, prefetch_job
 from k8s.render import RenderedJob, render_job
-from k8s.run_config import STAGES
+from k8s.run_config import STAGES, Stage
 from k8s.validate import check_documents, document_mistakes
 from k8s.variants import katib_experiment, train_job, trial_job
 from pipeline.errors import ConfigError, DistillError
@@ -49,40 +50,53 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
     for folder in sorted((ROOT / "overlays").iterdir()):
         overlay = folder.name
         # As it lies there, for `kubectl apply -k` ...
-        yield f"overlay {overlay}", lambda f=folder: check_documents(
-            render_kustomization(f), source=f"k8s/overlays/{f.name}", images_required=False
-        )
+        yield f"overlay {overlay}", partial(_check_folder, folder)
         # ... and as the submit step renders it.
         for stage in STAGES:
-            yield f"  {stage}", lambda s=stage, o=overlay: _render(s, o)
-        yield "  check-cache", lambda o=overlay: check_cache_job(
-            _render("train-student", o), cache_identity="0123456789ab"
-        )
+            yield f"  {stage}", partial(_render, stage, overlay)
+        yield "  check-cache", partial(_check_check, overlay)
         image = None if overlay == "local-kind" else EXAMPLE_IMAGES["cache-teacher"]
-        yield "  prefetch", lambda o=overlay, i=image: prefetch_job(
-            overlay=o, secret="hub-token", image=i
+        yield (
+            "  prefetch",
+            partial(prefetch_job, overlay=overlay, secret="hub-token", image=image),
         )
-        yield "  fsx-init", lambda o=overlay, i=image: fsx_init_job(overlay=o, image=i)
-    yield "fsx volume, existing", lambda: fsx_volume(
-        overlay="hyperpod-p5", file_system="fs-0123456789abcdef0", mount_name="abcdefgh",
-        region="us-west-2",
-    )  # fmt: skip
-    yield "fsx volume, new", lambda: fsx_volume(
-        overlay="hyperpod-p5", subnet="subnet-0123456789abcdef0",
-        security_group="sg-0123456789abcdef0",
-    )  # fmt: skip
-    yield "example kueue", lambda: check_documents(
-        render_kustomization(ROOT / "examples/kueue"), source="k8s/examples/kueue",
-        images_required=False,
-    )  # fmt: skip
-    for name, text in example_files().items():
-        yield f"example {name}", lambda n=name, t=text: _check_example(n, t)
+        yield "  fsx-init", partial(fsx_init_job, overlay=overlay, image=image)
+    file_system = {"file_system": "fs-0123456789abcdef0", "mount_name": "abcdefgh"}
+    yield (
+        "fsx volume, existing",
+        partial(fsx_volume, overlay="hyperpod-p5", region="us-west-2", **file_system),
+    )
+    network = {"subnet": "subnet-0123456789abcdef0", "security_group": "sg-0123456789abcdef0"}
+    yield "fsx volume, new", partial(fsx_volume, overlay="hyperpod-p5", **network)
+    yield "example kueue", partial(_check_folder, ROOT / "examples/kueue")
+    yield "examples katib, trainjob", _check_examples
     yield "hadolint, shellcheck, yamllint", lint
 
 
-def _render(stage: str, overlay: str) -> RenderedJob:
+def _check_folder(folder: Path) -> None:
+    source = f"k8s/{folder.relative_to(ROOT)}"
+    check_documents(render_kustomization(folder), source=source, images_required=False)
+
+
+def _check_check(overlay: str) -> None:
+    check_cache_job(_render("train-student", overlay), cache_identity="0123456789ab")
+
+
+def _check_examples() -> None:
+    wrong = []
+    for name, wanted in example_files().items():
+        file = ROOT / "examples" / name
+        if not file.exists() or file.read_text(encoding="utf-8") != wanted:
+            wrong.append(
+                f"k8s/examples/{name}: not what the code renders; run `python -m k8s examples`"
+            )
+    if wrong:
+        raise ConfigError(mistakes=wrong)
+
+
+def _render(stage: Stage, overlay: str) -> RenderedJob:
     image = None if overlay == "local-kind" else EXAMPLE_IMAGES[stage]
-    return render_job(stage=stage, run="check", overlay=overlay, image=image)  # type: ignore[arg-type]
+    return render_job(stage=stage, run="check", overlay=overlay, image=image)
 
 
 def example_files() -> dict[str, str]:
@@ -108,15 +122,6 @@ def _example(documents: list[Object], what: str) -> str:
     return head + dump_documents(documents)
 
 
-def _check_example(name: str, wanted: str) -> None:
-    file = ROOT / "examples" / name
-    found = file.read_text(encoding="utf-8") if file.exists() else ""
-    if found != wanted:
-        raise ConfigError(
-            f"k8s/examples/{name}: not what the code renders", do="run `python -m k8s examples`"
-        )
-
-
 def lint() -> None:
     """Run hadolint, shellcheck and yamllint over what lies here.
 
@@ -139,7 +144,8 @@ def lint() -> None:
         done = subprocess.run(
             [program, *command[1:], *files],
             # yamllint reads the paths of its own settings from here.
-            cwd=ROOT if command[0] == "yamllint" else repository, capture_output=True, text=True, check=False,
+            cwd=ROOT if command[0] == "yamllint" else repository,
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             said += [f"{command[0]}: {line}" for line in (done.stdout + done.stderr).splitlines()]

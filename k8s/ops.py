@@ -176,7 +176,9 @@ def fsx_volume(
     ):
         if value and not re.fullmatch(pattern, value):
             raise ConfigError(f"{name}: found {value!r}", expected=f"a text like {pattern}")
-    documents = render_kustomization(ROOT / "ops" / ("fsx-static" if all(static) else "fsx-dynamic"))
+    documents = render_kustomization(
+        ROOT / "ops" / ("fsx-static" if all(static) else "fsx-dynamic")
+    )
     place = namespace or _namespace(render_kustomization(overlay_folder(overlay)))
     claim = find(documents, "PersistentVolumeClaim")
     assert claim is not None

@@ -92,7 +92,7 @@ def _parts(container: dict[str, Any], spec: dict[str, Any]) -> Iterator[str]:
             yield f"mount {mount.get('mountPath')}: no volume {mount.get('name')!r}"
     words = [str(word) for word in container.get("command") or []]
     if words and words[0].rsplit("/", 1)[-1] in ("sh", "bash"):
-        yield f"command: found a shell ({words[0]}), expected the program itself: SIGTERM ends there"
+        yield f"command: found a shell ({words[0]}), expected the program: SIGTERM ends in a shell"
 
 
 def _image(image: str, in_registry: bool) -> Iterator[str]:
@@ -127,14 +127,12 @@ def _accelerators(container: dict[str, Any], instance: str | None) -> Iterator[s
         yield f"{GPU}: found {gpus}, expected a divisor of the {node.gpus} that {instance} has"
     if efa and (efa != node.efa or gpus != node.gpus):
         yield (
-            f"{EFA}: found {limits[EFA]} beside {gpus} GPUs, expected {node.efa} beside {node.gpus} as "
-            f"{instance} has them"
+            f"{EFA}: found {limits[EFA]} and {gpus} GPUs, expected {node.efa} and {node.gpus} "
+            f"as {instance} has them"
         )
 
 
-def _shares(
-    container: dict[str, Any], spec: dict[str, Any], instance: str | None
-) -> Iterator[str]:
+def _shares(container: dict[str, Any], spec: dict[str, Any], instance: str | None) -> Iterator[str]:
     resources = container.get("resources") or {}
     memory = quantity((resources.get("limits") or {}).get("memory"))
     requests = resources.get("requests") or {}
@@ -162,6 +160,6 @@ def _shares(
         )
     if quantity(requests["cpu"]) > share * node.allocatable_cpus:
         yield (
-            f"cpu: found {requests['cpu']}, expected at most {share * node.allocatable_cpus:.0f} of "
-            f"the {node.vcpus} that {instance} has"
+            f"cpu: found {requests['cpu']}, expected at most {share * node.allocatable_cpus:.0f} "
+            f"of the {node.vcpus} that {instance} has"
         )

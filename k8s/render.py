@@ -1,4 +1,4 @@
-"""One run of one stage as objects to apply: Kustomize decides where it runs, this decides which run.
+"""One run of one stage as objects: Kustomize decides where it runs, this decides which run.
 
 The name of a job carries a digest of everything in it, so the same run rendered twice is the same
 job, and a changed value is another.
@@ -137,7 +137,7 @@ def render_job(
     job["metadata"]["name"] = name
     config_map["metadata"]["name"] = name
     _config_volume(job)["configMap"]["name"] = name
-    check_documents(kept, source=str(folder))
+    check_documents(kept, source=overlay)
     return RenderedJob(stage, run, kept, resolved.settings, volume)
 
 
@@ -162,7 +162,7 @@ def _check_run_name(stage: str, run: str) -> None:
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", run) or len(run) > longest:
         raise ConfigError(
             f"run {run!r}",
-            expected=f"lower-case letters, digits and dashes, at most {longest} of them (it becomes "
+            expected=f"lower-case letters, digits and dashes, at most {longest} (it becomes a "
             "part of the job's name)",
             do="give another RUN=",
         )

@@ -1,6 +1,6 @@
 """Strict schemas: PyTorchJobs by the operator's own models, core kinds by Kubernetes' schemas.
 
-Unknown fields are refused: an API server drops them, or refuses the whole, only when it is too late.
+Unknown fields are refused here: an API server drops them, or refuses the whole, too late.
 """
 
 from __future__ import annotations

@@ -17,7 +17,13 @@ from k8s.watch import JobState, job_state, pods_line, stuck_pods
 from pipeline.errors import CacheError, DistillError
 
 __all__ = [
-    "JobFailed", "JobTimeout", "Patience", "apply", "require", "run_once", "run_to_end",
+    "JobFailed",
+    "JobTimeout",
+    "Patience",
+    "apply",
+    "require",
+    "run_once",
+    "run_to_end",
     "submit_stage",
 ]
 
@@ -265,7 +271,7 @@ def _raise_if_stuck(
         if now - since.setdefault(pod, now) >= limit_s:
             raise JobFailed(
                 f"{name}: {pod} cannot start ({reason})",
-                do=f"mend it, delete the job (kubectl -n {namespace}), and run the same command again",
+                do=f"mend it, delete the job in {namespace}, and run the same command again",
             )
 
 

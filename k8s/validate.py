@@ -44,9 +44,7 @@ def check_documents(
         raise ConfigError(mistakes=[f"{source}: {line}" for line in found])
 
 
-def document_mistakes(
-    documents: Sequence[Object], *, images_required: bool = True
-) -> list[str]:
+def document_mistakes(documents: Sequence[Object], *, images_required: bool = True) -> list[str]:
     """Return one line per mistake: schemas, operator's rules, pods, references, secrets."""
     found: list[str] = []
     for item in documents:
@@ -114,7 +112,8 @@ def _references(item: Object, documents: Sequence[Object]) -> Iterator[str]:
     for kind, name in named:
         if find(documents, kind, name) is None and name not in PREREQUISITES.get(kind, ()):
             there = sorted(d["metadata"]["name"] for d in documents if d["kind"] == kind)
-            yield f"{kind} {name!r}: not in the render, expected one of {', '.join(there) or 'none'}"
+            known = ", ".join(there) or "none"
+            yield f"{kind} {name!r}: not in the render, expected one of {known}"
 
 
 def _offline(item: Object) -> Iterator[str]:

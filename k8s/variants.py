@@ -12,7 +12,7 @@ from k8s.job_rules import nproc_of
 from k8s.objects import Object, find, main_container, pod_spec, replica_specs
 from k8s.render import RenderedJob
 
-__all__ = ["katib_experiment", "trial_job", "train_job"]
+__all__ = ["katib_experiment", "train_job", "trial_job"]
 
 _SEARCHED = {"temperature": ("1.0", "2.0"), "alpha": ("0.25", "0.5", "0.75")}
 _FIELD = {"temperature": "loss.temperature", "alpha": "loss.alpha"}
@@ -104,7 +104,7 @@ def train_job(rendered: RenderedJob) -> list[Object]:
     """Return a TrainJob on the stock runtime `torch-distributed`; torchrun reads the same PET_*."""
     container = main_container(rendered.job)
     spec = pod_spec(rendered.job)
-    patch = {
+    patch: Object = {
         name: copy.deepcopy(spec[name])
         for name in (
             "serviceAccountName", "securityContext", "volumes", "nodeSelector", "affinity",
@@ -134,7 +134,9 @@ def train_job(rendered: RenderedJob) -> list[Object]:
                 "command": container["command"],
                 "args": container["args"],
                 # The replica index's label is the old operator's.
-                "env": [item for item in container["env"] if item["name"] != "DISTILL_REPLICA_INDEX"],
+                "env": [
+                    item for item in container["env"] if item["name"] != "DISTILL_REPLICA_INDEX"
+                ],
                 "numNodes": replica_specs(rendered.job)["Worker"]["replicas"],
                 "numProcPerNode": nproc_of(container),
                 "resourcesPerNode": container["resources"],
@@ -146,7 +148,10 @@ def train_job(rendered: RenderedJob) -> list[Object]:
                         "template": {
                             "spec": {
                                 "replicatedJobs": [
-                                    {"name": "node", "template": {"spec": {"template": {"spec": patch}}}}
+                                    {
+                                        "name": "node",
+                                        "template": {"spec": {"template": {"spec": patch}}},
+                                    }
                                 ]
                             }
                         }

@@ -1,4 +1,4 @@
-"""Say whether a student could start on a cache: complete, fitting, of the identity that is meant."""
+"""Say whether a student could start on a cache: complete, fitting, of the identity meant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Download what a run names (models, data set) into the hub's cache, so that the stages run offline."""
+"""Download what a run names (models, data set), so that the stages run offline."""
 
 from __future__ import annotations
 
@@ -53,13 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.models.resolve import resolve_model
 
     if teacher is not None:
-        model = resolve_model(teacher.teacher.model, revision=teacher.teacher.revision, role="teacher")
+        model = resolve_model(
+            teacher.teacher.model, revision=teacher.teacher.revision, role="teacher"
+        )
         print(f"teacher  {model.name} ({model.revision}) {model.path}", flush=True)
         source = open_source(teacher.corpus)
         rows = "rows not counted" if source.total is None else f"{source.total} rows"
         print(f"data set {source.name}, {rows}", flush=True)
     if student is not None:
-        model = resolve_model(student.student.model, revision=student.student.revision, role="student")
+        model = resolve_model(
+            student.student.model, revision=student.student.revision, role="student"
+        )
         print(f"student  {model.name} ({model.revision}) {model.path}", flush=True)
     return 0
 

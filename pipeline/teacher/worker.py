@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,9 +23,11 @@ from pipeline.teacher.claims import Claim, ClaimBoard
 from pipeline.teacher.engine import CaptureRequest, Engine
 from pipeline.teacher.plan import PlannedShard
 
-__all__ = ["ShardMaker", "make_all"]
+__all__ = ["ShardMaker", "first_shard", "make_all"]
 
 _log = logging.getLogger(__name__)
+
+_GOLDEN = (5**0.5 - 1) / 2
 
 Columns = list[NDArray[np.float32]]
 
@@ -105,7 +108,7 @@ def make_all(
 
     Each worker starts at a place of its own, so that many of them do not meet at every shard.
     """
-    start = zlib.crc32(board.worker.encode()) % max(len(shards), 1)
+    start = first_shard(board.worker, len(shards))
     ordered = [*shards[start:], *shards[:start]]
     while True:
         recorded = set(store.list("_meta/shards"))
@@ -130,6 +133,18 @@ def make_all(
         if not claimed_any:
             _log.debug("%d shards are in other workers' hands", len(missing))
             wait(min(5.0, board.lease_s / 10))
+
+
+def first_shard(worker: str, count: int) -> int:
+    """Return where in `count` shards a worker starts to look.
+
+    Pods that know their number (`DISTILL_REPLICA_INDEX`, from a label that the operator sets) are
+    spread by the golden ratio, evenly for any number of them, known or not; others by their name.
+    """
+    index = os.environ.get("DISTILL_REPLICA_INDEX", "")
+    if index.isdigit():
+        return int(count * (int(index) * _GOLDEN % 1))
+    return zlib.crc32(worker.encode()) % max(count, 1)
 
 
 def _record_file(shard: PlannedShard) -> str:

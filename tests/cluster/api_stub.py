@@ -1,7 +1,7 @@
 """A small loopback stand-in of the Kubernetes API server, for the real kubectl.
 
-Discovery, create, read, list, watch, patch, delete and pod logs of the kinds this project uses. What
-becomes of a job is a script that the test gives.
+Discovery, create, read, list, watch, patch, delete and pod logs of the kinds this project uses.
+What becomes of a job is a script that the test gives.
 """
 
 from __future__ import annotations
@@ -138,16 +138,18 @@ class ApiStub:
         """Add the pod of a job: worker-0 of a PyTorchJob, the only one of a Job."""
         name = job["metadata"]["name"]
         trainer = job["kind"] == "PyTorchJob"
-        template = (
-            job["spec"]["pytorchReplicaSpecs"]["Worker"] if trainer else job["spec"]
-        )["template"]
+        template = (job["spec"]["pytorchReplicaSpecs"]["Worker"] if trainer else job["spec"])[
+            "template"
+        ]
         labels = dict(template["metadata"].get("labels") or {})
         labels |= {"training.kubeflow.org/job-name" if trainer else "job-name": name}
         pod_name = f"{name}-worker-0" if trainer else f"{name}-abcde"
         container = template["spec"]["containers"][0]["name"]
-        state = {"waiting": {"reason": waiting, "message": "it is not there"}} if waiting else {
-            "running": {"startedAt": "2026-11-24T12:00:00Z"}
-        }
+        state = (
+            {"waiting": {"reason": waiting, "message": "it is not there"}}
+            if waiting
+            else {"running": {"startedAt": "2026-11-24T12:00:00Z"}}
+        )
         self.logs[pod_name] = log
         self.put(
             {
@@ -367,7 +369,9 @@ def _openapi(group_version: str) -> Object:
         place = "namespaces/{namespace}/" if namespaced else ""
         kinds = {"group": group, "version": version, "kind": kind}
         operation = {
-            "parameters": [{"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}],
+            "parameters": [
+                {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
+            ],
             "x-kubernetes-group-version-kind": kinds,
             "x-kubernetes-action": "patch",
             "responses": {"200": {"description": "OK"}},
@@ -410,7 +414,9 @@ def _discovery(parts: list[str]) -> Object | None:
             }  # fmt: skip
         case ["openapi", "v3"]:
             places = {name: _openapi_place(name) for name in _GROUPS}
-            return {"paths": {p: {"serverRelativeURL": f"/openapi/v3/{p}"} for p in places.values()}}
+            return {
+                "paths": {p: {"serverRelativeURL": f"/openapi/v3/{p}"} for p in places.values()}
+            }
         case ["openapi", "v3", *place]:
             name = next(n for n in _GROUPS if _openapi_place(n) == "/".join(place))
             return _openapi(name)

@@ -1,4 +1,4 @@
-"""A PyTorchJob as the operator and the kubelet run it: pods, restarts in place, and when it is done."""
+"""A PyTorchJob as operator and kubelet run it: pods, restarts in place, when it is done."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ class JobProcess:
     def log(self) -> str:
         return "\n".join(f"==== {pod.name}\n{pod.log}" for pod in self.pods)
 
-    def run(
-        self, *, disturb: Callable[[JobProcess], bool] | None = None, timeout_s: float
-    ) -> None:
+    def run(self, *, disturb: Callable[[JobProcess], bool] | None = None, timeout_s: float) -> None:
         """Run to the end.
 
         Args:

@@ -1,9 +1,9 @@
-"""Pods as processes of this machine: the manifest's command, args, environment, mounts and hostname.
+"""Pods as processes: the manifest's command, args, environment, mounts and hostname.
 
-Where the user may make namespaces, each pod has its own network, hostname, processes and a read-only
-root file system with the manifest's volumes at their places (`Isolation.NAMESPACES`). Elsewhere the
-paths of the mounts are rewritten to folders, and the rendezvous goes over a port of the loopback
-(`Isolation.LOOPBACK`).
+Where the user may make namespaces, each pod has its own network, hostname, processes and a
+read-only root file system with the manifest's volumes at their places (`Isolation.NAMESPACES`).
+Elsewhere the paths of the mounts are rewritten to folders, and the rendezvous goes over a port of
+the loopback (`Isolation.LOOPBACK`).
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class PodProcess:
         self.start()
 
     def _main_pid(self) -> int:
-        """The container's first process: behind nsenter and unshare, where those stand before it."""
+        """The container's first process, behind nsenter and unshare where those stand before it."""
         assert self.process is not None
         if self.node.isolation is Isolation.LOOPBACK:
             return self.process.pid
@@ -302,7 +302,8 @@ for entry in /*; do
 done
 mkdir $root/.etc && mount --bind /etc $root/.etc
 for entry in /etc/*; do
-  case ${{entry#/etc/}} in hosts|nsswitch.conf|resolv.conf) ;; *) ln -s "/.etc/${{entry#/etc/}}" $root/etc/ ;; esac
+  name=${{entry#/etc/}}
+  case $name in hosts|nsswitch.conf|resolv.conf) ;; *) ln -s "/.etc/$name" $root/etc/ ;; esac
 done
 cat > $root/etc/hosts <<'END'
 {hosts}
@@ -312,7 +313,9 @@ echo 'hosts: files' > $root/etc/nsswitch.conf
 {binds}
 mount -t proc proc $root/proc
 for name in usr opt root home var srv work; do
-  [ ! -d $root/$name ] || [ -L $root/$name ] || mount -o remount,bind,ro $root/$name 2>/dev/null || true
+  if [ -d $root/$name ] && [ ! -L $root/$name ]; then
+    mount -o remount,bind,ro $root/$name 2>/dev/null || true
+  fi
 done
 mount -o remount,bind,ro $root
 exec chroot $root /bin/sh -c 'cd "$1" && shift && exec "$@"' pod {directory} {command}

@@ -146,7 +146,10 @@ def test_two_pods_a_stage_one_of_them_killed(volume: Path, tmp_path: Path) -> No
         killed = JobProcess(node, rendered, "hyperpod-2023")
         killed.run(disturb=_kill_after_checkpoint(folders["killed"], 4, 1), timeout_s=900)
         assert "resuming after step" in killed.log
-        print(f"rehearsal: the same, worker-1 killed: {[pod.restarts for pod in killed.pods]} restarts")
+        print(
+            "rehearsal: the same, worker-1 killed; restarts:",
+            [pod.restarts for pod in killed.pods],
+        )
     steps = [step for step, values in _losses(folders["calm"]) if "train/loss" in values]
     assert steps == list(range(1, 13))
     assert _losses(folders["killed"]) == _losses(folders["calm"])

@@ -1,4 +1,4 @@
-"""The submit path against a stand-in of the API server, with the real kubectl and real cache checks."""
+"""The submit path against a stand-in of the API server: real kubectl, real cache checks."""
 
 from __future__ import annotations
 
