@@ -1,4 +1,4 @@
-"""The two entry points that a cluster needs beside the stages: prefetch, and the look at a cache."""
+"""The two entry points a cluster needs beside the stages: prefetch, and the look at a cache."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def test_numbered_workers_are_spread(workers: int, monkeypatch: pytest.MonkeyPat
     assert all(0 <= start < count for start in starts)
     ordered = sorted(starts)
     gaps = [b - a for a, b in zip(ordered, [*ordered[1:], ordered[0] + count], strict=True)]
-    # The largest gap of golden-ratio points stays below 2.62 times the even one (three-gap theorem).
+    # The largest gap of golden-ratio points is below 2.62 times the even one (three-gap theorem).
     assert max(gaps) <= 2.62 * count / workers + 1
     assert min(gaps) > 0
 
