@@ -10,6 +10,12 @@ CONFIG  ?=
 ARGS    ?=
 PYTHON  ?= python3
 
+# With OVERLAY the same verbs go to a cluster (k8s/README.md): RUN, NODES, CONFIG, ARGS, IMAGE, QUEUE,
+# PRIORITY, NAMESPACE, TIMEOUT (seconds), IDENTITY (of the cache), DRY_RUN=1.
+OVERLAY ?=
+DEVICE  ?= gpu
+TAG     ?= $(if $(filter cpu,$(DEVICE)),cpu,$(shell git describe --always --dirty --abbrev=12 2>/dev/null || echo dev))
+
 SETUP   := @$(PYTHON) stages/setup_env.py
 TEACHER := $(shell $(PYTHON) stages/setup_env.py --print-python teacher)
 STUDENT := $(shell $(PYTHON) stages/setup_env.py --print-python student)
@@ -23,6 +29,22 @@ else
     $(STUDENT) -m torch.distributed.run --standalone --nproc-per-node $(NPROC) $(CONFIGURED_STUDENT)
 endif
 
+RUN_TEACHER = $(TEACHER) -m stages.cache_teacher --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
+
+CLUSTER = $(STUDENT) -m k8s
+PLACE   = --overlay "$(OVERLAY)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(filter 1,$(DRY_RUN)),--dry-run)
+SECRET  ?= hub-token
+SUBMIT  = $(CLUSTER) $@ $(PLACE) --run "$(notdir $(RUN))" $(if $(CONFIG),--config "$(CONFIG)") \
+    $(if $(NODES),--nodes "$(NODES)") $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUEUE),--queue "$(QUEUE)") \
+    $(if $(PRIORITY),--priority "$(PRIORITY)") $(if $(TIMEOUT),--timeout_s "$(TIMEOUT)") \
+    $(if $(IDENTITY),--cache_identity "$(IDENTITY)") -- $(ARGS)
+
+define build_image
+command -v docker >/dev/null || { echo "error: docker: no such program; install it." >&2; exit 1; }; \
+docker build --platform linux/amd64 --file docker/$(1).Dockerfile --build-arg DEVICE=$(DEVICE) \
+  --tag distill-$(1):$(TAG) .
+endef
+
 .PHONY: help
 help: ## List all targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -33,12 +55,12 @@ distill: setup ## Teacher, cache, student, control, report: the whole path on th
 	@$(STUDENT) -m stages.distill --run_dir $(RUN) --nproc $(NPROC) --teacher_python $(TEACHER) $(ARGS)
 
 .PHONY: cache-teacher
-cache-teacher: setup-teacher ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=)
-	@$(TEACHER) -m stages.cache_teacher --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
+cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=; OVERLAY= on a cluster)
+	@$(if $(OVERLAY),$(SUBMIT),$(RUN_TEACHER))
 
 .PHONY: train-student
-train-student: setup-student ## Stage two: train a student from a cache (CONFIG=, ARGS=, NPROC=2 for two processes)
-	@$(TRAIN)
+train-student: $(if $(OVERLAY),setup-dev,setup-student) ## Stage two: train a student from a cache (CONFIG=, ARGS=, NPROC=2 for two processes; OVERLAY= on a cluster)
+	@$(if $(OVERLAY),$(SUBMIT),$(TRAIN))
 
 .PHONY: push-student
 push-student: setup-student ## Push a finished student to the hub again (ARGS="--output_dir DIR --hub_location NAME")
@@ -47,6 +69,43 @@ push-student: setup-student ## Push a finished student to the hub again (ARGS="-
 .PHONY: report
 report: setup-student ## Write the report of a finished `make distill` anew (RUN=runs/default)
 	@$(STUDENT) -m stages.report --run_dir $(RUN)
+
+##@ Cluster
+.PHONY: fsx-volume
+fsx-volume: setup-dev ## Volume and claim of an FSx file system (OVERLAY=; FSX_ID=, FSX_MOUNT=, REGION=, or SUBNET=, SECURITY_GROUP=)
+	@$(CLUSTER) fsx-volume $(PLACE) $(if $(FSX_ID),--file_system "$(FSX_ID)") \
+	  $(if $(FSX_MOUNT),--mount_name "$(FSX_MOUNT)") $(if $(REGION),--region "$(REGION)") \
+	  $(if $(SUBNET),--subnet "$(SUBNET)") $(if $(SECURITY_GROUP),--security_group "$(SECURITY_GROUP)") \
+	  $(if $(STORAGE),--storage "$(STORAGE)")
+
+.PHONY: fsx-init
+fsx-init: setup-dev ## The project's folder on the volume, once (OVERLAY=)
+	@$(CLUSTER) fsx-init $(PLACE) $(if $(IMAGE),--image "$(IMAGE)")
+
+.PHONY: prefetch
+prefetch: setup-dev ## Download models and data set to the volume (OVERLAY=, SECRET=hub-token, ARGS="--teacher_model NAME ...")
+	@$(CLUSTER) prefetch $(PLACE) --run "$(notdir $(RUN))" --secret "$(SECRET)" \
+	  $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
+
+.PHONY: jobs
+jobs: setup-dev ## List the jobs of this project (OVERLAY=)
+	@$(CLUSTER) jobs $(PLACE)
+
+.PHONY: logs
+logs: setup-dev ## Follow the logs of a run (OVERLAY=, RUN=, STAGE=)
+	@$(CLUSTER) logs $(PLACE) --run "$(notdir $(RUN))" $(if $(STAGE),--stage "$(STAGE)")
+
+.PHONY: image-teacher
+image-teacher: ## Build the image of stage one (DEVICE=gpu or cpu, TAG=)
+	@$(call build_image,teacher)
+
+.PHONY: image-student
+image-student: ## Build the image of stage two (DEVICE=gpu or cpu, TAG=)
+	@$(call build_image,student)
+
+.PHONY: push-images
+push-images: ## Push both images to Amazon ECR and note their digests (TAG=, REGION=, ACCOUNT=)
+	@REGION="$(REGION)" ACCOUNT="$(ACCOUNT)" docker/push.sh "$(TAG)" runs/k8s/images.json
 
 ##@ Set up
 .PHONY: setup
@@ -83,13 +142,21 @@ test: setup-dev ## All tests but the slow ones (under 10 minutes on 2 cores)
 test-all: setup-dev ## The slow tests: real engines, kills in the middle, two processes, the browser, README's commands
 	@$(STUDENT) -m pytest -m "slow or browser" $(ARGS)
 
+.PHONY: manifests
+manifests: setup-dev ## Render and check every manifest; lint Dockerfiles, shell and YAML
+	@$(CLUSTER) manifests
+
+.PHONY: rehearse
+rehearse: setup-dev ## Start the pods of overlay local-kind as processes here; kill one of each stage
+	@$(STUDENT) -m pytest -s tests/cluster/test_rehearsal.py $(ARGS)
+
 .PHONY: check
 check: lint types arch ## Formatting, lint, types and import direction
 
 .PHONY: lint
 lint: setup-dev ## ruff
-	@$(STUDENT) -m ruff format --check pipeline stages tests
-	@$(STUDENT) -m ruff check pipeline stages tests
+	@$(STUDENT) -m ruff format --check pipeline stages k8s docker tests
+	@$(STUDENT) -m ruff check pipeline stages k8s docker tests
 
 .PHONY: types
 types: setup-dev ## mypy --strict
@@ -101,5 +168,5 @@ arch: setup-dev ## import-linter: data flows one way
 
 .PHONY: format
 format: setup-dev ## Rewrite the sources as ruff wants them
-	@$(STUDENT) -m ruff format pipeline stages tests
-	@$(STUDENT) -m ruff check --fix pipeline stages tests
+	@$(STUDENT) -m ruff format pipeline stages k8s docker tests
+	@$(STUDENT) -m ruff check --fix pipeline stages k8s docker tests

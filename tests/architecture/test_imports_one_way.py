@@ -14,7 +14,9 @@ import yaml
 
 from tests.stage_runner import ROOT
 
-SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/**/*.py")])
+SOURCES = sorted(
+    file for part in ("pipeline", "stages", "k8s") for file in ROOT.glob(f"{part}/**/*.py")
+)
 ADAPTERS = {
     "vllm": {
         "pipeline/teacher/vllm_engine.py",

@@ -1,0 +1,153 @@
+"""`make manifests`: render and check every overlay, operation and example; lint the rest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from k8s.kubectl import render_kustomization
+from k8s.objects import ROOT, Object, dump_documents
+from k8s.ops import check_cache_job, fsx_init_job, fsx_volume, prefetch_job
+from k8s.render import RenderedJob, render_job
+from k8s.run_config import STAGES, Stage
+from k8s.validate import check_documents, document_mistakes
+from k8s.variants import katib_experiment, train_job, trial_job
+from pipeline.errors import ConfigError, DistillError
+
+__all__ = ["EXAMPLE_IMAGES", "check_everything", "example_files", "lint"]
+
+_REGISTRY = "111122223333.dkr.ecr.us-west-2.amazonaws.com"
+EXAMPLE_IMAGES = {
+    "cache-teacher": f"{_REGISTRY}/distill-teacher@sha256:{'0' * 64}",
+    "train-student": f"{_REGISTRY}/distill-student@sha256:{'0' * 64}",
+}
+"""An image that was never pushed, where an overlay names none of its own."""
+
+
+def check_everything() -> None:
+    """Check all that lies here.
+
+    Raises:
+        ConfigError: with every mistake found.
+        DistillError: kubectl or a linter is not installed.
+    """
+    mistakes: list[str] = []
+    for title, check in _checks():
+        try:
+            check()
+            print(f"ok      {title}", flush=True)
+        except ConfigError as error:
+            print(f"WRONG   {title}", flush=True)
+            mistakes += error.mistakes or [f"{title}: {error}"]
+    if mistakes:
+        raise ConfigError(mistakes=mistakes)
+
+
+def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
+    for folder in sorted((ROOT / "overlays").iterdir()):
+        overlay = folder.name
+        # As it lies there, for `kubectl apply -k` ...
+        yield f"overlay {overlay}", partial(_check_folder, folder)
+        # ... and as the submit step renders it.
+        for stage in STAGES:
+            yield f"  {stage}", partial(_render, stage, overlay)
+        yield "  check-cache", partial(_check_check, overlay)
+        image = None if overlay == "local-kind" else EXAMPLE_IMAGES["cache-teacher"]
+        yield (
+            "  prefetch",
+            partial(prefetch_job, overlay=overlay, secret="hub-token", image=image),
+        )
+        yield "  fsx-init", partial(fsx_init_job, overlay=overlay, image=image)
+    file_system = {"file_system": "fs-0123456789abcdef0", "mount_name": "abcdefgh"}
+    yield (
+        "fsx volume, existing",
+        partial(fsx_volume, overlay="hyperpod-p5", region="us-west-2", **file_system),
+    )
+    network = {"subnet": "subnet-0123456789abcdef0", "security_group": "sg-0123456789abcdef0"}
+    yield "fsx volume, new", partial(fsx_volume, overlay="hyperpod-p5", **network)
+    yield "example kueue", partial(_check_folder, ROOT / "examples/kueue")
+    yield "examples katib, trainjob", _check_examples
+    yield "hadolint, shellcheck, yamllint", lint
+
+
+def _check_folder(folder: Path) -> None:
+    source = f"k8s/{folder.relative_to(ROOT)}"
+    check_documents(render_kustomization(folder), source=source, images_required=False)
+
+
+def _check_check(overlay: str) -> None:
+    check_cache_job(_render("train-student", overlay), cache_identity="0123456789ab")
+
+
+def _check_examples() -> None:
+    wrong = []
+    for name, wanted in example_files().items():
+        file = ROOT / "examples" / name
+        if not file.exists() or file.read_text(encoding="utf-8") != wanted:
+            wrong.append(
+                f"k8s/examples/{name}: not what the code renders; run `python -m k8s examples`"
+            )
+    if wrong:
+        raise ConfigError(mistakes=wrong)
+
+
+def _render(stage: Stage, overlay: str) -> RenderedJob:
+    image = None if overlay == "local-kind" else EXAMPLE_IMAGES[stage]
+    return render_job(stage=stage, run="check", overlay=overlay, image=image)
+
+
+def example_files() -> dict[str, str]:
+    """Return the rendered examples by their place below k8s/examples."""
+    student = _render("train-student", "hyperpod-p5")
+    experiment = katib_experiment(student)
+    found = document_mistakes(experiment)
+    # What the operator will see is a trial, not the template.
+    trial = trial_job(experiment[-1], name="trial-1", values={"temperature": "1.0", "alpha": "0.5"})
+    found += document_mistakes([*experiment[:-1], trial])
+    trainer = train_job(student)
+    found += document_mistakes(trainer)
+    if found:
+        raise ConfigError(mistakes=[f"k8s/examples: {line}" for line in found])
+    return {
+        "katib/experiment.yaml": _example(experiment, "A Katib Experiment over the student's job."),
+        "trainjob/trainjob.yaml": _example(trainer, "The student as a Trainer v2 TrainJob."),
+    }
+
+
+def _example(documents: list[Object], what: str) -> str:
+    head = f"# {what} Written by `python -m k8s examples`; do not edit.\n---\n"
+    return head + dump_documents(documents)
+
+
+def lint() -> None:
+    """Run hadolint, shellcheck and yamllint over what lies here.
+
+    Raises:
+        ConfigError: with what they say.
+        DistillError: one of them is not installed.
+    """
+    repository = ROOT.parent
+    dockerfiles = sorted(repository.glob("docker/*.Dockerfile"))
+    scripts = sorted([*repository.glob("docker/*.sh"), *repository.glob("k8s/**/*.sh")])
+    said: list[str] = []
+    for command, files in (
+        (["hadolint", "--no-color"], dockerfiles),
+        (["shellcheck", "--color=never", "--format=gcc"], scripts),
+        (["yamllint", "--strict", "--format=parsable", "-c", ".yamllint"], [Path(".")]),
+    ):
+        program = Path(sys.executable).with_name(command[0])
+        if not program.exists():
+            raise DistillError(f"{command[0]}: not installed", do="run `make setup-dev` first")
+        done = subprocess.run(
+            [program, *command[1:], *files],
+            # yamllint reads the paths of its own settings from here.
+            cwd=ROOT if command[0] == "yamllint" else repository,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            said += [f"{command[0]}: {line}" for line in (done.stdout + done.stderr).splitlines()]
+    if said:
+        raise ConfigError(mistakes=said)

@@ -1,0 +1,263 @@
+"""One run of one stage as objects: Kustomize decides where it runs, this decides which run.
+
+The name of a job carries a digest of everything in it, so the same run rendered twice is the same
+job, and a changed value is another.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from k8s.instances import INSTANCES, quantity
+from k8s.job_rules import GPU, LONGEST_NAME, gpus_of, instance_type, nproc_of
+from k8s.kubectl import overlay_folder, render_kustomization
+from k8s.objects import Object, find, find_job, main_container, pod_spec, replica_specs, volume_root
+from k8s.run_config import STAGES, RunConfig, Stage, resolve_config
+from k8s.validate import check_documents
+from pipeline.config import Settings, fingerprint
+from pipeline.errors import ConfigError
+
+__all__ = ["PUSHED_IMAGES", "RenderedJob", "pushed_image", "render_job", "set_image"]
+
+PUSHED_IMAGES = Path("runs/k8s/images.json")
+"""What `make push-images` pushed: image by name, with digest."""
+
+_QUEUE = "kueue.x-k8s.io/queue-name"
+_PRIORITY = "kueue.x-k8s.io/priority-class"
+_RESTARTS_PER_WORKER = 6
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedJob:
+    """A job that was rendered and checked."""
+
+    stage: Stage
+    run: str
+    documents: list[Object]
+    settings: Settings
+    volume: str
+    """Where its pods see the shared volume."""
+
+    @property
+    def job(self) -> Object:
+        """The PyTorchJob."""
+        found = find(self.documents, "PyTorchJob")
+        assert found is not None
+        return found
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return str(self.job["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the job."""
+        return str(self.job["metadata"].get("namespace", "default"))
+
+    @property
+    def world_size(self) -> int:
+        """Processes of stage two, over all workers."""
+        nproc = nproc_of(main_container(self.job)) or 1
+        return nproc * int(replica_specs(self.job)["Worker"]["replicas"])
+
+
+def render_job(
+    *,
+    stage: Stage,
+    run: str,
+    overlay: str,
+    config: str | None = None,
+    flags: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+    nodes: int | None = None,
+    image: str | None = None,
+    namespace: str | None = None,
+    queue: str | None = None,
+    priority: str | None = None,
+) -> RenderedJob:
+    """Render and check the job of one run; nothing is submitted.
+
+    A sweep calls this once a point, with the point's flags and a label of its own.
+
+    Args:
+        stage: `cache-teacher` or `train-student`.
+        run: name of the run: part of the job's name, and its folder on the volume.
+        overlay: a name below k8s/overlays, or a folder.
+        config: configuration file of the stage; None takes the overlay's.
+        flags: as on the stage's command line, above the file.
+        labels: further labels of job and pods, such as `distill/sweep`.
+        nodes: machines; None takes the overlay's. A teacher has as many workers a node as engines
+            fit there (GPUs / teacher.tensor_parallel_size); without GPUs, nodes are workers.
+        image: image of the stage; None takes what `make push-images` noted, else the overlay's.
+        namespace: None takes the overlay's.
+        queue: Kueue's local queue.
+        priority: Kueue's priority class.
+
+    Raises:
+        ConfigError: with every mistake of overlay, configuration and result.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"stage {stage!r}: unknown", expected=" or ".join(STAGES))
+    _check_run_name(stage, run)
+    folder = overlay_folder(overlay)
+    documents = copy.deepcopy(render_kustomization(folder))
+    job = find_job(documents, stage, source=str(folder))
+    volume = volume_root(job)
+    config_map = _config_map(job, documents)
+    resolved = resolve_config(
+        stage,
+        run=run,
+        volume=volume,
+        config=config,
+        default=config_map["data"].get("config.yaml", ""),
+        flags=flags,
+    )
+    kept = [
+        item
+        for item in documents
+        if item["kind"] not in ("PyTorchJob", "ConfigMap") or item is job or item is config_map
+    ]
+    if namespace is not None:
+        _set_namespace(kept, namespace)
+    if image is None and instance_type(job) is not None:  # a local cluster takes no pushed image
+        image = pushed_image("distill-teacher" if stage == "cache-teacher" else "distill-student")
+    set_image(job, image)
+    _set_size(job, stage, nodes, resolved)
+    _set_labels(job, run, labels, queue, priority)
+    config_map["data"] = dict(resolved.files)
+    digest = fingerprint([job, config_map["data"]])[:8]
+    name = f"{stage}-{run}-{digest}"
+    job["metadata"]["name"] = name
+    config_map["metadata"]["name"] = name
+    _config_volume(job)["configMap"]["name"] = name
+    check_documents(kept, source=overlay)
+    return RenderedJob(stage, run, kept, resolved.settings, volume)
+
+
+def pushed_image(name: str) -> str | None:
+    """Return what `make push-images` noted for an image, None where it noted nothing."""
+    try:
+        noted = json.loads(PUSHED_IMAGES.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    image = noted.get(name) if isinstance(noted, dict) else None
+    return str(image) if image else None
+
+
+def set_image(item: Object, image: str | None) -> None:
+    """Set the image of a workload's main container; None leaves it."""
+    if image is not None:
+        main_container(item)["image"] = image
+
+
+def _check_run_name(stage: str, run: str) -> None:
+    longest = LONGEST_NAME - len(stage) - len("--12345678")
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", run) or len(run) > longest:
+        raise ConfigError(
+            f"run {run!r}",
+            expected=f"lower-case letters, digits and dashes, at most {longest} (it becomes a "
+            "part of the job's name)",
+            do="give another RUN=",
+        )
+
+
+def _config_volume(job: Object) -> dict[str, Any]:
+    for volume in pod_spec(job).get("volumes") or []:
+        if volume.get("name") == "config" and isinstance(volume.get("configMap"), dict):
+            found: dict[str, Any] = volume
+            return found
+    raise ConfigError(
+        f"PyTorchJob/{job['metadata']['name']}: no volume named config with a configMap",
+        expected="the one that k8s/base has",
+    )
+
+
+def _config_map(job: Object, documents: Sequence[Object]) -> Object:
+    name = _config_volume(job)["configMap"].get("name")
+    found = find(documents, "ConfigMap", name)
+    if found is None:
+        raise ConfigError(
+            f"ConfigMap {name!r}: named by PyTorchJob/{job['metadata']['name']}, not in the render",
+            expected="the configMapGenerator of k8s/base",
+        )
+    return found
+
+
+def _set_namespace(documents: Sequence[Object], namespace: str) -> None:
+    for item in documents:
+        if item["kind"] == "Namespace":
+            item["metadata"]["name"] = namespace
+        elif "namespace" in item["metadata"]:
+            item["metadata"]["namespace"] = namespace
+
+
+def _set_size(job: Object, stage: Stage, nodes: int | None, resolved: RunConfig) -> None:
+    """Write the number of workers wherever it stands, and the share of a node each gets."""
+    worker = replica_specs(job)["Worker"]
+    container = main_container(job)
+    gpus = gpus_of(container)
+    node = INSTANCES.get(instance_type(job) or "")
+    if nodes is not None and nodes < 1:
+        raise ConfigError(f"nodes: found {nodes}", expected="1 or more", do="give another NODES=")
+    if stage == "cache-teacher" and gpus and node is not None:
+        wanted = resolved.tensor_parallel_size
+        if wanted > node.gpus or node.gpus % wanted:
+            raise ConfigError(
+                f"teacher.tensor_parallel_size: found {wanted}",
+                expected=f"a divisor of the {node.gpus} GPUs that {instance_type(job)} has",
+                do="an engine cannot span nodes, and must leave no GPU of a node over",
+            )
+        if wanted != gpus:
+            _scale(container, pod_spec(job), wanted / gpus)
+            for part in ("requests", "limits"):
+                container["resources"][part][GPU] = str(wanted)
+        nodes_given = nodes or max(1, int(worker.get("replicas", 1)) * gpus // node.gpus)
+        worker["replicas"] = nodes_given * (node.gpus // wanted)
+    elif nodes is not None:
+        worker["replicas"] = nodes
+    replicas = int(worker.get("replicas", 1))
+    elastic = job["spec"].get("elasticPolicy")
+    if elastic is not None and nodes is not None:
+        elastic["minReplicas"] = elastic["maxReplicas"] = replicas
+    # The operator adds up the restarts of all workers.
+    policy = job["spec"].setdefault("runPolicy", {})
+    policy["backoffLimit"] = max(
+        int(policy.get("backoffLimit", 0)), _RESTARTS_PER_WORKER * replicas
+    )
+
+
+def _scale(container: dict[str, Any], spec: dict[str, Any], factor: float) -> None:
+    for part in ("requests", "limits"):
+        amounts = container["resources"][part]
+        if "cpu" in amounts:
+            amounts["cpu"] = f"{round(quantity(amounts['cpu']) * factor * 1000)}m"
+        if "memory" in amounts:
+            amounts["memory"] = f"{round(quantity(amounts['memory']) * factor / 2**20)}Mi"
+    for volume in spec.get("volumes") or []:
+        directory = volume.get("emptyDir") or {}
+        if directory.get("medium") == "Memory" and "sizeLimit" in directory:
+            size = quantity(directory["sizeLimit"]) * factor / 2**20
+            directory["sizeLimit"] = f"{round(size)}Mi"
+
+
+def _set_labels(
+    job: Object,
+    run: str,
+    labels: Mapping[str, str] | None,
+    queue: str | None,
+    priority: str | None,
+) -> None:
+    template = replica_specs(job)["Worker"]["template"].setdefault("metadata", {})
+    for holder in (job["metadata"], template):
+        holder["labels"] = {**(holder.get("labels") or {}), "distill/run": run, **(labels or {})}
+    # The queue admits the job as a whole; its pods carry no queue of their own.
+    for label, value in ((_QUEUE, queue), (_PRIORITY, priority)):
+        if value is not None:
+            job["metadata"]["labels"][label] = value

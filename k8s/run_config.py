@@ -1,0 +1,129 @@
+"""A run's configuration for a job: checked by the stage's own schema, its paths on the volume."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pipeline.config import Settings, dump_yaml, parse_command
+from pipeline.errors import ConfigError
+
+__all__ = ["CONFIG_FOLDER", "STAGES", "RunConfig", "Stage", "resolve_config"]
+
+Stage = Literal["cache-teacher", "train-student"]
+STAGES: tuple[Stage, ...] = ("cache-teacher", "train-student")
+CONFIG_FOLDER = "/etc/distill"
+
+# Paths of a stage that belong on the volume: section, field, name in the run's folder. A value left
+# at the schema's default means "the run's own".
+_PATHS = {
+    "cache-teacher": ((None, "cache_dir", "cache"),),
+    "train-student": ((None, "cache_dir", "cache"), ("output", "output_dir", "student")),
+}
+# Fields that may name a small file of this machine; it travels with the configuration.
+_CARRIED = {
+    "cache-teacher": (("corpus", "chat_template"),),
+    "train-student": (("student", "layers_to_unfreeze"),),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """The resolved configuration of one stage of one run."""
+
+    settings: Settings
+    files: dict[str, str]
+    """Content of the ConfigMap: `config.yaml` and what it names."""
+    tensor_parallel_size: int
+    """GPUs of one teacher engine; 1 for stage two."""
+
+
+def stage_model(stage: Stage) -> type[Settings]:
+    """Return the settings class of a stage, imported when it is needed."""
+    if stage == "cache-teacher":
+        from stages.cache_teacher import TeacherRun
+
+        return TeacherRun
+    from stages.train_student import StudentRun
+
+    return StudentRun
+
+
+def resolve_config(
+    stage: Stage,
+    *,
+    run: str,
+    volume: str,
+    config: str | None = None,
+    default: str = "",
+    flags: Sequence[str] = (),
+) -> RunConfig:
+    """Resolve files and flags as the stage would, and put its paths on the volume.
+
+    Args:
+        stage: which stage.
+        run: name of the run; its folder is `<volume>/runs/<run>`.
+        volume: where the pods see the shared volume.
+        config: a configuration file; None takes `default`.
+        default: the overlay's own configuration, YAML. Its paths belong to the run `default`, so
+            they give way to this run's.
+        flags: as on the stage's command line, above the file.
+
+    Raises:
+        ConfigError: what the stage itself would refuse, or a path that is not on the volume.
+    """
+    model = stage_model(stage)
+    with tempfile.TemporaryDirectory() as folder:
+        path = config
+        if path is None:
+            file = Path(folder) / f"{stage}-config.yaml"
+            file.write_text(default, encoding="utf-8")
+            path = str(file)
+        command = parse_command(
+            model, ["--config", path, *flags], prog=f"make {stage}", description=""
+        )
+    data = command.settings.model_dump(mode="json")
+    mistakes: list[str] = []
+    for section, field, name in _PATHS[stage]:
+        holder = data if section is None else data[section]
+        dotted = field if section is None else f"{section}.{field}"
+        own = f"{volume}/runs/{run}/{name}"
+        defaults = {f"runs/default/{name}"}
+        if config is None:
+            defaults.add(f"{volume}/runs/default/{name}")
+        value = str(holder[field])
+        holder[field] = own if value in defaults else _on_volume(dotted, value, volume, mistakes)
+    if stage == "train-student" and data["output"]["save_location"] in ("hub", "both"):
+        mistakes.append(
+            f"output.save_location: found {data['output']['save_location']}, expected fsx: the "
+            "training pods see no hub token; push the finished student with `make push-student`"
+        )
+    carried: dict[str, str] = {}
+    for section, field in _CARRIED[stage]:
+        value = data[section][field]
+        if value and "\n" not in value and len(value) < 1024 and Path(value).is_file():
+            file = Path(value)
+            carried[file.name] = file.read_text(encoding="utf-8")
+            data[section][field] = f"{CONFIG_FOLDER}/{file.name}"
+    if mistakes:
+        raise ConfigError(mistakes=mistakes)
+    settings = model.model_validate(data)
+    return RunConfig(
+        settings=settings,
+        files={"config.yaml": dump_yaml(settings), **carried},
+        tensor_parallel_size=int(data.get("teacher", {}).get("tensor_parallel_size", 1)),
+    )
+
+
+def _on_volume(field: str, value: str, volume: str, mistakes: list[str]) -> str:
+    path = PurePosixPath(value)
+    if not path.is_absolute() and "://" not in value:
+        path = PurePosixPath(volume) / path
+    if "://" in value or ".." in path.parts or not path.is_relative_to(volume):
+        mistakes.append(
+            f"{field}: found {value}, expected a folder on the volume, such as {volume}/runs/NAME"
+        )
+    return str(path)

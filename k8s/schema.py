@@ -1,0 +1,176 @@
+"""Strict schemas: PyTorchJobs by the operator's own models, core kinds by Kubernetes' schemas.
+
+Unknown fields are refused here: an API server drops them, or refuses the whole, too late.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from k8s.objects import Object, name_of
+from pipeline.errors import DistillError
+
+__all__ = ["KUBERNETES", "schema_mistakes"]
+
+KUBERNETES = "1.32"
+"""Version of the core schemas; HyperPod on EKS runs 1.30 to 1.33."""
+
+_SDK_ROOTS = {"PyTorchJob": "KubeflowOrgV1PyTorchJob"}
+_PYDANTIC_ROOTS = {
+    "TrainJob": ("kubeflow_trainer_api.models", "TrainerV1alpha1TrainJob"),
+    "TrainingRuntime": ("kubeflow_trainer_api.models", "TrainerV1alpha1TrainingRuntime"),
+    "Experiment": ("kubeflow_katib_api.models", "V1beta1Experiment"),
+}
+
+
+def schema_mistakes(item: Object) -> list[str]:
+    """Return one line per field that is unknown, missing or of another type.
+
+    Raises:
+        DistillError: a package that holds the schemas is not installed.
+    """
+    kind = item["kind"]
+    try:
+        if kind in _SDK_ROOTS:
+            found = _sdk_mistakes(item, _SDK_ROOTS[kind], "")
+        elif kind in _PYDANTIC_ROOTS:
+            found = _pydantic_mistakes(item, *_PYDANTIC_ROOTS[kind])
+        else:
+            found = _core_mistakes(item)
+    except ImportError as error:
+        raise DistillError(
+            f"manifests cannot be checked: {error}", do="run `make setup-dev` first"
+        ) from None
+    return [f"{name_of(item)}: {line}" for line in found]
+
+
+def _core_mistakes(item: Object) -> Iterator[str]:
+    import kubernetes_validate
+
+    try:
+        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+    except kubernetes_validate.SchemaNotFoundError:
+        # Left alone, a kind without a schema would pass unseen.
+        yield f"apiVersion {item['apiVersion']}: no checker knows this kind"
+    except kubernetes_validate.ValidationError as error:
+        path = ".".join(str(part) for part in error.path)
+        yield f"{path or 'top'}: {error.message}"
+
+
+@cache
+def _sdk_model(name: str) -> Any:
+    from kubeflow.training import models
+
+    return getattr(models, name, None)
+
+
+def _sdk_mistakes(value: Any, kind: str, path: str) -> Iterator[str]:
+    """Walk a value along the SDK's types: `str`, `list[T]`, `dict(str, T)`, or a model's name."""
+    if listed := re.fullmatch(r"list\[(.+)\]", kind):
+        if not isinstance(value, list):
+            yield f"{path}: found {value!r}, expected a list"
+            return
+        for index, item in enumerate(value):
+            yield from _sdk_mistakes(item, listed[1], f"{path}[{index}]")
+    elif mapped := re.fullmatch(r"dict\(str, (.+)\)", kind):
+        if not isinstance(value, dict):
+            yield f"{path}: found {value!r}, expected a mapping"
+            return
+        # Quantities may be numbers (`cpu: 4`); everything else in such a mapping is a text.
+        inner = "quantity" if path.endswith(("limits", "requests")) else mapped[1]
+        for key, item in value.items():
+            yield from _sdk_mistakes(item, inner, f"{path}.{key}" if path else str(key))
+    elif kind in _SCALARS:
+        types, wording = _SCALARS[kind]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            yield f"{path}: found {value!r}, expected {wording}"
+    elif (model := _sdk_model(kind)) is not None:
+        yield from _sdk_object(value, model, path)
+
+
+_SCALARS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a text"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "quantity": ((str, int, float), "a quantity"),
+}
+
+
+def _sdk_object(value: Any, model: Any, path: str) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{path}: found {value!r}, expected a mapping"
+        return
+    types = {model.attribute_map[name]: (name, kind) for name, kind in model.openapi_types.items()}
+    given: dict[str, Any] = {}
+    for key, item in value.items():
+        inner = f"{path}.{key}" if path else str(key)
+        if key not in types:
+            yield f"{inner}: unknown field"
+            continue
+        name, kind = types[key]
+        given[name] = item
+        yield from _sdk_mistakes(item, kind, inner)
+    try:
+        # The models know which of their fields are required, and say so when they are made.
+        model(**given)
+    except ValueError as error:
+        if missing := re.match(r"Invalid value for `(\w+)`, must not be `None`", str(error)):
+            yield f"{path or 'top'}.{model.attribute_map[missing[1]]}: required, but not given"
+
+
+def _pydantic_mistakes(item: Object, module: str, name: str) -> Iterator[str]:
+    import importlib
+
+    from pydantic import ValidationError
+
+    model = getattr(importlib.import_module(module), name)
+    try:
+        model.model_validate(item)
+    except ValidationError as error:
+        for detail in error.errors():
+            # The generated models wrap texts-or-numbers; an API server takes them as they stand.
+            union = str((detail.get("ctx") or {}).get("class_name", ""))
+            if union.endswith(("Quantity", "IntOrString")) and isinstance(
+                detail["input"], str | int | float
+            ):
+                continue
+            yield f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
+    yield from _unknown_fields(item, model, "")
+
+
+def _unknown_fields(value: Any, annotation: Any, path: str) -> Iterator[str]:
+    """Generated pydantic models ignore what they do not know; find it by walking the aliases."""
+    from typing import get_args
+
+    from pydantic import BaseModel
+
+    if isinstance(value, list):
+        inner = next(iter(get_args(annotation)), None)
+        for index, item in enumerate(value):
+            yield from _unknown_fields(item, _without_none(inner), f"{path}[{index}]")
+    elif isinstance(value, dict) and isinstance(annotation, type):
+        if not issubclass(annotation, BaseModel) or not annotation.model_fields:
+            return
+        known = {info.alias or key: info for key, info in annotation.model_fields.items()}
+        if "actual_instance" in known:  # a union such as IntOrString
+            return
+        for key, item in value.items():
+            inner_path = f"{path}.{key}" if path else str(key)
+            if key not in known:
+                yield f"{inner_path}: unknown field"
+            else:
+                kind = _without_none(known[key].annotation)
+                yield from _unknown_fields(item, kind, inner_path)
+
+
+def _without_none(annotation: Any) -> Any:
+    from typing import Union, get_args, get_origin
+
+    if get_origin(annotation) is Union:
+        inner = [part for part in get_args(annotation) if part is not type(None)]
+        return inner[0] if len(inner) == 1 else annotation
+    return annotation

@@ -1,0 +1,345 @@
+"""Apply a job, follow its logs, wait for its end, and say at once when it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from k8s.kubectl import Kubectl
+from k8s.objects import Object, dump_documents, find
+from k8s.ops import check_cache_job
+from k8s.render import RenderedJob
+from k8s.watch import JobState, job_state, pods_line, stuck_pods
+from pipeline.errors import CacheError, DistillError
+
+__all__ = [
+    "JobFailed",
+    "JobTimeout",
+    "Patience",
+    "apply",
+    "require",
+    "run_once",
+    "run_to_end",
+    "submit_stage",
+]
+
+
+class JobFailed(DistillError):
+    """The job ended in failure, or cannot start."""
+
+
+class JobTimeout(DistillError):
+    """The job did not end in the time given; it goes on."""
+
+    exit_code = 124
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long what is waited for, in seconds."""
+
+    timeout_s: float | None = None
+    """For the whole; None waits as long as it takes."""
+    poll_s: float = 10.0
+    """Between two looks; kubectl's watch ends a look early when the job completes."""
+    stuck_s: float = 120.0
+    """For a pod that cannot start (image, Secret): registries and caches may fail in passing."""
+
+
+def submit_stage(
+    rendered: RenderedJob, *, cache_identity: str | None = None, patience: Patience | None = None
+) -> None:
+    """Check the cache (stage two), apply the job, and stay until it ends.
+
+    The same call again attaches to the running job, starts a failed one anew, and reports a
+    finished one.
+
+    Raises:
+        CacheError: stage two could not start on that cache; nothing was submitted.
+        JobFailed, JobTimeout: as they say.
+        DistillError: the API server refuses the job, or something it needs is missing.
+    """
+    patience = patience or Patience()
+    kubectl = Kubectl()
+    require(kubectl, rendered.documents, rendered.namespace)
+    job = rendered.job
+    state = _state(kubectl, job)
+    if state is not None and state.phase == "succeeded":
+        print(f"{rendered.name}: has succeeded already; delete it to run it again", flush=True)
+        return
+    if state is None or state.phase == "failed":
+        if rendered.stage == "train-student":
+            _check_cache(kubectl, rendered, cache_identity, patience)
+        if state is not None:
+            print(f"{rendered.name}: failed before ({state.reason}); starts anew", flush=True)
+            _delete(kubectl, job)
+        apply(kubectl, rendered.documents)
+    else:
+        print(f"{rendered.name}: is {state.phase} already; following it", flush=True)
+    run_to_end(kubectl, job, patience=patience, log_pod=f"{rendered.name}-worker-0")
+
+
+def run_once(documents: Sequence[Object], *, timeout_s: float | None = None) -> None:
+    """Apply an operation's job (prefetch, fsx-init) and stay until it ends.
+
+    A job of an earlier call is replaced: what it does is done again only as far as it is missing.
+
+    Raises:
+        JobFailed, JobTimeout: as they say.
+        DistillError: the API server refuses it, or something it needs is missing.
+    """
+    kubectl = Kubectl()
+    (job,) = (item for item in documents if item["kind"] == "Job")
+    require(kubectl, documents, _address(job)[2])
+    _delete(kubectl, job)
+    apply(kubectl, documents)
+    run_to_end(
+        kubectl,
+        job,
+        patience=Patience(timeout_s, poll_s=2.0),
+        log_pod=f"job/{job['metadata']['name']}",
+    )
+
+
+def apply(kubectl: Kubectl, documents: Sequence[Object]) -> None:
+    """Apply objects, the workload last.
+
+    Raises:
+        DistillError: the API server refuses one of them.
+    """
+    order = sorted(documents, key=lambda item: (item["kind"] != "Namespace", _is_workload(item)))
+    done = kubectl.run("apply", "-f", "-", stdin=dump_documents(order))
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        raise DistillError(
+            f"the API server refuses it: {' '.join(lines)[:1000]}",
+            expected="a job that this cluster's operator knows (kubectl get crd "
+            "pytorchjobs.kubeflow.org)",
+        )
+    print(done.stdout.strip(), flush=True)
+
+
+def require(kubectl: Kubectl, documents: Sequence[Object], namespace: str) -> None:
+    """Refuse to submit what would wait for ever: a claim or a Secret that is not there.
+
+    Raises:
+        DistillError: naming it, and how it is made.
+    """
+    text = json.dumps([item for item in documents if _is_workload(item)])
+    if '"claimName": "fsx-claim"' in text and find(documents, "PersistentVolumeClaim") is None:
+        _require(
+            kubectl, "persistentvolumeclaim", "fsx-claim", namespace,
+            do="make it with `make fsx-volume` (k8s/README.md, The volume)",
+        )  # fmt: skip
+    for item in documents:
+        if item["kind"] != "Job":
+            continue
+        for volume in item["spec"]["template"]["spec"].get("volumes") or []:
+            if "secret" in volume:
+                name = volume["secret"]["secretName"]
+                _require(
+                    kubectl, "secret", name, namespace,
+                    do=f"make it with `kubectl -n {namespace} create secret generic {name} "
+                    "--from-file=token=FILE`, or name another with SECRET=",
+                )  # fmt: skip
+
+
+def run_to_end(
+    kubectl: Kubectl, job: Object, *, patience: Patience, log_pod: str | None = None
+) -> None:
+    """Wait until a job has ended; follow the logs of one pod meanwhile.
+
+    Raises:
+        JobFailed: it failed, with its reason and the last lines of its pods; or it cannot start.
+        JobTimeout: it did not end in time.
+    """
+    kind, name, namespace = _address(job)
+    started = time.monotonic()
+    logs = _Logs(kubectl, log_pod, namespace)
+    last_line = ""
+    stuck_since: dict[str, float] = {}
+    try:
+        while True:
+            state = _state(kubectl, job)
+            if state is None:
+                raise JobFailed(f"{name}: was deleted", do="run the same command again")
+            if state.phase == "succeeded":
+                logs.drain()
+                print(f"{name}: succeeded", flush=True)
+                return
+            if state.phase == "failed":
+                logs.drain()
+                _print_last_lines(kubectl, job)
+                raise JobFailed(
+                    f"{name}: failed ({state.reason or 'no reason given'})",
+                    do=f"the last lines stand above, all of them in `kubectl -n {namespace} logs "
+                    f"-l {_selector(job)}`; the same command starts it anew where it stopped",
+                )
+            pods = _pods(kubectl, job)
+            line = f"{state.reason or pods_line(pods)}"
+            if line != last_line:
+                print(f"{name}: {line}", flush=True)
+                last_line = line
+            _raise_if_stuck(name, namespace, stuck_pods(pods), stuck_since, patience.stuck_s)
+            left = _time_left(started, patience.timeout_s)
+            if left <= 0:
+                raise JobTimeout(
+                    f"{name}: not done after {patience.timeout_s:g} s ({line})",
+                    do="it goes on; the same command follows it again, and `kubectl -n "
+                    f"{namespace} delete {kind} {name}` ends it",
+                )
+            logs.keep_following(any_running=_any_running(pods))
+            _wait(kubectl, job, min(patience.poll_s, left))
+    finally:
+        logs.close()
+
+
+def _check_cache(
+    kubectl: Kubectl, rendered: RenderedJob, cache_identity: str | None, patience: Patience
+) -> None:
+    documents = check_cache_job(rendered, cache_identity=cache_identity)
+    job = documents[-1]
+    _delete(kubectl, job)  # of an earlier look: the cache may have changed since
+    apply(kubectl, documents)
+    quick = Patience(patience.timeout_s, min(patience.poll_s, 2.0), patience.stuck_s)
+    try:
+        run_to_end(kubectl, job, patience=quick)
+    except JobFailed as error:
+        said = kubectl.run(
+            "-n", rendered.namespace, "logs", f"job/{job['metadata']['name']}", "--tail=50"
+        )
+        lines = [line for line in said.stdout.splitlines() if line.startswith("error: ")]
+        if not lines:
+            raise
+        raise CacheError(
+            f"{lines[-1].removeprefix('error: ').rstrip('.')}; {rendered.name} is not submitted"
+        ) from error
+    said = kubectl.run("-n", rendered.namespace, "logs", f"job/{job['metadata']['name']}")
+    print(said.stdout.strip(), flush=True)
+
+
+class _Logs:
+    """`kubectl logs -f` of one pod, started again when its container is."""
+
+    def __init__(self, kubectl: Kubectl, pod: str | None, namespace: str) -> None:
+        self._kubectl = kubectl
+        self._pod = pod
+        self._namespace = namespace
+        self._process: subprocess.Popen[str] | None = None
+        self._ended: float | None = None
+
+    def keep_following(self, *, any_running: bool) -> None:
+        if self._pod is None or not any_running:
+            return
+        if self._process is not None and self._process.poll() is None:
+            return
+        since = []
+        if self._process is not None:
+            # What came since the last look; a line may come twice, none is lost.
+            gone = time.monotonic() - (self._ended or time.monotonic())
+            since = [f"--since={int(gone) + 15}s"]
+        self._ended = time.monotonic()
+        self._process = self._kubectl.follow(
+            ["-n", self._namespace, "logs", "-f", self._pod, *since]
+        )
+
+    def drain(self) -> None:
+        """Give the last lines a moment."""
+        if self._process is not None:
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                return
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
+
+def _raise_if_stuck(
+    name: str, namespace: str, stuck: dict[str, str], since: dict[str, float], limit_s: float
+) -> None:
+    now = time.monotonic()
+    for pod in set(since) - set(stuck):
+        del since[pod]
+    for pod, reason in stuck.items():
+        if now - since.setdefault(pod, now) >= limit_s:
+            raise JobFailed(
+                f"{name}: {pod} cannot start ({reason})",
+                do=f"mend it, delete the job in {namespace}, and run the same command again",
+            )
+
+
+def _print_last_lines(kubectl: Kubectl, job: Object) -> None:
+    _, _, namespace = _address(job)
+    said = kubectl.run("-n", namespace, "logs", "-l", _selector(job), "--tail=20", "--prefix")
+    if said.stdout.strip():
+        print(said.stdout.rstrip(), file=sys.stderr, flush=True)
+
+
+def _wait(kubectl: Kubectl, job: Object, seconds: float) -> None:
+    """Wait for the completion time, which both a success and a failure of a PyTorchJob set."""
+    kind, name, namespace = _address(job)
+    started = time.monotonic()
+    kubectl.run(
+        "-n", namespace, "wait", f"{kind}/{name}", "--for=jsonpath={.status.completionTime}",
+        f"--timeout={max(1, round(seconds))}s", timeout_s=seconds + 60,
+    )  # fmt: skip
+    # A kubectl older than 1.31 knows no such condition and returns at once.
+    if time.monotonic() - started < 0.5:
+        time.sleep(min(1.0, seconds))
+
+
+def _state(kubectl: Kubectl, job: Object) -> JobState | None:
+    kind, name, namespace = _address(job)
+    text = kubectl.ask("-n", namespace, "get", kind, name, "-o", "json", "--ignore-not-found")
+    return job_state(json.loads(text)) if text.strip() else None
+
+
+def _pods(kubectl: Kubectl, job: Object) -> list[Object]:
+    _, _, namespace = _address(job)
+    text = kubectl.ask("-n", namespace, "get", "pods", "-l", _selector(job), "-o", "json")
+    found: list[Object] = json.loads(text).get("items", [])
+    return found
+
+
+def _any_running(pods: Sequence[Object]) -> bool:
+    return any((pod.get("status") or {}).get("phase") == "Running" for pod in pods)
+
+
+def _delete(kubectl: Kubectl, job: Object) -> None:
+    kind, name, namespace = _address(job)
+    kubectl.ask("-n", namespace, "delete", kind, name, "--ignore-not-found", "--wait=true")
+
+
+def _require(kubectl: Kubectl, kind: str, name: str, namespace: str, *, do: str) -> None:
+    text = kubectl.ask("-n", namespace, "get", kind, name, "-o", "name", "--ignore-not-found")
+    if not text.strip():
+        raise DistillError(
+            f"{kind} {name}: not in namespace {namespace}",
+            expected="one, before anything is submitted",
+            do=do,
+        )
+
+
+def _time_left(started: float, timeout_s: float | None) -> float:
+    return float("inf") if timeout_s is None else timeout_s - (time.monotonic() - started)
+
+
+def _address(job: Object) -> tuple[str, str, str]:
+    kind = {"PyTorchJob": "pytorchjobs.kubeflow.org", "Job": "jobs.batch"}[job["kind"]]
+    return kind, str(job["metadata"]["name"]), str(job["metadata"].get("namespace", "default"))
+
+
+def _selector(job: Object) -> str:
+    key = "training.kubeflow.org/job-name" if job["kind"] == "PyTorchJob" else "job-name"
+    return f"{key}={job['metadata']['name']}"
+
+
+def _is_workload(item: Object) -> bool:
+    return item["kind"] in ("PyTorchJob", "Job")

@@ -1,0 +1,423 @@
+"""A small loopback stand-in of the Kubernetes API server, for the real kubectl.
+
+Discovery, create, read, list, watch, patch, delete and pod logs of the kinds this project uses.
+What becomes of a job is a script that the test gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+from k8s.schema import schema_mistakes
+
+Object = dict[str, Any]
+
+_GROUPS: dict[str, list[tuple[str, str, bool]]] = {
+    "v1": [
+        ("namespaces", "Namespace", False), ("configmaps", "ConfigMap", True),
+        ("serviceaccounts", "ServiceAccount", True), ("secrets", "Secret", True),
+        ("persistentvolumeclaims", "PersistentVolumeClaim", True),
+        ("persistentvolumes", "PersistentVolume", False), ("pods", "Pod", True),
+    ],
+    "batch/v1": [("jobs", "Job", True)],
+    "networking.k8s.io/v1": [("networkpolicies", "NetworkPolicy", True)],
+    "storage.k8s.io/v1": [("storageclasses", "StorageClass", False)],
+    "kubeflow.org/v1": [("pytorchjobs", "PyTorchJob", True)],
+}  # fmt: skip
+
+Script = Callable[["ApiStub", Object], None]
+
+
+class ApiStub:
+    """The objects, what was asked for, and what becomes of a job."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.objects: dict[tuple[str, str, str], Object] = {}
+        self.logs: dict[str, str] = {}
+        self.created: list[str] = []
+        """`Kind/name` of everything that was created, in order."""
+        self.refuse: Callable[[Object], str | None] = lambda _item: None
+        self.scripts: dict[str, Script] = {}
+        """By kind: runs in a thread after an object of that kind was created."""
+        self._version = 0
+        self._changed = threading.Condition()
+        stub = self
+
+        class Handler(_Handler):
+            api = stub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+
+    def __enter__(self) -> ApiStub:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def environment(self) -> dict[str, str]:
+        """What kubectl needs to find this server and nothing else."""
+        port = self._server.server_address[1]
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "stub", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+            "users": [{"name": "stub", "user": {}}],
+            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}],
+            "current-context": "stub",
+        }
+        file = self.folder / "kubeconfig.json"
+        file.write_text(json.dumps(config))
+        return {"KUBECONFIG": str(file), "HOME": str(self.folder), "NO_PROXY": "127.0.0.1"}
+
+    def put(self, item: Object) -> None:
+        """Store an object and wake the watches."""
+        with self._changed:
+            self._version += 1
+            item["metadata"]["resourceVersion"] = str(self._version)
+            item["metadata"].setdefault("uid", f"uid-{self._version}")
+            item["metadata"].setdefault("creationTimestamp", "2026-11-24T12:00:00Z")
+            self.objects[_key(item)] = item
+            self._changed.notify_all()
+
+    def remove(self, key: tuple[str, str, str]) -> Object | None:
+        """Delete an object and its pods."""
+        with self._changed:
+            item = self.objects.pop(key, None)
+            self._version += 1
+            self._changed.notify_all()
+            return item
+
+    def get(self, kind: str, name: str) -> Object | None:
+        """Return an object of any namespace."""
+        for (found_kind, _, found_name), item in list(self.objects.items()):
+            if (found_kind, found_name) == (kind, name):
+                return item
+        return None
+
+    def create(self, item: Object) -> None:
+        """Store a new object and start what becomes of it."""
+        if item["kind"] == "Job":
+            label = {"job-name": item["metadata"]["name"]}
+            item["spec"]["selector"] = {"matchLabels": label}
+            item["spec"]["template"]["metadata"].setdefault("labels", {}).update(label)
+        self.created.append(f"{item['kind']}/{item['metadata']['name']}")
+        self.put(item)
+        script = self.scripts.get(item["kind"])
+        if script is not None:
+            threading.Thread(target=script, args=(self, item), daemon=True).start()
+
+    def set_status(self, item: Object, status: Object) -> None:
+        """Write an object's status, as its controller does; nothing where it was deleted."""
+        current = self.objects.get(_key(item))
+        if current is not None:
+            changed = copy.deepcopy(current)
+            changed["status"] = {**(changed.get("status") or {}), **status}
+            self.put(changed)
+
+    def end_job(self, item: Object, kind: str, *, reason: str = "", completed: bool = True) -> None:
+        """Set the final condition of a job."""
+        condition = {"type": kind, "status": "True", "reason": reason, "message": reason}
+        status: Object = {"conditions": [condition]}
+        if completed:
+            status["completionTime"] = "2026-11-24T12:30:00Z"
+        self.set_status(item, status)
+
+    def add_pod(self, job: Object, *, log: str, phase: str = "Running", waiting: str = "") -> None:
+        """Add the pod of a job: worker-0 of a PyTorchJob, the only one of a Job."""
+        name = job["metadata"]["name"]
+        trainer = job["kind"] == "PyTorchJob"
+        template = (job["spec"]["pytorchReplicaSpecs"]["Worker"] if trainer else job["spec"])[
+            "template"
+        ]
+        labels = dict(template["metadata"].get("labels") or {})
+        labels |= {"training.kubeflow.org/job-name" if trainer else "job-name": name}
+        pod_name = f"{name}-worker-0" if trainer else f"{name}-abcde"
+        container = template["spec"]["containers"][0]["name"]
+        state = (
+            {"waiting": {"reason": waiting, "message": "it is not there"}}
+            if waiting
+            else {"running": {"startedAt": "2026-11-24T12:00:00Z"}}
+        )
+        self.logs[pod_name] = log
+        self.put(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": pod_name,
+                    "namespace": job["metadata"]["namespace"],
+                    "labels": labels,
+                },
+                "spec": copy.deepcopy(template["spec"]),
+                "status": {
+                    "phase": phase,
+                    "containerStatuses": [{"name": container, "state": state, "restartCount": 0}],
+                },
+            }
+        )
+
+    def wait_for_change(self, version: int, seconds: float) -> int:
+        """Return the newest version, at once when it is newer than the one given."""
+        with self._changed:
+            if self._version <= version:
+                self._changed.wait(seconds)
+            return self._version
+
+
+def _key(item: Object) -> tuple[str, str, str]:
+    metadata = item["metadata"]
+    return item["kind"], metadata.get("namespace", ""), metadata["name"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    api: ApiStub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        url = urlparse(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        parts = [part for part in url.path.split("/") if part]
+        if found := _discovery(parts):
+            self._answer(200, found)
+            return
+        kind, namespace, name, rest = _route(parts)
+        if kind is None:
+            self._error(404, "NotFound", f"no such path: {url.path}")
+        elif rest == ["log"]:
+            self._text(self.api.logs.get(name or "", ""))
+        elif name is not None:
+            item = self.api.objects.get((kind, namespace, name))
+            if item is None:
+                self._error(404, "NotFound", f'{kind} "{name}" not found')
+            else:
+                self._answer(200, item)
+        elif query.get("watch") in ("1", "true"):
+            self._watch(kind, namespace, query)
+        else:
+            items = self._selected(kind, namespace, query)
+            version = str(self.api.wait_for_change(-1, 0))
+            head = {"apiVersion": _api_version(kind), "kind": f"{kind}List"}
+            self._answer(200, {**head, "metadata": {"resourceVersion": version}, "items": items})
+
+    def do_POST(self) -> None:
+        item = self._body()
+        parts = [part for part in urlparse(self.path).path.split("/") if part]
+        kind, namespace, _, _ = _route(parts)
+        assert kind == item["kind"], (kind, item["kind"])
+        if namespace:
+            item["metadata"]["namespace"] = namespace
+        reason = self.api.refuse(item)
+        if "fieldValidation=Strict" in self.path and reason is None:
+            reason = "; ".join(schema_mistakes(item)) or None
+        if reason is not None:
+            self._error(422, "Invalid", reason)
+            return
+        self.api.create(item)
+        self._answer(201, item)
+
+    def do_PATCH(self) -> None:
+        patch = self._body()
+        kind, namespace, name, _ = _route([p for p in urlparse(self.path).path.split("/") if p])
+        item = self.api.objects.get((str(kind), namespace, str(name)))
+        if item is None:
+            self._error(404, "NotFound", f'{kind} "{name}" not found')
+            return
+        changed = _merged(copy.deepcopy(item), patch)
+        self.api.put(changed)
+        self._answer(200, changed)
+
+    def do_DELETE(self) -> None:
+        self._body()
+        kind, namespace, name, _ = _route([p for p in urlparse(self.path).path.split("/") if p])
+        item = self.api.remove((str(kind), namespace, str(name)))
+        if item is None:
+            self._error(404, "NotFound", f'{kind} "{name}" not found')
+            return
+        self._answer(200, {"apiVersion": "v1", "kind": "Status", "status": "Success"})
+
+    def _selected(self, kind: str, namespace: str, query: dict[str, str]) -> list[Object]:
+        found = []
+        for (item_kind, item_namespace, name), item in sorted(self.api.objects.items()):
+            if item_kind != kind or (namespace and item_namespace != namespace):
+                continue
+            wanted = query.get("fieldSelector", "").removeprefix("metadata.name=")
+            if wanted and wanted != name:
+                continue
+            labels = item["metadata"].get("labels") or {}
+            selector = [part.split("=", 1) for part in query.get("labelSelector", "").split(",")]
+            if all(len(part) < 2 or labels.get(part[0]) == part[1] for part in selector):
+                found.append(item)
+        return found
+
+    def _watch(self, kind: str, namespace: str, query: dict[str, str]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        end = time.monotonic() + float(query.get("timeoutSeconds", 30))
+        seen = {
+            _key(item): item["metadata"]["resourceVersion"]
+            for item in self._selected(kind, namespace, query)
+        }
+        if query.get("resourceVersion", "") in ("", "0"):
+            seen = {}
+        version = -1
+        try:
+            while time.monotonic() < end:
+                current = {_key(item): item for item in self._selected(kind, namespace, query)}
+                for key, item in current.items():
+                    if seen.get(key) != item["metadata"]["resourceVersion"]:
+                        self._event("MODIFIED" if key in seen else "ADDED", item)
+                        seen[key] = item["metadata"]["resourceVersion"]
+                for key in set(seen) - set(current):
+                    del seen[key]
+                    gone = {"name": key[2], "namespace": key[1]}
+                    head = {"apiVersion": _api_version(kind), "kind": kind}
+                    self._event("DELETED", {**head, "metadata": gone})
+                version = self.api.wait_for_change(version, 0.5)
+        except OSError:
+            return  # kubectl has seen enough
+
+    def _event(self, kind: str, item: Object) -> None:
+        self.wfile.write(json.dumps({"type": kind, "object": item}).encode() + b"\n")
+        self.wfile.flush()
+
+    def _body(self) -> Object:
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body: Object = json.loads(data) if data else {}
+        return body
+
+    def _answer(self, code: int, item: Object) -> None:
+        data = json.dumps(item).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _text(self, text: str) -> None:
+        data = text.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _error(self, code: int, reason: str, message: str) -> None:
+        head = {"apiVersion": "v1", "kind": "Status", "status": "Failure"}
+        self._answer(code, {**head, "code": code, "reason": reason, "message": message})
+
+
+def _merged(base: Any, patch: Any) -> Any:
+    """A merge patch (RFC 7386)."""
+    if not isinstance(patch, dict) or not isinstance(base, dict):
+        return patch
+    for name, value in patch.items():
+        if value is None:
+            base.pop(name, None)
+        else:
+            base[name] = _merged(base.get(name), value)
+    return base
+
+
+def _api_version(kind: str) -> str:
+    return next(
+        version for version, kinds in _GROUPS.items() if any(item[1] == kind for item in kinds)
+    )
+
+
+def _route(parts: list[str]) -> tuple[str | None, str, str | None, list[str]]:
+    """Return kind, namespace, name and what follows of a path."""
+    if parts[:1] == ["api"]:
+        version, rest = "v1", parts[2:]
+    else:
+        version, rest = "/".join(parts[1:3]), parts[3:]
+    kinds = {plural: kind for plural, kind, _ in _GROUPS.get(version, [])}
+    namespace = ""
+    if len(rest) > 2 and rest[0] == "namespaces":
+        namespace, rest = rest[1], rest[2:]
+    if not rest or rest[0] not in kinds:
+        return None, "", None, []
+    return kinds[rest[0]], namespace, rest[1] if len(rest) > 1 else None, rest[2:]
+
+
+def _openapi_place(group_version: str) -> str:
+    return f"apis/{group_version}" if "/" in group_version else f"api/{group_version}"
+
+
+def _openapi(group_version: str) -> Object:
+    """Say that writes may be validated strictly; kubectl then asks the server to do it."""
+    group, _, version = group_version.rpartition("/")
+    paths: Object = {}
+    for plural, kind, namespaced in _GROUPS[group_version]:
+        place = "namespaces/{namespace}/" if namespaced else ""
+        kinds = {"group": group, "version": version, "kind": kind}
+        operation = {
+            "parameters": [
+                {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
+            ],
+            "x-kubernetes-group-version-kind": kinds,
+            "x-kubernetes-action": "patch",
+            "responses": {"200": {"description": "OK"}},
+        }
+        path = f"/{_openapi_place(group_version)}/{place}{plural}/{{name}}"
+        paths[path] = {"patch": operation}
+    info = {"title": "stub", "version": "v1"}
+    return {"openapi": "3.0.0", "info": info, "paths": paths, "components": {"schemas": {}}}
+
+
+def _discovery(parts: list[str]) -> Object | None:
+    match parts:
+        case ["version"]:
+            return {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
+        case ["api"]:
+            return {"kind": "APIVersions", "versions": ["v1"]}
+        case ["apis"]:
+            groups = []
+            for group_version in _GROUPS:
+                if "/" in group_version:
+                    group, version = group_version.split("/")
+                    entry = {"groupVersion": group_version, "version": version}
+                    groups.append({"name": group, "versions": [entry], "preferredVersion": entry})
+            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+        case ["api", version] | ["apis", _, version] if version:
+            name = "v1" if parts[0] == "api" else "/".join(parts[1:])
+            if name not in _GROUPS:
+                return None
+            return {
+                "kind": "APIResourceList",
+                "groupVersion": name,
+                "resources": [
+                    {
+                        "name": plural, "singularName": kind.lower(), "namespaced": namespaced,
+                        "kind": kind,
+                        "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"],
+                    }
+                    for plural, kind, namespaced in _GROUPS[name]
+                ],
+            }  # fmt: skip
+        case ["openapi", "v3"]:
+            places = {name: _openapi_place(name) for name in _GROUPS}
+            return {
+                "paths": {p: {"serverRelativeURL": f"/openapi/v3/{p}"} for p in places.values()}
+            }
+        case ["openapi", "v3", *place]:
+            name = next(n for n in _GROUPS if _openapi_place(n) == "/".join(place))
+            return _openapi(name)
+    return None

@@ -1,0 +1,161 @@
+"""The manifests of overlay `local-kind`, really started: as many processes as they make pods.
+
+`make rehearse` runs all of it; `make test` the version with one pod a stage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from k8s.render import RenderedJob, render_job
+from pipeline.cache.manifest import PLAN
+from pipeline.cache.reader import open_cache
+from pipeline.observe.metrics import read_metrics
+from tests.cluster.job_process import JobProcess
+from tests.cluster.pod_process import Isolation, Node, best_isolation
+from tests.conftest import digests
+from tests.tiny import make_teacher, make_tokenizer, write_corpus
+
+TEACHER = [
+    "--teacher_model", "/fsx/models/tiny", "--teacher.engine", "transformers",
+    "--teacher.batch_tokens", "256", "--dataset_name", "/fsx/chats/chats.jsonl",
+    "--num_samples", "none", "--max_length", "96", "--corpus.heldout_fraction", "0.25",
+    "--capture.top_k", "16", "--capture.shard_tokens", "200", "--capture.lease_s", "2",
+]  # fmt: skip
+STUDENT = [
+    "--student_model", "/fsx/models/tiny", "--student.layers_kept", "0,3",
+    "--student.repair", "none", "--max_steps", "12", "--per_device_train_batch_size", "1",
+    "--gradient_accumulation_steps", "1", "--learning_rate", "3e-3", "--data.pack_length", "96",
+    "--train.save_steps", "4", "--temperature", "1", "--alpha", "1", "--train.timeout_s", "60",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What prefetch would have left on the volume: a tiny teacher and its chats."""
+    root = tmp_path_factory.mktemp("volume")
+    corpus = write_corpus(root / "distill/chats")
+    make_teacher(root / "distill/models/tiny", make_tokenizer(corpus))
+    return root
+
+
+def _node(tmp_path: Path, volume: Path, isolation: Isolation) -> Node:
+    return Node(tmp_path / "node", volume, isolation)
+
+
+def _render(stage: Any, flags: list[str], *, run: str, nodes: int) -> RenderedJob:
+    return render_job(stage=stage, run=run, overlay="local-kind", flags=flags, nodes=nodes)
+
+
+def _on_host(volume: Path, path: str) -> Path:
+    return volume / "distill" / path.removeprefix("/fsx/")
+
+
+def _kill_first_claimer(cache: Path) -> Any:
+    """Return a disturbance: SIGKILL for the pod whose claim is seen first."""
+
+    def disturb(job: JobProcess) -> bool:
+        for file in (cache / "_meta/claims").glob("*.json"):
+            try:
+                owner = json.loads(file.read_text())["worker"]
+            except (OSError, ValueError, KeyError):
+                continue
+            for pod in job.pods:
+                if owner.startswith(pod.name):
+                    pod.kill()
+                    return True
+        return False
+
+    return disturb
+
+
+def _kill_after_checkpoint(student: Path, step: int, index: int) -> Any:
+    """Return a disturbance: SIGKILL for one worker once a checkpoint is complete."""
+
+    def disturb(job: JobProcess) -> bool:
+        if not (student / f"checkpoints/step-{step:08d}/complete.json").exists():
+            return False
+        job.pods[index].kill()
+        return True
+
+    return disturb
+
+
+def _every_shard_once(cache: Path) -> None:
+    planned = json.loads((cache / PLAN).read_text())["shards"]
+    opened = open_cache(str(cache))
+    assert len(opened.manifest.shards) == len(planned)
+    identities: list[str] = []
+    for split in ("train", "heldout"):
+        source = opened.source(split)
+        for shard, rows in enumerate(source.shard_rows()):  # decoding compares the checksums
+            identities += [row.sample_id for row in source.read_rows(shard, range(rows))]
+    assert len(identities) == len(set(identities)) == 56
+    files = sorted(file.stem for file in (cache / "data").rglob("*"))
+    assert len([name for name in files if name.isdigit()]) == len(planned)
+    assert not list((cache / "_meta/claims").glob("*"))
+
+
+def _losses(student: Path) -> list[tuple[int, dict[str, float]]]:
+    records = [record.without_timing() for record in read_metrics(student / "metrics.jsonl")]
+    return [(record.step, record.values) for record in records]
+
+
+@pytest.mark.timeout(1200)
+def test_one_pod_a_stage(volume: Path, tmp_path: Path) -> None:
+    """Over the loopback, where every machine can run it."""
+    teacher = _render("cache-teacher", TEACHER, run="one", nodes=1)
+    student = _render("train-student", STUDENT, run="one", nodes=1)
+    with _node(tmp_path, volume, Isolation.LOOPBACK) as node:
+        JobProcess(node, teacher, "v1.9.4").run(timeout_s=600)
+        _every_shard_once(_on_host(volume, teacher.settings.cache_dir))  # type: ignore[attr-defined]
+        JobProcess(node, student, "hyperpod-2023").run(timeout_s=600)
+    folder = volume / "distill/runs/one/student"
+    assert [step for step, values in _losses(folder) if "heldout/kl" in values] == [0, 12]
+    assert (folder / "model/model.safetensors").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2700)
+def test_two_pods_a_stage_one_of_them_killed(volume: Path, tmp_path: Path) -> None:
+    isolation = best_isolation()
+    if os.environ.get("REHEARSE") == "loopback":
+        isolation = Isolation.LOOPBACK
+    print(f"\nrehearsal: pods are kept apart by {isolation.value}")
+    teacher = _render("cache-teacher", TEACHER, run="two", nodes=2)
+    cache = volume / "distill/runs/two/cache"
+    with _node(tmp_path, volume, isolation) as node:
+        job = JobProcess(node, teacher, "hyperpod-2023")
+        job.run(disturb=_kill_first_claimer(cache), timeout_s=900)
+        assert sum(pod.restarts for pod in job.pods) >= 1
+        _every_shard_once(cache)
+        print("rehearsal: stage one, 2 workers, one killed at its first shard: every shard once")
+
+        folders = {name: volume / f"distill/runs/{name}/student" for name in ("calm", "killed")}
+        flags = [*STUDENT, "--cache_dir", "/fsx/runs/two/cache"]
+        calm = JobProcess(node, _render("train-student", flags, run="calm", nodes=2), "v1.9.4")
+        calm.run(timeout_s=900)
+        assert not sum(pod.restarts for pod in calm.pods)
+        print("rehearsal: stage two, 2 workers, one world")
+        rendered = _render("train-student", flags, run="killed", nodes=2)
+        killed = JobProcess(node, rendered, "hyperpod-2023")
+        killed.run(disturb=_kill_after_checkpoint(folders["killed"], 4, 1), timeout_s=900)
+        assert "resuming after step" in killed.log
+        print(
+            "rehearsal: the same, worker-1 killed; restarts:",
+            [pod.restarts for pod in killed.pods],
+        )
+    steps = [step for step, values in _losses(folders["calm"]) if "train/loss" in values]
+    assert steps == list(range(1, 13))
+    assert _losses(folders["killed"]) == _losses(folders["calm"])
+    weights = [digests(folder)["model/model.safetensors"] for folder in folders.values()]
+    assert weights[0] == weights[1]
+    # One world, not two trainings beside each other: a checkpoint names its processes.
+    mark = folders["calm"] / "checkpoints/step-00000012/complete.json"
+    assert json.loads(mark.read_text())["world_size"] == 2
+    print("rehearsal: losses and weights equal the undisturbed run's, bit for bit")

@@ -1,0 +1,87 @@
+"""All that lies in k8s/ and docker/ passes; the linters and the checks can fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from k8s import manifests
+from k8s.kubectl import render_kustomization
+from k8s.objects import ROOT, find_job, pod_spec
+from pipeline.errors import ConfigError
+
+
+@pytest.mark.timeout(600)
+def test_every_manifest(capfd: pytest.CaptureFixture[str]) -> None:
+    manifests.check_everything()
+    said = capfd.readouterr().out
+    for name in ("local-kind", "hyperpod-p5", "hyperpod-p5en", "hyperpod-p4d", "kueue", "katib"):
+        assert name in said
+
+
+def test_the_linters_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker/a.Dockerfile").write_text("FROM debian\nRUN cd /x && sudo ls\n")
+    (tmp_path / "docker/a.sh").write_text("#!/bin/bash\necho $1\n")
+    folder = tmp_path / "k8s"
+    folder.mkdir()
+    (folder / "a.yaml").write_text("a:   {b: 1 }\n")
+    (folder / ".yamllint").write_text((ROOT / ".yamllint").read_text())
+    monkeypatch.setattr(manifests, "ROOT", folder)
+    with pytest.raises(ConfigError) as caught:
+        manifests.lint()
+    for name in ("hadolint: ", "shellcheck: ", "yamllint: "):
+        assert name in str(caught.value)
+
+
+def test_an_example_that_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in manifests.example_files():
+        file = tmp_path / "examples" / name
+        file.parent.mkdir(parents=True)
+        file.write_text((ROOT / "examples" / name).read_text() + "# edited\n")
+    monkeypatch.setattr(manifests, "ROOT", tmp_path)
+    with pytest.raises(
+        ConfigError, match="not what the code renders; run `python -m k8s examples`"
+    ):
+        manifests._check_examples()
+
+
+@pytest.mark.parametrize("overlay", ["local-kind", "hyperpod-p5", "hyperpod-p5en", "hyperpod-p4d"])
+def test_patches_kept_what_the_base_has(overlay: str) -> None:
+    """Without merge keys for the custom resource, a patch of a list would have replaced it."""
+    base = render_kustomization(ROOT / "base")
+    ours = render_kustomization(ROOT / "overlays" / overlay)
+    for stage in ("cache-teacher", "train-student"):
+        specs = [pod_spec(find_job(docs, stage, source="")) for docs in (base, ours)]
+        (before,), (after,) = (spec["containers"] for spec in specs)
+        names = [{item["name"] for item in found["env"]} for found in (before, after)]
+        assert names[0] <= names[1]
+        assert after["volumeMounts"] == before["volumeMounts"]
+        assert after["args"] == before["args"]
+        assert {v["name"] for v in specs[0]["volumes"]} == {v["name"] for v in specs[1]["volumes"]}
+
+
+def _make(*arguments: str) -> str:
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "OVERLAY", "RUN")
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    done = subprocess.run(
+        ["make", "--dry-run", *arguments], cwd=ROOT.parent, env=environment,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return " ".join(done.stdout.split())
+
+
+def test_the_verbs_are_the_same() -> None:
+    local = _make("cache-teacher", "ARGS=--seed 1")
+    assert "-m stages.cache_teacher --config stages/configs/teacher.yaml --seed 1" in local
+    assert "k8s" not in local.replace(str(ROOT.parent), "")
+    cluster = _make(
+        "train-student", "OVERLAY=hyperpod-p5", "RUN=exp1", "NODES=2", "DRY_RUN=1", "ARGS=--seed 1"
+    )
+    assert '-m k8s train-student --overlay "hyperpod-p5" --dry-run --run "exp1"' in cluster
+    assert cluster.endswith('--nodes "2" -- --seed 1')
+    assert "-m stages.train_student" not in cluster
+    assert '--run "default"' in _make("cache-teacher", "OVERLAY=local-kind")

@@ -1,0 +1,303 @@
+"""Rendering a run: names, sizes, paths on the volume, files that travel; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from k8s.manifests import EXAMPLE_IMAGES
+from k8s.objects import ROOT, find, main_container, pod_spec, replica_specs
+from k8s.ops import fsx_volume, prefetch_job
+from k8s.render import RenderedJob, render_job
+from pipeline.errors import ConfigError, DistillError
+from stages.cache_teacher import TeacherRun
+from stages.train_student import StudentRun
+
+
+def _render(stage: Any = "train-student", overlay: str = "local-kind", **more: Any) -> RenderedJob:
+    if overlay.startswith("hyperpod"):
+        more.setdefault("image", EXAMPLE_IMAGES[stage])
+    return render_job(stage=stage, run=more.pop("run", "exp1"), overlay=overlay, **more)
+
+
+def _config(rendered: RenderedJob) -> dict[str, Any]:
+    found = find(rendered.documents, "ConfigMap")
+    assert found is not None
+    data: dict[str, Any] = yaml.safe_load(found["data"]["config.yaml"])
+    return data
+
+
+def _refused(*, match: str, **more: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _render(**more)
+    assert re.search(match, str(caught.value)), str(caught.value)
+
+
+def test_a_run_is_one_job_with_its_configuration() -> None:
+    rendered = _render(flags=["--temperature", "1"], labels={"distill/sweep": "grid"})
+    kinds = [item["kind"] for item in rendered.documents]
+    assert kinds.count("PyTorchJob") == kinds.count("ConfigMap") == 1
+    assert re.fullmatch(r"train-student-exp1-[0-9a-f]{8}", rendered.name)
+    config = find(rendered.documents, "ConfigMap")
+    assert config is not None
+    assert config["metadata"]["name"] == rendered.name
+    (volume,) = (v for v in pod_spec(rendered.job)["volumes"] if v["name"] == "config")
+    assert volume["configMap"]["name"] == rendered.name
+    template = replica_specs(rendered.job)["Worker"]["template"]
+    for holder in (rendered.job, template):
+        assert holder["metadata"]["labels"]["distill/run"] == "exp1"
+        assert holder["metadata"]["labels"]["distill/sweep"] == "grid"
+    # What the pod reads is what was checked here.
+    assert StudentRun.model_validate(_config(rendered)) == rendered.settings
+
+
+def test_the_name_says_what_is_in_it() -> None:
+    first, again = _render(), _render()
+    assert (first.name, first.documents) == (again.name, again.documents)
+    others = [
+        _render(flags=["--temperature", "2"]), _render(nodes=3), _render(image="other:1"),
+        _render(labels={"distill/sweep": "x"}), _render(run="exp2"),
+    ]  # fmt: skip
+    names = {first.name, *(other.name for other in others)}
+    assert len(names) == 1 + len(others)
+
+
+def test_a_sweep_is_a_job_a_point() -> None:
+    points = [
+        _render(
+            run=f"grid-{index}", labels={"distill/sweep": "grid"}, queue="q", priority="p",
+            flags=["--cache_dir", "/fsx/runs/base/cache", "--alpha", alpha],
+        )
+        for index, alpha in enumerate(("0.25", "0.5", "0.75"))
+    ]  # fmt: skip
+    assert {_config(point)["cache_dir"] for point in points} == {"/fsx/runs/base/cache"}
+    assert len({_config(point)["output"]["output_dir"] for point in points}) == 3
+    labels = points[0].job["metadata"]["labels"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "q"
+    assert labels["kueue.x-k8s.io/priority-class"] == "p"
+
+
+def test_sizes_stand_everywhere() -> None:
+    student = _render(overlay="hyperpod-p5", nodes=4)
+    elastic = student.job["spec"]["elasticPolicy"]
+    assert (elastic["minReplicas"], elastic["maxReplicas"]) == (4, 4)
+    assert replica_specs(student.job)["Worker"]["replicas"] == 4
+    assert student.world_size == 32
+    assert student.job["spec"]["runPolicy"]["backoffLimit"] == 24
+
+
+@pytest.mark.parametrize(("parallel", "workers"), [(1, 16), (2, 8), (4, 4), (8, 2)])
+def test_a_teacher_has_as_many_workers_as_engines_fit(parallel: int, workers: int) -> None:
+    teacher = _render(
+        "cache-teacher", "hyperpod-p4d", nodes=2,
+        flags=["--teacher.tensor_parallel_size", str(parallel)],
+    )  # fmt: skip
+    assert replica_specs(teacher.job)["Worker"]["replicas"] == workers
+    resources = main_container(teacher.job)["resources"]
+    assert resources["limits"]["nvidia.com/gpu"] == str(parallel)
+    whole = {"memory": 1024 * 2**30, "cpu": 88.0}
+    from k8s.instances import quantity
+
+    for name, amount in whole.items():
+        assert quantity(resources["requests"][name]) * 8 / parallel == pytest.approx(amount)
+
+
+@pytest.mark.parametrize("parallel", [3, 16])
+def test_an_engine_that_does_not_fit_a_node(parallel: int) -> None:
+    _refused(
+        stage="cache-teacher", overlay="hyperpod-p5",
+        flags=["--teacher.tensor_parallel_size", str(parallel)],
+        match=rf"tensor_parallel_size: found {parallel}; expected a divisor of the 8 GPUs that",
+    )  # fmt: skip
+
+
+def test_paths_lie_on_the_volume(tmp_path: Path) -> None:
+    config = _config(_render())
+    assert config["cache_dir"] == "/fsx/runs/exp1/cache"
+    assert config["output"]["output_dir"] == "/fsx/runs/exp1/student"
+    # The local default means the run's own folder, here too.
+    config = _config(_render(config="stages/configs/student.yaml"))
+    assert config["cache_dir"] == "/fsx/runs/exp1/cache"
+    # Another relative folder lies on the volume, an absolute one must.
+    config = _config(_render(flags=["--cache_dir", "old/cache", "--output_dir", "/fsx/mine"]))
+    assert (config["cache_dir"], config["output"]["output_dir"]) == ("/fsx/old/cache", "/fsx/mine")
+    for path in ("/data/cache", "s3://bucket/cache", "/fsx/../etc", "/fsxx/cache"):
+        _refused(
+            flags=["--cache_dir", path],
+            match=rf"cache_dir: found {re.escape(path)}, expected a folder on the volume",
+        )
+
+
+def test_the_sample_configurations_render() -> None:
+    _render("cache-teacher", "hyperpod-p5", config="stages/configs/sample-teacher.yaml")
+    rendered = _render(overlay="hyperpod-p5", config="stages/configs/sample-student.yaml")
+    assert _config(rendered)["output"]["output_dir"] == "/fsx/model"
+
+
+def test_small_files_travel_with_the_configuration(tmp_path: Path) -> None:
+    spectrum, template = tmp_path / "spectrum.yaml", tmp_path / "chat.jinja"
+    spectrum.write_text("unfrozen_parameters: [mlp]\n")
+    template.write_text("{{ messages }}")
+    student = _render(flags=["--layers_to_unfreeze", str(spectrum), "--student.freeze", "[]"])
+    assert _config(student)["student"]["layers_to_unfreeze"] == "/etc/distill/spectrum.yaml"
+    teacher = _render("cache-teacher", flags=["--chat_template", str(template)])
+    assert _config(teacher)["corpus"]["chat_template"] == "/etc/distill/chat.jinja"
+    found = find(teacher.documents, "ConfigMap")
+    assert found is not None
+    assert found["data"]["chat.jinja"] == "{{ messages }}"
+    assert TeacherRun.model_validate(_config(teacher)) == teacher.settings
+
+
+def test_what_was_pushed_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="run `make push-images`"):
+        render_job(stage="train-student", run="a", overlay="hyperpod-p5")
+    (tmp_path / "runs/k8s").mkdir(parents=True)
+    image = EXAMPLE_IMAGES["train-student"]
+    (tmp_path / "runs/k8s/images.json").write_text(json.dumps({"distill-student": image}))
+    rendered = render_job(stage="train-student", run="a", overlay="hyperpod-p5")
+    assert main_container(rendered.job)["image"] == image
+    # Not on a local cluster, which loads its images itself.
+    local = render_job(stage="train-student", run="a", overlay="local-kind")
+    assert main_container(local.job)["image"] == "distill-student:cpu"
+
+
+def test_another_namespace() -> None:
+    rendered = _render(overlay="hyperpod-p5", namespace="hyperpod-ns-research")
+    assert {i["metadata"]["namespace"] for i in rendered.documents} == {"hyperpod-ns-research"}
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no such overlay": ({"overlay": "p6"}, r"overlay 'p6': no such overlay; expected one of hyper"),
+    "no such field": (
+        {"flags": ["--loss.temprature", "2"]}, r"--loss.temprature: unknown flag; did you mean",
+    ),
+    "a flag of the other stage": (
+        {"flags": ["--teacher_model", "x"]}, r"--teacher_model: unknown flag",
+    ),
+    "a value that does not fit": ({"flags": ["--alpha", "3"]}, r"loss.alpha: found 3"),
+    "no such file": ({"config": "no/where.yaml"}, r"no/where.yaml: cannot be read"),
+    "a run's name": ({"run": "Exp_1"}, r"run 'Exp_1'; expected lower-case letters"),
+    "a long name": ({"run": "a" * 40}, r"at most 2\d"),
+    "no nodes": ({"nodes": 0}, r"nodes: found 0; expected 1 or more"),
+    "a push from the pods": (
+        {"flags": ["--save_location", "both", "--hub_location", "a/b"]},
+        r"save_location: found both, expected fsx: the training pods see no hub token",
+    ),
+    "a namespace without resume": (
+        {"overlay": "hyperpod-p5", "namespace": "ml"}, r"found 'ml', expected kubeflow or one that",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input(what: str) -> None:
+    arguments, match = BAD[what]
+    _refused(match=match, **arguments)
+
+
+_CONTAINER = "/spec/pytorchReplicaSpecs/Worker/template/spec/containers/0"
+
+
+def _overlay(base: str, *operations: dict[str, str], name: str = "train-student") -> str:
+    """Return a kustomization that patches a stage."""
+    patch = {"target": {"kind": "PyTorchJob", "name": name}, "patch": yaml.safe_dump(operations)}
+    return yaml.safe_dump({"resources": [base], "patches": [patch] if operations else []})
+
+
+def _gpus(part: str) -> dict[str, str]:
+    path = f"{_CONTAINER}/resources/{part}/nvidia.com~1gpu"
+    return {"op": "replace", "path": path, "value": "16"}
+
+
+# An overlay as somebody might write it: the text of its kustomization, and what is said of it.
+OVERLAYS = {
+    "not YAML": ("resources: [../", r"Kustomize refuses it"),
+    "an unknown field": ("resurces: []", r"Kustomize refuses it: .*unknown field"),
+    "a base that is not there": ("resources: [../nowhere]", r"Kustomize refuses it: .*nowhere"),
+    "without the stages": ("resources: [other.yaml]", r"no PyTorchJob named train-student"),
+    "a patch that takes the image away": (
+        _overlay("../base", {"op": "remove", "path": f"{_CONTAINER}/image"}),
+        r"no image; expected what the base has",
+    ),
+    "a patch that takes the volume away": (
+        _overlay("../base", {"op": "remove", "path": f"{_CONTAINER}/volumeMounts"}),
+        r"no mounted PersistentVolumeClaim; expected one",
+    ),
+    "a patch that takes all containers away": (
+        _overlay("../base", {"op": "remove", "path": _CONTAINER.removesuffix("/0")}),
+        r"no Worker with a pod template and containers",
+    ),
+    "more GPUs than the node has": (
+        _overlay("../overlays/hyperpod-p5", _gpus("limits"), _gpus("requests")),
+        r"nvidia.com/gpu: found 16, expected a divisor of the 8 that ml.p5.48xlarge has",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OVERLAYS)
+def test_a_malformed_overlay(what: str, tmp_path: Path) -> None:
+    text, match = OVERLAYS[what]
+    shutil.copytree(ROOT, tmp_path / "k8s", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    folder = tmp_path / "k8s/mine"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(text)
+    shutil.copy(ROOT / "base/serviceaccount.yaml", folder / "other.yaml")
+    image = None if "image" in what else EXAMPLE_IMAGES["train-student"]
+    _refused(overlay=str(folder), image=image, match=match)
+
+
+def test_kubectl_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECTL", "kubectl-nowhere")
+    with pytest.raises(DistillError, match=r"kubectl-nowhere: no such program; expected kubectl"):
+        _render()
+
+
+def test_prefetch_carries_both_configurations() -> None:
+    documents = prefetch_job(
+        overlay="hyperpod-p5", secret="my-token", image=EXAMPLE_IMAGES["cache-teacher"],
+        teacher_flags=("--teacher_model", "a/b"), student_flags=("--student_model", "c/d"),
+    )  # fmt: skip
+    config, job = documents
+    assert yaml.safe_load(config["data"]["cache-teacher.yaml"])["teacher"]["model"] == "a/b"
+    assert yaml.safe_load(config["data"]["train-student.yaml"])["student"]["model"] == "c/d"
+    (secret,) = (v["secret"] for v in pod_spec(job)["volumes"] if "secret" in v)
+    assert secret["secretName"] == "my-token"
+    assert not any("TOKEN" in v["name"] for v in main_container(job)["env"] if "valueFrom" in v)
+
+
+@pytest.mark.parametrize("secret", ["", "Hub Token", "hf_abc"])
+def test_prefetch_without_a_secrets_name(secret: str) -> None:
+    with pytest.raises(ConfigError, match=r"not the name of a Secret; expected the one that holds"):
+        prefetch_job(overlay="local-kind", secret=secret)
+
+
+def test_the_volume_is_filled_in() -> None:
+    volume, claim = fsx_volume(
+        overlay="hyperpod-p5", file_system="fs-0123456789abcdef0", mount_name="abcdefgh",
+        region="eu-west-1", storage="4800Gi",
+    )  # fmt: skip
+    assert volume["metadata"]["name"] == claim["spec"]["volumeName"]
+    assert volume["spec"]["csi"]["volumeAttributes"] == {
+        "dnsname": "fs-0123456789abcdef0.fsx.eu-west-1.amazonaws.com", "mountname": "abcdefgh",
+    }  # fmt: skip
+    assert claim["metadata"]["namespace"] == "hyperpod-ns-distill"
+    new = fsx_volume(overlay="hyperpod-p5", subnet="subnet-0123456789abcdef0",
+                     security_group="sg-0123456789abcdef0")  # fmt: skip
+    assert {item["kind"] for item in new} == {"StorageClass", "PersistentVolumeClaim"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"file_system": "fs-0123456789abcdef0"}, {"subnet": "subnet-0123456789abcdef0"},
+     {"file_system": "x", "mount_name": "abc", "region": "us-west-2"}],
+)  # fmt: skip
+def test_half_a_volume(values: dict[str, str]) -> None:
+    with pytest.raises(ConfigError):
+        fsx_volume(overlay="hyperpod-p5", **values)
