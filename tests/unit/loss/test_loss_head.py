@@ -284,6 +284,18 @@ def test_temperature_and_predictions_of_one_call(
     assert not terms.loss.requires_grad
 
 
+def test_every_setting_reaches_the_loss() -> None:
+    """One that is dropped on the way would train something else in silence."""
+    chosen = {
+        "temperature": 3.0, "alpha": 0.2, "divergence": "skew_kl", "jsd_beta": 0.3,
+        "skew_alpha": 0.4, "tail": "control_variate", "control_variate": 0.6,
+    }  # fmt: skip
+    head = install_distill_head(TinyModel(), settings(**chosen), weights_only=True)
+    assert head.spec.loss == LossSpec(**chosen, weights_only=True)
+    unused = set(LossSettings.model_fields) - set(chosen)
+    assert unused == {"chunk_rows", "off_grid"}, "the head's, and the collator's"
+
+
 def test_measuring_is_not_training(draw_targets: Callable[..., HeadTargets]) -> None:
     """Evaluation is the forward KL, unbiased on a sample, whatever the loss and its tail."""
     model = TinyModel()

@@ -172,7 +172,7 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     """To machine code of sm_80 and sm_90, by Triton's own compiler and ptxas."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.triton.compile_kernels"],
+        [sys.executable, "-m", "tests.kernels.compile_kernels"],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
