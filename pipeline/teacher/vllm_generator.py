@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,6 +57,9 @@ class VllmGenerator:
             "dtype": info.dtype,
             "max_model_len": max_length,
             "max_num_batched_tokens": max(teacher.batch_tokens, max_length),
+            # A prompt in parts makes vLLM draw and take the draw back after each; on a CPU it
+            # cannot (0.32: "CPU Generator does not use offset"). A whole one always fits a step.
+            "enable_chunked_prefill": False,
             "max_num_seqs": min(256, teacher.batch_tokens),
             "tensor_parallel_size": teacher.tensor_parallel_size,
             "trust_remote_code": teacher.trust_remote_code,
@@ -152,9 +156,17 @@ def _counting_bar(on_responses: Callable[[int], None]) -> Callable[..., Any]:
     """Return what vLLM takes for its progress bar: shows nothing, counts finished requests."""
     from tqdm import tqdm
 
+    started = time.monotonic() - 1e-3
+
     class Bar(tqdm):  # type: ignore[type-arg]
-        def __init__(self, *_: Any, **options: Any) -> None:
-            super().__init__(total=options.get("total"), disable=True)
+        # vLLM wraps the prompts in one first, which it iterates over and never updates.
+        def __init__(self, iterable: Any = None, **options: Any) -> None:
+            super().__init__(iterable, total=options.get("total"), disable=True)
+
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            # vLLM divides by it; a bar that is not shown says 0.
+            return {**super().format_dict, "elapsed": time.monotonic() - started}
 
         def update(self, n: float | None = 1) -> bool | None:
             on_responses(int(n or 0))
