@@ -133,10 +133,31 @@ setup-flash: setup ## Add flash-attn on a GPU machine (compiles for a while; nee
 lock: setup-dev ## Resolve the pinned lock files anew from stages/locks/*.in
 	@$(STUDENT) stages/locks/resolve.py
 
+##@ Measure
+.PHONY: bench-capture
+bench-capture: setup-dev ## CPU time of the capture over the bare prefill (ARGS="--shape 7b": a 7B model's proportions)
+	@$(STUDENT) -m tests.bench.capture $(ARGS)
+
+.PHONY: bench-writer
+bench-writer: setup-dev ## Rate of encoding and writing over the teacher's own; how long the writer holds it up
+	@$(STUDENT) -m tests.bench.writer $(ARGS)
+
+.PHONY: bench-memory
+bench-memory: setup-dev ## Peak memory of stage one at 10 and 1,000 shards
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.memory $(ARGS)
+
+.PHONY: bench-claims
+bench-claims: setup-dev ## Claims: 64 claimers on 5,000 empty shards, and their share of two workers' CPU time
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.claims $(ARGS)
+
+.PHONY: bench-loss
+bench-loss: setup-dev ## Loss with the head over the head's bare matmuls, beside the peers' losses
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.loss $(ARGS)
+
 ##@ Check
 .PHONY: test
 test: setup-dev ## All tests but the slow ones (under 10 minutes on 2 cores)
-	@$(STUDENT) -m pytest -m "not slow and not browser" $(ARGS)
+	@$(STUDENT) -m pytest -m "not slow and not browser and not triton" $(ARGS)
 
 .PHONY: test-all
 test-all: setup-dev ## The slow tests: real engines, kills in the middle, two processes, the browser, README's commands
@@ -149,6 +170,14 @@ manifests: setup-dev ## Render and check every manifest; lint Dockerfiles, shell
 .PHONY: rehearse
 rehearse: setup-dev ## Start the pods of overlay local-kind as processes here; kill one of each stage
 	@$(STUDENT) -m pytest -s tests/cluster/test_rehearsal.py $(ARGS)
+
+# Beside the environment, not in it: the version that torch pins, 690 MB for one test file.
+TRITON_FOLDER = .venv-triton/lib
+.PHONY: test-triton
+test-triton: setup-dev ## The Triton kernels of the loss, in Triton's interpreter
+	@test -d $(TRITON_FOLDER)/triton || $(dir $(STUDENT))uv pip install --quiet --python $(STUDENT) --no-deps \
+	  --target $(TRITON_FOLDER) $$(grep '^triton==' stages/locks/student-gpu.lock)
+	@TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(STUDENT) -m pytest -m triton $(ARGS)
 
 .PHONY: check
 check: lint types arch ## Formatting, lint, types and import direction
