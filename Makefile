@@ -172,7 +172,7 @@ rehearse: setup-dev ## Start the pods of overlay local-kind as processes here; k
 	@$(STUDENT) -m pytest -s tests/cluster/test_rehearsal.py $(ARGS)
 
 # Beside the environment, not in it: the version that torch pins, 690 MB for one test file.
-TRITON_FOLDER = .venv-triton/lib
+TRITON_FOLDER = .triton
 .PHONY: test-triton
 test-triton: setup-dev ## The Triton kernels of the loss, in Triton's interpreter
 	@test -d $(TRITON_FOLDER)/triton || $(dir $(STUDENT))uv pip install --quiet --python $(STUDENT) --no-deps \
