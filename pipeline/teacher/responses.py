@@ -8,21 +8,16 @@ far as it can be known, which is written first and refuses everybody else at onc
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.manifest import MANIFEST, PLAN, describe_difference, read_manifest
-from pipeline.config import fingerprint
 from pipeline.errors import CacheError, ModelError
 from pipeline.observe.progress import Progress
 from pipeline.storage import Store
@@ -37,12 +32,15 @@ from pipeline.teacher.response_files import (
     encode_responses,
     file_name,
 )
+from pipeline.teacher.response_identity import (
+    planned_cache,
+    refuse_written_responses,
+    settle_responses,
+)
 from pipeline.teacher.response_plan import ResponsePlan, ResponseShard
 from pipeline.teacher.settings import TeacherSettings
 
-__all__ = ["RESPONSE_PLAN", "responses_done", "with_responses", "write_responses"]
-
-RESPONSE_PLAN = f"{FOLDER}/plan.json"
+__all__ = ["responses_done", "with_responses", "write_responses"]
 
 _log = logging.getLogger(__name__)
 
@@ -69,9 +67,9 @@ def write_responses(
     """
     plan = prepared.responses
     if plan is None:
-        _refuse_the_start_of_another(store, prepared)
+        refuse_written_responses(store, prepared)
         return prepared
-    _settle(store, prepared, plan)
+    settle_responses(store, prepared, plan)
     shards = plan.shards()
     done = responses_done(plan, store)
     open_teacher = partial(
@@ -279,7 +277,7 @@ def _with_tokens(
         written["count"], written["tokens"], written["unfinished"], plan.settings.max_new_tokens,
     )  # fmt: skip
     identity = {**prepared.identity, "corpus": corpus.identity}
-    planned = _planned(store)
+    planned = planned_cache(store)
     if planned is not None and planned.without_responses == prepared.identity:
         found = planned.identity["corpus"]["responses"]
         if found != written:
@@ -296,87 +294,6 @@ def _with_tokens(
         identity=identity,
         plan=make_plan(corpus.samples, shard_tokens=shard_tokens),
         responses=None,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """The identity of the cache that the folder holds, or begins."""
-
-    identity: dict[str, Any]
-
-    @property
-    def without_responses(self) -> dict[str, Any]:
-        """The part that is known before a response is written."""
-        corpus = dict(self.identity["corpus"])
-        corpus.pop("responses", None)
-        return {**self.identity, "corpus": corpus}
-
-
-def _planned(store: Store) -> _Planned | None:
-    """Return what the folder's plan or manifest says; what is damaged is for others to complain."""
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        return _Planned(dict(json.loads(store.read(PLAN))["identity"]))
-    if store.exists(MANIFEST):
-        with suppress(CacheError):
-            return _Planned(read_manifest(store).identity)
-    return None
-
-
-def _settle(store: Store, prepared: Prepared, plan: ResponsePlan) -> None:
-    """Write the plan of the responses, or agree with what is there."""
-    planned = _planned(store)
-    if planned is not None and planned.without_responses != prepared.identity:
-        raise _another(store, planned.without_responses, prepared.identity)
-    content = json.dumps(
-        {
-            "identity": prepared.identity,
-            "identity_digest": prepared.identity_digest,
-            **plan.to_json(),
-        },
-        indent=1,
-        ensure_ascii=False,
-    ).encode()
-    if store.create(RESPONSE_PLAN, content):
-        return
-    present = store.read(RESPONSE_PLAN)
-    if present != content:
-        raise _another(store, _begun_identity(store, present), prepared.identity)
-
-
-def _refuse_the_start_of_another(store: Store, prepared: Prepared) -> None:
-    """A run that reads the corpus's own text must not go on in a folder of written responses."""
-    with suppress(FileNotFoundError):
-        found = _begun_identity(store, store.read(RESPONSE_PLAN))
-        raise _another(store, found, prepared.identity)
-
-
-def _begun_identity(store: Store, content: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(content)
-        identity: dict[str, Any] = data["identity"]
-        intact = fingerprint(identity) == data["identity_digest"]
-    except (ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise CacheError(
-            f"{store.full_url(RESPONSE_PLAN)}: damaged",
-            do="delete it; finished responses are kept and checked",
-        )
-    return identity
-
-
-def _another(store: Store, found: dict[str, Any], wanted: dict[str, Any]) -> CacheError:
-    written = ["generate" in identity["corpus"] for identity in (found, wanted)]
-    if written[0] != written[1]:
-        whose = ["the teacher's" if own else "the corpus's" for own in written]
-        difference = f"responses: {whose[0]} there, {whose[1]} asked for"
-    else:
-        difference = describe_difference(found, wanted) or "another cut"
-    return CacheError(
-        f"{store.url}: holds a cache of another identity ({difference})",
-        expected="an empty folder, or a cache made with these settings",
-        do="choose another --cache_dir, or delete that cache",
     )
 
 

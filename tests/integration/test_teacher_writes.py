@@ -329,6 +329,15 @@ def test_dry_run(flags: list[Any], written: Path, stage: Stage, tmp_path: Path) 
     assert digests(written) == before
 
 
+def test_what_cannot_fit_is_said_before_a_token_is_written(
+    flags: list[Any], stage: Stage, tmp_path: Path
+) -> None:
+    every = [*flags, "--cache_dir", tmp_path / "cache"]
+    message = stage("cache_teacher", every, hook=("little_memory", 1 << 20)).refused(4)
+    assert message.startswith("the plan needs about 1.00 GiB of memory")
+    assert not (tmp_path / "cache").exists()
+
+
 def _prompt_ids(folder: Path) -> list[Any]:
     return [row.input_ids_L[~row.counted_L] for row in _cached(folder).values()]
 

@@ -1,0 +1,115 @@
+"""Whose folder it is while the teacher writes: the identity before and after the responses."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.cache.manifest import MANIFEST, PLAN, describe_difference, read_manifest
+from pipeline.config import fingerprint
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+from pipeline.teacher.capture import Prepared
+from pipeline.teacher.response_files import FOLDER
+from pipeline.teacher.response_plan import ResponsePlan
+
+__all__ = [
+    "RESPONSE_PLAN",
+    "PlannedCache",
+    "planned_cache",
+    "refuse_written_responses",
+    "settle_responses",
+]
+
+RESPONSE_PLAN = f"{FOLDER}/plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCache:
+    """The identity of the cache that the folder holds, or begins."""
+
+    identity: dict[str, Any]
+
+    @property
+    def without_responses(self) -> dict[str, Any]:
+        """The part that is known before a response is written."""
+        corpus = dict(self.identity["corpus"])
+        corpus.pop("responses", None)
+        return {**self.identity, "corpus": corpus}
+
+
+def planned_cache(store: Store) -> PlannedCache | None:
+    """Return what the folder's plan or manifest says; what is damaged is for others to complain."""
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        return PlannedCache(dict(json.loads(store.read(PLAN))["identity"]))
+    if store.exists(MANIFEST):
+        with suppress(CacheError):
+            return PlannedCache(read_manifest(store).identity)
+    return None
+
+
+def settle_responses(store: Store, prepared: Prepared, plan: ResponsePlan) -> None:
+    """Write the plan of the responses, or agree with what is there.
+
+    Raises:
+        CacheError: the store holds a cache, or the start of one, of another identity.
+    """
+    planned = planned_cache(store)
+    if planned is not None and planned.without_responses != prepared.identity:
+        raise _another(store, planned.without_responses, prepared.identity)
+    content = json.dumps(
+        {
+            "identity": prepared.identity,
+            "identity_digest": prepared.identity_digest,
+            **plan.to_json(),
+        },
+        indent=1,
+        ensure_ascii=False,
+    ).encode()
+    if store.create(RESPONSE_PLAN, content):
+        return
+    present = store.read(RESPONSE_PLAN)
+    if present != content:
+        raise _another(store, _begun_identity(store, present), prepared.identity)
+
+
+def refuse_written_responses(store: Store, prepared: Prepared) -> None:
+    """Keep a run that reads the corpus's own text out of a folder where the teacher writes.
+
+    Raises:
+        CacheError: responses have been begun there.
+    """
+    with suppress(FileNotFoundError):
+        found = _begun_identity(store, store.read(RESPONSE_PLAN))
+        raise _another(store, found, prepared.identity)
+
+
+def _begun_identity(store: Store, content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+        identity: dict[str, Any] = data["identity"]
+        intact = fingerprint(identity) == data["identity_digest"]
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise CacheError(
+            f"{store.full_url(RESPONSE_PLAN)}: damaged",
+            do="delete it; finished responses are kept and checked",
+        )
+    return identity
+
+
+def _another(store: Store, found: dict[str, Any], wanted: dict[str, Any]) -> CacheError:
+    written = ["generate" in identity["corpus"] for identity in (found, wanted)]
+    if written[0] != written[1]:
+        whose = ["the teacher's" if own else "the corpus's" for own in written]
+        difference = f"responses: {whose[0]} there, {whose[1]} asked for"
+    else:
+        difference = describe_difference(found, wanted) or "another cut"
+    return CacheError(
+        f"{store.url}: holds a cache of another identity ({difference})",
+        expected="an empty folder, or a cache made with these settings",
+        do="choose another --cache_dir, or delete that cache",
+    )
