@@ -114,10 +114,7 @@ class ResponsePlan:
         return Corpus(SampleTable.of(samples), self._counts(samples), identity)
 
     def upper_bound(self) -> Corpus:
-        """Return a corpus in which every response runs to its limit: for forecasts only.
-
-        The token arrays of all but the first samples are views without memory of their own.
-        """
+        """Return a corpus in which every response runs to its limit: for forecasts only."""
         limit = self.settings.max_new_tokens
         samples: list[Sample] = []
         for prompt, names in self._named(self.prompts.prompts):

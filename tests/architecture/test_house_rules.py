@@ -122,7 +122,7 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     from stages.distill import DistillRun
     from stages.train_student import StudentRun
 
-    known = {"config", "config_file", "dry_run", "help"}
+    known = {"config", "config_file", "dry_run", "help", "retry_failed"}
     for model in (TeacherRun, StudentRun, DistillRun):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}

@@ -28,6 +28,8 @@ from pipeline.cache.manifest import (
     record_name,
     shard_name,
 )
+from pipeline.corpus.table import SampleTable
+from pipeline.observe.shares import Shares
 from pipeline.storage import Store
 from pipeline.teacher.claims import CLAIMS, Claim, ClaimBoard, worker_name
 from pipeline.teacher.plan import PlannedShard
@@ -43,6 +45,7 @@ class EmptyMaker:
     def __init__(self, board: ClaimBoard, log: Path) -> None:
         self._board = board
         self._log = log.open("a")
+        self.shares = Shares()
 
     def make(self, shard: PlannedShard, claim: Claim) -> None:
         print(shard.name, file=self._log, flush=True)
@@ -62,7 +65,8 @@ class EmptyMaker:
 
 
 def _claimer(folder: Path, shards: int, number: int, go: Any) -> None:
-    planned = [PlannedShard("train", index, ()) for index in range(shards)]
+    nothing = SampleTable.of([])
+    planned = [PlannedShard("train", index, nothing) for index in range(shards)]
     board = ClaimBoard(Store(str(folder / "cache")), worker_name(), LEASE_S)
     go.wait()
     with board.beating():

@@ -14,6 +14,7 @@ import pytest
 from pipeline.cache.manifest import ShardRecord, checksum, shard_name
 from pipeline.cache.writer import commit_shard
 from pipeline.corpus.sample import Sample
+from pipeline.corpus.table import SampleTable
 from pipeline.errors import ModelError, StoreError
 from pipeline.observe.progress import Progress
 from pipeline.storage import Store
@@ -34,7 +35,7 @@ def _shards(count: int) -> list[PlannedShard]:
         return Sample(name, "train", np.arange(TOKENS, dtype=np.int32), counted, shard, row)
 
     return [
-        PlannedShard("train", index, tuple(sample(index, row) for row in range(ROWS)))
+        PlannedShard("train", index, SampleTable.of([sample(index, row) for row in range(ROWS)]))
         for index in range(count)
     ]
 
