@@ -114,6 +114,12 @@ class PodProcess:
         return str(self.pod["metadata"]["name"])
 
     @property
+    def pid(self) -> int:
+        """The process that was started, as this machine counts."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
     def index(self) -> int:
         return int(self.pod["metadata"]["labels"].get("training.kubeflow.org/replica-index", 0))
 
