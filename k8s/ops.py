@@ -115,7 +115,11 @@ def prefetch_job(
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": "prefetch-config", "namespace": job["metadata"]["namespace"]},
+            "metadata": {
+                "name": "prefetch-config",
+                "namespace": job["metadata"]["namespace"],
+                "labels": {"app.kubernetes.io/part-of": "offline-distil"},
+            },
             "data": files,
         },
     )

@@ -23,6 +23,11 @@ _PATHS = {
     "cache-teacher": ((None, "cache_dir", "cache"),),
     "train-student": ((None, "cache_dir", "cache"), ("output", "output_dir", "student")),
 }
+# Fields that may name a folder or file to read; the pods see only the volume.
+_READ = {
+    "cache-teacher": (("teacher", "model"), ("corpus", "dataset_name")),
+    "train-student": (("student", "model"),),
+}
 # Fields that may name a small file of this machine; it travels with the configuration.
 _CARRIED = {
     "cache-teacher": (("corpus", "chat_template"),),
@@ -96,6 +101,9 @@ def resolve_config(
             defaults.add(f"{volume}/runs/default/{name}")
         value = str(holder[field])
         holder[field] = own if value in defaults else _on_volume(dotted, value, volume, mistakes)
+    for section, field in _READ[stage]:
+        if str(data[section][field]).startswith(("/", "~")):
+            _on_volume(f"{section}.{field}", str(data[section][field]), volume, mistakes)
     if stage == "train-student" and data["output"]["save_location"] in ("hub", "both"):
         mistakes.append(
             f"output.save_location: found {data['output']['save_location']}, expected fsx: the "
@@ -120,10 +128,10 @@ def resolve_config(
 
 def _on_volume(field: str, value: str, volume: str, mistakes: list[str]) -> str:
     path = PurePosixPath(value)
-    if not path.is_absolute() and "://" not in value:
+    if not path.is_absolute() and "://" not in value and not value.startswith("~"):
         path = PurePosixPath(volume) / path
     if "://" in value or ".." in path.parts or not path.is_relative_to(volume):
         mistakes.append(
-            f"{field}: found {value}, expected a folder on the volume, such as {volume}/runs/NAME"
+            f"{field}: found {value}, expected a path on the volume, such as {volume}/runs/NAME"
         )
     return str(path)

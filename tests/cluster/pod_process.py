@@ -114,6 +114,12 @@ class PodProcess:
         return str(self.pod["metadata"]["name"])
 
     @property
+    def pid(self) -> int:
+        """The process that was started, as this machine counts."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
     def index(self) -> int:
         return int(self.pod["metadata"]["labels"].get("training.kubeflow.org/replica-index", 0))
 
@@ -243,6 +249,10 @@ class PodProcess:
                 binds.append(f"mount -t tmpfs memory {shlex.quote(target)}")
             else:
                 binds.append(f"mount --bind {shlex.quote(str(mounts[path]))} {shlex.quote(target)}")
+        for mount in main_container(self.pod)["volumeMounts"]:
+            if mount.get("readOnly"):
+                target = shlex.quote(f"{root}{mount['mountPath']}")
+                binds.append(f"mount -o remount,bind,ro {target}")
         for path in _CODE:  # what the image would hold
             target = shlex.quote(f"{root}{path}")
             binds.append(f"mkdir -p {target} && mount --bind {shlex.quote(path)} {target}")
@@ -251,7 +261,7 @@ class PodProcess:
             _POD.format(
                 root=shlex.quote(str(root)), name=self.name, address=address,
                 binds="\n".join(binds), hosts=self._hosts(), directory=shlex.quote(working_dir),
-                command=shlex.join(command),
+                command=shlex.join(command), python=shlex.quote(sys.executable),
             )
         )  # fmt: skip
         launch.write_text(_LAUNCH.format(inside=shlex.quote(str(inside)), link=f"p{address[8:]}"))
@@ -286,7 +296,7 @@ until ip link show eth0 >/dev/null 2>&1; do sleep 0.01; done
 ip link set lo up
 ip address add {address}/24 dev eth0
 ip link set eth0 up
-echo {name} > /proc/sys/kernel/hostname
+{python} -I -S -c 'import socket; socket.sethostname("{name}")'
 root={root}
 mount -t tmpfs pod $root
 for entry in /*; do

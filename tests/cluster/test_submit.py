@@ -280,18 +280,6 @@ def test_stage_two_stops_on_another_identity(
     assert not [name for name in api.created if name.startswith("PyTorchJob/")]
 
 
-def test_stage_two_stops_on_a_checkpoint_of_another_world(
-    api: ApiStub, call: Any, volume: Path, tiny_run: Path, tmp_path: Path
-) -> None:
-    """Trained by one process there; two workers could not go on from it."""
-    shutil.copytree(tiny_run / "checkpoints", volume / "distill/runs/exp1/student/checkpoints")
-    api.scripts["Job"] = _Kubelet(volume, tmp_path / "node")
-    code, _, err = call(*STUDENT, "--run", "exp1", *MODEL)
-    assert code == 3
-    assert "checkpoint" in _one_error(err)
-    assert not [name for name in api.created if name.startswith("PyTorchJob/")]
-
-
 def test_prefetch_runs_once_and_again(api: ApiStub, call: Any) -> None:
     for kind, name in (("PersistentVolumeClaim", "fsx-claim"), ("Secret", "hub-token")):
         metadata = {"name": name, "namespace": "distill"}

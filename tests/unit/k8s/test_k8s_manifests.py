@@ -64,6 +64,15 @@ def test_patches_kept_what_the_base_has(overlay: str) -> None:
         assert {v["name"] for v in specs[0]["volumes"]} == {v["name"] for v in specs[1]["volumes"]}
 
 
+def test_an_overlay_of_ones_own_in_a_queue() -> None:
+    documents = render_kustomization(ROOT / "examples/kueue")
+    for stage in ("cache-teacher", "train-student"):
+        metadata = find_job(documents, stage, source="")["metadata"]
+        assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "hyperpod-ns-research-localqueue"
+        assert metadata["labels"]["kueue.x-k8s.io/priority-class"] == "training-priority"
+        assert metadata["namespace"] == "hyperpod-ns-research"
+
+
 def _make(*arguments: str) -> str:
     outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "OVERLAY", "RUN")
     environment = {name: value for name, value in os.environ.items() if name not in outer}

@@ -130,7 +130,7 @@ def test_paths_lie_on_the_volume(tmp_path: Path) -> None:
     for path in ("/data/cache", "s3://bucket/cache", "/fsx/../etc", "/fsxx/cache"):
         _refused(
             flags=["--cache_dir", path],
-            match=rf"cache_dir: found {re.escape(path)}, expected a folder on the volume",
+            match=rf"cache_dir: found {re.escape(path)}, expected a path on the volume",
         )
 
 
@@ -186,6 +186,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a run's name": ({"run": "Exp_1"}, r"run 'Exp_1'; expected lower-case letters"),
     "a long name": ({"run": "a" * 40}, r"at most 2\d"),
     "no nodes": ({"nodes": 0}, r"nodes: found 0; expected 1 or more"),
+    "a model that the pods do not see": (
+        {"flags": ["--student_model", "/home/me/model"]},
+        r"student.model: found /home/me/model, expected a path on the volume",
+    ),
     "a push from the pods": (
         {"flags": ["--save_location", "both", "--hub_location", "a/b"]},
         r"save_location: found both, expected fsx: the training pods see no hub token",
