@@ -4,14 +4,58 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 
 from k8s.kubectl import Kubectl, overlay_folder, render_kustomization
 from k8s.watch import job_state
 from pipeline.errors import DistillError
 
-__all__ = ["follow_logs", "list_jobs"]
+__all__ = ["LogFollower", "follow_logs", "list_jobs"]
 
 _PROJECT = "app.kubernetes.io/part-of=offline-distil"
+
+
+class LogFollower:
+    """`kubectl logs -f` of one pod, started again when its container is."""
+
+    def __init__(self, kubectl: Kubectl, pod: str | None, namespace: str) -> None:
+        """Follow nothing yet; None as pod follows nothing at all."""
+        self._kubectl = kubectl
+        self._pod = pod
+        self._namespace = namespace
+        self._process: subprocess.Popen[str] | None = None
+        self._seen = 0.0
+
+    def keep_following(self, *, any_running: bool) -> None:
+        """Start kubectl where none runs; called at every look at the job."""
+        if self._pod is None or not any_running:
+            return
+        now = time.monotonic()
+        if self._process is not None and self._process.poll() is None:
+            self._seen = now
+            return
+        since = []
+        if self._process is not None:
+            # What came since it was seen alive; a line may come twice, none is lost.
+            since = [f"--since={int(now - self._seen) + 2}s"]
+        self._seen = now
+        self._process = self._kubectl.follow(
+            ["-n", self._namespace, "logs", "-f", self._pod, *since]
+        )
+
+    def drain(self) -> None:
+        """Give the last lines a moment."""
+        if self._process is not None:
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                return
+
+    def close(self) -> None:
+        """End kubectl."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
 
 
 def list_jobs(overlay: str, namespace: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from k8s.kubectl import render_kustomization
-from k8s.objects import ROOT, Object, dump_documents
+from k8s.objects import ROOT, Object, dump_documents, find, pod_spec
 from k8s.ops import check_cache_job, fsx_init_job, fsx_volume, prefetch_job
 from k8s.render import RenderedJob, render_job
 from k8s.run_config import STAGES, Stage
@@ -19,6 +20,7 @@ from pipeline.errors import ConfigError, DistillError
 
 __all__ = ["EXAMPLE_IMAGES", "check_everything", "example_files", "lint"]
 
+_EXAMPLE = "train-student-example"
 _REGISTRY = "111122223333.dkr.ecr.us-west-2.amazonaws.com"
 EXAMPLE_IMAGES = {
     "cache-teacher": f"{_REGISTRY}/distill-teacher@sha256:{'0' * 64}",
@@ -101,7 +103,7 @@ def _render(stage: Stage, overlay: str) -> RenderedJob:
 
 def example_files() -> dict[str, str]:
     """Return the rendered examples by their place below k8s/examples."""
-    student = _render("train-student", "hyperpod-p5")
+    student = _plain(_render("train-student", "hyperpod-p5"))
     experiment = katib_experiment(student)
     found = document_mistakes(experiment)
     # What the operator will see is a trial, not the template.
@@ -115,6 +117,20 @@ def example_files() -> dict[str, str]:
         "katib/experiment.yaml": _example(experiment, "A Katib Experiment over the student's job."),
         "trainjob/trainjob.yaml": _example(trainer, "The student as a Trainer v2 TrainJob."),
     }
+
+
+def _plain(rendered: RenderedJob) -> RenderedJob:
+    """Give a job a name and a configuration that a new field of the schema does not change."""
+    plain = copy.deepcopy(rendered)
+    config_map, job = find(plain.documents, "ConfigMap"), plain.job
+    assert config_map is not None
+    config = ROOT / "base/train-student-config.yaml"
+    config_map["data"] = {"config.yaml": config.read_text(encoding="utf-8")}
+    for volume in pod_spec(job)["volumes"]:
+        if "configMap" in volume:
+            volume["configMap"]["name"] = _EXAMPLE
+    config_map["metadata"]["name"] = job["metadata"]["name"] = _EXAMPLE
+    return plain
 
 
 def _example(documents: list[Object], what: str) -> str:

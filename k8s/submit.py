@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from k8s.kubectl import Kubectl
+from k8s.look import LogFollower
 from k8s.objects import Object, dump_documents, find
 from k8s.ops import check_cache_job
 from k8s.render import RenderedJob
@@ -159,7 +159,7 @@ def run_to_end(
     """
     kind, name, namespace = _address(job)
     started = time.monotonic()
-    logs = _Logs(kubectl, log_pod, namespace)
+    logs = LogFollower(kubectl, log_pod, namespace)
     last_line = ""
     stuck_since: dict[str, float] = {}
     try:
@@ -220,45 +220,6 @@ def _check_cache(
         ) from error
     said = kubectl.run("-n", rendered.namespace, "logs", f"job/{job['metadata']['name']}")
     print(said.stdout.strip(), flush=True)
-
-
-class _Logs:
-    """`kubectl logs -f` of one pod, started again when its container is."""
-
-    def __init__(self, kubectl: Kubectl, pod: str | None, namespace: str) -> None:
-        self._kubectl = kubectl
-        self._pod = pod
-        self._namespace = namespace
-        self._process: subprocess.Popen[str] | None = None
-        self._ended: float | None = None
-
-    def keep_following(self, *, any_running: bool) -> None:
-        if self._pod is None or not any_running:
-            return
-        if self._process is not None and self._process.poll() is None:
-            return
-        since = []
-        if self._process is not None:
-            # What came since the last look; a line may come twice, none is lost.
-            gone = time.monotonic() - (self._ended or time.monotonic())
-            since = [f"--since={int(gone) + 15}s"]
-        self._ended = time.monotonic()
-        self._process = self._kubectl.follow(
-            ["-n", self._namespace, "logs", "-f", self._pod, *since]
-        )
-
-    def drain(self) -> None:
-        """Give the last lines a moment."""
-        if self._process is not None:
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                return
-
-    def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
 
 
 def _raise_if_stuck(

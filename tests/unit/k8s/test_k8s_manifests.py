@@ -42,6 +42,7 @@ def test_an_example_that_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         file = tmp_path / "examples" / name
         file.parent.mkdir(parents=True)
         file.write_text((ROOT / "examples" / name).read_text() + "# edited\n")
+    (tmp_path / "base").symlink_to(ROOT / "base")
     monkeypatch.setattr(manifests, "ROOT", tmp_path)
     with pytest.raises(
         ConfigError, match="not what the code renders; run `python -m k8s examples`"
