@@ -21,6 +21,8 @@ from tests.conftest import Tiny, digests
 from tests.stage_runner import ENVIRONMENT, ROOT, Result, run_python
 from tests.unit.cache.planned_cache import flip
 
+pytestmark = pytest.mark.slow  # each test runs stage one several times
+
 SHARD = "data/train/00001.parquet"
 
 

@@ -17,6 +17,8 @@ from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Result, Running
 from tests.tiny import make_teacher, make_tokenizer
 
+pytestmark = pytest.mark.slow  # each test runs stage one several times
+
 
 def _ids(cache: Path, split: str = "train") -> list[list[str]]:
     """Return the sample ids of each shard."""
