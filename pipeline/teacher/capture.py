@@ -63,6 +63,7 @@ _log = logging.getLogger(__name__)
 _LOOKS_AT_ONCE = 16
 """Records looked at side by side: an object store answers each in 20 to 50 ms, and there are
 thousands."""
+_ROUNDS = 3
 _FOLDERS = (
     "", "_meta", "_meta/shards", "_meta/tokenizer", CLAIMS, FAILED,
     *(f"data/{split}" for split in SPLITS),
@@ -212,9 +213,14 @@ def cache_teacher(
             shares=shares,
         ) as maker,
     ):
-        make_all(prepared.plan.shards, board, maker)
+        # A worker that was overtaken may write a recorded shard once more at this moment, and a
+        # store may cut that write short: the shard is then made again, like any that is damaged.
+        for _ in range(_ROUNDS):
+            make_all(prepared.plan.shards, board, maker)
+            records, missing_tokens = _drop_damaged(prepared.plan, store, check_bytes=False)
+            if not missing_tokens:
+                break
     board.sweep()
-    records, missing_tokens = _drop_damaged(prepared.plan, store, check_bytes=False)
     if missing_tokens:
         raise CacheError(
             f"{store.url}: a shard disappeared while the cache was made",
