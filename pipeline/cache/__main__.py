@@ -200,7 +200,7 @@ def _repair(options: argparse.Namespace) -> int:
             print(line)
         return 0
     sys.stdout.flush()
-    repair_cache(store, plan)
+    answered = repair_cache(store, plan)
     left, _ = _findings(store, quick=True, workers=options.workers)
     left = [finding for finding in left if finding.name not in plan.leave]
     if left:
@@ -210,7 +210,8 @@ def _repair(options: argparse.Namespace) -> int:
             do="run verify for the reasons",
         )
     by_hand = f"; to be removed by hand: {', '.join(plan.leave)}" if plan.leave else ""
-    print(f"{options.url}: {len(findings)} files mended, {shards} shards whole{by_hand}")
+    own = f"; {answered} rows that were set aside are in it now" if answered else ""
+    print(f"{options.url}: {len(findings)} files mended, {shards} shards whole{own}{by_hand}")
     return 0
 
 

@@ -94,7 +94,9 @@ def responses_text(identity: Mapping[str, Any]) -> str | None:
     corpus = identity.get("corpus", {})
     if "responses" not in corpus:
         return None
-    drawn, written = corpus["generate"], corpus["responses"]
+    # A cache merged of several teachers' holds a list of what differs.
+    all_drawn, all_written = _listed(corpus["generate"]), _listed(corpus["responses"])
+    drawn = all_drawn[0]
     filters = [
         f"{label} {drawn[name]:g}"
         for name, label, off in (
@@ -103,11 +105,22 @@ def responses_text(identity: Mapping[str, Any]) -> str | None:
         if drawn[name] != off
     ]  # fmt: skip
     how = ", ".join([f"temperature {drawn['temperature']:g}", *filters, f"seed {corpus['seed']}"])
-    return (
-        f"written by the teacher itself ({how}): {written['count']} responses, "
-        f"{written['tokens']} tokens, {written['unfinished']} cut off at "
-        f"{drawn['max_new_tokens']}; text in `_meta/responses`"
+    count, tokens, unfinished = (
+        sum(written[name] for written in all_written) for name in ("count", "tokens", "unfinished")
     )
+    if len(all_drawn) > 1:
+        how = f"{len(all_drawn)} settings of sampling"
+    limit = max(settings["max_new_tokens"] for settings in all_drawn)
+    # A derived cache holds rows, not the text; and of a slice these are the source's numbers.
+    where = "counted in its sources" if "derived" in identity else "text in `_meta/responses`"
+    return (
+        f"written by the teacher itself ({how}): {count} responses, {tokens} tokens, "
+        f"{unfinished} cut off at {limit}; {where}"
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _split_line(manifest: Manifest, split: str) -> str:

@@ -5,6 +5,7 @@ The same command again keeps the shards that are there and whole, and makes the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,12 +33,17 @@ def check_apart(target: Store, sources: Sequence[Store]) -> None:
         CacheError: it is so.
     """
     for source in sources:
-        one, two = f"{target.root}/", f"{source.root}/"
+        one, two = f"{_real_path(target)}/", f"{_real_path(source)}/"
         if target.is_local == source.is_local and (one.startswith(two) or two.startswith(one)):
             raise CacheError(
                 f"{target.url}: the source {source.url} would be written to",
-                expected="a folder apart from the sources",
+                expected="a folder apart from the sources, not one within or around them",
             )
+
+
+def _real_path(store: Store) -> str:
+    """Return a local root without symbolic links, which would hide that it is the source's."""
+    return os.path.realpath(store.root) if store.is_local else store.root
 
 
 def claim_folder(target: Store, plan: Plan, raw: bytes) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.cache.derive import check_apart
 from pipeline.cache.manifest import MANIFEST, PLAN, SPLITS
 from pipeline.cache.reader import Cache
 from pipeline.cache.sparse import CachedSequence
@@ -46,18 +47,15 @@ def export_plain(
 
     Args:
         cache: what to export.
-        target: where to; not the cache itself.
+        target: where to; apart from the cache.
         top_k: only so many entries a position, the largest; None for all.
         on_rows: told of rows as they are done.
 
     Raises:
-        CacheError: the target is the cache's own folder, or holds a cache or another export; a
-            shard is damaged; `top_k` of sampled targets.
+        CacheError: the target is the cache's own folder or within it, or holds a cache or another
+            export; a shard is damaged; `top_k` of sampled targets.
     """
-    if target.root == cache.store.root:
-        raise CacheError(
-            f"{target.url}: the export would overwrite the cache", expected="another folder"
-        )
+    check_apart(target, [cache.store])
     _claim_target(cache, target, top_k)
     rows_done = 0
     for split in SPLITS:

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.derive import check_apart, claim_folder, derived_counts, fill, finish
-from pipeline.cache.ledger import Ledger, Plan, PlannedRows, decode_plan, encode_plan, read_ledger
+from pipeline.cache.ledger import Ledger, Plan, PlannedRows, encode_plan, read_ledger
 from pipeline.cache.manifest import (
     SPLITS,
     ShardRecord,
-    checksum,
-    decode_record,
     describe_difference,
-    record_name,
-    tokenizer_name,
 )
 from pipeline.cache.parallel import in_threads
 from pipeline.cache.reader import Cache, open_cache
-from pipeline.cache.tables import encode_table, read_shard, read_table, short_ids
+from pipeline.cache.tables import encode_table, read_table, short_ids
+from pipeline.cache.unite import unite_parts
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
 __all__ = ["merge_caches"]
 
-_CONFIG = "_meta/config.yaml"
 _Progress = Callable[[int], None]
 
 
@@ -66,121 +60,13 @@ def merge_caches(
             do="repair it first",
         )
     if len({ledger.identity_digest for ledger in ledgers}) == 1:
-        parts = _Parts(sources, ledgers)
-        return _unite(target, parts, command=command, on_start=on_start, on_rows=on_rows)
+        return unite_parts(
+            target, sources, ledgers, command=command, on_start=on_start, on_rows=on_rows
+        )
     caches = _open_all(sources, ledgers)
     return _append(
         target, caches, command=command, workers=workers, on_start=on_start, on_rows=on_rows
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """Caches of one identity, finished or not."""
-
-    stores: Sequence[Store]
-    ledgers: Sequence[Ledger]
-
-    @property
-    def whole(self) -> Ledger | None:
-        """The first that has a manifest."""
-        return next((ledger for ledger in self.ledgers if ledger.manifest), None)
-
-    def plan(self) -> tuple[Plan, bytes]:
-        """Return the plan and its file, as the stage wrote it where one has it."""
-        for ledger in self.ledgers:
-            plan = decode_plan(ledger.plan_raw) if ledger.plan_raw else None
-            if plan is not None and ledger.plan_raw is not None:
-                return plan, ledger.plan_raw
-        assert self.whole is not None
-        assert self.whole.identity is not None
-        shards = [
-            PlannedRows(record.split, record.index, record.rows, record.tokens, None)
-            for record in self.whole.records
-        ]
-        plan = Plan(self.whole.identity, tuple(shards))
-        return plan, encode_plan(plan)
-
-    def tokenizer(self) -> dict[str, bytes]:
-        """Return the tokenizer's files, by the manifest's checksums where there is a manifest."""
-        for store, ledger in zip(self.stores, self.ledgers, strict=True):
-            names = ledger.manifest.tokenizer_xxh3_128 if ledger.manifest else {}
-            names = names or dict.fromkeys(store.list("_meta/tokenizer"), "")
-            try:
-                files = {name: store.read(tokenizer_name(name)) for name in names}
-            except FileNotFoundError:
-                continue
-            if files and all(checksum(files[n]) == x or not x for n, x in names.items()):
-                return files
-        raise CacheError(f"{self.stores[0].url}: no source has an intact _meta/tokenizer")
-
-    def config(self) -> bytes | None:
-        """Return the stage's configuration, so that `repair` works on the sum too."""
-        return next((s.read(_CONFIG) for s in self.stores if s.exists(_CONFIG)), None)
-
-
-def _unite(
-    target: Store, parts: _Parts, *, command: str, on_start: _Progress, on_rows: _Progress
-) -> int:
-    plan, raw = parts.plan()
-    found: dict[tuple[str, int], list[tuple[Store, ShardRecord]]] = {}
-    for store, ledger in zip(parts.stores, parts.ledgers, strict=True):
-        for record in ledger.records:
-            found.setdefault((record.split, record.index), []).append((store, record))
-    differ = [
-        f"{one[0].full_url(one[1].path)} and {two[0].full_url(two[1].path)}"
-        for one, *others in found.values()
-        for two in others
-        if two[1].xxh3_128 != one[1].xxh3_128
-    ]
-    if differ:
-        raise CacheError(
-            "caches of one identity hold different shards:\n  - " + "\n  - ".join(differ) + "\n",
-            do="verify each cache; a shard is the same bytes whoever makes it on one kind of "
-            "machine",
-        )
-    claim_folder(target, plan, raw)
-    config = parts.config()
-    if config is not None:
-        target.write(_CONFIG, config)
-
-    def make(place: int) -> tuple[ShardRecord, bytes] | None:
-        key = (plan.shards[place].split, plan.shards[place].index)
-        for store, listed in found.get(key, []):
-            try:
-                record = decode_record(store.read(record_name(*key)))
-                if record is not None and record.xxh3_128 == listed.xxh3_128:
-                    return record, read_shard(store, record)
-            except (CacheError, FileNotFoundError):
-                continue
-        return None
-
-    on_start(sum(item.rows for item in plan.shards))
-    records = fill(target, plan.shards, make, on_rows)
-    if len(records) < len(plan.shards):
-        have = {(record.split, record.index) for record in records}
-        keys = [(item.split, item.index) for item in plan.shards]
-        names = [f"{split}/{index:05d}" for split, index in keys if (split, index) not in have]
-        more = ", ..." if len(names) > 8 else ""
-        raise CacheError(
-            f"{target.url}: {len(records)} of {len(plan.shards)} shards are there; no source has "
-            f"an intact {', '.join(names[:8])}{more}",
-            do=f"run cache-teacher with --cache_dir {target.url}, which makes only those, or merge "
-            "again with a cache that has them",
-        )
-    whole = parts.whole.manifest if parts.whole else None
-    scheme = plan.identity["scheme"]
-    finish(
-        target,
-        records,
-        identity=plan.identity,
-        spec=CodecSpec.from_json(whole.codec if whole else plan.identity["codec"]),
-        temperatures=whole.temperatures if whole else scheme["temperatures"],
-        tokenizer=parts.tokenizer(),
-        corpus_counts=whole.corpus_counts if whole else derived_counts(records),
-        command=command,
-    )
-    return sum(record.rows for record in records)
 
 
 def _open_all(sources: Sequence[Store], ledgers: Sequence[Ledger]) -> list[Cache]:

@@ -10,14 +10,16 @@ until its bytes are there, the manifest and the files that a stage writes anew a
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.cache.ledger import Ledger, read_ledger
 from pipeline.cache.manifest import (
@@ -30,9 +32,12 @@ from pipeline.cache.manifest import (
     encode_record,
     pack_rows_index,
     record_name,
+    shard_name,
 )
+from pipeline.cache.set_aside import failed_name
 from pipeline.cache.tables import read_table
 from pipeline.cache.verify import Finding
+from pipeline.cache.writer import intact_record
 from pipeline.errors import CacheError, Interrupted
 from pipeline.storage import Store
 
@@ -89,13 +94,14 @@ def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
     ledger = read_ledger(store)
     names = {finding.name for finding in findings}
     strays = [finding.name for finding in findings if finding.stray]
-    numbered = re.compile(r"data/\w+/\d{5}\.parquet|_meta/shards/\w+-\d{5}\.json")
+    numbered = re.compile(r"data/\w+/\d{5}\.parquet|_meta/(shards|failed)/\w+-\d{5}\.json")
     rewrite: dict[str, bytes] = {}
     make: list[tuple[str, int]] = []
     for key in sorted({f.shard for f in findings if f.shard}, key=lambda key: (key[0], key[1])):
         listed = _listed(ledger, key)
         record = None
-        if ledger.manifest is not None and listed is not None and listed.path not in names:
+        spoiled = {shard_name(*key), _failed_list(key)} & names
+        if ledger.manifest is not None and listed is not None and not spoiled:
             record = _record_of(store, listed, ledger)
         if record is None:
             make.append(key)
@@ -108,6 +114,8 @@ def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
             rewrite[ROWS] = packed
             meta.discard(ROWS)
     remove = [record_name(*key) for key in make if store.exists(record_name(*key))]
+    # Stage one believes an intact list: of rows that are in the shard all the same, it must not.
+    remove += [n for n in map(_failed_list, make) if n in names and store.exists(n)]
     remove += [PLAN] if PLAN in meta and store.exists(PLAN) else []
     # A stage that finds a manifest and every shard whole would leave the other files as they are;
     # one that finds a damaged manifest and no plan refuses.
@@ -126,13 +134,16 @@ def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
 
 def repair_cache(
     store: Store, plan: RepairPlan, run: Callable[[Sequence[str]], int] | None = None
-) -> None:
+) -> int:
     """Carry out a plan; the same again goes on where it was interrupted.
 
     Args:
         store: the cache's root.
         plan: from `plan_repair`.
         run: runs stage one with these arguments and returns its exit code; `run_stage_one`.
+
+    Returns:
+        Rows that were set aside before and that the teacher has answered now.
 
     Raises:
         CacheError: the cache's own configuration cannot make what is missing.
@@ -145,7 +156,7 @@ def repair_cache(
     if not plan.stage_one:
         _remove(store, plan.remove)
         _forget(store)
-        return
+        return 0
     kept = _keep(store)
     removed = _remove(store, plan.remove)
     try:
@@ -153,7 +164,8 @@ def repair_cache(
     except BaseException:
         _put_back(store, removed)
         raise
-    if code:
+    # With rows set aside a run ends non-zero each time, and the cache is complete all the same.
+    if code and not _is_finished(store, plan, removed):
         _put_back(store, removed)
         if code in (143, 130, -signal.SIGTERM):
             raise Interrupted(
@@ -171,11 +183,15 @@ def repair_cache(
             store.write(name, kept[name])
     before = kept.get(MANIFEST)
     _forget(store)
-    if before is not None and store.read(MANIFEST) != before:
+    answered = 0
+    if before is not None:
+        answered = _rows_set_aside(json.loads(before)) - read_ledger(store).rows_set_aside
+    if before is not None and answered <= 0 and store.read(MANIFEST) != before:
         raise CacheError(
             f"{store.url}: the cache is whole again, but its bytes are not those of before",
             do="the teacher's machine or libraries differ; compare students across them with care",
         )
+    return max(answered, 0)
 
 
 def run_stage_one(arguments: Sequence[str]) -> int:
@@ -224,6 +240,25 @@ def _check_can_make(store: Store) -> None:
             f"{store.url}: in the memory of this process, where stage one cannot write",
             expected="a folder or an object store",
         )
+
+
+def _failed_list(key: tuple[str, int]) -> str:
+    return failed_name(f"{key[0]}-{key[1]:05d}")
+
+
+def _rows_set_aside(manifest: Mapping[str, Any]) -> int:
+    return int(manifest["corpus_counts"].get("rows_set_aside", 0))
+
+
+def _is_finished(store: Store, plan: RepairPlan, removed: Mapping[str, bytes]) -> bool:
+    """Whether stage one made everything and ended non-zero only for rows that are set aside."""
+    ledger = read_ledger(store)
+    return (
+        ledger.manifest is not None
+        and ledger.rows_set_aside > 0
+        and all(store.exists(name) for name in (PLAN, MANIFEST) if name in removed)
+        and all(intact_record(store, *key, check_bytes=True) is not None for key in plan.make)
+    )
 
 
 def _listed(ledger: Ledger, key: tuple[str, int]) -> ShardRecord | None:

@@ -20,6 +20,7 @@ from pipeline.storage import Store
 __all__ = [
     "FAILED",
     "FailedRow",
+    "decode_failed",
     "describe_set_aside",
     "failed_name",
     "forget_failures",
@@ -62,6 +63,15 @@ def read_failed(store: Store, shard: str) -> tuple[FailedRow, ...]:
         raw = store.read(failed_name(shard))
     except FileNotFoundError:
         return ()
+    rows = decode_failed(raw, shard)
+    if rows is None:
+        store.delete(failed_name(shard))
+        return ()
+    return rows
+
+
+def decode_failed(raw: bytes, shard: str) -> tuple[FailedRow, ...] | None:
+    """Read the list of a shard; None where it is damaged or another shard's."""
     try:
         data = json.loads(raw)
         stored = data.pop("failed_sha256")
@@ -69,8 +79,7 @@ def read_failed(store: Store, shard: str) -> tuple[FailedRow, ...]:
             return tuple(FailedRow(**row) for row in data["rows"])
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    store.delete(failed_name(shard))
-    return ()
+    return None
 
 
 def read_failures(store: Store) -> dict[str, tuple[FailedRow, ...]]:

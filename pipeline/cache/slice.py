@@ -35,7 +35,8 @@ class SliceSpec:
 
     top_k: int | None = None
     samples: int | None = None
-    """So many samples, those of smallest hash: 100 of a cache are among 200 of it."""
+    """So many samples, those of smallest hash: 100 of a cache are among 200 of it. A sample that
+    a merge brought in several times counts once and keeps all its rows."""
     fraction: float | None = None
     """About this share of the samples, by the same hash."""
     ids: frozenset[str] | None = None
@@ -89,19 +90,21 @@ def slice_cache(
     on_start(sum(record.rows for record in cache.manifest.shards))
     chosen = _choose(cache, spec, workers, on_rows)
     source = cache.manifest
-    identity = {
-        **source.identity,
-        "derived": {"from": source.identity_digest, "how": spec.to_json()},
-    }
+    derived: dict[str, Any] = {"from": source.identity_digest, "how": spec.to_json()}
+    names = [row.sample_id for split in SPLITS for row in chosen[split]]
+    repeated = len(names) - len(set(names))
+    if repeated:  # of a merged cache; `verify` takes no others for whole
+        derived["repeated_samples"] = repeated
+    identity = {**source.identity, "derived": derived}
     if spec.top_k is not None:
         identity["scheme"] = {**source.identity["scheme"], "top_k": spec.top_k}
     groups: list[list[_Row]] = []
     shards: list[PlannedRows] = []
     for split in SPLITS:
         for index, group in enumerate(_cut(chosen[split], int(identity["shard_tokens"]))):
-            names = fingerprint([row.sample_id for row in group])
+            named = fingerprint([row.sample_id for row in group])
             tokens = sum(row.tokens for row in group)
-            shards.append(PlannedRows(split, index, len(group), tokens, names))
+            shards.append(PlannedRows(split, index, len(group), tokens, named))
             groups.append(group)
     plan = Plan(identity, tuple(shards))
     digest = fingerprint(identity)
@@ -170,7 +173,7 @@ def _choose(
                 expected="ids of its column sample_id, one a line",
             )
     if spec.samples is not None:
-        every = sorted(_hash(row.sample_id) for split in SPLITS for row in rows[split])
+        every = sorted({_hash(row.sample_id) for split in SPLITS for row in rows[split]})
         if len(every) < spec.samples:
             raise CacheError(
                 f"{cache.store.url}: holds {len(every)} samples",

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.cache.card import responses_text
 from pipeline.cache.ledger import Ledger, read_ledger
 from pipeline.cache.manifest import MANIFEST, SPLITS, ShardRecord
+from pipeline.cache.set_aside import FAILED
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -37,6 +38,7 @@ def summarize(store: Store) -> dict[str, Any]:
         "codec": identity.get("codec", {}),
         "corpus": identity.get("corpus", {}),
         "derived": identity.get("derived"),
+        "rows_set_aside": ledger.rows_set_aside,
         "splits": {split: _split(ledger, split) for split in SPLITS},
     }
 
@@ -102,6 +104,11 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         sources = [sources] if isinstance(sources, str) else sources
         how = " ".join(f"{key}={value}" for key, value in derived.get("how", {}).items())
         yield f"derived      from {', '.join(source[:12] for source in sources)}: {how}"
+    if facts["rows_set_aside"]:
+        yield (
+            f"set aside    {facts['rows_set_aside']} rows that the teacher could not answer, "
+            f"listed in {FAILED}; cache-teacher --retry-failed makes them again"
+        )
     for split, s in facts["splits"].items():
         yield (
             f"{split:<12} {s['shards']} shards, {s['sequences']} sequences, "

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.ledger import Ledger, PlannedRows, decode_plan, read_ledger
+from pipeline.cache.coverage import (
+    Finding,
+    failed_findings,
+    plan_findings,
+    plan_reason,
+    stray_findings,
+)
+from pipeline.cache.ledger import Ledger, PlannedRows, read_ledger
 from pipeline.cache.manifest import (
     PLAN,
     ROWS,
-    SPLITS,
     ShardRecord,
     checksum,
     decode_record,
     read_rows_index,
     record_name,
-    shard_name,
     tokenizer_name,
 )
 from pipeline.cache.parallel import in_threads
-from pipeline.cache.set_aside import read_failed
+from pipeline.cache.set_aside import failed_name
 from pipeline.cache.tables import decode_table, read_table, short_ids
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
 __all__ = ["Finding", "verify_cache"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One file that is damaged, missing, or does not belong."""
-
-    name: str
-    """Relative to the cache."""
-    reason: str
-    shard: tuple[str, int] | None = None
-    """Split and index of the shard that has to be made anew; None for files of the whole cache."""
-    stray: bool = False
-    """The file belongs to no shard of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +73,9 @@ def verify_cache(
     findings = [Finding(name, reason) for name, reason in ledger.damaged]
     rows_index = _rows_index(store, ledger, findings)
     findings += _tokenizer(store, ledger)
-    findings += _plan(store, ledger)
-    findings += _strays(store, ledger)
+    findings += plan_findings(store, ledger)
+    findings += failed_findings(ledger)
+    findings += stray_findings(store, ledger)
     on_start(sum(record.rows for record in ledger.records))
     starts = np.cumsum([0] + [record.rows for record in ledger.records])
     planned = {(item.split, item.index): item for item in ledger.planned}
@@ -127,54 +119,6 @@ def _tokenizer(store: Store, ledger: Ledger) -> Iterator[Finding]:
             yield Finding(tokenizer_name(file), reason)
 
 
-def _plan(store: Store, ledger: Ledger) -> Iterator[Finding]:
-    """Every planned shard is listed once, and nothing else is."""
-    manifest = ledger.manifest
-    if ledger.plan_raw is None:
-        if store.exists("_meta/config.yaml"):
-            yield Finding(PLAN, "missing")
-        return
-    plan = decode_plan(ledger.plan_raw)
-    if plan is None:
-        return  # the ledger has said so
-    as_written = json.dumps(json.loads(ledger.plan_raw), indent=1, ensure_ascii=False).encode()
-    if as_written != ledger.plan_raw:
-        yield Finding(PLAN, "not as it was written (white space or number format)")
-    elif manifest is not None and plan.identity != manifest.identity:
-        yield Finding(PLAN, "of another identity than the manifest")
-    elif manifest is not None:
-        planned = [(item.split, item.index) for item in plan.shards]
-        listed = [(record.split, record.index) for record in manifest.shards]
-        if sorted(planned) != sorted(listed):
-            yield Finding(PLAN, f"plans {len(planned)} shards, the manifest lists {len(listed)}")
-    if manifest is None:
-        have = {(record.split, record.index) for record in ledger.records}
-        for item in plan.shards:
-            if (item.split, item.index) not in have:
-                name = record_name(item.split, item.index)
-                there = store.exists(name)
-                reason = "damaged" if there else "planned, and not made yet"
-                yield Finding(name, reason, (item.split, item.index))
-
-
-def _strays(store: Store, ledger: Ledger) -> Iterator[Finding]:
-    """Other readers take every Parquet file of a split's folder for a part of it."""
-    keys = {(record.split, record.index) for record in ledger.records}
-    keys |= {(item.split, item.index) for item in ledger.planned}
-    shards = {shard_name(*key) for key in keys}
-    known = ledger.manifest is not None or bool(ledger.planned)
-    reason = "belongs to no shard of this cache" if known else "no intact record says what it is"
-    for split in SPLITS:
-        for file in store.list(f"data/{split}"):
-            name = f"data/{split}/{file}"
-            if file.endswith(".parquet") and name not in shards:
-                yield Finding(name, reason, stray=True)
-    records = {record_name(*key) for key in keys}
-    for file in store.list("_meta/shards"):
-        if f"_meta/shards/{file}" not in records:
-            yield Finding(f"_meta/shards/{file}", reason, stray=True)
-
-
 def _check_shard(
     store: Store,
     listed: ShardRecord,
@@ -188,14 +132,9 @@ def _check_shard(
     reason = _record_reason(store, listed, rows_R2, ledger)
     if reason:
         findings.append(Finding(record_name(*key), reason, key))
-    if plan is not None and plan.rows != listed.rows:
-        # Rows that the teacher could not answer are missing by its own word; looked for only now.
-        aside = read_failed(store, f"{listed.split}-{listed.index:05d}")
-        if aside and plan.rows == listed.rows + len(aside):
-            plan = None
-    if plan is not None and (plan.rows, plan.tokens) != (listed.rows, listed.tokens):
-        text = f"plans {plan.rows} rows of {plan.tokens} tokens for {listed.path}"
-        findings.append(Finding(PLAN, f"{text}, which has {listed.rows} of {listed.tokens}"))
+    if plan is not None:
+        text = plan_reason(plan, listed, ledger)
+        findings += [Finding(PLAN, text)] if text else []
     ids = np.zeros(0, "S16")
     if quick:
         size = store.size(listed.path)
@@ -208,8 +147,15 @@ def _check_shard(
     except CacheError as error:
         findings.append(Finding(listed.path, error.found, key))
         return _Seen(tuple(findings), ids)
-    if plan is not None and plan.samples_sha256 not in (None, samples_sha256):
+    # The digest is of all planned rows; of a shard that lacks some, only the number is compared.
+    lacking = plan is not None and plan.rows != listed.rows
+    if plan is not None and not lacking and plan.samples_sha256 not in (None, samples_sha256):
         findings.append(Finding(PLAN, f"plans other samples than {listed.path} holds"))
+    failed = ledger.failed_rows(f"{listed.split}-{listed.index:05d}")
+    both = np.isin(short_ids([row.sample_id for row in failed]), ids).sum() if failed else 0
+    if both:
+        name = failed_name(f"{listed.split}-{listed.index:05d}")
+        findings.append(Finding(name, f"{both} of its rows are in {listed.path} all the same", key))
     return _Seen(tuple(findings), ids)
 
 

@@ -51,5 +51,7 @@ def test_an_export_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_the_cache_itself_is_no_target() -> None:
-    with pytest.raises(CacheError, match="would overwrite the cache"):
-        main(["export", str(GOLDEN), str(GOLDEN)])
+    for target in (GOLDEN, GOLDEN / "plain"):
+        with pytest.raises(CacheError, match="apart from the sources"):
+            main(["export", str(GOLDEN), str(target)])
+    assert not (GOLDEN / "plain").exists()
