@@ -3,130 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from pipeline.cache.bar import RowsBar
+from pipeline.cache.commands import PROG, HelpShown, parse, usage
 from pipeline.errors import CacheError, ConfigError, run_command
 
 if TYPE_CHECKING:
     from pipeline.cache.verify import Finding
     from pipeline.storage import Store
 
-_PROG = "python -m pipeline.cache"
-_URL = "a folder, or any address fsspec opens, such as s3://bucket/cache"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
     if not given:
-        print(parser.format_help(), end="")
+        print(usage(), end="")
         return 0
     try:
-        options = parser.parse_args(given)
-    except SystemExit as after_help:
-        return int(after_help.code or 0)
-    options.given = given
-    run: Callable[[argparse.Namespace], int] = options.run
-    return run(options)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Mistakes become one message of our kind instead of a usage text and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what the user reads."""
-        raise ConfigError(f"{self.prog}: {message}", do=f"see {self.prog} --help")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog=_PROG, description=f"Look into a teacher cache. URL is {_URL}.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, *addresses: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=f"{text}. URL is {_URL}.")
-        sub.set_defaults(run=run)
-        for address in addresses:
-            sub.add_argument(address.lower(), metavar=address)
-        return sub
-
-    sub = command("inspect", _inspect, "what the cache holds, at a glance, finished or not", "URL")
-    _add_json(sub)
-
-    sub = command("verify", _verify, "read every file, compare checksums, decode every row", "URL")
-    sub.add_argument("--quick", action="store_true", help="compare only the sizes of shards")
-    _add_workers(sub)
-    _add_json(sub)
-
-    text = "entries, bytes by column, kept mass, entropy and the teacher's own loss, exactly"
-    sub = command("stats", _stats, text, "URL")
-    _add_workers(sub)
-    _add_json(sub)
-
-    text = (
-        "make the damaged and missing files anew, to the same bytes, by the cache's own stage one"
-    )
-    sub = command("repair", _repair, text, "URL")
-    sub.add_argument("--dry-run", action="store_true", help="say what would be done")
-    _add_workers(sub)
-
-    text = "a smaller cache: fewer entries a position, a subset of the samples, one split"
-    sub = command("slice", _slice, text, "URL", "TARGET")
-    sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
-    part = sub.add_mutually_exclusive_group()
-    part.add_argument(
-        "--samples", type=_count, metavar="N", help="N samples, by a hash of their ids"
-    )
-    part.add_argument(
-        "--fraction", type=_share, metavar="F", help="about this share of them, by the same hash"
-    )
-    part.add_argument("--ids", metavar="FILE", help="the samples of these ids, one a line")
-    sub.add_argument(
-        "--split",
-        choices=("train", "heldout"),
-        help="only this one; it becomes the training split of the new cache",
-    )
-    _add_workers(sub)
-
-    text = "the sum of caches: parts of one, or whole ones of several teachers"
-    sub = command("merge", _merge, text, "TARGET")
-    sub.add_argument("urls", metavar="URL", nargs="+", help="the caches to put together")
-    _add_workers(sub)
-
-    text = "write plain list<int32> / list<float16> Parquet that any other trainer reads"
-    sub = command("export", _export, text, "URL", "TO")
-    sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
-    return parser
-
-
-def _add_json(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--json", action="store_true", help="print JSON for programs")
-
-
-def _add_workers(sub: argparse.ArgumentParser) -> None:
-    text = "shards read at one time (default: the cores, at most 8)"
-    sub.add_argument("--workers", type=_count, metavar="N", help=text)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {value}, expected at least 1")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"found {value:g}, expected above 0 and at most 1")
-    return value
+        options = parse(given)
+    except HelpShown as help_text:
+        print(help_text, end="")
+        return 0
+    return _RUN[options.command](options)
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -158,7 +61,7 @@ def _verify(options: argparse.Namespace) -> int:
         raise CacheError(
             f"{options.url}: {len(findings)} files are damaged, "
             f"{max(0, shards - len(damaged))} shards are whole",
-            do=f"run {_PROG} repair {options.url}; it makes only those anew",
+            do=f"run {PROG} repair {options.url}; it makes only those anew",
         )
     if not options.json:
         print(f"{options.url}: {shards} shards whole{' in size' if options.quick else ''}")
@@ -171,7 +74,7 @@ def _findings(store: Store, *, quick: bool, workers: int | None) -> tuple[list[F
     from pipeline.cache.parallel import default_workers
     from pipeline.cache.verify import verify_cache
 
-    with _rows_bar("verify") as bar:
+    with RowsBar("verify") as bar:
         findings = verify_cache(
             store,
             quick=quick,
@@ -221,7 +124,7 @@ def _stats(options: argparse.Namespace) -> int:
     from pipeline.cache.stats import cache_stats, stats_lines
 
     cache = open_cache(options.url)
-    with _rows_bar("stats") as bar:
+    with RowsBar("stats") as bar:
         bar.start(sum(record.rows for record in cache.manifest.shards))
         workers = options.workers or default_workers()
         facts = cache_stats(cache, workers=workers, on_rows=bar.advance)
@@ -247,7 +150,7 @@ def _slice(options: argparse.Namespace) -> int:
         raise ConfigError(
             "nothing to leave out", expected="--top-k, --samples, --fraction, --ids or --split"
         )
-    with _rows_bar("slice") as bar:
+    with RowsBar("slice") as bar:
         rows = slice_cache(
             open_cache(options.url),
             Store(options.target),
@@ -266,7 +169,7 @@ def _merge(options: argparse.Namespace) -> int:
     from pipeline.cache.parallel import default_workers
     from pipeline.storage import Store
 
-    with _rows_bar("merge") as bar:
+    with RowsBar("merge") as bar:
         rows = merge_caches(
             Store(options.target),
             options.urls,
@@ -300,37 +203,22 @@ def _export(options: argparse.Namespace) -> int:
     from pipeline.storage import Store
 
     cache = open_cache(options.url)
-    with _rows_bar("export") as bar:
+    with RowsBar("export") as bar:
         bar.start(sum(record.rows for record in cache.manifest.shards))
         rows = export_plain(cache, Store(options.to), top_k=options.top_k, on_rows=bar.advance)
     print(f"{options.to}: {rows} rows as plain lists")
     return 0
 
 
-class _Bar:
-    """A progress bar of rows, shown on terminals only."""
-
-    def __init__(self, description: str) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(unit="rows", desc=description, disable=None)
-
-    def start(self, rows: int) -> None:
-        """Say how many there are; again for the next pass."""
-        self.bar.reset(total=rows)
-
-    def advance(self, rows: int) -> None:
-        """Count rows that are done."""
-        self.bar.update(rows)
-
-
-@contextlib.contextmanager
-def _rows_bar(description: str) -> Iterator[_Bar]:
-    bar = _Bar(description)
-    try:
-        yield bar
-    finally:
-        bar.bar.close()
+_RUN: dict[str, Callable[[argparse.Namespace], int]] = {
+    "inspect": _inspect,
+    "verify": _verify,
+    "stats": _stats,
+    "repair": _repair,
+    "slice": _slice,
+    "merge": _merge,
+    "export": _export,
+}
 
 
 if __name__ == "__main__":

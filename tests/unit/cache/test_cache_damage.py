@@ -136,8 +136,8 @@ def test_commands(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "decode every row" in capsys.readouterr().out
     for wrong, says in (
         (["verify"], "required: URL"),
-        (["check", "x"], "invalid choice: 'check'"),
-        (["inspect", "a", "b"], "unrecognized arguments: b"),
+        (["check", "x"], "'check' is no command; expected one of inspect, "),
+        (["inspect", "a", "b"], "'b' is one address too many"),
     ):
         with pytest.raises(ConfigError, match=says):
             cache_command(wrong)

@@ -168,8 +168,8 @@ def test_what_does_not_fit_is_refused(
 def test_wrong_flags_are_one_message(made: Path, tmp_path: Path) -> None:
     for flags, says in (
         ([], "nothing to leave out"),
-        (["--fraction", "2"], "expected above 0"),
-        (["--top-k", "0"], "expected at least 1"),
+        (["--fraction", "2"], "expected a number above 0 and at most 1"),
+        (["--top-k", "0"], "expected a whole number, at least 1"),
         (["--samples", "3", "--fraction", "0.5"], "not allowed with"),
         (["--ids", str(tmp_path / "none")], "cannot be read"),
     ):
