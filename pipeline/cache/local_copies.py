@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from pipeline.cache.manifest import checksum
 
@@ -120,9 +120,11 @@ class LocalCopies:
             return
         with self._failures_end_it():
             self._make_room(len(data))
-            file.truncate(0)
-            file.write(data)
-            file.flush()
+            if os.fstat(file.fileno()).st_size:  # a killed process's part of it
+                file.truncate(0)
+            left = memoryview(data)
+            while left:
+                left = left[os.write(file.fileno(), left) :]
             os.replace(file.name, self._path(wanted))
 
     def _make_room(self, wanted_bytes: int) -> None:
@@ -163,7 +165,8 @@ class LocalCopies:
 def _lock(path: Path) -> BinaryIO:
     """Open a file and wait until it is ours alone."""
     while True:
-        file = path.open("ab")
+        # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
+        file = cast("BinaryIO", path.open("ab", buffering=0))
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:

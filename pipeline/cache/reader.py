@@ -126,6 +126,10 @@ class SplitSource:
         """Return the number of rows of each shard, in order."""
         return [record.rows for record in self.shards]
 
+    def shard_name(self, shard: int) -> str:
+        """Return the name of a shard in the cache."""
+        return self.shards[shard].path
+
     def lengths(self) -> NDArray[np.int32]:
         """Return the tokens of every row, shard after shard."""
         return self._index_R2[:, 0]

@@ -131,6 +131,7 @@ class TrainPlan:
         else:
             self._shard_sizes = [int(self._sizes_R[a:b].sum()) for a, b in bounds]
             self._steps_per_epoch = _windows(self._sizes_R, batch_tokens)
+        self._axis_tokens = int(self._sizes_R.sum())
         self._left_out: dict[int, int] = {}
         self._epoch_groups: tuple[int, list[NDArray[np.int64]], NDArray[np.int64]] | None = None
         self._group_packs: tuple[tuple[int, int], _Group] | None = None
@@ -177,11 +178,13 @@ class TrainPlan:
         )
 
     def shards_ahead(self, step: int) -> list[int]:
-        """Return the shards of the step's group and of the next one, in the epoch's order."""
+        """Return the shards of the step's group and of the next one, in the order of their use."""
         epoch, index = divmod(step, self._steps_per_epoch)
         groups, bounds = self._groups(epoch)
         group = int(np.searchsorted(bounds, self._window(index)[0], side="right")) - 1
         ahead = groups[group : group + 2]
+        if len(ahead) == 1:
+            ahead += self._groups(epoch + 1)[0][:1]
         return [int(s) for shards in ahead for s in shards if not self.is_left_out(int(s), step)]
 
     def _packs_of(self, step: int) -> list[Pack]:
@@ -204,7 +207,7 @@ class TrainPlan:
         """Return where a step of an epoch starts and stops, in packs or in tokens."""
         if self.batch_tokens is None:
             return index * self.packs_per_step, (index + 1) * self.packs_per_step
-        tokens, steps = sum(self._shard_sizes), self._steps_per_epoch
+        tokens, steps = self._axis_tokens, self._steps_per_epoch
         return -(-tokens * index // steps), -(-tokens * (index + 1) // steps)
 
     def _groups(self, epoch: int) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
