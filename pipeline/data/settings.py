@@ -48,7 +48,7 @@ class DataSettings(Settings):
     on_damaged_shard: Literal["stop", "skip"] = option(
         "stop",
         "`skip`: go on without the rows of a training shard that is damaged or missing, and report "
-        "them; damaged held-out shards always stop the run",
+        "them; held-out shards, and the ones that student.repair reads, always stop it",
     )
     stall_warning_s: float = option(
         30, "a step that waits so long for data says which file it waits for", gt=0
