@@ -191,6 +191,22 @@ def hanging_store(name: str) -> None:
     Store.write = write  # type: ignore[method-assign]
 
 
+def hanging_reads(name: str) -> None:
+    """Make every read of a file whose path contains `name` wait for ever, as on a dead mount."""
+    import time
+
+    from pipeline.storage import Store
+
+    real: Callable[..., bytes] = Store.read
+
+    def read(self: Store, path: str) -> bytes:
+        while name in path:
+            time.sleep(0.1)
+        return real(self, path)
+
+    Store.read = read  # type: ignore[method-assign]
+
+
 def slow_engine(seconds: float) -> None:
     """Let each call of the engine take longer."""
     import time

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.local_copies import LocalCopies
 from pipeline.cache.reader import Cache, open_cache
+from pipeline.data.left_out import read_left_out, write_left_out
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import TrainStream
 from pipeline.errors import CacheError, ResumeError
@@ -81,7 +83,8 @@ class Inputs:
         ):  # fmt: skip
             del train[name]
         # How the global batch is divided among ranks and passes does not change it.
-        train["packs_per_step"] = self.packs_per_step(world_size)
+        if self.data.batch_tokens is None:
+            train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
         del loss["chunk_rows"]
         return RunIdentity(
@@ -90,7 +93,7 @@ class Inputs:
                 "student": initial_identity(self.student, self.source),
                 "freeze": [list(self.student.freeze), _spectrum(self.student)],
                 "loss": loss,
-                "data": self.data.model_dump(mode="json", exclude={"prefetch_batches"}),
+                "data": self.data.identity(),
                 "train": train,
                 "seed": self.seed,
             }
@@ -165,7 +168,9 @@ def _train(
 ) -> Path:
     import torch
 
-    cache, train = inputs.cache, inputs.train
+    cache, train, data = inputs.cache, inputs.train, inputs.data
+    if data.disk_cache is not None:
+        cache.copies = LocalCopies(data.disk_cache, int(data.disk_cache_gib * (1 << 30)))
     dtype = train.dtype(on_gpu=torch.cuda.is_available())
     tokenizer = tokenizer_from_files(cache.tokenizer_files())
     checkpoints = Checkpoints(inputs.output_dir, identity, keep=train.keep_checkpoints)
@@ -195,8 +200,8 @@ def _train(
     )
     apply_freezing(model, inputs.student)
     stream = TrainStream(
-        cache.source("train"),
-        inputs.data,
+        cache.source("train", open_shards=2 * data.shuffle_shards),
+        data,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(world.size),
         rank=world.rank,
@@ -220,6 +225,7 @@ def _train(
     if checkpoint is not None:
         start = engine.load(checkpoint.folder)
         _log.info("resuming after step %d of %d", start, total_steps)
+    _restore_left_out(stream, inputs.output_dir, start=start, is_first=world.is_first)
     if world.is_first:
         Store(str(inputs.output_dir)).write("config.yaml", resolved_config.encode())
     sinks = open_sinks(
@@ -244,6 +250,22 @@ def _train(
     sinks.close()
     engine.close()
     return target
+
+
+def _restore_left_out(stream: TrainStream, folder: Path, *, start: int, is_first: bool) -> None:
+    """Leave out what the run left out before, without looking at it again."""
+    if start == 0:
+        if is_first:
+            write_left_out(folder, [])
+        return
+    records = read_left_out(folder)
+    stream.leave_out(records)
+    if records and is_first:
+        _log.warning(
+            "as before, this run does without %s; a repaired shard is used by a run that starts "
+            "anew (--resume_from_checkpoint never)",
+            ", ".join(record.path for record in records),
+        )
 
 
 def _push_if_asked(inputs: Inputs, target: Path) -> None:
@@ -316,6 +338,7 @@ def _export(
         after=after,
         steps=loop.total_steps,
         tokens=loop.tokens_of_run(),
+        rows_left_out=loop.rows_left_out_of_run(),
         command=command,
     )
     export_student(
