@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.cache.reader import Cache, open_cache
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import TrainStream
-from pipeline.errors import CacheError, ResumeError
+from pipeline.errors import CacheError
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
@@ -21,7 +21,7 @@ from pipeline.observe.metrics import open_sinks
 from pipeline.observe.settings import ObserveSettings
 from pipeline.storage import Store
 from pipeline.student.card import student_card
-from pipeline.student.checkpoint import Checkpoints, RunIdentity
+from pipeline.student.checkpoint import Checkpoint, Checkpoints, RunIdentity
 from pipeline.student.deepspeed_engine import (
     DeepSpeedEngine,
     join_world,
@@ -32,12 +32,14 @@ from pipeline.student.export import export_student, is_exported, push_to_hub
 from pipeline.student.fit import cache_law, check_fit
 from pipeline.student.freeze import apply_freezing
 from pipeline.student.initial import initial_identity, make_initial_student, resolve_source
+from pipeline.student.lora import adapter_files, add_lora, check_lora_targets, merged_state
 from pipeline.student.model import (
     check_vocabulary,
     load_student,
     optimizer_groups,
     valid_vocabulary,
 )
+from pipeline.student.reshard import is_partitioned, rank_free_copy
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.train import TrainLoop, planned_steps
 from pipeline.student.world import World, read_world
@@ -84,6 +86,8 @@ class Inputs:
         train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
         del loss["chunk_rows"]
+        lora = self.student.lora
+        adapters = {"lora": lora.model_dump(mode="json", exclude={"save_adapter"})}
         return RunIdentity(
             {
                 "cache": self.cache.manifest.identity_digest,
@@ -93,6 +97,7 @@ class Inputs:
                 "data": self.data.model_dump(mode="json", exclude={"prefetch_batches"}),
                 "train": train,
                 "seed": self.seed,
+                **(adapters if lora.enabled else {}),
             }
         )
 
@@ -117,7 +122,8 @@ def open_inputs(
 
     Raises:
         CacheError: no complete cache there, or nothing held out.
-        ConfigError: a loss that the cache's targets cannot serve.
+        ConfigError: a loss that the cache's targets cannot serve, or adapters on layers that the
+            student does not have.
         ModelError: the student cannot be reached, or has another vocabulary.
     """
     cache = open_cache(cache_url)
@@ -130,6 +136,8 @@ def open_inputs(
         )
     source = resolve_source(student)
     check_vocabulary(source.path, tokenizer_from_files(cache.tokenizer_files()))
+    if student.lora.enabled:
+        check_lora_targets(source.path, student.lora, trust_remote_code=student.trust_remote_code)
     return Inputs(student, loss, data, train, output, observe, seed, cache_url, cache, source)
 
 
@@ -168,7 +176,9 @@ def _train(
     cache, train = inputs.cache, inputs.train
     dtype = train.dtype(on_gpu=torch.cuda.is_available())
     tokenizer = tokenizer_from_files(cache.tokenizer_files())
-    checkpoints = Checkpoints(inputs.output_dir, identity, keep=train.keep_checkpoints)
+    checkpoints = Checkpoints(
+        inputs.output_dir, identity, keep=train.keep_checkpoints, world_size=world.size
+    )
     checkpoint = _checkpoint_to_resume(checkpoints, train, world)
     init_folder = _initial_folder(inputs, world)
     with prepare_zero3(train, dtype=dtype, world_size=world.size):
@@ -193,7 +203,10 @@ def _train(
         valid_vocab=valid_vocabulary(tokenizer, init_folder),
         weights_only=law is not None and law.weights_only,
     )
-    apply_freezing(model, inputs.student)
+    if inputs.student.lora.enabled:
+        add_lora(model, inputs.student.lora, seed=inputs.seed)
+    else:
+        apply_freezing(model, inputs.student)
     stream = TrainStream(
         cache.source("train"),
         inputs.data,
@@ -207,6 +220,11 @@ def _train(
         off_grid=loss.off_grid,
     )
     total_steps = planned_steps(stream, train)
+    reshard = (
+        checkpoint is not None
+        and checkpoint.world_size != world.size
+        and is_partitioned(checkpoint.folder)
+    )
     engine = DeepSpeedEngine(
         StudentModule(model),
         train,
@@ -214,11 +232,12 @@ def _train(
         world=world,
         total_steps=total_steps,
         optimizer_groups=optimizer_groups(model, train.weight_decay),
+        rank_free=reshard,
     )
     check_distill_head(model, device=engine.device)
     start = 0
     if checkpoint is not None:
-        start = engine.load(checkpoint.folder)
+        start = _load(engine, checkpoint, inputs.output_dir, reshard=reshard)
         _log.info("resuming after step %d of %d", start, total_steps)
     if world.is_first:
         Store(str(inputs.output_dir)).write("config.yaml", resolved_config.encode())
@@ -252,21 +271,33 @@ def _push_if_asked(inputs: Inputs, target: Path) -> None:
         _log.info("pushed to %s", push_to_hub(target, inputs.output.hub_location))
 
 
-def _checkpoint_to_resume(checkpoints: Checkpoints, train: TrainSettings, world: World) -> Any:
+def _checkpoint_to_resume(
+    checkpoints: Checkpoints, train: TrainSettings, world: World
+) -> Checkpoint | None:
     wanted = train.resume_from_checkpoint
     if wanted == "never":
         if world.is_first:
             checkpoints.clear()
         return None
-    found = checkpoints.newest() if wanted == "auto" else checkpoints.read(Path(wanted))
-    if found is not None and found.world_size != world.size:
-        # Under ZeRO each rank has its own part of the optimiser's state.
-        raise ResumeError(
-            f"{found.folder}: written by {found.world_size} processes, this run has {world.size}",
-            expected="the same number",
-            do=f"start with NPROC={found.world_size}, or anew with --resume_from_checkpoint never",
-        )
-    return found
+    return checkpoints.newest() if wanted == "auto" else checkpoints.read(Path(wanted))
+
+
+def _load(
+    engine: DeepSpeedEngine, checkpoint: Checkpoint, output_dir: Path, *, reshard: bool
+) -> int:
+    """Load a checkpoint, whatever number of ranks wrote it, and return its step."""
+    if not reshard:
+        return engine.load(checkpoint.folder)
+    folder = rank_free_copy(checkpoint.folder, output_dir, engine.world)
+    _log.info(
+        "%s was written by %d ranks, cut anew for %d",
+        checkpoint.folder, checkpoint.world_size, engine.world.size,
+    )  # fmt: skip
+    step = engine.load(folder)
+    engine.barrier()
+    if engine.world.is_first:
+        shutil.rmtree(folder.parent)
+    return step
 
 
 def _initial_folder(inputs: Inputs, world: World) -> Path:
@@ -318,6 +349,14 @@ def _export(
         tokens=loop.tokens_of_run(),
         command=command,
     )
+    lora = inputs.student.lora
+    if lora.enabled:
+        if lora.save_adapter:
+            base = str(init_folder) if inputs.student.layers_kept else inputs.student.model
+            files = adapter_files(model, state, lora, base=base)
+            for name, data in files.items():
+                Store(str(inputs.output_dir / "adapter")).write(name, data)
+        state = merged_state(model, state, lora)
     export_student(
         model,
         state,

@@ -9,7 +9,27 @@ from pydantic import model_validator
 from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
 
-__all__ = ["OutputSettings", "StudentSettings", "TrainSettings"]
+__all__ = ["LoraSettings", "OutputSettings", "StudentSettings", "TrainSettings"]
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters instead of whole weights (peft)."""
+
+    rank: int | None = option(None, "rank of the adapters (none: no LoRA, all weights learn)", ge=1)
+    alpha: float = option(16, "the adapters' output counts alpha / rank", gt=0)
+    dropout: float = option(0.0, "dropout before the adapters", ge=0, lt=1)
+    target_modules: tuple[str, ...] = option(
+        ("all-linear",),
+        "linear layers that get one: last parts of their names (q_proj), full names, or all-linear",
+    )
+    save_adapter: bool = option(
+        False, "also write the adapter alone, to output_dir/adapter; the student is merged anyhow"
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether adapters are trained."""
+        return self.rank is not None
 
 
 class StudentSettings(Settings):
@@ -39,6 +59,7 @@ class StudentSettings(Settings):
     freeze: tuple[str, ...] = option(
         (), "substrings or regular expressions of parameter names that do not learn"
     )
+    lora: LoraSettings = LoraSettings()
     use_flash_attention: bool = option(
         False,
         "flash_attention_2 (needs a GPU and flash-attn); else sdpa",
@@ -61,6 +82,11 @@ class StudentSettings(Settings):
             )
         if self.layers_to_unfreeze and self.freeze:
             raise ValueError("student.layers_to_unfreeze and student.freeze: expected at most one")
+        if self.lora.enabled and (self.layers_to_unfreeze or self.freeze):
+            raise ValueError(
+                "student.lora.rank: found together with student.layers_to_unfreeze or "
+                "student.freeze, expected one of them: with LoRA only the adapters learn"
+            )
         return self
 
 

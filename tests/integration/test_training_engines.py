@@ -142,9 +142,7 @@ def _port() -> int:
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_launcher_saves_and_another_world_size_is_refused(
-    flags: list[Any], one_process: Path, stage: Stage, tmp_path: Path
-) -> None:
+def test_sigterm_to_the_launcher_saves(flags: list[Any], one_process: Path, tmp_path: Path) -> None:
     """What Kubernetes does to a pod: the launcher gets it and hands it on."""
     import signal
     import subprocess
@@ -168,15 +166,7 @@ def test_sigterm_to_the_launcher_saves_and_another_world_size_is_refused(
         assert process.wait(60) != 0
     text = (tmp_path / "log").read_text()
     assert "stopped by SIGTERM after step" in text
-    (saved,) = (folder / "checkpoints").glob("step-*/complete.json")
-    message = stage(
-        "train_student",
-        [*flags, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1,
-         "--output_dir", folder],
-    ).refused(3)  # fmt: skip
-    assert "written by 2 processes, this run has 1; expected the same number" in message
-    assert "start with NPROC=2" in message
-    assert saved.exists()
+    assert len(list((folder / "checkpoints").glob("step-*/complete.json"))) == 1
     result = _launch(TORCHRUN, [*flags, *sizes], folder)
     assert "resuming after step" in result.err
     _same(folder, one_process)
