@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.cache.reader import Cache, open_cache
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import TrainStream
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, ResumeError
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
@@ -39,10 +39,11 @@ from pipeline.student.model import (
     optimizer_groups,
     valid_vocabulary,
 )
+from pipeline.student.optimizer import has_rank_free_form
 from pipeline.student.reshard import is_partitioned, rank_free_copy
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.train import TrainLoop, planned_steps
-from pipeline.student.world import World, read_world
+from pipeline.student.world import World, peer_errors, read_world
 
 __all__ = ["Inputs", "open_inputs", "train_student"]
 
@@ -157,7 +158,8 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
         return target
     device = join_world(world, timeout_s=inputs.train.timeout_s)
     try:
-        return _train(inputs, world, device, identity, target, resolved_config, command)
+        with peer_errors(world):
+            return _train(inputs, world, device, identity, target, resolved_config, command)
     finally:
         leave_world()
 
@@ -180,6 +182,20 @@ def _train(
         inputs.output_dir, identity, keep=train.keep_checkpoints, world_size=world.size
     )
     checkpoint = _checkpoint_to_resume(checkpoints, train, world)
+    reshard = (
+        checkpoint is not None
+        and checkpoint.world_size != world.size
+        and is_partitioned(checkpoint.folder)
+    )
+    if reshard and not has_rank_free_form(train):
+        assert checkpoint is not None
+        raise ResumeError(
+            f"{checkpoint.folder}: written by {checkpoint.world_size} processes, this run has "
+            f"{world.size}, and the state of {train.optim} under ZeRO cannot be cut anew",
+            expected="the same number, or an AdamW",
+            do=f"start with NPROC={checkpoint.world_size}, or anew with "
+            "--resume_from_checkpoint never",
+        )
     init_folder = _initial_folder(inputs, world)
     with prepare_zero3(train, dtype=dtype, world_size=world.size):
         model = load_student(
@@ -220,11 +236,6 @@ def _train(
         off_grid=loss.off_grid,
     )
     total_steps = planned_steps(stream, train)
-    reshard = (
-        checkpoint is not None
-        and checkpoint.world_size != world.size
-        and is_partitioned(checkpoint.folder)
-    )
     engine = DeepSpeedEngine(
         StudentModule(model),
         train,

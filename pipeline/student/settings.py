@@ -103,16 +103,35 @@ class TrainSettings(PrecisionSettings):
     gradient_accumulation_steps: int = option(
         8, "forward passes in one step", flag="gradient_accumulation_steps", ge=1
     )
+    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "rmsprop"] = option(
+        "adamw_torch_fused", "optimiser, as transformers names it", flag="optim"
+    )
     learning_rate: float = option(2e-5, "peak learning rate", flag="learning_rate", gt=0)
-    weight_decay: float = option(0.05, "AdamW's", flag="weight_decay", ge=0)
+    weight_decay: float = option(
+        0.05, "of matrices; vectors do not decay", flag="weight_decay", ge=0
+    )
     adam_beta1: float = option(0.9, "AdamW's", ge=0, lt=1)
     adam_beta2: float = option(0.95, "AdamW's", ge=0, lt=1)
     warmup_ratio: float = option(
         0.1, "share of the steps that the learning rate climbs", flag="warmup_ratio", ge=0, le=1
     )
     lr_scheduler_type: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "warmup_stable_decay",
     ] = option("cosine", "course of the learning rate", flag="lr_scheduler_type")
+    min_lr_rate: float = option(
+        0.1, "last rate over the peak: cosine_with_min_lr, warmup_stable_decay", ge=0, le=1
+    )
+    lr_decay_ratio: float = option(
+        0.2, "share of the steps that the rate falls: warmup_stable_decay", gt=0, le=1
+    )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm (0: not)", ge=0)
     zero_stage: int = option(2, "DeepSpeed ZeRO stage", ge=0, le=3)
     offload_optimizer: bool = option(False, "keep the optimiser's state in CPU memory")

@@ -16,6 +16,7 @@ from tests.stage_runner import Running
 
 Start = Callable[..., Running]
 STEPS, SAVED = 8, 4
+NAMES = ("train/loss", "train/grad_norm", "train/learning_rate", "heldout/kl")
 BATCH = {1: ("2", "2"), 2: ("2", "1")}
 """Packs of a pass and passes of a step, by number of ranks: four packs a step."""
 
@@ -41,20 +42,20 @@ def _forget_the_end(folder: Path) -> None:
     shutil.rmtree(folder / f"checkpoints/step-{STEPS:08d}")
 
 
-def _values(folder: Path) -> dict[tuple[int, str], float]:
+def _values(folder: Path, names: tuple[str, ...] = NAMES) -> dict[tuple[int, str], float]:
     return {
         (record.step, name): record.values[name]
         for record in read_metrics(folder / "metrics.jsonl")
-        for name in ("train/loss", "train/grad_norm", "train/learning_rate", "heldout/kl")
+        for name in names
         if name in record.values
     }
 
 
-def _same(folder: Path, other: Path, *, rel: float) -> None:
+def _same(folder: Path, other: Path, *, rel: float, names: tuple[str, ...] = NAMES) -> None:
     from safetensors.torch import load_file
     from torch import testing
 
-    ours, theirs = _values(folder), _values(other)
+    ours, theirs = _values(folder, names), _values(other, names)
     assert {step for step, _ in ours} == set(range(1, STEPS + 1))
     assert ours == pytest.approx(theirs, rel=rel)
     a, b = (load_file(path / "model/model.safetensors") for path in (folder, other))
@@ -112,3 +113,44 @@ def test_what_does_not_allow_it_is_said_before_training(
     log = run_ranks(start, 1, one)[0].ok().err
     assert f"resuming after step {SAVED} of {STEPS}" in log
     assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "rmsprop"])
+def test_other_optimisers_at_every_stage(
+    optim: str, flags: list[Any], start: Start, tmp_path: Path
+) -> None:
+    """Two ranks as one, and stopped in between; cut for another number of ranks if it can be."""
+    rate = "0.2" if optim == "sgd" else "1e-3"
+    more = ("--optim", optim, "--learning_rate", rate, "--train.zero_stage")
+    one = tmp_path / "one"
+    _run(start, flags, 1, one, *more, 0)
+    for zero in (1, 2, 3):
+        folder = tmp_path / f"zero{zero}"
+        _run(start, flags, 2, folder, *more, zero)
+        _forget_the_end(folder)
+        assert "resuming after" in _run(start, flags, 2, folder, *more, zero)
+        _same(folder, one, rel=1e-4, names=("train/loss", "train/learning_rate", "heldout/kl"))
+    _forget_the_end(folder)
+    batch = ("--gradient_accumulation_steps", "2", "--output_dir", folder)
+    (last,) = run_ranks(start, 1, [*flags, *batch, *more, 3])
+    if optim == "adamw_torch":
+        assert "cut anew" in last.ok().err
+    else:
+        message = last.refused(3)
+        assert f"the state of {optim} under ZeRO cannot be cut anew" in message
+        assert "start with NPROC=2" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_the_optimiser_in_cpu_memory(
+    zero: int, flags: list[Any], start: Start, tmp_path: Path
+) -> None:
+    one, folder = tmp_path / "one", tmp_path / "two"
+    _run(start, flags, 1, one, "--train.zero_stage", zero)
+    more = ("--train.zero_stage", zero, "--train.offload_optimizer", "true")
+    _run(start, flags, 2, folder, *more)
+    _forget_the_end(folder)
+    assert "resuming after" in _run(start, flags, 2, folder, *more)
+    _same(folder, one, rel=1e-5)
