@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.cache.reader import Cache, open_cache
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import TrainStream
-from pipeline.errors import CacheError, ResumeError
+from pipeline.errors import CacheError
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
@@ -21,7 +21,7 @@ from pipeline.observe.metrics import open_sinks
 from pipeline.observe.settings import ObserveSettings
 from pipeline.storage import Store
 from pipeline.student.card import student_card
-from pipeline.student.checkpoint import Checkpoint, Checkpoints, RunIdentity
+from pipeline.student.checkpoint import Checkpoints, RunIdentity
 from pipeline.student.deepspeed_engine import (
     DeepSpeedEngine,
     join_world,
@@ -35,12 +35,12 @@ from pipeline.student.initial import initial_identity, make_initial_student, res
 from pipeline.student.lora import adapter_files, add_lora, check_lora_targets, merged_state
 from pipeline.student.model import (
     check_vocabulary,
+    compile_layers,
     load_student,
     optimizer_groups,
     valid_vocabulary,
 )
-from pipeline.student.optimizer import has_rank_free_form
-from pipeline.student.reshard import is_partitioned, rank_free_copy
+from pipeline.student.resume import find_resume_point, load_resume_point
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.train import TrainLoop, planned_steps
 from pipeline.student.world import World, peer_errors, read_world
@@ -181,21 +181,7 @@ def _train(
     checkpoints = Checkpoints(
         inputs.output_dir, identity, keep=train.keep_checkpoints, world_size=world.size
     )
-    checkpoint = _checkpoint_to_resume(checkpoints, train, world)
-    reshard = (
-        checkpoint is not None
-        and checkpoint.world_size != world.size
-        and is_partitioned(checkpoint.folder)
-    )
-    if reshard and not has_rank_free_form(train):
-        assert checkpoint is not None
-        raise ResumeError(
-            f"{checkpoint.folder}: written by {checkpoint.world_size} processes, this run has "
-            f"{world.size}, and the state of {train.optim} under ZeRO cannot be cut anew",
-            expected="the same number, or an AdamW",
-            do=f"start with NPROC={checkpoint.world_size}, or anew with "
-            "--resume_from_checkpoint never",
-        )
+    resume = find_resume_point(checkpoints, train, world)
     init_folder = _initial_folder(inputs, world)
     with prepare_zero3(train, dtype=dtype, world_size=world.size):
         model = load_student(
@@ -223,6 +209,8 @@ def _train(
         add_lora(model, inputs.student.lora, seed=inputs.seed)
     else:
         apply_freezing(model, inputs.student)
+    if train.torch_compile:
+        compile_layers(model)
     stream = TrainStream(
         cache.source("train"),
         inputs.data,
@@ -243,19 +231,19 @@ def _train(
         world=world,
         total_steps=total_steps,
         optimizer_groups=optimizer_groups(model, train.weight_decay),
-        rank_free=reshard,
+        rank_free=resume is not None and resume.reshard,
     )
     check_distill_head(model, device=engine.device)
     start = 0
-    if checkpoint is not None:
-        start = _load(engine, checkpoint, inputs.output_dir, reshard=reshard)
+    if resume is not None:
+        start = load_resume_point(engine, resume, inputs.output_dir)
         _log.info("resuming after step %d of %d", start, total_steps)
     if world.is_first:
         Store(str(inputs.output_dir)).write("config.yaml", resolved_config.encode())
     sinks = open_sinks(
         inputs.observe,
         inputs.output_dir,
-        resume_step=start if checkpoint is not None else None,
+        resume_step=None if resume is None else start,
         config=json.loads(json.dumps(identity.data)),
         is_writer=world.is_first,
     )
@@ -280,35 +268,6 @@ def _push_if_asked(inputs: Inputs, target: Path) -> None:
     if inputs.output.push:
         assert inputs.output.hub_location is not None
         _log.info("pushed to %s", push_to_hub(target, inputs.output.hub_location))
-
-
-def _checkpoint_to_resume(
-    checkpoints: Checkpoints, train: TrainSettings, world: World
-) -> Checkpoint | None:
-    wanted = train.resume_from_checkpoint
-    if wanted == "never":
-        if world.is_first:
-            checkpoints.clear()
-        return None
-    return checkpoints.newest() if wanted == "auto" else checkpoints.read(Path(wanted))
-
-
-def _load(
-    engine: DeepSpeedEngine, checkpoint: Checkpoint, output_dir: Path, *, reshard: bool
-) -> int:
-    """Load a checkpoint, whatever number of ranks wrote it, and return its step."""
-    if not reshard:
-        return engine.load(checkpoint.folder)
-    folder = rank_free_copy(checkpoint.folder, output_dir, engine.world)
-    _log.info(
-        "%s was written by %d ranks, cut anew for %d",
-        checkpoint.folder, checkpoint.world_size, engine.world.size,
-    )  # fmt: skip
-    step = engine.load(folder)
-    engine.barrier()
-    if engine.world.is_first:
-        shutil.rmtree(folder.parent)
-    return step
 
 
 def _initial_folder(inputs: Inputs, world: World) -> Path:

@@ -134,6 +134,11 @@ class TrainSettings(PrecisionSettings):
     )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm (0: not)", ge=0)
     zero_stage: int = option(2, "DeepSpeed ZeRO stage", ge=0, le=3)
+    torch_compile: bool = option(
+        False,
+        "compile the decoder layers (ZeRO 0 to 2; minutes once, for a faster step)",
+        flag="torch_compile",
+    )
     offload_optimizer: bool = option(False, "keep the optimiser's state in CPU memory")
     save_steps: int = option(1000, "steps between checkpoints", flag="save_steps", ge=1)
     keep_checkpoints: int = option(2, "complete checkpoints kept", ge=1)
@@ -150,6 +155,15 @@ class TrainSettings(PrecisionSettings):
     timeout_s: float = option(
         600, "a dead or stalled peer ends the run after this many seconds", gt=0
     )
+
+    @model_validator(mode="after")
+    def _compile_needs_whole_weights(self) -> Self:
+        if self.torch_compile and self.zero_stage == 3:
+            raise ValueError(
+                "train.torch_compile: found true with train.zero_stage 3, whose gathering of "
+                "weights breaks every graph; expected stage 0, 1 or 2, or no compilation"
+            )
+        return self
 
 
 class OutputSettings(Settings):
