@@ -70,7 +70,7 @@ def make_cache(folder: Path, *, tokens: int, rows: int, counted: float) -> Path:
         return tokenizer.decode([draw.randrange(1_000, 40_000) for _ in range(count)])
 
     lines = []
-    for _ in range(rows + 2):
+    for _ in range(rows + 5):
         if counted >= 1:
             lines.append({"text": text(2 * tokens)})
             continue
@@ -87,8 +87,9 @@ def make_cache(folder: Path, *, tokens: int, rows: int, counted: float) -> Path:
     corpus.write_text("\n".join(map(json.dumps, lines)) + "\n")
     code = cache_teacher(
         ["--teacher_model", str(teacher), "--teacher.engine", "transformers",
-         "--dataset_name", str(corpus), "--max_length", str(tokens), "--corpus.heldout_samples",
-         "1", "--capture.top_k", "64", "--cache_dir", str(folder / "cache")]
+         "--dataset_name", str(corpus), "--max_length", str(tokens),
+         "--corpus.heldout_fraction", "0.6", "--corpus.heldout_samples", "1",
+         "--capture.top_k", "64", "--cache_dir", str(folder / "cache")]
     )  # fmt: skip
     if code:
         sys.exit(code)

@@ -42,11 +42,12 @@ def test_a_killed_rank(zero: int, flags: list[Any], start: Start, tmp_path: Path
 
 
 def test_a_stalled_rank(flags: list[Any], start: Start) -> None:
-    more = [*flags, "--train.timeout_s", "8"]
+    # Long enough for two ranks to start on a busy machine, and to meet.
+    more = [*flags, "--train.timeout_s", "25"]
     stop = ("signal_at_step", 3, int(signal.SIGSTOP))
     survivor, stalled = start_ranks(start, 2, more, hooks={1: stop})
     try:
-        assert survivor.wait(90).refused(1).startswith("rank 0 lost another rank (")
+        assert survivor.wait(150).refused(1).startswith("rank 0 lost another rank (")
     finally:
         os.kill(stalled.process.pid, signal.SIGKILL)
         stalled.process.join()

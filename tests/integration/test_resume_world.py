@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def test_what_does_not_allow_it_is_said_before_training(
     assert two_packs.refused(3) == (
         f"{folder}/checkpoints/step-{SAVED:08d}: a step of that run, with 2 processes, had 4 packs;"
         " one of this run, with 1 process, has 2; expected 4 again; choose "
-        "per_device_train_batch_size times gradient_accumulation_steps to be 4.\n"
+        "per_device_train_batch_size times gradient_accumulation_steps to be 4."
     )
     one += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
     (full,) = run_ranks(start, 1, one, hooks={0: ("little_disk_to_reshard", 1 << 20)})
@@ -110,9 +111,13 @@ def test_what_does_not_allow_it_is_said_before_training(
     (damaged,) = run_ranks(start, 1, one)
     assert "cannot be made fit for another number of processes" in damaged.refused(3)
     part.write_bytes(whole)
+    # Killed while it is cut anew: the checkpoint is whole, and the next run starts over.
+    kill = ("kill_before", "pipeline.student.reshard", "_Conversion.poll")
+    (killed,) = run_ranks(start, 1, one, hooks={0: kill})
+    assert killed.code == -signal.SIGKILL
+    assert list(folder.glob("reshard.*.partial"))
     log = run_ranks(start, 1, one)[0].ok().err
     assert f"resuming after step {SAVED} of {STEPS}" in log
-    assert not list(folder.glob("*.partial"))
 
 
 @pytest.mark.slow
