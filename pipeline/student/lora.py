@@ -58,7 +58,8 @@ def add_lora(model: Any, settings: LoraSettings, *, seed: int) -> None:
 
     targets = _targets(model, settings)
     torch.manual_seed(seed)
-    inject_adapter_in_model(_peft_config(settings, targets), model, adapter_name=_ADAPTER)
+    config = _peft_config(settings, targets, transposed=_transposed(model, targets))
+    inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     total = sum(_size(parameter) for parameter in model.parameters())
     learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainable = sum(_size(parameter) for parameter in learns)
@@ -90,8 +91,8 @@ def merged_state(model: Any, state: Mapping[str, Any], settings: LoraSettings) -
             a_RI = state[f"{prefix}lora_A.{_ADAPTER}.weight"].float()
             b_OR = state[f"{prefix}lora_B.{_ADAPTER}.weight"].float()
             delta_OI = (b_OR @ a_RI).mul_(scale)
-            if getattr(model.get_submodule(prefix[:-1]), "fan_in_fan_out", False):
-                delta_OI = delta_OI.t()  # GPT-2 stores its layers transposed
+            if _transposed(model, [prefix[:-1]]):
+                delta_OI = delta_OI.t()
             weight = (weight.float() + delta_OI).to(weight.dtype)
         merged[prefix + leaf] = weight
     return merged
@@ -115,8 +116,11 @@ def adapter_files(
         for name, weight in state.items()
         if ".lora_" in name
     }
-    config = _peft_config(settings, _short(model, _targets(model, settings))).to_dict()
-    config = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+    targets = _targets(model, settings)
+    whole = _peft_config(
+        settings, _short(model, targets), transposed=_transposed(model, targets)
+    ).to_dict()
+    config = {key: sorted(v) if isinstance(v, set) else v for key, v in whole.items()}
     config |= {"base_model_name_or_path": base, "inference_mode": True}
     return {
         "adapter_model.safetensors": save(weights, metadata={"format": "pt"}),
@@ -124,7 +128,7 @@ def adapter_files(
     }
 
 
-def _peft_config(settings: LoraSettings, targets: Sequence[str]) -> Any:
+def _peft_config(settings: LoraSettings, targets: Sequence[str], *, transposed: bool) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -134,7 +138,14 @@ def _peft_config(settings: LoraSettings, targets: Sequence[str]) -> Any:
         lora_dropout=settings.dropout,
         # Full names: peft's own rules for short ones would also match parts of other names.
         target_modules=list(targets),
+        fan_in_fan_out=transposed,
     )
+
+
+def _transposed(model: Any, targets: Sequence[str]) -> bool:
+    """Whether the layers keep their weights transposed, as GPT-2's do."""
+    layer = model.get_submodule(targets[0])
+    return bool(getattr(layer, "fan_in_fan_out", type(layer).__name__ == "Conv1D"))
 
 
 def _targets(model: Any, settings: LoraSettings) -> list[str]:
