@@ -119,6 +119,11 @@ def little_disk(available: int) -> None:
     Store.free_bytes = lambda _self: available  # type: ignore[method-assign]
 
 
+def little_disk_to_reshard(available: int) -> None:
+    """Pretend that this many bytes are free where a checkpoint is cut for other ranks."""
+    _set("pipeline.student.reshard", "free_disk_bytes", lambda _path: available)
+
+
 def full_disk(name: str) -> None:
     """Make every write of a file whose path contains `name` fail as on a full disk."""
     import errno

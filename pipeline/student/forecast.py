@@ -50,8 +50,7 @@ def forecast(inputs: Inputs, world_size: int) -> Forecast:
     train = inputs.train
     steps = train.max_steps or max(1, math.ceil(train.num_train_epochs * plan.steps_per_epoch))
     parameters, hidden, layers, vocab = _shape(inputs)
-    # float32 weights, gradients and two moments, or a 16-bit copy beside float32 masters.
-    state = 16 * parameters
+    state = _state_bytes(inputs) * parameters
     tokens = train.per_device_train_batch_size * plan.pack_length
     if inputs.data.batch_tokens is not None:
         parts = world_size * train.gradient_accumulation_steps
@@ -67,8 +66,15 @@ def forecast(inputs: Inputs, world_size: int) -> Forecast:
         fill=plan.fill,
         parameters=parameters,
         memory_bytes=int(_BASE_BYTES + state + activations + head),
-        disk_bytes=int((train.keep_checkpoints + 1) * 16 * parameters + 4 * parameters),
+        disk_bytes=int((train.keep_checkpoints + 1) * state + 4 * parameters),
     )
+
+
+def _state_bytes(inputs: Inputs) -> int:
+    """Return the bytes that training keeps for each parameter."""
+    # float32 weights, gradients and two moments, or a 16-bit copy beside float32 masters. With
+    # LoRA the weights alone, and a byte for adapters of up to 6 % of them.
+    return 5 if inputs.student.lora.enabled else 16
 
 
 def check_resources(inputs: Inputs, plan: Forecast) -> None:

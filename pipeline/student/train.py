@@ -71,13 +71,12 @@ class TrainLoop:
 
         Raises:
             Interrupted: SIGTERM came; a checkpoint is written first.
-            DistillError: the loss is not finite, or a peer has died.
+            DistillError: the loss is not finite.
         """
         train = self._inputs.train
         before = self._scores_before(start)
         with (
             self._sigterm(),
-            self._peer_errors(),
             Progress(
                 self.total_steps,
                 unit="steps",
@@ -255,22 +254,6 @@ class TrainLoop:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-    @contextmanager
-    def _peer_errors(self) -> Iterator[None]:
-        """A collective that fails means a peer is gone; say so instead of a gloo trace."""
-        try:
-            yield
-        except RuntimeError as error:
-            text = str(error)
-            words = ("gloo", "NCCL", "Connection closed", "Connection reset", "timed out")
-            if self._engine.world.size == 1 or not any(word in text for word in words):
-                raise
-            raise DistillError(
-                f"rank {self._engine.world.rank} lost another rank "
-                f"({text.strip().splitlines()[0][:160]})",
-                do="run the same command again; it goes on from the last complete checkpoint",
-            ) from error
 
 
 def _module_inputs(batch: Batch, scale: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ ADAPTERS = {
         "pipeline/teacher/vllm_pooler.py",
     },
     "deepspeed": {"pipeline/student/deepspeed_engine.py"},
+    "peft": {"pipeline/student/lora.py"},
     "datasets": {"pipeline/corpus/hub.py"},
     "wandb": {"pipeline/observe/trackers.py"},
     "trackio": {"pipeline/observe/trackers.py"},
