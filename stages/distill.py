@@ -13,7 +13,7 @@ from pipeline.config.command import command_line
 from pipeline.errors import DistillError, run_command
 from stages.report import write_run_report
 
-__all__ = ["DistillRun", "main"]
+__all__ = ["DistillRun", "main", "trainer"]
 
 PROG = "python -m stages.distill"
 
@@ -45,19 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.teacher_python, "-m", "stages.cache_teacher", "--config", run.teacher_config,
         "--cache_dir", str(cache),
     ]  # fmt: skip
-    trainer = _trainer(run.nproc)
+    training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
     _stage("1/4 teacher: reads the corpus once", teacher)
     if run.nproc > 1:
         # One process says what is wrong once; a launcher says it once a rank.
-        _stage("student: checked", [*_trainer(1), *distilled, "--check"])
-    _stage("2/4 student: learns from the cache", [*trainer, *distilled])
+        _stage("student: checked", [*trainer(1), *distilled, "--check"])
+    _stage("2/4 student: learns from the cache", [*training, *distilled])
     # The control starts from the very same weights, sees the very same batches, and learns from
     # the text alone.
     init = student / "init"
     controlled = [
-        *trainer, *data, "--output_dir", str(control), "--alpha", "0",
+        *training, *data, "--output_dir", str(control), "--alpha", "0",
         "--train.evaluate_before", "false",
     ]  # fmt: skip
     if init.exists():
@@ -86,7 +86,8 @@ next      another student from the same cache:  make train-student ARGS="--cache
     return 0
 
 
-def _trainer(nproc: int) -> list[str]:
+def trainer(nproc: int) -> list[str]:
+    """Return the command of stage two, without its flags."""
     if nproc == 1:
         return [sys.executable, "-m", "stages.train_student"]
     return [
