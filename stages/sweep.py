@@ -178,7 +178,10 @@ def _search(options: SweepRun, file: SweepFile, space: Space, planner: Planner) 
 def _finish(folder: Path, ledger: Ledger, refused: Sequence[tuple[str, str]]) -> int:
     """Write the report of what finished; fail with a list of what did not."""
     from pipeline.sweep.run import SweepFailed
+    from stages.report import write_sweep_report
 
+    if ledger.ranked():
+        print(f"\nreport    {write_sweep_report(folder)}")
     failed = [(e.label, e.error) for e in ledger.entries if e.state == "failed"]
     failed += list(refused)
     if failed:

@@ -104,7 +104,9 @@ class SearchSource:
                 trial = self._study.ask()
             else:
                 return None
-            values = {name: self._suggest(trial, name) for name in self._space.axes}
+            # By name, so that a file whose lines change places draws the same.
+            drawn = {name: self._suggest(trial, name) for name in sorted(self._space.axes)}
+            values = {name: drawn[name] for name in self._space.axes}
             try:
                 point = self._space.point(values)
                 run = self._plan(point)
@@ -146,7 +148,9 @@ class SearchSource:
                 return trial.suggest_int(
                     name, round(axis.low), round(axis.high), log=axis.log, step=step
                 )
-            return trial.suggest_float(name, axis.low, axis.high, log=axis.log, step=axis.step)
+            drawn = trial.suggest_float(name, axis.low, axis.high, log=axis.log, step=axis.step)
+            # Six digits can be read, typed again, and lie within the range.
+            return min(max(float(f"{drawn:.6g}"), axis.low), axis.high)
         # Optuna stores simple values only; lists and mappings go by their place.
         if all(value is None or isinstance(value, (bool, int, float, str)) for value in axis):
             return trial.suggest_categorical(name, axis)
