@@ -29,6 +29,8 @@ HEAT_STEPS_NATS = (0.02, 0.1, 0.3, 0.8, 2.0)
 """A token's KL from each of these up gets the next stronger colour; fixed, so that two reports
 can be laid side by side."""
 
+_MOST_ROWS = 24
+
 _TEMPLATES = Path(__file__).parent
 
 
@@ -58,7 +60,7 @@ def render_page(report: Report) -> str:
         tiles=_tiles(report),
         table=_result_table(report.rows),
         differences=[_difference(item, report.rows) for item in report.differences],
-        dots=_dot_charts(report.rows),
+        dots=_dot_charts(_compared_rows(report)),
         learning=_line_charts(report.curves, "learning", shared_legend=report.sweep is not None),
         speed=_line_charts(report.curves, "speed", shared_legend=report.sweep is not None),
         sweep=sweep_view(report),
@@ -143,6 +145,12 @@ def _difference(difference: Difference, rows: Sequence[Row]) -> dict[str, Any]:
         "is_clear": difference.clear,
         "verdict": verdict,
     }
+
+
+def _compared_rows(report: Report) -> Sequence[Row]:
+    # Of a sweep the runs alone: beside the untrained student their differences would not be seen.
+    ranked = [row for row in report.rows if row.rank][:_MOST_ROWS]
+    return ranked if report.sweep is not None and len(ranked) > 1 else report.rows
 
 
 def _dot_charts(rows: Sequence[Row]) -> list[Figure]:

@@ -50,7 +50,7 @@ def sweep_view(report: Report) -> dict[str, Any] | None:
     return {
         "facts": facts,
         "metric": metric,
-        "heading": facts.label[:1].upper() + facts.label[1:],
+        "heading": _upper(facts.label),
         "better": "higher is better" if facts.maximize else "lower is better",
         "fields": [names[field] for field in facts.fields],
         "others": others,
@@ -156,7 +156,7 @@ def _charts(
     unit = f", {metric.unit}" if metric.unit else ""
     return [
         Figure(
-            heading=f"{facts.label} by {names[field]}{unit}",
+            heading=f"{_upper(facts.label)} by {names[field]}{unit}",
             note="runs that share every other value are joined"
             if len(facts.fields) > 1
             else "each point is one run",
@@ -172,3 +172,7 @@ def _field_names(fields: Sequence[str]) -> dict[str, str]:
         field: last.replace("_", " ") if lasts.count(last) == 1 else field
         for field, last in zip(fields, lasts, strict=True)
     }
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

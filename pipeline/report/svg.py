@@ -48,7 +48,7 @@ def dot_chart(rows: Sequence[Row], metric: Metric, *, identity: str) -> Markup:
     known = [(row, measure) for row, measure in known if math.isfinite(measure.value)]
     decimals = metric_decimals(metric, rows)
     ends = [end for _, measure in known for end in _whisker(measure, metric)] or [0.0, 1.0]
-    zero = metric.key in ("kl", "ece")
+    zero = metric.key in ("kl", "ece") and not all(row.rank for row in rows)
     axis = nice_axis(ends, start=126.0, end=270.0, from_zero=zero, num_ticks=3)
     parts = [_vertical_grid(axis, top=top, bottom=height - bottom, label_y=height - 9)]
     told = []

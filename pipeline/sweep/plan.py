@@ -17,7 +17,7 @@ from pipeline.student.forecast import forecast
 from pipeline.student.run import Inputs, open_inputs
 from pipeline.sweep.space import Point, short_names, value_text
 
-__all__ = ["Cost", "PlannedRun", "Planner", "check_resources", "slug"]
+__all__ = ["Cost", "PlannedRun", "Planner", "check_resources", "settings_digest", "slug"]
 
 _NAME_CHARACTERS = 80
 _DIGEST_CHARACTERS = 8

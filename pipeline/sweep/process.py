@@ -18,6 +18,7 @@ from pipeline.storage import Store
 from pipeline.sweep.plan import PlannedRun
 
 __all__ = [
+    "LOCK_FILE",
     "LOG_FILE",
     "POINT_FILE",
     "Lock",
@@ -29,7 +30,7 @@ __all__ = [
 
 LOG_FILE = "sweep.log"
 POINT_FILE = "point.yaml"
-_LOCK_FILE = ".sweep.lock"
+LOCK_FILE = ".sweep.lock"
 _SPENT_FILE = "sweep-seconds.json"
 
 
@@ -43,7 +44,7 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         """Open the lock file; nothing is held yet."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.handle = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        self.handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
 
     def take(self) -> bool:
         """Try to take the lock; false while another process has it."""
@@ -56,6 +57,15 @@ class Lock:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
                 raise
         return True
+
+    def name_holder(self, pid: int) -> None:
+        """Note the process that the lock was handed to, for people who look for it."""
+        os.ftruncate(self.handle, 0)
+        os.pwrite(self.handle, f"{pid}\n".encode(), 0)
+
+    def holder(self) -> str:
+        """Return the number of the process that holds the lock, as it was noted."""
+        return os.pread(self.handle, 32, 0).decode().strip() or "unknown"
 
     def close(self) -> None:
         """Let go; a child that was given the handle still holds it."""
@@ -97,6 +107,7 @@ class RunProcess:
                 pass_fds=(lock.handle,),
                 start_new_session=True,
             )
+        lock.name_holder(self._process.pid)
         lock.close()
 
     @property

@@ -127,8 +127,8 @@ class Sweep:
                 self._begin(proposed, lock)
             else:
                 self._say(
-                    f"{self._at(proposed)} is still being trained by a process that an earlier "
-                    "sweep left behind; waiting for it"
+                    f"{self._at(proposed)} is still being trained by process {lock.holder()}, "
+                    "which an earlier sweep left behind; waiting for it"
                 )
                 self._blocked.append((proposed, lock))
 

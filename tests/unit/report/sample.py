@@ -148,7 +148,8 @@ def sample_sweep_report(*, seed: int = 5, num_steps: int = 300, runs: int = 8) -
             for s in range(1, num_steps + 1)
         )
         held = tuple(
-            (s, kl + 0.9 * math.exp(-s / decay)) for s in range(0, num_steps + 1, num_steps // 6)
+            (s, kl + 0.9 * math.exp(-s / decay))
+            for s in range(0, num_steps + 1, max(num_steps // 6, 1))
         )
         rate = tuple((s, 5200 + rng.gauss(0, 130)) for s in range(1, num_steps + 1))
         curves += [

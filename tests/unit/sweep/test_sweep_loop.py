@@ -145,7 +145,7 @@ def test_a_killed_sweep_leaves_no_run_twice(tmp_path: Path, begin: Callable[...,
     first.end()
     # Its run lives on; the next sweep waits for it instead of training in the same folder.
     assert begin(GRID, tmp_path).end() == 0
-    assert "left behind; waiting for it" in first.out.read_text()
+    assert "an earlier sweep left behind; waiting for it" in first.out.read_text()
     starts = _starts(tmp_path)
     assert sorted(starts.values()) == [[0]] * 4
     for metrics in tmp_path.glob("runs/*/metrics.jsonl"):
