@@ -113,13 +113,13 @@ class Planner:
             except DistillError as error:
                 found.setdefault(str(error).rstrip("."), []).append(point.label)
                 continue
-            twin = runs.get(run.name)
-            if twin is not None and twin.digest == run.digest:
+            twin = runs.get(run.digest)
+            if twin is not None:
                 twins.append(
                     f"{twin.point.label} and {point.label}: these are the same run; expected "
                     "points that differ in what is trained"
                 )
-            runs[run.name] = run
+            runs[run.digest] = run
         everything = [*mistakes, *(f"{_where(who)}: {line}" for line, who in found.items()), *twins]
         if everything:
             raise ConfigError(mistakes=list(dict.fromkeys(everything)))
@@ -157,8 +157,8 @@ def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) 
     """
     import torch
 
-    waiting = [run.cost for run in runs if not run.finished]
-    largest = sorted((cost.memory_bytes for cost in waiting), reverse=True)[:parallel]
+    waiting = [run for run in runs if not run.finished]
+    largest = sorted((run.cost.memory_bytes for run in waiting), reverse=True)[:parallel]
     available = available_memory_bytes()
     needed = sum(largest)
     if not torch.cuda.is_available() and available is not None and needed > available:
@@ -168,7 +168,9 @@ def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) 
             do="use a smaller --parallel, or a smaller student",
         )
     parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    disk, free = sum(cost.disk_bytes for cost in waiting), free_disk_bytes(parent)
+    # What a run has written already is replaced, not added to.
+    disk = sum(max(run.cost.disk_bytes - _present_bytes(run.folder), 0) for run in waiting)
+    free = free_disk_bytes(parent)
     if disk > free:
         raise ResourceError(
             f"{len(waiting)} runs need about {_gib(disk)} of disk; {_gib(free)} are free at "
@@ -231,6 +233,10 @@ def _cost(inputs: Inputs, nproc: int) -> Cost:
 def _where(labels: Sequence[str]) -> str:
     rest = len(labels) - 1
     return labels[0] + (f" (and {rest} more)" if rest else "")
+
+
+def _present_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _gib(count: float) -> str:

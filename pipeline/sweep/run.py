@@ -22,6 +22,7 @@ from pipeline.sweep.process import (
     last_value,
     seconds_spent,
 )
+from pipeline.sweep.share import share_initial_student
 from pipeline.sweep.slots import Slot
 from pipeline.sweep.source import Outcome, RunSource
 
@@ -137,6 +138,7 @@ class Sweep:
             lock.close()
             self._end(run, "finished", known=True)
             return
+        share_initial_student(run)
         slot = self._free.pop(0)
         process = RunProcess(run, self._command, slot.environment, lock)
         self._active.append(_Active(process, slot, looked=0.0))

@@ -14,7 +14,9 @@ from pipeline.errors import ConfigError
 from pipeline.sweep.file import SweepFile, read_sweep_file
 from pipeline.sweep.plan import slug
 from pipeline.sweep.space import Range, Space, describe_values
+from stages.sweep import read_space
 from stages.train_student import StudentRun
+from tests.stage_runner import ROOT
 
 
 def _space(**content: Any) -> Space:
@@ -214,3 +216,16 @@ def test_a_slug_is_a_file_name(values: dict[str, Any]) -> None:
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.,=+-"
     )
     assert not name.startswith((".", "-"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "stages/configs/sweeps").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_projects_own_sweeps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    file = read_sweep_file(str(path))
+    space = read_space(file)
+    points = space.corners() if file.search else space.points()
+    assert not space.mistakes
+    assert len(points) >= 4
+    assert file.teacher_config is not None, "one command, from a clean checkout"
