@@ -11,6 +11,7 @@ from k8s.job_rules import LONGEST_NAME
 from k8s.kubectl import Kubectl, overlay_folder, render_kustomization
 from k8s.objects import find_job, volume_root
 from k8s.render import RenderedJob, render_job
+from k8s.run_config import Stage
 from k8s.submit import JobFailed, Patience, begin_stage, run_to_end
 from pipeline.config import dump_yaml
 from pipeline.errors import ConfigError
@@ -20,7 +21,7 @@ from stages.sweep import read_space
 
 __all__ = ["render_sweep", "run_name", "submit_sweep"]
 
-_STAGE = "train-student"
+_STAGE: Stage = "train-student"
 _LABEL = "distill/sweep"
 _DIGEST_CHARACTERS = 8
 
