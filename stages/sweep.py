@@ -180,8 +180,10 @@ def _finish(folder: Path, ledger: Ledger, refused: Sequence[tuple[str, str]]) ->
     from pipeline.sweep.run import SweepFailed
     from stages.report import write_sweep_report
 
-    if ledger.ranked():
-        print(f"\nreport    {write_sweep_report(folder)}")
+    if ranked := ledger.ranked():
+        page = write_sweep_report(folder)
+        print(f"report    {page}")
+        print(f"best      {folder / 'runs' / ranked[0].name / 'model'}   ({ranked[0].label})")
     failed = [(e.label, e.error) for e in ledger.entries if e.state == "failed"]
     failed += list(refused)
     if failed:
@@ -246,9 +248,15 @@ def _print_costs(runs: Sequence[PlannedRun], file: SweepFile) -> None:
             f"{run.point.label:<{width}}  {cost.steps:>7}  {cost.tokens:>11,}  "
             f"{cost.teacher_sequences:>13,}  {state}  {run.folder}"
         )
-    waiting = [run.cost for run in runs if not run.finished]
+    if file.search is not None:
+        # Of a search the corners alone are known; its trials lie between them.
+        largest = max((run.cost for run in runs), key=lambda cost: cost.tokens)
+        waiting, many = [largest] * file.search.trials, f"at most {file.search.trials} trials"
+    else:
+        waiting = [run.cost for run in runs if not run.finished]
+        many = f"{len(waiting)} of {len(runs)}"
     print(
-        f"\nto be run {len(waiting)} of {len(runs)}: {sum(c.steps for c in waiting):,} steps, "
+        f"\nto be run {many}: {sum(c.steps for c in waiting):,} steps, "
         f"{sum(c.tokens for c in waiting):,} tokens; the cache saves "
         f"{sum(c.teacher_sequences for c in waiting):,} forward passes of the teacher, one a "
         "sequence"
