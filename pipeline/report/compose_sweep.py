@@ -128,7 +128,7 @@ def compose_sweep_report(
     more = [f"Curves are drawn for the best {len(drawn)} runs."] if hidden else []
     return Report(
         title=f"Sweep “{name}”: {len(runs)} students from one cache",
-        rows=_rows(cache, folders),
+        rows=_rows(cache, folders, facts),
         differences=tuple(
             found for folder in folders[1:] for found in _all_differences(folder, best)
         ),
@@ -245,12 +245,13 @@ def _to_best(run: SweptRun, best: SweptRun, objective: str, gap: float) -> Diffe
     return Difference(run.label, best.label, objective, gap, None, paired=False)
 
 
-def _rows(cache: Cache, folders: Sequence[RunFolder]) -> tuple[Row, ...]:
+def _rows(cache: Cache, folders: Sequence[RunFolder], facts: SweepFacts) -> tuple[Row, ...]:
     best = folders[0]
+    values = {p.label: ", ".join(p.values[field] for field in facts.fields) for p in facts.points}
     rows = [
         Row(
             folder.name, folder.kind, metrics_of(folder.scores()),
-            count_parameters(folder.path / "model"), rank=folder.rank,
+            count_parameters(folder.path / "model"), values[folder.name], folder.rank,
         )
         for folder in folders
     ]  # fmt: skip

@@ -54,6 +54,7 @@ def sweep_view(report: Report) -> dict[str, Any] | None:
         "better": "higher is better" if facts.maximize else "lower is better",
         "fields": [names[field] for field in facts.fields],
         "others": others,
+        "loss_varies": any(field.startswith("loss.") for field in facts.fields),
         "lines": [
             _line(point, facts, metric, others, rows.get(point.label), report) for point in ranked
         ],

@@ -56,7 +56,8 @@ def dot_chart(rows: Sequence[Row], metric: Metric, *, identity: str) -> Markup:
         y = top + step * i + step / 2
         value, error = format_measure(row.metrics.get(metric.key), metric, decimals=decimals)
         told.append(f"{row.name}: {value} {error}".strip())
-        shown = f"#{row.rank} {row.name}" if row.rank else row.name
+        # The settings' names would fill the room and leave out their values.
+        shown = f"#{row.rank} {row.detail or row.name}" if row.rank else row.name
         parts.append(svg_text(112, y + 4, _cut(shown), "end", "name"))
         parts.append(svg_text(WIDTH - 2, y + 4, value, "end", "value"))
         if any(row is item for item, _ in known):

@@ -141,7 +141,8 @@ def sample_sweep_report(*, seed: int = 5, num_steps: int = 300, runs: int = 8) -
                 else None,
             )
         )
-        rows.append(Row(label, "distilled", measures, 134_515_008, rank=rank))
+        detail = f"{temperature:g}, {alpha:g}, {layers}"
+        rows.append(Row(label, "distilled", measures, 134_515_008, detail, rank))
         decay = num_steps / 6
         line = tuple(
             (s, kl + 0.2 + 2 * math.exp(-s / decay) + rng.gauss(0, 0.03))
