@@ -13,10 +13,10 @@ from pipeline.config.command import command_line
 from pipeline.errors import DistillError, run_command
 from stages.report import write_run_report
 
-__all__ = ["DistillRun", "main", "trainer"]
+__all__ = ["ROWS_SET_ASIDE", "DistillRun", "main", "trainer"]
 
 PROG = "python -m stages.distill"
-_ROWS_SET_ASIDE = 3
+ROWS_SET_ASIDE = 3
 """Exit code of a stage one that lacks some rows: the cache serves all the same."""
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
-    set_aside = _stage("1/4 teacher: reads the corpus once", teacher, also=_ROWS_SET_ASIDE)
+    set_aside = _stage("1/4 teacher: reads the corpus once", teacher, also=ROWS_SET_ASIDE)
     if run.nproc > 1:
         # One process says what is wrong once; a launcher says it once a rank.
         _stage("student: checked", [*trainer(1), *distilled, "--check"])

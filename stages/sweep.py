@@ -218,9 +218,12 @@ def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
 
 
 def _make_cache(python: str, config: str, cache_url: str) -> None:
+    from stages.distill import ROWS_SET_ASIDE
+
     print("cache     is not complete; the teacher reads the corpus once", flush=True)
     command = [python, "-m", "stages.cache_teacher", "--config", config, "--cache_dir", cache_url]
-    if code := subprocess.run(command, check=False).returncode:
+    code = subprocess.run(command, check=False).returncode
+    if code not in (0, ROWS_SET_ASIDE):
         raise DistillError(
             f"stages.cache_teacher ended with exit code {code}",
             do="mend what it says above and run the same command again",
