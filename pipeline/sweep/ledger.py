@@ -28,6 +28,7 @@ class Entry:
     """The changed fields, by dotted name."""
     state: State = "waiting"
     objective: float | None = None
+    """None as well where it is not finite; `error` says so then."""
     seconds: float | None = None
     """Wall time of all its processes."""
     error: str = ""
@@ -62,12 +63,8 @@ class Ledger:
     def ranked(self) -> list[Entry]:
         """Return the finished runs with an objective, the best first."""
         done = [e for e in self.entries if e.state == "finished" and e.objective is not None]
-        # NaN is no value to win with, whichever way is better.
         sign = -1.0 if self.maximize else 1.0
-        return sorted(
-            done,
-            key=lambda e: (e.objective != e.objective, sign * (e.objective or 0.0), e.name),
-        )
+        return sorted(done, key=lambda e: (sign * (e.objective or 0.0), e.name))
 
     def write(self, folder: Path) -> None:
         """Replace the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -185,16 +186,18 @@ class Sweep:
         key = self.ledger.objective
         value = last_value(run.folder, key) if outcome != "failed" else None
         if outcome == "finished" and value is None:
-            error = f"finished, but logged no {key}"
+            error = f"logged no {key}"
+        elif value is not None and not math.isfinite(value):
+            value, error = None, f"{key} is not finite: the run diverged"
         self._source.done(run, outcome, value)
         self._note(run, outcome, value, error)
         spent = seconds_spent(run.folder)
         if outcome == "failed":
             self._say(f"{self._at(run)} FAILED: {error} (log: {run.folder / LOG_FILE})")
         elif outcome == "finished":
-            shown = "unknown" if value is None else f"{value:.4f}"
+            shown = error if value is None else f"{key} {value:.4f}"
             how = "was finished before" if known else f"finished in {spent / 60:.1f} min"
-            self._say(f"{self._at(run)} {how}: {key} {shown}")
+            self._say(f"{self._at(run)} {how}: {shown}")
 
     def _note(
         self,
@@ -234,11 +237,8 @@ class Sweep:
                     active.process.kill()
                 time.sleep(_POLL_S)
             add_seconds(active.process.run.folder, active.process.seconds)
-            run = active.process.run
-            if run.finished:
-                self._note(run, "finished", last_value(run.folder, self.ledger.objective))
-            else:
-                self._note(run, "waiting")
+            # One that ended meanwhile is found finished by the next call, and told to the source.
+            self._note(active.process.run, "waiting")
         self._active.clear()
         for _, lock in self._blocked:
             lock.close()

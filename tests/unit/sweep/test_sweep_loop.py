@@ -122,6 +122,19 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert sorted(len(starts) for starts in _starts(tmp_path).values()) == [1, 1, 2]
 
 
+def test_a_run_that_diverged_is_done_and_never_the_best(tmp_path: Path) -> None:
+    points = {"points": [{"learning_rate": 0.9}, {"temperature": 3}]}
+    ledger = quick_sweep(_file(points), tmp_path)[0].run()
+    first, second = ledger.entries
+    assert (first.state, first.objective) == ("finished", None)
+    assert first.error == "heldout/kl is not finite: the run diverged"
+    assert ledger.ranked() == [second]
+    assert read_ledger(tmp_path) == ledger
+    search = {"trials": 2, "space": {"learning_rate": [0.9, 0.95]}}
+    diverged = quick_sweep(_file({"search": search}), tmp_path / "search")[0].run()
+    assert diverged.ranked() == []
+
+
 def test_the_stop_of_a_sweep_stops_its_runs_in_order(
     tmp_path: Path, begin: Callable[..., Started]
 ) -> None:
