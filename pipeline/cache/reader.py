@@ -223,7 +223,9 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
     footer: dict[str, Any] = read_footer(table.schema.metadata)
     if footer["identity_digest"] != cache.manifest.identity_digest:
         raise _damaged(cache.store, record, "it belongs to a cache of another identity")
-    return table
+    # Taking rows out of a column of several row groups copies the column: 15 ms instead of 0.15
+    # for 7 rows of 4,000 in eight groups.
+    return table.combine_chunks()
 
 
 def _read(cache: Cache, record: ShardRecord) -> bytes:
