@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.cache.codec import CodecSpec
 from pipeline.cache.local_copies import LocalCopies
 from pipeline.cache.manifest import (
+    MANIFEST,
     SPLITS,
     Manifest,
     ShardRecord,
@@ -26,7 +27,7 @@ from pipeline.cache.manifest import (
 from pipeline.cache.parquet import parquet_table
 from pipeline.cache.schema import SCHEMA, read_footer, table_to_rows
 from pipeline.cache.sparse import CachedSequence
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, StoreError
 from pipeline.storage import Store
 
 __all__ = ["Cache", "ShardDamaged", "SplitSource", "open_cache"]
@@ -209,6 +210,13 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
         try:
             data = _read(cache, record)
         except FileNotFoundError:
+            if not cache.store.exists(MANIFEST):
+                # A mount that is gone: else a run that may leave out damaged shards would leave
+                # out one after the other.
+                raise StoreError(
+                    f"{cache.store.url}: the cache is not there any more",
+                    do="mount or restore it, then run the same command again",
+                ) from None
             raise _damaged(cache.store, record, "missing") from None
         found = checksum(data)
         if found == record.xxh3_128:
@@ -223,7 +231,9 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
     footer: dict[str, Any] = read_footer(table.schema.metadata)
     if footer["identity_digest"] != cache.manifest.identity_digest:
         raise _damaged(cache.store, record, "it belongs to a cache of another identity")
-    return table
+    # Taking rows out of a column of several row groups copies the column: 15 ms instead of 0.15
+    # for 7 rows of 4,000 in eight groups.
+    return table.combine_chunks()
 
 
 def _read(cache: Cache, record: ShardRecord) -> bytes:

@@ -211,7 +211,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", nargs="?", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--rows", type=int, default=2000, help="of the synthetic cache")
+    parser.add_argument("--rows", type=int, default=3000, help="of the synthetic cache")
     parser.add_argument("--repeats", type=int, default=5, help="of each rate; the median counts")
     parser.add_argument("--epochs", type=int, default=None, help="of the long run for memory")
     arguments = parser.parse_args()

@@ -17,7 +17,8 @@ __all__ = ["MAX_LENGTH", "TEMPERATURES", "TOP_K", "VOCAB", "write_cache"]
 
 VOCAB, TOP_K, MAX_LENGTH = 49_152, 64, 512
 TEMPERATURES = (1.0, 2.0)
-ROWS_PER_SHARD = 500
+ROWS_PER_SHARD = 1500
+"""More than a row group of the writer's, as in real shards."""
 
 
 def write_cache(folder: Path, rows: int, *, top_k: int = TOP_K) -> None:
@@ -39,7 +40,8 @@ def write_cache(folder: Path, rows: int, *, top_k: int = TOP_K) -> None:
         "shard_tokens": 80_000,
     }  # fmt: skip
     store, rng, records = Store(str(folder)), np.random.default_rng(0), []
-    parts = [("train", i, ROWS_PER_SHARD) for i in range(max(1, rows // ROWS_PER_SHARD))]
+    sizes = [min(ROWS_PER_SHARD, rows - start) for start in range(0, rows, ROWS_PER_SHARD)]
+    parts = [("train", index, size) for index, size in enumerate(sizes)]
     for split, index, count in [*parts, ("heldout", 0, 4)]:
         made = [_row(rng, top_k) for _ in range(count)]
         record, data = encode_shard(

@@ -147,3 +147,15 @@ def test_rows_without_tokens_are_kept(make_source: MakeSource) -> None:
     source.lengths = lambda: np.array([0, 3, 0, 0, 5, 0], np.int32)
     rows = [p.rows[0] for step in epoch_of(make_plan(source, 15), 0) for p in step.packs]
     assert sorted(rows) == list(range(6))
+
+
+def test_what_makes_a_run_another_run() -> None:
+    """Runs from before these settings go on, and how data come may change on the way."""
+    before = {"pack_length": None, "packing": True, "shuffle_shards": 8, "max_entries": None}
+    assert DataSettings().identity() == before
+    other = DataSettings(
+        prefetch_batches=9, read_threads=0, disk_cache="/tmp/x", disk_cache_gib=1,
+        on_damaged_shard="skip", stall_warning_s=1, stall_timeout_s=2,
+    )  # fmt: skip
+    assert other.identity() == before
+    assert DataSettings(batch_tokens=600).identity() == {**before, "batch_tokens": 600}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.cache.reader import ShardDamaged
+from pipeline.cache.reader import ShardDamaged, open_cache
 from pipeline.data.left_out import LEFT_OUT_FILE, LeftOut, read_left_out, write_left_out
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import StepBatch, TrainStream
-from pipeline.errors import CacheError, ResumeError
+from pipeline.errors import CacheError, ResumeError, StoreError
+from tests.unit.cache.sample_cache import write_cache
 
 MakeSource = Callable[..., Any]
 
@@ -154,6 +156,16 @@ def test_nothing_left_stops(make_source: MakeSource) -> None:
     source.damaged = {0, 2}
     with pytest.raises(CacheError, match="every training shard is damaged"):
         list(make_stream(source).steps(0, 8))
+
+
+def test_a_mount_that_is_gone_is_no_damage(tmp_path: Path) -> None:
+    """Else the run would leave out shard after shard while somebody mounts it again."""
+    write_cache(str(tmp_path / "cache"))
+    stream = make_stream(open_cache(str(tmp_path / "cache")).source("train"), pack_length=64)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(StoreError, match="the cache is not there any more; mount or restore it"):
+        list(stream.steps(0, 2))
+    assert stream.left_out == []
 
 
 def test_waiting_is_counted_over_restarts(make_source: MakeSource) -> None:

