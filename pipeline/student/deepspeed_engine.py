@@ -245,6 +245,8 @@ class DeepSpeedEngine:
             ResumeError: the files do not fit this engine.
         """
         groups = [dict(group, params=()) for group in self._base_optimizer().param_groups]
+        if self._rank_free:  # it warns that there is no tensor parallelism, once a rank
+            logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         try:
             path, state = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         except Exception as error:
