@@ -1,6 +1,6 @@
 """A sweep of N students from one cache, over the same sweep with the teacher in the loop.
 
-    python -m tests.bench.sweep [--samples 48] [--real 2]
+    python -m tests.bench.sweep [--samples 24] [--real 2]
 
 Both train the same student on the same packs with the same optimiser, one thread. In the loop (as
 the public sample does it) the teacher reads every pack of every run, and the loss compares whole
@@ -92,8 +92,15 @@ def packs(cache: Path) -> list[Any]:
         return [step.micro_batches[0] for step in steps]
 
 
-def train(student: Path, cache: Path, loss_of: Callable[[Any, Any], Any], *, fused: bool) -> float:
-    """Train one epoch; return its seconds, reading of the cache included."""
+def train(
+    student: Path,
+    cache: Path,
+    loss_of: Callable[[Any, Any], Any],
+    *,
+    fused: bool,
+    most: int | None = None,
+) -> float:
+    """Train one epoch, or `most` steps; return its seconds, reading of the cache included."""
     from pipeline.loss.head import install_distill_head
     from pipeline.loss.settings import LossSettings
     from pipeline.models.load import load_causal_lm
@@ -104,7 +111,7 @@ def train(student: Path, cache: Path, loss_of: Callable[[Any, Any], Any], *, fus
         install_distill_head(model, LossSettings(temperature=TEMPERATURE, alpha=ALPHA))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     started = time.perf_counter()
-    for batch in packs(cache):
+    for batch in packs(cache)[:most]:
         loss_of(model, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -149,7 +156,7 @@ def loss_in_the_loop(teacher: Any) -> Callable[[Any, Any], Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=48, help="documents of the corpus")
+    parser.add_argument("--samples", type=int, default=24, help="documents of the corpus")
     parser.add_argument("--real", type=int, default=2, help="runs of each kind that are measured")
     parser.add_argument("--hidden", type=int, default=512, help="of the teacher")
     parser.add_argument("--layers", type=int, default=15, help="of the teacher")
@@ -169,8 +176,8 @@ def main() -> None:
         # Once with little, so that no kind pays for the first use of the libraries.
         capture(teacher, root / "warm", 4)
         in_loop = loss_in_the_loop(load_causal_lm(teacher, dtype="float32").eval())
-        train(student, root / "warm", loss_from_cache, fused=True)
-        train(student, root / "warm", in_loop, fused=False)
+        train(student, root / "warm", loss_from_cache, fused=True, most=1)
+        train(student, root / "warm", in_loop, fused=False, most=1)
 
         captured = capture(teacher, root / "cache", options.samples)
         cached, online = [], []
