@@ -16,7 +16,6 @@ from pipeline.errors import CacheError, ResumeError
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
-from pipeline.models.tokenizer import tokenizer_from_files
 from pipeline.observe.metrics import open_sinks
 from pipeline.observe.settings import ObserveSettings
 from pipeline.storage import Store
@@ -28,18 +27,15 @@ from pipeline.student.deepspeed_engine import (
     leave_world,
     prepare_zero3,
 )
-from pipeline.student.export import export_student, is_exported, push_to_hub
+from pipeline.student.export import export_student, is_exported
 from pipeline.student.fit import cache_law, check_fit
 from pipeline.student.freeze import apply_freezing
+from pipeline.student.hub import CheckpointUploads, push_to_hub
 from pipeline.student.initial import initial_identity, make_initial_student, resolve_source
-from pipeline.student.model import (
-    check_vocabulary,
-    load_student,
-    optimizer_groups,
-    valid_vocabulary,
-)
+from pipeline.student.model import load_student, optimizer_groups
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.train import TrainLoop, planned_steps
+from pipeline.student.vocabulary import StudentVocabulary, open_vocabulary
 from pipeline.student.world import World, read_world
 
 __all__ = ["Inputs", "open_inputs", "train_student"]
@@ -61,6 +57,7 @@ class Inputs:
     cache_url: str
     cache: Cache
     source: ResolvedModel
+    vocabulary: StudentVocabulary
 
     @property
     def output_dir(self) -> Path:
@@ -68,8 +65,8 @@ class Inputs:
         return Path(self.output.output_dir)
 
     def pack_length(self) -> int:
-        """Tokens of the longest sequence that the cache allows."""
-        return int(self.cache.manifest.identity["corpus"]["max_length"])
+        """Tokens of the longest sequence there can be, in the student's tokens."""
+        return self.vocabulary.pack_length()
 
     def identity(self, world_size: int) -> RunIdentity:
         """Return everything that decides the losses of the run."""
@@ -84,9 +81,13 @@ class Inputs:
         train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
         del loss["chunk_rows"]
+        if loss["cross_tokenizer"] == "refuse":
+            del loss["cross_tokenizer"]  # it refuses and changes nothing
+        digest = self.vocabulary.digest
         return RunIdentity(
             {
                 "cache": self.cache.manifest.identity_digest,
+                **({"vocabulary": digest} if digest is not None else {}),
                 "student": initial_identity(self.student, self.source),
                 "freeze": [list(self.student.freeze), _spectrum(self.student)],
                 "loss": loss,
@@ -118,7 +119,7 @@ def open_inputs(
     Raises:
         CacheError: no complete cache there, or nothing held out.
         ConfigError: a loss that the cache's targets cannot serve.
-        ModelError: the student cannot be reached, or has another vocabulary.
+        ModelError: the student cannot be reached, or has another tokenizer.
     """
     cache = open_cache(cache_url)
     check_fit(loss, data, grid=cache.manifest.temperatures, law=cache_law(cache.manifest))
@@ -129,8 +130,10 @@ def open_inputs(
             do="make the cache with a larger --corpus.heldout_fraction",
         )
     source = resolve_source(student)
-    check_vocabulary(source.path, tokenizer_from_files(cache.tokenizer_files()))
-    return Inputs(student, loss, data, train, output, observe, seed, cache_url, cache, source)
+    vocabulary = open_vocabulary(source.path, cache, cross_tokenizer=loss.cross_tokenizer)
+    return Inputs(
+        student, loss, data, train, output, observe, seed, cache_url, cache, source, vocabulary
+    )
 
 
 def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path:
@@ -149,9 +152,13 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
         return target
     device = join_world(world, timeout_s=inputs.train.timeout_s)
     try:
-        return _train(inputs, world, device, identity, target, resolved_config, command)
+        _train(inputs, world, device, identity, target, resolved_config, command)
     finally:
         leave_world()
+    # After the others have gone: a slow net is no dead peer.
+    if world.is_first:
+        _push_if_asked(inputs, target)
+    return target
 
 
 def _train(
@@ -162,12 +169,11 @@ def _train(
     target: Path,
     resolved_config: str,
     command: str,
-) -> Path:
+) -> None:
     import torch
 
     cache, train = inputs.cache, inputs.train
     dtype = train.dtype(on_gpu=torch.cuda.is_available())
-    tokenizer = tokenizer_from_files(cache.tokenizer_files())
     checkpoints = Checkpoints(inputs.output_dir, identity, keep=train.keep_checkpoints)
     checkpoint = _checkpoint_to_resume(checkpoints, train, world)
     init_folder = _initial_folder(inputs, world)
@@ -190,12 +196,12 @@ def _train(
     install_distill_head(
         model,
         loss,
-        valid_vocab=valid_vocabulary(tokenizer, init_folder),
+        valid_vocab=inputs.vocabulary.size,
         weights_only=law is not None and law.weights_only,
     )
     apply_freezing(model, inputs.student)
     stream = TrainStream(
-        cache.source("train"),
+        inputs.vocabulary.train,
         inputs.data,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(world.size),
@@ -230,20 +236,38 @@ def _train(
         is_writer=world.is_first,
     )
     loop = TrainLoop(inputs, engine, stream, sinks, checkpoints, total_steps)
+    uploads = None
+    if inputs.output.push_checkpoints:
+        assert inputs.output.hub_location is not None
+        uploads = CheckpointUploads(
+            inputs.output.hub_location,
+            inputs.output_dir / "upload.partial",
+            gather=lambda: engine.gathered_state(model),
+            any_rank=lambda mine: engine.sum_over_ranks([float(mine)])[0] > 0,
+            export=lambda state, folder, step: _export(
+                inputs, model, state, folder, init_folder, loop, resolved_config, command, step=step
+            ),
+        )
+        loop.after_save = uploads.push
     before, after = loop.run(start)
     state = engine.gathered_state(model)
     if world.is_first:
         assert state is not None
+        store = Store(str(inputs.output_dir))
+        for name, scores in (("heldout-before.json", before), ("heldout-after.json", after)):
+            if scores is not None:
+                store.write(name, json.dumps(scores.to_json()).encode())
         _export(
-            inputs, model, state, target, init_folder, before, after, loop, resolved_config, command
-        )
+            inputs, model, state, target, init_folder, loop, resolved_config, command,
+            before=before, after=after,
+        )  # fmt: skip
         mark = {"identity_digest": identity.digest, "steps": total_steps}
-        Store(str(inputs.output_dir)).write("finished.json", json.dumps(mark).encode())
-        _push_if_asked(inputs, target)
+        store.write("finished.json", json.dumps(mark).encode())
+        if uploads is not None:
+            uploads.finish()
     engine.barrier()
     sinks.close()
     engine.close()
-    return target
 
 
 def _push_if_asked(inputs: Inputs, target: Path) -> None:
@@ -278,13 +302,21 @@ def _initial_folder(inputs: Inputs, world: World) -> Path:
         for leftover in inputs.output_dir.glob("*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
         folder = make_initial_student(
-            inputs.student, inputs.source, inputs.cache, output_dir=inputs.output_dir
+            inputs.student,
+            inputs.source,
+            inputs.cache,
+            rows=inputs.vocabulary.train,
+            output_dir=inputs.output_dir,
         )
     if world.size > 1:
         dist.barrier()
     if not world.is_first:
         folder = make_initial_student(
-            inputs.student, inputs.source, inputs.cache, output_dir=inputs.output_dir
+            inputs.student,
+            inputs.source,
+            inputs.cache,
+            rows=inputs.vocabulary.train,
+            output_dir=inputs.output_dir,
         )
     return folder
 
@@ -295,16 +327,16 @@ def _export(
     state: dict[str, Any],
     target: Path,
     init_folder: Path,
-    before: HeldoutScores | None,
-    after: HeldoutScores,
     loop: TrainLoop,
     resolved_config: str,
     command: str,
+    *,
+    before: HeldoutScores | None = None,
+    after: HeldoutScores | None = None,
+    step: int | None = None,
 ) -> None:
-    store = Store(str(inputs.output_dir))
-    for name, scores in (("heldout-before.json", before), ("heldout-after.json", after)):
-        if scores is not None:
-            store.write(name, json.dumps(scores.to_json()).encode())
+    """Write the student's folder; `step` is that of a checkpoint, which has no scores."""
+    output = inputs.output
     card = student_card(
         name=inputs.output_dir.name,
         base=inputs.student.model,
@@ -317,14 +349,19 @@ def _export(
         steps=loop.total_steps,
         tokens=loop.tokens_of_run(),
         command=command,
+        hub_location=output.hub_location if output.push else None,
+        weights_dtype=output.weights_dtype,
+        vocabulary=inputs.vocabulary.sentence,
+        unfinished_step=step,
     )
     export_student(
         model,
         state,
         target=target,
         init_folder=init_folder,
-        tokenizer_files=inputs.cache.tokenizer_files(),
+        tokenizer_files=inputs.vocabulary.files,
         card=card,
+        weights_dtype=output.weights_dtype,
     )
 
 

@@ -34,6 +34,7 @@ ADAPTERS = {
     "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/files.py"},
     # Where Triton is, there is a GPU; `sparse_kl` asks before it imports this.
     "triton": {"pipeline/loss/triton_kl.py"},
+    "lm_eval": {"pipeline/evaluate/harness.py"},
     "s3fs": set(),
     "accelerate": set(),
     "trl": set(),
