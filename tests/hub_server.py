@@ -82,7 +82,8 @@ def serve_hub() -> Iterator[Hub]:
             hub.tokens.add(self.headers.get("Authorization", ""))
             body = self._body()
             if self.path.startswith("/api/repos/create"):
-                name = json.loads(body)["name"]
+                asked = json.loads(body)
+                name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
                 return self._answer({"url": f"{hub.url}/{name}", "name": name})
             if "/preupload/" in self.path:
                 files = [
@@ -102,9 +103,9 @@ def serve_hub() -> Iterator[Hub]:
                     if line["key"] == "file"
                 }
                 hub.commits.append((header["summary"], added))
-                return self._answer(
-                    {"commitUrl": f"{hub.url}/commit/{'0' * 40}", "commitOid": "0" * 40}
-                )
+                name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
+                address = f"{hub.url}/{name}/commit/{'0' * 40}"
+                return self._answer({"commitUrl": address, "commitOid": "0" * 40})
             return self._answer({"error": "not found"}, 404)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -145,16 +145,10 @@ class CheckpointUploads:
 
 
 def _wait_before_next(error: Exception, attempt: int) -> float | None:
-    """Return the seconds before the next attempt; None where there is none."""
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    """Return the seconds before the next attempt; None where none can help, or none is left."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    if attempt == _ATTEMPTS:
-        return None
-    if isinstance(error, HFValidationError | LocalTokenNotFoundError | OfflineModeIsEnabled):
+    if attempt == _ATTEMPTS or isinstance(error, OfflineModeIsEnabled):
         return None
     response = getattr(error, "response", None)
     if response is not None:
@@ -164,7 +158,13 @@ def _wait_before_next(error: Exception, attempt: int) -> float | None:
         asked = re.fullmatch(r"\d+", str(response.headers.get("Retry-After", "")))
         if asked:
             return min(float(asked[0]), _LONGEST_WAIT_S)
-    return float(min(_FIRST_WAIT_S * 2 ** (attempt - 1), _LONGEST_WAIT_S))
+    # The client's transport errors are of httpx under changing names; those of its uploader in
+    # Rust are plain RuntimeErrors.
+    elif not isinstance(error, ConnectionError | TimeoutError | RuntimeError) and not any(
+        kind.__name__ == "TransportError" for kind in type(error).__mro__
+    ):
+        return None
+    return min(_FIRST_WAIT_S * 2.0 ** (attempt - 1), _LONGEST_WAIT_S)
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,15 @@ import pytest
 
 from pipeline.cache.reader import open_cache
 from pipeline.evaluate.measures import HeldoutScores
+from pipeline.observe.metrics import read_metrics
 from tests.conftest import Stage, Tiny
 from tests.other_vocabularies import permute_student
 from tests.tiny import make_teacher, make_tokenizer
 
 
 def _curve(folder: Path, name: str) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return [record["values"][name] for record in records if name in record["values"]]
+    records = read_metrics(folder / "metrics.jsonl")
+    return [record.values[name] for record in records if name in record.values]
 
 
 def test_the_same_pieces_under_other_ids(
@@ -69,9 +68,15 @@ def test_the_same_pieces_under_other_ids(
 
 @pytest.fixture
 def other(tiny: Tiny, tmp_path: Path) -> Path:
-    """Return a student of a smaller vocabulary, cut in other places."""
+    """Return a student of a smaller vocabulary, cut in other places, and of flat distributions."""
+    from safetensors.torch import load_file, save_file
+
     folder = tmp_path / "other"
-    return make_teacher(folder, make_tokenizer(tiny.corpus, size=330), seed=5, layers=2)
+    make_teacher(folder, make_tokenizer(tiny.corpus, size=330), seed=5, layers=2)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 0.25
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def _flags(tiny: Tiny, cache: Path, other: Path, folder: Path) -> list[Any]:
@@ -116,10 +121,10 @@ def test_across_tokenizers(
     control = HeldoutScores.read(str(runs["control"] / "heldout-after.json"))
     assert set(after.sums) == {"uld", "cross_entropy"}
     assert 0 < sum(after.with_target) < sum(after.counted)
-    # It learns both, and is nearer to the teacher's shape than cross-entropy alone.
-    assert after.mean("uld").value < 0.8 * before.mean("uld").value
-    assert after.mean("cross_entropy").value < before.mean("cross_entropy").value
-    assert after.mean("uld").value < control.mean("uld").value
+    # It learns both, and comes nearer to the teacher's shape than cross-entropy alone does.
+    assert after.mean("uld").value < 0.5 * before.mean("uld").value
+    assert after.mean("cross_entropy").value < before.mean("cross_entropy").value - 1
+    assert after.mean("uld").value < 0.9 * control.mean("uld").value
     assert _curve(runs["uld"], "heldout/uld")
     assert not _curve(runs["uld"], "heldout/kl")
     card = (runs["uld"] / "model/README.md").read_text()
