@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import yaml
+
 
 @dataclass
 class Hub:
@@ -85,6 +87,10 @@ def serve_hub() -> Iterator[Hub]:
                 asked = json.loads(body)
                 name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
                 return self._answer({"url": f"{hub.url}/{name}", "name": name})
+            if self.path == "/api/validate-yaml":
+                front = json.loads(body)["content"].split("---")[1]
+                yaml.safe_load(front)
+                return self._answer({"errors": [], "warnings": []})
             if "/preupload/" in self.path:
                 files = [
                     {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}

@@ -39,7 +39,7 @@ def test_the_same_pieces_under_other_ids(
     for name in ("train/loss", "heldout/cross_entropy", "heldout/top1_agreement"):
         ours, theirs = _curve(run, name), _curve(tiny_run, name)
         assert len(ours) == len(theirs)
-        assert ours == pytest.approx(theirs, rel=0.02), name
+        assert ours == pytest.approx(theirs, rel=0.005), name
     # It is exported with its own tokenizer, ids and template, and predicts as its twin does.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -59,7 +59,7 @@ def test_the_same_pieces_under_other_ids(
             logits.append(model(torch.tensor([numbers])).logits[0])
     order = torch.tensor([new[i] for i in range(len(new))])
     mapped = logits[0][:, order].log_softmax(-1)
-    assert torch.allclose(mapped, logits[1][:, : len(new)].log_softmax(-1), atol=0.15)
+    assert torch.allclose(mapped, logits[1][:, : len(new)].log_softmax(-1), atol=0.02)
     card = (run / "model/README.md").read_text()
     assert "| vocabulary | mapped by content: " in card
     # The same command again has nothing to do; with the twin it is another run.
