@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.cache.codec import CodecSpec
@@ -22,6 +21,7 @@ from pipeline.cache.manifest import (
     read_rows_index,
     tokenizer_name,
 )
+from pipeline.cache.parquet import parquet_table
 from pipeline.cache.schema import SCHEMA, read_footer, table_to_rows
 from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
@@ -151,8 +151,8 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
         reason = f"checksum {found[:12]}..., not {record.xxh3_128[:12]}..."
         raise _damaged(cache.store, record, reason)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=SCHEMA.names)
-    except (pa.ArrowException, OSError) as error:
+        table = parquet_table(data, SCHEMA.names)
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(cache.store, record, f"not readable as Parquet ({error})") from None
     footer: dict[str, Any] = read_footer(table.schema.metadata)
     if footer["identity_digest"] != cache.manifest.identity_digest:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import ShardRecord, checksum, shard_name
+from pipeline.cache.parquet import parquet_bytes, parquet_table
 from pipeline.cache.schema import SCHEMA, footer, read_footer, table_to_rows
 from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
@@ -69,7 +69,7 @@ def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
         CacheError: no Parquet, no shard, or of another identity.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=SCHEMA.names)
+        table = parquet_table(data, SCHEMA.names)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise CacheError(f"not readable as Parquet ({error})") from None
     digest = read_footer(table.schema.metadata).get("identity_digest")
@@ -105,18 +105,7 @@ def encode_table(
     columns = [table.column(item.name).combine_chunks().cast(item.type) for item in SCHEMA]
     schema = SCHEMA.with_metadata(footer(spec, grid, identity_digest))
     table = pa.Table.from_arrays(columns, schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=3,
-        row_group_size=1024,
-        use_dictionary=False,
-        write_page_checksum=True,
-        write_statistics=["num_tokens", "num_counted"],
-    )
-    data = sink.getvalue().to_pybytes()
+    data = parquet_bytes(table)
     at_one = list(grid).index(1.0)
     entries, entropy = 0, 0.0
     for row in decode_table(table):

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.cache.card import card_text
@@ -25,15 +23,13 @@ from pipeline.cache.manifest import (
     shard_name,
     tokenizer_name,
 )
+from pipeline.cache.parquet import parquet_bytes
 from pipeline.cache.schema import rows_to_table
 from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
 __all__ = ["commit_shard", "encode_shard", "finalize", "intact_record"]
-
-_ROW_GROUP_ROWS = 1024
-_ZSTD_LEVEL = 3
 
 
 def encode_shard(
@@ -50,19 +46,7 @@ def encode_shard(
     table = rows_to_table(
         rows, spec, temperatures=temperatures, identity_digest=identity_digest, tails=tails
     )
-    sink = pa.BufferOutputStream()
-    # Plain encodings: DuckDB 2.0 cannot read BYTE_STREAM_SPLIT over float16.
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=_ZSTD_LEVEL,
-        row_group_size=_ROW_GROUP_ROWS,
-        use_dictionary=False,
-        write_page_checksum=True,
-        write_statistics=["num_tokens", "num_counted"],
-    )
-    data = sink.getvalue().to_pybytes()
+    data = parquet_bytes(table)
     at_one = list(temperatures).index(1.0)
     counted = sum(row.targets.num_positions for row in rows)
     kept = sum(float((1 - tail_N.astype(np.float64)).sum()) for tail_N in tails)

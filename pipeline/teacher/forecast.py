@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from pipeline.cache.manifest import SPLITS, record_name
+from pipeline.cache.manifest import RESPONSES, SPLITS, record_name
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes
 from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared, capture_requests
 from pipeline.teacher.engine import open_engine
-from pipeline.teacher.response_files import FOLDER, file_name
+from pipeline.teacher.response_files import file_name
 from pipeline.teacher.response_plan import ResponsePlan
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
@@ -133,7 +133,7 @@ def print_forecast(
 def print_responses(plan: ResponsePlan, store: Store) -> None:
     """Print what the teacher has still to write."""
     shards = plan.shards()
-    present = set(store.list(FOLDER))
+    present = set(store.list(RESPONSES))
     done = sum(file_name(shard.index).rsplit("/", 1)[-1] in present for shard in shards)
     print(
         f"prompts      {len(plan.prompts.prompts)}, {plan.prompts.counts.tokens} tokens, "

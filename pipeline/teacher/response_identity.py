@@ -7,12 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cache.manifest import MANIFEST, PLAN, describe_difference, read_manifest
+from pipeline.cache.manifest import MANIFEST, PLAN, RESPONSES, describe_difference, read_manifest
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared
-from pipeline.teacher.response_files import FOLDER
 from pipeline.teacher.response_plan import ResponsePlan
 
 __all__ = [
@@ -23,7 +22,7 @@ __all__ = [
     "settle_responses",
 ]
 
-RESPONSE_PLAN = f"{FOLDER}/plan.json"
+RESPONSE_PLAN = f"{RESPONSES}/plan.json"
 
 
 @dataclass(frozen=True, slots=True)

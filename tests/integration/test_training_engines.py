@@ -212,7 +212,7 @@ def test_a_killed_rank_ends_the_run_and_the_run_goes_on(
     ]  # fmt: skip
     code = (
         "import os, sys\n"
-        "from tests.stage_runner import signal_at_step\n"
+        "from tests.stage_hooks import signal_at_step\n"
         "if os.environ['RANK'] == '1': signal_at_step(5, 9)\n"
         "from pipeline.errors import run_command\n"
         "from stages.train_student import main\n"
