@@ -42,7 +42,7 @@ class EvalRun(Settings):
     @classmethod
     def _some(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         if not tasks:
-            raise ValueError("tasks: found none, expected at least one")
+            raise ValueError("found none, expected at least one")
         return tasks
 
 

@@ -10,11 +10,16 @@ from pydantic import model_validator
 from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
 
-__all__ = ["OutputSettings", "StudentSettings", "TrainSettings"]
+__all__ = ["OutputSettings", "StudentSettings", "TrainSettings", "is_repository"]
 
 # As the hub has it: no two dots or dashes in a row, and none at an end.
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"(?:{_NAME}/)?{_NAME}")
+
+
+def is_repository(name: str) -> bool:
+    """Return whether the hub allows a repository of this name."""
+    return _REPOSITORY.fullmatch(name) is not None
 
 
 class StudentSettings(Settings):
@@ -149,7 +154,7 @@ class OutputSettings(Settings):
                 f"save_location is {self.save_location}, but hub_location names no repository; "
                 "expected for example --hub_location your-name/your-student"
             )
-        if self.hub_location is not None and not _REPOSITORY.fullmatch(self.hub_location):
+        if self.hub_location is not None and not is_repository(self.hub_location):
             raise ValueError(
                 f"output.hub_location: found {self.hub_location!r}, expected a repository such as "
                 "your-name/your-student"

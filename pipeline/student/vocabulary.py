@@ -159,7 +159,7 @@ def _student_files(student: Any, teacher: Any) -> dict[str, bytes]:
 def _across(
     folder: Path, cache: Cache, teacher: Any, student: Any, mapping: VocabularyMap
 ) -> StudentVocabulary:
-    aligner = _aligner(folder, teacher, student)
+    aligner = _aligner(folder, teacher, student, rows=mapping.size)
     probe = RetokenisedRows(_Few(_first_rows(cache.source("heldout"))), aligner)
     counted, aligned = int(probe.counted_counts().sum()), int(probe.aligned_counts().sum())
     if not aligned:
@@ -173,7 +173,7 @@ def _across(
     _log.info(
         "across tokenizers: %.1f %% of the student's counted tokens (%d of %d in the first "
         "held-out rows) begin where a token of the teacher does and have a target; the rest has "
-        "cross-entropy alone",
+        "cross-entropy alone; every row is now tokenised once to know its length",
         100 * share, aligned, counted,
     )  # fmt: skip
     return StudentVocabulary(
@@ -188,12 +188,12 @@ def _across(
     )
 
 
-def _aligner(folder: Path, teacher: Any, student: Any) -> Aligner:
-    """Join the two tokenizers.
+def _aligner(folder: Path, teacher: Any, student: Any, *, rows: int) -> Aligner:
+    """Join the two tokenizers; `rows` is the size of the student's vocabulary in its head.
 
     Raises:
         ModelError: one of them is not of the `tokenizers` library, whose decoder gives the text of
-            each token.
+            each token. Later, when rows are read: a token that the student has no embedding for.
     """
     from tokenizers.decoders import DecodeStream
 
@@ -215,6 +215,12 @@ def _aligner(folder: Path, teacher: Any, student: Any) -> Aligner:
 
     def encode(text: str) -> Pieces:
         ids = ours.encode(text, add_special_tokens=False).ids
+        if max(ids, default=0) >= rows:
+            raise ModelError(
+                f"{folder}: its tokenizer gives token {max(ids)}, its head has {rows} of them",
+                expected="a row of the head for each token",
+                do="resize the student's embeddings to its tokenizer first",
+            )
         return Pieces(ids, texts(ours, ids))
 
     vocabulary, roles = student.get_vocab(), {}

@@ -100,6 +100,8 @@ def test_what_is_no_task(tiny_run: Path, stage: Stage, task: Path, tmp_path: Pat
     flags = ["--output_dir", tiny_run]
     message = stage("eval_student", [*flags, "--tasks", tmp_path / "no.yaml"]).refused(2)
     assert f"tasks: found {tmp_path / 'no.yaml'}, expected an existing YAML file" in message
+    message = stage("eval_student", [*flags, "--tasks", "[]"]).refused(2)
+    assert message.startswith("tasks: found none, expected at least one")
     empty = tmp_path / "empty.yaml"
     empty.write_text("model: x\n")
     message = stage("eval_student", [*flags, "--tasks", empty]).refused(2)

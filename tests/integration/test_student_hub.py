@@ -112,3 +112,5 @@ def test_what_is_refused_before_anything_is_trained(
     message = stage("train_student", [*flags, "--output.push_checkpoints"]).refused(2)
     assert "output.push_checkpoints: found true with save_location local" in message
     assert not folder.exists()
+    message = stage("push_student", ["--hub_location", "a b"]).refused(2)
+    assert message.startswith("hub_location: found 'a b', expected a repository such as")
