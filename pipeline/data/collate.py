@@ -176,6 +176,12 @@ def _pad(
 ) -> _Padded:
     """Lay ragged entries out as [N, K]."""
     tokens, width = len(counts_N), int(counts_N.max(initial=0))
+    if len(token_ids_E) == tokens * width:  # nothing to pad, as in a top-k cache
+        return (
+            token_ids_E.reshape(tokens, width).astype(np.int64),
+            logprobs_E.reshape(tokens, width),
+            None if inclusion_E is None else inclusion_E.reshape(tokens, width),
+        )
     filled_NK = np.arange(width) < counts_N[:, None]
     ids_NK = np.zeros((tokens, width), np.int64)
     logprobs_NK = np.full((tokens, width), -np.inf, np.float32)

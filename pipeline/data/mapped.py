@@ -44,6 +44,18 @@ class MappedRows:
         """Return the source's."""
         return self.source.counted_counts()
 
+    def shard_name(self, shard: int) -> str:
+        """Return the source's."""
+        return self.source.shard_name(shard)
+
+    def open(self, shard: int) -> None:
+        """Let the source read a shard."""
+        self.source.open(shard)
+
+    def reading(self) -> Sequence[str]:
+        """Return the source's."""
+        return self.source.reading()
+
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Read and map.
 

@@ -95,6 +95,18 @@ class RetokenisedRows:
         """Return how many of these have a target."""
         return self._sizes[:, 2]
 
+    def shard_name(self, shard: int) -> str:
+        """Return the source's."""
+        return self.source.shard_name(shard)
+
+    def open(self, shard: int) -> None:
+        """Let the source read a shard."""
+        self.source.open(shard)
+
+    def reading(self) -> Sequence[str]:
+        """Return the source's."""
+        return self.source.reading()
+
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Read and tokenise anew."""
         return [retokenise(row, self.aligner) for row in self.source.read_rows(shard, rows)]

@@ -31,6 +31,7 @@ def student_card(
     weights_dtype: str = "as_trained",
     vocabulary: str = "",
     unfinished_step: int | None = None,
+    rows_left_out: int = 0,
 ) -> str:
     """Render README.md of the exported student.
 
@@ -50,6 +51,7 @@ def student_card(
         weights_dtype: setting of the export.
         vocabulary: one sentence on how the student's tokens stand to the teacher's, or nothing.
         unfinished_step: the step of a checkpoint; None for the finished student.
+        rows_left_out: of damaged shards, repeats counted.
     """
     teacher, corpus = manifest.identity["teacher"], manifest.identity["corpus"]
     front = ["tags:", "- knowledge-distillation", "library_name: transformers"]
@@ -71,6 +73,8 @@ def student_card(
         facts["vocabulary"] = vocabulary
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     trained = f"trained for {steps} steps\n({tokens} tokens) on cached teacher distributions."
+    if rows_left_out:
+        trained += f" It did without {rows_left_out} rows (repeats counted) of damaged shards."
     if unfinished_step is not None:
         trained = (
             f"**in training**: step {unfinished_step} of {steps}\n"

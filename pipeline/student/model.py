@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.models.load import load_causal_lm
 
-__all__ = ["load_student", "optimizer_groups"]
+__all__ = ["compile_layers", "load_student", "optimizer_groups"]
 
 
 def load_student(
@@ -33,6 +33,22 @@ def load_student(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def compile_layers(model: Any) -> None:
+    """Let torch compile each decoder layer in place; names and weights stay as they are.
+
+    Layer by layer: the graph of one serves all that are alike. Packs of any length share it.
+    """
+    from torch import nn
+
+    stacks = [
+        module
+        for module in model.base_model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    ]
+    for layer in stacks[0] if stacks else [model.base_model]:
+        layer.compile(dynamic=True)
 
 
 def optimizer_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

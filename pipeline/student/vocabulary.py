@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class StudentVocabulary:
     """What decides the student's rows; None where they are the cache's own."""
     wrap: Callable[[RowSource], RowSource] | None = None
     retokenised: bool = False
+    open_shards: int | None = None
+    """Shards of the training rows kept at hand; None: the reader's own number."""
 
     @cached_property
     def train(self) -> RowSource:
@@ -72,11 +74,17 @@ class StudentVocabulary:
 
     def _rows(self, split: str) -> RowSource:
         source: RowSource = self.cache.source(split)
+        if split == "train" and self.open_shards is not None:
+            source = self.cache.source(split, open_shards=self.open_shards)
         return self.wrap(source) if self.wrap is not None else source
 
 
 def open_vocabulary(
-    student_folder: Path, cache: Cache, *, cross_tokenizer: CrossTokenizer
+    student_folder: Path,
+    cache: Cache,
+    *,
+    cross_tokenizer: CrossTokenizer,
+    open_shards: int | None = None,
 ) -> StudentVocabulary:
     """Compare the student's tokenizer with the cache's, by content.
 
@@ -86,6 +94,12 @@ def open_vocabulary(
     - Anything else is another tokenizer: refused, unless `cross_tokenizer` says how to train
       across it.
 
+    Args:
+        student_folder: of the model that the student starts from.
+        cache: the cache.
+        cross_tokenizer: what to do about another tokenizer.
+        open_shards: of the training rows, kept at hand.
+
     Raises:
         ModelError: another tokenizer, or one without what the mode needs.
     """
@@ -94,9 +108,10 @@ def open_vocabulary(
     wanted, found = teacher.get_vocab(), student.get_vocab()
     mapping = map_vocabulary(wanted, found, head_rows=_head_rows(student_folder))
     if cross_tokenizer == "uld":
-        return _across(student_folder, cache, teacher, student, mapping)
+        across = _across(student_folder, cache, teacher, student, mapping)
+        return replace(across, open_shards=open_shards)
     if mapping.is_identity:
-        return StudentVocabulary(cache, mapping.size, cache_files)
+        return StudentVocabulary(cache, mapping.size, cache_files, open_shards=open_shards)
     problem = _problem(cache, teacher, student, mapping)
     if problem is not None:
         raise ModelError(
@@ -117,6 +132,7 @@ def open_vocabulary(
         wrap=lambda source: MappedRows(
             source, mapping.apply, mapping.size, lambda i: str(teacher.convert_ids_to_tokens(i))
         ),
+        open_shards=open_shards,
     )
 
 
@@ -255,6 +271,15 @@ class _Few:
 
     def counted_counts(self) -> Any:
         return np.asarray([row.targets.num_positions for row in self.rows], np.int32)
+
+    def shard_name(self, _shard: int) -> str:
+        return "the first rows"
+
+    def open(self, _shard: int) -> None:
+        return
+
+    def reading(self) -> Sequence[str]:
+        return ()
 
     def read_rows(self, _shard: int, rows: Sequence[int]) -> list[Any]:
         return [self.rows[i] for i in rows]

@@ -17,7 +17,14 @@ from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["PlannedShard", "WorkPlan", "make_plan", "settle_plan"]
+__all__ = [
+    "PlannedShard",
+    "WorkPlan",
+    "another_identity",
+    "make_plan",
+    "planned_identity",
+    "settle_plan",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +130,25 @@ def settle_plan(store: Store, plan: WorkPlan, identity: dict[str, Any]) -> None:
         present = store.read(PLAN)
         if present == content:
             return
-        found = _planned_identity(store, present)
-    difference = describe_difference(found, identity)
-    raise CacheError(
+        found = planned_identity(store, PLAN, present, "shards")
+    raise another_identity(store, describe_difference(found, identity))
+
+
+def another_identity(store: Store, difference: str) -> CacheError:
+    """Return the refusal of a folder that belongs to another cache."""
+    return CacheError(
         f"{store.url}: holds a cache of another identity ({difference or 'another cut'})",
         expected="an empty folder, or a cache made with these settings",
         do="choose another --cache_dir, or delete that cache",
     )
 
 
-def _planned_identity(store: Store, content: bytes) -> dict[str, Any]:
+def planned_identity(store: Store, name: str, content: bytes, parts: str) -> dict[str, Any]:
+    """Return the identity that a plan file holds.
+
+    Raises:
+        CacheError: the file is damaged; finished `parts` lose nothing when it is deleted.
+    """
     try:
         data = json.loads(content)
         identity: dict[str, Any] = data["identity"]
@@ -141,6 +157,7 @@ def _planned_identity(store: Store, content: bytes) -> dict[str, Any]:
         intact = False
     if not intact:
         raise CacheError(
-            f"{store.full_url(PLAN)}: damaged", do="delete it; finished shards are kept and checked"
+            f"{store.full_url(name)}: damaged",
+            do=f"delete it; finished {parts} are kept and checked",
         )
     return identity

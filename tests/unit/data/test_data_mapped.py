@@ -36,6 +36,15 @@ class _Row:
     def counted_counts(self) -> np.ndarray:
         return np.asarray([self.row.targets.num_positions], np.int32)
 
+    def shard_name(self, shard: int) -> str:
+        return f"shard {shard}"
+
+    def open(self, shard: int) -> None:
+        pass
+
+    def reading(self) -> list[str]:
+        return []
+
     def read_rows(self, _shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         return [self.row for _ in rows]
 

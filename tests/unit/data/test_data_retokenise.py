@@ -148,6 +148,15 @@ class _Source:
     def counted_counts(self) -> np.ndarray:
         return np.asarray([row.targets.num_positions for row in self.rows], np.int32)
 
+    def shard_name(self, shard: int) -> str:
+        return f"shard {shard}"
+
+    def open(self, shard: int) -> None:
+        pass
+
+    def reading(self) -> list[str]:
+        return []
+
     def read_rows(self, _shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         return [self.rows[i] for i in rows]
 
