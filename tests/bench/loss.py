@@ -1,7 +1,7 @@
 """Time and memory of the loss with the head, over the head's three bare matrix products.
 
     python -m tests.bench.loss [--tokens 1024] [--rounds 5] [--vocabularies 49152 151936]
-        [--only here]
+        [--only here] [--time_only]
 
 All contenders compute `alpha T^2 D + (1 - alpha) CE` forward and backward from the same hidden
 states, on one thread, in turn, `rounds` times; a ratio is the median over rounds of CPU seconds
@@ -271,6 +271,7 @@ def main() -> None:
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[49_152, 151_936])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--only", default="", help="contenders whose names begin so")
+    parser.add_argument("--time_only", action="store_true", help="one pass less: no memory")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'V':>8} {'T':>3}  {'loss':<28} {'time / matmuls':>14} {'extra memory':>30}")
@@ -285,7 +286,10 @@ def main() -> None:
                 if name.startswith(args.only)
             }
             steps = {"three matmuls": matmuls(case), **chosen}
-            memory = {name: extra_bytes(case, step) for name, step in steps.items()}
+            memory = {
+                name: 0 if args.time_only else extra_bytes(case, step)
+                for name, step in steps.items()
+            }
             rounds = [
                 {name: cpu_seconds(step) for name, step in steps.items()}
                 for _ in range(args.rounds)
@@ -303,7 +307,8 @@ def main() -> None:
                 print(line, flush=True)
     for vocab, ratio in worst.items():
         print(f"FIGURE loss_over_matmuls_{vocab // 1000}k {ratio:.3f}".replace("151k", "152k"))
-    print(f"FIGURE loss_extra_chunks {chunks:.3f}")
+    if not args.time_only:
+        print(f"FIGURE loss_extra_chunks {chunks:.3f}")
 
 
 if __name__ == "__main__":
