@@ -95,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if world.is_first:
             print_forecast(inputs, plan)
         return 0
+    if run.output.push:
+        from pipeline.student.hub import require_hub_token
+
+        require_hub_token()
     check_resources(inputs, plan)
     if "check" in command.switches:
         return 0

@@ -131,6 +131,7 @@ def install_distill_head(
             jsd_beta=settings.jsd_beta,
             skew_alpha=settings.skew_alpha,
             weights_only=weights_only,
+            cross_tokenizer=settings.cross_tokenizer,
         ),
         chunk_rows=settings.chunk_rows,
         softcap=transform.softcap,

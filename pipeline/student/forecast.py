@@ -37,7 +37,7 @@ class Forecast:
 
 def forecast(inputs: Inputs, world_size: int) -> Forecast:
     """Estimate by arithmetic; reads the cache's row lengths and the student's config only."""
-    source = inputs.cache.source("train")
+    source = inputs.vocabulary.train
     plan = TrainPlan(
         source,
         seed=inputs.seed,

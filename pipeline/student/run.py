@@ -15,14 +15,11 @@ from pipeline.data.left_out import read_left_out, write_left_out
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import TrainStream
 from pipeline.errors import CacheError
-from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
-from pipeline.models.tokenizer import tokenizer_from_files
 from pipeline.observe.metrics import open_sinks
 from pipeline.observe.settings import ObserveSettings
 from pipeline.storage import Store
-from pipeline.student.card import student_card
 from pipeline.student.checkpoint import Checkpoints, RunIdentity
 from pipeline.student.deepspeed_engine import (
     DeepSpeedEngine,
@@ -30,21 +27,18 @@ from pipeline.student.deepspeed_engine import (
     leave_world,
     prepare_zero3,
 )
-from pipeline.student.export import export_student, is_exported, push_to_hub
+from pipeline.student.deliver import Delivery, push_if_asked
+from pipeline.student.export import is_exported
 from pipeline.student.fit import cache_law, check_fit
 from pipeline.student.freeze import apply_freezing
+from pipeline.student.hub import CheckpointUploads
 from pipeline.student.initial import initial_identity, make_initial_student, resolve_source
-from pipeline.student.lora import adapter_files, add_lora, check_lora_targets, merged_state
-from pipeline.student.model import (
-    check_vocabulary,
-    compile_layers,
-    load_student,
-    optimizer_groups,
-    valid_vocabulary,
-)
+from pipeline.student.lora import add_lora, check_lora_targets
+from pipeline.student.model import compile_layers, load_student, optimizer_groups
 from pipeline.student.resume import find_resume_point, load_resume_point
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.train import TrainLoop, planned_steps
+from pipeline.student.vocabulary import StudentVocabulary, open_vocabulary
 from pipeline.student.world import World, peer_errors, read_world
 
 __all__ = ["Inputs", "open_inputs", "train_student"]
@@ -66,6 +60,7 @@ class Inputs:
     cache_url: str
     cache: Cache
     source: ResolvedModel
+    vocabulary: StudentVocabulary
 
     @property
     def output_dir(self) -> Path:
@@ -73,8 +68,8 @@ class Inputs:
         return Path(self.output.output_dir)
 
     def pack_length(self) -> int:
-        """Tokens of the longest sequence that the cache allows."""
-        return int(self.cache.manifest.identity["corpus"]["max_length"])
+        """Tokens of the longest sequence there can be, in the student's tokens."""
+        return self.vocabulary.pack_length()
 
     def identity(self, world_size: int) -> RunIdentity:
         """Return everything that decides the losses of the run."""
@@ -90,11 +85,15 @@ class Inputs:
             train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
         del loss["chunk_rows"]
+        if loss["cross_tokenizer"] == "refuse":
+            del loss["cross_tokenizer"]  # it refuses and changes nothing
+        digest = self.vocabulary.digest
         lora = self.student.lora
         adapters = {"lora": lora.model_dump(mode="json", exclude={"save_adapter"})}
         return RunIdentity(
             {
                 "cache": self.cache.manifest.identity_digest,
+                **({"vocabulary": digest} if digest is not None else {}),
                 "student": initial_identity(self.student, self.source),
                 "freeze": [list(self.student.freeze), _spectrum(self.student)],
                 "loss": loss,
@@ -128,7 +127,7 @@ def open_inputs(
         CacheError: no complete cache there, or nothing held out.
         ConfigError: a loss that the cache's targets cannot serve, or adapters on layers that the
             student does not have.
-        ModelError: the student cannot be reached, or has another vocabulary.
+        ModelError: the student cannot be reached, or has another tokenizer.
     """
     cache = open_cache(cache_url)
     check_fit(loss, data, grid=cache.manifest.temperatures, law=cache_law(cache.manifest))
@@ -139,10 +138,17 @@ def open_inputs(
             do="make the cache with a larger --corpus.heldout_fraction",
         )
     source = resolve_source(student)
-    check_vocabulary(source.path, tokenizer_from_files(cache.tokenizer_files()))
+    vocabulary = open_vocabulary(
+        source.path,
+        cache,
+        cross_tokenizer=loss.cross_tokenizer,
+        open_shards=2 * data.shuffle_shards,
+    )
     if student.lora.enabled:
         check_lora_targets(source.path, student.lora, trust_remote_code=student.trust_remote_code)
-    return Inputs(student, loss, data, train, output, observe, seed, cache_url, cache, source)
+    return Inputs(
+        student, loss, data, train, output, observe, seed, cache_url, cache, source, vocabulary
+    )
 
 
 def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path:
@@ -157,14 +163,20 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     if is_exported(target, identity.digest) and inputs.train.resume_from_checkpoint == "auto":
         _log.info("%s holds the finished student of this run; nothing to train", target)
         if world.is_first:
-            _push_if_asked(inputs, target)
+            push_if_asked(inputs.output, target)
         return target
     device = join_world(world, timeout_s=inputs.train.timeout_s)
     try:
         with peer_errors(world):
-            return _train(inputs, world, device, identity, target, resolved_config, command)
+            uploads = _train(inputs, world, device, identity, target, resolved_config, command)
     finally:
         leave_world()
+    # After the others have gone: a slow net is no dead peer.
+    if uploads is not None:
+        uploads.finish()
+    if world.is_first:
+        push_if_asked(inputs.output, target)
+    return target
 
 
 def _train(
@@ -175,14 +187,13 @@ def _train(
     target: Path,
     resolved_config: str,
     command: str,
-) -> Path:
+) -> CheckpointUploads | None:
     import torch
 
     cache, train, data = inputs.cache, inputs.train, inputs.data
     if data.disk_cache is not None:
         cache.copies = LocalCopies(data.disk_cache, int(data.disk_cache_gib * (1 << 30)))
     dtype = train.dtype(on_gpu=torch.cuda.is_available())
-    tokenizer = tokenizer_from_files(cache.tokenizer_files())
     checkpoints = Checkpoints(
         inputs.output_dir, identity, keep=train.keep_checkpoints, world_size=world.size
     )
@@ -207,7 +218,7 @@ def _train(
     install_distill_head(
         model,
         loss,
-        valid_vocab=valid_vocabulary(tokenizer, init_folder),
+        valid_vocab=inputs.vocabulary.size,
         weights_only=law is not None and law.weights_only,
     )
     if inputs.student.lora.enabled:
@@ -217,7 +228,7 @@ def _train(
     if train.torch_compile:
         compile_layers(model)
     stream = TrainStream(
-        cache.source("train", open_shards=2 * data.shuffle_shards),
+        inputs.vocabulary.train,
         data,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(world.size),
@@ -254,20 +265,21 @@ def _train(
         is_writer=world.is_first,
     )
     loop = TrainLoop(inputs, engine, stream, sinks, checkpoints, total_steps)
+    delivery = Delivery(inputs, model, init_folder, loop, resolved_config, command)
+    uploads = delivery.checkpoint_uploads(engine)
+    if uploads is not None:
+        loop.after_save = uploads.push
     before, after = loop.run(start)
     state = engine.gathered_state(model)
     if world.is_first:
         assert state is not None
-        _export(
-            inputs, model, state, target, init_folder, before, after, loop, resolved_config, command
-        )
+        delivery.finished(state, target, before=before, after=after)
         mark = {"identity_digest": identity.digest, "steps": total_steps}
         Store(str(inputs.output_dir)).write("finished.json", json.dumps(mark).encode())
-        _push_if_asked(inputs, target)
     engine.barrier()
     sinks.close()
     engine.close()
-    return target
+    return uploads
 
 
 def _restore_left_out(stream: TrainStream, folder: Path, *, start: int, is_first: bool) -> None:
@@ -286,12 +298,6 @@ def _restore_left_out(stream: TrainStream, folder: Path, *, start: int, is_first
         )
 
 
-def _push_if_asked(inputs: Inputs, target: Path) -> None:
-    if inputs.output.push:
-        assert inputs.output.hub_location is not None
-        _log.info("pushed to %s", push_to_hub(target, inputs.output.hub_location))
-
-
 def _initial_folder(inputs: Inputs, world: World) -> Path:
     """Rank 0 makes the folder, the others wait for it."""
     import torch.distributed as dist
@@ -301,63 +307,23 @@ def _initial_folder(inputs: Inputs, world: World) -> Path:
         for leftover in inputs.output_dir.glob("*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
         folder = make_initial_student(
-            inputs.student, inputs.source, inputs.cache, output_dir=inputs.output_dir
+            inputs.student,
+            inputs.source,
+            inputs.cache,
+            rows=inputs.vocabulary.train,
+            output_dir=inputs.output_dir,
         )
     if world.size > 1:
         dist.barrier()
     if not world.is_first:
         folder = make_initial_student(
-            inputs.student, inputs.source, inputs.cache, output_dir=inputs.output_dir
+            inputs.student,
+            inputs.source,
+            inputs.cache,
+            rows=inputs.vocabulary.train,
+            output_dir=inputs.output_dir,
         )
     return folder
-
-
-def _export(
-    inputs: Inputs,
-    model: Any,
-    state: dict[str, Any],
-    target: Path,
-    init_folder: Path,
-    before: HeldoutScores | None,
-    after: HeldoutScores,
-    loop: TrainLoop,
-    resolved_config: str,
-    command: str,
-) -> None:
-    store = Store(str(inputs.output_dir))
-    for name, scores in (("heldout-before.json", before), ("heldout-after.json", after)):
-        if scores is not None:
-            store.write(name, json.dumps(scores.to_json()).encode())
-    card = student_card(
-        name=inputs.output_dir.name,
-        base=inputs.student.model,
-        layers_kept=inputs.student.layers_kept,
-        manifest=inputs.cache.manifest,
-        cache_url=inputs.cache_url,
-        resolved_config=resolved_config,
-        before=before,
-        after=after,
-        steps=loop.total_steps,
-        tokens=loop.tokens_of_run(),
-        rows_left_out=loop.rows_left_out_of_run(),
-        command=command,
-    )
-    lora = inputs.student.lora
-    if lora.enabled:
-        if lora.save_adapter:
-            base = str(init_folder) if inputs.student.layers_kept else inputs.student.model
-            files = adapter_files(model, state, lora, base=base)
-            for name, data in files.items():
-                Store(str(inputs.output_dir / "adapter")).write(name, data)
-        state = merged_state(model, state, lora)
-    export_student(
-        model,
-        state,
-        target=target,
-        init_folder=init_folder,
-        tokenizer_files=inputs.cache.tokenizer_files(),
-        card=card,
-    )
 
 
 def _spectrum(student: StudentSettings) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -9,7 +10,22 @@ from pydantic import model_validator
 from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
 
-__all__ = ["LoraSettings", "OutputSettings", "StudentSettings", "TrainSettings"]
+__all__ = [
+    "LoraSettings",
+    "OutputSettings",
+    "StudentSettings",
+    "TrainSettings",
+    "is_repository",
+]
+
+# As the hub has it: no two dots or dashes in a row, and none at an end.
+_NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(rf"(?:{_NAME}/)?{_NAME}")
+
+
+def is_repository(name: str) -> bool:
+    """Return whether the hub allows a repository of this name."""
+    return _REPOSITORY.fullmatch(name) is not None
 
 
 class LoraSettings(Settings):
@@ -178,6 +194,14 @@ class OutputSettings(Settings):
         flag="save_location",
     )
     hub_location: str | None = option(None, "repository on the hub to push to", flag="hub_location")
+    push_checkpoints: bool = option(
+        False,
+        "push the weights with each checkpoint as well, in the background (with save_location hub "
+        "or both)",
+    )
+    weights_dtype: Literal["as_trained", "float32", "bfloat16", "float16"] = option(
+        "as_trained", "type of the student's weights in its safetensors file"
+    )
 
     @model_validator(mode="after")
     def _on_a_file_system(self) -> Self:
@@ -194,6 +218,16 @@ class OutputSettings(Settings):
             raise ValueError(
                 f"save_location is {self.save_location}, but hub_location names no repository; "
                 "expected for example --hub_location your-name/your-student"
+            )
+        if self.hub_location is not None and not is_repository(self.hub_location):
+            raise ValueError(
+                f"output.hub_location: found {self.hub_location!r}, expected a repository such as "
+                "your-name/your-student"
+            )
+        if self.push_checkpoints and not self.push:
+            raise ValueError(
+                f"output.push_checkpoints: found true with save_location {self.save_location}, "
+                "expected hub or both"
             )
         return self
 

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,8 @@ class TrainLoop:
         self._checkpoints = checkpoints
         self.total_steps = total_steps
         self._stop_asked = False
+        self.after_save: Callable[[int], None] | None = None
+        """Called by every rank with the step of each checkpoint but the last."""
 
     def run(self, start: int) -> tuple[HeldoutScores | None, HeldoutScores]:
         """Train from step `start` to the end; return the scores before (step 0 only) and after.
@@ -101,11 +103,13 @@ class TrainLoop:
                 last = done == self.total_steps
                 if train.eval_steps and done % train.eval_steps == 0 and not last:
                     values |= _as_metrics(self.evaluate())
-                if done % train.logging_steps == 0 or last or "heldout/kl" in values:
+                if done % train.logging_steps == 0 or last or "heldout/perplexity" in values:
                     self._sinks.log(done, values)
                 progress.advance(1, loss=f"{values['train/loss']:.4f}")
                 if done % train.save_steps == 0 or last or stop:
                     self._save(done)
+                    if self.after_save is not None and not (last or stop):
+                        self.after_save(done)
                 if stop and not last:
                     raise Interrupted(
                         f"stopped by SIGTERM after step {done} of {self.total_steps}",
@@ -127,13 +131,14 @@ class TrainLoop:
 
         part = score_batches(
             heldout_batches(
-                self._inputs.cache.source("heldout"),
+                self._inputs.vocabulary.heldout,
                 tokens_per_batch=max(_EVAL_TOKENS, self._inputs.pack_length()),
                 temperature=1.0,
                 rank=world.rank,
                 world=world.size,
             ),
             forward,
+            across_tokenizers=self._inputs.loss.cross_tokenizer != "refuse",
         )
         return merge_scores(self._engine.gather_objects(part))
 
@@ -225,7 +230,7 @@ class TrainLoop:
     def _end_is_logged(self) -> bool:
         file = self._inputs.output_dir / METRICS_FILE
         return self._engine.world.is_first and any(
-            record.step == self.total_steps and "heldout/kl" in record.values
+            record.step == self.total_steps and "heldout/perplexity" in record.values
             for record in read_metrics(file)
         )
 
@@ -272,10 +277,7 @@ def _module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
 
 
 def _as_metrics(scores: HeldoutScores) -> dict[str, float]:
-    values = {
-        f"heldout/{name}": scores.mean(name).value
-        for name in ("kl", "cross_entropy", "top1_agreement")
-    }
+    values = {f"heldout/{name}": scores.mean(name).value for name in scores.sums}
     values["heldout/perplexity"] = scores.perplexity().value
     ece = scores.calibration_error()
     if ece is not None:

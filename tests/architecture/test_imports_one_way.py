@@ -36,6 +36,7 @@ ADAPTERS = {
     # Where Triton is, there is a GPU; `sparse_kl` asks before it imports this.
     "triton": {"pipeline/loss/triton_kl.py"},
     "optuna": {"pipeline/sweep/search.py"},
+    "lm_eval": {"pipeline/evaluate/harness.py"},
     "s3fs": set(),
     "accelerate": set(),
     "trl": set(),
