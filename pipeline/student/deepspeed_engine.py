@@ -43,12 +43,18 @@ def join_world(world: World, *, timeout_s: float) -> Any:
     else:
         torch.cuda.set_device(world.local_rank)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    timeout = timedelta(seconds=timeout_s)
+    # DeepSpeed makes groups of its own without a timeout. Torch then takes its default: a stalled
+    # peer would hold the others for 30 minutes under gloo, whatever the world's own timeout is.
+    distributed = torch.distributed.distributed_c10d
+    distributed.default_pg_timeout = timeout  # type: ignore[assignment]
+    distributed.default_pg_nccl_timeout = timeout
     try:
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo",
             auto_mpi_discovery=False,
             verbose=False,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timeout,
         )
     except (RuntimeError, ValueError, torch.distributed.DistError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

@@ -261,11 +261,13 @@ def main() -> None:
             pipes[arm].recv()
         seconds: dict[str, list[float]] = {arm: [] for arm in args.arms}
         peak: dict[str, int] = {}
-        for _ in range(args.rounds):
+        for turn in range(args.rounds):
             for arm, pipe in pipes.items():
                 pipe.send(True)
                 taken, peak[arm] = pipe.recv()
                 seconds[arm].append(taken)
+            taken_now = ", ".join(f"{arm} {seconds[arm][-1]:.2f} s" for arm in args.arms)
+            print(f"round {turn + 1}: {taken_now}", file=sys.stderr, flush=True)
         for pipe in pipes.values():
             pipe.send(False)
     print(f"{'step':<10} {'CPU s':>8} {'/ finetune':>11} {'peak MiB':>10} {'/ finetune':>11}")
