@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.cache.codec import CodecSpec
-from pipeline.cache.counter import sample_key
+from pipeline.cache.counter import row_noise, sample_key
+from pipeline.cache.ranked import RankedSpec, rank_order
 from pipeline.cache.schema import table_to_rows
 from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.writer import encode_shard
 from pipeline.data.collate import Batch, collate
 from pipeline.loss.types import HeadTargets
 from pipeline.teacher.columns import to_targets
-from pipeline.teacher.sparsify import SparseScheme, draw_offsets, sparsify
+from pipeline.teacher.sparsify import SparseScheme, sparsify
 from tests.bench.fidelity_data import Hidden
 
 __all__ = ["Cached", "head_targets", "through_the_cache"]
@@ -58,7 +58,8 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
         )
         rows.append(CachedSequence(hidden.sample_ids[index], ids_L, counted_L, targets))
         tails.append(tail_N)
-    spec = CodecSpec(vocab_size=len(weight_VD), law=scheme.law)
+    counts_V = np.bincount(np.concatenate(hidden.input_ids), minlength=len(weight_VD))
+    spec = RankedSpec(len(weight_VD), scheme.law, rank_order(counts_V))
     record, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=scheme.temperatures,
         identity_digest="0" * 64, tails=tails,
@@ -89,15 +90,15 @@ def head_targets(batch: Batch) -> HeadTargets:
 
 
 def _columns(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> np.ndarray:
-    """Return what the engine would: columns of every counted row, offsets by sample and place."""
-    offsets, gold_N = [], torch.from_numpy(hidden.gold_N)
+    """Return what the engine would: columns of every counted row, noise by sample and place."""
+    noise, gold_N = [], torch.from_numpy(hidden.gold_N)
     for sample_id, counted_L in zip(hidden.sample_ids, hidden.counted, strict=True):
         rows_N = np.flatnonzero(counted_L).astype(np.int64) - 1
-        offsets.append(draw_offsets(sample_key(sample_id), rows_N))
-    offsets_N = torch.from_numpy(np.concatenate(offsets))
+        noise.append(row_noise(sample_key(sample_id), rows_N))
+    noise_N = torch.from_numpy(np.concatenate(noise))
     parts = []
     for start in range(0, len(gold_N), _ROWS):
         some = slice(start, start + _ROWS)
         logits_RV = torch.from_numpy(hidden.teacher_ND[some]).float() @ weight_VD.t()
-        parts.append(sparsify(logits_RV, gold_N[some], scheme, offsets_N[some]).numpy())
+        parts.append(sparsify(logits_RV, gold_N[some], scheme, noise_N[some]).numpy())
     return np.concatenate(parts)
