@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +39,6 @@ class SamplingLaw:
     temperatures: tuple[float, ...]
     taus: tuple[float, ...]
 
-    UNKNOWN_INCLUSION: ClassVar[float] = 0.5
-    """Stands for pi where a drawn entry's p, and with it pi, is not stored; only p / pi counts."""
-
     def __post_init__(self) -> None:
         """Refuse a law that keeps nothing or is no probability.
 
@@ -57,23 +53,9 @@ class SamplingLaw:
             )
 
     @property
-    def constant_logprob(self) -> float:
-        """Log p that, over `UNKNOWN_INCLUSION`, gives the weight tau of such an entry."""
-        return float(np.log(max(self.taus) * self.UNKNOWN_INCLUSION))
-
-    @property
     def max_entries(self) -> int:
         """Most entries of a position: sum_j pi_j <= sum_g 1 / tau_g, and a draw adds at most 1."""
         return int(sum(1 / tau for tau in self.taus if tau)) + 2
-
-    @property
-    def weights_only(self) -> bool:
-        """Whether the law looks at temperature 1 alone.
-
-        Every drawn token then weighs p / pi = tau there, and its own p need not be stored.
-        """
-        used = {t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau}
-        return used == {1.0}
 
     def inclusion(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]

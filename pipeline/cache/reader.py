@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import (
     SPLITS,
     Manifest,
     ShardRecord,
     checksum,
     read_manifest,
+    read_ranks,
     read_rows_index,
     tokenizer_name,
 )
-from pipeline.cache.schema import SCHEMA, read_footer, table_to_rows
+from pipeline.cache.schema import column_names, read_footer, read_spec, table_to_rows
 from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -39,7 +39,7 @@ class Cache:
         """Use `open_cache`; this only keeps the parts."""
         self.store = store
         self.manifest = manifest
-        self.spec = CodecSpec.from_json(manifest.codec)
+        self.spec = read_spec(manifest.codec, read_ranks(store, manifest.codec))
         self._rows_index_R2 = rows_index_R2
 
     def source(self, split: str) -> SplitSource:
@@ -151,7 +151,7 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
         reason = f"checksum {found[:12]}..., not {record.xxh3_128[:12]}..."
         raise _damaged(cache.store, record, reason)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=SCHEMA.names)
+        table = pq.read_table(pa.BufferReader(data), columns=column_names(cache.spec))
     except (pa.ArrowException, OSError) as error:
         raise _damaged(cache.store, record, f"not readable as Parquet ({error})") from None
     footer: dict[str, Any] = read_footer(table.schema.metadata)

@@ -1,4 +1,4 @@
-"""The Parquet schema of a shard, its footer metadata, and rows <-> Arrow columns."""
+"""A shard's footer, and its rows to Arrow columns and back, whatever the format version."""
 
 from __future__ import annotations
 
@@ -11,12 +11,27 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.cache.codec import CodecSpec, decode_entries, encode_entries
+from pipeline.cache.ranked import RankedSpec
+from pipeline.cache.schema_ranked import RANKED_SCHEMA, ranked_rows, ranked_table
 from pipeline.cache.sparse import CachedSequence, SparseTargets
 from pipeline.errors import CacheError
 
-__all__ = ["FORMAT_VERSION", "footer", "read_footer", "rows_to_table", "table_to_rows"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Spec",
+    "column_names",
+    "footer",
+    "read_footer",
+    "read_spec",
+    "rows_to_table",
+    "table_to_rows",
+    "version_of",
+]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest version, which is the one written; older ones are read for ever."""
+
+Spec = CodecSpec | RankedSpec
 _FOOTER_KEY = b"distil_cache"
 
 SCHEMA = pa.schema(
@@ -35,12 +50,32 @@ SCHEMA = pa.schema(
 )
 
 
-def footer(
-    spec: CodecSpec, temperatures: Sequence[float], identity_digest: str
-) -> dict[bytes, bytes]:
+def version_of(spec: Spec) -> int:
+    """Return the format version that a codec belongs to."""
+    return 2 if isinstance(spec, RankedSpec) else 1
+
+
+def read_spec(data: dict[str, Any], order_V: NDArray[np.int32] | None = None) -> Spec:
+    """Return the codec that its JSON form describes; `order_V` where it names an order.
+
+    Raises:
+        CacheError: a codec this version does not know, or values it cannot have.
+    """
+    if data.get("name") == "ranked":
+        return RankedSpec.from_json(data, order_V)
+    return CodecSpec.from_json(data)
+
+
+def column_names(spec: Spec) -> list[str]:
+    """Return the columns a reader needs."""
+    names: list[str] = (RANKED_SCHEMA if isinstance(spec, RankedSpec) else SCHEMA).names
+    return names
+
+
+def footer(spec: Spec, temperatures: Sequence[float], identity_digest: str) -> dict[bytes, bytes]:
     """Return the key-value metadata that lets a single shard explain itself."""
     data = {
-        "format_version": FORMAT_VERSION,
+        "format_version": version_of(spec),
         "identity_digest": identity_digest,
         "codec": spec.to_json(),
         "temperatures": list(temperatures),
@@ -75,20 +110,24 @@ def read_footer(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 def rows_to_table(
     rows: Sequence[CachedSequence],
-    spec: CodecSpec,
+    spec: Spec,
     *,
     temperatures: Sequence[float],
     identity_digest: str,
     tails: Sequence[NDArray[np.float32]],
 ) -> pa.Table:
     """Encode rows into an Arrow table; `tails[i]` is the tail mass of row i's N positions."""
+    for row in rows:
+        if row.targets.temperatures != tuple(temperatures):
+            raise CacheError(f"row {row.sample_id} was captured on another temperature grid")
+        if int(row.counted_L.sum()) != row.targets.num_positions or row.counted_L[:1].any():
+            raise CacheError(f"row {row.sample_id}: its targets do not match its counted tokens")
+    metadata = footer(spec, temperatures, identity_digest)
+    if isinstance(spec, RankedSpec):
+        return ranked_table(rows, spec, tails, metadata)
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for row, tail_N in zip(rows, tails, strict=True):
         targets = row.targets
-        if targets.temperatures != tuple(temperatures):
-            raise CacheError(f"row {row.sample_id} was captured on another temperature grid")
-        if int(row.counted_L.sum()) != targets.num_positions or row.counted_L[:1].any():
-            raise CacheError(f"row {row.sample_id}: its targets do not match its counted tokens")
         wanted = (targets.num_positions, len(temperatures))
         fit = tail_N.size == targets.gold_logprob_N.size == targets.num_positions
         if not fit or not targets.log_z_NG.shape == targets.entropy_NG.shape == wanted:
@@ -104,12 +143,12 @@ def rows_to_table(
         columns["log_z"].append(targets.log_z_NG.reshape(-1).astype(np.float16))
         columns["entropy"].append(targets.entropy_NG.reshape(-1).astype(np.float16))
     arrays = [pa.array(columns[field.name], type=field.type) for field in SCHEMA]
-    schema = SCHEMA.with_metadata(footer(spec, temperatures, identity_digest))
+    schema = SCHEMA.with_metadata(metadata)
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def table_to_rows(
-    table: pa.Table, spec: CodecSpec, temperatures: Sequence[float]
+    table: pa.Table, spec: Spec, temperatures: Sequence[float]
 ) -> list[CachedSequence]:
     """Decode the rows of `table`.
 
@@ -117,6 +156,8 @@ def table_to_rows(
         CacheError: a row whose columns contradict each other.
     """
     grid = tuple(float(value) for value in temperatures)
+    if isinstance(spec, RankedSpec):
+        return ranked_rows(table, spec, grid)
     reader = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
     rows: list[CachedSequence] = []
     for index in range(table.num_rows):

@@ -20,9 +20,9 @@ class SparseTargets:
     counts_N: NDArray[np.int32]
     """Entries of each position."""
     token_ids_E: NDArray[np.int32]
-    """Token ids in the teacher's vocabulary. All certain: ascending within a position. Sampled:
-    three runs within a position, the gold token (always kept, certain), the other certain entries
-    ascending, the drawn entries ascending."""
+    """Token ids in the teacher's vocabulary. Sampled: three runs
+    within a position, the gold token (always kept, certain), the other certain entries, the drawn
+    ones."""
     logprobs_E: NDArray[np.float32]
     """log p of each entry at temperature 1, normalised over the WHOLE vocabulary."""
     inclusion_E: NDArray[np.float32] | None
@@ -36,6 +36,9 @@ class SparseTargets:
     """Entropy of p_T over the whole vocabulary, in nats."""
     gold_logprob_N: NDArray[np.float32]
     """log p, at temperature 1, of the token that really follows."""
+    drawn_log_bias: tuple[float, ...] | None = None
+    """Per temperature: by how much log p / T of a drawn entry is too large on average, because it
+    was rounded with dither; None or 0 where it was not. Taken off before p_T is used."""
 
     @property
     def num_positions(self) -> int:

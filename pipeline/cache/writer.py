@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 from numpy.typing import NDArray
 
 from pipeline.cache.card import card_text
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import (
     MANIFEST,
+    RANKS,
     ROWS,
     Manifest,
     ShardRecord,
@@ -25,7 +26,8 @@ from pipeline.cache.manifest import (
     shard_name,
     tokenizer_name,
 )
-from pipeline.cache.schema import rows_to_table
+from pipeline.cache.ranked import RankedSpec
+from pipeline.cache.schema import Spec, rows_to_table, version_of
 from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -38,7 +40,7 @@ _ZSTD_LEVEL = 3
 
 def encode_shard(
     rows: Sequence[CachedSequence],
-    spec: CodecSpec,
+    spec: Spec,
     *,
     split: str,
     index: int,
@@ -122,7 +124,7 @@ def finalize(
     records: Sequence[ShardRecord],
     *,
     identity: Mapping[str, Any],
-    spec: CodecSpec,
+    spec: Spec,
     temperatures: Sequence[float],
     corpus_counts: Mapping[str, int],
     tokenizer_files: Sequence[str],
@@ -148,7 +150,10 @@ def finalize(
         corpus_counts=dict(corpus_counts),
         tokenizer_xxh3_128=tokenizer,
         rows_xxh3_128=checksum(rows_index),
+        format_version=version_of(spec),
     )
+    if isinstance(spec, RankedSpec) and (ranks := spec.ranks_file()) is not None:
+        store.write(RANKS, zstandard.ZstdCompressor(level=9).compress(ranks))
     store.write(ROWS, rows_index)
     store.write("README.md", card_text(manifest, command).encode())
     store.write(MANIFEST, manifest.to_bytes())

@@ -51,6 +51,7 @@ from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
 from pipeline.teacher.response_plan import ResponsePlan, plan_responses
+from pipeline.teacher.scheme import capture_scheme
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
 from pipeline.teacher.stopwatch import SPARSIFIER
@@ -120,7 +121,7 @@ def prepare(
         built = responses.upper_bound()
     else:
         built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
-    scheme = SparseScheme(top_k=capture.top_k, temperatures=capture.temperatures)
+    scheme = capture_scheme(capture)
     spec = CodecSpec(vocab_size=vocab_size)
     identity = cache_identity(
         teacher=model,

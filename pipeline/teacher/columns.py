@@ -58,6 +58,9 @@ def to_targets(
         log_z_NG=log_z_NG,
         entropy_NG=np.maximum(columns_NC[:, 2 + grid : start], 0),
         gold_logprob_N=columns_NC[:, 0],
+        drawn_log_bias=None
+        if scheme.law is None
+        else tuple(scheme.grids.drawn_log_bias(t) for t in scheme.temperatures),
     )
     return targets, columns_NC[:, 1]
 
@@ -100,10 +103,6 @@ def _sampled(
     drawn_E = drawn_NP[filled_NP]
     values_E = values_NP[filled_NP].astype(np.float32)
     inclusion_E = np.ones(len(values_E), np.float32)
-    if law.weights_only:
-        inclusion_E[drawn_E] = law.UNKNOWN_INCLUSION
-        values_E[drawn_E] = law.constant_logprob
-    else:
-        log_z_EG = np.repeat(log_z_NG, counts_N, axis=0)[drawn_E]
-        inclusion_E[drawn_E] = law.inclusion(values_E[drawn_E], log_z_EG)
+    log_z_EG = np.repeat(log_z_NG, counts_N, axis=0)[drawn_E]
+    inclusion_E[drawn_E] = law.inclusion(values_E[drawn_E], log_z_EG)
     return counts_N, ids_NP[filled_NP], values_E, inclusion_E

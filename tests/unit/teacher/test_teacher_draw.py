@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cache.counter import row_noise
 from pipeline.cache.law import SamplingLaw
 from pipeline.cache.sparse import SparseTargets
 from pipeline.teacher.columns import to_targets
-from pipeline.teacher.sparsify import SparseScheme, draw_offsets, sparsify
+from pipeline.teacher.sparsify import SparseScheme, sparsify
 
 GRID = (1.0, 2.0)
 LAWS = [(1 / 20, 0.0), (0.0, 1 / 15), (1 / 6, 1 / 12)]
@@ -19,9 +20,9 @@ OFFSETS = 4096
 
 
 def _draw(
-    logits: torch.Tensor, gold: torch.Tensor, scheme: SparseScheme, offsets: torch.Tensor
+    logits: torch.Tensor, gold: torch.Tensor, scheme: SparseScheme, noise: torch.Tensor
 ) -> SparseTargets:
-    columns = sparsify(logits, gold, scheme, offsets)
+    columns = sparsify(logits, gold, scheme, noise)
     assert columns.shape == (len(logits), scheme.num_columns)
     targets, _ = to_targets(columns.numpy(), scheme, sample_id="s", gold_N=gold.numpy())
     return targets
@@ -41,14 +42,14 @@ def _weights(targets: SparseTargets, vocab: int, column: int) -> np.ndarray:
 
 @pytest.mark.parametrize("taus", LAWS)
 @pytest.mark.parametrize("top_k", [0, 5])
-def test_the_mean_over_all_offsets_is_the_teacher(taus: tuple[float, float], top_k: int) -> None:
-    # Systematic sampling over evenly spaced offsets has the law's frequencies to 1 / OFFSETS.
+def test_the_mean_over_all_noise_is_the_teacher(taus: tuple[float, float], top_k: int) -> None:
+    # Systematic sampling over evenly spaced noise has the law's frequencies to 1 / OFFSETS.
     vocab = 300
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(1)) * 3
     scheme = SparseScheme(top_k, GRID, SamplingLaw(GRID, taus))
     gold = torch.full((OFFSETS,), 17)
-    offsets = (torch.arange(OFFSETS) * (1 << 30)) // OFFSETS
-    targets = _draw(logits.expand(OFFSETS, -1), gold, scheme, offsets)
+    noise = (torch.arange(OFFSETS) * (1 << 30)) // OFFSETS
+    targets = _draw(logits.expand(OFFSETS, -1), gold, scheme, noise)
     p = torch.softmax(logits.double(), 0).numpy()
     for column, temperature in enumerate(GRID):
         if taus == (1 / 20, 0.0) and temperature != 1.0:
@@ -65,9 +66,9 @@ def test_the_mean_over_all_offsets_is_the_teacher(taus: tuple[float, float], top
 def test_the_stored_probability_is_the_frequency(taus: tuple[float, float]) -> None:
     logits = torch.randn(200, generator=torch.Generator().manual_seed(2)) * 2
     law = SamplingLaw(GRID, taus)
-    offsets = (torch.arange(OFFSETS) * (1 << 30)) // OFFSETS
+    noise = (torch.arange(OFFSETS) * (1 << 30)) // OFFSETS
     gold = torch.zeros(OFFSETS, dtype=torch.int64)
-    targets = _draw(logits.expand(OFFSETS, -1), gold, SparseScheme(0, GRID, law), offsets)
+    targets = _draw(logits.expand(OFFSETS, -1), gold, SparseScheme(0, GRID, law), noise)
     assert targets.inclusion_E is not None
     count = np.bincount(targets.token_ids_E, minlength=200) / OFFSETS
     for token in range(1, 200):
@@ -104,14 +105,14 @@ def test_every_draw_is_well_formed_and_independent_of_the_chunks(
     logits = torch.randn(rows, vocab, generator=generator) * sharpness
     gold = torch.randint(vocab, (rows,), generator=generator)
     scheme = SparseScheme(top_k, GRID, SamplingLaw(GRID, law))
-    offsets = torch.from_numpy(draw_offsets(seed, np.arange(rows)))
-    whole = sparsify(logits, gold, scheme, offsets)
+    noise = torch.from_numpy(row_noise(seed, np.arange(rows)))
+    whole = sparsify(logits, gold, scheme, noise)
     pieces = [
-        sparsify(logits[i : i + chunk], gold[i : i + chunk], scheme, offsets[i : i + chunk])
+        sparsify(logits[i : i + chunk], gold[i : i + chunk], scheme, noise[i : i + chunk])
         for i in range(0, rows, chunk)
     ]
     assert torch.equal(whole, torch.cat(pieces))
-    targets = _draw(logits, gold, scheme, offsets)
+    targets = _draw(logits, gold, scheme, noise)
     assert targets.inclusion_E is not None
     assert (targets.counts_N <= 1 + scheme.certain_places + scheme.drawn_places).all()
     starts = np.cumsum([0, *targets.counts_N])
@@ -133,19 +134,19 @@ def test_the_count_is_within_one_of_its_mean() -> None:
     logits = torch.zeros(400)  # flat: the law's sum is 20 at every row
     law = SamplingLaw((1.0,), (1 / 20,))
     scheme = SparseScheme(0, (1.0,), law)
-    offsets = torch.from_numpy(draw_offsets(5, np.arange(64)))
-    targets = _draw(logits.expand(64, -1), torch.zeros(64, dtype=torch.int64), scheme, offsets)
+    noise = torch.from_numpy(row_noise(5, np.arange(64)))
+    targets = _draw(logits.expand(64, -1), torch.zeros(64, dtype=torch.int64), scheme, noise)
     # Gold is certain and out of the sum: 20 * 399 / 400 = 19.95 drawn.
     assert set(targets.counts_N.tolist()) <= {20, 21}
     weights = _weights(targets, 400, 0)
     np.testing.assert_allclose(weights[:, 1:].sum(1), 1, atol=0.06)
 
 
-def test_offsets_depend_on_sample_and_row_alone() -> None:
+def test_noise_depend_on_sample_and_row_alone() -> None:
     rows = np.array([3, 1, 40_000])
-    np.testing.assert_array_equal(draw_offsets(9, rows)[::-1], draw_offsets(9, rows[::-1]))
-    assert (draw_offsets(9, rows) != draw_offsets(10, rows)).all()
-    many = draw_offsets(12, np.arange(20_000)) / 2**30
+    np.testing.assert_array_equal(row_noise(9, rows)[::-1], row_noise(9, rows[::-1]))
+    assert (row_noise(9, rows) != row_noise(10, rows)).all()
+    many = row_noise(12, np.arange(20_000)) / 2**30
     assert abs(many.mean() - 0.5) < 0.01
     assert abs((many**2).mean() - 1 / 3) < 0.01
     assert abs(np.corrcoef(many[1:], many[:-1])[0, 1]) < 0.03
