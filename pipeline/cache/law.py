@@ -21,7 +21,7 @@ Shapes: E entries, G temperatures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CacheError
 
-__all__ = ["SamplingLaw"]
+__all__ = ["ALWAYS", "SamplingLaw"]
+
+ALWAYS = float(np.nextafter(np.float32(1), np.float32(0)))
+"""The probability of a drawn entry that was sure to be kept: below 1, which says "certain", by less
+than float32 resolves in a weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +64,35 @@ class SamplingLaw:
     def inclusion(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
     ) -> NDArray[np.float64]:
-        """Return pi of each entry, at most 1.
+        """Return pi of each drawn entry, at most `ALWAYS`.
 
         Args:
             logprobs_E: log p at temperature 1, as stored.
             log_z_EG: log sum_j p_j^(1/T) of the entry's position, as stored.
         """
+        pi_E: NDArray[np.float64] = np.minimum(ALWAYS, self._uncut(logprobs_E, log_z_EG))
+        return pi_E
+
+    def reaches_one(
+        self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
+    ) -> NDArray[np.bool_]:
+        """Return which entries of these (not rounded) log p the law keeps for certain."""
+        return self._uncut(logprobs_E, log_z_EG) >= 1
+
+    def _uncut(
+        self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
+    ) -> NDArray[np.float64]:
         total_E = np.zeros(len(logprobs_E))
         for g, (temperature, tau) in enumerate(zip(self.temperatures, self.taus, strict=True)):
             if tau:
                 log_p_E = np.asarray(logprobs_E, np.float64) / temperature - log_z_EG[:, g]
                 total_E += np.square(np.exp(log_p_E) / tau)
-        pi_E: NDArray[np.float64] = np.minimum(1.0, np.sqrt(total_E))
-        return pi_E
+        return np.sqrt(total_E)
+
+    @property
+    def covered(self) -> tuple[float, ...]:
+        """The temperatures that the law looks at."""
+        return tuple(t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau)
 
     def scaled(self, factor: float) -> SamplingLaw:
         """Return the law with every tau times `factor`; above 1 it keeps fewer entries."""
@@ -81,3 +101,15 @@ class SamplingLaw:
     def to_json(self) -> dict[str, Sequence[float]]:
         """Return the JSON form."""
         return {"temperatures": list(self.temperatures), "taus": list(self.taus)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Sequence[float]]) -> SamplingLaw:
+        """Read the JSON form.
+
+        Raises:
+            CacheError, KeyError, TypeError, ValueError: it is none.
+        """
+        return cls(
+            tuple(float(value) for value in data["temperatures"]),
+            tuple(float(value) for value in data["taus"]),
+        )

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import (
     MANIFEST,
     SPLITS,
@@ -21,6 +20,7 @@ from pipeline.cache.manifest import (
     read_manifest,
     record_name,
 )
+from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.set_aside import (
     FAILED,
     FailedRow,
@@ -80,7 +80,7 @@ class Prepared:
     tokenizer: Any
     corpus: Corpus
     scheme: SparseScheme
-    spec: CodecSpec
+    spec: RankedSpec
     identity: dict[str, Any]
     plan: WorkPlan
     responses: ResponsePlan | None = None
@@ -122,7 +122,7 @@ def prepare(
     else:
         built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
     scheme = capture_scheme(capture)
-    spec = CodecSpec(vocab_size=vocab_size)
+    spec = RankedSpec(vocab_size, scheme.law, scheme.grids)
     identity = cache_identity(
         teacher=model,
         engine=engine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.cache.codec import CodecSpec
+from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.schema import FORMAT_VERSION
 from pipeline.models.resolve import ResolvedModel
 from pipeline.models.tokenizer import vocabulary_fingerprint
@@ -22,7 +22,7 @@ def cache_identity(
     tokenizer: Any,
     corpus_identity: dict[str, Any],
     scheme: SparseScheme,
-    spec: CodecSpec,
+    spec: RankedSpec,
     shard_tokens: int,
     batch_tokens: int,
     head_rows: int,

@@ -8,6 +8,7 @@ Legend: R rows (positions), V vocabulary, G temperatures, C columns, K certain a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -65,8 +66,10 @@ class SparseScheme:
 
     @property
     def drawn_places(self) -> int:
-        """D: most entries that a law can draw at one position."""
-        return self.law.max_entries if self.law else 0
+        """D: most entries that a law can draw at one position, all of them rounded upwards."""
+        if self.law is None:
+            return 0
+        return math.ceil(self.law.max_entries * math.exp(self.grids.drawn_step / 2))
 
     @property
     def num_columns(self) -> int:
@@ -229,6 +232,9 @@ def _draw(
     law, vocab = scheme.law, log_p_RV.shape[1]
     assert law is not None
     values_RK, ids_RK = torch.topk(log_p_RV, min(scheme.certain_places, vocab), dim=-1)
+    # By p itself, before rounding: were it by the rounded p, an entry near tau would count with its
+    # exact p whenever it was rounded up, and with less than p on average whenever it was not.
+    certain_RK = _reaches_one(values_RK, normalisers, law)
     # Whole steps of 1/2^bits: sums of all inclusion probabilities fit 31 bits.
     scale = 1 << (30 - (scheme.drawn_places + 1).bit_length())
     dither_R1 = ((noise_R & 0xFFFFFF) * 2.0**-24 - 0.5).to(torch.float32).unsqueeze(-1)
@@ -237,7 +243,6 @@ def _draw(
     pi_RV.mul_(float(scale))
     steps_RV = more_RV.view(torch.int32)
     steps_RV.copy_(pi_RV.add_(0.5).clamp_(max=float(scale)))
-    certain_RK = steps_RV.gather(-1, ids_RK) >= scale
     certain_RK[:, : scheme.top_k] = True
     certain_RK &= ids_RK != gold_R1
     steps_RV.scatter_(-1, ids_RK, steps_RV.gather(-1, ids_RK).masked_fill_(certain_RK, 0))
@@ -273,6 +278,17 @@ def _on_grid_(log_p_RV: torch.Tensor, step: float, dither_R1: torch.Tensor) -> N
     """Round log p to its row's grid of drawn values, in place."""
     log_p_RV.clamp_(min=-_LOWEST).mul_(1 / step).add_(dither_R1).round_()
     log_p_RV.sub_(dither_R1).mul_(step)
+
+
+def _reaches_one(
+    log_p_RK: torch.Tensor, normalisers: list[torch.Tensor], law: SamplingLaw
+) -> torch.Tensor:
+    """Return where the law keeps an entry for certain, bool [R, K]; changes nothing."""
+    import torch
+
+    pi_RK = torch.empty_like(log_p_RK)
+    _inclusion(log_p_RK, normalisers, law, pi_RK, torch.empty_like(log_p_RK))
+    return pi_RK >= 1
 
 
 def _inclusion(
