@@ -32,7 +32,7 @@ from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["commit_shard", "encode_shard", "finalize", "intact_record"]
+__all__ = ["commit_shard", "encode_shard", "finalize", "intact_record", "write_ranks"]
 
 _ROW_GROUP_ROWS = 1024
 _ZSTD_LEVEL = 3
@@ -119,6 +119,12 @@ def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) ->
     return record
 
 
+def write_ranks(store: Store, spec: Spec) -> None:
+    """Write the order of the vocabulary where the codec has one; shards cannot be read without."""
+    if isinstance(spec, RankedSpec) and (ranks := spec.ranks_file()) is not None:
+        store.write(RANKS, zstandard.ZstdCompressor(level=9).compress(ranks))
+
+
 def finalize(
     store: Store,
     records: Sequence[ShardRecord],
@@ -152,8 +158,7 @@ def finalize(
         rows_xxh3_128=checksum(rows_index),
         format_version=version_of(spec),
     )
-    if isinstance(spec, RankedSpec) and (ranks := spec.ranks_file()) is not None:
-        store.write(RANKS, zstandard.ZstdCompressor(level=9).compress(ranks))
+    write_ranks(store, spec)
     store.write(ROWS, rows_index)
     store.write("README.md", card_text(manifest, command).encode())
     store.write(MANIFEST, manifest.to_bytes())

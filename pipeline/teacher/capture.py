@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import (
     MANIFEST,
     SPLITS,
@@ -21,6 +20,8 @@ from pipeline.cache.manifest import (
     read_manifest,
     record_name,
 )
+from pipeline.cache.ranked import MAX_VOCAB_SIZE
+from pipeline.cache.schema import Spec
 from pipeline.cache.set_aside import (
     FAILED,
     FailedRow,
@@ -28,7 +29,7 @@ from pipeline.cache.set_aside import (
     read_failures,
 )
 from pipeline.cache.sparse import CachedSequence
-from pipeline.cache.writer import commit_shard, encode_shard, finalize, intact_record
+from pipeline.cache.writer import commit_shard, encode_shard, finalize, intact_record, write_ranks
 from pipeline.config import fingerprint
 from pipeline.corpus.build import build_corpus
 from pipeline.corpus.sample import Corpus, Sample
@@ -51,7 +52,7 @@ from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
 from pipeline.teacher.response_plan import ResponsePlan, plan_responses
-from pipeline.teacher.scheme import capture_scheme
+from pipeline.teacher.scheme import capture_scheme, codec_spec
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
 from pipeline.teacher.stopwatch import SPARSIFIER
@@ -80,7 +81,7 @@ class Prepared:
     tokenizer: Any
     corpus: Corpus
     scheme: SparseScheme
-    spec: CodecSpec
+    spec: Spec
     identity: dict[str, Any]
     plan: WorkPlan
     responses: ResponsePlan | None = None
@@ -122,7 +123,7 @@ def prepare(
     else:
         built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
     scheme = capture_scheme(capture)
-    spec = CodecSpec(vocab_size=vocab_size)
+    spec = codec_spec(scheme, vocab_size, None if responses else built.samples)
     identity = cache_identity(
         teacher=model,
         engine=engine,
@@ -178,6 +179,7 @@ def cache_teacher(
         # While shards are made anew the cache must not call itself complete.
         store.delete(MANIFEST)
     store.write("_meta/config.yaml", resolved_config.encode())
+    write_ranks(store, prepared.spec)  # before the first shard: an unfinished cache can be read too
     files = tokenizer_files(prepared.tokenizer)
     for name, data in files.items():
         store.write(f"_meta/tokenizer/{name}", data)
@@ -346,7 +348,12 @@ def _check_fits(
     config: dict[str, Any], corpus: CorpusSettings, capture: CaptureSettings, vocab_size: int
 ) -> None:
     mistakes = []
-    if capture.top_k >= vocab_size:
+    if vocab_size > MAX_VOCAB_SIZE:
+        mistakes.append(
+            f"teacher.model: found a vocabulary of {vocab_size} tokens, expected at most "
+            f"{MAX_VOCAB_SIZE} (2^18), which is what a cache can hold"
+        )
+    if capture.scheme != "threshold" and capture.top_k >= vocab_size:
         mistakes.append(
             f"capture.top_k: found {capture.top_k}, expected less than the teacher's "
             f"vocabulary of {vocab_size}"
