@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec import restore_largest
-from pipeline.cache.law import ALWAYS
+from pipeline.cache.law import MOST_INCLUSION
 from pipeline.cache.ranked import STREAMS, VALUE_STREAMS, Blobs, CodedRows, RankedSpec, Run
 from pipeline.cache.ranked_encode import expected_draws
 from pipeline.cache.sparse import SparseTargets
@@ -183,7 +183,7 @@ def _assembled(
         coded.certain.counts_N, coded.certain.ids_E, coded.certain.levels_E,
         coded.drawn.counts_N, coded.drawn.ids_E, coded.drawn.levels_E,
         dither_N, spec.grids.certain_levels(), np.float32(step),
-        np.stack(scale_GN, axis=1), np.stack(square_GK), ALWAYS, _LEAST,
+        np.stack(scale_GN, axis=1), np.stack(square_GK), MOST_INCLUSION, _LEAST,
         ids_E, logprobs_E, inclusion_E,
     )  # fmt: skip
     if damaged >= 0:

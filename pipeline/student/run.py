@@ -29,7 +29,7 @@ from pipeline.student.deepspeed_engine import (
     prepare_zero3,
 )
 from pipeline.student.export import export_student, is_exported, push_to_hub
-from pipeline.student.fit import cache_law, check_fit
+from pipeline.student.fit import cache_drawn_step, cache_law, check_fit
 from pipeline.student.freeze import apply_freezing
 from pipeline.student.initial import initial_identity, make_initial_student, resolve_source
 from pipeline.student.model import (
@@ -186,12 +186,11 @@ def _train(
     loss = inputs.loss
     if loss.alpha == 0:
         loss = loss.model_copy(update={"temperature": 1.0})
-    law = cache_law(cache.manifest)
     install_distill_head(
         model,
         loss,
         valid_vocab=valid_vocabulary(tokenizer, init_folder),
-        weights_only=law is not None and law.weights_only,
+        drawn_log_step=cache_drawn_step(cache.manifest),
     )
     apply_freezing(model, inputs.student)
     stream = TrainStream(

@@ -20,7 +20,7 @@ from pipeline.cache.manifest import (
     read_manifest,
     record_name,
 )
-from pipeline.cache.ranked import RankedSpec
+from pipeline.cache.ranked import MAX_VOCAB_SIZE, RankedSpec
 from pipeline.cache.set_aside import (
     FAILED,
     FailedRow,
@@ -346,7 +346,12 @@ def _check_fits(
     config: dict[str, Any], corpus: CorpusSettings, capture: CaptureSettings, vocab_size: int
 ) -> None:
     mistakes = []
-    if capture.top_k >= vocab_size:
+    if vocab_size > MAX_VOCAB_SIZE:
+        mistakes.append(
+            f"teacher.model: found a vocabulary of {vocab_size} tokens, expected at most "
+            f"{MAX_VOCAB_SIZE} (2^18), which is what a cache can hold"
+        )
+    if capture.scheme != "threshold" and capture.top_k >= vocab_size:
         mistakes.append(
             f"capture.top_k: found {capture.top_k}, expected less than the teacher's "
             f"vocabulary of {vocab_size}"

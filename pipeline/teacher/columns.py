@@ -9,7 +9,7 @@ from pipeline.cache.sparse import SparseTargets
 from pipeline.errors import ModelError
 from pipeline.teacher.sparsify import SparseScheme
 
-__all__ = ["to_targets"]
+__all__ = ["kept_entries", "to_targets"]
 
 
 def to_targets(
@@ -61,6 +61,14 @@ def to_targets(
         drawn_step=0.0 if scheme.law is None else scheme.grids.drawn_step,
     )
     return targets, columns_NC[:, 1]
+
+
+def kept_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme) -> float:
+    """Return the mean entries of a position, the gold token of a scheme with a law included."""
+    start = 2 + 2 * len(scheme.temperatures)
+    places = scheme.certain_places + scheme.drawn_places
+    kept = int((columns_NC[:, start : start + places] >= 0).sum())
+    return kept / max(len(columns_NC), 1) + (scheme.law is not None)
 
 
 _Parts = tuple[

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["PlannedShard", "WorkPlan", "make_plan", "settle_plan"]
+__all__ = ["PlannedShard", "WorkPlan", "make_plan", "refuse_another", "settle_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,16 @@ def settle_plan(store: Store, plan: WorkPlan, identity: dict[str, Any]) -> None:
         if present == content:
             return
         found = _planned_identity(store, present)
-    difference = describe_difference(found, identity)
+    refuse_another(store, found, identity)
+
+
+def refuse_another(store: Store, found: dict[str, Any], wanted: dict[str, Any]) -> NoReturn:
+    """Name what differs between the cache that is there and the one asked for.
+
+    Raises:
+        CacheError: always.
+    """
+    difference = describe_difference(found, wanted)
     raise CacheError(
         f"{store.url}: holds a cache of another identity ({difference or 'another cut'})",
         expected="an empty folder, or a cache made with these settings",

@@ -14,18 +14,24 @@ _TAU_BESIDE = (1 / 12, 1 / 25)
 
 
 def capture_scheme(settings: CaptureSettings) -> SparseScheme:
-    """Return the scheme that the settings describe; `mean_entries` is not yet looked at."""
+    """Return the scheme that the settings describe; `calibrate.py` scales it to `mean_entries`."""
     grid = settings.temperatures
     if settings.scheme == "top_k":
         return SparseScheme(settings.top_k, grid)
-    top_k = settings.top_k if settings.scheme == "top_k_sampled" else 0
-    return SparseScheme(top_k, grid, SamplingLaw(grid, settings.tau or _default_taus(grid)))
+    taus = settings.tau or _default_taus(grid)
+    return SparseScheme(
+        settings.top_k if settings.scheme == "top_k_sampled" else 0,
+        grid,
+        SamplingLaw(grid, taus),
+        mean_entries=settings.mean_entries,
+        taus_before=() if settings.mean_entries is None else taus,
+    )
 
 
 def _default_taus(grid: tuple[float, ...]) -> tuple[float, ...]:
     """One temperature: its own tau. Several: 1 and the largest are drawn for, the rest profits."""
-    if len(grid) == 1:
-        return (_TAU_ALONE,)
-    other = max(value for value in grid if value != 1.0)
-    beside = {1.0: _TAU_BESIDE[0], other: _TAU_BESIDE[1]}
+    highest = max(grid)
+    if highest == 1.0:
+        return tuple(_TAU_ALONE if value == 1.0 else 0.0 for value in grid)
+    beside = {1.0: _TAU_BESIDE[0], highest: _TAU_BESIDE[1]}
     return tuple(beside.get(value, 0.0) for value in grid)

@@ -9,7 +9,10 @@ from pydantic import model_validator
 from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
 
-__all__ = ["CaptureSettings", "TeacherSettings"]
+__all__ = ["MOST_ENTRIES", "CaptureSettings", "TeacherSettings"]
+
+MOST_ENTRIES = 4096
+"""Of a position, drawn or among the largest; each takes a place in every row of columns."""
 
 
 class TeacherSettings(PrecisionSettings):
@@ -117,5 +120,28 @@ class CaptureSettings(Settings):
             raise ValueError(
                 f"capture.tau: found {list(self.tau)}, expected values in (0, 1), or 0 for a "
                 "temperature that no entries are drawn for; not all 0"
+            )
+        entries = sum(1 / value for value in self.tau if value)
+        if entries > MOST_ENTRIES:
+            raise ValueError(
+                f"capture.tau: found {list(self.tau)}, by which a position may keep "
+                f"{entries:.0f} entries, expected at most {MOST_ENTRIES}: the sum of 1 / tau"
+            )
+        highest = max(self.temperatures)
+        if not self.tau[self.temperatures.index(highest)]:
+            raise ValueError(
+                f"capture.tau: found 0 at temperature {highest:g}, the highest of "
+                "capture.temperatures, expected a value in (0, 1) there: entries drawn for lower "
+                "ones alone leave a student at it nothing but noise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _entries_fit(self) -> Self:
+        least = self.top_k + 1 if self.scheme == "top_k_sampled" else 1
+        if self.mean_entries is not None and self.mean_entries <= least:
+            raise ValueError(
+                f"capture.mean_entries: found {self.mean_entries:g}, expected more than {least}, "
+                "which are kept in any case"
             )
         return self

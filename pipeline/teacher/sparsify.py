@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cache.grid import Grids
-from pipeline.cache.law import SamplingLaw
+from pipeline.cache.law import MOST_INCLUSION, SamplingLaw
 from pipeline.teacher.stopwatch import SPARSIFIER
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class SparseScheme:
     """How the rest is drawn; None: not at all."""
     grids: Grids = field(default_factory=Grids)
     """The law is evaluated on what is stored, so that readers know the very probability."""
+    mean_entries: float | None = None
+    """What the law is scaled to (`calibrate.py`), from `taus_before`; None: it stands as it is."""
+    taus_before: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,19 +60,20 @@ class SparseScheme:
             data["top_k"] = self.top_k
         if self.law is not None:
             data["taus"] = list(self.law.taus)
+        if self.mean_entries is not None:
+            data["mean_entries"] = self.mean_entries
+            data["taus_before"] = list(self.taus_before)
         return data
 
     @property
     def certain_places(self) -> int:
-        """K: the k largest and, under a law, all that can reach pi = 1."""
-        return max(self.top_k, self.law.max_entries if self.law else 0)
+        """K: the k largest and, under a law, all whose p is large enough."""
+        return max(self.top_k, self.law.max_certain if self.law else 0)
 
     @property
     def drawn_places(self) -> int:
-        """D: most entries that a law can draw at one position, all of them rounded upwards."""
-        if self.law is None:
-            return 0
-        return math.ceil(self.law.max_entries * math.exp(self.grids.drawn_step / 2))
+        """D: most entries that a law can draw at one position."""
+        return self.law.max_drawn(self.grids.drawn_step / 2) if self.law else 0
 
     @property
     def num_columns(self) -> int:
@@ -88,9 +92,12 @@ def sparsify(
     With p = softmax(z): log Z_T = logsumexp(z/T) - logsumexp(z)/T, which is
     log sum_j p_j^(1/T); the entropy of p_T is logsumexp(z/T) - sum_j p_T,j z_j/T.
 
-    Log p is put on its grid with the row's dither, then entries are drawn systematically (one
-    offset per row, steps of 1 along the running sum of the inclusion probabilities): each is kept with its probability, and their number is within one of
-    its mean. The sum runs in integers, so that it has no rounding and no order.
+    Under a law, entries whose exact p asks for it are certain. Log p of the rest is put on its grid
+    with the row's dither, and they are drawn systematically (one offset per row, steps of 1 along
+    the running sum of the inclusion probabilities): each is kept with its probability, and their
+    number is within one of its mean. The sum runs in integers, so that it has no rounding and no
+    order. Were an entry certain because its ROUNDED p is large, those near tau would lose 12 % of
+    their mass: exact where the dither is high, rounded down where it is low.
 
     Args:
         logits_RV: any floating dtype; reduced in float32. Not changed.
@@ -232,19 +239,20 @@ def _draw(
     law, vocab = scheme.law, log_p_RV.shape[1]
     assert law is not None
     values_RK, ids_RK = torch.topk(log_p_RV, min(scheme.certain_places, vocab), dim=-1)
-    # By p itself, before rounding: were it by the rounded p, an entry near tau would count with its
-    # exact p whenever it was rounded up, and with less than p on average whenever it was not.
-    certain_RK = _reaches_one(values_RK, normalisers, law)
     # Whole steps of 1/2^bits: sums of all inclusion probabilities fit 31 bits.
     scale = 1 << (30 - (scheme.drawn_places + 1).bit_length())
-    dither_R1 = ((noise_R & 0xFFFFFF) * 2.0**-24 - 0.5).to(torch.float32).unsqueeze(-1)
-    _on_grid_(log_p_RV, scheme.grids.drawn_step, dither_R1)
-    _inclusion(log_p_RV, normalisers, law, pi_RV, more_RV)
-    pi_RV.mul_(float(scale))
-    steps_RV = more_RV.view(torch.int32)
-    steps_RV.copy_(pi_RV.add_(0.5).clamp_(max=float(scale)))
+    most = math.floor(scale * MOST_INCLUSION)
+    ratio_RK, more_RK = torch.empty_like(values_RK), torch.empty_like(values_RK)
+    _ratio(values_RK, normalisers, law, ratio_RK, more_RK)
+    certain_RK = ratio_RK >= 1
     certain_RK[:, : scheme.top_k] = True
     certain_RK &= ids_RK != gold_R1
+    dither_R1 = ((noise_R & 0xFFFFFF) * 2.0**-24 - 0.5).to(torch.float32).unsqueeze(-1)
+    _on_grid_(log_p_RV, scheme.grids.drawn_step, dither_R1)
+    _ratio(log_p_RV, normalisers, law, pi_RV, more_RV)
+    pi_RV.mul_(float(scale))
+    steps_RV = more_RV.view(torch.int32)
+    steps_RV.copy_(pi_RV.add_(0.5).clamp_(max=float(most)))
     steps_RV.scatter_(-1, ids_RK, steps_RV.gather(-1, ids_RK).masked_fill_(certain_RK, 0))
     steps_RV.scatter_(-1, gold_R1, 0)
     sums_RV = torch.cumsum(steps_RV, -1, dtype=torch.int32, out=pi_RV.view(torch.int32))
@@ -280,25 +288,14 @@ def _on_grid_(log_p_RV: torch.Tensor, step: float, dither_R1: torch.Tensor) -> N
     log_p_RV.sub_(dither_R1).mul_(step)
 
 
-def _reaches_one(
-    log_p_RK: torch.Tensor, normalisers: list[torch.Tensor], law: SamplingLaw
-) -> torch.Tensor:
-    """Return where the law keeps an entry for certain, bool [R, K]; changes nothing."""
-    import torch
-
-    pi_RK = torch.empty_like(log_p_RK)
-    _inclusion(log_p_RK, normalisers, law, pi_RK, torch.empty_like(log_p_RK))
-    return pi_RK >= 1
-
-
-def _inclusion(
+def _ratio(
     log_p_RV: torch.Tensor,
     normalisers: list[torch.Tensor],
     law: SamplingLaw,
     pi_RV: torch.Tensor,
     more_RV: torch.Tensor,
 ) -> None:
-    """Write `SamplingLaw.inclusion`, not yet cut at 1, to `pi_RV`.
+    """Write `SamplingLaw.ratio` to `pi_RV`.
 
     Below exp(-40) nothing is drawn; and numbers that are not normal take five times as long.
     """

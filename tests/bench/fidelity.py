@@ -93,7 +93,7 @@ def run(
                     batch = batches.get(f"{name}@{temperature}")
                     if batch is None:
                         continue
-                    gradient_RV = _gradient(student_RV, batch, rows, temperature)
+                    gradient_RV = _gradient(student_RV, batch, rows, temperature, schemes[name])
                 error_VD = gradient_RV.sub_(exact_RV).t() @ h_RD
                 known = result.sums.get(temperature)
                 result.sums[temperature] = error_VD if known is None else known.add_(error_VD)
@@ -107,11 +107,13 @@ def run(
     }
 
 
-def _gradient(student_RV: Tensor, batch: Batch, rows: slice, temperature: float) -> Tensor:
+def _gradient(
+    student_RV: Tensor, batch: Batch, rows: slice, temperature: float, scheme: SparseScheme
+) -> Tensor:
     """Return d KL / d (z / T) of the loss that trains, from the cache's targets."""
     logits_RV = student_RV.clone()
     targets = head_targets(batch).rows(rows.start, rows.stop)
-    spec = LossSpec(temperature=temperature, alpha=1.0, tail="auto")
+    spec = LossSpec(temperature, alpha=1.0, tail="auto", drawn_log_step=scheme.grids.drawn_step)
     sparse_loss_(logits_RV, targets, spec)
     return logits_RV.div_(temperature)
 

@@ -104,13 +104,8 @@ def _loss(target: str, temperature: float, train: Hidden, weight_VD: Tensor) -> 
     starts = np.cumsum([0, *train.counts_S])
     if target == "sampled":
         cached = through_the_cache(train, weight_VD, SCHEMES[temperature])
-        law = SCHEMES[temperature].law
-        loss = LossSpec(
-            temperature=temperature,
-            alpha=1.0,
-            tail="auto",
-            weights_only=law is not None and law.weights_only,
-        )
+        step = SCHEMES[temperature].grids.drawn_step
+        loss = LossSpec(temperature, alpha=1.0, tail="auto", drawn_log_step=step)
         spec = FusedSpec(loss, chunk_rows=512)
 
         def sampled(hidden_ND: Tensor, head_VD: Tensor, chosen: np.ndarray) -> Tensor:
