@@ -214,7 +214,7 @@ def _together(one: Run, other: Run) -> Run:
     """Return the entries of both, position by position."""
     positions = np.arange(len(one.counts_N))
     owner_e = np.concatenate([one.of_positions(positions), other.of_positions(positions)])
-    order_e = np.argsort(owner_e, kind="stable")
+    order_e = np.lexsort((np.concatenate([one.ids_E, other.ids_E]), owner_e))
     return Run(
         one.counts_N + other.counts_N,
         np.concatenate([one.ids_E, other.ids_E])[order_e],
