@@ -21,6 +21,7 @@ def student_card(
     steps: int,
     tokens: int,
     command: str,
+    rows_left_out: int = 0,
 ) -> str:
     """Render README.md of the exported student."""
     teacher = manifest.identity["teacher"]
@@ -31,6 +32,11 @@ def student_card(
     lines = [_score_line("before training", before)] if before else []
     lines.append(_score_line("after training", after))
     table = "\n".join(lines)
+    without = (
+        f" It did without {rows_left_out} rows (repeats counted) of damaged shards."
+        if rows_left_out
+        else ""
+    )
     return f"""---
 {chr(10).join(front)}
 ---
@@ -38,7 +44,7 @@ def student_card(
 # {name}
 
 A student of `{teacher["model"]}`, started from `{base}`{cut}, trained for {steps} steps
-({tokens} tokens) on cached teacher distributions.
+({tokens} tokens) on cached teacher distributions.{without}
 
 | | |
 |---|---|

@@ -11,7 +11,13 @@ from pipeline.errors import ModelError
 from pipeline.models.load import load_causal_lm
 from pipeline.models.tokenizer import load_tokenizer, vocabulary_difference
 
-__all__ = ["check_vocabulary", "load_student", "valid_vocabulary"]
+__all__ = [
+    "check_vocabulary",
+    "compile_layers",
+    "load_student",
+    "optimizer_groups",
+    "valid_vocabulary",
+]
 
 
 def check_vocabulary(student_folder: Path, cache_tokenizer: Any) -> None:
@@ -68,6 +74,22 @@ def load_student(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def compile_layers(model: Any) -> None:
+    """Let torch compile each decoder layer in place; names and weights stay as they are.
+
+    Layer by layer: the graph of one serves all that are alike. Packs of any length share it.
+    """
+    from torch import nn
+
+    stacks = [
+        module
+        for module in model.base_model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    ]
+    for layer in stacks[0] if stacks else [model.base_model]:
+        layer.compile(dynamic=True)
 
 
 def optimizer_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

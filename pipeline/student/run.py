@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.local_copies import LocalCopies
 from pipeline.cache.reader import Cache, open_cache
+from pipeline.data.left_out import read_left_out, write_left_out
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import TrainStream
-from pipeline.errors import CacheError, ResumeError
+from pipeline.errors import CacheError
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
@@ -32,15 +34,18 @@ from pipeline.student.export import export_student, is_exported, push_to_hub
 from pipeline.student.fit import cache_drawn_step, cache_law, check_fit
 from pipeline.student.freeze import apply_freezing
 from pipeline.student.initial import initial_identity, make_initial_student, resolve_source
+from pipeline.student.lora import adapter_files, add_lora, check_lora_targets, merged_state
 from pipeline.student.model import (
     check_vocabulary,
+    compile_layers,
     load_student,
     optimizer_groups,
     valid_vocabulary,
 )
+from pipeline.student.resume import find_resume_point, load_resume_point
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.train import TrainLoop, planned_steps
-from pipeline.student.world import World, read_world
+from pipeline.student.world import World, peer_errors, read_world
 
 __all__ = ["Inputs", "open_inputs", "train_student"]
 
@@ -81,18 +86,22 @@ class Inputs:
         ):  # fmt: skip
             del train[name]
         # How the global batch is divided among ranks and passes does not change it.
-        train["packs_per_step"] = self.packs_per_step(world_size)
+        if self.data.batch_tokens is None:
+            train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
         del loss["chunk_rows"]
+        lora = self.student.lora
+        adapters = {"lora": lora.model_dump(mode="json", exclude={"save_adapter"})}
         return RunIdentity(
             {
                 "cache": self.cache.manifest.identity_digest,
                 "student": initial_identity(self.student, self.source),
                 "freeze": [list(self.student.freeze), _spectrum(self.student)],
                 "loss": loss,
-                "data": self.data.model_dump(mode="json", exclude={"prefetch_batches"}),
+                "data": self.data.identity(),
                 "train": train,
                 "seed": self.seed,
+                **(adapters if lora.enabled else {}),
             }
         )
 
@@ -117,7 +126,8 @@ def open_inputs(
 
     Raises:
         CacheError: no complete cache there, nothing held out, or more entries asked for than held.
-        ConfigError: a loss that the cache's targets cannot serve.
+        ConfigError: a loss that the cache's targets cannot serve, or adapters on layers that the
+            student does not have.
         ModelError: the student cannot be reached, or has another vocabulary.
     """
     cache = open_cache(cache_url)
@@ -131,6 +141,8 @@ def open_inputs(
         )
     source = resolve_source(student)
     check_vocabulary(source.path, tokenizer_from_files(cache.tokenizer_files()))
+    if student.lora.enabled:
+        check_lora_targets(source.path, student.lora, trust_remote_code=student.trust_remote_code)
     return Inputs(student, loss, data, train, output, observe, seed, cache_url, cache, source)
 
 
@@ -150,7 +162,8 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
         return target
     device = join_world(world, timeout_s=inputs.train.timeout_s)
     try:
-        return _train(inputs, world, device, identity, target, resolved_config, command)
+        with peer_errors(world):
+            return _train(inputs, world, device, identity, target, resolved_config, command)
     finally:
         leave_world()
 
@@ -166,11 +179,15 @@ def _train(
 ) -> Path:
     import torch
 
-    cache, train = inputs.cache, inputs.train
+    cache, train, data = inputs.cache, inputs.train, inputs.data
+    if data.disk_cache is not None:
+        cache.copies = LocalCopies(data.disk_cache, int(data.disk_cache_gib * (1 << 30)))
     dtype = train.dtype(on_gpu=torch.cuda.is_available())
     tokenizer = tokenizer_from_files(cache.tokenizer_files())
-    checkpoints = Checkpoints(inputs.output_dir, identity, keep=train.keep_checkpoints)
-    checkpoint = _checkpoint_to_resume(checkpoints, train, world)
+    checkpoints = Checkpoints(
+        inputs.output_dir, identity, keep=train.keep_checkpoints, world_size=world.size
+    )
+    resume = find_resume_point(checkpoints, train, world)
     init_folder = _initial_folder(inputs, world)
     with prepare_zero3(train, dtype=dtype, world_size=world.size):
         model = load_student(
@@ -193,10 +210,20 @@ def _train(
         valid_vocab=valid_vocabulary(tokenizer, init_folder),
         drawn_log_step=cache_drawn_step(cache.manifest),
     )
-    apply_freezing(model, inputs.student)
+    if inputs.student.lora.enabled:
+        add_lora(model, inputs.student.lora, seed=inputs.seed)
+    else:
+        apply_freezing(model, inputs.student)
+    if train.torch_compile:
+        compile_layers(model)
     stream = TrainStream(
-        cache.source("train", top_k=inputs.data.top_k, tau_factor=inputs.data.tau_factor),
-        inputs.data,
+        cache.source(
+            "train",
+            top_k=data.top_k,
+            tau_factor=data.tau_factor,
+            open_shards=2 * data.shuffle_shards,
+        ),
+        data,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(world.size),
         rank=world.rank,
@@ -214,18 +241,20 @@ def _train(
         world=world,
         total_steps=total_steps,
         optimizer_groups=optimizer_groups(model, train.weight_decay),
+        rank_free=resume is not None and resume.reshard,
     )
     check_distill_head(model, device=engine.device)
     start = 0
-    if checkpoint is not None:
-        start = engine.load(checkpoint.folder)
+    if resume is not None:
+        start = load_resume_point(engine, resume, inputs.output_dir)
         _log.info("resuming after step %d of %d", start, total_steps)
+    _restore_left_out(stream, inputs.output_dir, start=start, is_first=world.is_first)
     if world.is_first:
         Store(str(inputs.output_dir)).write("config.yaml", resolved_config.encode())
     sinks = open_sinks(
         inputs.observe,
         inputs.output_dir,
-        resume_step=start if checkpoint is not None else None,
+        resume_step=None if resume is None else start,
         config=json.loads(json.dumps(identity.data)),
         is_writer=world.is_first,
     )
@@ -246,27 +275,26 @@ def _train(
     return target
 
 
+def _restore_left_out(stream: TrainStream, folder: Path, *, start: int, is_first: bool) -> None:
+    """Leave out what the run left out before, without looking at it again."""
+    if start == 0:
+        if is_first:
+            write_left_out(folder, [])
+        return
+    records = read_left_out(folder)
+    stream.leave_out(records)
+    if records and is_first:
+        _log.warning(
+            "as before, this run does without %s; a repaired shard is used by a run that starts "
+            "anew (--resume_from_checkpoint never)",
+            ", ".join(record.path for record in records),
+        )
+
+
 def _push_if_asked(inputs: Inputs, target: Path) -> None:
     if inputs.output.push:
         assert inputs.output.hub_location is not None
         _log.info("pushed to %s", push_to_hub(target, inputs.output.hub_location))
-
-
-def _checkpoint_to_resume(checkpoints: Checkpoints, train: TrainSettings, world: World) -> Any:
-    wanted = train.resume_from_checkpoint
-    if wanted == "never":
-        if world.is_first:
-            checkpoints.clear()
-        return None
-    found = checkpoints.newest() if wanted == "auto" else checkpoints.read(Path(wanted))
-    if found is not None and found.world_size != world.size:
-        # Under ZeRO each rank has its own part of the optimiser's state.
-        raise ResumeError(
-            f"{found.folder}: written by {found.world_size} processes, this run has {world.size}",
-            expected="the same number",
-            do=f"start with NPROC={found.world_size}, or anew with --resume_from_checkpoint never",
-        )
-    return found
 
 
 def _initial_folder(inputs: Inputs, world: World) -> Path:
@@ -316,8 +344,17 @@ def _export(
         after=after,
         steps=loop.total_steps,
         tokens=loop.tokens_of_run(),
+        rows_left_out=loop.rows_left_out_of_run(),
         command=command,
     )
+    lora = inputs.student.lora
+    if lora.enabled:
+        if lora.save_adapter:
+            base = str(init_folder) if inputs.student.layers_kept else inputs.student.model
+            files = adapter_files(model, state, lora, base=base)
+            for name, data in files.items():
+                Store(str(inputs.output_dir / "adapter")).write(name, data)
+        state = merged_state(model, state, lora)
     export_student(
         model,
         state,

@@ -89,7 +89,8 @@ def _write(folder: Path, name: str, law: SamplingLaw | None) -> None:
                 _certain_row(rng)
                 if law is None
                 else sampled_row(
-                    rng, law, vocab=VOCAB, most=30 if name == "threshold" else 12, exact=3 * (name == "top-k-sampled"),
+                    rng, law, vocab=VOCAB, most=30 if name == "threshold" else 12,
+                    exact=3 * (name == "top-k-sampled"),
                     # Flat rows have long runs and rare tokens, confident ones a single draw.
                     spread=3.0 if (name, split, index) == ("threshold", "train", 0) else 9.0,
                 )
