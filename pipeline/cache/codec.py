@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from pipeline.cache.sparse import SparseTargets
 from pipeline.errors import CacheError
 
-__all__ = ["MAX_VOCAB_SIZE", "CodecSpec", "decode_entries", "decode_rows", "encode_entries"]
+__all__ = [
+    "MAX_VOCAB_SIZE", "CodecSpec", "decode_entries", "decode_rows", "encode_entries",
+    "restore_largest",
+]  # fmt: skip
 
 MAX_VOCAB_SIZE = 1 << 24
 _LEVELS = 255
@@ -143,7 +146,7 @@ def decode_entries(
     grid_E = data[head + planes * entries :]
     logprobs_E = grid_E.astype(np.float32) * np.float32(-spec.step_nats)
     if tail_N is not None and entries:
-        _restore_largest(logprobs_E, counts_N, tail_N, spec.step_nats)
+        restore_largest(logprobs_E, counts_N, tail_N, spec.step_nats)
     return counts_N, ids_E.astype(np.int32), logprobs_E
 
 
@@ -252,7 +255,7 @@ def _cumulate(gaps_E: NDArray[np.int64], counts_N: NDArray[np.int32]) -> NDArray
     return ids_E
 
 
-def _restore_largest(
+def restore_largest(
     logprobs_E: NDArray[np.float32],
     counts_N: NDArray[np.int32],
     tail_N: NDArray[np.float32],

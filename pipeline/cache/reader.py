@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
+from pipeline.cache.law import SamplingLaw
 from pipeline.cache.local_copies import LocalCopies
 from pipeline.cache.manifest import (
     MANIFEST,
@@ -25,8 +25,16 @@ from pipeline.cache.manifest import (
     tokenizer_name,
 )
 from pipeline.cache.parquet import parquet_table
-from pipeline.cache.schema import SCHEMA, read_footer, table_to_rows
-from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.ranked import RankedSpec
+from pipeline.cache.schema import (
+    column_names,
+    read_footer,
+    read_spec,
+    table_to_rows,
+    table_to_statistics,
+)
+from pipeline.cache.sparse import CachedSequence, Statistics
+from pipeline.cache.thin import Less, check_less
 from pipeline.errors import CacheError, StoreError
 from pipeline.storage import Store
 
@@ -57,19 +65,40 @@ class Cache:
         """Use `open_cache`; this only keeps the parts."""
         self.store = store
         self.manifest = manifest
-        self.spec = CodecSpec.from_json(manifest.codec)
+        self.spec = read_spec(manifest.codec)
         self._rows_index_R2 = rows_index_R2
         self.copies: LocalCopies | None = None
         """Where shards are kept once they are read; None reads them from the store each time."""
 
-    def source(self, split: str, *, open_shards: int = _OPEN_SHARDS) -> SplitSource:
-        """Return the rows of one split (`train` or `heldout`).
+    @property
+    def law(self) -> SamplingLaw | None:
+        """How entries were drawn; None: all are certain."""
+        return self.spec.law if isinstance(self.spec, RankedSpec) else None
+
+    def source(
+        self,
+        split: str,
+        *,
+        top_k: int | None = None,
+        tau_factor: float | None = None,
+        open_shards: int = _OPEN_SHARDS,
+    ) -> SplitSource:
+        """Return the rows of one split (`train` or `heldout`), whole or with fewer entries.
 
         Args:
             split: its name.
+            top_k: only the largest entries of each position, of a top-k cache.
+            tau_factor: thin drawn entries without bias, as if every tau had been larger by this
+                factor; the same entries for everybody.
             open_shards: shards kept in memory, compressed entries and all.
+
+        Raises:
+            CacheError: the cache holds less, or entries of the other kind.
         """
         assert split in SPLITS, split
+        less = Less(top_k, tau_factor)
+        held = self.manifest.identity.get("scheme", {}).get("top_k")
+        check_less(less, law=self.law, held=held, url=self.store.url)
         shards = self.manifest.of_split(split)
         ordered = list(self.manifest.shards)
         starts = np.cumsum([0] + [record.rows for record in ordered])
@@ -79,7 +108,7 @@ class Cache:
             if record.split == split
         ]
         index_R2 = np.concatenate(picked) if picked else np.zeros((0, 2), np.int32)
-        return SplitSource(self, shards, index_R2, open_shards)
+        return SplitSource(self, shards, index_R2, open_shards, less)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return the tokenizer's files by name, as the teacher used them.
@@ -113,9 +142,11 @@ class SplitSource:
         shards: tuple[ShardRecord, ...],
         index_R2: NDArray[np.int32],
         open_shards: int,
+        less: Less,
     ) -> None:
         """Use `Cache.source`."""
         self._cache = cache
+        self._less = less
         self._open_shards = open_shards
         self._loading: dict[int, Future[pa.Table]] = {}
         self.shards = shards
@@ -147,10 +178,24 @@ class SplitSource:
             StoreError: the store fails.
         """
         table = self._table(shard).take(pa.array(list(rows), pa.int64()))
+        cache = self._cache
         try:
-            return table_to_rows(table, self._cache.spec, self._cache.manifest.temperatures)
+            return table_to_rows(table, cache.spec, cache.manifest.temperatures, self._less)
         except CacheError as error:
-            raise _damaged(self._cache.store, self.shards[shard], error.found) from None
+            raise _damaged(cache.store, self.shards[shard], error.found) from None
+
+    def read_statistics(self, shard: int, rows: Sequence[int]) -> list[Statistics]:
+        """Return what is stored of rows without their entries, which are not decoded.
+
+        Raises:
+            CacheError: the shard is missing or damaged; the message names it.
+        """
+        cache = self._cache
+        table = self._table(shard).take(pa.array(list(rows), pa.int64()))
+        try:
+            return table_to_statistics(table, cache.spec, cache.manifest.temperatures)
+        except CacheError as error:
+            raise _damaged(cache.store, self.shards[shard], error.found) from None
 
     def open(self, shard: int) -> None:
         """Read a shard from the store unless it is in memory; for reading ahead in a thread.
@@ -225,7 +270,7 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
         reason = f"checksum {found[:12]}..., not {record.xxh3_128[:12]}..."
         raise _damaged(cache.store, record, reason)
     try:
-        table = parquet_table(data, SCHEMA.names)
+        table = parquet_table(data, column_names(cache.spec))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(cache.store, record, f"not readable as Parquet ({error})") from None
     footer: dict[str, Any] = read_footer(table.schema.metadata)

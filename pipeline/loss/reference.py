@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.loss.sampled import default_share
+from pipeline.loss.sampled import default_share, dither_bias
 from pipeline.loss.settings import Divergence
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
@@ -124,8 +124,6 @@ def _row(logits_V: Tensor, targets: HeadTargets, n: int, spec: LossSpec) -> Tens
             entries.append((int(targets.ids_NK[n, k]), p, pi))
     q_V = torch.softmax(logits_V / spec.temperature, dim=-1)
     if sampled and tail in ("control_variate", "zero"):
-        if spec.weights_only:
-            return _plain(q_V, entries, float(targets.entropy_N[n]))
         share = default_share(spec.temperature)
         if tail == "zero":
             share = 0.0
@@ -188,22 +186,12 @@ def _estimate(
     for token, p in certain:
         if token < len(q_V):
             value = value + outcome(spec, p, q_V[token])
-    for token, p, pi in drawn:
+    log_bias, value_bias = dither_bias(spec.drawn_log_step, spec.temperature)
+    for token, rounded_p, pi in drawn:
+        p = rounded_p * math.exp(-log_bias)
         value = value - tau * p / pi
         if token < len(q_V):
             value = value + (outcome(spec, p, q_V[token]) - upsilon * q_V[token]) / pi
-    return value
-
-
-def _plain(q_V: Tensor, entries: list[tuple[int, Tensor, float]], entropy: float) -> Tensor:
-    """Return -H - sum w log q over the student's tokens, less what is known of the noise."""
-    tail_p = 1 - sum(float(p) for _, p, pi in entries if pi >= 1)
-    tail_entropy = entropy + sum(float(p * p.log()) for _, p, pi in entries if pi >= 1)
-    per_mass = max(tail_entropy, 0.0) / tail_p if tail_p > 0 else 0.0
-    per_mass = min(per_mass, math.log(len(q_V)) - math.log(1e-6))
-    value = -entropy + per_mass * max(tail_p, 0.0) + 0.0 * q_V.sum()
-    for token, p, pi in entries:
-        value = value - p / pi * (q_V[token].log() if token < len(q_V) else p.log())
-        if pi < 1:
-            value = value - per_mass * p / pi
+            if spec.divergence == "forward_kl":
+                value = value - value_bias * p / pi
     return value

@@ -46,8 +46,8 @@ def join_world(world: World, *, timeout_s: float) -> Any:
     timeout = timedelta(seconds=timeout_s)
     # DeepSpeed makes groups of its own without a timeout. Torch then takes its default: a stalled
     # peer would hold the others for 30 minutes under gloo, whatever the world's own timeout is.
-    distributed = torch.distributed.distributed_c10d
-    distributed.default_pg_timeout = timeout  # type: ignore[assignment]
+    distributed: Any = torch.distributed.distributed_c10d
+    distributed.default_pg_timeout = timeout
     distributed.default_pg_nccl_timeout = timeout
     try:
         deepspeed.init_distributed(

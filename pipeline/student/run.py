@@ -29,7 +29,7 @@ from pipeline.student.deepspeed_engine import (
 )
 from pipeline.student.deliver import Delivery, push_if_asked
 from pipeline.student.export import is_exported
-from pipeline.student.fit import cache_law, check_fit
+from pipeline.student.fit import cache_drawn_step, cache_law, check_fit
 from pipeline.student.freeze import apply_freezing
 from pipeline.student.hub import CheckpointUploads
 from pipeline.student.initial import initial_identity, make_initial_student, resolve_source
@@ -124,7 +124,7 @@ def open_inputs(
     """Open the cache and resolve the student; refuse what does not fit together.
 
     Raises:
-        CacheError: no complete cache there, or nothing held out.
+        CacheError: no complete cache there, nothing held out, or more entries asked for than held.
         ConfigError: a loss that the cache's targets cannot serve, or adapters on layers that the
             student does not have.
         ModelError: the student cannot be reached, or has another tokenizer.
@@ -137,12 +137,15 @@ def open_inputs(
             expected="some, for the evaluation",
             do="make the cache with a larger --corpus.heldout_fraction",
         )
+    rows = cache.source(
+        "train",
+        top_k=data.max_entries,
+        tau_factor=data.tau_factor,
+        open_shards=2 * data.shuffle_shards,
+    )
     source = resolve_source(student)
     vocabulary = open_vocabulary(
-        source.path,
-        cache,
-        cross_tokenizer=loss.cross_tokenizer,
-        open_shards=2 * data.shuffle_shards,
+        source.path, cache, cross_tokenizer=loss.cross_tokenizer, train=rows
     )
     if student.lora.enabled:
         check_lora_targets(source.path, student.lora, trust_remote_code=student.trust_remote_code)
@@ -214,12 +217,11 @@ def _train(
     loss = inputs.loss
     if loss.alpha == 0:
         loss = loss.model_copy(update={"temperature": 1.0})
-    law = cache_law(cache.manifest)
     install_distill_head(
         model,
         loss,
         valid_vocab=inputs.vocabulary.size,
-        weights_only=law is not None and law.weights_only,
+        drawn_log_step=cache_drawn_step(cache.manifest),
     )
     if inputs.student.lora.enabled:
         add_lora(model, inputs.student.lora, seed=inputs.seed)

@@ -52,8 +52,8 @@ class StudentVocabulary:
     """What decides the student's rows; None where they are the cache's own."""
     wrap: Callable[[RowSource], RowSource] | None = None
     retokenised: bool = False
-    open_shards: int | None = None
-    """Shards of the training rows kept at hand; None: the reader's own number."""
+    rows: RowSource | None = None
+    """The training rows in the cache's tokens; None: all of them, whole."""
 
     @cached_property
     def train(self) -> RowSource:
@@ -73,9 +73,8 @@ class StudentVocabulary:
         return max(longest, int(self.train.lengths().max(initial=0)))
 
     def _rows(self, split: str) -> RowSource:
-        source: RowSource = self.cache.source(split)
-        if split == "train" and self.open_shards is not None:
-            source = self.cache.source(split, open_shards=self.open_shards)
+        source = self.rows if split == "train" else None
+        source = source or self.cache.source(split)
         return self.wrap(source) if self.wrap is not None else source
 
 
@@ -84,7 +83,7 @@ def open_vocabulary(
     cache: Cache,
     *,
     cross_tokenizer: CrossTokenizer,
-    open_shards: int | None = None,
+    train: RowSource | None = None,
 ) -> StudentVocabulary:
     """Compare the student's tokenizer with the cache's, by content.
 
@@ -98,7 +97,7 @@ def open_vocabulary(
         student_folder: of the model that the student starts from.
         cache: the cache.
         cross_tokenizer: what to do about another tokenizer.
-        open_shards: of the training rows, kept at hand.
+        train: the training rows to read; None: all of the cache, whole.
 
     Raises:
         ModelError: another tokenizer, or one without what the mode needs.
@@ -109,9 +108,9 @@ def open_vocabulary(
     mapping = map_vocabulary(wanted, found, head_rows=_head_rows(student_folder))
     if cross_tokenizer == "uld":
         across = _across(student_folder, cache, teacher, student, mapping)
-        return replace(across, open_shards=open_shards)
+        return replace(across, rows=train)
     if mapping.is_identity:
-        return StudentVocabulary(cache, mapping.size, cache_files, open_shards=open_shards)
+        return StudentVocabulary(cache, mapping.size, cache_files, rows=train)
     problem = _problem(cache, teacher, student, mapping)
     if problem is not None:
         raise ModelError(
@@ -132,7 +131,7 @@ def open_vocabulary(
         wrap=lambda source: MappedRows(
             source, mapping.apply, mapping.size, lambda i: str(teacher.convert_ids_to_tokens(i))
         ),
-        open_shards=open_shards,
+        rows=train,
     )
 
 
