@@ -169,6 +169,18 @@ bench-claims: setup-dev ## Claims: 64 claimers on 5,000 empty shards, and their 
 bench-loss: setup-dev ## Loss with the head over the head's bare matmuls, beside the peers' losses
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.loss $(ARGS)
 
+.PHONY: bench-codec
+bench-codec: setup-dev ## Layouts of sparse targets on the same teacher outputs: bytes, encode, decode
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.codec $(ARGS)
+
+.PHONY: bench-fidelity
+bench-fidelity: setup-dev ## Gradient error over bytes a token, all schemes and the peers', table and plot (ARGS=--quick)
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity $(ARGS)
+
+.PHONY: bench-quality
+bench-quality: setup-dev ## Students from the cache against students of dense logits and of the peers' caches
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.quality $(ARGS)
+
 .PHONY: bench-stream
 bench-stream: setup-dev ## The stream alone: rate on one core over a plain DataLoader's, memory, first batch after a resume, packing
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.stream $(ARGS)
