@@ -33,15 +33,15 @@ class DataSettings(Settings):
         ge=1,
     )
     prefetch_batches: int = option(4, "steps prepared ahead by the background thread", ge=1)
+    read_threads: int = option(2, "threads that read the next shards ahead of their use", ge=0)
+    max_entries: int | None = option(
+        None, "use only the largest entries of each top-k target; none uses all", ge=1
+    )
     tau_factor: float | None = option(
         None,
         "read a sampled cache as if every tau had been so many times larger: fewer entries, "
         "more noise, no bias",
         ge=1,
-    )
-    read_threads: int = option(2, "threads that read the next shards ahead of their use", ge=0)
-    max_entries: int | None = option(
-        None, "use only the largest entries of each top-k target; none uses all", ge=1
     )
     disk_cache: str | None = option(
         None,
@@ -88,7 +88,7 @@ class DataSettings(Settings):
             "stall_warning_s", "stall_timeout_s",
         }  # fmt: skip
         data = self.model_dump(mode="json", exclude=apart)
-        if self.batch_tokens is None:
-            # Runs from before there was this setting go on.
-            del data["batch_tokens"]
+        for name in ("batch_tokens", "tau_factor"):
+            if data[name] is None:  # runs from before there was this setting go on
+                del data[name]
         return data

@@ -56,7 +56,7 @@ def student(request: pytest.FixtureRequest, tmp_path: Path) -> StudentModule:
         tmp_path, dtype="float32", use_flash_attention=False, gradient_checkpointing=False,
         trust_remote_code=False,
     )  # fmt: skip
-    install_distill_head(model, LossSettings(temperature=2.0), valid_vocab=64, weights_only=False)
+    install_distill_head(model, LossSettings(temperature=2.0), valid_vocab=64)
     return StudentModule(model)
 
 
