@@ -73,6 +73,10 @@ train-student: $(if $(OVERLAY),setup-dev,setup-student) ## Stage two: train a st
 push-student: setup-student ## Push a finished student to the hub again (ARGS="--output_dir DIR --hub_location NAME")
 	@$(STUDENT) -m stages.push_student $(ARGS)
 
+.PHONY: eval-student
+eval-student: setup-student ## Tasks of lm-evaluation-harness on a finished student (ARGS="--output_dir DIR --tasks hellaswag,my_task.yaml")
+	@$(STUDENT) -m stages.eval_student $(ARGS)
+
 .PHONY: sweep
 sweep: $(if $(OVERLAY),setup-dev,setup) ## Many students from one cache, ends with a report (SWEEP=file, ARGS="--parallel 2", "--dry-run"; OVERLAY= on a cluster)
 	@$(if $(OVERLAY),$(SUBMIT_SWEEP),$(RUN_SWEEP))
@@ -164,6 +168,26 @@ bench-claims: setup-dev ## Claims: 64 claimers on 5,000 empty shards, and their 
 .PHONY: bench-loss
 bench-loss: setup-dev ## Loss with the head over the head's bare matmuls, beside the peers' losses
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.loss $(ARGS)
+
+.PHONY: bench-codec
+bench-codec: setup-dev ## Layouts of sparse targets on the same teacher outputs: bytes, encode, decode
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.codec $(ARGS)
+
+.PHONY: bench-fidelity
+bench-fidelity: setup-dev ## Gradient error over bytes a token, all schemes and the peers', table and plot (ARGS=--quick)
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity $(ARGS)
+
+.PHONY: bench-quality
+bench-quality: setup-dev ## Students from the cache against students of dense logits and of the peers' caches
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.quality $(ARGS)
+
+.PHONY: bench-stream
+bench-stream: setup-dev ## The stream alone: rate on one core over a plain DataLoader's, memory, first batch after a resume, packing
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.stream $(ARGS)
+
+.PHONY: bench-step
+bench-step: setup-dev ## A training step from the cache over plain fine-tuning, and over the teacher in the loop
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.step $(ARGS)
 
 .PHONY: bench-sweep
 bench-sweep: setup-dev ## A sweep from the cache over the same sweep with the teacher in the loop, at 1, 2, 4 and 8 points

@@ -53,8 +53,14 @@ class TeacherRun(Settings):
         return self
 
     @model_validator(mode="after")
-    def _grid_fits_the_path(self) -> Self:
+    def _capture_fits_the_path(self) -> Self:
         through_api = self.teacher.capture_path == "prompt_logprobs"
+        if through_api and self.teacher.engine == "vllm" and self.capture.scheme != "top_k":
+            raise ValueError(
+                f"capture.scheme: found {self.capture.scheme} through prompt_logprobs, expected "
+                "top_k: vLLM's log-probs are those of the largest entries alone; use "
+                "--teacher.capture_path device to draw"
+            )
         if through_api and self.teacher.engine == "vllm" and self.capture.temperatures != (1.0,):
             raise ValueError(
                 f"capture.temperatures: found {list(self.capture.temperatures)} through "
@@ -95,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.observe.prometheus import serve_metrics
     from pipeline.observe.shares import Shares, summary_line
     from pipeline.storage import Store
+    from pipeline.teacher.calibrate import calibrated
     from pipeline.teacher.capture import cache_teacher, prepare
     from pipeline.teacher.claims import worker_name
     from pipeline.teacher.forecast import check_resources, forecast, print_forecast
@@ -117,6 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if dry:
             prepared = with_responses(prepared, store=store, shard_tokens=shard_tokens)
+            if prepared.responses is None:
+                prepared = calibrated(
+                    prepared, run.teacher, run.capture, store=store,
+                    max_length=run.corpus.max_length, keep=False,
+                )  # fmt: skip
             plan = forecast(prepared, run.teacher, run.capture)
             print_forecast(
                 prepared, plan, run.teacher, run.capture, store, max_length=run.corpus.max_length
@@ -130,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             store=store,
             max_length=run.corpus.max_length,
             progress_every_s=run.observe.progress_every_s,
+        )
+        prepared = calibrated(
+            prepared, run.teacher, run.capture, store=store, max_length=run.corpus.max_length
         )
         if run.generate.enabled:
             check_resources(forecast(prepared, run.teacher, run.capture), store)

@@ -44,6 +44,30 @@ def signal_at_step(step: int, number: int) -> None:
     TrainLoop._step = _step  # type: ignore[method-assign]
 
 
+def hub_at(url: str, step_seconds: float = 0.0) -> None:
+    """Send the hub's client there: the fork server has read its variables long ago."""
+    from huggingface_hub import constants
+
+    constants.ENDPOINT = url
+    constants.HF_HUB_OFFLINE = False
+    slow_steps(step_seconds)
+
+
+def slow_steps(seconds: float) -> None:
+    """Let each training step take longer, so that what runs beside it has the time."""
+    import time
+
+    from pipeline.student.train import TrainLoop
+
+    real = TrainLoop._step
+
+    def _step(self: Any, batch: Any) -> Any:
+        time.sleep(seconds)
+        return real(self, batch)
+
+    TrainLoop._step = _step  # type: ignore[method-assign]
+
+
 def kill_before(module: str, name: str) -> None:
     """SIGKILL itself instead of calling `module.name` (a function, or `Class.method`)."""
     owner: Any = importlib.import_module(module)
@@ -55,15 +79,15 @@ def kill_before(module: str, name: str) -> None:
 
 def kill_while_exporting() -> None:
     """SIGKILL itself when the student's folder is half written."""
-    from pipeline.student import run
+    from pipeline.student import deliver
 
-    real = run.export_student
+    real = deliver.export_student
 
     def export_student(*args: Any, **options: Any) -> None:
         kill_before("pathlib", "Path.write_text")  # of the card, the last file
         real(*args, **options)
 
-    run.export_student = export_student
+    deliver.export_student = export_student
 
 
 def forbid_loading() -> None:
@@ -117,6 +141,11 @@ def little_disk(available: int) -> None:
 
     _set("pipeline.student.forecast", "free_disk_bytes", lambda _path: available)
     Store.free_bytes = lambda _self: available  # type: ignore[method-assign]
+
+
+def little_disk_to_reshard(available: int) -> None:
+    """Pretend that this many bytes are free where a checkpoint is cut for other ranks."""
+    _set("pipeline.student.reshard", "free_disk_bytes", lambda _path: available)
 
 
 def full_disk(name: str) -> None:
@@ -189,6 +218,22 @@ def hanging_store(name: str) -> None:
         real(self, path, data, **options)
 
     Store.write = write  # type: ignore[method-assign]
+
+
+def hanging_reads(name: str) -> None:
+    """Make every read of a file whose path contains `name` wait for ever, as on a dead mount."""
+    import time
+
+    from pipeline.storage import Store
+
+    real: Callable[..., bytes] = Store.read
+
+    def read(self: Store, path: str) -> bytes:
+        while name in path:
+            time.sleep(0.1)
+        return real(self, path)
+
+    Store.read = read  # type: ignore[method-assign]
 
 
 def slow_engine(seconds: float) -> None:

@@ -199,6 +199,3 @@ def extract_weights(checkpoint: Path, target: Path) -> None:
     # Our module holds the model under a name of its own.
     state = torch.load(file, weights_only=False)["module"]
     save_file({name.removeprefix("model."): v.clone() for name, v in state.items()}, target)
-
-
-# What a child may do to itself before the stage begins.

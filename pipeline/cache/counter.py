@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["mix", "sample_key"]
+__all__ = ["dither", "mix", "offset", "row_noise", "sample_key"]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -20,6 +20,26 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 def sample_key(sample_id: str) -> int:
     """Return the 64-bit key of a sample: the first 16 of its 32 hexadecimal digits."""
     return int(sample_id[:16], 16)
+
+
+def row_noise(key: int | NDArray[np.uint64], rows_N: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return 54 random bits for each row (position) of a sample: the draw's and the rounding's.
+
+    Args:
+        key: of the sample, or of each row's sample.
+        rows_N: the rows.
+    """
+    return (mix(key, rows_N) >> np.uint64(10)).astype(np.int64)
+
+
+def offset(noise_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the upper 30 bits: where the systematic draw of a row begins, in [0, 2^30)."""
+    return noise_N >> 24
+
+
+def dither(noise_N: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the lower 24 bits as a number in [-1/2, 1/2), exact in float32."""
+    return ((noise_N & 0xFFFFFF) * 2.0**-24 - 0.5).astype(np.float32)
 
 
 def mix(

@@ -21,16 +21,19 @@ Shapes: E entries, G temperatures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import CacheError
 
-__all__ = ["SamplingLaw"]
+__all__ = ["MOST_INCLUSION", "SamplingLaw"]
+
+MOST_INCLUSION = 1 - 2.0**-20
+"""Of a drawn entry, so that 1 means certain and nothing else. It costs a millionth of a weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,6 @@ class SamplingLaw:
 
     temperatures: tuple[float, ...]
     taus: tuple[float, ...]
-
-    UNKNOWN_INCLUSION: ClassVar[float] = 0.5
-    """Stands for pi where a drawn entry's p, and with it pi, is not stored; only p / pi counts."""
 
     def __post_init__(self) -> None:
         """Refuse a law that keeps nothing or is no probability.
@@ -57,45 +57,75 @@ class SamplingLaw:
             )
 
     @property
-    def constant_logprob(self) -> float:
-        """Log p that, over `UNKNOWN_INCLUSION`, gives the weight tau of such an entry."""
-        return float(np.log(max(self.taus) * self.UNKNOWN_INCLUSION))
+    def highest(self) -> float:
+        """The highest temperature that entries are drawn for.
 
-    @property
-    def max_entries(self) -> int:
-        """Most entries of a position: sum_j pi_j <= sum_g 1 / tau_g, and a draw adds at most 1."""
-        return int(sum(1 / tau for tau in self.taus if tau)) + 2
-
-    @property
-    def weights_only(self) -> bool:
-        """Whether the law looks at temperature 1 alone.
-
-        Every drawn token then weighs p / pi = tau there, and its own p need not be stored.
+        Above it pi falls faster than p_T as p goes to 0: the variance is the deep tail's. Below,
+        p_T falls faster than pi, and the law of a higher temperature serves.
         """
-        used = {t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau}
-        return used == {1.0}
+        return max(t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau)
+
+    @property
+    def max_certain(self) -> int:
+        """Most certain entries of a position: their ratios sum to at most sum_g 1 / tau_g."""
+        return int(sum(1 / tau for tau in self.taus if tau)) + 1
+
+    def max_drawn(self, log_slack: float) -> int:
+        """Most drawn entries of a position; a draw keeps at most 1 more than its mean.
+
+        Args:
+            log_slack: by how much log p of ALL tokens of a position may be too large, because they
+                are rounded with one dither.
+        """
+        used = [(t, tau) for t, tau in zip(self.temperatures, self.taus, strict=True) if tau]
+        # 1/64 more for log Z, which lies on a grid as well.
+        return int(sum(math.exp(log_slack / t + 1 / 64) / tau for t, tau in used)) + 2
 
     def inclusion(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
     ) -> NDArray[np.float64]:
-        """Return pi of each entry, at most 1.
+        """Return pi of drawn entries, at most `MOST_INCLUSION`.
 
         Args:
             logprobs_E: log p at temperature 1, as stored.
             log_z_EG: log sum_j p_j^(1/T) of the entry's position, as stored.
         """
+        pi_E: NDArray[np.float64] = np.minimum(MOST_INCLUSION, self.ratio(logprobs_E, log_z_EG))
+        return pi_E
+
+    def ratio(
+        self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
+    ) -> NDArray[np.float64]:
+        """Return pi before it is cut: an entry whose EXACT p gives 1 or more is certain."""
         total_E = np.zeros(len(logprobs_E))
         for g, (temperature, tau) in enumerate(zip(self.temperatures, self.taus, strict=True)):
             if tau:
                 log_p_E = np.asarray(logprobs_E, np.float64) / temperature - log_z_EG[:, g]
                 total_E += np.square(np.exp(log_p_E) / tau)
-        pi_E: NDArray[np.float64] = np.minimum(1.0, np.sqrt(total_E))
-        return pi_E
+        ratio_E: NDArray[np.float64] = np.sqrt(total_E)
+        return ratio_E
 
     def scaled(self, factor: float) -> SamplingLaw:
         """Return the law with every tau times `factor`; above 1 it keeps fewer entries."""
         return SamplingLaw(self.temperatures, tuple(tau * factor for tau in self.taus))
 
+    @property
+    def covered(self) -> tuple[float, ...]:
+        """The temperatures that the law looks at."""
+        return tuple(t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau)
+
     def to_json(self) -> dict[str, Sequence[float]]:
         """Return the JSON form."""
         return {"temperatures": list(self.temperatures), "taus": list(self.taus)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Sequence[float]]) -> SamplingLaw:
+        """Read the JSON form.
+
+        Raises:
+            CacheError, KeyError, TypeError, ValueError: it is none.
+        """
+        return cls(
+            tuple(float(value) for value in data["temperatures"]),
+            tuple(float(value) for value in data["taus"]),
+        )

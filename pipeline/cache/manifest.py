@@ -98,7 +98,7 @@ class Manifest:
     """The tokenizer's files below `_meta/tokenizer`, each with its checksum."""
     rows_xxh3_128: str
     """Checksum of `rows.bin`: zstd of int32 [rows, 2], (tokens, counted) in shard order."""
-    format_version: int = FORMAT_VERSION
+    format_version: int
 
     @property
     def identity_digest(self) -> str:

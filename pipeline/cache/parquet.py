@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 __all__ = ["parquet_bytes", "parquet_table"]
 
 _ROW_GROUP_ROWS = 1024
-_ZSTD_LEVEL = 3
+_ZSTD_LEVEL = 1
+"""Of version 2's streams of symbols level 3 takes 2 % more: it finds repeats where none pay."""
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.card import card_text
-from pipeline.cache.codec import CodecSpec
+from pipeline.cache.counter import dither
 from pipeline.cache.manifest import (
     MANIFEST,
     ROWS,
@@ -24,17 +24,21 @@ from pipeline.cache.manifest import (
     tokenizer_name,
 )
 from pipeline.cache.parquet import parquet_bytes
-from pipeline.cache.schema import rows_to_table
+from pipeline.cache.ranked import CodedRows, RankedSpec
+from pipeline.cache.schema import Spec, check_rows, footer, rows_to_table, version_of
+from pipeline.cache.schema_ranked import Heads, coded_table, quantised
 from pipeline.cache.sparse import CachedSequence
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["commit_shard", "encode_shard", "finalize", "intact_record"]
+__all__ = [
+    "commit_shard", "encode_shard", "finalize", "intact_record", "pack_shard",
+]  # fmt: skip
 
 
 def encode_shard(
     rows: Sequence[CachedSequence],
-    spec: CodecSpec,
+    spec: Spec,
     *,
     split: str,
     index: int,
@@ -43,6 +47,18 @@ def encode_shard(
     tails: Sequence[NDArray[np.float32]],
 ) -> tuple[ShardRecord, bytes]:
     """Return a shard's record and its Parquet bytes; a pure function of its arguments."""
+    check_rows(rows, temperatures)
+    if isinstance(spec, RankedSpec):
+        heads, coded = quantised(rows, spec, tails)
+        return pack_shard(
+            heads,
+            coded,
+            spec,
+            split=split,
+            index=index,
+            temperatures=temperatures,
+            identity_digest=identity_digest,
+        )
     table = rows_to_table(
         rows, spec, temperatures=temperatures, identity_digest=identity_digest, tails=tails
     )
@@ -65,6 +81,43 @@ def encode_shard(
         entropy=round(entropy / max(counted, 1), 6),
         row_tokens=tuple(int(row.input_ids_L.size) for row in rows),
         row_counted=tuple(row.targets.num_positions for row in rows),
+    )
+    return record, data
+
+
+def pack_shard(
+    heads: Heads,
+    coded: CodedRows,
+    spec: RankedSpec,
+    *,
+    split: str,
+    index: int,
+    temperatures: Sequence[float],
+    identity_digest: str,
+) -> tuple[ShardRecord, bytes]:
+    """Return the record and the Parquet bytes of rows whose targets are integers already."""
+    data = parquet_bytes(
+        coded_table(heads, coded, spec, footer(spec, temperatures, identity_digest))
+    )
+    counted = int(coded.positions_S.sum())
+    levels_N = coded.entropy_NG[:, list(temperatures).index(1.0)]
+    entropy_N = spec.grids.entropy_value(levels_N, dither(heads.noise_N()))
+    entropy = float(entropy_N.sum(dtype=np.float64))
+    lengths_S = np.diff(heads.starts)
+    record = ShardRecord(
+        split=split,
+        index=index,
+        path=shard_name(split, index),
+        rows=len(heads.sample_ids),
+        tokens=int(lengths_S.sum()),
+        counted=counted,
+        entries=coded.num_entries(spec),
+        bytes=len(data),
+        xxh3_128=checksum(data),
+        kept_mass=round(float(coded.kept_mass_N(spec).sum()) / max(counted, 1), 6),
+        entropy=round(entropy / max(counted, 1), 6),
+        row_tokens=tuple(lengths_S.tolist()),
+        row_counted=tuple(coded.positions_S.tolist()),
     )
     return record, data
 
@@ -106,7 +159,7 @@ def finalize(
     records: Sequence[ShardRecord],
     *,
     identity: Mapping[str, Any],
-    spec: CodecSpec,
+    spec: Spec,
     temperatures: Sequence[float],
     corpus_counts: Mapping[str, int],
     tokenizer_files: Sequence[str],
@@ -132,6 +185,7 @@ def finalize(
         corpus_counts=dict(corpus_counts),
         tokenizer_xxh3_128=tokenizer,
         rows_xxh3_128=checksum(rows_index),
+        format_version=version_of(spec),
     )
     store.write(ROWS, rows_index)
     store.write("README.md", card_text(manifest, command).encode())

@@ -84,7 +84,7 @@ def install_distill_head(
     *,
     valid_vocab: int | None = None,
     transform: LogitTransform | None = None,
-    weights_only: bool = False,
+    drawn_log_step: float = 0.0,
 ) -> DistillHead:
     """Turn a causal language model's output head into a `DistillHead`, in place.
 
@@ -96,7 +96,7 @@ def install_distill_head(
         valid_vocab: tokens of the tokenizer; head rows from here on are padding and get no mass
             and no gradient. None: all rows are valid.
         transform: what the model does to the head's output; None reads the model's config.
-        weights_only: of drawn entries the cache knows p / pi alone (`SamplingLaw.weights_only`).
+        drawn_log_step: of the cache (`cache_drawn_step`); see `LossSpec`.
 
     Raises:
         ModelError: the model has no linear output head, or fewer rows than `valid_vocab`.
@@ -130,7 +130,8 @@ def install_distill_head(
             control_variate=settings.control_variate,
             jsd_beta=settings.jsd_beta,
             skew_alpha=settings.skew_alpha,
-            weights_only=weights_only,
+            cross_tokenizer=settings.cross_tokenizer,
+            drawn_log_step=drawn_log_step,
         ),
         chunk_rows=settings.chunk_rows,
         softcap=transform.softcap,

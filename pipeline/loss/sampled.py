@@ -38,12 +38,26 @@ from torch import Tensor
 from pipeline.loss.divergence import DivergenceTerms, FDivergence, gradient_terms
 from pipeline.loss.types import HeadTargets
 
-__all__ = ["default_share", "sampled_terms", "sampled_terms_of_weights"]
+__all__ = ["default_share", "dither_bias", "sampled_terms"]
 
 
 def default_share(temperature: float) -> float:
     """Return 1 - 0.75 / T, at least 0; see the module's text."""
     return max(0.0, 1.0 - 0.75 / temperature)
+
+
+def dither_bias(log_step: float, temperature: float) -> tuple[float, float]:
+    """Return log E[e^u] and E[u e^u] / E[e^u] - log E[e^u], u uniform in +-log_step / (2 T).
+
+    That is what rounding with dither does to a drawn entry: log p / T comes with u added, so p_T
+    comes out e^first too large on average, and, that taken off, p_T log p_T by p_T times second.
+    With a step of 1 nat: 0.041 and 0.042 at T = 1, 0.010 and 0.010 at T = 2.
+    """
+    half = log_step / (2 * temperature)
+    if half == 0:
+        return 0.0, 0.0
+    log_mean = math.log(math.sinh(half) / half)
+    return log_mean, half / math.tanh(half) - 1 - log_mean
 
 
 def sampled_terms(
@@ -56,11 +70,14 @@ def sampled_terms(
     temperature: float,
     share: float,
     vocab_size: int,
+    log_step: float = 0.0,
 ) -> DivergenceTerms:
     """Return an unbiased D over the student's tokens; every entry's own p must be known.
 
     Not for `reverse_kl`, whose phi(0) is infinite. An id outside the student's vocabulary takes no
-    part in the sum; its mass, where it is certain, is taken off the tail's.
+    part in the sum; its mass, where it is certain, is taken off the tail's. With `log_step` only
+    the forward KL is unbiased: of a drawn entry's term of another divergence the mean over the
+    dither is off by at most 4 % at T = 1 and 1 % at T = 2 (step 1), as f bends in p.
 
     Args:
         divergence: D.
@@ -71,8 +88,11 @@ def sampled_terms(
         temperature: T, the one `targets.log_z_N` belongs to.
         share: of the tangent in the control variate, 0 to 1.
         vocab_size: tokens that the student has a logit for.
+        log_step: nats between the values that log p of drawn entries was rounded to.
     """
+    log_bias, value_bias = dither_bias(log_step, temperature)
     log_p_NK, drawn_NK, weight_NK = _drawn(targets, temperature, log_q_NK.dtype)
+    log_p_NK = torch.where(drawn_NK, log_p_NK - log_bias, log_p_NK)
     known_drawn_NK = known_NK & drawn_NK
     whole_N = (known_NK & ~drawn_NK).sum(-1) >= vocab_size
     tail_p_N = _tail_mass(log_p_NK, drawn_NK).masked_fill_(whole_N, 0.0)
@@ -94,45 +114,11 @@ def sampled_terms(
     control_x_NK = (tau_p_N / tail_p_N.clamp(min=torch.finfo(p_NK.dtype).tiny))[:, None] * p_NK
     difference_NK = (x_NK - control_x_NK) + (u_NK - control_u_NK)
     value_N = (weight_NK * difference_NK).sum(-1) + tau_p_N + upsilon_q_N
+    if value_bias and divergence.name == "forward_kl":
+        value_N = value_N - value_bias * (weight_NK * p_NK).masked_fill(~known_NK, 0.0).sum(-1)
     u_NK = torch.addcmul(control_u_NK, weight_NK, u_NK - control_u_NK)
     u_tail_N = upsilon_q_N * (log_q_tail_N - log_tail_q_N).exp()
     return gradient_terms(value_N, u_NK, u_tail_N, log_q_NK, log_q_tail_N)
-
-
-def sampled_terms_of_weights(
-    targets: HeadTargets,
-    log_q_NK: Tensor,
-    log_q_tail_N: Tensor,
-    known_NK: Tensor,
-    *,
-    temperature: float,
-    vocab_size: int,
-) -> DivergenceTerms:
-    """Return the unbiased forward KL where of a drawn entry only the weight p / pi is known.
-
-    So it is in a cache whose law looks at temperature 1 alone: p / pi is tau there. The gradient is
-    the plain `s q - w`. The value is -H - sum_j w_j log q_j with the cached entropy H, less
-    the weights' error times the tail's mean -log p, which takes most of the noise (measured: 1.24
-    to 0.30 nats a token); its derivative is the gradient.
-
-    The arguments are as in `sampled_terms`. A drawn id outside the student's vocabulary is taken
-    out of H by the log p that is stored for it.
-    """
-    log_p_NK, drawn_NK, weight_NK = _drawn(targets, temperature, log_q_NK.dtype)
-    tail_p_N = _tail_mass(log_p_NK, drawn_NK)
-    padding_NK = ~torch.isfinite(log_p_NK)
-    w_NK = weight_NK * log_p_NK.exp()
-    w_log_p_NK = (w_NK * log_p_NK).masked_fill_(padding_NK, 0.0)
-    entropy_N = targets.entropy_N.to(log_q_NK.dtype)
-    outside_N = w_log_p_NK.masked_fill(known_NK, 0.0).sum(-1)
-    cross_N = (w_NK * log_q_NK).masked_fill_(~known_NK, 0.0).sum(-1)
-    tail_entropy_N = (entropy_N + w_log_p_NK.masked_fill(drawn_NK, 0.0).sum(-1)).clamp_(min=0.0)
-    per_mass_N = torch.where(tail_p_N > 0, tail_entropy_N / tail_p_N, 0.0)
-    per_mass_N = per_mass_N.clamp_(max=math.log(vocab_size) - math.log(1e-6))
-    excess_N = w_NK.masked_fill(~drawn_NK, 0.0).sum(-1) - tail_p_N
-    value_N = -entropy_N - outside_N - cross_N - per_mass_N * excess_N
-    u_NK = -w_NK.masked_fill(~known_NK, 0.0)
-    return gradient_terms(value_N, u_NK, torch.zeros_like(value_N), log_q_NK, log_q_tail_N)
 
 
 def _drawn(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.loss.settings import Divergence, TailPolicy
+from pipeline.loss.settings import CrossTokenizer, Divergence, TailPolicy
 
 __all__ = ["LossSpec"]
 
@@ -24,14 +24,18 @@ class LossSpec:
     """Share of the student's tail in the estimate of the teacher's; None: `default_share`."""
     jsd_beta: float = 0.5
     skew_alpha: float = 0.1
-    weights_only: bool = False
-    """Of a drawn entry only p / pi is known, at temperature 1 (`SamplingLaw.weights_only`)."""
+    drawn_log_step: float = 0.0
+    """Nats; the grid that log p of drawn entries was rounded to, with dither. 0: it is exact."""
+
+    cross_tokenizer: CrossTokenizer = "refuse"
+    """`uld`: the targets' ids are of another vocabulary, and D is the distance of sorted
+    probabilities."""
 
     def tail_for(self, *, sampled: bool) -> TailPolicy:
         """Return the policy in force: without drawn entries the control variate is the bucket.
 
         `auto` takes the bucket over sampled entries too where their sum cannot be estimated: for
-        the reverse KL, and for all but the forward KL where p itself is not known.
+        the reverse KL.
         """
         if self.tail not in ("auto", "control_variate"):
             return self.tail
@@ -42,8 +46,6 @@ class LossSpec:
     @property
     def estimable(self) -> bool:
         """Whether drawn entries give an unbiased D."""
-        if self.weights_only:
-            return self.divergence == "forward_kl"
         return self.divergence != "reverse_kl"
 
     def for_measuring(self, temperature: float) -> LossSpec:

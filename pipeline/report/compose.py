@@ -66,7 +66,8 @@ def compose_report(
         difference(first.name, after, name, scores, metric)
         for name, _, _, scores in scored
         if name != first.name
-        for metric in ("kl", "cross_entropy", "top1_agreement")
+        for metric in ("kl", "uld", "cross_entropy", "top1_agreement")
+        if metric in after.sums and metric in scores.sums
     ]
     models = {run.name: run.path / "model" for run in runs}
     speeds = [run_speed(run) for run in runs]

@@ -268,7 +268,8 @@ def _all_differences(folder: RunFolder, best: RunFolder) -> list[Difference]:
         return []
     return [
         difference(folder.name, one, best.name, other, metric)
-        for metric in ("kl", "cross_entropy", "top1_agreement")
+        for metric in ("kl", "uld", "cross_entropy", "top1_agreement")
+        if metric in one.sums and metric in other.sums
     ]
 
 

@@ -18,6 +18,7 @@ from pipeline.errors import DistillError, ResumeError
 from pipeline.evaluate.inspect import compare_tokens, generate_texts, load_for_inspection
 from pipeline.evaluate.measures import HeldoutScores, MeanError, paired_difference, ratio_mean
 from pipeline.models.resolve import resolve_model
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.observe.metrics import METRICS_FILE, read_metrics
 from pipeline.report.curves import curves_from_metrics
 from pipeline.report.model import (
@@ -106,9 +107,7 @@ class RunFolder:
 
 def metrics_of(scores: HeldoutScores) -> dict[str, Measure]:
     """Return every measure of a row."""
-    metrics = {
-        name: measure(scores.mean(name)) for name in ("kl", "cross_entropy", "top1_agreement")
-    }
+    metrics = {name: measure(scores.mean(name)) for name in scores.sums}
     metrics["perplexity"] = measure(scores.perplexity())
     ece = scores.calibration_error()
     if ece is not None:
@@ -227,7 +226,12 @@ def cache_facts(cache: Cache) -> CacheFacts:
 
 
 def passages(cache: Cache, model_folder: Path, tokenizer: Any) -> tuple[Passage, ...]:
-    """Return a few held-out texts with what teacher and student expected at each position."""
+    """Return a few held-out texts with what teacher and student expected at each position.
+
+    None for a student whose tokens are not the teacher's, one by one and under the same ids.
+    """
+    if load_tokenizer(model_folder).get_vocab() != tokenizer.get_vocab():
+        return ()
     source = cache.source("heldout")
     rows = [
         row
@@ -257,11 +261,15 @@ def passages(cache: Cache, model_folder: Path, tokenizer: Any) -> tuple[Passage,
 
 
 def generations(folders: Mapping[str, Path], tokenizer: Any) -> tuple[Generation, ...]:
-    """Return what each model writes for the same prompts, greedily."""
+    """Return what each model writes for the same prompts, greedily, in its own tokens.
+
+    They are asked through the chat template of the cache's `tokenizer`, as they were trained.
+    """
     texts: dict[str, list[str]] = {}
     for name, folder in folders.items():
-        model = load_for_inspection(folder)
-        texts[name] = generate_texts(model, tokenizer, PROMPTS, max_new_tokens=_NEW_TOKENS)
+        model, own = load_for_inspection(folder), load_tokenizer(folder)
+        own.chat_template = tokenizer.chat_template
+        texts[name] = generate_texts(model, own, PROMPTS, max_new_tokens=_NEW_TOKENS)
         del model
     return tuple(
         Generation(prompt, {name: written[index] for name, written in texts.items()})

@@ -79,6 +79,7 @@ def _column(metric: Metric, rows: tuple[Row, ...]) -> list[str]:
 def _header(metric: Metric) -> str:
     short = {
         "kl": "KL",
+        "uld": "ULD",
         "cross_entropy": "CE",
         "perplexity": "perplexity",
         "top1_agreement": "top-1",

@@ -49,6 +49,11 @@ METRICS: dict[str, Metric] = {
             explanation="how far the model's next-token distribution is from the teacher's",
         ),
         Metric(
+            "uld", "ULD to the teacher", "", True,
+            explanation="how far the sorted next-token probabilities are from the teacher's, where "
+            "the two have other tokens",
+        ),
+        Metric(
             "cross_entropy", "Cross-entropy", "nats", True,
             explanation="surprise at the text itself",
         ),

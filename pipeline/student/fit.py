@@ -10,13 +10,18 @@ from pipeline.data.settings import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
 
-__all__ = ["cache_law", "check_fit"]
+__all__ = ["cache_drawn_step", "cache_law", "check_fit"]
 
 
 def cache_law(manifest: Manifest) -> SamplingLaw | None:
     """Return the law that the cache's tail was drawn by; None for top-k, all entries certain."""
     law = manifest.codec.get("law")
     return SamplingLaw(tuple(law["temperatures"]), tuple(law["taus"])) if law else None
+
+
+def cache_drawn_step(manifest: Manifest) -> float:
+    """Return the step, in nats, that log p of drawn entries was rounded to; 0 without any."""
+    return float(manifest.codec["grids"]["drawn_step"]) if manifest.codec.get("law") else 0.0
 
 
 def check_fit(
@@ -48,19 +53,20 @@ def _temperature(loss: LossSettings, grid: Sequence[float], law: SamplingLaw | N
     if loss.alpha == 0:
         return []
     found = f"loss.temperature: found {loss.temperature:g}; expected "
-    if law is not None and law.weights_only and loss.temperature != 1 and loss.tail != "bucket":
-        return [
-            f"{found}1, the one temperature of the cache's sampling law, at which alone its drawn "
-            "entries have a weight; choose it, or loss.tail bucket (biased), or cache the teacher "
-            "again with a tau for that temperature"
-        ]
     between = min(grid) < loss.temperature < max(grid)
     if (
         loss.temperature in grid
         or loss.off_grid == "self_normalised"
         or (between and loss.off_grid == "interpolated")
     ):
-        return []
+        if law is None or loss.tail == "bucket" or law.highest >= min(loss.temperature, max(grid)):
+            return []
+        return [
+            f"{found}at most {law.highest:g}, the highest temperature that the cache's entries "
+            "were drawn for: above, the estimate is unbiased but nearly all noise; choose a "
+            "lower one, or loss.tail bucket (biased), or cache the teacher again with a tau for "
+            f"{loss.temperature:g}"
+        ]
     approximation = "interpolated" if between else "self_normalised"
     return [
         f"{found}one that the cache holds: {_listed(grid)}; choose one of them, or make the cache "
@@ -80,16 +86,6 @@ def _tail(loss: LossSettings, law: SamplingLaw | None) -> list[str]:
         if loss.control_variate is not None:
             mistakes.append(f"loss.control_variate: found {loss.control_variate:g} {top_k} none")
         return mistakes
-    if (
-        law.weights_only
-        and loss.divergence != "forward_kl"
-        and loss.tail in ("control_variate", "zero")
-    ):
-        return [
-            f"loss.tail: found {loss.tail} with loss.divergence {loss.divergence}; expected auto, "
-            "bucket or renormalise: the cache's sampling law looks at temperature 1 alone, and its "
-            "drawn entries have a weight but no probability of their own"
-        ]
     return []
 
 

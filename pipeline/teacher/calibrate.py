@@ -20,19 +20,80 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.law import SamplingLaw
+from pipeline.cache.manifest import describe_difference
+from pipeline.cache.ranked import RankedSpec
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import CacheError, ConfigError, ModelError
 from pipeline.storage import Store
+from pipeline.teacher.capture import Prepared, capture_requests
+from pipeline.teacher.engine import open_engine
+from pipeline.teacher.identity import as_begun
+from pipeline.teacher.plan import another_identity
+from pipeline.teacher.response_identity import planned_cache
+from pipeline.teacher.settings import MOST_ENTRIES, CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
 
-__all__ = ["CALIBRATION", "calibrated_scheme", "mean_entries", "scale_law"]
+__all__ = ["CALIBRATION", "calibrated", "calibrated_scheme", "mean_entries", "scale_law"]
 
 CALIBRATION = "_meta/calibration.json"
 SLICE_TOKENS = 2048
 _WIDEST = 256.0
 
 _log = logging.getLogger(__name__)
+
+
+def calibrated(
+    prepared: Prepared,
+    teacher: TeacherSettings,
+    capture: CaptureSettings,
+    *,
+    store: Store,
+    max_length: int,
+    keep: bool = True,
+) -> Prepared:
+    """Return the run with its law scaled to `capture.mean_entries`; as it is where that is unset.
+
+    The teacher is loaded only where the result is not yet known.
+
+    Args:
+        prepared: with its corpus known.
+        teacher: settings.
+        capture: settings.
+        store: the cache's root.
+        max_length: of a sample, in tokens.
+        keep: write the result; False for a forecast.
+
+    Raises:
+        CacheError: the store holds another cache, or the calibration of one.
+        ConfigError: no law of this form keeps so few or so many.
+        ModelError: the teacher's logits of the first samples are not finite.
+    """
+    if prepared.scheme.mean_entries is None:
+        return prepared
+    identity = as_begun(prepared.identity)
+    planned = planned_cache(store)
+    if planned is not None and planned.as_begun != identity:
+        raise another_identity(store, describe_difference(planned.as_begun, identity))
+
+    def columns(samples: list[Sample]) -> list[NDArray[np.float32]]:
+        engine = open_engine(
+            teacher, capture, folder=prepared.model.path, scheme=prepared.scheme,
+            max_length=max_length,
+        )  # fmt: skip
+        try:
+            return engine.capture(capture_requests(samples))
+        finally:
+            engine.close()
+
+    scheme = calibrated_scheme(
+        prepared.scheme, prepared.scheme.mean_entries, store=store,
+        samples=prepared.corpus.samples, identity=identity, capture=columns, keep=keep,
+    )  # fmt: skip
+    assert isinstance(prepared.spec, RankedSpec)
+    spec = replace(prepared.spec, law=scheme.law)
+    changed = {**prepared.identity, "scheme": scheme.to_json(), "codec": spec.to_json()}
+    return replace(prepared, scheme=scheme, spec=spec, identity=changed)
 
 
 def calibrated_scheme(
@@ -86,11 +147,22 @@ def scale_law(columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: flo
 
     Raises:
         ConfigError: out of reach.
+        ModelError: not one row of the columns is finite.
     """
     law = scheme.law
     assert law is not None
-    # Mean entries fall with the factor; 1 / factor may not push a tau to 1.
-    low, high = 1 / _WIDEST, min(_WIDEST, 0.99 / max(law.taus))
+    columns_NC = columns_NC[np.isfinite(columns_NC).all(axis=1)]
+    if not len(columns_NC):
+        raise ModelError(
+            "the teacher's logits of the first samples are not finite",
+            expected="finite logits",
+            do="run the teacher in bfloat16 or float32 (float16 overflows)",
+        )
+    # Mean entries fall with the factor; it may neither push a tau to 1 nor ask for more places
+    # than settings allow.
+    most_places = sum(1 / tau for tau in law.taus if tau)
+    low = max(1 / _WIDEST, most_places / MOST_ENTRIES)
+    high = min(_WIDEST, 0.99 / max(law.taus))
     most, least = (mean_entries(columns_NC, scheme, factor) for factor in (low, high))
     if not least < wanted < most:
         raise ConfigError(
@@ -119,11 +191,9 @@ def mean_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme, factor: 
     log_z_EG = np.repeat(columns_NC[:, 2 : 2 + grid], kept_NP.sum(axis=1), axis=0)
     before_E = law.inclusion(values_E, log_z_EG)
     after_E = law.scaled(factor).inclusion(values_E, log_z_EG)
-    if scheme.top_k:
-        certain_NP = np.zeros_like(kept_NP)
-        certain_NP[:, : scheme.top_k] = True
-        certain_E = certain_NP[kept_NP]
-        before_E[certain_E] = after_E[certain_E] = 1.0
+    place_E = np.nonzero(kept_NP)[1]
+    before_E[place_E < scheme.certain_places] = 1.0
+    after_E[place_E < scheme.top_k] = 1.0
     return 1.0 + float((after_E / before_E).sum()) / max(len(columns_NC), 1)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import (
     MANIFEST,
     SPLITS,
@@ -21,6 +20,7 @@ from pipeline.cache.manifest import (
     read_manifest,
     record_name,
 )
+from pipeline.cache.ranked import MAX_VOCAB_SIZE, RankedSpec
 from pipeline.cache.set_aside import (
     FAILED,
     FailedRow,
@@ -51,6 +51,7 @@ from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
 from pipeline.teacher.response_plan import ResponsePlan, plan_responses
+from pipeline.teacher.scheme import capture_scheme
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
 from pipeline.teacher.stopwatch import SPARSIFIER
@@ -79,7 +80,7 @@ class Prepared:
     tokenizer: Any
     corpus: Corpus
     scheme: SparseScheme
-    spec: CodecSpec
+    spec: RankedSpec
     identity: dict[str, Any]
     plan: WorkPlan
     responses: ResponsePlan | None = None
@@ -122,8 +123,8 @@ def prepare(
         built = responses.upper_bound()
     else:
         built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
-    scheme = SparseScheme(top_k=capture.top_k, temperatures=capture.temperatures)
-    spec = CodecSpec(vocab_size=vocab_size)
+    scheme = capture_scheme(capture)
+    spec = RankedSpec(vocab_size, scheme.law, scheme.grids)
     identity = cache_identity(
         teacher=model,
         engine=engine,
@@ -347,7 +348,12 @@ def _check_fits(
     config: dict[str, Any], corpus: CorpusSettings, capture: CaptureSettings, vocab_size: int
 ) -> None:
     mistakes = []
-    if capture.top_k >= vocab_size:
+    if vocab_size > MAX_VOCAB_SIZE:
+        mistakes.append(
+            f"teacher.model: found a vocabulary of {vocab_size} tokens, expected at most "
+            f"{MAX_VOCAB_SIZE} (2^18), which is what a cache can hold"
+        )
+    if capture.scheme != "threshold" and capture.top_k >= vocab_size:
         mistakes.append(
             f"capture.top_k: found {capture.top_k}, expected less than the teacher's "
             f"vocabulary of {vocab_size}"

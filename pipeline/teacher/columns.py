@@ -9,7 +9,7 @@ from pipeline.cache.sparse import SparseTargets
 from pipeline.errors import ModelError
 from pipeline.teacher.sparsify import SparseScheme
 
-__all__ = ["to_targets"]
+__all__ = ["kept_entries", "to_targets"]
 
 
 def to_targets(
@@ -58,8 +58,17 @@ def to_targets(
         log_z_NG=log_z_NG,
         entropy_NG=np.maximum(columns_NC[:, 2 + grid : start], 0),
         gold_logprob_N=columns_NC[:, 0],
+        drawn_step=0.0 if scheme.law is None else scheme.grids.drawn_step,
     )
     return targets, columns_NC[:, 1]
+
+
+def kept_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme) -> float:
+    """Return the mean entries of a position, the gold token of a scheme with a law included."""
+    start = 2 + 2 * len(scheme.temperatures)
+    places = scheme.certain_places + scheme.drawn_places
+    kept = int((columns_NC[:, start : start + places] >= 0).sum())
+    return kept / max(len(columns_NC), 1) + (scheme.law is not None)
 
 
 _Parts = tuple[
@@ -100,10 +109,6 @@ def _sampled(
     drawn_E = drawn_NP[filled_NP]
     values_E = values_NP[filled_NP].astype(np.float32)
     inclusion_E = np.ones(len(values_E), np.float32)
-    if law.weights_only:
-        inclusion_E[drawn_E] = law.UNKNOWN_INCLUSION
-        values_E[drawn_E] = law.constant_logprob
-    else:
-        log_z_EG = np.repeat(log_z_NG, counts_N, axis=0)[drawn_E]
-        inclusion_E[drawn_E] = law.inclusion(values_E[drawn_E], log_z_EG)
+    log_z_EG = np.repeat(log_z_NG, counts_N, axis=0)[drawn_E]
+    inclusion_E[drawn_E] = law.inclusion(values_E[drawn_E], log_z_EG)
     return counts_N, ids_NP[filled_NP], values_E, inclusion_E

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+
+import numpy as np
 
 from pipeline.cache.manifest import RESPONSES, SPLITS, record_name
 from pipeline.errors import ResourceError
@@ -11,18 +14,22 @@ from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes
 from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared, capture_requests
+from pipeline.teacher.columns import kept_entries
 from pipeline.teacher.engine import open_engine
 from pipeline.teacher.response_files import file_name
 from pipeline.teacher.response_plan import ResponsePlan
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from pipeline.teacher.sparsify import SparseScheme
 
-__all__ = ["Forecast", "check_resources", "forecast", "print_forecast"]
+__all__ = ["Forecast", "check_resources", "expected_entries", "forecast", "print_forecast"]
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BASE_BYTES = 1 << 30
 """Interpreter, torch and the engine's own code: 0.8 to 1.1 GB measured."""
 _ENTRY_BYTES = 2.2
 """Of an entry on disk after zstd: a gap of 1.2 bytes and a value of 1 (measured at k = 64)."""
+_SAMPLED_BYTES = 1.25
+"""Of a drawn scheme's entry, its share of everything beside it included (`make bench-fidelity`)."""
 _CALIBRATION_TOKENS = 768
 
 
@@ -43,8 +50,7 @@ class Forecast:
 def forecast(prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings) -> Forecast:
     """Estimate by arithmetic; loads nothing."""
     counts = prepared.corpus.counts
-    grid = len(capture.temperatures)
-    per_counted = capture.top_k * _ENTRY_BYTES + 2 * (2 + 2 * grid)
+    per_counted = _target_bytes(prepared.scheme, expected_entries(prepared.scheme))
     config = read_model_config(prepared.model.path)
     stored = 2 if str(config.get("dtype") or config.get("torch_dtype")) != "float32" else 4
     weights = prepared.model.weight_bytes / stored * _DTYPE_BYTES[prepared.engine.dtype]
@@ -61,6 +67,32 @@ def forecast(prepared: Prepared, teacher: TeacherSettings, capture: CaptureSetti
         memory_bytes=int(memory),
         at_most=prepared.responses is not None,
     )
+
+
+def expected_entries(scheme: SparseScheme) -> float:
+    """Estimate the mean entries of a position, gold included.
+
+    A law of temperature 1 keeps 7.8, 18.5 and 51 at taus of 1/16, 1/50 and 1/200 (SmolLM2-135M on
+    technical prose, a flat case), about tau^-0.75; at higher temperatures nearly all mass is in
+    entries below tau, and 1 / tau are kept.
+    """
+    if scheme.law is None:
+        return scheme.top_k
+    if scheme.mean_entries is not None:
+        return scheme.mean_entries
+    drawn = [
+        tau**-0.75 if temperature <= 1 else 1 / tau
+        for temperature, tau in zip(scheme.law.temperatures, scheme.law.taus, strict=True)
+        if tau
+    ]
+    return 1 + scheme.top_k + math.hypot(*drawn)
+
+
+def _target_bytes(scheme: SparseScheme, entries: float) -> float:
+    grid = len(scheme.temperatures)
+    if scheme.law is not None:
+        return entries * _SAMPLED_BYTES + 2 * (grid - 1)
+    return entries * _ENTRY_BYTES + 2 * (2 + 2 * grid)
 
 
 def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None) -> None:
@@ -91,7 +123,8 @@ def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None)
     if free is not None and plan.cache_bytes - present > free:
         raise ResourceError(
             f"the cache needs about {_gib(plan.cache_bytes)}, {_gib(free)} are free at {store.url}",
-            do="free some space, choose another --cache_dir, or a smaller --capture.top_k",
+            do="free some space, choose another --cache_dir, or fewer entries a position "
+            "(--capture.top_k, --capture.mean_entries)",
         )
 
 
@@ -123,7 +156,14 @@ def print_forecast(
     free = "unknown" if available is None else _gib(available)
     print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
     check_resources(plan, store)
-    rate = _calibrate(prepared, teacher, capture, max_length=max_length)
+    rate, entries = _calibrate(prepared, teacher, capture, max_length=max_length)
+    if prepared.scheme.law is not None:
+        taus = ", ".join(f"{tau:.4g}" for tau in prepared.scheme.law.taus)
+        size = plan.counted * _target_bytes(prepared.scheme, entries) + plan.tokens * 2.5
+        print(
+            f"entries      {entries:.1f} a counted token with capture.tau {taus} (calibrated); the "
+            f"cache then takes {most or 'about '}{_gib(size)}"
+        )
     print(
         f"time         {most or 'about '}{_duration(plan.tokens / rate)} at {rate:.0f} tokens/s "
         f"(calibrated{'; the writing comes before it, not calibrated' if plan.at_most else ''})"
@@ -147,7 +187,8 @@ def print_responses(plan: ResponsePlan, store: Store) -> None:
 
 def _calibrate(
     prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings, *, max_length: int
-) -> float:
+) -> tuple[float, float]:
+    """Return tokens a second, and mean entries of a counted token."""
     engine = open_engine(
         teacher,
         capture,
@@ -165,8 +206,9 @@ def _calibrate(
             if tokens >= _CALIBRATION_TOKENS:
                 break
         started = time.monotonic()
-        engine.capture(chosen)
-        return tokens / (time.monotonic() - started)
+        columns_NC = np.concatenate(engine.capture(chosen))
+        rate = tokens / (time.monotonic() - started)
+        return rate, kept_entries(columns_NC, prepared.scheme)
     finally:
         engine.close()
 

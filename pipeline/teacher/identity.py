@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.cache.codec import CodecSpec
-from pipeline.cache.schema import FORMAT_VERSION
+from pipeline.cache.schema import Spec, version_of
 from pipeline.models.resolve import ResolvedModel
 from pipeline.models.tokenizer import vocabulary_fingerprint
 from pipeline.teacher.engine import EngineInfo
 from pipeline.teacher.sparsify import SparseScheme
 
-__all__ = ["cache_identity"]
+__all__ = ["as_begun", "cache_identity"]
 
 
 def cache_identity(
@@ -22,7 +21,7 @@ def cache_identity(
     tokenizer: Any,
     corpus_identity: dict[str, Any],
     scheme: SparseScheme,
-    spec: CodecSpec,
+    spec: Spec,
     shard_tokens: int,
     batch_tokens: int,
     head_rows: int,
@@ -33,7 +32,7 @@ def cache_identity(
     of the matrix products, and with them the last bits of the logits.
     """
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": version_of(spec),
         "teacher": {
             "model": teacher.name,
             "revision": teacher.revision,
@@ -50,3 +49,16 @@ def cache_identity(
         "codec": spec.to_json(),
         "shard_tokens": shard_tokens,
     }
+
+
+def as_begun(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the part that is known before the teacher is asked anything.
+
+    Without responses that it wrote, and with the taus from before the calibration.
+    """
+    corpus = {name: value for name, value in identity["corpus"].items() if name != "responses"}
+    scheme, codec = dict(identity["scheme"]), dict(identity["codec"])
+    if "taus_before" in scheme:
+        scheme["taus"] = scheme["taus_before"]
+        codec["law"] = {**codec["law"], "taus": scheme["taus_before"]}
+    return {**identity, "corpus": corpus, "scheme": scheme, "codec": codec}

@@ -11,6 +11,7 @@ from pipeline.cache.manifest import MANIFEST, PLAN, RESPONSES, describe_differen
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared
+from pipeline.teacher.identity import as_begun
 from pipeline.teacher.plan import another_identity, planned_identity
 from pipeline.teacher.response_plan import ResponsePlan
 
@@ -32,11 +33,9 @@ class PlannedCache:
     identity: dict[str, Any]
 
     @property
-    def without_responses(self) -> dict[str, Any]:
+    def as_begun(self) -> dict[str, Any]:
         """The part that is known before a response is written."""
-        corpus = dict(self.identity["corpus"])
-        corpus.pop("responses", None)
-        return {**self.identity, "corpus": corpus}
+        return as_begun(self.identity)
 
 
 def planned_cache(store: Store) -> PlannedCache | None:
@@ -56,8 +55,8 @@ def settle_responses(store: Store, prepared: Prepared, plan: ResponsePlan) -> No
         CacheError: the store holds a cache, or the start of one, of another identity.
     """
     planned = planned_cache(store)
-    if planned is not None and planned.without_responses != prepared.identity:
-        raise _another(store, planned.without_responses, prepared.identity)
+    if planned is not None and planned.as_begun != prepared.identity:
+        raise _another(store, planned.as_begun, prepared.identity)
     content = json.dumps(
         {
             "identity": prepared.identity,

@@ -314,7 +314,7 @@ def _with_files(
     )  # fmt: skip
     identity = {**prepared.identity, "corpus": corpus.identity}
     planned = planned_cache(store)
-    if planned is not None and planned.without_responses == prepared.identity:
+    if planned is not None and planned.as_begun == prepared.identity:
         found = planned.identity["corpus"]["responses"]
         if found != written:
             raise CacheError(

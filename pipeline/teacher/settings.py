@@ -9,7 +9,10 @@ from pydantic import model_validator
 from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
 
-__all__ = ["CaptureSettings", "TeacherSettings"]
+__all__ = ["MOST_ENTRIES", "CaptureSettings", "TeacherSettings"]
+
+MOST_ENTRIES = 4096
+"""Of a position, drawn or among the largest; each takes a place in every row of columns."""
 
 
 class TeacherSettings(PrecisionSettings):
@@ -47,8 +50,30 @@ class TeacherSettings(PrecisionSettings):
 class CaptureSettings(Settings):
     """What is kept of each distribution, and how it is cut into shards."""
 
+    scheme: Literal["top_k", "threshold", "top_k_sampled"] = option(
+        "top_k",
+        "top_k: the top_k largest entries and the tail's mass; threshold: entries drawn so that "
+        "the target is right on average at every covered temperature, in the fewest bytes; "
+        "top_k_sampled: the top_k largest, and a drawn tail",
+    )
     top_k: int = option(
-        64, "entries kept a position; the tail's mass is kept beside them", ge=1, le=4096
+        64,
+        "entries kept a position because they are the largest (not with threshold)",
+        ge=1,
+        le=4096,
+    )
+    tau: tuple[float, ...] = option(
+        (),
+        "drawn schemes: entries with a probability above tau are exact, a smaller one is kept "
+        "with probability p / tau; one value for each of capture.temperatures, 0 where none is "
+        "wanted. Empty: 1/30 for temperature 1 alone; 1/12 for 1 and 1/25 for another beside it",
+    )
+    mean_entries: float | None = option(
+        None,
+        "drawn schemes: scale tau so that a position keeps this many entries on average, measured "
+        "on the first samples; the result is frozen in the cache's identity",
+        gt=1,
+        le=4096,
     )
     temperatures: tuple[float, ...] = option(
         (1.0, 2.0), "temperatures for which students get the exact normaliser; must contain 1"
@@ -75,4 +100,48 @@ class CaptureSettings(Settings):
             raise ValueError("capture.temperatures: 1.0 is missing, expected it in the list")
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ValueError("capture.temperatures: a value stands twice")
+        return self
+
+    @model_validator(mode="after")
+    def _tau_fits(self) -> Self:
+        if self.scheme == "top_k" and (self.tau or self.mean_entries is not None):
+            raise ValueError(
+                "capture.tau and capture.mean_entries are of the drawn schemes: found them with "
+                "capture.scheme top_k; choose --capture.scheme threshold or top_k_sampled"
+            )
+        if not self.tau:
+            return self
+        if len(self.tau) != len(self.temperatures):
+            raise ValueError(
+                f"capture.tau: found {len(self.tau)} values, expected one for each of the "
+                f"{len(self.temperatures)} capture.temperatures"
+            )
+        if not all(0 <= value < 1 for value in self.tau) or not any(self.tau):
+            raise ValueError(
+                f"capture.tau: found {list(self.tau)}, expected values in (0, 1), or 0 for a "
+                "temperature that no entries are drawn for; not all 0"
+            )
+        entries = sum(1 / value for value in self.tau if value)
+        if entries > MOST_ENTRIES:
+            raise ValueError(
+                f"capture.tau: found {list(self.tau)}, by which a position may keep "
+                f"{entries:.0f} entries, expected at most {MOST_ENTRIES}: the sum of 1 / tau"
+            )
+        highest = max(self.temperatures)
+        if not self.tau[self.temperatures.index(highest)]:
+            raise ValueError(
+                f"capture.tau: found 0 at temperature {highest:g}, the highest of "
+                "capture.temperatures, expected a value in (0, 1) there: entries drawn for lower "
+                "ones alone leave a student at it nothing but noise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _entries_fit(self) -> Self:
+        least = self.top_k + 1 if self.scheme == "top_k_sampled" else 1
+        if self.mean_entries is not None and self.mean_entries <= least:
+            raise ValueError(
+                f"capture.mean_entries: found {self.mean_entries:g}, expected more than {least}, "
+                "which are kept in any case"
+            )
         return self

@@ -8,44 +8,27 @@ Legend: R rows (positions), V vocabulary, G temperatures, C columns, K certain a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.cache.counter import mix
-from pipeline.cache.law import SamplingLaw
+from pipeline.cache.grid import Grids
+from pipeline.cache.law import MOST_INCLUSION, SamplingLaw
 from pipeline.teacher.stopwatch import SPARSIFIER
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SparseScheme", "draw_offsets", "sparsify"]
+__all__ = ["SparseScheme", "sparsify"]
 
 _CPU_BLOCK_BYTES = 2 << 20
 """Of float32 rows worked on together on a CPU. A V = 49,152 row takes 348 us in blocks of 8 that
 stay in cache, 1,306 us in blocks of 256."""
 
-DRAWN_STEP = 0.25
-"""Grid of a drawn entry's log p, in nats. The law is evaluated on the grid, so that readers know
-the very probability with which an entry was kept."""
-
-DRAWN_LEVELS = 160
-"""The grid's last level, -40 nats: what lies below counts as if it were there."""
-
-LOG_Z_STEPS = 64
-"""log Z is stored in multiples of 1/64 nat, an error of 0.5 % of a probability at most 0.8 %."""
-
-
-def drawn_shift() -> float:
-    """Return what is taken off a grid value so that rounding leaves p right on average.
-
-    A log p that is uniform within its step h gives, rounded, exp(h/2) to exp(-h/2) times p: on
-    average sinh(h/2) / (h/2) times too much.
-    """
-    half = DRAWN_STEP / 2
-    return float(np.log(np.sinh(half) / half))
+_LOWEST = 40.0
+"""Drawn entries' log p ends here, in nats: what lies below counts as if it were there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +40,11 @@ class SparseScheme:
     temperatures: tuple[float, ...]
     law: SamplingLaw | None = None
     """How the rest is drawn; None: not at all."""
+    grids: Grids = field(default_factory=Grids)
+    """The law is evaluated on what is stored, so that readers know the very probability."""
+    mean_entries: float | None = None
+    """What the law is scaled to (`calibrate.py`), from `taus_before`; None: it stands as it is."""
+    taus_before: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,17 +60,20 @@ class SparseScheme:
             data["top_k"] = self.top_k
         if self.law is not None:
             data["taus"] = list(self.law.taus)
+        if self.mean_entries is not None:
+            data["mean_entries"] = self.mean_entries
+            data["taus_before"] = list(self.taus_before)
         return data
 
     @property
     def certain_places(self) -> int:
-        """K: the k largest and, under a law, all that can reach pi = 1."""
-        return max(self.top_k, self.law.max_entries if self.law else 0)
+        """K: the k largest and, under a law, all whose p is large enough."""
+        return max(self.top_k, self.law.max_certain if self.law else 0)
 
     @property
     def drawn_places(self) -> int:
         """D: most entries that a law can draw at one position."""
-        return self.law.max_entries if self.law else 0
+        return self.law.max_drawn(self.grids.drawn_step / 2) if self.law else 0
 
     @property
     def num_columns(self) -> int:
@@ -90,31 +81,29 @@ class SparseScheme:
         return 2 + 2 * len(self.temperatures) + 2 * (self.certain_places + self.drawn_places)
 
 
-def draw_offsets(key: int, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the random offset of each row in [0, 2^30): a hash of the sample's key and the row."""
-    return (mix(key, rows_N) >> np.uint64(34)).astype(np.int64)
-
-
 def sparsify(
     logits_RV: torch.Tensor,
     gold_R: torch.Tensor,
     scheme: SparseScheme,
-    offsets_R: torch.Tensor | None = None,
+    noise_R: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Reduce rows of logits to finished columns.
 
     With p = softmax(z): log Z_T = logsumexp(z/T) - logsumexp(z)/T, which is
     log sum_j p_j^(1/T); the entropy of p_T is logsumexp(z/T) - sum_j p_T,j z_j/T.
 
-    Entries are drawn systematically (one offset per row, steps of 1 along the running sum of the
-    inclusion probabilities): each is kept with its probability, and their number is within one of
-    its mean. The sum runs in integers, so that it has no rounding and no order.
+    Under a law, entries whose exact p asks for it are certain. Log p of the rest is put on its grid
+    with the row's dither, and they are drawn systematically (one offset per row, steps of 1 along
+    the running sum of the inclusion probabilities): each is kept with its probability, and their
+    number is within one of its mean. The sum runs in integers, so that it has no rounding and no
+    order. Were an entry certain because its ROUNDED p is large, those near tau would lose 12 % of
+    their mass: exact where the dither is high, rounded down where it is low.
 
     Args:
         logits_RV: any floating dtype; reduced in float32. Not changed.
         gold_R: int64, the token that follows each row.
         scheme: what to keep; its places at most V.
-        offsets_R: int64 from `draw_offsets`; needed where the scheme has a law.
+        noise_R: int64 from `counter.row_noise`; needed where the scheme has a law.
 
     Returns:
         float32 [R, C]: gold log p; mass outside the certain entries; log Z (G); entropy (G); ids
@@ -127,8 +116,8 @@ def sparsify(
     block = max(rows, 1)
     if logits_RV.device.type == "cpu":
         block = max(2, _CPU_BLOCK_BYTES // (4 * vocab))
-    if offsets_R is None:
-        offsets_R = torch.zeros_like(gold_R)
+    if noise_R is None:
+        noise_R = torch.zeros_like(gold_R)
     if not rows:
         return logits_RV.new_zeros((0, scheme.num_columns), dtype=torch.float32)
     # Written again for each block: new memory of this size costs more than the arithmetic.
@@ -137,7 +126,7 @@ def sparsify(
         parts = []
         for start in range(0, rows, block):
             some = slice(start, start + block)
-            parts.append(_block(logits_RV[some], gold_R[some], scheme, offsets_R[some], work))
+            parts.append(_block(logits_RV[some], gold_R[some], scheme, noise_R[some], work))
         return torch.cat(parts)
 
 
@@ -160,14 +149,14 @@ def _block(
     logits_RV: torch.Tensor,
     gold_R: torch.Tensor,
     scheme: SparseScheme,
-    offsets_R: torch.Tensor,
+    noise_R: torch.Tensor,
     work: _Work,
 ) -> torch.Tensor:
     import torch
 
     if len(logits_RV) == 1:
         # Torch sums a lone row in as many parts as there are threads, and two rows one by one.
-        return _block(logits_RV.expand(2, -1), gold_R.expand(2), scheme, offsets_R.expand(2), work)[
+        return _block(logits_RV.expand(2, -1), gold_R.expand(2), scheme, noise_R.expand(2), work)[
             :1
         ]
     # From the largest on: else sum p z / T loses about (z / T)^2 / 2^24 nats to rounding.
@@ -184,11 +173,12 @@ def _block(
         ids = ids_RK.to(torch.float32)
     else:
         # The law and its readers see what is stored.
-        normalisers = [torch.round(value * LOG_Z_STEPS) / LOG_Z_STEPS for value in normalisers]
+        step = scheme.grids.log_z_step
+        normalisers = [torch.round(value / step) * step for value in normalisers]
         z_RV.sub_(log_z_R1)
         ids, values_RK, tail_R1 = _draw(
-            z_RV, exp_RV, more_RV, gold_R.unsqueeze(-1), gold_R1, log_z_R1, normalisers, scheme,
-            offsets_R,
+            z_RV, exp_RV, more_RV, gold_R.unsqueeze(-1), gold_R1, normalisers, scheme,
+            noise_R,
         )  # fmt: skip
     return torch.cat(
         [gold_R1, tail_R1.clamp(0.0, 1.0), *normalisers, *entropies, ids, values_RK], dim=-1
@@ -201,10 +191,7 @@ def _statistics(
     exp_RV: torch.Tensor,
     more_RV: torch.Tensor,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """Return logsumexp(z), and log Z_T and entropy [R, 1] of each temperature; z is at most 0.
-
-    `exp_RV` holds exp(z) afterwards.
-    """
+    """Return logsumexp(z), and log Z_T and entropy [R, 1] of each temperature; z is at most 0."""
     import torch
 
     sums: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -239,14 +226,13 @@ def _draw(
     more_RV: torch.Tensor,
     gold_R1: torch.Tensor,
     gold_logprob_R1: torch.Tensor,
-    log_z_R1: torch.Tensor,
     normalisers: list[torch.Tensor],
     scheme: SparseScheme,
-    offsets_R: torch.Tensor,
+    noise_R: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ids and log p of K + D places [R, K + D], and the mass outside the certain ones.
 
-    `pi_RV` holds exp(z); it and `more_RV` are written to, and `log_p_RV` may be.
+    `pi_RV` and `more_RV` are memory to write to; `log_p_RV` is put on its grid.
     """
     import torch
 
@@ -255,22 +241,22 @@ def _draw(
     values_RK, ids_RK = torch.topk(log_p_RV, min(scheme.certain_places, vocab), dim=-1)
     # Whole steps of 1/2^bits: sums of all inclusion probabilities fit 31 bits.
     scale = 1 << (30 - (scheme.drawn_places + 1).bit_length())
-    if law.weights_only:
-        # A drawn entry stands for tau, whatever its p: no grid, p itself decides.
-        pi_RV.mul_(scale / max(law.taus) * torch.exp(-log_z_R1))
-    else:
-        _on_grid_(log_p_RV)
-        _inclusion(log_p_RV, normalisers, law, pi_RV, more_RV)
-        pi_RV.mul_(float(scale))
-    steps_RV = more_RV.view(torch.int32)
-    steps_RV.copy_(pi_RV.add_(0.5).clamp_(max=float(scale)))
-    certain_RK = steps_RV.gather(-1, ids_RK) >= scale
+    most = math.floor(scale * MOST_INCLUSION)
+    ratio_RK, more_RK = torch.empty_like(values_RK), torch.empty_like(values_RK)
+    _ratio(values_RK, normalisers, law, ratio_RK, more_RK)
+    certain_RK = ratio_RK >= 1
     certain_RK[:, : scheme.top_k] = True
     certain_RK &= ids_RK != gold_R1
+    dither_R1 = ((noise_R & 0xFFFFFF) * 2.0**-24 - 0.5).to(torch.float32).unsqueeze(-1)
+    _on_grid_(log_p_RV, scheme.grids.drawn_step, dither_R1)
+    _ratio(log_p_RV, normalisers, law, pi_RV, more_RV)
+    pi_RV.mul_(float(scale))
+    steps_RV = more_RV.view(torch.int32)
+    steps_RV.copy_(pi_RV.add_(0.5).clamp_(max=float(most)))
     steps_RV.scatter_(-1, ids_RK, steps_RV.gather(-1, ids_RK).masked_fill_(certain_RK, 0))
     steps_RV.scatter_(-1, gold_R1, 0)
     sums_RV = torch.cumsum(steps_RV, -1, dtype=torch.int32, out=pi_RV.view(torch.int32))
-    first_R1 = (offsets_R.unsqueeze(-1) * scale) >> 30
+    first_R1 = ((noise_R >> 24).unsqueeze(-1) * scale) >> 30
     marks_RD = first_R1 + scale * torch.arange(scheme.drawn_places, device=pi_RV.device)
     drawn_RD = torch.searchsorted(sums_RV, marks_RD.to(torch.int32), right=True)
     empty_RD = drawn_RD >= vocab
@@ -296,20 +282,20 @@ def _padded(entries: torch.Tensor, scheme: SparseScheme, value: float) -> torch.
     return torch.nn.functional.pad(entries, (missing, 0), value=value)
 
 
-def _on_grid_(log_p_RV: torch.Tensor) -> torch.Tensor:
-    """Round log p to the grid of drawn values, in place."""
-    log_p_RV.mul_(1 / DRAWN_STEP).round_().clamp_(min=-DRAWN_LEVELS)
-    return log_p_RV.mul_(DRAWN_STEP).sub_(drawn_shift())
+def _on_grid_(log_p_RV: torch.Tensor, step: float, dither_R1: torch.Tensor) -> None:
+    """Round log p to its row's grid of drawn values, in place."""
+    log_p_RV.clamp_(min=-_LOWEST).mul_(1 / step).add_(dither_R1).round_()
+    log_p_RV.sub_(dither_R1).mul_(step)
 
 
-def _inclusion(
+def _ratio(
     log_p_RV: torch.Tensor,
     normalisers: list[torch.Tensor],
     law: SamplingLaw,
     pi_RV: torch.Tensor,
     more_RV: torch.Tensor,
 ) -> None:
-    """Write `SamplingLaw.inclusion`, not yet cut at 1, to `pi_RV`.
+    """Write `SamplingLaw.ratio` to `pi_RV`.
 
     Below exp(-40) nothing is drawn; and numbers that are not normal take five times as long.
     """

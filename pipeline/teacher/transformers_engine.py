@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.counter import row_noise
 from pipeline.models.load import load_causal_lm, require_flash_attention
 from pipeline.teacher.engine import CaptureRequest, EngineInfo
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify import SparseScheme, draw_offsets, sparsify
+from pipeline.teacher.sparsify import SparseScheme, sparsify
 
 __all__ = ["TransformersEngine", "padding_share", "transformers_info"]
 
@@ -151,11 +152,10 @@ class TransformersEngine:
         rows = torch.from_numpy(rows_R).to(self._device)
         gold_R = torch.from_numpy(request.input_ids_L[rows_R + 1].astype(np.int64))
         logits_RV = _logits(self._model, hidden_LD.index_select(0, rows))
-        offsets_R = None
+        noise_R = None
         if self._scheme.law is not None:
-            offsets = draw_offsets(request.key, rows_R)
-            offsets_R = torch.from_numpy(offsets).to(self._device)
-        columns = sparsify(logits_RV, gold_R.to(self._device), self._scheme, offsets_R)
+            noise_R = torch.from_numpy(row_noise(request.key, rows_R)).to(self._device)
+        columns = sparsify(logits_RV, gold_R.to(self._device), self._scheme, noise_R)
         return np.asarray(columns.cpu().numpy())
 
 

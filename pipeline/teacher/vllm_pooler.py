@@ -18,8 +18,9 @@ from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 from vllm.v1.pool.metadata import PoolingMetadata
 
+from pipeline.cache.counter import row_noise
 from pipeline.cache.law import SamplingLaw
-from pipeline.teacher.sparsify import SparseScheme, draw_offsets, sparsify
+from pipeline.teacher.sparsify import SparseScheme, sparsify
 from pipeline.teacher.vllm_plugin import CAPTURE_PREFIX, CAPTURE_VARIABLE
 
 __all__ = ["CapturePooler", "register_capture"]
@@ -61,7 +62,7 @@ class CapturePooler(Pooler):
         prompts = pooling_metadata.get_prompt_token_ids_cpu()
         rows: list[torch.Tensor] = []
         gold: list[torch.Tensor] = []
-        offsets: list[torch.Tensor] = []
+        noise: list[torch.Tensor] = []
         counts: list[int] = []
         offset = 0
         for index, count in enumerate(scheduled):
@@ -71,11 +72,11 @@ class CapturePooler(Pooler):
             inside = wanted[(wanted >= start) & (wanted < ends[index])]
             rows.append(inside - start + offset)
             gold.append(prompts[index][inside + 1].to(torch.int64))
-            offsets.append(_offsets(params, inside))
+            noise.append(_noise(params, inside))
             counts.append(int(inside.numel()))
             offset += count
         columns_RC = self._columns(
-            hidden_states, torch.cat(rows), torch.cat(gold), torch.cat(offsets)
+            hidden_states, torch.cat(rows), torch.cat(gold), torch.cat(noise)
         )
         outputs: list[torch.Tensor | None] = []
         finished = cursor.get_finished_mask()
@@ -93,10 +94,10 @@ class CapturePooler(Pooler):
         hidden_TD: torch.Tensor,
         rows_R: torch.Tensor,
         gold_R: torch.Tensor,
-        offsets_R: torch.Tensor,
+        noise_R: torch.Tensor,
     ) -> torch.Tensor:
         device = hidden_TD.device
-        rows_R, gold_R, offsets_R = rows_R.to(device), gold_R.to(device), offsets_R.to(device)
+        rows_R, gold_R, noise_R = rows_R.to(device), gold_R.to(device), noise_R.to(device)
         parts = []
         for start in range(0, rows_R.numel(), self._head_rows):
             stop = start + self._head_rows
@@ -105,7 +106,7 @@ class CapturePooler(Pooler):
                 shape = (rows_R[start:stop].numel(), self._scheme.num_columns)
                 parts.append(hidden_TD.new_zeros(shape, dtype=torch.float32))
             else:
-                part = sparsify(logits_RV, gold_R[start:stop], self._scheme, offsets_R[start:stop])
+                part = sparsify(logits_RV, gold_R[start:stop], self._scheme, noise_R[start:stop])
                 parts.append(part)
         if not parts:
             return hidden_TD.new_zeros((0, self._scheme.num_columns), dtype=torch.float32)
@@ -120,10 +121,10 @@ def _wanted_rows(params: Any, prompt_length: int) -> torch.Tensor:
     return torch.arange(max(prompt_length - 1, 0), dtype=torch.int64)
 
 
-def _offsets(params: Any, rows: torch.Tensor) -> torch.Tensor:
-    """Return the offsets of a request's rows, by its sample's key."""
+def _noise(params: Any, rows: torch.Tensor) -> torch.Tensor:
+    """Return the random bits of a request's rows, by its sample's key."""
     key = int((params.extra_kwargs or {}).get("capture_key", "0"), 16)
-    return torch.from_numpy(draw_offsets(key, rows.numpy()))
+    return torch.from_numpy(row_noise(key, rows.numpy()))
 
 
 def register_capture() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import Manifest, ShardRecord
+from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.reader import Cache
 from pipeline.cache.sparse import CachedSequence, SparseTargets
 from pipeline.cache.writer import commit_shard, encode_shard, finalize
@@ -19,7 +19,7 @@ from pipeline.config import fingerprint
 from pipeline.storage import Store
 
 TEMPERATURES = (1.0, 2.0)
-SPEC = CodecSpec(vocab_size=500)
+SPEC = RankedSpec(vocab_size=500)
 SIZES = (("train", 0, 5), ("train", 1, 3), ("heldout", 0, 2))
 """Split, index and rows of the shards of `write_cache`."""
 SHARD = "data/train/00001.parquet"
@@ -28,7 +28,7 @@ SHARD = "data/train/00001.parquet"
 def sample_identity(**changes: Any) -> dict[str, Any]:
     """Return an identity of the real shape; `changes` replace parts of it."""
     return {
-        "format_version": 1,
+        "format_version": 2,
         "teacher": {
             "model": "tiny", "revision": "r1", "batch_tokens": 64, "engine": "numpy",
             "engine_version": "2", "dtype": "float32", "device": "cpu",

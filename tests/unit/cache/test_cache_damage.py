@@ -40,8 +40,8 @@ def _header(file: Path) -> int:
 
 
 def _data_page(file: Path) -> int:
-    chunk = pq.ParquetFile(file).metadata.row_group(0).column(5)
-    assert chunk.path_in_schema == "entries"
+    chunk = pq.ParquetFile(file).metadata.row_group(0).column(9)
+    assert chunk.path_in_schema == "certain_ids_1"
     return chunk.data_page_offset + chunk.total_compressed_size - 3
 
 
@@ -122,7 +122,8 @@ def test_verify_as_a_program(cache_dir: Path) -> None:
     done = run()
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
+    told = [line for line in done.stderr.splitlines() if not line.startswith("verify: ")]
+    assert len(told) == 1  # a slow machine tells its progress before
     assert "2 files are damaged, 1 shards are whole" in done.stderr
     assert len(done.stdout.splitlines()) == 2
 

@@ -84,31 +84,39 @@ def _draw_targets(
     draws: int,
     seed: int,
     gold: int = 0,
+    log_step: float = 0.0,
 ) -> HeadTargets:
     """Draw one distribution's tail `draws` times, each token by itself; a row per draw.
 
-    As in a cache: the gold token is certain, and where the law looks at temperature 1 alone a
-    drawn entry has inclusion 1/2 and half of tau for its p.
+    As in a cache: the gold token is certain. With `log_step`, log p of what is not certain is
+    rounded with a dither for each draw, and the law sees what is rounded.
     """
     rng = np.random.default_rng(seed)
     vocab = len(logprobs_V)
     log_z_G = [np.logaddexp.reduce(logprobs_V / t) for t in law.temperatures]
-    inclusion_V = law.inclusion(logprobs_V, np.tile(log_z_G, (vocab, 1)))
-    inclusion_V[gold] = 1.0
-    kept_RV = rng.random((draws, vocab)) < inclusion_V
-    if law.weights_only:
-        tau = law.taus[law.temperatures.index(1.0)]
-        drawn_V = inclusion_V < 1
-        logprobs_V = np.where(drawn_V, np.log(tau / 2), logprobs_V)
-        inclusion_V = np.where(drawn_V, 0.5, 1.0)
+    log_z_VG = np.tile(log_z_G, (vocab, 1))
+    certain_V = law.ratio(logprobs_V, log_z_VG) >= 1
+    certain_V[gold] = True
+    logprobs_RV = np.tile(logprobs_V, (draws, 1))
+    if log_step:
+        dither_R1 = rng.random((draws, 1)) - 0.5
+        rounded_RV = (np.rint(logprobs_RV / log_step + dither_R1) - dither_R1) * log_step
+        logprobs_RV = np.where(certain_V, logprobs_RV, rounded_RV)
+    inclusion_RV = law.inclusion(logprobs_RV.reshape(-1), np.tile(log_z_G, (vocab * draws, 1)))
+    inclusion_RV = np.where(certain_V, 1.0, inclusion_RV.reshape(draws, vocab))
+    kept_RV = rng.random((draws, vocab)) < inclusion_RV
     width = int(kept_RV.sum(1).max())
     order_RK = np.argsort(~kept_RV, axis=1, kind="stable")[:, :width]
     there_RK = np.take_along_axis(kept_RV, order_RK, axis=1)
     column = law.temperatures.index(temperature)
+
+    def taken(table_RV: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.take_along_axis(table_RV, order_RK, axis=1)
+
     return HeadTargets(
         ids_NK=torch.from_numpy(np.where(there_RK, order_RK, 0)),
-        logprobs_NK=torch.from_numpy(np.where(there_RK, logprobs_V[order_RK], -np.inf)),
-        inclusion_NK=torch.from_numpy(np.where(there_RK, inclusion_V[order_RK], 1.0)),
+        logprobs_NK=torch.from_numpy(np.where(there_RK, taken(logprobs_RV), -np.inf)),
+        inclusion_NK=torch.from_numpy(np.where(there_RK, taken(inclusion_RV), 1.0)),
         log_z_N=torch.full((draws,), log_z_G[column], dtype=torch.float64),
         entropy_N=torch.zeros(draws, dtype=torch.float64),
         gold_N=torch.full((draws,), gold),

@@ -290,9 +290,11 @@ def test_every_setting_reaches_the_loss() -> None:
         "temperature": 3.0, "alpha": 0.2, "divergence": "skew_kl", "jsd_beta": 0.3,
         "skew_alpha": 0.4, "tail": "control_variate", "control_variate": 0.6,
     }  # fmt: skip
-    head = install_distill_head(TinyModel(), settings(**chosen), weights_only=True)
-    assert head.spec.loss == LossSpec(**chosen, weights_only=True)
-    unused = set(LossSettings.model_fields) - set(chosen)
+    head = install_distill_head(TinyModel(), settings(**chosen), drawn_log_step=0.5)
+    assert head.spec.loss == LossSpec(**chosen, drawn_log_step=0.5)
+    across = install_distill_head(TinyModel(), settings(temperature=1.0, cross_tokenizer="uld"))
+    assert across.spec.loss.cross_tokenizer == "uld"
+    unused = set(LossSettings.model_fields) - set(chosen) - {"cross_tokenizer"}
     assert unused == {"chunk_rows", "off_grid"}, "the head's, and the collator's"
 
 
@@ -306,7 +308,7 @@ def test_measuring_is_not_training(draw_targets: Callable[..., HeadTargets]) -> 
     hidden = torch.randn(30, D, dtype=torch.float64)
     seen = []
     for changes in ({}, {"divergence": "skew_kl", "tail": "bucket", "temperature": 1.0}):
-        head = install_distill_head(model, settings(**changes), weights_only=True)
+        head = install_distill_head(model, settings(**changes), drawn_log_step=0.5)
         with torch.no_grad():
             terms = head(hidden, targets, temperature=1.0)
             logits = head(hidden)
@@ -314,7 +316,7 @@ def test_measuring_is_not_training(draw_targets: Callable[..., HeadTargets]) -> 
         assert isinstance(logits, Tensor)
         seen.append(terms.kd_N)
     assert torch.equal(*seen)
-    spec = LossSpec(1.0, 0.5, "control_variate", weights_only=True)
+    spec = LossSpec(1.0, 0.5, "control_variate", drawn_log_step=0.5)
     torch.testing.assert_close(seen[0], reference.sparse_divergence(logits, targets, spec))
 
 

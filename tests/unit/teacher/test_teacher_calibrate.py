@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.cache.counter import row_noise
 from pipeline.cache.law import SamplingLaw
 from pipeline.corpus.sample import Sample
 from pipeline.errors import CacheError, ConfigError
 from pipeline.storage import Store
 from pipeline.teacher.calibrate import CALIBRATION, calibrated_scheme, scale_law
 from pipeline.teacher.columns import to_targets
-from pipeline.teacher.sparsify import SparseScheme, draw_offsets, sparsify
+from pipeline.teacher.sparsify import SparseScheme, sparsify
 
 GRID = (1.0, 2.0)
 ROWS = 1500
@@ -24,9 +25,7 @@ def _columns(scheme: SparseScheme, rows: int = ROWS) -> np.ndarray:
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(rows, 500, generator=generator) * 2.5
     gold = torch.randint(500, (rows,), generator=generator)
-    return sparsify(
-        logits, gold, scheme, torch.from_numpy(draw_offsets(1, np.arange(rows)))
-    ).numpy()
+    return sparsify(logits, gold, scheme, torch.from_numpy(row_noise(1, np.arange(rows)))).numpy()
 
 
 @pytest.mark.parametrize("taus", [(1 / 20, 0.0), (1 / 10, 1 / 20), (0.0, 1 / 15)])

@@ -1,0 +1,37 @@
+"""The capture settings as a scheme: which entries are certain, and the law that draws the rest."""
+
+from __future__ import annotations
+
+from pipeline.cache.law import SamplingLaw
+from pipeline.teacher.settings import CaptureSettings
+from pipeline.teacher.sparsify import SparseScheme
+
+__all__ = ["capture_scheme"]
+
+_TAU_ALONE = 1 / 30
+_TAU_BESIDE = (1 / 12, 1 / 25)
+"""At T = 1 beside another temperature, and at that one: `make bench-fidelity` has the trade-off."""
+
+
+def capture_scheme(settings: CaptureSettings) -> SparseScheme:
+    """Return the scheme that the settings describe; `calibrate.py` scales it to `mean_entries`."""
+    grid = settings.temperatures
+    if settings.scheme == "top_k":
+        return SparseScheme(settings.top_k, grid)
+    taus = settings.tau or _default_taus(grid)
+    return SparseScheme(
+        settings.top_k if settings.scheme == "top_k_sampled" else 0,
+        grid,
+        SamplingLaw(grid, taus),
+        mean_entries=settings.mean_entries,
+        taus_before=() if settings.mean_entries is None else taus,
+    )
+
+
+def _default_taus(grid: tuple[float, ...]) -> tuple[float, ...]:
+    """One temperature: its own tau. Several: 1 and the largest are drawn for, the rest profits."""
+    highest = max(grid)
+    if highest == 1.0:
+        return tuple(_TAU_ALONE if value == 1.0 else 0.0 for value in grid)
+    beside = {1.0: _TAU_BESIDE[0], highest: _TAU_BESIDE[1]}
+    return tuple(beside.get(value, 0.0) for value in grid)

@@ -1,0 +1,103 @@
+"""A scheme through the real path: sampler, codec, Parquet, reader, collation; bytes counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipeline.cache.counter import row_noise, sample_key
+from pipeline.cache.ranked import RankedSpec
+from pipeline.cache.schema import table_to_rows
+from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.writer import encode_shard
+from pipeline.data.collate import Batch, collate
+from pipeline.loss.types import HeadTargets
+from pipeline.teacher.columns import to_targets
+from pipeline.teacher.sparsify import SparseScheme, sparsify
+from tests.bench.fidelity_data import Hidden
+
+__all__ = ["Cached", "columns_of", "head_targets", "through_the_cache"]
+
+_NOT_TARGET = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
+_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Sequences as stage two reads them, and what their targets take on disk."""
+
+    rows: list[CachedSequence]
+    bytes_per_token: float
+    """Of all target columns, Parquet's own overhead included."""
+    entries: float
+    """Mean entries of a counted token."""
+
+    def batch(self, temperature: float) -> Batch:
+        """Return all sequences as one batch."""
+        return collate(self.rows, temperature=temperature)
+
+
+def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> Cached:
+    """Write the teacher's targets of all sequences into one shard and read them back."""
+    columns_NC = columns_of(hidden, weight_VD, scheme)
+    rows, tails = [], []
+    ends = np.cumsum(hidden.counts_S)
+    for index, end in enumerate(ends):
+        start = end - hidden.counts_S[index]
+        ids_L, counted_L = hidden.input_ids[index], hidden.counted[index]
+        targets, tail_N = to_targets(
+            columns_NC[start:end],
+            scheme,
+            sample_id=hidden.sample_ids[index],
+            gold_N=ids_L[counted_L],
+        )
+        rows.append(CachedSequence(hidden.sample_ids[index], ids_L, counted_L, targets))
+        tails.append(tail_N)
+    spec = RankedSpec(len(weight_VD), scheme.law, scheme.grids)
+    record, data = encode_shard(
+        rows, spec, split="train", index=0, temperatures=scheme.temperatures,
+        identity_digest="0" * 64, tails=tails,
+    )  # fmt: skip
+    table = pq.read_table(pa.BufferReader(data))
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    size = 0
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(column)
+            if chunk.path_in_schema.split(".")[0] not in _NOT_TARGET:
+                size += chunk.total_compressed_size
+    decoded = table_to_rows(table, spec, scheme.temperatures)
+    entries = sum(int(row.targets.counts_N.sum()) for row in decoded)
+    return Cached(decoded, size / record.counted, entries / record.counted)
+
+
+def head_targets(batch: Batch) -> HeadTargets:
+    """Return what the head is given, as the student's module builds it."""
+    return HeadTargets(
+        ids_NK=batch.ids_NK,
+        logprobs_NK=batch.logprobs_NK,
+        inclusion_NK=batch.inclusion_NK,
+        log_z_N=batch.log_z_N,
+        entropy_N=batch.entropy_N,
+        gold_N=batch.gold_ids_N,
+    )
+
+
+def columns_of(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> np.ndarray:
+    """Return what the engine would: columns of every counted row, noise by sample and place."""
+    noise, gold_N = [], torch.from_numpy(hidden.gold_N)
+    for sample_id, counted_L in zip(hidden.sample_ids, hidden.counted, strict=True):
+        rows_N = np.flatnonzero(counted_L).astype(np.int64) - 1
+        noise.append(row_noise(sample_key(sample_id), rows_N))
+    noise_N = torch.from_numpy(np.concatenate(noise))
+    parts = []
+    for start in range(0, len(gold_N), _ROWS):
+        some = slice(start, start + _ROWS)
+        logits_RV = torch.from_numpy(hidden.teacher_ND[some]).float() @ weight_VD.t()
+        parts.append(sparsify(logits_RV, gold_N[some], scheme, noise_N[some]).numpy())
+    return np.concatenate(parts)

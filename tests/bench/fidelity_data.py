@@ -1,0 +1,115 @@
+"""Hidden states of a real teacher and of a student that is the teacher with two layers dropped.
+
+What `tests.bench.fidelity` compares schemes on. Made once for a number of tokens (minutes) and kept
+below `runs/bench/`, which git ignores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.corpus.build import build_corpus
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.models.load import load_causal_lm
+from pipeline.models.resolve import resolve_model
+from pipeline.models.tokenizer import load_tokenizer
+
+__all__ = ["Hidden", "hidden_states"]
+
+FOLDER = Path("runs/bench")
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """N counted tokens of whole sequences, in order; D hidden, V head rows, S sequences."""
+
+    teacher_ND: NDArray[np.float16]
+    student_ND: NDArray[np.float16]
+    weight_VD: NDArray[np.float32]
+    gold_N: NDArray[np.int64]
+    sample_ids: list[str]
+    input_ids: list[NDArray[np.int32]]
+    counted: list[NDArray[np.bool_]]
+
+    @property
+    def counts_S(self) -> list[int]:
+        """Counted tokens of each sequence."""
+        return [int(counted.sum()) for counted in self.counted]
+
+    def head(self, tokens: int) -> Hidden:
+        """Return the first sequences that hold at least `tokens` counted ones."""
+        ends = np.cumsum(self.counts_S)
+        return self.part(0, min(int(np.searchsorted(ends, tokens)) + 1, len(ends)))
+
+    def part(self, first: int, last: int) -> Hidden:
+        """Return sequences `first` to `last`."""
+        ends = np.cumsum([0, *self.counts_S])
+        tokens, some = slice(ends[first], ends[last]), slice(first, last)
+        return Hidden(
+            self.teacher_ND[tokens], self.student_ND[tokens], self.weight_VD, self.gold_N[tokens],
+            self.sample_ids[some], self.input_ids[some], self.counted[some],
+        )  # fmt: skip
+
+
+def hidden_states(
+    tokens: int, *, model: str = "embedded", dropped: tuple[int, ...] = (12, 20)
+) -> Hidden:
+    """Return the last hidden states of at least `tokens` counted tokens of the embedded corpus."""
+    resolved = resolve_model(model, revision=None, role="teacher")
+    samples = _samples(resolved.path, tokens)
+    network = load_causal_lm(
+        resolved.path, dtype="float32", use_flash_attention=False, trust_remote_code=False
+    ).eval()
+    weight_VD = network.get_output_embeddings().weight.detach().numpy()
+    name = "-".join([Path(model).name, str(tokens), *map(str, dropped)])
+    file = FOLDER / f"hidden-{name}.npz"
+    if file.exists():
+        data = np.load(file)
+        teacher_ND, student_ND = data["teacher"], data["student"]
+    else:
+        teacher_ND = _run(network, samples)
+        layers = [layer for i, layer in enumerate(network.model.layers) if i not in dropped]
+        network.model.layers = torch.nn.ModuleList(layers)
+        network.config.num_hidden_layers = len(layers)
+        student_ND = _run(network, samples)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        np.savez(file, teacher=teacher_ND, student=student_ND)
+    return Hidden(
+        teacher_ND,
+        student_ND,
+        weight_VD,
+        np.concatenate([s.input_ids[s.counted] for s in samples]).astype(np.int64),
+        [s.sample_id for s in samples],
+        [s.input_ids for s in samples],
+        [s.counted for s in samples],
+    )
+
+
+def _samples(folder: Path, tokens: int) -> list[Any]:
+    settings = CorpusSettings(dataset_name="embedded", max_length=256)
+    corpus = build_corpus(settings, tokenizer=load_tokenizer(folder), seed=42)
+    samples = [sample for sample in corpus.samples if sample.split == "train"]
+    chosen = []
+    for index in np.random.default_rng(0).permutation(len(samples)):
+        chosen.append(samples[index])
+        tokens -= int(samples[index].counted.sum())
+        if tokens <= 0:
+            return chosen
+    raise SystemExit(f"the embedded corpus has {-tokens} counted tokens too few")
+
+
+@torch.inference_mode()
+def _run(network: Any, samples: list[Any]) -> NDArray[np.float16]:
+    parts = []
+    for sample in samples:
+        ids_1L = torch.from_numpy(sample.input_ids.astype(np.int64))[None]
+        rows_N = np.flatnonzero(sample.counted) - 1
+        hidden_LD = network.model(ids_1L, use_cache=False).last_hidden_state[0]
+        parts.append(hidden_LD[rows_N].numpy().astype(np.float16))
+    return np.concatenate(parts)

@@ -1,0 +1,202 @@
+"""Students trained from sparse caches against one trained on dense teacher logits.
+
+Same student, sequences, order, optimiser and steps; only the target differs. Held-out KL to the
+teacher is computed densely for all of them. Each run's result is kept below `runs/bench/quality`,
+so that a stopped bench goes on; `make bench-quality` runs what is missing and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.cache.law import SamplingLaw
+from pipeline.data.collate import collate
+from pipeline.loss.fused import FusedSpec, fused_head_loss
+from pipeline.loss.sparse_kl import LossSpec
+from pipeline.models.load import load_causal_lm
+from pipeline.models.resolve import resolve_model
+from pipeline.student.cut import cut_model
+from pipeline.student.repair import repair_cut_student
+from pipeline.teacher.sparsify import SparseScheme
+from tests.bench import fidelity_peers as peers
+from tests.bench.fidelity_cache import head_targets, through_the_cache
+from tests.bench.fidelity_data import FOLDER, Hidden, hidden_states
+
+LAYERS = (0, 3, 6, 10, 13, 16, 19, 23, 26, 29)
+RESULTS = FOLDER / "quality"
+SEQUENCES_PER_STEP = 4
+LEARNING_RATE = 4e-4
+SCHEMES = {
+    1.0: SparseScheme(0, (1.0,), SamplingLaw((1.0,), (1 / 40,))),
+    2.0: SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (1 / 12, 1 / 25))),
+}
+TARGETS = ("dense", "sampled", "top-64 truncated", "DistillKit budget")
+
+
+def student_folder() -> Path:
+    """Return the cut and repaired student all runs start from; made once."""
+    folder = FOLDER / "quality-student"
+    if (folder / "config.json").exists():
+        return folder
+    source = resolve_model("embedded", revision=None, role="teacher").path
+    cut = cut_model(source, LAYERS, FOLDER / "quality-cut")
+    hidden = hidden_states(65_536)
+    student = load_causal_lm(cut, dtype="float32", trust_remote_code=False).eval()
+    teacher = load_causal_lm(source, dtype="float32", trust_remote_code=False).eval()
+    repair_cut_student(student, teacher, LAYERS, hidden.input_ids[-60:])
+    student.save_pretrained(folder)
+    return folder
+
+
+def split(hidden: Hidden, train: int, heldout: int) -> tuple[Hidden, Hidden]:
+    """Return the first sequences to train on and the next ones to score on."""
+    return hidden.part(0, train), hidden.part(train, train + heldout)
+
+
+def run(target: str, temperature: float, seed: int, train: Hidden, heldout: Hidden) -> list[float]:
+    """Train one student and return the held-out KL (T = 1, dense) of each sequence."""
+    torch.manual_seed(seed)
+    model = load_causal_lm(student_folder(), dtype="float32", trust_remote_code=False)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    model.train()
+    weight_VD = torch.from_numpy(train.weight_VD)
+    loss = _loss(target, temperature, train, weight_VD)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, fused=True)
+    order = np.random.default_rng(seed).permutation(len(train.input_ids))
+    steps = len(order) // SEQUENCES_PER_STEP
+    for step in range(steps):
+        rate = min(1.0, (step + 1) / max(1, steps // 20))
+        rate *= 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * rate
+        chosen = order[step * SEQUENCES_PER_STEP : (step + 1) * SEQUENCES_PER_STEP]
+        hidden_ND = torch.cat([_hidden(model, train, int(i)) for i in chosen])
+        total = loss(hidden_ND, model.get_output_embeddings().weight, chosen)
+        (total / len(hidden_ND)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    return _score(model.eval(), heldout, weight_VD)
+
+
+def _hidden(model: Any, data: Hidden, index: int) -> Tensor:
+    ids_1L = torch.from_numpy(data.input_ids[index].astype(np.int64))[None]
+    rows_N = torch.from_numpy(np.flatnonzero(data.counted[index]) - 1)
+    states: Tensor = model.base_model(ids_1L, use_cache=False).last_hidden_state
+    return states[0].index_select(0, rows_N)
+
+
+_Loss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
+
+
+def _loss(target: str, temperature: float, train: Hidden, weight_VD: Tensor) -> _Loss:
+    """Return the summed loss of the counted tokens of some sequences: T^2 KL, as in training."""
+    starts = np.cumsum([0, *train.counts_S])
+    if target == "sampled":
+        cached = through_the_cache(train, weight_VD, SCHEMES[temperature])
+        step = SCHEMES[temperature].grids.drawn_step
+        loss = LossSpec(temperature, alpha=1.0, tail="auto", drawn_log_step=step)
+        spec = FusedSpec(loss, chunk_rows=512)
+
+        def sampled(hidden_ND: Tensor, head_VD: Tensor, chosen: np.ndarray) -> Tensor:
+            batch = collate([cached.rows[i] for i in chosen], temperature=temperature)
+            targets = head_targets(batch)
+            return fused_head_loss(hidden_ND, head_VD, None, targets, spec=spec).loss
+
+        return sampled
+
+    def dense(hidden_ND: Tensor, head_VD: Tensor, chosen: np.ndarray) -> Tensor:
+        rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in chosen])
+        teacher_RV = torch.from_numpy(train.teacher_ND[rows]).float() @ weight_VD.t()
+        student_RV = hidden_ND @ head_VD.t()
+        with torch.no_grad():
+            p_1_RV = torch.softmax(teacher_RV, -1)
+            q_RV = torch.softmax(student_RV / temperature, -1)
+            if target == "dense":
+                gradient_RV = q_RV - torch.softmax(teacher_RV / temperature, -1)
+            else:
+                count = 64 if target == "top-64 truncated" else 50
+                kept_RV = torch.zeros_like(p_1_RV, dtype=torch.bool)
+                kept_RV.scatter_(1, p_1_RV.topk(count, -1).indices, True)
+                gradient_RV = peers.zero(p_1_RV, kept_RV, q_RV, temperature)
+        # The gradient of T^2 KL on the logits is T (q - p); its product with them has just that.
+        return temperature * (gradient_RV * student_RV).sum()
+
+    return dense
+
+
+@torch.no_grad()
+def _score(model: Any, data: Hidden, weight_VD: Tensor) -> list[float]:
+    starts, scores = np.cumsum([0, *data.counts_S]), []
+    head_VD = model.get_output_embeddings().weight
+    for index in range(len(data.input_ids)):
+        teacher_ND = torch.from_numpy(data.teacher_ND[starts[index] : starts[index + 1]]).float()
+        log_p_RV = torch.log_softmax(teacher_ND @ weight_VD.t(), -1)
+        log_q_RV = torch.log_softmax(_hidden(model, data, index) @ head_VD.t(), -1)
+        kl_N = (log_p_RV.exp() * (log_p_RV - log_q_RV)).sum(-1)
+        scores.append(float(kl_N.mean()))
+    return scores
+
+
+def main() -> None:
+    """Run what is missing, then print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train", type=int, default=200, help="sequences to train on")
+    parser.add_argument("--heldout", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--temperature", type=float, nargs="*", default=[1.0, 2.0])
+    parser.add_argument("--only-run", action="store_true", help="print no table")
+    arguments = parser.parse_args()
+    train, heldout = split(hidden_states(65_536), arguments.train, arguments.heldout)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    results: dict[tuple[str, float, int], list[float]] = {}
+    for seed in range(arguments.seeds):
+        for temperature in arguments.temperature:
+            for target in TARGETS:
+                name = f"{target}-{temperature:g}-{seed}-{arguments.train}-{arguments.heldout}"
+                file = RESULTS / f"{name.replace(' ', '_')}.json"
+                if not file.exists():
+                    scores = run(target, temperature, seed, train, heldout)
+                    partial = file.with_suffix(".partial")
+                    partial.write_text(json.dumps(scores))
+                    partial.rename(file)
+                    print(f"{name}: {np.mean(scores):.4f}", flush=True)
+                results[target, temperature, seed] = json.loads(file.read_text())
+    if not arguments.only_run:
+        _table(results, arguments.temperature, arguments.seeds)
+
+
+def _table(
+    results: dict[tuple[str, float, int], list[float]], temperatures: list[float], seeds: int
+) -> None:
+    print(f"held-out KL to the teacher at T = 1, nats; mean of {seeds} seeds")
+    print(f"{'T':>4} {'target':<20} {'KL':>8} {'+-':>7} {'over dense':>11} {'paired +-':>10}")
+    worst = 0.0
+    for temperature in temperatures:
+        base = np.array([results["dense", temperature, seed] for seed in range(seeds)])
+        for target in TARGETS:
+            scores = np.array([results[target, temperature, seed] for seed in range(seeds)])
+            error = scores.mean(0).std(ddof=1) / math.sqrt(scores.shape[1])
+            gap = scores - base
+            paired = gap.mean(0).std(ddof=1) / math.sqrt(scores.shape[1])
+            print(
+                f"{temperature:4g} {target:<20} {scores.mean():8.4f} {error:7.4f} "
+                f"{gap.mean():+11.4f} {paired:10.4f}"
+            )
+            if target == "sampled":
+                worst = max(worst, gap.mean() / error)
+    print(f"FIGURE kl_gap_to_dense_in_standard_errors {worst:.3f}")
+
+
+if __name__ == "__main__":
+    main()
