@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.reader import open_cache
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import CacheError, ConfigError, DistillError, ResourceError
 from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
@@ -96,16 +97,19 @@ class Planner:
             ConfigError: with every mistake of every point, each once.
             CacheError: there is no complete cache.
         """
+        try:
+            open_cache(self._cache_url)
+        except CacheError:
+            # What is wrong with the file is known without a cache, and worth more than its lack.
+            if mistakes:
+                raise ConfigError(mistakes=list(dict.fromkeys(mistakes))) from None
+            raise
         found: dict[str, list[str]] = {}
         runs: dict[str, PlannedRun] = {}
         twins: list[str] = []
         for point in points:
             try:
                 run = self.plan(point)
-            except CacheError:
-                if mistakes:
-                    raise ConfigError(mistakes=list(dict.fromkeys(mistakes))) from None
-                raise
             except ConfigError as error:
                 for line in error.mistakes or (str(error).rstrip("."),):
                     found.setdefault(line, []).append(point.label)
@@ -127,7 +131,16 @@ class Planner:
 
     def _open(self, settings: Settings, output_dir: Path) -> Inputs:
         placed: Any = _placed(settings, self._cache_url, output_dir)
-        inputs = open_inputs(
+        held = open_cache(self._cache_url).manifest.identity["scheme"].get("top_k")
+        wanted = placed.data.max_entries
+        if held is not None and wanted is not None and wanted > int(held):
+            raise ConfigError(
+                mistakes=[
+                    f"data.max_entries: found {wanted}; expected at most {held}, which is what the "
+                    "cache holds of each position"
+                ]
+            )
+        return open_inputs(
             cache_url=self._cache_url,
             student=placed.student,
             loss=placed.loss,
@@ -137,16 +150,6 @@ class Planner:
             observe=placed.observe,
             seed=placed.seed,
         )
-        held = inputs.cache.manifest.identity["scheme"].get("top_k")
-        wanted = placed.data.max_entries
-        if held is not None and wanted is not None and wanted > int(held):
-            raise ConfigError(
-                mistakes=[
-                    f"data.max_entries: found {wanted}; expected at most {held}, which is what the "
-                    "cache holds of each position"
-                ]
-            )
-        return inputs
 
 
 def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) -> None:

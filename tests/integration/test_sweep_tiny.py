@@ -151,7 +151,8 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not(
     deadline = time.monotonic() + 400
     while not list(out.glob(mark)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    (lock,) = out.glob(f"runs/*/{LOCK_FILE}")
+    (begun,) = out.glob(mark)
+    lock = begun.parents[2] / LOCK_FILE
     sweep.kill()
     os.killpg(int(lock.read_text()), signal.SIGKILL)
     sweep.wait()
