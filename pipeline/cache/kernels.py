@@ -54,7 +54,7 @@ READ_FAULTS = ("", "a symbol is missing", "a gap is too long", "bits are missing
 
 
 @kernel
-def _stream(streams: int, before: int, left: int) -> int:
+def _stream(streams: int, before: int | np.int64, left: int) -> int:
     """Return the symbol's stream: near or far from rank 0, and whether the run ends with it."""
     if streams == 1:
         return 0
