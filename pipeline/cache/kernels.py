@@ -54,7 +54,7 @@ READ_FAULTS = ("", "a symbol is missing", "a gap is too long", "bits are missing
 
 
 @kernel
-def _stream(streams: int, before: Any, left: Any) -> int:
+def _stream(streams: int, before: int | np.int64, left: int) -> int:
     """Return the symbol's stream: near or far from rank 0, and whether the run ends with it."""
     if streams == 1:
         return 0
@@ -302,7 +302,7 @@ def assemble(
     drawn_levels: Bytes,
     dither_N: Reals,
     certain_K: Reals,
-    drawn_step: Any,
+    drawn_step: float,
     scale_NG: Reals,
     square_GK: Reals,
     always: float,

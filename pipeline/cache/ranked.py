@@ -221,7 +221,7 @@ def pack_classes(classes_V: _U8) -> bytes:
     return zstandard.ZstdCompressor(level=9).compress(classes_V.tobytes())
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def unpack_order(packed: bytes, vocab_size: int) -> NDArray[np.int32]:
     """Return the order that a shard's metadata describes; the same array for the same bytes.
 
