@@ -141,6 +141,7 @@ def _slice(options: argparse.Namespace) -> int:
 
     spec = SliceSpec(
         top_k=options.top_k,
+        tau_factor=options.tau_factor,
         samples=options.samples,
         fraction=options.fraction,
         ids=None if options.ids is None else _read_ids(options.ids),
@@ -148,7 +149,8 @@ def _slice(options: argparse.Namespace) -> int:
     )
     if spec == SliceSpec():
         raise ConfigError(
-            "nothing to leave out", expected="--top-k, --samples, --fraction, --ids or --split"
+            "nothing to leave out",
+            expected="--top-k, --tau-factor, --samples, --fraction, --ids or --split",
         )
     with RowsBar("slice") as bar:
         rows = slice_cache(

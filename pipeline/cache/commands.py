@@ -146,6 +146,8 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     text = "a smaller cache: fewer entries a position, a subset of the samples, one split"
     sub = command("slice", text, "URL", "TARGET")
     sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
+    text = "of a sampled cache: every tau F times larger, F at least 1; fewer entries, no bias"
+    sub.add_argument("--tau-factor", type=_factor, metavar="F", help=text)
     part = sub.add_mutually_exclusive_group()
     text = "N samples, by a hash of their ids: the same on any machine"
     part.add_argument("--samples", type=_count, metavar="N", help=text)
@@ -184,6 +186,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
     return int(text)
+
+
+def _factor(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number, at least 1")
+    return value
 
 
 def _share(text: str) -> float:

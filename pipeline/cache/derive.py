@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.ledger import Plan, PlannedRows
 from pipeline.cache.manifest import (
     MANIFEST,
@@ -19,6 +18,7 @@ from pipeline.cache.manifest import (
     read_manifest,
     tokenizer_name,
 )
+from pipeline.cache.schema import Spec
 from pipeline.cache.writer import commit_shard, finalize, intact_record
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -106,7 +106,7 @@ def finish(
     records: Sequence[ShardRecord],
     *,
     identity: Mapping[str, Any],
-    spec: CodecSpec,
+    spec: Spec,
     temperatures: Sequence[float],
     tokenizer: Mapping[str, bytes],
     corpus_counts: Mapping[str, int],

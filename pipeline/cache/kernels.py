@@ -1,13 +1,16 @@
-"""Loops over entries, compiled by numba: runs of ranks to class symbols and bits, and back.
+"""Loops over entries, compiled by numba: runs of ranks to symbols and bits and back, and targets.
 
 A run is the ascending ranks of one kind of entries at one position. A gap g >= 0 to the rank before
 (the first one's is the rank itself) is the class c = floor(log2(g + 1)), a symbol, and c bits,
 g + 1 - 2^c, lowest first, in a stream that is padded to a whole byte at the end of each row.
 
-Numba checks no bounds: callers make sure that lengths agree, and the readers test every bit
-position and rank before they use it.
+Symbols go to one of several streams by what is known before they are read (`_stream`): each is a
+Parquet column, and so a distribution of its own for zstd.
 
-Legend: S rows, N positions, E entries.
+Numba checks no bounds: callers make sure that lengths agree, and the readers test every place,
+bit position and rank before they use it.
+
+Legend: S rows, N positions, E entries, C streams, V vocabulary, G temperatures of the law.
 """
 
 from __future__ import annotations
@@ -18,25 +21,69 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["PADDING", "place", "places", "read_runs", "sort_runs", "write_runs"]
+__all__ = [
+    "PADDING",
+    "READ_FAULTS",
+    "assemble",
+    "read_runs",
+    "rest_units",
+    "sort_runs",
+    "write_runs",
+]  # fmt: skip
 
 Ints = NDArray[np.integer[Any]]
 Bytes = NDArray[np.uint8]
-Reals = NDArray[np.float32]
+Reals = NDArray[np.floating[Any]]
 
 PADDING = 8
 """Bytes that must follow the bits handed to `read_runs`."""
+_FAR = 62
+"""Ranks before this are `near`: below, gaps are short."""
+_RARE = 1023
+"""From this rank on drawn entries have small values."""
+_ESCAPE = 15
+"""Two drawn levels share a byte: alone they have 2 bits each, in which zstd's search for repeats
+finds what costs more than it saves (3.5 bytes a token against 2.65). This one and above go on in a
+stream of their own."""
+
+READ_FAULTS = ("", "a symbol is missing", "a gap is too long", "bits are missing",
+               "a rank is outside the vocabulary", "bits are left over", "symbols are left over",
+               "a value is missing", "values are left over")  # fmt: skip
+"""What `read_runs` found, by its first result."""
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _stream(streams: int, before: int, left: int) -> int:
+    """Return the symbol's stream: near or far from rank 0, and whether the run ends with it."""
+    if streams == 1:
+        return 0
+    return 2 * int(before >= _FAR) + int(left == 1)
 
 
 @njit(cache=True, nogil=True)
 def write_runs(
-    ranks_E: Ints, counts_N: Ints, positions_S: Ints, classes_E: Bytes, bits: Bytes, ends_S: Ints
+    ranks_E: Ints,
+    levels_E: Bytes,
+    counts_N: Ints,
+    positions_S: Ints,
+    symbols_CE: Bytes,
+    symbol_ends_CS: Ints,
+    bits: Bytes,
+    bit_ends_S: Ints,
+    values_DE: Bytes,
+    value_ends_DS: Ints,
 ) -> int:
-    """Write classes and bits of all rows; `ends_S` gets each row's end in bytes.
+    """Write symbols, bits and values of all rows, and where each row ends in each stream.
+
+    Streams of values: one of bytes, or three: of half bytes below and from `_RARE`, and what does
+    not fit them. All outputs are large enough for every entry; those of half bytes are zero.
 
     Returns:
         -1, or the entry whose rank does not ascend.
     """
+    streams, value_streams = symbols_CE.shape[0], values_DE.shape[0]
+    at_C = np.zeros(streams, np.int64)
+    value_at_D = np.zeros(value_streams, np.int64)
     entry = 0
     position = 0
     byte = 0
@@ -44,16 +91,31 @@ def write_runs(
         window = np.uint64(0)
         filled = 0
         for _ in range(positions_S[row]):
-            previous = -1
+            before = -1
+            left = counts_N[position]
             for _ in range(counts_N[position]):
-                gap = ranks_E[entry] - previous
+                rank = ranks_E[entry]
+                gap = rank - before
                 if gap <= 0:
                     return entry
-                previous = ranks_E[entry]
                 c = 0
                 while gap >> (c + 1):
                     c += 1
-                classes_E[entry] = c
+                stream = _stream(streams, before, left)
+                symbols_CE[stream, at_C[stream]] = c
+                at_C[stream] += 1
+                level = levels_E[entry]
+                if value_streams == 1:
+                    values_DE[0, value_at_D[0]] = level
+                    value_at_D[0] += 1
+                else:
+                    stream = int(rank >= _RARE)
+                    half = value_at_D[stream]
+                    value_at_D[stream] += 1
+                    values_DE[stream, half >> 1] |= min(level, _ESCAPE) << (4 * (half & 1))
+                    if level >= _ESCAPE:
+                        values_DE[2, value_at_D[2]] = level
+                        value_at_D[2] += 1
                 window |= np.uint64(gap - (1 << c)) << np.uint64(filled)
                 filled += c
                 while filled >= 8:
@@ -61,43 +123,88 @@ def write_runs(
                     window >>= np.uint64(8)
                     filled -= 8
                     byte += 1
+                before = rank
+                left -= 1
                 entry += 1
             position += 1
         if filled:
             bits[byte] = np.uint8(window & np.uint64(255))
             byte += 1
-        ends_S[row] = byte
+        bit_ends_S[row] = byte
+        for stream in range(streams):
+            symbol_ends_CS[stream, row] = at_C[stream]
+        if value_streams > 1:  # a row ends with a whole byte
+            value_at_D[0] += value_at_D[0] & 1
+            value_at_D[1] += value_at_D[1] & 1
+            value_ends_DS[0, row] = value_at_D[0] >> 1
+            value_ends_DS[1, row] = value_at_D[1] >> 1
+            value_ends_DS[2, row] = value_at_D[2]
+        else:
+            value_ends_DS[0, row] = value_at_D[0]
     return -1
 
 
 @njit(cache=True, nogil=True)
 def read_runs(
-    classes_E: Bytes,
+    symbols: Bytes,
+    symbol_starts_CS: Ints,
     bits: Bytes,
-    starts_S: Ints,
+    bit_starts_S: Ints,
+    values: Bytes,
+    value_starts_DS: Ints,
     counts_N: Ints,
     positions_S: Ints,
-    vocab_size: int,
-    ranks_E: Ints,
-) -> int:
-    """Read the ranks of all rows.
+    order_V: Ints,
+    ids_E: Ints,
+    levels_E: Bytes,
+) -> tuple[int, int]:
+    """Read ids and levels of all rows.
 
-    `bits` holds `PADDING` bytes after the last row's; `starts_S` has one more element than rows.
+    Args:
+        symbols: all streams end to end.
+        symbol_starts_CS: [C, S + 1], where each row begins in `symbols`.
+        bits: with `PADDING` bytes after the last row's.
+        bit_starts_S: S + 1 offsets.
+        values: all value streams end to end.
+        value_starts_DS: as for symbols.
+        counts_N: entries of each position, at least 0; their sum is the length of the outputs.
+        positions_S: of each row.
+        order_V: the token of each rank.
+        ids_E: out.
+        levels_E: out.
 
     Returns:
-        -1, or the row that is damaged.
+        0 and -1, or the place in `READ_FAULTS` and the row that is damaged.
     """
+    streams, value_streams = symbol_starts_CS.shape[0], value_starts_DS.shape[0]
+    at_C = np.zeros(streams, np.int64)
+    value_at_D = np.zeros(value_streams, np.int64)
+    vocab = len(order_V)
     entry = 0
     position = 0
     for row in range(len(positions_S)):
-        at = starts_S[row] * 8
-        end = starts_S[row + 1] * 8
+        at = bit_starts_S[row] * 8
+        end = bit_starts_S[row + 1] * 8
+        for stream in range(streams):
+            at_C[stream] = symbol_starts_CS[stream, row]
+        for stream in range(value_streams):
+            value_at_D[stream] = value_starts_DS[stream, row]
+        if value_streams > 1:
+            value_at_D[0] *= 2
+            value_at_D[1] *= 2
         for _ in range(positions_S[row]):
-            previous = -1
+            before = np.int64(-1)
+            left = counts_N[position]
             for _ in range(counts_N[position]):
-                c = np.int64(classes_E[entry])
-                if c > 24 or at + c > end:
-                    return row
+                stream = _stream(streams, before, left)
+                if at_C[stream] >= symbol_starts_CS[stream, row + 1]:
+                    return 1, row
+                c = np.int64(symbols[at_C[stream]])
+                at_C[stream] += 1
+                if c > 18:
+                    return 2, row
+                if at + c > end:
+                    return 3, row
                 byte = at >> 3
                 window = (
                     np.int64(bits[byte])
@@ -105,64 +212,138 @@ def read_runs(
                     | np.int64(bits[byte + 2]) << 16
                     | np.int64(bits[byte + 3]) << 24
                 )
-                low = (window >> (at & 7)) & ((1 << c) - 1)
-                previous += (1 << c) + low
-                if previous >= vocab_size:
-                    return row
-                ranks_E[entry] = previous
+                before += (1 << c) + ((window >> (at & 7)) & ((1 << c) - 1))
+                if before >= vocab:
+                    return 4, row
+                ids_E[entry] = order_V[before]
+                if value_streams == 1:
+                    if value_at_D[0] >= value_starts_DS[0, row + 1]:
+                        return 7, row
+                    levels_E[entry] = values[value_at_D[0]]
+                    value_at_D[0] += 1
+                else:
+                    stream = int(before >= _RARE)
+                    half = value_at_D[stream]
+                    if half >> 1 >= value_starts_DS[stream, row + 1]:
+                        return 7, row
+                    level = (values[half >> 1] >> (4 * (half & 1))) & 15
+                    value_at_D[stream] += 1
+                    if level == _ESCAPE:
+                        if value_at_D[2] >= value_starts_DS[2, row + 1]:
+                            return 7, row
+                        level = values[value_at_D[2]]
+                        value_at_D[2] += 1
+                    levels_E[entry] = level
                 at += c
+                left -= 1
                 entry += 1
             position += 1
         if end - at >= 8:
-            return row
-    return -1
+            return 5, row
+        for stream in range(streams):
+            if at_C[stream] != symbol_starts_CS[stream, row + 1]:
+                return 6, row
+        if value_streams > 1:
+            value_at_D[0] = value_at_D[0] + 1 >> 1
+            value_at_D[1] = value_at_D[1] + 1 >> 1
+        for stream in range(value_streams):
+            if value_at_D[stream] != value_starts_DS[stream, row + 1]:
+                return 8, row
+    return 0, -1
 
 
 @njit(cache=True, nogil=True)
-def sort_runs(ranks_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
-    """Sort each run by rank, values along with it, in place."""
+def sort_runs(ranks_E: Ints, ids_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
+    """Sort each run by rank, ids and values along with it, in place."""
     begin = 0
     for count in counts_N:
         end = begin + count
         if count > 96:  # insertion takes count^2 / 4 steps
             order = np.argsort(ranks_E[begin:end])
             ranks_E[begin:end] = ranks_E[begin:end][order]
+            ids_E[begin:end] = ids_E[begin:end][order]
             levels_E[begin:end] = levels_E[begin:end][order]
         else:
             for at in range(begin + 1, end):
-                rank, level = ranks_E[at], levels_E[at]
+                rank, token, level = ranks_E[at], ids_E[at], levels_E[at]
                 to = at
                 while to > begin and ranks_E[to - 1] > rank:
                     ranks_E[to] = ranks_E[to - 1]
+                    ids_E[to] = ids_E[to - 1]
                     levels_E[to] = levels_E[to - 1]
                     to -= 1
                 ranks_E[to] = rank
+                ids_E[to] = token
                 levels_E[to] = level
         begin = end
 
 
 @njit(cache=True, nogil=True)
-def place(
-    first_N: Ints, counts_N: Ints, ids_e: Ints, logprobs_e: Reals, ids_E: Ints, logprobs_E: Reals
-) -> None:
-    """Copy the entries of one kind to where each position's run of that kind begins."""
+def rest_units(gold_N: Bytes, levels_E: Bytes, counts_N: Ints, units_K: Ints) -> Ints:
+    """Return what gold and certain entries leave of 1, in units of 2^-16, at least 0."""
+    rest_N = np.empty(len(counts_N), np.int64)
     entry = 0
     for position in range(len(counts_N)):
-        to = first_N[position]
+        rest = np.int64(65536) - units_K[gold_N[position]]
         for _ in range(counts_N[position]):
-            ids_E[to] = ids_e[entry]
-            logprobs_E[to] = logprobs_e[entry]
-            to += 1
+            rest -= units_K[levels_E[entry]]
             entry += 1
+        rest_N[position] = max(rest, 0)
+    return rest_N
 
 
 @njit(cache=True, nogil=True)
-def places(first_N: Ints, counts_N: Ints) -> Ints:
-    """Return where the entries of each position's run of one kind stand."""
-    where_e = np.empty(counts_N.sum(), np.int64)
-    entry = 0
-    for position in range(len(counts_N)):
-        for step in range(counts_N[position]):
-            where_e[entry] = first_N[position] + step
-            entry += 1
-    return where_e
+def assemble(
+    gold_ids_N: Ints,
+    gold_N: Bytes,
+    certain_counts_N: Ints,
+    certain_ids: Ints,
+    certain_levels: Bytes,
+    drawn_counts_N: Ints,
+    drawn_ids: Ints,
+    drawn_levels: Bytes,
+    dither_N: Reals,
+    certain_K: Reals,
+    drawn_step: float,
+    scale_NG: Reals,
+    square_GK: Reals,
+    always: float,
+    least: float,
+    ids_E: Ints,
+    logprobs_E: Reals,
+    inclusion_E: Reals,
+) -> int:
+    """Write gold, certain and drawn entries of each position; returns -1 or a damaged position.
+
+    The probability with which level k was drawn is sqrt(sum_g scale[n, g] square[g, k]), at most
+    `always`; one below `least` cannot have been drawn.
+    """
+    at = 0
+    certain = 0
+    drawn = 0
+    temperatures = scale_NG.shape[1]
+    for n in range(len(gold_N)):
+        ids_E[at] = gold_ids_N[n]
+        logprobs_E[at] = certain_K[gold_N[n]]
+        inclusion_E[at] = 1.0
+        at += 1
+        for _ in range(certain_counts_N[n]):
+            ids_E[at] = certain_ids[certain]
+            logprobs_E[at] = certain_K[certain_levels[certain]]
+            inclusion_E[at] = 1.0
+            certain += 1
+            at += 1
+        for _ in range(drawn_counts_N[n]):
+            level = drawn_levels[drawn]
+            total = 0.0
+            for g in range(temperatures):
+                total += scale_NG[n, g] * square_GK[g, level]
+            pi = min(np.sqrt(total), always)
+            if not pi >= least:
+                return n
+            ids_E[at] = drawn_ids[drawn]
+            logprobs_E[at] = -(np.float32(level) + dither_N[n]) * drawn_step
+            inclusion_E[at] = pi
+            drawn += 1
+            at += 1
+    return -1

@@ -21,7 +21,6 @@ from pipeline.storage import Store
 __all__ = [
     "MANIFEST",
     "PLAN",
-    "RANKS",
     "ROWS",
     "SPLITS",
     "Manifest",
@@ -31,7 +30,6 @@ __all__ = [
     "describe_difference",
     "encode_record",
     "read_manifest",
-    "read_ranks",
     "record_name",
     "shard_name",
     "tokenizer_name",
@@ -40,7 +38,6 @@ __all__ = [
 MANIFEST = "_meta/manifest.json"
 PLAN = "_meta/plan.json"
 ROWS = "_meta/rows.bin"
-RANKS = "_meta/ranks.bin"
 SPLITS = ("train", "heldout")
 
 
@@ -206,28 +203,6 @@ def read_rows_index(store: Store, manifest: Manifest) -> NDArray[np.int32]:
     if len(data) != 8 * rows:
         raise CacheError(f"{store.full_url(ROWS)}: {len(data)} bytes for {rows} rows")
     return np.frombuffer(data, "<i4").reshape(rows, 2).astype(np.int32)
-
-
-def read_ranks(store: Store, codec: dict[str, Any]) -> NDArray[np.int32] | None:
-    """Return the vocabulary's order that a codec names, None where it names none.
-
-    Raises:
-        CacheError: the file is missing or damaged.
-    """
-    if codec.get("ranks_xxh3_128") is None:
-        return None
-    size = 4 * int(codec.get("vocab_size", 0))
-    try:
-        raw = store.read(RANKS)
-        data = zstandard.ZstdDecompressor().decompress(raw, max_output_size=size + 64)
-    except (FileNotFoundError, zstandard.ZstdError):
-        data = b""
-    if checksum(data) != codec["ranks_xxh3_128"]:
-        raise CacheError(
-            f"{store.full_url(RANKS)}: missing or damaged",
-            do="delete _meta/manifest.json and run cache-teacher again to write it anew",
-        )
-    return np.frombuffer(data, "<i4").astype(np.int32)
 
 
 def pack_rows_index(records: Sequence[ShardRecord]) -> bytes:

@@ -142,7 +142,7 @@ def _append(
         cache, record = parts[place]
         item = shards[place]
         table = read_table(cache.store, record, cache.manifest.identity_digest)
-        return encode_table(table, split=item.split, index=item.index, identity_digest=digest)
+        return encode_table([table], split=item.split, index=item.index, identity_digest=digest)
 
     on_start(sum(item.rows for item in shards))
     records = fill(target, shards, make, on_rows)

@@ -1,21 +1,22 @@
-"""Codec "ranked" of format version 2: what describes it, and the byte columns it makes.
+"""Codec "ranked" of format version 2: what describes it, and its columns and integers.
 
-Ids are replaced by their rank in an order of the vocabulary that lists frequent tokens first, and
-written as gaps between ascending ranks (`kernels.py`); numbers lie on `grid.py`'s grids. Each kind
-of byte is a Parquet column of its own, so that zstd's entropy coder sees one distribution at a
-time and readers take what they need. FORMAT.md is normative.
+Ids are replaced by their rank in an order of the vocabulary that lists the shard's own frequent
+tokens first, and written as gaps between ascending ranks (`kernels.py`); numbers lie on `grid.py`'s
+grids. Each kind of byte is a Parquet column of its own, so that zstd's entropy coder sees one
+distribution at a time and readers take what they need. FORMAT.md is normative.
 
 Legend: S rows, N counted positions of all of them, E entries, G temperatures, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import xxhash
+import zstandard
 from numpy.typing import NDArray
 
 from pipeline.cache.grid import Grids
@@ -23,33 +24,121 @@ from pipeline.cache.law import SamplingLaw
 from pipeline.errors import CacheError
 
 __all__ = [
-    "COLUMNS",
-    "MAX_VOCAB_SIZE",
-    "Blobs",
-    "RankedSpec",
-    "rank_order",
-]
+    "COLUMNS", "MAX_VOCAB_SIZE", "STREAMS", "VALUE_STREAMS", "Blobs", "CodedRows", "RankedSpec",
+    "Run", "frequency_classes", "order_of_classes", "pack_classes", "unpack_order",
+]  # fmt: skip
 
 MAX_VOCAB_SIZE = 1 << 18
+MAX_TEMPERATURES = 16
+STREAMS = 4
+VALUE_STREAMS = 3
 COLUMNS = (
-    "counts", "certain_ids", "certain_bits", "certain_values", "drawn_ids", "drawn_bits",
-    "drawn_values", "gold", "log_z", "entropy", "tail",
+    "certain_counts", "drawn_counts", "counts_high",
+    *(f"certain_ids_{stream}" for stream in range(STREAMS)), "certain_bits", "certain_values",
+    *(f"drawn_ids_{stream}" for stream in range(STREAMS)), "drawn_bits",
+    *(f"drawn_values_{stream}" for stream in range(VALUE_STREAMS)),
+    "gold", "log_z", "log_z_high", "entropy", "tail",
 )  # fmt: skip
 _U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Blobs:
-    """One byte column of S rows: row s is `data[starts_S[s] : starts_S[s + 1]]`."""
+    """One byte column of S rows: row s is `data[starts[s] : starts[s + 1]]`."""
 
     data: _U8
     starts: NDArray[np.int64]
-    """S + 1 offsets."""
+    """S + 1 offsets, the first 0."""
+
+    @classmethod
+    def of_lengths(cls, data: _U8, lengths_S: NDArray[np.int64]) -> Blobs:
+        """Cut bytes into rows."""
+        return cls(data, np.concatenate([[0], np.cumsum(lengths_S)]).astype(np.int64))
 
     @property
     def lengths_S(self) -> NDArray[np.int64]:
         """Bytes of each row."""
         return np.diff(self.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Entries of one kind of N positions, as integers."""
+
+    counts_N: NDArray[np.int64]
+    ids_E: NDArray[np.int32]
+    levels_E: _U8
+    """Places on the kind's grid of log p."""
+
+    def of_positions(self, values_N: NDArray[Any]) -> NDArray[Any]:
+        """Return for each entry what its position has."""
+        return np.repeat(values_N, self.counts_N)
+
+    def where(self, kept_E: NDArray[np.bool_]) -> Run:
+        """Return the entries that are kept."""
+        owner_E = self.of_positions(np.arange(len(self.counts_N)))
+        counts_N = np.bincount(owner_E[kept_E], minlength=len(self.counts_N)).astype(np.int64)
+        return Run(counts_N, self.ids_E[kept_E], self.levels_E[kept_E])
+
+
+@dataclass(frozen=True, slots=True)
+class CodedRows:
+    """The integers of S rows: what the bytes say, before any of it is a probability.
+
+    Rows are put into other shards, and made smaller, in this form: nothing is rounded twice.
+    """
+
+    positions_S: NDArray[np.int64]
+    """Counted positions of each row."""
+    certain: Run
+    """Under a law without the gold token, which is always an entry and has no id here."""
+    drawn: Run
+    gold_N: _U8
+    log_z_NG: NDArray[np.int16]
+    """Of the temperatures other than 1."""
+    entropy_NG: _U8
+    tail_N: _U8
+    """Empty under a law."""
+
+    @classmethod
+    def join(cls, parts: Sequence[CodedRows]) -> CodedRows:
+        """Return the rows of all parts."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def joined(kind: str) -> Run:
+            runs = [getattr(part, kind) for part in parts]
+            return Run(
+                np.concatenate([run.counts_N for run in runs]),
+                np.concatenate([run.ids_E for run in runs]),
+                np.concatenate([run.levels_E for run in runs]),
+            )
+
+        return cls(
+            np.concatenate([part.positions_S for part in parts]),
+            joined("certain"),
+            joined("drawn"),
+            np.concatenate([part.gold_N for part in parts]),
+            np.concatenate([part.log_z_NG for part in parts]),
+            np.concatenate([part.entropy_NG for part in parts]),
+            np.concatenate([part.tail_N for part in parts]),
+        )
+
+    def num_entries(self, spec: RankedSpec) -> int:
+        """Entries of all rows; under a law each position's gold token is one."""
+        gold = len(self.gold_N) if spec.law is not None else 0
+        return len(self.certain.ids_E) + len(self.drawn.ids_E) + gold
+
+    def kept_mass_N(self, spec: RankedSpec) -> NDArray[np.float64]:
+        """Return the mass of each position's certain entries at temperature 1."""
+        if spec.law is None:
+            return 1.0 - spec.grids.tail_levels().astype(np.float64)[self.tail_N]
+        mass_K = np.exp(spec.grids.certain_levels().astype(np.float64))
+        owner_E = self.certain.of_positions(np.arange(len(self.gold_N)))
+        mass_N = mass_K[self.gold_N] + np.bincount(
+            owner_E, mass_K[self.certain.levels_E], minlength=len(self.gold_N)
+        )
+        return np.minimum(mass_N, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +149,6 @@ class RankedSpec:
     """Rows of the teacher's head; ids are below."""
     law: SamplingLaw | None = None
     """How entries that are not certain were drawn; None: all are certain, gold has no entry."""
-    order_V: NDArray[np.int32] | None = field(default=None, compare=False)
-    """The token of each rank; None: rank and id are the same."""
     grids: Grids = field(default_factory=Grids)
     name: str = "ranked"
 
@@ -73,74 +160,80 @@ class RankedSpec:
         """
         if not 1 <= self.vocab_size <= MAX_VOCAB_SIZE:
             raise CacheError(
-                f"a vocabulary of {self.vocab_size} tokens", expected=f"1 to {MAX_VOCAB_SIZE}"
+                f"a vocabulary of {self.vocab_size} tokens",
+                expected=f"1 to {MAX_VOCAB_SIZE} (2^18)",
             )
 
     @property
-    def rank_V(self) -> NDArray[np.int32] | None:
-        """The rank of each token."""
-        if self.order_V is None:
-            return None
-        rank_V = np.empty(len(self.order_V), np.int32)
-        rank_V[self.order_V] = np.arange(len(self.order_V), dtype=np.int32)
-        return rank_V
+    def tau_units(self) -> int:
+        """Tau in units of 2^-16 where the law looks at temperature 1 alone, else 0.
 
-    def ranks_file(self) -> bytes | None:
-        """Return what `_meta/ranks.bin` holds before compression, int32 [V]; None: no file."""
-        return None if self.order_V is None else self.order_V.astype("<i4").tobytes()
+        There the number of drawn entries follows from what the certain ones leave of 1.
+        """
+        if self.law is None or self.law.covered != (1.0,):
+            return 0
+        return max(1, int(np.floor(65536 * max(self.law.taus) + 0.5)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form; the order itself is a file of its own, named by its checksum."""
-        ranks = self.ranks_file()
+        """Return the JSON form."""
         return {
             "name": self.name,
             "vocab_size": self.vocab_size,
             "law": None if self.law is None else self.law.to_json(),
             "grids": self.grids.to_json(),
-            "ranks_xxh3_128": None if ranks is None else xxhash.xxh3_128_hexdigest(ranks),
         }
 
     @classmethod
-    def from_json(
-        cls, data: Mapping[str, Any], order_V: NDArray[np.int32] | None = None
-    ) -> RankedSpec:
+    def from_json(cls, data: Mapping[str, Any]) -> RankedSpec:
         """Read the JSON form.
 
         Raises:
-            CacheError: values it cannot have, or an order that is not the one named.
+            CacheError: values it cannot have.
         """
         try:
             law = data["law"]
-            spec = cls(
+            return cls(
                 vocab_size=int(data["vocab_size"]),
-                law=None
-                if law is None
-                else SamplingLaw(
-                    tuple(float(t) for t in law["temperatures"]),
-                    tuple(float(t) for t in law["taus"]),
-                ),
-                order_V=order_V,
-                grids=Grids(**{name: float(value) for name, value in data["grids"].items()}),
+                law=None if law is None else SamplingLaw.from_json(law),
+                grids=Grids.from_json(data["grids"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CacheError(f"the cache's codec cannot be read ({error})") from None
-        if not all(0 < value <= 1 for value in spec.grids.to_json().values()):
-            raise CacheError(
-                f"the codec's grids are {spec.grids.to_json()}", expected="steps in (0, 1]"
-            )
-        if spec.to_json()["ranks_xxh3_128"] != data.get("ranks_xxh3_128"):
-            raise CacheError("the order of the vocabulary is not the one the codec names")
-        if order_V is not None and not _is_permutation(order_V, spec.vocab_size):
-            raise CacheError("the order of the vocabulary is no permutation of it")
-        return spec
 
 
-def rank_order(counts_V: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Return the tokens by falling count, equal ones by id."""
-    return np.argsort(-np.asarray(counts_V, np.int64), kind="stable").astype(np.int32)
+def frequency_classes(coded: CodedRows, vocab_size: int) -> _U8:
+    """Return each token's class: 0 if no run holds it, else 1 + floor(2 log2(times)).
+
+    In integers, so that every machine finds the same.
+    """
+    ids_E = np.concatenate([coded.certain.ids_E, coded.drawn.ids_E])
+    squares_V = np.bincount(ids_E, minlength=vocab_size).astype(np.int64) ** 2
+    return np.searchsorted(2 ** np.arange(62, dtype=np.int64), squares_V, "right").astype(np.uint8)
 
 
-def _is_permutation(order_V: NDArray[np.int32], vocab_size: int) -> bool:
-    return len(order_V) == vocab_size and bool(
-        (np.bincount(np.clip(order_V, 0, vocab_size - 1), minlength=vocab_size) == 1).all()
-    )
+def order_of_classes(classes_V: _U8) -> NDArray[np.int32]:
+    """Return the token of each rank: by falling class, within a class by id."""
+    return np.argsort(255 - classes_V, kind="stable").astype(np.int32)
+
+
+def pack_classes(classes_V: _U8) -> bytes:
+    """Return the classes as they stand in a shard's metadata: one zstd frame of a byte a token."""
+    return zstandard.ZstdCompressor(level=9).compress(classes_V.tobytes())
+
+
+@lru_cache(maxsize=64)
+def unpack_order(packed: bytes, vocab_size: int) -> NDArray[np.int32]:
+    """Return the order that a shard's metadata describes; the same array for the same bytes.
+
+    Raises:
+        CacheError: damaged.
+    """
+    try:
+        data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=vocab_size)
+    except zstandard.ZstdError:
+        data = b""
+    if len(data) != vocab_size:
+        raise CacheError("the order of the vocabulary in the shard's metadata is damaged")
+    order_V = order_of_classes(np.frombuffer(data, np.uint8))
+    order_V.flags.writeable = False
+    return order_V

@@ -1,4 +1,4 @@
-"""The byte columns of codec "ranked" back to targets, many rows at once; trusts no byte.
+"""The byte columns of codec "ranked" back to integers and to targets; trusts no byte.
 
 Legend: S rows, N counted positions of all of them, E entries (e: of one kind), G temperatures.
 """
@@ -11,98 +11,184 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec import restore_largest
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.ranked import Blobs, RankedSpec
+from pipeline.cache.law import ALWAYS
+from pipeline.cache.ranked import STREAMS, VALUE_STREAMS, Blobs, CodedRows, RankedSpec, Run
+from pipeline.cache.ranked_encode import expected_draws
 from pipeline.cache.sparse import SparseTargets
 from pipeline.errors import CacheError
 
-__all__ = ["decode_targets"]
+__all__ = ["to_targets", "unpack", "unpack_statistics"]
+
+_LEAST = 1e-30
+"""No entry of a smaller probability was ever drawn; 1 / pi stays finite."""
 
 
-def decode_targets(
+def unpack(
     columns: Mapping[str, Blobs],
     positions_S: NDArray[np.int64],
-    gold_ids_N: NDArray[np.int32],
-    dither_N: NDArray[np.float32],
+    order_V: NDArray[np.int32],
     spec: RankedSpec,
     temperatures: tuple[float, ...],
-) -> list[SparseTargets]:
-    """Decode S rows at once.
+) -> CodedRows:
+    """Read the integers of S rows.
 
     Args:
-        columns: as `encode_targets` returned them.
+        columns: as `pack` returned them.
         positions_S: counted positions of each row.
-        gold_ids_N: the counted tokens of all rows.
-        dither_N: of each position, from `counter.dither`.
+        order_V: the token of each rank.
         spec: the codec.
         temperatures: the grid.
 
     Raises:
         CacheError: the bytes cannot have been written by the encoder.
     """
-    from pipeline.cache.kernels import place
-
-    total, grid = int(positions_S.sum()), len(temperatures)
-    _expect(columns["counts"], 4 * positions_S, "counts")
-    _expect(columns["gold"], positions_S, "gold")
-    _expect(columns["log_z"], 2 * (grid - 1) * positions_S, "log_z")
-    _expect(columns["entropy"], grid * positions_S, "entropy")
-    _expect(columns["tail"], positions_S if spec.law is None else 0 * positions_S, "tail")
-    low_c, high_c, low_d, high_d = _unstacked(columns["counts"], positions_S, 4).astype(np.int64)
-    certain_N, drawn_N = low_c | high_c << 8, low_d | high_d << 8
+    gold_N, log_z_NG, entropy_NG = unpack_statistics(columns, positions_S, temperatures)
+    _expect(columns["tail"], positions_S * (spec.law is None), "tail")
+    _expect(columns["certain_counts"], positions_S, "certain_counts")
+    _expect(columns["drawn_counts"], positions_S, "drawn_counts")
+    high_KN = _high_counts(columns["counts_high"], positions_S)
+    certain_N = columns["certain_counts"].data + (high_KN[0] << 8)
+    certain = _read("certain", columns, certain_N, positions_S, order_V, 1 if spec.law else STREAMS)
+    drawn_N = columns["drawn_counts"].data + (high_KN[1] << 8)
+    if spec.tau_units:
+        drawn_N = np.where(drawn_N & 1, -(drawn_N + 1 >> 1), drawn_N >> 1)
+        drawn_N = drawn_N + expected_draws(gold_N, certain, spec)
+    if drawn_N.size and (drawn_N.min() < 0 or drawn_N.max() > 0xFFFF):
+        raise CacheError("a position has an impossible number of drawn entries")
     if spec.law is None and drawn_N.any():
         raise CacheError("drawn entries in a cache that draws none")
-    certain_e, certain_levels_e = _read_kind(columns, "certain", certain_N, positions_S, spec)
-    drawn_e, drawn_levels_e = _read_kind(columns, "drawn", drawn_N, positions_S, spec)
-    at_S = np.cumsum(positions_S) - positions_S
-    log_z_NG = _read_log_z(columns["log_z"], positions_S, temperatures, spec)
+    drawn = _read("drawn", columns, drawn_N, positions_S, order_V, STREAMS)
+    return CodedRows(
+        positions_S, certain, drawn, gold_N, log_z_NG, entropy_NG, columns["tail"].data
+    )
+
+
+def unpack_statistics(
+    columns: Mapping[str, Blobs], positions_S: NDArray[np.int64], temperatures: tuple[float, ...]
+) -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8]]:
+    """Read gold's levels [N], log Z's [N, G - 1] and the entropies' [N, G], and nothing else.
+
+    Raises:
+        CacheError: the bytes cannot have been written by the encoder.
+    """
+    grid = len(temperatures)
+    _expect(columns["gold"], positions_S, "gold")
+    _expect(columns["log_z"], (grid - 1) * positions_S, "log_z")
+    _expect(columns["log_z_high"], (grid - 1) * positions_S, "log_z_high")
+    _expect(columns["entropy"], grid * positions_S, "entropy")
+    low_GN = _unstacked(columns["log_z"], positions_S, grid - 1).astype(np.uint16)
+    high_GN = _unstacked(columns["log_z_high"], positions_S, grid - 1).astype(np.uint16)
     entropy_GN = _unstacked(columns["entropy"], positions_S, grid)
-    entropy_NG = entropy_GN.T.astype(np.float32) * np.float32(spec.grids.entropy_step)
-    gold_N = spec.grids.certain_levels()[columns["gold"].data]
-    with_gold = spec.law is not None
-    counts_N = (certain_N + drawn_N + with_gold).astype(np.int32)
-    ids_E = np.empty(int(counts_N.sum()), np.int32)
-    logprobs_E = np.empty(len(ids_E), np.float32)
-    inclusion_E = np.ones(len(ids_E), np.float32) if with_gold else None
-    begin_N = np.cumsum(counts_N, dtype=np.int64) - counts_N
-    if with_gold:
-        ids_E[begin_N], logprobs_E[begin_N] = gold_ids_N, gold_N
-        begin_N = begin_N + 1
-    certain_values_e = spec.grids.certain_levels()[certain_levels_e]
-    place(begin_N, certain_N, certain_e, certain_values_e, ids_E, logprobs_E)
-    if spec.law is not None:
-        assert inclusion_E is not None
-        first_N = begin_N + certain_N
-        values_e = spec.grids.drawn_value(drawn_levels_e, np.repeat(dither_N, drawn_N))
-        place(first_N, drawn_N, drawn_e, values_e, ids_E, logprobs_E)
-        _fill_inclusion(first_N, drawn_N, logprobs_E, inclusion_E, log_z_NG, spec.law)
+    return columns["gold"].data, (low_GN | high_GN << 8).view(np.int16).T, entropy_GN.T
+
+
+def to_targets(
+    coded: CodedRows,
+    gold_ids_N: NDArray[np.int32],
+    dither_N: NDArray[np.float32],
+    spec: RankedSpec,
+    temperatures: tuple[float, ...],
+) -> list[SparseTargets]:
+    """Return the targets that the integers of S rows stand for.
+
+    Args:
+        coded: the rows.
+        gold_ids_N: the counted tokens of all rows, within the vocabulary.
+        dither_N: of each position, from `counter.dither`.
+        spec: the codec.
+        temperatures: the grid.
+
+    Raises:
+        CacheError: an entry that the law cannot have drawn.
+    """
+    grids = spec.grids
+    certain_K = grids.certain_levels()
+    log_z_NG = np.zeros((len(coded.gold_N), len(temperatures)), np.float32)
+    others = [g for g, temperature in enumerate(temperatures) if temperature != 1.0]
+    log_z_NG[:, others] = coded.log_z_NG * np.float32(grids.log_z_step)
+    entropy_NG = grids.entropy_value(coded.entropy_NG, dither_N[:, None])
+    gold_N = certain_K[coded.gold_N]
+    inclusion_E = None
+    if spec.law is None:
+        counts_N = coded.certain.counts_N.astype(np.int32)
+        ids_E = coded.certain.ids_E
+        logprobs_E = certain_K[coded.certain.levels_E]
+        tail_N = grids.tail_levels()[coded.tail_N]
+        restore_largest(logprobs_E, counts_N, tail_N, grids.certain_step)
     else:
-        tail_N = spec.grids.tail_levels()[columns["tail"].data]
-        restore_largest(logprobs_E, counts_N, tail_N, spec.grids.certain_step)
-    ends_S = np.cumsum(counts_N, dtype=np.int64)[at_S + positions_S - 1] if total else at_S
-    bias = None if spec.law is None else tuple(map(spec.grids.drawn_log_bias, temperatures))
+        counts_N = (coded.certain.counts_N + coded.drawn.counts_N + 1).astype(np.int32)
+        ids_E, logprobs_E, inclusion_E = _assembled(
+            coded, gold_ids_N, dither_N, log_z_NG, spec, temperatures
+        )
+    ends_S = np.cumsum(coded.positions_S)
+    ends_N = np.concatenate([[0], np.cumsum(counts_N, dtype=np.int64)])
     rows = []
-    begin_entry = 0
-    for row, count in enumerate(positions_S.tolist()):
-        first = int(at_S[row])
-        some = slice(first, first + count)
-        end_entry = int(ends_S[row]) if count else begin_entry
-        entries = slice(begin_entry, end_entry)
+    begin = 0
+    for end, entry_begin, entry_end in zip(
+        ends_S.tolist(),
+        ends_N[ends_S - coded.positions_S].tolist(),
+        ends_N[ends_S].tolist(),
+        strict=True,
+    ):
         rows.append(
             SparseTargets(
-                counts_N=counts_N[some],
-                token_ids_E=ids_E[entries],
-                logprobs_E=logprobs_E[entries],
-                inclusion_E=None if inclusion_E is None else inclusion_E[entries],
+                counts_N=counts_N[begin:end],
+                token_ids_E=ids_E[entry_begin:entry_end],
+                logprobs_E=logprobs_E[entry_begin:entry_end],
+                inclusion_E=None if inclusion_E is None else inclusion_E[entry_begin:entry_end],
                 temperatures=temperatures,
-                log_z_NG=log_z_NG[some],
-                entropy_NG=entropy_NG[some],
-                gold_logprob_N=gold_N[some],
-                drawn_log_bias=bias,
+                log_z_NG=log_z_NG[begin:end],
+                entropy_NG=entropy_NG[begin:end],
+                gold_logprob_N=gold_N[begin:end],
+                drawn_step=0.0 if spec.law is None else grids.drawn_step,
             )
         )
-        begin_entry = end_entry
+        begin = end
     return rows
+
+
+def _assembled(
+    coded: CodedRows,
+    gold_ids_N: NDArray[np.int32],
+    dither_N: NDArray[np.float32],
+    log_z_NG: NDArray[np.float32],
+    spec: RankedSpec,
+    temperatures: tuple[float, ...],
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return ids, log p and inclusion of a sampled target's entries.
+
+    pi = sqrt(sum_g (p^(1/T_g) / (Z_g tau_g))^2) falls apart into a factor of the position and one
+    of the level, since log p = -step (k + d): one exponential a position, none an entry.
+    """
+    from pipeline.cache.kernels import assemble
+
+    law, step = spec.law, spec.grids.drawn_step
+    assert law is not None
+    used = [
+        (g, temperature, tau)
+        for g, (temperature, tau) in enumerate(zip(temperatures, law.taus, strict=True))
+        if tau
+    ]
+    dither = dither_N.astype(np.float64)
+    scale_GN = [
+        np.exp(-2 * (dither * step / temperature + log_z_NG[:, g])) / tau**2
+        for g, temperature, tau in used
+    ]
+    square_GK = [np.exp(-2 * step * np.arange(256) / temperature) for _, temperature, _ in used]
+    total = coded.num_entries(spec)
+    ids_E, logprobs_E = np.empty(total, np.int32), np.empty(total, np.float32)
+    inclusion_E = np.empty(total, np.float32)
+    damaged = assemble(
+        gold_ids_N, coded.gold_N,
+        coded.certain.counts_N, coded.certain.ids_E, coded.certain.levels_E,
+        coded.drawn.counts_N, coded.drawn.ids_E, coded.drawn.levels_E,
+        dither_N, spec.grids.certain_levels(), np.float32(step),
+        np.stack(scale_GN, axis=1), np.stack(square_GK), ALWAYS, _LEAST,
+        ids_E, logprobs_E, inclusion_E,
+    )  # fmt: skip
+    if damaged >= 0:
+        raise CacheError(f"an entry of counted position {damaged} cannot have been drawn")
+    return ids_E, logprobs_E, inclusion_E
 
 
 def _expect(blobs: Blobs, lengths_S: NDArray[np.int64], name: str) -> None:
@@ -114,8 +200,20 @@ def _expect(blobs: Blobs, lengths_S: NDArray[np.int64], name: str) -> None:
         )
 
 
+def _high_counts(blobs: Blobs, positions_S: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the high bytes of both counts [2, N]; a row without any has zeros."""
+    needed_S = blobs.lengths_S > 0
+    _expect(blobs, 2 * positions_S * needed_S, "counts_high")
+    high_KN = np.zeros((2, int(positions_S.sum())), np.int64)
+    if needed_S.any():
+        high_KN[:, np.repeat(needed_S, positions_S)] = _unstacked(blobs, positions_S * needed_S, 2)
+    return high_KN
+
+
 def _unstacked(blobs: Blobs, positions_S: NDArray[np.int64], planes: int) -> NDArray[np.uint8]:
     """Return uint8 [P, N] of what `_stacked` laid out."""
+    if planes <= 1:
+        return blobs.data[None] if planes else np.zeros((0, int(positions_S.sum())), np.uint8)
     ends_S = np.cumsum(positions_S)
     row_N = np.repeat(np.arange(len(positions_S)), positions_S)
     within_N = np.arange(len(row_N)) - (ends_S - positions_S)[row_N]
@@ -124,58 +222,44 @@ def _unstacked(blobs: Blobs, positions_S: NDArray[np.int64], planes: int) -> NDA
     return np.stack([blobs.data[begin_N + plane * step_N] for plane in range(planes)])
 
 
-def _read_kind(
-    columns: Mapping[str, Blobs],
+def _read(
     kind: str,
+    columns: Mapping[str, Blobs],
     counts_N: NDArray[np.int64],
     positions_S: NDArray[np.int64],
-    spec: RankedSpec,
-) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Return ids and stored levels of one kind of entries."""
-    from pipeline.cache.kernels import PADDING, read_runs
+    order_V: NDArray[np.int32],
+    streams: int,
+) -> Run:
+    """Return one kind of entries, in ascending rank within a position."""
+    from pipeline.cache.kernels import PADDING, READ_FAULTS, read_runs
 
     sums = np.concatenate([[0], np.cumsum(counts_N)])
     ends_S = np.cumsum(positions_S)
     per_row_S = sums[ends_S] - sums[ends_S - positions_S]
-    classes, bits = columns[f"{kind}_ids"], columns[f"{kind}_bits"]
+    ids = [columns[f"{kind}_ids_{stream}"] for stream in range(STREAMS)]
+    values = [columns[f"{kind}_values"]] if kind == "certain" else [
+        columns[f"drawn_values_{stream}"] for stream in range(VALUE_STREAMS)
+    ]  # fmt: skip
     # Before anything of that size is allocated: as many symbols must be there as are announced.
-    _expect(classes, per_row_S, f"{kind}_ids")
-    _expect(columns[f"{kind}_values"], per_row_S, f"{kind}_values")
-    ranks_e = np.empty(int(sums[-1]), np.int32)
-    padded = np.concatenate([bits.data, np.zeros(PADDING, np.uint8)])
-    damaged = read_runs(
-        classes.data, padded, bits.starts, counts_N, positions_S, spec.vocab_size, ranks_e
-    )
-    if damaged >= 0:
-        raise CacheError(f"the {kind} ids of row {damaged} are damaged")
-    ids_e = ranks_e if spec.order_V is None else spec.order_V[ranks_e]
-    return ids_e, columns[f"{kind}_values"].data
+    held_S = sum(blob.lengths_S for blob in ids[:streams])
+    if not np.array_equal(held_S, per_row_S) or any(len(blob.data) for blob in ids[streams:]):
+        raise CacheError(f"the {kind} ids are not as many as the counts say")
+    symbols, symbol_starts_CS = _joined(ids[:streams])
+    levels, value_starts_DS = _joined(values)
+    bits = columns[f"{kind}_bits"]
+    ids_e = np.empty(int(sums[-1]), np.int32)
+    levels_e = np.empty(len(ids_e), np.uint8)
+    fault, row = read_runs(
+        symbols, symbol_starts_CS, np.concatenate([bits.data, np.zeros(PADDING, np.uint8)]),
+        bits.starts, levels, value_starts_DS, counts_N, positions_S, order_V, ids_e, levels_e,
+    )  # fmt: skip
+    if fault:
+        raise CacheError(f"the {kind} ids of row {row} are damaged: {READ_FAULTS[fault]}")
+    return Run(counts_N, ids_e, levels_e)
 
 
-def _read_log_z(
-    blobs: Blobs, positions_S: NDArray[np.int64], temperatures: tuple[float, ...], spec: RankedSpec
-) -> NDArray[np.float32]:
-    """Return log Z, 0 at T = 1, which is not stored."""
-    others = [g for g, temperature in enumerate(temperatures) if temperature != 1.0]
-    log_z_NG = np.zeros((int(positions_S.sum()), len(temperatures)), np.float32)
-    if others:
-        planes = _unstacked(blobs, positions_S, 2 * len(others)).astype(np.int32)
-        steps = (planes[0::2] | planes[1::2] << 8).astype(np.uint16).view(np.int16)
-        log_z_NG[:, others] = steps.T.astype(np.float32) * np.float32(spec.grids.log_z_step)
-    return log_z_NG
-
-
-def _fill_inclusion(
-    first_N: NDArray[np.int64],
-    drawn_N: NDArray[np.int64],
-    logprobs_E: NDArray[np.float32],
-    inclusion_E: NDArray[np.float32],
-    log_z_NG: NDArray[np.float32],
-    law: SamplingLaw,
-) -> None:
-    """Write the law's probability of every drawn entry."""
-    from pipeline.cache.kernels import places
-
-    where_e = places(first_N, drawn_N)
-    log_z_eG = np.repeat(log_z_NG, drawn_N, axis=0)
-    inclusion_E[where_e] = law.inclusion(logprobs_E[where_e], log_z_eG)
+def _joined(blobs: list[Blobs]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the bytes of all streams, and [C, S + 1] where each row begins in them."""
+    bases = np.cumsum([0, *(len(blob.data) for blob in blobs[:-1])])
+    starts = np.stack([blob.starts + base for blob, base in zip(blobs, bases, strict=True)])
+    return np.concatenate([blob.data for blob in blobs]), starts

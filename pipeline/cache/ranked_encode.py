@@ -1,4 +1,4 @@
-"""Targets of many rows to the byte columns of codec "ranked".
+"""Targets to integers on their grids, and integers to the byte columns of codec "ranked".
 
 Legend: S rows, N counted positions of all of them, E entries (e: of one kind), G temperatures.
 """
@@ -11,34 +11,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.ranked import Blobs, RankedSpec
+from pipeline.cache.ranked import STREAMS, VALUE_STREAMS, Blobs, CodedRows, RankedSpec, Run
 from pipeline.cache.sparse import SparseTargets
 from pipeline.errors import CacheError
 
-__all__ = ["encode_targets"]
+__all__ = ["pack", "quantise"]
 
 
-def encode_targets(
+def quantise(
     targets: Sequence[SparseTargets],
     tails: Sequence[NDArray[np.float32]],
     dither_N: NDArray[np.float32],
     spec: RankedSpec,
-) -> dict[str, Blobs]:
-    """Encode the targets of S rows.
+) -> CodedRows:
+    """Put the targets of S rows on their grids.
 
     Args:
         targets: of each row; under a law with the runs that `SparseTargets` describes.
-        dither_N: of each position, from `counter.dither`.
         tails: mass outside the certain entries; stored where there is no law.
+        dither_N: of each position, from `counter.dither`.
         spec: the codec.
 
     Raises:
-        CacheError: ids out of range or twice at a position, numbers that are not finite, counts
-            above 65,535, or columns that differ in length.
+        CacheError: ids out of range, numbers that are not finite, counts above 65,535, or columns
+            that differ in length.
     """
     positions_S = np.array([target.num_positions for target in targets], np.int64)
     counts_N = _joined([target.counts_N for target in targets], np.int64)
-    ids_E = _joined([target.token_ids_E for target in targets], np.int64)
+    ids_E = _joined([target.token_ids_E for target in targets], np.int32)
     logprobs_E = _joined([target.logprobs_E for target in targets], np.float32)
     if counts_N.sum() != ids_E.size or ids_E.size != logprobs_E.size:
         raise CacheError("counts, ids and log-probs of a sequence differ in length")
@@ -46,35 +46,75 @@ def encode_targets(
         raise CacheError(f"a token id is outside the vocabulary of {spec.vocab_size}")
     if not np.isfinite(logprobs_E).all():
         raise CacheError("a log-probability is not finite")
-    certain_E = np.ones(len(ids_E), bool)
-    if spec.law is not None:
-        inclusion_E = _joined([_inclusion(target) for target in targets], np.float32)
-        certain_E = inclusion_E >= 1
     owner_E = np.repeat(np.arange(len(counts_N)), counts_N)
-    gold_E = np.zeros(len(ids_E), bool)
-    if spec.law is not None:
+    if spec.law is None:
+        levels_E = spec.grids.certain_level(logprobs_E)
+        certain = Run(counts_N, ids_E, levels_E)
+        drawn = Run(0 * counts_N, ids_E[:0], levels_E[:0])
+    else:
         if counts_N.size and counts_N.min() < 1:
             raise CacheError("a position of a sampled target lacks its gold entry")
-        gold_E[np.cumsum(counts_N) - counts_N] = True
-    columns: dict[str, Blobs] = {}
-    counts: dict[str, NDArray[np.int64]] = {}
-    for kind, chosen_E in (("certain", certain_E & ~gold_E), ("drawn", ~certain_E)):
-        counts[kind] = np.bincount(owner_E[chosen_E], minlength=len(counts_N))
-        if counts[kind].max(initial=0) > 0xFFFF:
-            raise CacheError("a position has more than 65,535 entries")
-        levels_e = (
-            spec.grids.certain_level(logprobs_E[chosen_E])
-            if kind == "certain"
-            else spec.grids.drawn_level(logprobs_E[chosen_E], dither_N[owner_E[chosen_E]])
+        inclusion_E = _joined([_inclusion(target) for target in targets], np.float32)
+        certain_E = inclusion_E >= 1
+        drawn_E = ~certain_E
+        certain_E[np.cumsum(counts_N) - counts_N] = False  # gold, which needs no id
+        certain = _run(certain_E, owner_E, ids_E, len(counts_N))
+        certain.levels_E[:] = spec.grids.certain_level(logprobs_E[certain_E])
+        drawn = _run(drawn_E, owner_E, ids_E, len(counts_N))
+        drawn.levels_E[:] = spec.grids.drawn_level(
+            logprobs_E[drawn_E], drawn.of_positions(dither_N)
         )
-        columns |= _runs(kind, ids_E[chosen_E], levels_e, counts[kind], positions_S, spec)
-    columns["counts"] = _planes([counts["certain"], counts["drawn"]], positions_S)
-    columns |= _statistics(targets, tails, positions_S, spec)
-    return columns
+    if max(certain.counts_N.max(initial=0), drawn.counts_N.max(initial=0)) > 0xFFFF:
+        raise CacheError("a position has more than 65,535 entries")
+    gold_N, log_z_NG, entropy_NG, tail_N = _statistics(targets, tails, positions_S, dither_N, spec)
+    return CodedRows(positions_S, certain, drawn, gold_N, log_z_NG, entropy_NG, tail_N)
+
+
+def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: RankedSpec) -> dict[str, Blobs]:
+    """Write integers as byte columns.
+
+    Args:
+        coded: S rows.
+        order_V: the token of each rank.
+        spec: the codec.
+
+    Raises:
+        CacheError: an id stands twice at a position.
+    """
+    positions_S = coded.positions_S
+    rank_V = np.empty(spec.vocab_size, np.int32)
+    rank_V[order_V] = np.arange(spec.vocab_size, dtype=np.int32)
+    blobs = _write("certain", coded.certain, rank_V, positions_S, STREAMS if not spec.law else 1)
+    blobs |= _write("drawn", coded.drawn, rank_V, positions_S, STREAMS)
+    drawn_N = coded.drawn.counts_N - expected_draws(coded.gold_N, coded.certain, spec)
+    if spec.tau_units:
+        drawn_N = np.where(drawn_N < 0, -2 * drawn_N - 1, 2 * drawn_N)
+    counts_KN = np.stack([coded.certain.counts_N, drawn_N])
+    blobs["certain_counts"] = Blobs.of_lengths(_low(counts_KN[0]), positions_S)
+    blobs["drawn_counts"] = Blobs.of_lengths(_low(counts_KN[1]), positions_S)
+    blobs["counts_high"] = _high_counts(counts_KN >> 8, positions_S)
+    blobs["gold"] = Blobs.of_lengths(coded.gold_N, positions_S)
+    steps_GN = coded.log_z_NG.T.astype(np.int64) & 0xFFFF
+    blobs["log_z"] = _stacked(_low(steps_GN), positions_S)
+    blobs["log_z_high"] = _stacked(_low(steps_GN >> 8), positions_S)
+    blobs["entropy"] = _stacked(coded.entropy_NG.T, positions_S)
+    blobs["tail"] = Blobs.of_lengths(coded.tail_N, positions_S * (spec.law is None))
+    return blobs
+
+
+def expected_draws(gold_N: NDArray[np.uint8], certain: Run, spec: RankedSpec) -> NDArray[np.int64]:
+    """Return how many draws the mass that is left makes likely, where one tau says it; else 0."""
+    from pipeline.cache.kernels import rest_units
+
+    if not spec.tau_units:
+        return np.zeros(len(gold_N), np.int64)
+    rest_N = rest_units(gold_N, certain.levels_E, certain.counts_N, spec.grids.mass_units())
+    expected_N: NDArray[np.int64] = (rest_N + spec.tau_units // 2) // spec.tau_units
+    return expected_N
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype)
 
 
 def _inclusion(target: SparseTargets) -> NDArray[np.float32]:
@@ -83,56 +123,75 @@ def _inclusion(target: SparseTargets) -> NDArray[np.float32]:
     return target.inclusion_E
 
 
-def _per_row(values_N: NDArray[np.int64], positions_S: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum over the positions of each row."""
-    sums = np.concatenate([[0], np.cumsum(values_N)])
-    ends_S = np.cumsum(positions_S)
-    per_row_S: NDArray[np.int64] = sums[ends_S] - sums[ends_S - positions_S]
-    return per_row_S
+def _run(
+    chosen_E: NDArray[np.bool_], owner_E: NDArray[np.int64], ids_E: NDArray[np.int32], total: int
+) -> Run:
+    counts_N = np.bincount(owner_E[chosen_E], minlength=total).astype(np.int64)
+    ids_e = ids_E[chosen_E]
+    return Run(counts_N, ids_e, np.empty(len(ids_e), np.uint8))
 
 
-def _blobs(data: NDArray[np.uint8], lengths_S: NDArray[np.int64]) -> Blobs:
-    return Blobs(data, np.concatenate([[0], np.cumsum(lengths_S)]).astype(np.int64))
-
-
-def _runs(
+def _write(
     kind: str,
-    ids_e: NDArray[np.int64],
-    levels_e: NDArray[np.uint8],
-    counts_N: NDArray[np.int64],
+    run: Run,
+    rank_V: NDArray[np.int32],
     positions_S: NDArray[np.int64],
-    spec: RankedSpec,
+    streams: int,
 ) -> dict[str, Blobs]:
     """Return ids and values of one kind of entries, in ascending rank within a position."""
     from pipeline.cache.kernels import sort_runs, write_runs
 
-    ranks_e = ids_e if spec.rank_V is None else spec.rank_V[ids_e].astype(np.int64)
-    ranks_e, levels_e = ranks_e.copy(), levels_e.copy()
-    sort_runs(ranks_e, levels_e, counts_N)
-    classes_e = np.empty(len(ranks_e), np.uint8)
+    ranks_e, ids_e, levels_e = rank_V[run.ids_E], run.ids_E.copy(), run.levels_E.copy()
+    sort_runs(ranks_e, ids_e, levels_e, run.counts_N)
+    value_streams = VALUE_STREAMS if kind == "drawn" else 1
+    symbols_CE = np.empty((streams, len(ranks_e)), np.uint8)
+    values_DE = np.zeros((value_streams, len(ranks_e)), np.uint8)
     bits = np.empty(3 * len(ranks_e) + len(positions_S), np.uint8)
-    ends_S = np.zeros(len(positions_S), np.int64)
-    twice = write_runs(ranks_e, counts_N, positions_S, classes_e, bits, ends_S)
+    symbol_ends_CS = np.zeros((streams, len(positions_S)), np.int64)
+    value_ends_DS = np.zeros((value_streams, len(positions_S)), np.int64)
+    bit_ends_S = np.zeros(len(positions_S), np.int64)
+    twice = write_runs(
+        ranks_e, levels_e, run.counts_N, positions_S, symbols_CE, symbol_ends_CS, bits, bit_ends_S,
+        values_DE, value_ends_DS,
+    )  # fmt: skip
     if twice >= 0:
         raise CacheError("a token id stands twice at one position")
+    blobs = {f"{kind}_bits": _ending(bits, bit_ends_S)}
+    for stream in range(STREAMS):
+        blobs[f"{kind}_ids_{stream}"] = (
+            _ending(symbols_CE[stream], symbol_ends_CS[stream])
+            if stream < streams
+            else _ending(bits[:0], 0 * bit_ends_S)
+        )
+    for stream in range(value_streams):
+        name = f"{kind}_values_{stream}" if kind == "drawn" else f"{kind}_values"
+        blobs[name] = _ending(values_DE[stream], value_ends_DS[stream])
+    return blobs
+
+
+def _ending(data: NDArray[np.uint8], ends_S: NDArray[np.int64]) -> Blobs:
     used = int(ends_S[-1]) if len(ends_S) else 0
-    per_row_S = _per_row(counts_N, positions_S)
-    return {
-        f"{kind}_ids": _blobs(classes_e, per_row_S),
-        f"{kind}_bits": Blobs(bits[:used], np.concatenate([[0], ends_S])),
-        f"{kind}_values": _blobs(levels_e, per_row_S),
-    }
+    return Blobs(data[:used], np.concatenate([[0], ends_S]))
 
 
-def _planes(columns: list[NDArray[np.int64]], positions_S: NDArray[np.int64]) -> Blobs:
-    """Lay 16-bit numbers out, row by row: of each column its low bytes, then its high bytes."""
-    planes = [part for column in columns for part in (column & 0xFF, column >> 8)]
-    return _stacked(np.stack(planes).astype(np.uint8), positions_S)
+def _low(values: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+    return (values & 0xFF).astype(np.uint8)
+
+
+def _high_counts(high_KN: NDArray[np.int64], positions_S: NDArray[np.int64]) -> Blobs:
+    """Return the counts' high bytes, of certain entries, then of drawn ones; empty if all are 0."""
+    row_N = np.repeat(np.arange(len(positions_S)), positions_S)
+    needed_S = np.zeros(len(positions_S), bool)
+    needed_S[row_N[high_KN.any(axis=0)]] = True
+    kept_N = needed_S[row_N]
+    return _stacked(high_KN[:, kept_N].astype(np.uint8), positions_S * needed_S)
 
 
 def _stacked(planes_PN: NDArray[np.uint8], positions_S: NDArray[np.int64]) -> Blobs:
     """Lay P planes out so that a row holds its part of each plane, one after the other."""
     count = len(planes_PN)
+    if count <= 1:
+        return Blobs.of_lengths(np.ascontiguousarray(planes_PN).reshape(-1), count * positions_S)
     ends_S = np.cumsum(positions_S)
     data = np.empty(planes_PN.size, np.uint8)
     begin_S = count * (ends_S - positions_S)
@@ -141,37 +200,33 @@ def _stacked(planes_PN: NDArray[np.uint8], positions_S: NDArray[np.int64]) -> Bl
     within_N = np.arange(planes_PN.shape[1]) - (ends_S - positions_S)[row_N]
     for plane in range(count):
         data[begin_S[row_N] + plane * positions_S[row_N] + within_N] = planes_PN[plane]
-    return _blobs(data, count * positions_S)
+    return Blobs.of_lengths(data, count * positions_S)
 
 
 def _statistics(
     targets: Sequence[SparseTargets],
     tails: Sequence[NDArray[np.float32]],
     positions_S: NDArray[np.int64],
+    dither_N: NDArray[np.float32],
     spec: RankedSpec,
-) -> dict[str, Blobs]:
+) -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8]]:
     grids = spec.grids
     temperatures = targets[0].temperatures if targets else (1.0,)
     others = [g for g, temperature in enumerate(temperatures) if temperature != 1.0]
-    gold_N = _joined([target.gold_logprob_N for target in targets], np.float64)
-    log_z = _joined([t.log_z_NG for t in targets], np.float64).reshape(-1, len(temperatures))
-    entropy = _joined([t.entropy_NG for t in targets], np.float64).reshape(-1, len(temperatures))
+    gold_N = _joined([target.gold_logprob_N for target in targets], np.float32)
+    log_z = _joined([t.log_z_NG for t in targets], np.float32).reshape(-1, len(temperatures))
+    entropy = _joined([t.entropy_NG for t in targets], np.float32).reshape(-1, len(temperatures))
     total = int(positions_S.sum())
     if not len(gold_N) == len(log_z) == len(entropy) == total:
         raise CacheError("the statistics of a sequence differ in length from its positions")
     if not (np.isfinite(gold_N).all() and np.isfinite(log_z).all() and np.isfinite(entropy).all()):
         raise CacheError("a statistic of the teacher is not finite")
-    steps = grids.log_z_level(log_z[:, others]).astype(np.int64) & 0xFFFF
     tail_N = _joined(list(tails), np.float64)
-    if spec.law is None and len(tail_N) != total:
+    if spec.law is None and (len(tail_N) != total or not np.isfinite(tail_N).all()):
         raise CacheError("the tail masses of a sequence differ in length from its positions")
-    return {
-        "gold": _blobs(grids.certain_level(gold_N), positions_S),
-        "log_z": _planes(list(steps.T), positions_S)
-        if others
-        else _blobs(np.zeros(0, np.uint8), 0 * positions_S),
-        "entropy": _stacked(grids.entropy_level(entropy).T.copy(), positions_S),
-        "tail": _blobs(grids.tail_level(tail_N), positions_S)
-        if spec.law is None
-        else _blobs(np.zeros(0, np.uint8), 0 * positions_S),
-    }
+    return (
+        grids.certain_level(gold_N),
+        grids.log_z_level(log_z[:, others]),
+        grids.entropy_level(entropy, dither_N[:, None]),
+        grids.tail_level(tail_N) if spec.law is None else np.zeros(0, np.uint8),
+    )

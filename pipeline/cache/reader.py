@@ -12,18 +12,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.cache.law import SamplingLaw
 from pipeline.cache.manifest import (
     SPLITS,
     Manifest,
     ShardRecord,
     checksum,
     read_manifest,
-    read_ranks,
     read_rows_index,
     tokenizer_name,
 )
-from pipeline.cache.schema import column_names, read_footer, read_spec, table_to_rows
-from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.ranked import RankedSpec
+from pipeline.cache.schema import (
+    column_names,
+    read_footer,
+    read_spec,
+    table_to_rows,
+    table_to_statistics,
+)
+from pipeline.cache.sparse import CachedSequence, Statistics
+from pipeline.cache.thin import WHOLE, Less, check_less
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -39,12 +47,32 @@ class Cache:
         """Use `open_cache`; this only keeps the parts."""
         self.store = store
         self.manifest = manifest
-        self.spec = read_spec(manifest.codec, read_ranks(store, manifest.codec))
+        self.spec = read_spec(manifest.codec)
         self._rows_index_R2 = rows_index_R2
 
-    def source(self, split: str) -> SplitSource:
-        """Return the rows of one split (`train` or `heldout`)."""
+    @property
+    def law(self) -> SamplingLaw | None:
+        """How entries were drawn; None: all are certain."""
+        return self.spec.law if isinstance(self.spec, RankedSpec) else None
+
+    def source(
+        self, split: str, *, top_k: int | None = None, tau_factor: float | None = None
+    ) -> SplitSource:
+        """Return the rows of one split (`train` or `heldout`), whole or with fewer entries.
+
+        Args:
+            split: which.
+            top_k: only the largest entries of each position, of a top-k cache.
+            tau_factor: thin drawn entries without bias, as if every tau had been larger by this
+                factor; the same entries for everybody.
+
+        Raises:
+            CacheError: the cache holds less, or entries of the other kind.
+        """
         assert split in SPLITS, split
+        less = Less(top_k, tau_factor)
+        held = self.manifest.identity.get("scheme", {}).get("top_k")
+        check_less(less, law=self.law, held=held, url=self.store.url)
         shards = self.manifest.of_split(split)
         ordered = list(self.manifest.shards)
         starts = np.cumsum([0] + [record.rows for record in ordered])
@@ -54,7 +82,7 @@ class Cache:
             if record.split == split
         ]
         index_R2 = np.concatenate(picked) if picked else np.zeros((0, 2), np.int32)
-        return SplitSource(self, shards, index_R2)
+        return SplitSource(self, shards, index_R2, less)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return the tokenizer's files by name, as the teacher used them.
@@ -83,10 +111,15 @@ class SplitSource:
     """
 
     def __init__(
-        self, cache: Cache, shards: tuple[ShardRecord, ...], index_R2: NDArray[np.int32]
+        self,
+        cache: Cache,
+        shards: tuple[ShardRecord, ...],
+        index_R2: NDArray[np.int32],
+        less: Less = WHOLE,
     ) -> None:
         """Use `Cache.source`."""
         self._cache = cache
+        self._less = less
         self.shards = shards
         self._index_R2 = index_R2
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
@@ -111,10 +144,24 @@ class SplitSource:
             CacheError: the shard is missing or damaged; the message names it.
         """
         table = self._table(shard).take(pa.array(list(rows), pa.int64()))
+        cache = self._cache
         try:
-            return table_to_rows(table, self._cache.spec, self._cache.manifest.temperatures)
+            return table_to_rows(table, cache.spec, cache.manifest.temperatures, self._less)
         except CacheError as error:
-            raise _damaged(self._cache.store, self.shards[shard], error.found) from None
+            raise _damaged(cache.store, self.shards[shard], error.found) from None
+
+    def read_statistics(self, shard: int, rows: Sequence[int]) -> list[Statistics]:
+        """Return what is stored of rows without their entries, which are not decoded.
+
+        Raises:
+            CacheError: the shard is missing or damaged; the message names it.
+        """
+        cache = self._cache
+        table = self._table(shard).take(pa.array(list(rows), pa.int64()))
+        try:
+            return table_to_statistics(table, cache.spec, cache.manifest.temperatures)
+        except CacheError as error:
+            raise _damaged(cache.store, self.shards[shard], error.found) from None
 
     def _table(self, shard: int) -> pa.Table:
         with self._lock:

@@ -15,10 +15,11 @@ from pipeline.cache.derive import check_apart, claim_folder, derived_counts, fil
 from pipeline.cache.ledger import Plan, PlannedRows, encode_plan
 from pipeline.cache.manifest import SPLITS, ShardRecord
 from pipeline.cache.parallel import in_threads
+from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.reader import Cache
 from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.tables import decode_table, encode_table, read_table
-from pipeline.cache.thin import keep_top
+from pipeline.cache.thin import Less, check_less, keep_top
 from pipeline.cache.writer import encode_shard
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
@@ -34,6 +35,8 @@ class SliceSpec:
     """What stays; None leaves all. At most one of `samples`, `fraction` and `ids`."""
 
     top_k: int | None = None
+    tau_factor: float | None = None
+    """Of a sampled cache: every tau so many times larger, without bias."""
     samples: int | None = None
     """So many samples, those of smallest hash: 100 of a cache are among 200 of it. A sample that
     a merge brought in several times counts once and keeps all its rows."""
@@ -42,11 +45,17 @@ class SliceSpec:
     ids: frozenset[str] | None = None
     split: str | None = None
 
+    @property
+    def less(self) -> Less:
+        """Which entries stay."""
+        return Less(self.top_k, self.tau_factor)
+
     def to_json(self) -> dict[str, Any]:
         """Return what goes into the identity; of ids their digest."""
         named = {
             "command": "slice",
             "top_k": self.top_k,
+            "tau_factor": self.tau_factor,
             "samples": self.samples,
             "fraction": self.fraction,
             "ids_sha256": None if self.ids is None else fingerprint(sorted(self.ids)),
@@ -78,15 +87,15 @@ def slice_cache(
     """Write the chosen part of a cache as a cache of its own; return its rows.
 
     Rows keep their order and are cut into shards of about the source's `shard_tokens`. Without
-    `top_k` the columns are copied as they are. A slice of the held-out split is the training split
+    `top_k` and `tau_factor` the targets stay as they are. A slice of the held-out split is the training split
     of the new cache, as a cache has one. A shard of the source and one of the target are in memory.
 
     Raises:
-        CacheError: nothing is left, an id is unknown, `top_k` does not fit, the source is damaged,
-            or the target is no place for it.
+        CacheError: nothing is left, an id is unknown, `top_k` or `tau_factor` do not fit, the source
+            is damaged, or the target is no place for it.
     """
     check_apart(target, [cache.store])
-    _check_top_k(cache, spec)
+    _check_less(cache, spec.less)
     on_start(sum(record.rows for record in cache.manifest.shards))
     chosen = _choose(cache, spec, workers, on_rows)
     source = cache.manifest
@@ -98,6 +107,12 @@ def slice_cache(
     identity = {**source.identity, "derived": derived}
     if spec.top_k is not None:
         identity["scheme"] = {**source.identity["scheme"], "top_k": spec.top_k}
+    codec = cache.spec
+    if isinstance(codec, RankedSpec) and codec.law is not None:
+        codec = spec.less.of_spec(codec)
+        assert codec.law is not None
+        identity["scheme"] = {**source.identity["scheme"], "taus": list(codec.law.taus)}
+        identity["codec"] = codec.to_json()
     groups: list[list[_Row]] = []
     shards: list[PlannedRows] = []
     for split in SPLITS:
@@ -110,10 +125,16 @@ def slice_cache(
     digest = fingerprint(identity)
 
     def make(place: int) -> tuple[ShardRecord, bytes]:
-        item, table = shards[place], _gather(cache, groups[place])
-        if spec.top_k is None:
-            return encode_table(table, split=item.split, index=item.index, identity_digest=digest)
-        return _thinned(cache, table, item, spec.top_k, digest)
+        item, tables = shards[place], _gather(cache, groups[place])
+        if isinstance(codec, RankedSpec) or spec.top_k is None:
+            return encode_table(
+                tables,
+                split=item.split,
+                index=item.index,
+                identity_digest=digest,
+                less=spec.less,
+            )
+        return _thinned(cache, tables, item, spec.top_k, digest)
 
     tokenizer = cache.tokenizer_files()
     claim_folder(target, plan, encode_plan(plan))
@@ -123,7 +144,7 @@ def slice_cache(
         target,
         records,
         identity=identity,
-        spec=cache.spec,
+        spec=codec,
         temperatures=source.temperatures,
         tokenizer=tokenizer,
         corpus_counts=derived_counts(records),
@@ -132,17 +153,10 @@ def slice_cache(
     return sum(record.rows for record in records)
 
 
-def _check_top_k(cache: Cache, spec: SliceSpec) -> None:
-    """Refuse before anything is read: too many entries, or targets that have no largest ones."""
-    if spec.top_k is None:
-        return
+def _check_less(cache: Cache, less: Less) -> None:
+    """Refuse before anything is read: too many entries, or entries of the other kind."""
     held = cache.manifest.identity["scheme"].get("top_k")
-    first = next(iter(cache.source("train").read_rows(0, [0])))
-    keep_top(first.targets, np.zeros(first.targets.num_positions, np.float32), spec.top_k)
-    if isinstance(held, int) and spec.top_k > held:
-        raise CacheError(
-            f"{cache.store.url}: holds {held} entries a position", expected=f"--top-k up to {held}"
-        )
+    check_less(less, law=cache.law, held=held, url=cache.store.url)
 
 
 def _choose(
@@ -227,21 +241,23 @@ def _cut(rows: Sequence[_Row], shard_tokens: int) -> list[list[_Row]]:
     return [group for group in groups if group]
 
 
-def _gather(cache: Cache, rows: Sequence[_Row]) -> pa.Table:
-    """Return the rows as one table; the source's shards are read one after the other."""
+def _gather(cache: Cache, rows: Sequence[_Row]) -> list[pa.Table]:
+    """Return the rows, a table for each shard of the source, read one after the other."""
     parts: list[pa.Table] = []
     for shard in sorted({row.shard for row in rows}):
         wanted = [row.row for row in rows if row.shard == shard]
         table = _table(cache, cache.manifest.shards[shard])
         parts.append(table.take(pa.array(wanted, pa.int64())))
-    return pa.concat_tables(parts)
+    return parts
 
 
 def _thinned(
-    cache: Cache, table: pa.Table, item: PlannedRows, top_k: int, digest: str
+    cache: Cache, tables: Sequence[pa.Table], item: PlannedRows, top_k: int, digest: str
 ) -> tuple[ShardRecord, bytes]:
+    """Return a shard of format version 1 with fewer entries a position."""
     rows: list[CachedSequence] = []
     tails: list[NDArray[np.float32]] = []
+    table = pa.concat_tables(tables)
     mass = table.column("tail_mass").combine_chunks()
     for place, row in enumerate(decode_table(table)):
         tail_N = mass[place].values.to_numpy(zero_copy_only=False).astype(np.float32)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CachedSequence", "SparseTargets"]
+__all__ = ["CachedSequence", "SparseTargets", "Statistics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,10 @@ class SparseTargets:
     """Entropy of p_T over the whole vocabulary, in nats."""
     gold_logprob_N: NDArray[np.float32]
     """log p, at temperature 1, of the token that really follows."""
-    drawn_log_bias: tuple[float, ...] | None = None
-    """Per temperature: by how much log p / T of a drawn entry is too large on average, because it
-    was rounded with dither; None or 0 where it was not. Taken off before p_T is used."""
+    drawn_step: float = 0.0
+    """Step, in nats, of the grid on which drawn entries' log p was rounded with dither; 0 where it
+    was not. p^(1/T) is then too large on average by a known factor (`grid.rounding_log_bias`),
+    which is taken off before it is used."""
 
     @property
     def num_positions(self) -> int:
@@ -57,3 +58,12 @@ class CachedSequence:
     """counted_L[i]: token i is a label; its target is p(. | tokens before i). Never at i = 0."""
     targets: SparseTargets
     """Of the positions where `counted_L` holds, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What is known of N counted positions without their entries; see `SparseTargets`."""
+
+    gold_logprob_N: NDArray[np.float32]
+    log_z_NG: NDArray[np.float32]
+    entropy_NG: NDArray[np.float32]

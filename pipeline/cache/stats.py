@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.cache.manifest import SPLITS, ShardRecord
 from pipeline.cache.parallel import in_threads
 from pipeline.cache.reader import Cache
-from pipeline.cache.tables import decode_table, read_shard, table_from_bytes
+from pipeline.cache.tables import decode_table, read_shard, table_from_bytes, tail_mass
 from pipeline.errors import CacheError
 
 __all__ = ["Tally", "cache_stats", "stats_lines"]
@@ -169,8 +169,7 @@ def _count(table: pa.Table, *, at_one: int) -> Tally:
         tally.gold_kept += np.unique(owner_E[targets.token_ids_E == gold_E]).size
     tally.counts += np.bincount(np.concatenate(counts), minlength=_BINS)
     tally.entropies += _by_bits(np.concatenate(entropies))
-    tail_mass = table.column("tail_mass").combine_chunks().flatten()
-    tally.tails += _by_bits(tail_mass.to_numpy(zero_copy_only=False))
+    tally.tails += _by_bits(tail_mass(table))
     return tally
 
 

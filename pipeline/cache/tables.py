@@ -9,10 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.manifest import ShardRecord, checksum, shard_name
-from pipeline.cache.schema import SCHEMA, footer, read_footer, table_to_rows
+from pipeline.cache.ranked import CodedRows, RankedSpec
+from pipeline.cache.schema import column_names, footer, read_footer, read_spec, table_to_rows
+from pipeline.cache.schema_ranked import Heads, coded_rows
+from pipeline.cache.schema_v1 import SCHEMA
 from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.thin import WHOLE, Less
+from pipeline.cache.writer import pack_shard, parquet_bytes
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -23,6 +27,7 @@ __all__ = [
     "read_table",
     "short_ids",
     "table_from_bytes",
+    "tail_mass",
 ]
 
 _BATCH_ROWS = 256
@@ -69,10 +74,14 @@ def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
         CacheError: no Parquet, no shard, or of another identity.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=SCHEMA.names)
+        about = read_footer(pq.read_schema(pa.BufferReader(data)).metadata)
+        names = column_names(read_spec(about["codec"]))
+        table = pq.read_table(pa.BufferReader(data), columns=names)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise CacheError(f"not readable as Parquet ({error})") from None
-    digest = read_footer(table.schema.metadata).get("identity_digest")
+    if missing := set(names) - set(table.column_names):
+        raise CacheError(f"it lacks the columns {', '.join(sorted(missing))}")
+    digest = about.get("identity_digest")
     if identity_digest is not None and digest != identity_digest:
         raise CacheError("it belongs to a cache of another identity")
     return table
@@ -85,38 +94,70 @@ def decode_table(table: pa.Table) -> Iterator[CachedSequence]:
         CacheError: a row that no writer can have written.
     """
     about = read_footer(table.schema.metadata)
-    spec = CodecSpec.from_json(about["codec"])
+    spec = read_spec(about["codec"])
     for start in range(0, table.num_rows, _BATCH_ROWS):
         yield from table_to_rows(table.slice(start, _BATCH_ROWS), spec, about["temperatures"])
 
 
-def encode_table(
-    table: pa.Table, *, split: str, index: int, identity_digest: str
-) -> tuple[ShardRecord, bytes]:
-    """Return a shard of the same rows under another name and identity.
+def tail_mass(table: pa.Table) -> NDArray[np.float64]:
+    """Return what the certain entries of each counted position of a shard leave of 1.
 
-    The columns are written as they are: a target that was decoded and encoded again would not be
-    the same (its largest entry is a remainder, not a grid value). The bytes are those that
-    `encode_shard` gives for these columns; a test holds the two together.
+    Raises:
+        CacheError: damaged.
     """
     about = read_footer(table.schema.metadata)
-    spec, grid = CodecSpec.from_json(about["codec"]), about["temperatures"]
+    spec = read_spec(about["codec"])
+    if isinstance(spec, RankedSpec):
+        return 1.0 - coded_rows(table, spec, tuple(about["temperatures"]))[1].kept_mass_N(spec)
+    flat = table.column("tail_mass").combine_chunks().flatten()
+    tail_N: NDArray[np.float64] = flat.to_numpy(zero_copy_only=False).astype(np.float64)
+    return tail_N
+
+
+def encode_table(
+    tables: Sequence[pa.Table],
+    *,
+    split: str,
+    index: int,
+    identity_digest: str,
+    less: Less = WHOLE,
+) -> tuple[ShardRecord, bytes]:
+    """Return a shard of the rows of some tables under another name and identity.
+
+    The stored numbers stay as they are: a target that was decoded and encoded again would not be
+    the same (the largest entry of a top-k is a remainder, not a grid value). Only the order of the
+    ids is fitted to the new shard. The bytes are those that `encode_shard` gives for these rows; a
+    test holds the two together.
+
+    Args:
+        tables: of one codec and temperature grid, each with its shard's metadata.
+        split: of the new shard.
+        index: of the new shard.
+        identity_digest: of the new cache.
+        less: which entries stay; only of version 2.
+    """
+    about = read_footer(tables[0].schema.metadata)
+    spec, grid = read_spec(about["codec"]), tuple(float(value) for value in about["temperatures"])
+    if isinstance(spec, RankedSpec):
+        heads, coded = zip(*(coded_rows(table, spec, grid) for table in tables), strict=True)
+        joined, rows = Heads.join(heads), CodedRows.join(coded)
+        rows = less.of_coded(rows, joined.noise_N, spec, grid)
+        return pack_shard(
+            joined,
+            rows,
+            less.of_spec(spec),
+            split=split,
+            index=index,
+            temperatures=grid,
+            identity_digest=identity_digest,
+        )
+    assert less == WHOLE
+    table = pa.concat_tables(tables)
     # Parquet names the items of a list otherwise than Arrow does, and the file repeats the names.
     columns = [table.column(item.name).combine_chunks().cast(item.type) for item in SCHEMA]
     schema = SCHEMA.with_metadata(footer(spec, grid, identity_digest))
     table = pa.Table.from_arrays(columns, schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=3,
-        row_group_size=1024,
-        use_dictionary=False,
-        write_page_checksum=True,
-        write_statistics=["num_tokens", "num_counted"],
-    )
-    data = sink.getvalue().to_pybytes()
+    data = parquet_bytes(table)
     at_one = list(grid).index(1.0)
     entries, entropy = 0, 0.0
     for row in decode_table(table):

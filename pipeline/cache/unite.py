@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from pipeline.cache.codec import CodecSpec
 from pipeline.cache.derive import claim_folder, derived_counts, fill, finish
 from pipeline.cache.ledger import Ledger, Plan, PlannedRows, decode_plan, encode_plan, read_ledger
 from pipeline.cache.manifest import (
@@ -16,6 +15,7 @@ from pipeline.cache.manifest import (
     record_name,
     tokenizer_name,
 )
+from pipeline.cache.schema import read_spec
 from pipeline.cache.set_aside import decode_failed, failed_name
 from pipeline.cache.tables import read_shard
 from pipeline.errors import CacheError
@@ -205,7 +205,7 @@ def unite_parts(
         target,
         records,
         identity=plan.identity,
-        spec=CodecSpec.from_json(whole.codec if whole else plan.identity["codec"]),
+        spec=read_spec(whole.codec if whole else plan.identity["codec"]),
         temperatures=whole.temperatures if whole else scheme["temperatures"],
         tokenizer=parts.tokenizer(),
         corpus_counts=counts,

@@ -20,8 +20,7 @@ from pipeline.cache.manifest import (
     read_manifest,
     record_name,
 )
-from pipeline.cache.ranked import MAX_VOCAB_SIZE
-from pipeline.cache.schema import Spec
+from pipeline.cache.ranked import MAX_VOCAB_SIZE, RankedSpec
 from pipeline.cache.set_aside import (
     FAILED,
     FailedRow,
@@ -29,7 +28,7 @@ from pipeline.cache.set_aside import (
     read_failures,
 )
 from pipeline.cache.sparse import CachedSequence
-from pipeline.cache.writer import commit_shard, encode_shard, finalize, intact_record, write_ranks
+from pipeline.cache.writer import commit_shard, encode_shard, finalize, intact_record
 from pipeline.config import fingerprint
 from pipeline.corpus.build import build_corpus
 from pipeline.corpus.sample import Corpus, Sample
@@ -52,7 +51,7 @@ from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.plan import PlannedShard, WorkPlan, make_plan, settle_plan
 from pipeline.teacher.response_plan import ResponsePlan, plan_responses
-from pipeline.teacher.scheme import capture_scheme, codec_spec
+from pipeline.teacher.scheme import capture_scheme
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
 from pipeline.teacher.stopwatch import SPARSIFIER
@@ -81,7 +80,7 @@ class Prepared:
     tokenizer: Any
     corpus: Corpus
     scheme: SparseScheme
-    spec: Spec
+    spec: RankedSpec
     identity: dict[str, Any]
     plan: WorkPlan
     responses: ResponsePlan | None = None
@@ -123,7 +122,7 @@ def prepare(
     else:
         built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
     scheme = capture_scheme(capture)
-    spec = codec_spec(scheme, vocab_size, None if responses else built.samples)
+    spec = RankedSpec(vocab_size, scheme.law, scheme.grids)
     identity = cache_identity(
         teacher=model,
         engine=engine,
@@ -179,7 +178,6 @@ def cache_teacher(
         # While shards are made anew the cache must not call itself complete.
         store.delete(MANIFEST)
     store.write("_meta/config.yaml", resolved_config.encode())
-    write_ranks(store, prepared.spec)  # before the first shard: an unfinished cache can be read too
     files = tokenizer_files(prepared.tokenizer)
     for name, data in files.items():
         store.write(f"_meta/tokenizer/{name}", data)

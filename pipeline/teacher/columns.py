@@ -58,9 +58,7 @@ def to_targets(
         log_z_NG=log_z_NG,
         entropy_NG=np.maximum(columns_NC[:, 2 + grid : start], 0),
         gold_logprob_N=columns_NC[:, 0],
-        drawn_log_bias=None
-        if scheme.law is None
-        else tuple(scheme.grids.drawn_log_bias(t) for t in scheme.temperatures),
+        drawn_step=0.0 if scheme.law is None else scheme.grids.drawn_step,
     )
     return targets, columns_NC[:, 1]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.cache.schema import Spec, version_of
+from pipeline.cache.ranked import RankedSpec
+from pipeline.cache.schema import FORMAT_VERSION
 from pipeline.models.resolve import ResolvedModel
 from pipeline.models.tokenizer import vocabulary_fingerprint
 from pipeline.teacher.engine import EngineInfo
@@ -21,7 +22,7 @@ def cache_identity(
     tokenizer: Any,
     corpus_identity: dict[str, Any],
     scheme: SparseScheme,
-    spec: Spec,
+    spec: RankedSpec,
     shard_tokens: int,
     batch_tokens: int,
     head_rows: int,
@@ -32,7 +33,7 @@ def cache_identity(
     of the matrix products, and with them the last bits of the logits.
     """
     return {
-        "format_version": version_of(spec),
+        "format_version": FORMAT_VERSION,
         "teacher": {
             "model": teacher.name,
             "revision": teacher.revision,
@@ -54,13 +55,10 @@ def cache_identity(
 def as_begun(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the part that is known before the teacher is asked anything.
 
-    Without responses that it wrote and the order of the vocabulary that follows from them, and
-    with the taus from before the calibration.
+    Without responses that it wrote, and with the taus from before the calibration.
     """
     corpus = {name: value for name, value in identity["corpus"].items() if name != "responses"}
     scheme, codec = dict(identity["scheme"]), dict(identity["codec"])
-    if "generate" in corpus and "ranks_xxh3_128" in codec:
-        codec["ranks_xxh3_128"] = None
     if "taus_before" in scheme:
         scheme["taus"] = scheme["taus_before"]
         codec["law"] = {**codec["law"], "taus": scheme["taus_before"]}

@@ -38,7 +38,6 @@ from pipeline.teacher.response_identity import (
     settle_responses,
 )
 from pipeline.teacher.response_plan import ResponsePlan, ResponseShard
-from pipeline.teacher.scheme import codec_spec
 from pipeline.teacher.settings import TeacherSettings
 
 __all__ = ["responses_done", "with_responses", "write_responses"]
@@ -277,8 +276,7 @@ def _with_tokens(
         "responses: %d, %d tokens, %d of them cut off at %d tokens",
         written["count"], written["tokens"], written["unfinished"], plan.settings.max_new_tokens,
     )  # fmt: skip
-    spec = codec_spec(prepared.scheme, prepared.spec.vocab_size, corpus.samples)
-    identity = {**prepared.identity, "corpus": corpus.identity, "codec": spec.to_json()}
+    identity = {**prepared.identity, "corpus": corpus.identity}
     planned = planned_cache(store)
     if planned is not None and planned.as_begun == prepared.identity:
         found = planned.identity["corpus"]["responses"]
@@ -293,7 +291,6 @@ def _with_tokens(
     return replace(
         prepared,
         corpus=corpus,
-        spec=spec,
         identity=identity,
         plan=make_plan(corpus.samples, shard_tokens=shard_tokens),
         responses=None,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cache.counter import row_noise, sample_key
-from pipeline.cache.ranked import RankedSpec, rank_order
+from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.schema import table_to_rows
 from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.writer import encode_shard
@@ -58,8 +58,7 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
         )
         rows.append(CachedSequence(hidden.sample_ids[index], ids_L, counted_L, targets))
         tails.append(tail_N)
-    counts_V = np.bincount(np.concatenate(hidden.input_ids), minlength=len(weight_VD))
-    spec = RankedSpec(len(weight_VD), scheme.law, rank_order(counts_V))
+    spec = RankedSpec(len(weight_VD), scheme.law, scheme.grids)
     record, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=scheme.temperatures,
         identity_digest="0" * 64, tails=tails,

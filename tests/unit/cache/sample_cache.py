@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
+from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.manifest import Manifest, ShardRecord
 from pipeline.cache.reader import Cache
 from pipeline.cache.sparse import CachedSequence, SparseTargets
@@ -19,7 +19,7 @@ from pipeline.config import fingerprint
 from pipeline.storage import Store
 
 TEMPERATURES = (1.0, 2.0)
-SPEC = CodecSpec(vocab_size=500)
+SPEC = RankedSpec(vocab_size=500)
 SIZES = (("train", 0, 5), ("train", 1, 3), ("heldout", 0, 2))
 """Split, index and rows of the shards of `write_cache`."""
 SHARD = "data/train/00001.parquet"

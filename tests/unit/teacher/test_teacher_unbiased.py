@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.cache.counter import row_noise, sample_key
 from pipeline.cache.law import SamplingLaw
-from pipeline.cache.ranked import RankedSpec, rank_order
+from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.schema import table_to_rows
 from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.writer import encode_shard
@@ -67,8 +67,7 @@ def _cached(name: str) -> tuple[CachedSequence, ...]:
         targets, tail_N = to_targets(columns, scheme, sample_id=sample_id, gold_N=gold_N.numpy())
         rows.append(CachedSequence(sample_id, ids_L, counted_L, targets))
         tails.append(tail_N)
-    order = rank_order(np.random.default_rng(0).integers(9, size=VOCAB))
-    spec = RankedSpec(VOCAB, scheme.law, order, scheme.grids)
+    spec = RankedSpec(VOCAB, scheme.law, scheme.grids)
     _, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=scheme.temperatures,
         identity_digest="0" * 64, tails=tails,
