@@ -31,7 +31,7 @@ CHUNK = 64
 GRID = (1.0, 2.0)
 SKETCH = 64
 """Directions of the hidden space that weight gradients are compared along, of 576: products with
-all of them would take most of the time. Relative errors move by less than 1 % of themselves."""
+all of them would take most of the time. Errors then move by 1 to 2 % of themselves."""
 SHORT, LONG = 8192, 65_536
 
 SCHEMES = {
