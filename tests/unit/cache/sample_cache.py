@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.manifest import Manifest, ShardRecord
+from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.reader import Cache
 from pipeline.cache.sparse import CachedSequence, SparseTargets
 from pipeline.cache.writer import commit_shard, encode_shard, finalize
