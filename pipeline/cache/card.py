@@ -53,8 +53,8 @@ without running the teacher again.
 
 The files are ordinary Parquet with zstd: `datasets.load_dataset(folder)`, DuckDB, polars and
 pyarrow read them as they lie. Columns: `sample_id`, `input_ids`, `counted` (true where a token is
-a label), and for each counted token, in order, `gold_logprob`, `tail_mass`, `log_z` and `entropy`
-(one value per temperature), and the blob `entries`, decoded by `pipeline.cache`:
+a label), and the teacher's distributions before those tokens as columns of bytes, which
+`pipeline.cache` decodes ({_format(manifest)}):
 
 ```python
 from pipeline.cache.reader import open_cache
@@ -65,7 +65,7 @@ for row in cache.source("train").read_rows(0, range(3)):
 ```
 
 ```sql
-SELECT avg(list_avg(tail_mass)) FROM 'data/train/*.parquet';
+SELECT sum(num_counted) / sum(num_tokens) FROM 'data/train/*.parquet';
 ```
 
 ## Made by
@@ -74,6 +74,11 @@ SELECT avg(list_avg(tail_mass)) FROM 'data/train/*.parquet';
 {command}
 ```
 """
+
+
+def _format(manifest: Manifest) -> str:
+    version = manifest.format_version
+    return f"format version {version}, `pipeline/cache/FORMAT.md`; `export` writes plain lists"
 
 
 def _scheme_text(scheme: Mapping[str, Any]) -> str:

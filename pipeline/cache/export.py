@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.cache.derive import check_apart
+from pipeline.cache.grid import rounding_log_bias
 from pipeline.cache.manifest import MANIFEST, PLAN, SPLITS
 from pipeline.cache.reader import Cache
 from pipeline.cache.sparse import CachedSequence
@@ -30,6 +31,8 @@ _PLAIN = pa.schema(
         pa.field("target_logprobs", pa.list_(pa.list_(pa.float16()))),
     ]
 )
+_PLAIN_SAMPLED = _PLAIN.append(pa.field("target_inclusion", pa.list_(pa.list_(pa.float32()))))
+"""Of sampled targets: without it the drawn entries would be taken for a biased top-k."""
 
 
 def export_plain(
@@ -42,8 +45,10 @@ def export_plain(
     """Write every shard as `data/<split>/<index>.parquet` of plain lists; return the rows.
 
     `target_ids` and `target_logprobs` hold one list for each counted token, in order: the
-    teacher's entries before that token, and log p at temperature 1 in float16. A shard that is
-    there already is kept, so a killed export goes on; `_EXPORT` says what it is an export of.
+    teacher's entries before that token, and log p at temperature 1 in float16. Of a sampled cache
+    `target_inclusion` holds the probability with which each was kept, 1 for certain ones:
+    exp(log p) / inclusion is an unbiased target at temperature 1. A shard that is there already is
+    kept, so a killed export goes on; `_EXPORT` says what it is an export of.
 
     Args:
         cache: what to export.
@@ -57,6 +62,7 @@ def export_plain(
     """
     check_apart(target, [cache.store])
     _claim_target(cache, target, top_k)
+    schema = _PLAIN if cache.law is None else _PLAIN_SAMPLED
     rows_done = 0
     for split in SPLITS:
         source = cache.source(split)
@@ -64,12 +70,12 @@ def export_plain(
             path = source.shards[shard].path
             if not target.exists(path):
                 sink = pa.BufferOutputStream()
-                with pq.ParquetWriter(sink, _PLAIN, compression="zstd") as writer:
+                with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
                     for start in range(0, count, _BATCH_ROWS):
                         rows = source.read_rows(
                             shard, range(start, min(count, start + _BATCH_ROWS))
                         )
-                        writer.write_table(_table([_thinned(row, top_k) for row in rows]))
+                        writer.write_table(_table([_thinned(row, top_k) for row in rows], schema))
                 target.write(path, sink.getvalue().to_pybytes())
             rows_done += count
             if on_rows is not None:
@@ -106,17 +112,35 @@ def _thinned(row: CachedSequence, top_k: int | None) -> CachedSequence:
     return replace(row, targets=keep_top(row.targets, no_tail_N, top_k)[0])
 
 
-def _table(rows: list[CachedSequence]) -> pa.Table:
+def _table(rows: list[CachedSequence], schema: pa.Schema) -> pa.Table:
     columns = [
         pa.array([row.sample_id for row in rows]),
         pa.array([row.input_ids_L for row in rows], pa.list_(pa.int32())),
         pa.array([row.counted_L for row in rows], pa.list_(pa.bool_())),
         pa.array([list(_positions(row, row.targets.token_ids_E)) for row in rows],
                  pa.list_(pa.list_(pa.int32()))),
-        pa.array([list(_positions(row, row.targets.logprobs_E.astype(np.float16))) for row in rows],
+        pa.array([list(_positions(row, _logprobs(row))) for row in rows],
                  pa.list_(pa.list_(pa.float16()))),
     ]  # fmt: skip
-    return pa.Table.from_arrays(columns, schema=_PLAIN)
+    if len(schema) > len(columns):
+        lists = [list(_positions(row, _inclusion(row))) for row in rows]
+        columns.append(pa.array(lists, pa.list_(pa.list_(pa.float32()))))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _inclusion(row: CachedSequence) -> NDArray[np.float32]:
+    assert row.targets.inclusion_E is not None
+    return row.targets.inclusion_E
+
+
+def _logprobs(row: CachedSequence) -> NDArray[np.float16]:
+    """Return log p at temperature 1; of drawn entries less what rounding adds on average."""
+    targets = row.targets
+    logprobs_E = targets.logprobs_E
+    if targets.inclusion_E is not None and targets.drawn_step:
+        bias = np.float32(rounding_log_bias(targets.drawn_step, 1.0))
+        logprobs_E = np.where(targets.inclusion_E < 1, logprobs_E - bias, logprobs_E)
+    return logprobs_E.astype(np.float16)
 
 
 def _positions(row: CachedSequence, values_E: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:

@@ -253,27 +253,24 @@ def read_runs(
 
 
 @njit(cache=True, nogil=True)
-def sort_runs(ranks_E: Ints, ids_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
-    """Sort each run by rank, ids and values along with it, in place."""
+def sort_runs(keys_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
+    """Sort each run by key, values along with it, in place."""
     begin = 0
     for count in counts_N:
         end = begin + count
         if count > 96:  # insertion takes count^2 / 4 steps
-            order = np.argsort(ranks_E[begin:end])
-            ranks_E[begin:end] = ranks_E[begin:end][order]
-            ids_E[begin:end] = ids_E[begin:end][order]
+            order = np.argsort(keys_E[begin:end])
+            keys_E[begin:end] = keys_E[begin:end][order]
             levels_E[begin:end] = levels_E[begin:end][order]
         else:
             for at in range(begin + 1, end):
-                rank, token, level = ranks_E[at], ids_E[at], levels_E[at]
+                key, level = keys_E[at], levels_E[at]
                 to = at
-                while to > begin and ranks_E[to - 1] > rank:
-                    ranks_E[to] = ranks_E[to - 1]
-                    ids_E[to] = ids_E[to - 1]
+                while to > begin and keys_E[to - 1] > key:
+                    keys_E[to] = keys_E[to - 1]
                     levels_E[to] = levels_E[to - 1]
                     to -= 1
-                ranks_E[to] = rank
-                ids_E[to] = token
+                keys_E[to] = key
                 levels_E[to] = level
         begin = end
 

@@ -29,7 +29,7 @@ Log p of drawn tokens is stored on a coarse grid with subtractive dither (Schuch
 uniform over a step, the rounded log p is log p + u, u uniform over +-step/2 and independent of p.
 pi is evaluated on the ROUNDED value, which the reader has, so that 1 / pi is the probability that
 was used; over d the mean of p_g is off by the factor E[exp(u / T_g)], which is known and taken off.
-Which entries are certain must not depend on d: see `reaches_one`.
+Which entries are certain must not depend on d: exact p decides (`ratio`).
 
 Shapes: E entries, G temperatures.
 """
@@ -45,11 +45,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CacheError
 
-__all__ = ["ALWAYS", "SamplingLaw"]
+__all__ = ["MOST_INCLUSION", "SamplingLaw"]
 
-ALWAYS = float(np.nextafter(np.float32(1), np.float32(0)))
-"""The probability of a drawn entry that was sure to be kept: below 1, which says "certain", by less
-than float32 resolves in a weight."""
+MOST_INCLUSION = 1 - 2.0**-20
+"""Of a drawn entry, so that 1 means certain and nothing else. It costs a millionth of a weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +78,11 @@ class SamplingLaw:
         Above it pi falls faster than p_T as p goes to 0: the variance is the deep tail's. Below,
         p_T falls faster than pi, and the law of a higher temperature serves.
         """
-        return max(self.covered)
+        return max(t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau)
 
     @property
     def max_certain(self) -> int:
-        """Most certain entries of a position: their p_g / tau_g sum to at most sum_g 1 / tau_g."""
+        """Most certain entries of a position: their ratios sum to at most sum_g 1 / tau_g."""
         return int(sum(1 / tau for tau in self.taus if tau)) + 1
 
     def max_drawn(self, log_slack: float) -> int:
@@ -100,39 +99,35 @@ class SamplingLaw:
     def inclusion(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
     ) -> NDArray[np.float64]:
-        """Return pi of each drawn entry, at most `ALWAYS`.
+        """Return pi of drawn entries, at most `MOST_INCLUSION`.
 
         Args:
             logprobs_E: log p at temperature 1, as stored.
             log_z_EG: log sum_j p_j^(1/T) of the entry's position, as stored.
         """
-        pi_E: NDArray[np.float64] = np.minimum(ALWAYS, self._uncut(logprobs_E, log_z_EG))
+        pi_E: NDArray[np.float64] = np.minimum(MOST_INCLUSION, self.ratio(logprobs_E, log_z_EG))
         return pi_E
 
-    def reaches_one(
-        self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
-    ) -> NDArray[np.bool_]:
-        """Return which entries of these (not rounded) log p the law keeps for certain."""
-        return self._uncut(logprobs_E, log_z_EG) >= 1
-
-    def _uncut(
+    def ratio(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
     ) -> NDArray[np.float64]:
+        """Return pi before it is cut: an entry whose EXACT p gives 1 or more is certain."""
         total_E = np.zeros(len(logprobs_E))
         for g, (temperature, tau) in enumerate(zip(self.temperatures, self.taus, strict=True)):
             if tau:
                 log_p_E = np.asarray(logprobs_E, np.float64) / temperature - log_z_EG[:, g]
                 total_E += np.square(np.exp(log_p_E) / tau)
-        return np.sqrt(total_E)
+        ratio_E: NDArray[np.float64] = np.sqrt(total_E)
+        return ratio_E
+
+    def scaled(self, factor: float) -> SamplingLaw:
+        """Return the law with every tau times `factor`; above 1 it keeps fewer entries."""
+        return SamplingLaw(self.temperatures, tuple(tau * factor for tau in self.taus))
 
     @property
     def covered(self) -> tuple[float, ...]:
         """The temperatures that the law looks at."""
         return tuple(t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau)
-
-    def scaled(self, factor: float) -> SamplingLaw:
-        """Return the law with every tau times `factor`; above 1 it keeps fewer entries."""
-        return SamplingLaw(self.temperatures, tuple(tau * factor for tau in self.taus))
 
     def to_json(self) -> dict[str, Sequence[float]]:
         """Return the JSON form."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec import restore_largest
-from pipeline.cache.law import ALWAYS
+from pipeline.cache.law import MOST_INCLUSION
 from pipeline.cache.ranked import STREAMS, VALUE_STREAMS, Blobs, CodedRows, RankedSpec, Run
 from pipeline.cache.ranked_encode import expected_draws
 from pipeline.cache.sparse import SparseTargets
@@ -183,7 +183,7 @@ def _assembled(
         coded.certain.counts_N, coded.certain.ids_E, coded.certain.levels_E,
         coded.drawn.counts_N, coded.drawn.ids_E, coded.drawn.levels_E,
         dither_N, spec.grids.certain_levels(), np.float32(step),
-        np.stack(scale_GN, axis=1), np.stack(square_GK), ALWAYS, _LEAST,
+        np.stack(scale_GN, axis=1), np.stack(square_GK), MOST_INCLUSION, _LEAST,
         ids_E, logprobs_E, inclusion_E,
     )  # fmt: skip
     if damaged >= 0:
@@ -230,8 +230,8 @@ def _read(
     order_V: NDArray[np.int32],
     streams: int,
 ) -> Run:
-    """Return one kind of entries, in ascending rank within a position."""
-    from pipeline.cache.kernels import PADDING, READ_FAULTS, read_runs
+    """Return one kind of entries, by ascending id within a position."""
+    from pipeline.cache.kernels import PADDING, READ_FAULTS, read_runs, sort_runs
 
     sums = np.concatenate([[0], np.cumsum(counts_N)])
     ends_S = np.cumsum(positions_S)
@@ -255,6 +255,7 @@ def _read(
     )  # fmt: skip
     if fault:
         raise CacheError(f"the {kind} ids of row {row} are damaged: {READ_FAULTS[fault]}")
+    sort_runs(ids_e, levels_e, counts_N)  # whatever the shard's order, a row decodes alike
     return Run(counts_N, ids_e, levels_e)
 
 

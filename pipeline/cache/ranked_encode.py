@@ -141,8 +141,8 @@ def _write(
     """Return ids and values of one kind of entries, in ascending rank within a position."""
     from pipeline.cache.kernels import sort_runs, write_runs
 
-    ranks_e, ids_e, levels_e = rank_V[run.ids_E], run.ids_E.copy(), run.levels_E.copy()
-    sort_runs(ranks_e, ids_e, levels_e, run.counts_N)
+    ranks_e, levels_e = rank_V[run.ids_E], run.levels_E.copy()
+    sort_runs(ranks_e, levels_e, run.counts_N)
     value_streams = VALUE_STREAMS if kind == "drawn" else 1
     symbols_CE = np.empty((streams, len(ranks_e)), np.uint8)
     values_DE = np.zeros((value_streams, len(ranks_e)), np.uint8)

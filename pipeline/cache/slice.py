@@ -87,12 +87,13 @@ def slice_cache(
     """Write the chosen part of a cache as a cache of its own; return its rows.
 
     Rows keep their order and are cut into shards of about the source's `shard_tokens`. Without
-    `top_k` and `tau_factor` the targets stay as they are. A slice of the held-out split is the training split
-    of the new cache, as a cache has one. A shard of the source and one of the target are in memory.
+    `top_k` and `tau_factor` the targets stay as they are. A slice of the held-out split is the
+    training split of the new cache, as a cache has one. A shard of the source and one of the target
+    are in memory.
 
     Raises:
-        CacheError: nothing is left, an id is unknown, `top_k` or `tau_factor` do not fit, the source
-            is damaged, or the target is no place for it.
+        CacheError: nothing is left, an id is unknown, `top_k` or `tau_factor` do not fit, the
+            source is damaged, or the target is no place for it.
     """
     check_apart(target, [cache.store])
     _check_less(cache, spec.less)

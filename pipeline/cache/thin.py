@@ -189,7 +189,7 @@ def _thinned(
     # A certain entry that the cache's own law would not keep for certain is of its exact top-k.
     logprobs_e = grids.certain_levels()[run.levels_E]
     log_z_eG = run.of_positions(log_z_NG)
-    leaves_e = larger.reaches_one(logprobs_e, log_z_eG) < law.reaches_one(logprobs_e, log_z_eG)
+    leaves_e = (larger.ratio(logprobs_e, log_z_eG) < 1) & (law.ratio(logprobs_e, log_z_eG) >= 1)
     stays = run.where(~leaves_e)
     leaves = run.where(leaves_e)
     leaves.levels_E[:] = grids.drawn_level(logprobs_e[leaves_e], leaves.of_positions(dither_N))
@@ -214,7 +214,7 @@ def _together(one: Run, other: Run) -> Run:
     """Return the entries of both, position by position."""
     positions = np.arange(len(one.counts_N))
     owner_e = np.concatenate([one.of_positions(positions), other.of_positions(positions)])
-    order_e = np.argsort(owner_e, kind="stable")
+    order_e = np.lexsort((np.concatenate([one.ids_E, other.ids_E]), owner_e))
     return Run(
         one.counts_N + other.counts_N,
         np.concatenate([one.ids_E, other.ids_E])[order_e],

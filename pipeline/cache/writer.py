@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.cache.card import card_text
+from pipeline.cache.counter import dither
 from pipeline.cache.manifest import (
     MANIFEST,
     ROWS,
@@ -105,8 +106,8 @@ def pack_shard(
     )
     counted = int(coded.positions_S.sum())
     levels_N = coded.entropy_NG[:, list(temperatures).index(1.0)]
-    # The dither is even around 0, so that the levels alone have the mean of the entropies.
-    entropy = spec.grids.entropy_step * float(levels_N.sum(dtype=np.float64))
+    entropy_N = spec.grids.entropy_value(levels_N, dither(heads.noise_N()))
+    entropy = float(entropy_N.sum(dtype=np.float64))
     lengths_S = np.diff(heads.starts)
     record = ShardRecord(
         split=split,

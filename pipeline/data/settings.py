@@ -20,6 +20,15 @@ class DataSettings(Settings):
         8, "packs are shuffled within groups of this many shards, which are open together", ge=1
     )
     prefetch_batches: int = option(4, "steps prepared ahead by the background thread", ge=1)
+    top_k: int | None = option(
+        None, "read only so many entries of each target of a top-k cache, the largest", ge=1
+    )
+    tau_factor: float | None = option(
+        None,
+        "read a sampled cache as if every tau had been so many times larger: fewer entries, "
+        "more noise, no bias",
+        ge=1,
+    )
     max_entries: int | None = option(
         None, "use only the largest entries of each top-k target; none uses all", ge=1
     )

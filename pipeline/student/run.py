@@ -116,12 +116,13 @@ def open_inputs(
     """Open the cache and resolve the student; refuse what does not fit together.
 
     Raises:
-        CacheError: no complete cache there, or nothing held out.
+        CacheError: no complete cache there, nothing held out, or more entries asked for than held.
         ConfigError: a loss that the cache's targets cannot serve.
         ModelError: the student cannot be reached, or has another vocabulary.
     """
     cache = open_cache(cache_url)
     check_fit(loss, data, grid=cache.manifest.temperatures, law=cache_law(cache.manifest))
+    cache.source("train", top_k=data.top_k, tau_factor=data.tau_factor)  # refused now, or never
     if not cache.source("heldout").shard_rows():
         raise CacheError(
             f"{cache_url}: no held-out rows",
@@ -194,7 +195,7 @@ def _train(
     )
     apply_freezing(model, inputs.student)
     stream = TrainStream(
-        cache.source("train"),
+        cache.source("train", top_k=inputs.data.top_k, tau_factor=inputs.data.tau_factor),
         inputs.data,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(world.size),

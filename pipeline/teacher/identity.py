@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.cache.ranked import RankedSpec
-from pipeline.cache.schema import FORMAT_VERSION
+from pipeline.cache.schema import Spec, version_of
 from pipeline.models.resolve import ResolvedModel
 from pipeline.models.tokenizer import vocabulary_fingerprint
 from pipeline.teacher.engine import EngineInfo
@@ -22,7 +21,7 @@ def cache_identity(
     tokenizer: Any,
     corpus_identity: dict[str, Any],
     scheme: SparseScheme,
-    spec: RankedSpec,
+    spec: Spec,
     shard_tokens: int,
     batch_tokens: int,
     head_rows: int,
@@ -33,7 +32,7 @@ def cache_identity(
     of the matrix products, and with them the last bits of the logits.
     """
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": version_of(spec),
         "teacher": {
             "model": teacher.name,
             "revision": teacher.revision,

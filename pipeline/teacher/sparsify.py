@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cache.grid import Grids
-from pipeline.cache.law import ALWAYS, SamplingLaw
+from pipeline.cache.law import MOST_INCLUSION, SamplingLaw
 from pipeline.teacher.stopwatch import SPARSIFIER
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _draw(
     values_RK, ids_RK = torch.topk(log_p_RV, min(scheme.certain_places, vocab), dim=-1)
     # Whole steps of 1/2^bits: sums of all inclusion probabilities fit 31 bits.
     scale = 1 << (30 - (scheme.drawn_places + 1).bit_length())
-    most = math.floor(scale * ALWAYS)
+    most = math.floor(scale * MOST_INCLUSION)
     ratio_RK, more_RK = torch.empty_like(values_RK), torch.empty_like(values_RK)
     _ratio(values_RK, normalisers, law, ratio_RK, more_RK)
     certain_RK = ratio_RK >= 1
@@ -295,7 +295,7 @@ def _ratio(
     pi_RV: torch.Tensor,
     more_RV: torch.Tensor,
 ) -> None:
-    """Write pi, not yet cut at 1, to `pi_RV`.
+    """Write `SamplingLaw.ratio` to `pi_RV`.
 
     Below exp(-40) nothing is drawn; and numbers that are not normal take five times as long.
     """

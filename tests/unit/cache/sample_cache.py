@@ -28,7 +28,7 @@ SHARD = "data/train/00001.parquet"
 def sample_identity(**changes: Any) -> dict[str, Any]:
     """Return an identity of the real shape; `changes` replace parts of it."""
     return {
-        "format_version": 1,
+        "format_version": 2,
         "teacher": {
             "model": "tiny", "revision": "r1", "batch_tokens": 64, "engine": "numpy",
             "engine_version": "2", "dtype": "float32", "device": "cpu",

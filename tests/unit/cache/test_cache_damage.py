@@ -40,8 +40,8 @@ def _header(file: Path) -> int:
 
 
 def _data_page(file: Path) -> int:
-    chunk = pq.ParquetFile(file).metadata.row_group(0).column(5)
-    assert chunk.path_in_schema == "entries"
+    chunk = pq.ParquetFile(file).metadata.row_group(0).column(9)
+    assert chunk.path_in_schema == "certain_ids_1"
     return chunk.data_page_offset + chunk.total_compressed_size - 3
 
 

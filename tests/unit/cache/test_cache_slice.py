@@ -21,7 +21,7 @@ from pipeline.errors import CacheError, ConfigError
 from pipeline.storage import Store
 from tests.conftest import digests
 from tests.unit.cache.planned_cache import flip
-from tests.unit.cache.sample_cache import SHARD, SPEC, read_all, sample_row, sample_shard
+from tests.unit.cache.sample_cache import SHARD, read_all, sample_row, sample_shard
 
 
 def _rows(folder: Path) -> dict[str, Any]:
@@ -40,14 +40,11 @@ def test_columns_written_again_are_the_same_bytes() -> None:
     from pipeline.cache.schema import read_footer
 
     digest = read_footer(table.schema.metadata)["identity_digest"]
-    again, same = encode_table(table, split="train", index=1, identity_digest=digest)
+    again, same = encode_table([table], split="train", index=1, identity_digest=digest)
     assert same == data
-    kept = pytest.approx(record.kept_mass, abs=1e-3)  # from float16 instead of float32
-    assert again.kept_mass == kept
-    assert again.entropy == pytest.approx(record.entropy, rel=1e-3)
-    for name in ("path", "rows", "tokens", "counted", "entries", "bytes", "xxh3_128"):
-        assert getattr(again, name) == getattr(record, name)
-    assert (again.row_tokens, again.row_counted) == (record.row_tokens, record.row_counted)
+    assert again == record
+    parts = [table.slice(0, 1), table.slice(1, 0), table.slice(1)]
+    assert encode_table(parts, split="train", index=1, identity_digest=digest)[1] == data
 
 
 @given(seed=st.integers(0, 2**32), k=st.integers(1, 8))
@@ -99,7 +96,7 @@ def test_fewer_entries(made: Path, tmp_path: Path) -> None:
         assert row.targets.token_ids_E.tolist() == wanted.token_ids_E.tolist()
         assert row.targets.log_z_NG.tolist() == old.log_z_NG.tolist()
         error = np.abs(row.targets.logprobs_E - wanted.logprobs_E).max(initial=0)
-        assert error <= 1.01 * SPEC.step_nats
+        assert error <= 0.7  # the largest is a remainder: of a grid step at most, as before
 
 
 def test_subsets_are_nested_and_untouched(made: Path, tmp_path: Path) -> None:

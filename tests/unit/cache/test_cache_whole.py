@@ -67,12 +67,14 @@ def test_what_was_written_is_read(made: Path) -> None:
             assert a.counted_L.tolist() == b.counted_L.tolist()
             assert a.targets.token_ids_E.tolist() == b.targets.token_ids_E.tolist()
             assert b.targets.temperatures == TEMPERATURES
-            for name in ("log_z_NG", "entropy_NG", "gold_logprob_N"):
+            half = SPEC.grids.log_z_step / 2
+            np.testing.assert_allclose(a.targets.log_z_NG, b.targets.log_z_NG, atol=1.01 * half)
+            half = SPEC.grids.entropy_step / 2
+            np.testing.assert_allclose(a.targets.entropy_NG, b.targets.entropy_NG, atol=1.01 * half)
+            for name in ("gold_logprob_N", "logprobs_E"):
                 x, y = getattr(a.targets, name), getattr(b.targets, name)
-                np.testing.assert_allclose(x, y, rtol=2**-10, atol=1e-6)
+                np.testing.assert_allclose(np.exp(x), np.exp(y), atol=0.02)
                 assert x.shape == y.shape
-            error = np.abs(a.targets.logprobs_E - b.targets.logprobs_E)
-            assert error.max(initial=0) <= 1.5 * SPEC.step_nats
 
 
 def test_rows_come_in_the_order_asked_for(made: Path) -> None:
@@ -92,9 +94,9 @@ def test_record_counts_its_shard(made: Path) -> None:
         assert record.counted == sum(row.targets.num_positions for row in rows)
         assert record.entries == sum(row.targets.token_ids_E.size for row in rows)
         assert record.bytes == (made / record.path).stat().st_size
-        assert record.kept_mass == pytest.approx(1 - np.concatenate(tails).mean(), abs=1e-6)
+        assert record.kept_mass == pytest.approx(1 - np.concatenate(tails).mean(), abs=0.01)
         entropy = np.concatenate([row.targets.entropy_NG[:, 0] for row in rows])
-        assert record.entropy == pytest.approx(entropy.mean(), abs=1e-6)
+        assert record.entropy == pytest.approx(entropy.mean(), abs=0.1)
 
 
 def test_missing_manifest_names_the_missing_shards(cache_dir: Path) -> None:
@@ -117,8 +119,8 @@ def test_missing_manifest_names_the_missing_shards(cache_dir: Path) -> None:
 def test_newer_format_is_refused_with_what_to_do(cache_dir: Path) -> None:
     rewrite_manifest(cache_dir, later_field=3)
     assert len(read_all(open_cache(str(cache_dir)))) == 10
-    rewrite_manifest(cache_dir, format_version=2, shards="of another shape")
-    with pytest.raises(CacheError, match="format version 2; expected at most 1; upgrade"):
+    rewrite_manifest(cache_dir, format_version=3, shards="of another shape")
+    with pytest.raises(CacheError, match="format version 3; expected at most 2; upgrade"):
         open_cache(str(cache_dir))
 
 

@@ -95,7 +95,7 @@ def _draw_targets(
     vocab = len(logprobs_V)
     log_z_G = [np.logaddexp.reduce(logprobs_V / t) for t in law.temperatures]
     log_z_VG = np.tile(log_z_G, (vocab, 1))
-    certain_V = law.reaches_one(logprobs_V, log_z_VG)
+    certain_V = law.ratio(logprobs_V, log_z_VG) >= 1
     certain_V[gold] = True
     logprobs_RV = np.tile(logprobs_V, (draws, 1))
     if log_step:
