@@ -133,7 +133,18 @@ def run(
                 for temperature, error_VS in result.sums.items():
                     error = float(error_VS.norm() / dense.sums[temperature].norm())
                     result.at.setdefault(temperature, []).append(error)
+            if marks:
+                _line(table, rows.stop)
     return table
+
+
+def _line(table: Table, tokens: int) -> None:
+    """Print the errors so far at once: a run of minutes that is stopped has shown something."""
+    cells = [
+        f"{name} {', '.join(f'{100 * errors[-1]:.2f}' for errors in row.at.values())}"
+        for name, row in table.items()
+    ]
+    print(f"{tokens} tokens, error in %: {'; '.join(cells)}", flush=True)
 
 
 def _gradient(
@@ -215,13 +226,11 @@ def _short(hidden: Hidden, tokens: int, plot_file: Path | None) -> None:
 
 def _long(hidden: Hidden, tokens: int) -> None:
     """Show that the drawn targets' error falls with the root of the tokens and the bucket's not."""
-    marks = tuple(tokens // n for n in (8, 4, 2))
+    marks = tuple(tokens // n for n in (16, 8, 4, 2))
     schemes = {name: SCHEMES[name] for name in (T2_SCHEME, BUCKET)}
+    print("T = 2")
     table = run(hidden.head(tokens), schemes, (2.0,), marks=marks, peers_too=False)
-    print(f"T = 2; error, %, after {', '.join(map(str, (*marks, tokens)))} tokens")
-    for name, row in table.items():
-        cells = " ".join(f"{100 * error:7.2f}" for error in row.at[2.0])
-        print(f"{name:<38} {row.bytes_per_token:7.1f} bytes {cells}")
+    print(", ".join(f"{name}: {row.bytes_per_token:.1f} bytes" for name, row in table.items()))
     drawn, bucket = table[T2_SCHEME], table[BUCKET]
     counts = (*marks, tokens)
     errors = [_at(LONG, counts, row.at[2.0]) for row in (drawn, bucket)]
