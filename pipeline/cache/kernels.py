@@ -302,7 +302,7 @@ def assemble(
     drawn_levels: Bytes,
     dither_N: Reals,
     certain_K: Reals,
-    drawn_step: float,
+    drawn_step: Any,
     scale_NG: Reals,
     square_GK: Reals,
     always: float,

@@ -4,17 +4,32 @@ A token outside the exact entries is kept with probability
 
     pi = min(1, sqrt( sum_g (p_g / tau_g)^2 )),   p_g = p^(1/T_g) / Z_g
 
-over the temperatures T_g that the law covers. A kept token then stands for p_g / pi, so that every
-function linear in p_g is estimated without bias at every temperature, covered or not.
+over the temperatures T_g that the law covers. A kept token then stands for p_g / pi.
+
+Why unbiased. E[1{kept} p_g / pi] = p_g, whatever pi > 0 is (Horvitz and Thompson 1952): so is every
+sum over the vocabulary that is linear in p_g, at every temperature, covered or not, and the forward
+KL's gradient on the logits, q - p, is one. Z_g over the WHOLE vocabulary is stored; a normaliser
+estimated from the sample would be a ratio of estimates, and biased.
 
 Why this form. Let the estimate at T_g be multiplied by anything bounded (the student's hidden
 state). Its variance is sum_j p_gj^2 (1 / pi_j - 1). Minimising a weighted sum of these variances,
 lambda_g each, for a given mean number of entries sum_j pi_j over the WHOLE corpus gives, by
-Lagrange, pi_j proportional to sqrt(sum_g lambda_g p_gj^2): one tau_g for all positions. With one
-temperature this is threshold (Poisson, VarOpt) sampling, pi = min(1, p / tau): Duffield, Lund and
-Thorup, "Priority sampling" (2007); Cohen et al., "Stream sampling for variance-optimal estimation
-of subset sums" (2009); for language models Anshumann et al., "Sparse logit sampling" (2025), who
-draw from p with replacement.
+Lagrange, pi_j proportional to sqrt(sum_g lambda_g p_gj^2): one tau_g for all positions, so that a
+confident position costs nearly nothing and a flat one gets what it needs. With one temperature
+this is threshold (Poisson, VarOpt) sampling, pi = min(1, p / tau), with a variance of at most
+tau per position: Duffield, Lund and Thorup, "Priority sampling" (2007); Cohen et al., "Stream
+sampling for variance-optimal estimation of subset sums" (2009); for language models Anshumann et
+al., "Sparse logit sampling" (2025), who draw from p with replacement.
+
+The draw is systematic (Madow 1949): one random offset a position, steps of 1 along the running sum
+of pi. Each token keeps its pi; the number of kept ones is within one of its mean, which takes the
+noise of the number out (4 % of the error at T = 1 against independent draws).
+
+Log p of drawn tokens is stored on a coarse grid with subtractive dither (Schuchman 1964): with d
+uniform over a step, the rounded log p is log p + u, u uniform over +-step/2 and independent of p.
+pi is evaluated on the ROUNDED value, which the reader has, so that 1 / pi is the probability that
+was used; over d the mean of p_g is off by the factor E[exp(u / T_g)], which is known and taken off.
+Which entries are certain must not depend on d: exact p decides (`ratio`).
 
 Shapes: E entries, G temperatures.
 """

@@ -35,6 +35,7 @@ import math
 import torch
 from torch import Tensor
 
+from pipeline.cache.grid import rounding_log_bias
 from pipeline.loss.divergence import DivergenceTerms, FDivergence, gradient_terms
 from pipeline.loss.types import HeadTargets
 
@@ -51,12 +52,12 @@ def dither_bias(log_step: float, temperature: float) -> tuple[float, float]:
 
     That is what rounding with dither does to a drawn entry: log p / T comes with u added, so p_T
     comes out e^first too large on average, and, that taken off, p_T log p_T by p_T times second.
-    With a step of 1 nat: 0.041 and 0.042 at T = 1, 0.010 and 0.010 at T = 2.
+    With a step of 2 nats: 0.161 and 0.152 at T = 1, 0.041 and 0.042 at T = 2.
     """
     half = log_step / (2 * temperature)
     if half == 0:
         return 0.0, 0.0
-    log_mean = math.log(math.sinh(half) / half)
+    log_mean = rounding_log_bias(log_step, temperature)
     return log_mean, half / math.tanh(half) - 1 - log_mean
 
 
@@ -77,7 +78,7 @@ def sampled_terms(
     Not for `reverse_kl`, whose phi(0) is infinite. An id outside the student's vocabulary takes no
     part in the sum; its mass, where it is certain, is taken off the tail's. With `log_step` only
     the forward KL is unbiased: of a drawn entry's term of another divergence the mean over the
-    dither is off by at most 4 % at T = 1 and 1 % at T = 2 (step 1), as f bends in p.
+    dither is off by at most 15 % at T = 1 and 4 % at T = 2 (step 2), as f bends in p.
 
     Args:
         divergence: D.

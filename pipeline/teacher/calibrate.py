@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from pipeline.cache.law import SamplingLaw
 from pipeline.cache.manifest import describe_difference
-from pipeline.cache.ranked import RankedSpec
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
 from pipeline.errors import CacheError, ConfigError, ModelError
@@ -90,7 +89,6 @@ def calibrated(
         prepared.scheme, prepared.scheme.mean_entries, store=store,
         samples=prepared.corpus.samples, identity=identity, capture=columns, keep=keep,
     )  # fmt: skip
-    assert isinstance(prepared.spec, RankedSpec)
     spec = replace(prepared.spec, law=scheme.law)
     changed = {**prepared.identity, "scheme": scheme.to_json(), "codec": spec.to_json()}
     return replace(prepared, scheme=scheme, spec=spec, identity=changed)

@@ -92,7 +92,7 @@ def hidden_states(
 
 
 def _samples(folder: Path, tokens: int) -> list[Any]:
-    settings = CorpusSettings(dataset_name="embedded", max_length=256)
+    settings = CorpusSettings(dataset_name="embedded", max_length=512)
     corpus = build_corpus(settings, tokenizer=load_tokenizer(folder), seed=42)
     samples = [sample for sample in corpus.samples if sample.split == "train"]
     chosen = []

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.bench.fidelity import Errors
 
 __all__ = ["plot"]
 
@@ -13,9 +17,7 @@ _FAMILIES = (
 )
 
 
-def plot(
-    table: dict[str, tuple[float, float, dict[float, float]]], file: Path, *, tokens: int
-) -> None:
+def plot(table: dict[str, Errors], file: Path, *, tokens: int) -> None:
     """Draw error at T = 1 (left) and T = 2 (right) over bytes per token, both logarithmic."""
     import matplotlib
 
@@ -27,10 +29,10 @@ def plot(
         named = set()
         for label, prefix, colour, marker, two in _FAMILIES:
             points = [
-                (size, 100 * errors[temperature])
-                for name, (_, size, errors) in table.items()
+                (row.bytes_per_token, 100 * row.at[temperature][-1])
+                for name, row in table.items()
                 if name.startswith(prefix)
-                and temperature in errors
+                and temperature in row.at
                 and (two is None or (name.count("/") == 2) == two)
             ]
             named |= {name for name in table if name.startswith(prefix)}
@@ -39,11 +41,12 @@ def plot(
                     *zip(*sorted(points), strict=True),
                     color=colour, marker=marker, label=label, linewidth=1.8,
                 )  # fmt: skip
-        for name, (_, size, errors) in table.items():
-            if name not in named and temperature in errors:
-                axis.plot(size, 100 * errors[temperature], "x", color="#555555", markersize=7)
+        for name, row in table.items():
+            if name not in named and temperature in row.at:
+                place = row.bytes_per_token, 100 * row.at[temperature][-1]
+                axis.plot(*place, "x", color="#555555", markersize=7)
                 axis.annotate(
-                    name.split(" (")[0], (size, 100 * errors[temperature]),
+                    name.split(" (")[0], place,
                     textcoords="offset points", xytext=(6, 4), fontsize=8, color="#333333",
                 )  # fmt: skip
         axis.set_xscale("log")

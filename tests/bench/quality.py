@@ -31,12 +31,12 @@ from tests.bench import fidelity_peers as peers
 from tests.bench.fidelity_cache import head_targets, through_the_cache
 from tests.bench.fidelity_data import FOLDER, Hidden, hidden_states
 
-LAYERS = (0, 3, 6, 10, 13, 16, 19, 23, 26, 29)
+LAYERS = (0, 6, 12, 18, 24, 29)
 RESULTS = FOLDER / "quality"
 SEQUENCES_PER_STEP = 4
 LEARNING_RATE = 4e-4
 SCHEMES = {
-    1.0: SparseScheme(0, (1.0,), SamplingLaw((1.0,), (1 / 40,))),
+    1.0: SparseScheme(0, (1.0,), SamplingLaw((1.0,), (1 / 32,))),
     2.0: SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (1 / 12, 1 / 25))),
 }
 TARGETS = ("dense", "sampled", "top-64 truncated", "DistillKit budget")
@@ -44,15 +44,15 @@ TARGETS = ("dense", "sampled", "top-64 truncated", "DistillKit budget")
 
 def student_folder() -> Path:
     """Return the cut and repaired student all runs start from; made once."""
-    folder = FOLDER / "quality-student"
+    folder = FOLDER / f"quality-student-{len(LAYERS)}"
     if (folder / "config.json").exists():
         return folder
     source = resolve_model("embedded", revision=None, role="teacher").path
-    cut = cut_model(source, LAYERS, FOLDER / "quality-cut")
+    cut = cut_model(source, LAYERS, FOLDER / f"quality-cut-{len(LAYERS)}")
     hidden = hidden_states(65_536)
     student = load_causal_lm(cut, dtype="float32", trust_remote_code=False).eval()
     teacher = load_causal_lm(source, dtype="float32", trust_remote_code=False).eval()
-    repair_cut_student(student, teacher, LAYERS, hidden.input_ids[-60:])
+    repair_cut_student(student, teacher, LAYERS, hidden.input_ids[-40:])
     student.save_pretrained(folder)
     return folder
 
@@ -151,8 +151,8 @@ def _score(model: Any, data: Hidden, weight_VD: Tensor) -> list[float]:
 def main() -> None:
     """Run what is missing, then print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=int, default=200, help="sequences to train on")
-    parser.add_argument("--heldout", type=int, default=60)
+    parser.add_argument("--train", type=int, default=120, help="sequences to train on")
+    parser.add_argument("--heldout", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--temperature", type=float, nargs="*", default=[1.0, 2.0])
     parser.add_argument("--only-run", action="store_true", help="print no table")

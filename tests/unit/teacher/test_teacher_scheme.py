@@ -1,0 +1,84 @@
+"""Capture settings become a scheme; its defaults, its identity, and what it will take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.cache.law import SamplingLaw
+from pipeline.cache.ranked import RankedSpec
+from pipeline.teacher.forecast import expected_entries
+from pipeline.teacher.identity import as_begun
+from pipeline.teacher.scheme import capture_scheme
+from pipeline.teacher.settings import CaptureSettings
+from pipeline.teacher.sparsify import SparseScheme
+
+
+def scheme(**capture: Any) -> SparseScheme:
+    return capture_scheme(CaptureSettings.model_validate(capture))
+
+
+def test_what_the_settings_ask_for() -> None:
+    assert scheme(top_k=9) == SparseScheme(9, (1.0, 2.0))
+    drawn = scheme(scheme="threshold", tau=(0.1, 0.05))
+    assert drawn == SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (0.1, 0.05)))
+    assert scheme(scheme="top_k_sampled", top_k=9, tau=(0.1, 0.05)).top_k == 9
+
+
+@pytest.mark.parametrize(
+    ("grid", "taus"),
+    [
+        ((1.0,), (1 / 30,)),
+        ((1.0, 2.0), (1 / 12, 1 / 25)),
+        ((4.0, 1.0, 2.0), (1 / 25, 1 / 12, 0.0)),
+        ((0.5, 1.0), (0.0, 1 / 30)),
+    ],
+)
+def test_default_taus(grid: tuple[float, ...], taus: tuple[float, ...]) -> None:
+    """One is drawn for at 1, and one at the highest temperature, which no law may leave out."""
+    law = scheme(scheme="threshold", temperatures=grid).law
+    assert law is not None
+    assert law.taus == taus
+    assert law.highest == max(grid)
+    CaptureSettings.model_validate({"scheme": "threshold", "temperatures": grid, "tau": taus})
+
+
+def test_an_empty_grid() -> None:
+    with pytest.raises(ValueError, match=r"found an empty list, expected at least \[1\.0\]"):
+        CaptureSettings.model_validate({"temperatures": ()})
+
+
+def test_the_calibration_is_in_the_identity_and_can_be_taken_out() -> None:
+    before = scheme(scheme="threshold", mean_entries=12)
+    after = SparseScheme(
+        0, before.temperatures, SamplingLaw((1.0, 2.0), (0.07, 0.035)), before.grids, 12,
+        before.taus_before,
+    )  # fmt: skip
+
+    def identity(of: SparseScheme, **corpus: Any) -> dict[str, Any]:
+        codec = RankedSpec(600, of.law, of.grids).to_json()
+        return {"corpus": {"name": "x", **corpus}, "scheme": of.to_json(), "codec": codec}
+
+    assert identity(after)["scheme"]["mean_entries"] == 12
+    assert identity(before) != identity(after)
+    assert as_begun(identity(after, responses={"count": 3})) == identity(before)
+    assert as_begun(identity(before)) == identity(before)
+    assert identity(before) != identity(scheme(scheme="threshold", mean_entries=13))
+    assert identity(before) != identity(scheme(scheme="threshold"))
+
+
+def test_expected_entries() -> None:
+    """Beside what was measured: 7.8, 18.5 and 51 at T = 1; 26 at two temperatures; 38 at T = 2."""
+
+    def at(*taus: float) -> float:
+        grid = (1.0, 2.0)[: len(taus)]
+        return expected_entries(SparseScheme(0, grid, SamplingLaw(grid, taus)))
+
+    for found, measured in (
+        (at(1 / 16), 7.8), (at(1 / 50), 18.5), (at(1 / 200), 51), (at(1 / 12, 1 / 25), 26),
+        (at(0.0, 1 / 40), 38),
+    ):  # fmt: skip
+        assert found == pytest.approx(measured, rel=0.2)
+    assert expected_entries(SparseScheme(64, (1.0,))) == 64
+    assert expected_entries(scheme(scheme="threshold", mean_entries=9)) == 9
