@@ -122,10 +122,11 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     from stages.distill import DistillRun
     from stages.eval_student import EvalRun
     from stages.push_student import PushRun
+    from stages.sweep import SweepRun
     from stages.train_student import StudentRun
 
     known = {"config", "config_file", "dry_run", "help", "retry_failed"}
-    for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun):
+    for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
