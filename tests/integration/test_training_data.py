@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +165,8 @@ def test_a_store_that_hangs(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path
         *tiny.stage_two, "--cache_dir", tiny_cache, "--output_dir", tmp_path,
         "--data.stall_warning_s", 0.5, "--data.stall_timeout_s", 2,
     ]  # fmt: skip
-    started = time.monotonic()
     result = stage("train_student", flags, hook=("hanging_reads", SHARD))
     message = result.refused(4)
     assert message.startswith("no data for 2 s: reading ")
     assert SHARD in message
     assert f"waiting for data for 0.5 s: reading {tiny_cache}" in result.err
-    assert time.monotonic() - started < 60
