@@ -29,6 +29,9 @@ else
     $(STUDENT) -m torch.distributed.run --standalone --nproc-per-node $(NPROC) $(CONFIGURED_STUDENT)
 endif
 
+SWEEP   ?= stages/configs/sweeps/temperature.yaml
+RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep $(SWEEP) --teacher_python $(TEACHER) $(ARGS)
+
 RUN_TEACHER = $(TEACHER) -m stages.cache_teacher --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
 
 CLUSTER = $(STUDENT) -m k8s
@@ -38,6 +41,10 @@ SUBMIT  = $(CLUSTER) $@ $(PLACE) --run "$(notdir $(RUN))" $(if $(CONFIG),--confi
     $(if $(NODES),--nodes "$(NODES)") $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUEUE),--queue "$(QUEUE)") \
     $(if $(PRIORITY),--priority "$(PRIORITY)") $(if $(TIMEOUT),--timeout_s "$(TIMEOUT)") \
     $(if $(IDENTITY),--cache_identity "$(IDENTITY)") -- $(ARGS)
+
+SUBMIT_SWEEP = $(CLUSTER) sweep $(PLACE) --sweep "$(SWEEP)" $(if $(NODES),--nodes "$(NODES)") \
+    $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUEUE),--queue "$(QUEUE)") \
+    $(if $(PRIORITY),--priority "$(PRIORITY)") $(if $(TIMEOUT),--timeout_s "$(TIMEOUT)")
 
 define build_image
 command -v docker >/dev/null || { echo "error: docker: no such program; install it." >&2; exit 1; }; \
@@ -66,8 +73,16 @@ train-student: $(if $(OVERLAY),setup-dev,setup-student) ## Stage two: train a st
 push-student: setup-student ## Push a finished student to the hub again (ARGS="--output_dir DIR --hub_location NAME")
 	@$(STUDENT) -m stages.push_student $(ARGS)
 
+.PHONY: eval-student
+eval-student: setup-student ## Tasks of lm-evaluation-harness on a finished student (ARGS="--output_dir DIR --tasks hellaswag,my_task.yaml")
+	@$(STUDENT) -m stages.eval_student $(ARGS)
+
+.PHONY: sweep
+sweep: $(if $(OVERLAY),setup-dev,setup) ## Many students from one cache, ends with a report (SWEEP=file, ARGS="--parallel 2", "--dry-run"; OVERLAY= on a cluster)
+	@$(if $(OVERLAY),$(SUBMIT_SWEEP),$(RUN_SWEEP))
+
 .PHONY: report
-report: setup-student ## Write the report of a finished `make distill` anew (RUN=runs/default)
+report: setup-student ## Write a report anew: of `make distill`, of a sweep or of one student (RUN=runs/default)
 	@$(STUDENT) -m stages.report --run_dir $(RUN)
 
 ##@ Cluster
@@ -153,6 +168,30 @@ bench-claims: setup-dev ## Claims: 64 claimers on 5,000 empty shards, and their 
 .PHONY: bench-loss
 bench-loss: setup-dev ## Loss with the head over the head's bare matmuls, beside the peers' losses
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.loss $(ARGS)
+
+.PHONY: bench-codec
+bench-codec: setup-dev ## Layouts of sparse targets on the same teacher outputs: bytes, encode, decode
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.codec $(ARGS)
+
+.PHONY: bench-fidelity
+bench-fidelity: setup-dev ## Gradient error over bytes a token, all schemes and the peers', table and plot (ARGS=--quick)
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity $(ARGS)
+
+.PHONY: bench-quality
+bench-quality: setup-dev ## Students from the cache against students of dense logits and of the peers' caches
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.quality $(ARGS)
+
+.PHONY: bench-stream
+bench-stream: setup-dev ## The stream alone: rate on one core over a plain DataLoader's, memory, first batch after a resume, packing
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.stream $(ARGS)
+
+.PHONY: bench-step
+bench-step: setup-dev ## A training step from the cache over plain fine-tuning, and over the teacher in the loop
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.step $(ARGS)
+
+.PHONY: bench-sweep
+bench-sweep: setup-dev ## A sweep from the cache over the same sweep with the teacher in the loop, at 1, 2, 4 and 8 points
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sweep $(ARGS)
 
 ##@ Check
 .PHONY: test

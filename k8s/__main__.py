@@ -20,6 +20,7 @@ _USAGE = f"""usage: {PROG} COMMAND [--option VALUE ...] [-- FLAGS OF THE STAGE]
 commands (each with --help):
   cache-teacher   render, check, submit and follow stage one
   train-student   the same for stage two, after a look at its cache
+  sweep           a job of stage two for each point of a sweep file
   prefetch        download models and data set to the volume
   fsx-volume      volume and claim of an FSx for Lustre file system
   fsx-init        the project's folder on it, owned by the user the stages run as
@@ -55,6 +56,20 @@ class SubmitOptions(PlaceOptions):
     timeout_s: float | None = option(None, "stop waiting after this many seconds", gt=0)
     poll_s: float = option(10, "seconds between two looks at the job", gt=0)
     stuck_s: float = option(120, "seconds a pod may be unable to start before it counts", gt=0)
+
+
+class SweepOptions(PlaceOptions):
+    """Every point of a sweep file as a job of its own."""
+
+    sweep: str = option(..., "the sweep file: a grid or a list of points")
+    nodes: int | None = option(None, "machines of one job; none takes the overlay's", ge=1)
+    image: str | None = option(
+        None, "image; none takes what `make push-images` noted, else the overlay's"
+    )
+    queue: str | None = option(None, "Kueue's local queue, which decides how many run at a time")
+    priority: str | None = option(None, "Kueue's priority class")
+    timeout_s: float | None = option(None, "stop waiting after this many seconds", gt=0)
+    poll_s: float = option(10, "seconds between two looks at a job", gt=0)
 
 
 class PrefetchOptions(PlaceOptions):
@@ -158,6 +173,33 @@ def _stage(name: str, arguments: Sequence[str]) -> None:
     )
 
 
+def _sweep(name: str, arguments: Sequence[str]) -> None:
+    from k8s.sweep import render_sweep, submit_sweep
+
+    options, dry, flags = _parse(SweepOptions, name, arguments)
+    if flags:
+        raise ConfigError(
+            f"{' '.join(flags)}: flags of the stage",
+            expected="settings of all points under `overrides` in the sweep file",
+        )
+    jobs = render_sweep(
+        options.sweep,
+        overlay=options.overlay,
+        nodes=options.nodes,
+        image=options.image,
+        namespace=options.namespace,
+        queue=options.queue,
+        priority=options.priority,
+    )
+    if dry:
+        for job in jobs:
+            _show(job.documents)
+        return
+    from k8s.submit import Patience
+
+    submit_sweep(jobs, patience=Patience(options.timeout_s, options.poll_s))
+
+
 def _prefetch(name: str, arguments: Sequence[str]) -> None:
     from k8s.ops import prefetch_job
 
@@ -253,6 +295,7 @@ def _show(documents: Sequence[Object]) -> None:
 _COMMANDS: dict[str, Callable[[str, Sequence[str]], None]] = {
     "cache-teacher": _stage,
     "train-student": _stage,
+    "sweep": _sweep,
     "prefetch": _prefetch,
     "fsx-volume": _fsx_volume,
     "fsx-init": _fsx_init,

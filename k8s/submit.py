@@ -21,6 +21,7 @@ __all__ = [
     "JobTimeout",
     "Patience",
     "apply",
+    "begin_stage",
     "require",
     "run_once",
     "run_to_end",
@@ -64,13 +65,29 @@ def submit_stage(
         DistillError: the API server refuses the job, or something it needs is missing.
     """
     patience = patience or Patience()
+    if begin_stage(rendered, cache_identity=cache_identity, patience=patience):
+        run_to_end(Kubectl(), rendered.job, patience=patience, log_pod=f"{rendered.name}-worker-0")
+
+
+def begin_stage(
+    rendered: RenderedJob, *, cache_identity: str | None = None, patience: Patience
+) -> bool:
+    """Check the cache (stage two) and apply the job, unless it is there; do not wait for it.
+
+    Returns:
+        Whether there is something to wait for: false where the job has succeeded already.
+
+    Raises:
+        CacheError: stage two could not start on that cache; nothing was submitted.
+        DistillError: the API server refuses the job, or something it needs is missing.
+    """
     kubectl = Kubectl()
     require(kubectl, rendered.documents, rendered.namespace)
     job = rendered.job
     state = _state(kubectl, job)
     if state is not None and state.phase == "succeeded":
         print(f"{rendered.name}: has succeeded already; delete it to run it again", flush=True)
-        return
+        return False
     if state is None or state.phase == "failed":
         if rendered.stage == "train-student":
             _check_cache(kubectl, rendered, cache_identity, patience)
@@ -80,7 +97,7 @@ def submit_stage(
         apply(kubectl, rendered.documents)
     else:
         print(f"{rendered.name}: is {state.phase} already; following it", flush=True)
-    run_to_end(kubectl, job, patience=patience, log_pod=f"{rendered.name}-worker-0")
+    return True
 
 
 def run_once(documents: Sequence[Object], *, timeout_s: float | None = None) -> None:

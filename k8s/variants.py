@@ -133,10 +133,7 @@ def train_job(rendered: RenderedJob) -> list[Object]:
                 "image": container["image"],
                 "command": container["command"],
                 "args": container["args"],
-                # The replica index's label is the old operator's.
-                "env": [
-                    item for item in container["env"] if item["name"] != "DISTILL_REPLICA_INDEX"
-                ],
+                "env": container["env"],
                 "numNodes": replica_specs(rendered.job)["Worker"]["replicas"],
                 "numProcPerNode": nproc_of(container),
                 "resourcesPerNode": container["resources"],

@@ -138,10 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepared = write_responses(
             prepared,
             run.teacher,
+            run.capture,
             store=store,
             max_length=run.corpus.max_length,
-            shard_tokens=shard_tokens,
-            lease_s=run.capture.lease_s,
             progress_every_s=run.observe.progress_every_s,
         )
         prepared = calibrated(
@@ -156,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             store=store,
             max_length=run.corpus.max_length,
             command=command_line(PROG, arguments),
-            resolved_config=dump_yaml(run),
+            # How a worker logs and is watched is not the cache's: each would write it otherwise.
+            resolved_config=dump_yaml(run, without=("observe",)),
             progress_every_s=run.observe.progress_every_s,
             retry_failed="retry_failed" in command.switches,
             shares=shares,
@@ -171,9 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"cache {run.cache_dir}: {len(manifest.shards)} shards, {counted} counted tokens, "
         f"{size / counted:.1f} bytes each, identity {manifest.identity_digest[:12]}"
     )
-    if failures:
-        planned = prepared.corpus.counts.samples
-        raise describe_set_aside(failures, planned_rows=planned, url=run.cache_dir)
+    if failures or prepared.unanswered:
+        raise describe_set_aside(
+            failures,
+            unanswered=prepared.unanswered,
+            planned_rows=prepared.corpus.counts.samples,
+            url=run.cache_dir,
+        )
     return 0
 
 

@@ -13,9 +13,11 @@ from pipeline.config.command import command_line
 from pipeline.errors import DistillError, run_command
 from stages.report import write_run_report
 
-__all__ = ["DistillRun", "main"]
+__all__ = ["ROWS_SET_ASIDE", "DistillRun", "main", "trainer"]
 
 PROG = "python -m stages.distill"
+ROWS_SET_ASIDE = 3
+"""Exit code of a stage one that lacks some rows: the cache serves all the same."""
 
 
 class DistillRun(Settings):
@@ -45,19 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.teacher_python, "-m", "stages.cache_teacher", "--config", run.teacher_config,
         "--cache_dir", str(cache),
     ]  # fmt: skip
-    trainer = _trainer(run.nproc)
+    training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
-    _stage("1/4 teacher: reads the corpus once", teacher)
+    set_aside = _stage("1/4 teacher: reads the corpus once", teacher, also=ROWS_SET_ASIDE)
     if run.nproc > 1:
         # One process says what is wrong once; a launcher says it once a rank.
-        _stage("student: checked", [*_trainer(1), *distilled, "--check"])
-    _stage("2/4 student: learns from the cache", [*trainer, *distilled])
+        _stage("student: checked", [*trainer(1), *distilled, "--check"])
+    _stage("2/4 student: learns from the cache", [*training, *distilled])
     # The control starts from the very same weights, sees the very same batches, and learns from
     # the text alone.
     init = student / "init"
     controlled = [
-        *trainer, *data, "--output_dir", str(control), "--alpha", "0",
+        *training, *data, "--output_dir", str(control), "--alpha", "0",
         "--train.evaluate_before", "false",
     ]  # fmt: skip
     if init.exists():
@@ -83,10 +85,13 @@ next      another student from the same cache:  make train-student ARGS="--cache
               --dataset_name NAME_OR_FILE --cache_dir FOLDER_OR_URL"
           what a run would take:                add --dry-run to ARGS"""
     )
+    if set_aside:
+        raise _StageFailed("the cache lacks the rows that stage one has listed above", set_aside)
     return 0
 
 
-def _trainer(nproc: int) -> list[str]:
+def trainer(nproc: int) -> list[str]:
+    """Return the command of stage two, without its flags."""
     if nproc == 1:
         return [sys.executable, "-m", "stages.train_student"]
     return [
@@ -95,15 +100,20 @@ def _trainer(nproc: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _stage(title: str, command: list[str]) -> None:
-    """Run one stage as its own process, as a cluster would; stop where it fails."""
+def _stage(title: str, command: list[str], *, also: int = 0) -> int:
+    """Run one stage as its own process, as a cluster would; stop where it fails.
+
+    Returns:
+        0, or the exit code that `also` allows.
+    """
     print(f"== {title}", flush=True)
     result = subprocess.run(command, check=False)
-    if result.returncode:
+    if result.returncode not in (0, also):
         # The stage has said what was wrong; its exit code is ours.
         raise _StageFailed(
             f"{command[2]} ended with exit code {result.returncode}", result.returncode
         )
+    return result.returncode
 
 
 class _StageFailed(DistillError):

@@ -6,8 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import field_validator
+
 from pipeline.config import Settings, option, parse_command
 from pipeline.errors import ResumeError, run_command
+from pipeline.student.settings import is_repository
 
 __all__ = ["PushRun", "main"]
 
@@ -19,6 +22,15 @@ class PushRun(Settings):
 
     output_dir: str = option("runs/default/student", "folder of the finished run")
     hub_location: str = option(..., "repository on the hub, such as your-name/your-student")
+
+    @field_validator("hub_location")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not is_repository(name):
+            raise ValueError(
+                f"found {name!r}, expected a repository such as your-name/your-student"
+            )
+        return name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             expected="a run of train-student that has ended",
             do="run the train-student command again; it goes on where it stopped",
         )
-    from pipeline.student.export import push_to_hub
+    from pipeline.student.hub import push_to_hub
 
     print(f"pushed to {push_to_hub(folder, run.hub_location)}")
     return 0

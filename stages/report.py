@@ -1,30 +1,54 @@
-"""The report of a finished `make distill`: page, PNGs, report.json and the table."""
+"""The report of a finished `make distill`, of a sweep, or of one run: page, PNGs, JSON, table."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Settings, option, parse_command
-from pipeline.errors import run_command
+from pipeline.errors import ConfigError, DistillError, run_command
 
-__all__ = ["ReportRun", "main", "write_run_report"]
+if TYPE_CHECKING:
+    from pipeline.report import Report
+
+__all__ = ["ReportRun", "main", "write_run_report", "write_single_report", "write_sweep_report"]
 
 PROG = "python -m stages.report"
+_NOTES = (
+    "KL is that of the cached entries with all other tokens as one outcome: a lower bound of the "
+    "full KL.",
+    "Standard errors are over held-out sequences; differences are paired by sequence.",
+)
 
 
 class ReportRun(Settings):
     """Which run is reported."""
 
-    run_dir: str = option("runs/default", "folder of a finished `make distill`")
+    run_dir: str = option(
+        "runs/default", "folder of a finished `make distill`, of a sweep, or of one student"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report anew from what the runs left."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     run = parse_command(ReportRun, arguments, prog=PROG, description=__doc__ or "").settings
-    page = write_run_report(Path(run.run_dir), command=f"make distill RUN={run.run_dir}")
+    root = Path(run.run_dir)
+    if (root / "sweep.json").exists():
+        page = write_sweep_report(root)
+    elif (root / "student").exists():
+        page = write_run_report(root, command=f"make distill RUN={run.run_dir}")
+    elif (root / "finished.json").exists():
+        page = write_single_report(root)
+    else:
+        raise ConfigError(
+            f"{root}: holds no finished run",
+            expected="the folder of `make distill` (cache and student in it), of a sweep "
+            "(sweep.json) or of one finished student (finished.json)",
+            do="give another RUN=, or run the same command again until it is finished",
+        )
     print(f"\nreport    {page}")
     return 0
 
@@ -41,14 +65,12 @@ def write_run_report(root: Path, *, command: str) -> Path:
         ResumeError: a run is not finished.
     """
     from pipeline.cache.reader import open_cache
-    from pipeline.models.resolve import resolve_model
     from pipeline.observe.logs import configure_logging
-    from pipeline.report import Command, terminal_table, write_report
+    from pipeline.report import Command
     from pipeline.report.compose import RunFolder, compose_report
 
     configure_logging("warning")
     cache = open_cache(str(root / "cache"))
-    teacher = cache.manifest.identity["teacher"]
     runs = [
         RunFolder(
             "distilled student", "distilled", root / "student", "learned from the teacher as well"
@@ -65,12 +87,11 @@ def write_run_report(root: Path, *, command: str) -> Path:
         )
     configs = [("the cache", "cache_teacher", root / "cache" / "_meta" / "config.yaml")]
     configs += [(run.name, "train_student", run.path / "config.yaml") for run in runs]
+    teacher, missing = _teacher_folder(cache)
     report = compose_report(
         cache,
         runs,
-        teacher_folder=resolve_model(
-            teacher["model"], revision=_hub_revision(teacher), role="teacher"
-        ).path,
+        teacher_folder=teacher,
         commands=[
             Command("everything on this page", command),
             *(
@@ -78,21 +99,128 @@ def write_run_report(root: Path, *, command: str) -> Path:
                 for what, stage, config in configs
             ),
         ],
-        notes=[
-            "KL is that of the cached entries with all other tokens as one outcome: a lower bound "
-            "of the full KL.",
-            "Standard errors are over held-out sequences; differences are paired by sequence.",
-        ],
+        notes=[*_NOTES, *missing],
         title="Distillation report",
     )
+    return _write(report, root)
+
+
+def write_single_report(root: Path) -> Path:
+    """Compose and write the report of one finished student beside it.
+
+    Args:
+        root: an output folder of stage two.
+
+    Raises:
+        ConfigError: the folder holds no configuration.
+        CacheError: its cache is not there any more.
+    """
+    from pipeline.cache.reader import open_cache
+    from pipeline.config.files import read_config_file
+    from pipeline.observe.logs import configure_logging
+    from pipeline.report import Command
+    from pipeline.report.compose import RunFolder, compose_report
+
+    configure_logging("warning")
+    settings = read_config_file(str(root / "config.yaml"))
+    cache = open_cache(str(settings.get("cache_dir")))
+    teacher, missing = _teacher_folder(cache)
+    report = compose_report(
+        cache,
+        [RunFolder(root.name, "distilled", root)],
+        teacher_folder=teacher,
+        commands=[
+            Command(
+                "the student", f"python -m stages.train_student --config {root / 'config.yaml'}"
+            ),
+            Command("this page", f"make report RUN={root}"),
+        ],
+        notes=[*_NOTES, *missing],
+        title=f"Student {root.name}",
+    )
+    return _write(report, root)
+
+
+def write_sweep_report(root: Path) -> Path:
+    """Compose and write the report of a sweep.
+
+    Args:
+        root: the sweep's folder.
+
+    Raises:
+        ConfigError: no sweep there, or no run of it is finished.
+        CacheError: its cache is not there any more.
+    """
+    from pipeline.cache.reader import open_cache
+    from pipeline.observe.logs import configure_logging
+    from pipeline.report import Command
+    from pipeline.report.compose_sweep import SweptRun, compose_sweep_report
+    from pipeline.sweep.ledger import read_ledger
+    from pipeline.sweep.space import value_text
+
+    configure_logging("warning")
+    ledger = read_ledger(root)
+    if not ledger.ranked():
+        raise ConfigError(
+            f"{root}: no run of this sweep is finished",
+            expected="at least one",
+            do=f"run it first: {ledger.command}",
+        )
+    cache = open_cache(ledger.cache_dir)
+    teacher, missing = _teacher_folder(cache)
+    report = compose_sweep_report(
+        cache,
+        [
+            SweptRun(
+                label=entry.label,
+                path=root / "runs" / entry.name,
+                values=entry.values,
+                texts={name: value_text(value) for name, value in entry.values.items()},
+                state=entry.state,
+                seconds=entry.seconds,
+                error=entry.error,
+            )
+            for entry in ledger.entries
+        ],
+        name=ledger.name,
+        objective=ledger.objective,
+        maximize=ledger.maximize,
+        fields=ledger.fields,
+        teacher_folder=teacher,
+        commands=[
+            Command("every run and this page", ledger.command),
+            Command("this page alone", f"make report RUN={root}"),
+        ],
+        notes=[
+            *_NOTES,
+            "The errors are those of the held-out text. Another seed moves every run as well; a "
+            "sweep over `seed` with the rest fixed shows by how much.",
+            *missing,
+        ],
+    )
+    return _write(report, root)
+
+
+def _write(report: Report, root: Path) -> Path:
+    from pipeline.report import terminal_table, write_report
+
     page = write_report(report, root / "report")
     print("\n" + terminal_table(report))
     return page
 
 
-def _hub_revision(teacher: dict[str, str]) -> str | None:
-    """Return the commit of a hub model; folders and the embedded teacher have digests instead."""
-    return None if ":" in teacher["revision"] else teacher["revision"]
+def _teacher_folder(cache: Any) -> tuple[Path | None, list[str]]:
+    """Return the teacher's weights, or a note that says why its texts are missing."""
+    from pipeline.models.resolve import resolve_model
+
+    teacher = cache.manifest.identity["teacher"]
+    # Folders and the embedded teacher have digests instead of a commit.
+    revision = None if ":" in teacher["revision"] else teacher["revision"]
+    try:
+        folder = resolve_model(teacher["model"], revision=revision, role="teacher").path
+    except DistillError as error:
+        return None, [f"The teacher's generations are left out: {str(error).rstrip('.')}."]
+    return folder, []
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Self
+
+from pydantic import model_validator
 
 from pipeline.config import Settings, dump_yaml, option, parse_command
 from pipeline.config.command import command_line
@@ -31,6 +34,16 @@ class StudentRun(Settings):
     train: TrainSettings = TrainSettings()
     output: OutputSettings = OutputSettings()
     observe: ObserveSettings = ObserveSettings()
+
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> Self:
+        if self.data.batch_tokens is not None and self.train.per_device_train_batch_size != 1:
+            raise ValueError(
+                f"train.per_device_train_batch_size: found "
+                f"{self.train.per_device_train_batch_size} with data.batch_tokens, which counts "
+                "tokens instead; expected 1"
+            )
+        return self
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if world.is_first:
             print_forecast(inputs, plan)
         return 0
+    if run.output.push:
+        from pipeline.student.hub import require_hub_token
+
+        require_hub_token()
     check_resources(inputs, plan)
     if "check" in command.switches:
         return 0

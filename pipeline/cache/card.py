@@ -117,7 +117,7 @@ def responses_text(identity: Mapping[str, Any]) -> str | None:
         how = f"{len(all_drawn)} settings of sampling"
     limit = max(settings["max_new_tokens"] for settings in all_drawn)
     # A derived cache holds rows, not the text; and of a slice these are the source's numbers.
-    where = "counted in its sources" if "derived" in identity else "text in `_meta/responses`"
+    where = "counted in its sources" if identity.get("derived") else "text in `_meta/responses`"
     return (
         f"written by the teacher itself ({how}): {count} responses, {tokens} tokens, "
         f"{unfinished} cut off at {limit}; {where}"

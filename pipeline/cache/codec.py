@@ -10,7 +10,10 @@ grid alone would be off by 0.04 in probability, the rest is off by less than 0.0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +21,10 @@ from numpy.typing import NDArray
 from pipeline.cache.sparse import SparseTargets
 from pipeline.errors import CacheError
 
-__all__ = ["MAX_VOCAB_SIZE", "CodecSpec", "decode_entries", "encode_entries", "restore_largest"]
+__all__ = [
+    "MAX_VOCAB_SIZE", "CodecSpec", "decode_entries", "decode_rows", "encode_entries",
+    "restore_largest",
+]  # fmt: skip
 
 MAX_VOCAB_SIZE = 1 << 24
 _LEVELS = 255
@@ -98,7 +104,7 @@ def encode_entries(targets: SparseTargets, spec: CodecSpec) -> bytes:
 
 
 def decode_entries(
-    blob: bytes | memoryview,
+    blob: bytes | memoryview | NDArray[np.uint8],
     num_positions: int,
     spec: CodecSpec,
     *,
@@ -135,13 +141,89 @@ def decode_entries(
         start = head + plane * entries
         gaps_E += data[start : start + entries].astype(np.int64) << (8 * plane)
     ids_E = _cumulate(gaps_E, counts_N)
-    if entries and ids_E.max() >= spec.vocab_size:
-        raise CacheError(f"a decoded token id is outside the vocabulary of {spec.vocab_size}")
+    if entries:
+        _check_ids(int(ids_E.max()), spec)
     grid_E = data[head + planes * entries :]
     logprobs_E = grid_E.astype(np.float32) * np.float32(-spec.step_nats)
     if tail_N is not None and entries:
         restore_largest(logprobs_E, counts_N, tail_N, spec.step_nats)
     return counts_N, ids_E.astype(np.int32), logprobs_E
+
+
+def decode_rows(
+    blobs: Sequence[NDArray[np.uint8]],
+    positions: Sequence[int],
+    spec: CodecSpec,
+    *,
+    tails: Sequence[NDArray[np.float32]],
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]]:
+    """Decode several sequences; the same bits as `decode_entries` of each, in a third of the time.
+
+    Where all positions of all sequences have as many entries, as in a top-k cache, these are one
+    rectangle, without an index for each entry and without a call for each sequence.
+
+    Args:
+        blobs: of each sequence.
+        positions: N of each sequence.
+        spec: the shard's codec.
+        tails: of each sequence, as in `decode_entries`.
+
+    Raises:
+        CacheError: as `decode_entries`.
+    """
+    parts = list(zip(blobs, positions, strict=True))
+    counts = [blob[: 2 * number].view("<u2") for blob, number in parts if blob.size >= 2 * number]
+    counts_N = np.concatenate([np.zeros(0, np.uint16), *counts])
+    width, planes = int(counts_N.max(initial=0)), spec.id_planes + 1
+    regular = len(counts_N) * width > 0 and all(
+        blob.size == number * (2 + planes * width) for blob, number in parts
+    )
+    if not regular or counts_N.min() < width:
+        return [
+            decode_entries(blob, number, spec, tail_N=tail_N)
+            for (blob, number), tail_N in zip(parts, tails, strict=True)
+        ]
+    planes_PNK = np.concatenate(
+        [blob[2 * number :].reshape(planes, number, width) for blob, number in parts], axis=1
+    )
+    ids_NK, logprobs_NK = _decode_rectangle(planes_PNK, spec, np.concatenate(tails))
+    bounds = np.cumsum([0, *positions]).tolist()
+    wide_N = counts_N.astype(np.int32)
+    return [
+        (wide_N[a:b], ids_NK[a:b].reshape(-1), logprobs_NK[a:b].reshape(-1))
+        for a, b in pairwise(bounds)
+    ]
+
+
+def _decode_rectangle(
+    planes_PNK: NDArray[np.uint8], spec: CodecSpec, tail_N: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Decode K entries of each of N positions."""
+    *id_planes, grid_NK = planes_PNK
+    width = grid_NK.shape[1]
+    gaps_NK = id_planes[0].astype(np.int32)
+    for number, plane_NK in enumerate(id_planes[1:], start=1):
+        gaps_NK += plane_NK.astype(np.int32) << (8 * number)
+    fits = (int(gaps_NK.max()) + 1) * width < 1 << 31
+    ids_NK: NDArray[Any] = np.cumsum(gaps_NK, axis=1, dtype=np.int32 if fits else np.int64)
+    ids_NK += np.arange(width, dtype=ids_NK.dtype)
+    _check_ids(int(ids_NK[:, -1].max()), spec)
+    logprobs_NK = grid_NK * np.float32(-spec.step_nats)
+    # A value is one of 256: looked up, an exponential costs a fifth.
+    values = np.arange(_LEVELS + 1).astype(np.float32) * np.float32(-spec.step_nats)
+    probs_NK = np.exp(values.astype(np.float64)).take(grid_NK)
+    starts_N = np.arange(0, grid_NK.size, width)
+    sums_N = np.add.reduceat(probs_NK.reshape(-1), starts_N)
+    # Of equal grid values the lowest id is taken, which is the first.
+    at_N = grid_NK.argmin(1) + starts_N
+    own_N = probs_NK.reshape(-1)[at_N]
+    logprobs_NK.reshape(-1)[at_N] = _largest(own_N, sums_N, tail_N, spec.step_nats)
+    return ids_NK.astype(np.int32, copy=False), logprobs_NK
+
+
+def _check_ids(largest: int, spec: CodecSpec) -> None:
+    if largest >= spec.vocab_size:
+        raise CacheError(f"a decoded token id is outside the vocabulary of {spec.vocab_size}")
 
 
 def _starts(counts_N: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -192,6 +274,16 @@ def restore_largest(
     owner = np.repeat(np.arange(counts.size), counts)[candidates]
     at = candidates[np.unique(owner, return_index=True)[1]]
     own = probs_E[at]
-    rest = 1.0 - tail_N[filled].astype(np.float64) - (sums - own)
-    low, high = own * np.exp(-step), np.minimum(own * np.exp(step), 1.0)
-    logprobs_E[at] = np.log(np.clip(rest, low, high)).astype(np.float32)
+    logprobs_E[at] = _largest(own, sums, tail_N[filled], step)
+
+
+def _largest(
+    own_N: NDArray[np.float64],
+    sums_N: NDArray[np.float64],
+    tail_N: NDArray[np.float32],
+    step: float,
+) -> NDArray[np.float32]:
+    """Return log p of each position's largest entry: what tail and others leave of 1."""
+    rest_N = 1.0 - tail_N.astype(np.float64) - (sums_N - own_N)
+    low_N, high_N = own_N * np.exp(-step), np.minimum(own_N * np.exp(step), 1.0)
+    return np.log(np.clip(rest_N, low_N, high_N)).astype(np.float32)

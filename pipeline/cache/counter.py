@@ -22,8 +22,13 @@ def sample_key(sample_id: str) -> int:
     return int(sample_id[:16], 16)
 
 
-def row_noise(key: int, rows_N: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return 54 random bits for each row (position) of a sample: the draw's and the rounding's."""
+def row_noise(key: int | NDArray[np.uint64], rows_N: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return 54 random bits for each row (position) of a sample: the draw's and the rounding's.
+
+    Args:
+        key: of the sample, or of each row's sample.
+        rows_N: the rows.
+    """
     return (mix(key, rows_N) >> np.uint64(10)).astype(np.int64)
 
 

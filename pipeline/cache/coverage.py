@@ -7,11 +7,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.cache.ledger import Ledger, PlannedRows, decode_plan
-from pipeline.cache.manifest import PLAN, SPLITS, ShardRecord, record_name, shard_name
+from pipeline.cache.manifest import (
+    PLAN,
+    RESPONSES,
+    SPLITS,
+    ShardRecord,
+    record_name,
+    shard_name,
+)
+from pipeline.cache.sealed import is_sealed
 from pipeline.cache.set_aside import failed_name
 from pipeline.storage import Store
 
-__all__ = ["Finding", "failed_findings", "plan_findings", "plan_reason", "stray_findings"]
+__all__ = [
+    "Finding",
+    "failed_findings",
+    "plan_findings",
+    "plan_reason",
+    "response_findings",
+    "stray_findings",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +113,24 @@ def stray_findings(store: Store, ledger: Ledger) -> Iterator[Finding]:
     for file in store.list("_meta/shards"):
         if f"_meta/shards/{file}" not in records:
             yield Finding(f"_meta/shards/{file}", reason, stray=True)
+
+
+def response_findings(store: Store) -> Iterator[Finding]:
+    """Yield damaged or missing files of what the teacher wrote; shards are made anew from them."""
+    present = set(store.list(RESPONSES))
+    try:
+        planned = int(json.loads(store.read(f"{RESPONSES}/plan.json"))["shards"])
+    except FileNotFoundError:
+        planned = 0
+    except (ValueError, KeyError, TypeError):
+        yield Finding(f"{RESPONSES}/plan.json", "damaged")
+        planned = 0
+    wanted = {f"{index:05d}.parquet" for index in range(planned)}
+    for file in sorted(wanted | {name for name in present if name.endswith(".parquet")}):
+        if file not in present:
+            yield Finding(f"{RESPONSES}/{file}", "missing")
+        elif not is_sealed(store.read(f"{RESPONSES}/{file}")):
+            yield Finding(f"{RESPONSES}/{file}", "damaged (its checksum does not match)")
 
 
 def plan_reason(plan: PlannedRows, listed: ShardRecord, ledger: Ledger) -> str:

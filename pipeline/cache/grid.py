@@ -75,7 +75,8 @@ class Grids:
     ) -> NDArray[np.float32]:
         """Return the entropy, at least 0."""
         values = (levels.astype(np.float32) + dither) * np.float32(self.entropy_step)
-        return np.maximum(values, 0)
+        floored: NDArray[np.float32] = np.maximum(values, 0)
+        return floored
 
     def tail_level(self, tail: Reals) -> NDArray[np.uint8]:
         """Return -log of the tail's mass as steps; the last level stands for no mass at all."""
@@ -92,7 +93,8 @@ class Grids:
         """Return p of each level of certain entries in units of 2^-16, rounded."""
         k = np.arange(256)
         p_K = np.exp(-self.certain_scale * np.expm1(self.certain_step * k))
-        return np.floor(65536 * p_K + 0.5).astype(np.int64)
+        units_K: NDArray[np.int64] = np.floor(65536 * p_K + 0.5).astype(np.int64)
+        return units_K
 
     def to_json(self) -> dict[str, float]:
         """Return the JSON form."""

@@ -18,8 +18,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from pipeline.cache.jit import kernel
 
 __all__ = [
     "PADDING",
@@ -52,15 +53,15 @@ READ_FAULTS = ("", "a symbol is missing", "a gap is too long", "bits are missing
 """What `read_runs` found, by its first result."""
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _stream(streams: int, before: int, left: int) -> int:
+@kernel
+def _stream(streams: int, before: int | np.int64, left: int) -> int:
     """Return the symbol's stream: near or far from rank 0, and whether the run ends with it."""
     if streams == 1:
         return 0
     return 2 * int(before >= _FAR) + int(left == 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def write_runs(
     ranks_E: Ints,
     levels_E: Bytes,
@@ -144,7 +145,7 @@ def write_runs(
     return -1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def read_runs(
     symbols: Bytes,
     symbol_starts_CS: Ints,
@@ -252,7 +253,7 @@ def read_runs(
     return 0, -1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def sort_runs(keys_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
     """Sort each run by key, values along with it, in place."""
     begin = 0
@@ -275,7 +276,7 @@ def sort_runs(keys_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
         begin = end
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def rest_units(gold_N: Bytes, levels_E: Bytes, counts_N: Ints, units_K: Ints) -> Ints:
     """Return what gold and certain entries leave of 1, in units of 2^-16, at least 0."""
     rest_N = np.empty(len(counts_N), np.int64)
@@ -289,7 +290,7 @@ def rest_units(gold_N: Bytes, levels_E: Bytes, counts_N: Ints, units_K: Ints) ->
     return rest_N
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def assemble(
     gold_ids_N: Ints,
     gold_N: Bytes,

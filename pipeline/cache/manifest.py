@@ -38,6 +38,8 @@ __all__ = [
 MANIFEST = "_meta/manifest.json"
 PLAN = "_meta/plan.json"
 ROWS = "_meta/rows.bin"
+RESPONSES = "_meta/responses"
+"""Folder of what the teacher wrote, where it wrote the responses itself."""
 SPLITS = ("train", "heldout")
 
 

@@ -170,10 +170,11 @@ def _assembled(
         if tau
     ]
     dither = dither_N.astype(np.float64)
-    scale_GN = [
-        np.exp(-2 * (dither * step / temperature + log_z_NG[:, g])) / tau**2
-        for g, temperature, tau in used
-    ]
+    with np.errstate(over="ignore"):  # of damaged log Z; cut at the largest pi
+        scale_GN = [
+            np.exp(-2 * (dither * step / temperature + log_z_NG[:, g])) / tau**2
+            for g, temperature, tau in used
+        ]
     square_GK = [np.exp(-2 * step * np.arange(256) / temperature) for _, temperature, _ in used]
     total = coded.num_entries(spec)
     ids_E, logprobs_E = np.empty(total, np.int32), np.empty(total, np.float32)

@@ -109,8 +109,8 @@ def expected_draws(gold_N: NDArray[np.uint8], certain: Run, spec: RankedSpec) ->
     if not spec.tau_units:
         return np.zeros(len(gold_N), np.int64)
     rest_N = rest_units(gold_N, certain.levels_E, certain.counts_N, spec.grids.mass_units())
-    expected_N: NDArray[np.int64] = (rest_N + spec.tau_units // 2) // spec.tau_units
-    return expected_N
+    expected_N = (rest_N + spec.tau_units // 2) // spec.tau_units
+    return expected_N.astype(np.int64, copy=False)
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:

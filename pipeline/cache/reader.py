@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.cache.law import SamplingLaw
+from pipeline.cache.local_copies import LocalCopies
 from pipeline.cache.manifest import (
+    MANIFEST,
     SPLITS,
     Manifest,
     ShardRecord,
@@ -22,6 +24,7 @@ from pipeline.cache.manifest import (
     read_rows_index,
     tokenizer_name,
 )
+from pipeline.cache.parquet import parquet_table
 from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.schema import (
     column_names,
@@ -31,13 +34,28 @@ from pipeline.cache.schema import (
     table_to_statistics,
 )
 from pipeline.cache.sparse import CachedSequence, Statistics
-from pipeline.cache.thin import WHOLE, Less, check_less
-from pipeline.errors import CacheError
+from pipeline.cache.thin import Less, check_less
+from pipeline.errors import CacheError, StoreError
 from pipeline.storage import Store
 
-__all__ = ["Cache", "SplitSource", "open_cache"]
+__all__ = ["Cache", "ShardDamaged", "SplitSource", "open_cache"]
 
 _OPEN_SHARDS = 16
+_READS = 2
+"""A bit that flips on the way is gone at the second read; one on the disk is not."""
+
+
+class ShardDamaged(CacheError):
+    """A shard that is missing, or whose bytes are not those of the manifest."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        """Say which shard, and what is wrong with it."""
+        self.reason = reason
+        super().__init__(
+            f"{url}: shard damaged: {reason}",
+            do="run the cache-teacher command that made this cache again; it makes only this one "
+            "anew",
+        )
 
 
 class Cache:
@@ -49,6 +67,8 @@ class Cache:
         self.manifest = manifest
         self.spec = read_spec(manifest.codec)
         self._rows_index_R2 = rows_index_R2
+        self.copies: LocalCopies | None = None
+        """Where shards are kept once they are read; None reads them from the store each time."""
 
     @property
     def law(self) -> SamplingLaw | None:
@@ -56,15 +76,21 @@ class Cache:
         return self.spec.law if isinstance(self.spec, RankedSpec) else None
 
     def source(
-        self, split: str, *, top_k: int | None = None, tau_factor: float | None = None
+        self,
+        split: str,
+        *,
+        top_k: int | None = None,
+        tau_factor: float | None = None,
+        open_shards: int = _OPEN_SHARDS,
     ) -> SplitSource:
         """Return the rows of one split (`train` or `heldout`), whole or with fewer entries.
 
         Args:
-            split: which.
+            split: its name.
             top_k: only the largest entries of each position, of a top-k cache.
             tau_factor: thin drawn entries without bias, as if every tau had been larger by this
                 factor; the same entries for everybody.
+            open_shards: shards kept in memory, compressed entries and all.
 
         Raises:
             CacheError: the cache holds less, or entries of the other kind.
@@ -82,7 +108,7 @@ class Cache:
             if record.split == split
         ]
         index_R2 = np.concatenate(picked) if picked else np.zeros((0, 2), np.int32)
-        return SplitSource(self, shards, index_R2, less)
+        return SplitSource(self, shards, index_R2, open_shards, less)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return the tokenizer's files by name, as the teacher used them.
@@ -115,11 +141,14 @@ class SplitSource:
         cache: Cache,
         shards: tuple[ShardRecord, ...],
         index_R2: NDArray[np.int32],
-        less: Less = WHOLE,
+        open_shards: int,
+        less: Less,
     ) -> None:
         """Use `Cache.source`."""
         self._cache = cache
         self._less = less
+        self._open_shards = open_shards
+        self._loading: dict[int, Future[pa.Table]] = {}
         self.shards = shards
         self._index_R2 = index_R2
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
@@ -128,6 +157,10 @@ class SplitSource:
     def shard_rows(self) -> Sequence[int]:
         """Return the number of rows of each shard, in order."""
         return [record.rows for record in self.shards]
+
+    def shard_name(self, shard: int) -> str:
+        """Return the name of a shard in the cache."""
+        return self.shards[shard].path
 
     def lengths(self) -> NDArray[np.int32]:
         """Return the tokens of every row, shard after shard."""
@@ -141,7 +174,8 @@ class SplitSource:
         """Decode rows of one shard, in the order asked for.
 
         Raises:
-            CacheError: the shard is missing or damaged; the message names it.
+            ShardDamaged: the shard is missing or damaged; the message names it.
+            StoreError: the store fails.
         """
         table = self._table(shard).take(pa.array(list(rows), pa.int64()))
         cache = self._cache
@@ -163,16 +197,44 @@ class SplitSource:
         except CacheError as error:
             raise _damaged(cache.store, self.shards[shard], error.found) from None
 
+    def open(self, shard: int) -> None:
+        """Read a shard from the store unless it is in memory; for reading ahead in a thread.
+
+        Raises:
+            ShardDamaged: the shard is missing or damaged; the message names it.
+            StoreError: the store fails.
+        """
+        self._table(shard)
+
+    def reading(self) -> list[str]:
+        """Return the URLs of the shards that are being read from the store at this moment."""
+        store = self._cache.store
+        with self._lock:
+            return [store.full_url(self.shards[shard].path) for shard in self._loading]
+
     def _table(self, shard: int) -> pa.Table:
         with self._lock:
             if shard in self._tables:
                 self._tables.move_to_end(shard)
                 return self._tables[shard]
-        table = _load(self._cache, self.shards[shard])
+            loading = self._loading.get(shard)
+            if loading is None:
+                self._loading[shard] = mine = Future[pa.Table]()
+        if loading is not None:
+            return loading.result()
+        try:
+            table = _load(self._cache, self.shards[shard])
+        except BaseException as error:
+            with self._lock:
+                del self._loading[shard]
+            mine.set_exception(error)
+            raise
         with self._lock:
+            del self._loading[shard]
             self._tables[shard] = table
-            while len(self._tables) > _OPEN_SHARDS:
+            while len(self._tables) > self._open_shards:
                 self._tables.popitem(last=False)
+        mine.set_result(table)
         return table
 
 
@@ -189,26 +251,41 @@ def open_cache(url: str) -> Cache:
 
 
 def _load(cache: Cache, record: ShardRecord) -> pa.Table:
-    try:
-        data = cache.store.read(record.path)
-    except FileNotFoundError:
-        raise _damaged(cache.store, record, "missing") from None
-    found = checksum(data)
-    if found != record.xxh3_128:
+    for _ in range(_READS):
+        try:
+            data = _read(cache, record)
+        except FileNotFoundError:
+            if not cache.store.exists(MANIFEST):
+                # A mount that is gone: else a run that may leave out damaged shards would leave
+                # out one after the other.
+                raise StoreError(
+                    f"{cache.store.url}: the cache is not there any more",
+                    do="mount or restore it, then run the same command again",
+                ) from None
+            raise _damaged(cache.store, record, "missing") from None
+        found = checksum(data)
+        if found == record.xxh3_128:
+            break
+    else:
         reason = f"checksum {found[:12]}..., not {record.xxh3_128[:12]}..."
         raise _damaged(cache.store, record, reason)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=column_names(cache.spec))
-    except (pa.ArrowException, OSError) as error:
+        table = parquet_table(data, column_names(cache.spec))
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(cache.store, record, f"not readable as Parquet ({error})") from None
     footer: dict[str, Any] = read_footer(table.schema.metadata)
     if footer["identity_digest"] != cache.manifest.identity_digest:
         raise _damaged(cache.store, record, "it belongs to a cache of another identity")
-    return table
+    # Taking rows out of a column of several row groups copies the column: 15 ms instead of 0.15
+    # for 7 rows of 4,000 in eight groups.
+    return table.combine_chunks()
 
 
-def _damaged(store: Store, record: ShardRecord, reason: str) -> CacheError:
-    return CacheError(
-        f"{store.full_url(record.path)}: shard damaged: {reason}",
-        do="run the cache-teacher command that made this cache again; it makes only this one anew",
-    )
+def _read(cache: Cache, record: ShardRecord) -> bytes:
+    if cache.copies is None:
+        return cache.store.read(record.path)
+    return cache.copies.read(record.xxh3_128, lambda: cache.store.read(record.path))
+
+
+def _damaged(store: Store, record: ShardRecord, reason: str) -> ShardDamaged:
+    return ShardDamaged(store.full_url(record.path), reason)

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec, decode_entries, encode_entries
+from pipeline.cache.codec import CodecSpec, decode_rows, encode_entries
+from pipeline.cache.ragged import blob_rows, list_rows
 from pipeline.cache.sparse import CachedSequence, SparseTargets
 from pipeline.errors import CacheError
 
@@ -65,47 +66,45 @@ def gaps_rows(table: pa.Table, spec: CodecSpec, grid: tuple[float, ...]) -> list
     Raises:
         CacheError: a row whose columns contradict each other.
     """
-    reader = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
-    rows: list[CachedSequence] = []
-    for index in range(table.num_rows):
-        num_positions = int(reader["num_counted"][index].as_py())
-        sample_id = str(reader["sample_id"][index].as_py())
-
-        def numbers(name: str, index: int = index) -> NDArray[Any]:
-            values = reader[name][index].values
-            return np.asarray(values.to_numpy(zero_copy_only=False))
-
-        counted_L = numbers("counted").astype(np.bool_)
-        input_ids_L = numbers("input_ids").astype(np.int32)
-        tail_N = numbers("tail_mass").astype(np.float32)
-        log_z = numbers("log_z").astype(np.float32)
-        entropy = numbers("entropy").astype(np.float32)
-        gold_N = numbers("gold_logprob").astype(np.float32)
+    lists = [
+        list_rows(table.column(name), dtype)
+        for name, dtype in (
+            ("counted", np.bool_), ("input_ids", np.int32), ("tail_mass", np.float32),
+            ("log_z", np.float32), ("entropy", np.float32), ("gold_logprob", np.float32),
+        )
+    ]  # fmt: skip
+    names, numbers = (table.column(name).to_pylist() for name in ("sample_id", "num_counted"))
+    blobs = list(blob_rows(table.column("entries")))
+    arrays = list(zip(*lists, strict=True))
+    for sample_id, number, row in zip(names, numbers, arrays, strict=True):
+        counted_L, input_ids_L, tail_N, log_z, entropy, gold_N = row
         shapes_fit = (
             counted_L.size == input_ids_L.size
-            and int(counted_L.sum()) == num_positions == tail_N.size == gold_N.size
-            and log_z.size == entropy.size == num_positions * len(grid)
+            and np.count_nonzero(counted_L) == number == tail_N.size == gold_N.size
+            and log_z.size == entropy.size == number * len(grid)
         )
         if not shapes_fit:
             raise CacheError(f"row {sample_id}: its columns differ in length")
-        counts_N, ids_E, logprobs_E = decode_entries(
-            reader["entries"][index].as_buffer(), num_positions, spec, tail_N=tail_N
+    entries = decode_rows(blobs, numbers, spec, tails=[row[2] for row in arrays])
+    return [
+        CachedSequence(
+            sample_id=sample_id,
+            input_ids_L=input_ids_L,
+            counted_L=counted_L,
+            targets=SparseTargets(
+                counts_N=counts_N,
+                token_ids_E=ids_E,
+                logprobs_E=logprobs_E,
+                inclusion_E=None,
+                temperatures=grid,
+                log_z_NG=log_z.reshape(-1, len(grid)),
+                entropy_NG=entropy.reshape(-1, len(grid)),
+                gold_logprob_N=gold_N,
+            ),
         )
-        rows.append(
-            CachedSequence(
-                sample_id=sample_id,
-                input_ids_L=input_ids_L,
-                counted_L=counted_L,
-                targets=SparseTargets(
-                    counts_N=counts_N,
-                    token_ids_E=ids_E,
-                    logprobs_E=logprobs_E,
-                    inclusion_E=None,
-                    temperatures=grid,
-                    log_z_NG=log_z.reshape(num_positions, len(grid)),
-                    entropy_NG=entropy.reshape(num_positions, len(grid)),
-                    gold_logprob_N=gold_N,
-                ),
-            )
-        )
-    return rows
+        for sample_id, (counted_L, input_ids_L, _, log_z, entropy, gold_N), (
+            counts_N,
+            ids_E,
+            logprobs_E,
+        ) in zip(names, arrays, entries, strict=True)
+    ]

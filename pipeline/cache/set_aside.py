@@ -9,7 +9,7 @@ is no such file where every row was answered.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from pipeline.cache.manifest import MANIFEST, record_name
@@ -105,14 +105,41 @@ def forget_failures(store: Store) -> int:
 
 
 def describe_set_aside(
-    failures: dict[str, tuple[FailedRow, ...]], *, planned_rows: int, url: str
+    failures: Mapping[str, tuple[FailedRow, ...]],
+    *,
+    planned_rows: int,
+    url: str,
+    unanswered: Mapping[str, tuple[FailedRow, ...]] | None = None,
 ) -> CacheError:
-    """Return the error with which a run ends that has set rows aside: it lists them."""
-    rows = [(shard, row) for shard in sorted(failures) for row in failures[shard]]
+    """Return the error with which a run ends that has set rows aside: it lists them.
+
+    Args:
+        failures: rows whose distributions are lacking.
+        planned_rows: rows of the plan.
+        url: the cache's.
+        unanswered: responses that the teacher could not write, by shard of responses.
+    """
+    texts, do = [], []
+    for what, found, remedy in (
+        (
+            f"{{}} of {planned_rows} rows, which the teacher could not answer",
+            failures,
+            "--retry-failed makes those rows again",
+        ),
+        (
+            "{} responses, which the teacher could not write",
+            unanswered or {},
+            "what the teacher wrote is part of the cache's identity: another --cache_dir has "
+            "those prompts tried again",
+        ),
+    ):
+        rows = [(shard, row) for shard in sorted(found) for row in found[shard]]
+        if rows:
+            texts.append(f"{what.format(len(rows))}:{_listed(rows)}")
+            do.append(remedy)
     return CacheError(
-        f"{url}: complete but for {len(rows)} of {planned_rows} rows, which the teacher could "
-        f"not answer:{_listed(rows)}\nThe cache can be used as it is",
-        do="--retry-failed makes those rows again",
+        f"{url}: complete but for " + "\nand for ".join(texts) + "\nThe cache can be used as it is",
+        do="; ".join(do),
     )
 
 

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.cache.manifest import ShardRecord, checksum, shard_name
+from pipeline.cache.parquet import parquet_bytes, parquet_table
 from pipeline.cache.ranked import CodedRows, RankedSpec
 from pipeline.cache.schema import column_names, footer, read_footer, read_spec, table_to_rows
 from pipeline.cache.schema_ranked import Heads, coded_rows
 from pipeline.cache.schema_v1 import SCHEMA
 from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.thin import WHOLE, Less
-from pipeline.cache.writer import pack_shard, parquet_bytes
+from pipeline.cache.writer import pack_shard
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -76,11 +77,9 @@ def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
     try:
         about = read_footer(pq.read_schema(pa.BufferReader(data)).metadata)
         names = column_names(read_spec(about["codec"]))
-        table = pq.read_table(pa.BufferReader(data), columns=names)
+        table = parquet_table(data, names)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise CacheError(f"not readable as Parquet ({error})") from None
-    if missing := set(names) - set(table.column_names):
-        raise CacheError(f"it lacks the columns {', '.join(sorted(missing))}")
     digest = about.get("identity_digest")
     if identity_digest is not None and digest != identity_digest:
         raise CacheError("it belongs to a cache of another identity")

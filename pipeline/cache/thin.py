@@ -207,7 +207,8 @@ def _thinned(
 def _uniform(run: Run, noise_N: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return a number in [0, 1) for each entry, by sample, position and token alone."""
     key_e = mix(0, run.of_positions(noise_N))
-    return (mix(key_e, run.ids_E.astype(np.int64) + _TOKENS) >> np.uint64(11)) * 2.0**-53
+    bits_e = mix(key_e, run.ids_E.astype(np.int64) + _TOKENS) >> np.uint64(11)
+    return bits_e.astype(np.float64) * 2.0**-53
 
 
 def _together(one: Run, other: Run) -> Run:

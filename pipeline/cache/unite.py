@@ -9,6 +9,7 @@ from itertools import pairwise
 from pipeline.cache.derive import claim_folder, derived_counts, fill, finish
 from pipeline.cache.ledger import Ledger, Plan, PlannedRows, decode_plan, encode_plan, read_ledger
 from pipeline.cache.manifest import (
+    RESPONSES,
     ShardRecord,
     checksum,
     decode_record,
@@ -24,7 +25,6 @@ from pipeline.storage import Store
 __all__ = ["unite_parts"]
 
 _CONFIG = "_meta/config.yaml"
-_RESPONSES = "_meta/responses"
 _Progress = Callable[[int], None]
 
 
@@ -217,7 +217,7 @@ def unite_parts(
 def _copy_responses(sources: Sequence[Store], target: Store) -> None:
     """Copy what the teacher wrote: without it, stage one would let it write all of it again."""
     for source in sources:
-        for file in source.list(_RESPONSES):
-            name = f"{_RESPONSES}/{file}"
+        for file in source.list(RESPONSES):
+            name = f"{RESPONSES}/{file}"
             if not target.exists(name):
                 target.create(name, source.read(name))

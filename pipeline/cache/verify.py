@@ -13,6 +13,7 @@ from pipeline.cache.coverage import (
     failed_findings,
     plan_findings,
     plan_reason,
+    response_findings,
     stray_findings,
 )
 from pipeline.cache.ledger import Ledger, PlannedRows, read_ledger
@@ -76,6 +77,7 @@ def verify_cache(
     findings += plan_findings(store, ledger)
     findings += failed_findings(ledger)
     findings += stray_findings(store, ledger)
+    findings += response_findings(store)
     on_start(sum(record.rows for record in ledger.records))
     starts = np.cumsum([0] + [record.rows for record in ledger.records])
     planned = {(item.split, item.index): item for item in ledger.planned}

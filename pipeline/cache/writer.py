@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.cache.card import card_text
@@ -25,6 +23,7 @@ from pipeline.cache.manifest import (
     shard_name,
     tokenizer_name,
 )
+from pipeline.cache.parquet import parquet_bytes
 from pipeline.cache.ranked import CodedRows, RankedSpec
 from pipeline.cache.schema import Spec, check_rows, footer, rows_to_table, version_of
 from pipeline.cache.schema_ranked import Heads, coded_table, quantised
@@ -33,12 +32,8 @@ from pipeline.errors import CacheError
 from pipeline.storage import Store
 
 __all__ = [
-    "commit_shard", "encode_shard", "finalize", "intact_record", "pack_shard", "parquet_bytes",
+    "commit_shard", "encode_shard", "finalize", "intact_record", "pack_shard",
 ]  # fmt: skip
-
-_ROW_GROUP_ROWS = 1024
-_ZSTD_LEVEL = 1
-"""Of version 2's streams of symbols, level 3 takes 2 % more: it finds repeats where none pay."""
 
 
 def encode_shard(
@@ -125,23 +120,6 @@ def pack_shard(
         row_counted=tuple(coded.positions_S.tolist()),
     )
     return record, data
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """Return a shard's file; the same bytes for the same table."""
-    sink = pa.BufferOutputStream()
-    # Plain encodings: DuckDB 2.0 cannot read BYTE_STREAM_SPLIT over float16.
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=_ZSTD_LEVEL,
-        row_group_size=_ROW_GROUP_ROWS,
-        use_dictionary=False,
-        write_page_checksum=True,
-        write_statistics=["num_tokens", "num_counted"],
-    )
-    return bytes(sink.getvalue().to_pybytes())
 
 
 def commit_shard(store: Store, record: ShardRecord, data: bytes) -> None:

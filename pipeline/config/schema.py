@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -35,9 +36,9 @@ def option(default: Any, help: str, *, flag: str | None = None, **constraints: A
     return Field(default=default, description=help, json_schema_extra=extra, **constraints)
 
 
-def dump_yaml(settings: Settings) -> str:
-    """Render the resolved configuration so that `--config` accepts it back unchanged."""
-    data = settings.model_dump(mode="json")
+def dump_yaml(settings: Settings, *, without: Sequence[str] = ()) -> str:
+    """Render the resolved configuration, but for some sections, so that `--config` accepts it."""
+    data = settings.model_dump(mode="json", exclude=set(without))
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 

@@ -11,14 +11,13 @@ from typing import Any
 
 from pipeline.corpus.conversation import Conversation, Document
 from pipeline.corpus.formats import Interpreter
-from pipeline.corpus.reading import Progress, open_reading, with_system
+from pipeline.corpus.reading import Progress, open_reading, reading_identity, with_system
 from pipeline.corpus.rows import Row, RowSource
 from pipeline.corpus.sample import Corpus, CorpusCounts, Sample, SplitName
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.split import HeldoutRule, sample_id
 from pipeline.corpus.table import SampleWriter
 from pipeline.corpus.template import (
-    TEMPLATE_DATE,
     ChatTemplate,
     Rendered,
     TemplateRefusal,
@@ -220,23 +219,9 @@ class _Work:
             _log.warning("no sample is held out: nothing to evaluate on")
 
     def _identity(self, format_name: str) -> dict[str, Any]:
-        chosen = self.settings
-        template = self.template.text.encode() if self.template else None
-        return {
-            "source": self.source.name,
-            "split": chosen.dataset_split,
-            "content": {**self.source.identity, "rows_blake2b": self.content.hexdigest()},
-            "num_samples": chosen.num_samples,
-            "format": format_name,
-            "column": chosen.column,
-            "chat_template_sha256": hashlib.sha256(template).hexdigest() if template else None,
-            "template_date": TEMPLATE_DATE if template else None,
-            "system_prompt": chosen.system_prompt,
-            "max_length": chosen.max_length,
-            "overlong": chosen.overlong,
-            "loss_on": chosen.loss_on,
-            "add_bos": chosen.add_bos,
-            "add_eos": chosen.add_eos,
-            "heldout": self.rule.identity(),
-            "seed": self.seed,
-        }
+        identity = reading_identity(
+            self.settings, self.source, format_name, self.template, self.rule, seed=self.seed
+        )
+        identity["content"] |= {"rows_blake2b": self.content.hexdigest()}
+        loss_on, add_eos = self.settings.loss_on, self.settings.add_eos
+        return {**identity, "loss_on": loss_on, "add_eos": add_eos}

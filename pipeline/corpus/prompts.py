@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from pipeline.corpus.conversation import Conversation, Document
 from pipeline.corpus.formats import Interpreter
-from pipeline.corpus.reading import Progress, open_reading, with_system
+from pipeline.corpus.reading import Progress, open_reading, reading_identity, with_system
 from pipeline.corpus.rows import Row, RowSource
 from pipeline.corpus.sample import CorpusCounts, SplitName
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.split import HeldoutRule, prompt_id
 from pipeline.corpus.template import (
-    TEMPLATE_DATE,
     ChatTemplate,
     Rendered,
     TemplateRefusal,
@@ -261,21 +260,8 @@ class _Work:
             _log.warning("no prompt is held out: nothing to evaluate on")
 
     def _identity(self, format_name: str) -> dict[str, Any]:
-        chosen = self.settings
-        template = self.template.text.encode() if self.template else None
-        return {
-            "source": self.source.name,
-            "split": chosen.dataset_split,
-            "content": {**self.source.identity, "prompts_blake2b": self.content.hexdigest()},
-            "num_samples": chosen.num_samples,
-            "format": format_name,
-            "column": chosen.column,
-            "chat_template_sha256": hashlib.sha256(template).hexdigest() if template else None,
-            "template_date": TEMPLATE_DATE if template else None,
-            "system_prompt": chosen.system_prompt,
-            "max_length": chosen.max_length,
-            "overlong": chosen.overlong,
-            "add_bos": chosen.add_bos,
-            "heldout": self.rule.identity(),
-            "seed": self.seed,
-        }
+        identity = reading_identity(
+            self.settings, self.source, format_name, self.template, self.rule, seed=self.seed
+        )
+        identity["content"] |= {"prompts_blake2b": self.content.hexdigest()}
+        return identity

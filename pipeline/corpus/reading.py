@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.corpus.conversation import Conversation
 from pipeline.corpus.formats import Interpreter, interpreter
 from pipeline.corpus.rows import Row, RowSource
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources import open_source
+from pipeline.corpus.split import HeldoutRule
+from pipeline.corpus.template import TEMPLATE_DATE, ChatTemplate
 from pipeline.errors import CorpusError
 
-__all__ = ["Progress", "Reading", "open_reading", "with_system"]
+__all__ = ["Progress", "Reading", "open_reading", "reading_identity", "with_system"]
 
 Progress = Callable[[int, int | None], None]
 """Called with the rows done and, where it is known beforehand, the number of all rows."""
@@ -84,3 +88,32 @@ def _interpreter(
     }
     name = "mixed" if settings.format == "auto" else settings.format
     return name, lambda row: readers[next(iter(row.data))](row)
+
+
+def reading_identity(
+    settings: CorpusSettings,
+    source: RowSource,
+    format_name: str,
+    template: ChatTemplate | None,
+    rule: HeldoutRule,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """Describe what decides the rows and how they are read; JSON-able, equal for equal rows."""
+    text = template.text.encode() if template else None
+    return {
+        "source": source.name,
+        "split": settings.dataset_split,
+        "content": dict(source.identity),
+        "num_samples": settings.num_samples,
+        "format": format_name,
+        "column": settings.column,
+        "chat_template_sha256": hashlib.sha256(text).hexdigest() if text else None,
+        "template_date": TEMPLATE_DATE if text else None,
+        "system_prompt": settings.system_prompt,
+        "max_length": settings.max_length,
+        "overlong": settings.overlong,
+        "add_bos": settings.add_bos,
+        "heldout": rule.identity(),
+        "seed": seed,
+    }

@@ -122,7 +122,7 @@ def collate(
     sampled = any(target.inclusion_E is not None for target in targets)
     padded = _pad(
         counts_N,
-        np.concatenate([target.token_ids_E for target in targets]),
+        np.concatenate([target.token_ids_E for target in targets], dtype=np.int64),
         logprobs_E,
         np.concatenate([_inclusion(target) for target in targets]) if sampled else None,
     )
@@ -170,12 +170,18 @@ _Padded = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | No
 
 def _pad(
     counts_N: NDArray[np.int32],
-    token_ids_E: NDArray[np.int32],
+    token_ids_E: NDArray[np.int64],
     logprobs_E: NDArray[np.float32],
     inclusion_E: NDArray[np.float32] | None,
 ) -> _Padded:
     """Lay ragged entries out as [N, K]."""
     tokens, width = len(counts_N), int(counts_N.max(initial=0))
+    if len(token_ids_E) == tokens * width:  # nothing to pad, as in a top-k cache
+        return (
+            token_ids_E.reshape(tokens, width),
+            logprobs_E.reshape(tokens, width),
+            None if inclusion_E is None else inclusion_E.reshape(tokens, width),
+        )
     filled_NK = np.arange(width) < counts_N[:, None]
     ids_NK = np.zeros((tokens, width), np.int64)
     logprobs_NK = np.full((tokens, width), -np.inf, np.float32)

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
 
-__all__ = ["Prefetcher"]
+from pipeline.errors import StoreError
+
+__all__ = ["Patience", "Prefetcher"]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a consumer waits for one item, and what it says meanwhile."""
+
+    warning_s: float
+    """Then a line is logged; and again after twice, four times as long."""
+    timeout_s: float
+    """Then the wait ends with an error."""
+    doing: Callable[[], str]
+    """What the thread is waiting for, in words; asked at the moment of the line."""
 
 
 class Prefetcher(Generic[T]):
@@ -22,17 +40,20 @@ class Prefetcher(Generic[T]):
     An exception of the thread is raised in the consumer, after the items made before it.
     """
 
-    def __init__(self, items: Iterator[T], *, ahead: int) -> None:
+    def __init__(self, items: Iterator[T], *, ahead: int, patience: Patience | None = None) -> None:
         """Start the thread.
 
         Args:
             items: consumed by the thread only.
             ahead: items that may wait at one time.
+            patience: with a thread that hangs; None waits for ever, in silence.
         """
+        self._patience = patience
         self.wait_seconds = 0.0
         """Time the consumer has spent waiting, the first item included."""
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(ahead)
         self._stop = threading.Event()
+        self._hangs = False
         self._ended = False
         self._thread = threading.Thread(
             target=self._fill, args=(items,), name="data-prefetch", daemon=True
@@ -44,12 +65,18 @@ class Prefetcher(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        """Return the next item, waiting for it if need be."""
+        """Return the next item, waiting for it if need be.
+
+        Raises:
+            StoreError: it did not come in time; the thread is left to itself.
+        """
         if self._ended:
             raise StopIteration
         started = time.perf_counter()
-        item, error = self._queue.get()
-        self.wait_seconds += time.perf_counter() - started
+        try:
+            item, error = self._get()
+        finally:
+            self.wait_seconds += time.perf_counter() - started
         if error is None:
             assert item is not None
             return item
@@ -57,10 +84,10 @@ class Prefetcher(Generic[T]):
         raise error
 
     def close(self) -> None:
-        """Stop the thread and wait for it; safe to call twice."""
+        """Stop the thread and wait for it, unless it hangs; safe to call twice."""
         self._ended = True
         self._stop.set()
-        self._thread.join()
+        self._thread.join(0 if self._hangs else None)
 
     def __enter__(self) -> Prefetcher[T]:
         """Return itself."""
@@ -74,6 +101,28 @@ class Prefetcher(Generic[T]):
     ) -> None:
         """Close."""
         self.close()
+
+    def _get(self) -> tuple[T | None, BaseException | None]:
+        """Take an entry from the queue, with patience."""
+        if self._patience is None:
+            return self._queue.get()
+        waited, pause = 0.0, min(self._patience.warning_s, self._patience.timeout_s)
+        while True:
+            try:
+                return self._queue.get(timeout=pause)
+            except queue.Empty:
+                waited += pause
+            if waited >= self._patience.timeout_s:
+                self._hangs = True
+                raise StoreError(
+                    f"no data for {waited:g} s: {self._patience.doing()}",
+                    expected=f"a step's rows within {self._patience.timeout_s:g} s "
+                    "(data.stall_timeout_s)",
+                    do="check the store or the mount, then run the same command again; it goes on "
+                    "from the last complete checkpoint",
+                )
+            _log.warning("waiting for data for %g s: %s", waited, self._patience.doing())
+            pause = min(waited, self._patience.timeout_s - waited)
 
     def _fill(self, items: Iterator[T]) -> None:
         try:

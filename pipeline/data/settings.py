@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
 from pipeline.config import Settings, option
 
 __all__ = ["DataSettings"]
@@ -16,12 +20,22 @@ class DataSettings(Settings):
     packing: bool = option(
         True, "put several sequences into one pack; attention does not cross between them"
     )
+    batch_tokens: int | None = option(
+        None,
+        "most tokens of an optimiser step, over all processes: whole sequences up to this budget "
+        "in place of a number of packs; at least three times the longest one",
+        ge=6,
+    )
     shuffle_shards: int = option(
-        8, "packs are shuffled within groups of this many shards, which are open together", ge=1
+        8,
+        "packs are shuffled within groups of this many shards; as many again are read ahead, all "
+        "in memory",
+        ge=1,
     )
     prefetch_batches: int = option(4, "steps prepared ahead by the background thread", ge=1)
-    top_k: int | None = option(
-        None, "read only so many entries of each target of a top-k cache, the largest", ge=1
+    read_threads: int = option(2, "threads that read the next shards ahead of their use", ge=0)
+    max_entries: int | None = option(
+        None, "use only the largest entries of each top-k target; none uses all", ge=1
     )
     tau_factor: float | None = option(
         None,
@@ -29,6 +43,52 @@ class DataSettings(Settings):
         "more noise, no bias",
         ge=1,
     )
-    max_entries: int | None = option(
-        None, "use only the largest entries of each top-k target; none uses all", ge=1
+    disk_cache: str | None = option(
+        None,
+        "folder on a local disk for copies of a remote cache's shards, shared by processes and "
+        "runs; each is checked when it is read",
     )
+    disk_cache_gib: float = option(
+        100, "GiB that the copies may take; the ones unused for longest go first", gt=0
+    )
+    on_damaged_shard: Literal["stop", "skip"] = option(
+        "stop",
+        "`skip`: go on without the rows of a training shard that is damaged or missing, and report "
+        "them; held-out shards, and the ones that student.repair reads, always stop it",
+    )
+    stall_warning_s: float = option(
+        30, "a step that waits so long for data says which file it waits for", gt=0
+    )
+    stall_timeout_s: float = option(
+        540, "a step that waits so long for data ends the run; keep it below train.timeout_s", gt=0
+    )
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        if self.batch_tokens is not None and self.pack_length is not None:
+            raise ValueError(
+                f"data.batch_tokens and data.pack_length: found {self.batch_tokens} and "
+                f"{self.pack_length}, expected at most one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _local_copies(self) -> Self:
+        if self.disk_cache is not None and "://" in self.disk_cache:
+            raise ValueError(
+                f"data.disk_cache: found {self.disk_cache}, expected a folder on a local disk"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the losses of a run, of all that is set here."""
+        # How data come, not which: a run may go on with other values of these.
+        apart = {
+            "prefetch_batches", "read_threads", "disk_cache", "disk_cache_gib", "on_damaged_shard",
+            "stall_warning_s", "stall_timeout_s",
+        }  # fmt: skip
+        data = self.model_dump(mode="json", exclude=apart)
+        for name in ("batch_tokens", "tau_factor"):
+            if data[name] is None:  # runs from before there was this setting go on
+                del data[name]
+        return data

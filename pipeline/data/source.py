@@ -19,8 +19,8 @@ __all__ = ["RowSource"]
 class RowSource(Protocol):
     """Rows in shards; satisfied by `pipeline.cache.reader.SplitSource`.
 
-    The stream reads scattered rows of up to `shuffle_shards` shards for every step: a source
-    should keep that many shards at hand.
+    The stream reads scattered rows of up to `shuffle_shards` shards for every step, and opens as
+    many again ahead: a source should keep twice that many shards at hand.
     """
 
     def shard_rows(self) -> Sequence[int]:
@@ -35,6 +35,22 @@ class RowSource(Protocol):
         """Return the counted tokens of every row [R], shard after shard."""
         ...
 
+    def shard_name(self, shard: int) -> str:
+        """Return the name of a shard in the cache."""
+        ...
+
+    def open(self, shard: int) -> None:
+        """Read a shard so that its rows are at hand; called from other threads."""
+        ...
+
+    def reading(self) -> Sequence[str]:
+        """Return what is being read at this moment, for people."""
+        ...
+
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
-        """Decode rows of one shard, in the order asked for."""
+        """Decode rows of one shard, in the order asked for.
+
+        Raises:
+            ShardDamaged: the shard is missing or damaged.
+        """
         ...

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.collate import Batch
-from pipeline.evaluate.measures import METRICS, HeldoutScores
+from pipeline.evaluate.measures import METRICS, UNLIKE_METRICS, HeldoutScores
 
 __all__ = ["PartialScores", "merge_scores", "score_batches"]
 
@@ -22,14 +22,19 @@ class PartialScores:
 
     rows: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
     bins: list[tuple[float, float, int]] = field(default_factory=lambda: [(0.0, 0.0, 0)] * _BINS)
+    with_target: dict[str, int] = field(default_factory=dict)
+    """Tokens that have entries, by identity; filled across tokenizers alone."""
 
 
-def score_batches(batches: Iterable[Batch], forward: Callable[[Batch], Any]) -> PartialScores:
+def score_batches(
+    batches: Iterable[Batch], forward: Callable[[Batch], Any], *, across_tokenizers: bool = False
+) -> PartialScores:
     """Run `forward` on each batch and add up per sequence.
 
     Args:
         batches: held-out rows of this rank.
         forward: returns `LossTerms` with predictions, of the forward KL at temperature 1.
+        across_tokenizers: the terms are of ULD; there is no token for both to agree on.
 
     Over top-k entries the KL is the one over the entries and a bucket, a lower bound; over sampled
     ones it is unbiased, and its noise is part of the standard error over sequences.
@@ -39,16 +44,18 @@ def score_batches(batches: Iterable[Batch], forward: Callable[[Batch], Any]) -> 
         terms = forward(batch)
         if not batch.num_counted_tokens:
             continue
-        # The teacher's likeliest token is its largest entry: top-k always holds it, a sample does
-        # where any token is certain.
-        best_N = batch.logprobs_NK.argmax(-1, keepdim=True)
-        teacher_top_N = batch.ids_NK.gather(-1, best_N).squeeze(-1)
         argmax_N = terms.argmax_N.cpu()
+        distance = "uld" if across_tokenizers else "kl"
         per_token = {
-            "kl": terms.kd_N.double().cpu().numpy(),
+            distance: terms.kd_N.double().cpu().numpy(),
             "cross_entropy": terms.ce_N.double().cpu().numpy(),
-            "top1_agreement": (argmax_N == teacher_top_N).double().numpy(),
         }
+        if not across_tokenizers:
+            # The teacher's likeliest token is its largest entry: top-k always holds it, a sample
+            # does where any token is certain.
+            best_N = batch.logprobs_NK.argmax(-1, keepdim=True)
+            teacher_top_N = batch.ids_NK.gather(-1, best_N).squeeze(-1)
+            per_token["top1_agreement"] = (argmax_N == teacher_top_N).double().numpy()
         owner_N = batch.sample_index_N.numpy()
         counts = np.bincount(owner_N, minlength=batch.num_sequences)
         sums = {
@@ -58,7 +65,13 @@ def score_batches(batches: Iterable[Batch], forward: Callable[[Batch], Any]) -> 
         for index in range(batch.num_sequences):
             scores.rows[batch.sample_ids[index]] = (
                 int(counts[index]),
-                {name: float(sums[name][index]) for name in METRICS},
+                {name: float(sums[name][index]) for name in per_token},
+            )
+        if across_tokenizers:
+            there_N = np.isfinite(batch.logprobs_NK.numpy()).any(-1)
+            known = np.bincount(owner_N, weights=there_N, minlength=batch.num_sequences)
+            scores.with_target |= dict(
+                zip(batch.sample_ids, known.astype(int).tolist(), strict=True)
             )
         confidence = terms.argmax_logprob_N.double().exp().cpu().numpy()
         right = (argmax_N == batch.gold_ids_N).numpy()
@@ -78,6 +91,7 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
     """Join the ranks' parts, ordered by identity: the same for every number of ranks."""
     parts = list(parts)
     rows = {name: row for part in parts for name, row in part.rows.items()}
+    known = {name: count for part in parts for name, count in part.with_target.items()}
     names = sorted(rows)
     bins = [
         (
@@ -90,6 +104,10 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
     return HeldoutScores(
         sample_ids=tuple(names),
         counted=tuple(rows[name][0] for name in names),
-        sums={metric: tuple(rows[name][1][metric] for name in names) for metric in METRICS},
+        sums={
+            metric: tuple(rows[name][1][metric] for name in names)
+            for metric in (UNLIKE_METRICS if known else METRICS)
+        },
         confidence_bins=tuple(bins),
+        with_target=tuple(known[name] for name in names) if known else (),
     )

@@ -10,9 +10,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["METRICS", "HeldoutScores", "MeanError", "paired_difference", "ratio_mean"]
+__all__ = [
+    "METRICS",
+    "UNLIKE_METRICS",
+    "HeldoutScores",
+    "MeanError",
+    "paired_difference",
+    "ratio_mean",
+]
 
 METRICS = ("kl", "cross_entropy", "top1_agreement")
+UNLIKE_METRICS = ("uld", "cross_entropy")
+"""Where teacher and student have other tokens: no KL between them, and no token to agree on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +43,18 @@ class HeldoutScores:
     """For each metric the sum over the counted tokens of each sequence."""
     confidence_bins: tuple[tuple[float, float, int], ...] = field(default=())
     """Per bin: sum of the student's confidence, number right, number of tokens."""
+    with_target: tuple[int, ...] = field(default=())
+    """Counted tokens of each sequence that have entries, where `uld` is measured; it is their
+    mean."""
 
     def mean(self, metric: str) -> MeanError:
-        """Return the token mean of `kl`, `cross_entropy` (nats) or `top1_agreement`."""
-        return ratio_mean(self.sums[metric], self.counted)
+        """Return the token mean of `kl`, `cross_entropy` (nats), `top1_agreement` or `uld`."""
+        return ratio_mean(self.sums[metric], self.with_target if metric == "uld" else self.counted)
+
+    @property
+    def distance(self) -> str:
+        """Name of the measured distance to the teacher: `kl`, or `uld` across tokenizers."""
+        return "uld" if "uld" in self.sums else "kl"
 
     def perplexity(self) -> MeanError:
         """Return exp of the cross-entropy; its error by the delta method."""
@@ -54,7 +71,10 @@ class HeldoutScores:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return asdict(self)
+        data = asdict(self)
+        if not self.with_target:
+            del data["with_target"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> HeldoutScores:
@@ -66,6 +86,7 @@ class HeldoutScores:
             confidence_bins=tuple(
                 (float(a), float(b), int(n)) for a, b, n in data["confidence_bins"]
             ),
+            with_target=tuple(data.get("with_target", ())),
         )
 
     @classmethod

@@ -19,6 +19,7 @@ from pipeline.loss.rows import RowTerms, join_rows
 from pipeline.loss.sparse_kl import sparse_loss_
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets, LossTerms
+from pipeline.loss.uld import uld_loss_
 
 __all__ = ["FusedSpec", "fused_head_loss"]
 
@@ -140,13 +141,14 @@ def _run(
     num_tokens, vocab_size = hidden_ND.shape[0], weight_UD.shape[0]
     gradients = _allocate(hidden_ND, weight_VD, bias_V, spec.valid_vocab, needs)
     buffer_CU = hidden_ND.new_empty(min(spec.chunk_rows, num_tokens), vocab_size)
+    loss_ = uld_loss_ if spec.loss.cross_tokenizer == "uld" else sparse_loss_
     parts: list[RowTerms] = []
     for start in range(0, num_tokens, spec.chunk_rows):
         hidden_nD = hidden_ND[start : start + spec.chunk_rows]
         logits_nU = buffer_CU[: hidden_nD.shape[0]]
         _logits(hidden_nD, weight_UD, bias_U, out=logits_nU)
         tanh_nU = _softcap_(logits_nU, spec.softcap) if spec.softcap else None
-        part = sparse_loss_(
+        part = loss_(
             logits_nU,
             targets.rows(start, start + spec.chunk_rows),
             spec.loss,
@@ -165,7 +167,7 @@ def _run(
         if gradients.bias_V is not None:
             gradients.bias_V[:vocab_size] += logits_nU.sum(0, dtype=gradients.bias_V.dtype)
     if not parts:
-        none = sparse_loss_(buffer_CU, targets, spec.loss, gradient=False, predictions=predictions)
+        none = loss_(buffer_CU, targets, spec.loss, gradient=False, predictions=predictions)
         parts.append(none)
     return _collect(parts, spec.loss), gradients
 

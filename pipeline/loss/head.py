@@ -130,6 +130,7 @@ def install_distill_head(
             control_variate=settings.control_variate,
             jsd_beta=settings.jsd_beta,
             skew_alpha=settings.skew_alpha,
+            cross_tokenizer=settings.cross_tokenizer,
             drawn_log_step=drawn_log_step,
         ),
         chunk_rows=settings.chunk_rows,

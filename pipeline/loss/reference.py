@@ -21,6 +21,7 @@ __all__ = [
     "dense_kl",
     "loss_sum",
     "outcome",
+    "sorted_distance",
     "sparse_divergence",
 ]
 
@@ -45,9 +46,42 @@ def cross_entropy(logits_NV: Tensor, gold_N: Tensor) -> Tensor:
 def sparse_divergence(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> Tensor:
     """Return D of each token from sparse targets, in nats, under the spec's tail policy.
 
-    Its derivative is the gradient that `sparse_loss_` applies.
+    Its derivative is the gradient that `sparse_loss_` (`uld_loss_`) applies.
     """
+    if spec.cross_tokenizer == "uld":
+        return _sorted_distance_of_head(logits_NV, targets)
     values = [_row(logits_NV[n].double(), targets, n, spec) for n in range(len(logits_NV))]
+    return torch.stack(values) if values else logits_NV.new_zeros(0, dtype=torch.float64)
+
+
+def sorted_distance(logits_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """Return ULD of each token as its paper has it: sum over ranks of |q_(r) - p_(r)|.
+
+    The teacher's probabilities may be over another vocabulary; the shorter side gets zeros.
+    """
+    q_NV = torch.softmax(logits_NV.double(), dim=-1).sort(-1, descending=True).values
+    p_NV = teacher_NV.double().sort(-1, descending=True).values
+    width = max(q_NV.shape[1], p_NV.shape[1])
+    q_NV = torch.nn.functional.pad(q_NV, (0, width - q_NV.shape[1]))
+    p_NV = torch.nn.functional.pad(p_NV, (0, width - p_NV.shape[1]))
+    return (q_NV - p_NV).abs().sum(-1)
+
+
+def _sorted_distance_of_head(logits_NV: Tensor, targets: HeadTargets) -> Tensor:
+    """ULD where only the teacher's first ranks are known, and the rest is one outcome."""
+    values = []
+    for n in range(len(logits_NV)):
+        q_V = torch.softmax(logits_NV[n].double(), dim=-1).sort(descending=True).values
+        known = torch.isfinite(targets.logprobs_NK[n])
+        p_K = targets.logprobs_NK[n][known].double().exp().sort(descending=True).values[: len(q_V)]
+        if not len(p_K):
+            values.append(0.0 * q_V.sum())
+            continue
+        p_K = p_K / p_K.sum().clamp(min=1.0)
+        value = (q_V[: len(p_K)] - p_K).abs().sum()
+        if len(p_K) < len(q_V):
+            value = value + (q_V[len(p_K) :].sum() - (1 - p_K.sum())).abs()
+        values.append(value)
     return torch.stack(values) if values else logits_NV.new_zeros(0, dtype=torch.float64)
 
 

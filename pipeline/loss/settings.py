@@ -8,11 +8,12 @@ from pydantic import model_validator
 
 from pipeline.config import Settings, option
 
-__all__ = ["Divergence", "LossSettings", "OffGrid", "TailPolicy"]
+__all__ = ["CrossTokenizer", "Divergence", "LossSettings", "OffGrid", "TailPolicy"]
 
 TailPolicy = Literal["auto", "bucket", "control_variate", "zero", "renormalise"]
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
 OffGrid = Literal["refuse", "interpolated", "self_normalised"]
+CrossTokenizer = Literal["refuse", "uld"]
 
 
 class LossSettings(Settings):
@@ -61,6 +62,12 @@ class LossSettings(Settings):
         "between those that it holds (interpolated; biased by a few hundredths) or from the kept "
         "entries alone (self_normalised; biased by the mass that they lack)",
     )
+    cross_tokenizer: CrossTokenizer = option(
+        "refuse",
+        "a student whose tokenizer is really another one: refuse it, or train across it with the "
+        "distance of sorted probabilities (uld, universal logit distillation) where both begin a "
+        "token at the same character, at temperature 1, in place of the divergence",
+    )
     chunk_rows: int = option(
         512, "tokens whose logits exist at one time; memory is this times the vocabulary", ge=1
     )
@@ -72,6 +79,25 @@ class LossSettings(Settings):
                 f"loss.tail: found {self.tail} with loss.divergence reverse_kl, expected auto or "
                 "bucket (a tail without mass is infinitely far, and its estimate as noisy)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _uld_is_a_divergence_of_its_own(self) -> Self:
+        if self.cross_tokenizer == "refuse":
+            return self
+        for name, found, expected in (
+            ("temperature", self.temperature, 1.0),
+            ("divergence", self.divergence, "forward_kl"),
+            ("tail", self.tail, "auto"),
+        ):
+            # Sorted probabilities are compared as they are, their rest as one outcome.
+            if found != expected:
+                shown = f"{found:g}" if isinstance(found, float) else found
+                wanted = f"{expected:g}" if isinstance(expected, float) else expected
+                raise ValueError(
+                    f"loss.{name}: found {shown} with loss.cross_tokenizer "
+                    f"{self.cross_tokenizer}, expected {wanted}"
+                )
         return self
 
     @model_validator(mode="after")

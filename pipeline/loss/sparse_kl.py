@@ -22,8 +22,11 @@ from pipeline.loss.types import HeadTargets
 
 __all__ = ["sparse_loss_"]
 
-_CPU_BLOCK_BYTES = 3 << 20
+_CPU_BLOCK_BYTES = 8 << 20
 """Rows worked on together on a CPU: few enough to stay in cache over all passes."""
+_CPU_BLOCK_ROWS = 16
+"""At least so many: the hundred small operations of a block cost 0.7 ms, whatever its size. At
+V = 151,936 five rows (3 MB) took 0.51 ms a token, 16 take 0.37 (T = 1), of the matmuls' 12."""
 
 
 def sparse_loss_(
@@ -58,7 +61,7 @@ def sparse_loss_(
     dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
     block = max(rows, 1)
     if logits_NV.device.type == "cpu":
-        block = max(1, _CPU_BLOCK_BYTES // (vocab_size * dtype.itemsize))
+        block = max(_CPU_BLOCK_ROWS, _CPU_BLOCK_BYTES // (vocab_size * dtype.itemsize))
     parts = []
     for start in range(0, rows, block) if rows else (0,):
         logits_nV = logits_NV[start : start + block]

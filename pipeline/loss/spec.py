@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.loss.settings import Divergence, TailPolicy
+from pipeline.loss.settings import CrossTokenizer, Divergence, TailPolicy
 
 __all__ = ["LossSpec"]
 
@@ -26,6 +26,10 @@ class LossSpec:
     skew_alpha: float = 0.1
     drawn_log_step: float = 0.0
     """Nats; the grid that log p of drawn entries was rounded to, with dither. 0: it is exact."""
+
+    cross_tokenizer: CrossTokenizer = "refuse"
+    """`uld`: the targets' ids are of another vocabulary, and D is the distance of sorted
+    probabilities."""
 
     def tail_for(self, *, sampled: bool) -> TailPolicy:
         """Return the policy in force: without drawn entries the control variate is the bucket.

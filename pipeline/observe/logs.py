@@ -20,6 +20,7 @@ NOISY_LIBRARIES = (
     "filelock",
     "fsspec",
     "httpx",
+    "httpx2",
     "huggingface_hub",
     "matplotlib",
     "s3fs",

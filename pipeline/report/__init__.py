@@ -11,7 +11,11 @@ from pipeline.report.model import (
     Passage,
     Report,
     Row,
+    SettingDifference,
     ShardFacts,
+    Speed,
+    SweepFacts,
+    SweepPoint,
     TokenView,
 )
 from pipeline.report.table import terminal_table
@@ -28,7 +32,11 @@ __all__ = [
     "Passage",
     "Report",
     "Row",
+    "SettingDifference",
     "ShardFacts",
+    "Speed",
+    "SweepFacts",
+    "SweepPoint",
     "TokenView",
     "curves_from_metrics",
     "difference_sentence",

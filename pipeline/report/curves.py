@@ -17,6 +17,7 @@ def curves_from_metrics(
     names: Mapping[str, tuple[str, str]],
     series: str,
     kind: Kind = "distilled",
+    rank: int = 0,
 ) -> tuple[Curve, ...]:
     """Read the curves of one run.
 
@@ -26,6 +27,7 @@ def curves_from_metrics(
             file lacks gives no curve.
         series: the run's name in the legend.
         kind: the run's role, which decides colour and line style.
+        rank: the run's place in a sweep, which decides them there.
     """
     points: dict[str, list[tuple[int, float]]] = {key: [] for key in names}
     for record in read_metrics(path):
@@ -40,6 +42,7 @@ def curves_from_metrics(
             kind=kind,
             unit=unit,
             group="speed" if is_timing(key) else "learning",
+            rank=rank,
         )
         for key, (heading, unit) in names.items()
         if points[key]

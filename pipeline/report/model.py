@@ -19,7 +19,11 @@ __all__ = [
     "Passage",
     "Report",
     "Row",
+    "SettingDifference",
     "ShardFacts",
+    "Speed",
+    "SweepFacts",
+    "SweepPoint",
     "TokenView",
 ]
 
@@ -48,6 +52,8 @@ class Row:
     (a fraction), ece. A metric that was not measured is absent."""
     num_parameters: int | None = None
     detail: str = ""
+    rank: int = 0
+    """Place among the runs of a sweep, from 1; decides colour and line style. 0 outside of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,8 @@ class Curve:
     """Whose run it is; decides colour and line style."""
     unit: str = ""
     group: Literal["learning", "speed"] = "learning"
+    rank: int = 0
+    """As of the row that it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +177,81 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast one run was, and what it needed."""
+
+    name: str
+    steps: int
+    tokens: int
+    """Of the logged steps."""
+    tokens_per_s: float
+    """Median over the steps."""
+    wait_share: float
+    """Of the time of the steps, the part in which the model waited for data."""
+    peak_memory_gib: float | None = None
+    seconds: float | None = None
+    """Of the whole run, start-up and evaluations included; none where it was not measured."""
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDifference:
+    """A setting in which the runs of this report differ."""
+
+    field: str
+    values_by_run: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """One run of a sweep and how it compares with the best."""
+
+    label: str
+    folder: str
+    state: Literal["finished", "pruned", "failed", "waiting", "running"]
+    values: dict[str, str]
+    """The swept fields as text, by dotted name."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Those of them that are numbers."""
+    rank: int = 0
+    """Place by the objective, from 1; 0 for a run without a result."""
+    objective: Measure | None = None
+    before: Measure | None = None
+    """The objective of its student before training, where that was measured."""
+    difference: Difference | None = None
+    """To the best run, over the same held-out sequences; none of the best itself."""
+    error: str = ""
+
+    @property
+    def verdict(self) -> Literal["best", "within noise", "worse", "not comparable", ""]:
+        """What the difference to the best run says."""
+        if not self.rank:
+            return ""
+        if self.difference is None:
+            return "best" if self.rank == 1 else "not comparable"
+        if self.difference.standard_errors is None:
+            return "not comparable"
+        return "worse" if self.difference.clear else "within noise"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFacts:
+    """A sweep: what varied, what decided, and every run of it."""
+
+    name: str
+    objective: str
+    """The metric's key, as in `heldout/kl`."""
+    label: str
+    """The metric in words."""
+    unit: str
+    maximize: bool
+    fields: tuple[str, ...]
+    """The swept fields, dotted."""
+    points: tuple[SweepPoint, ...]
+    """The best first, then those without a result."""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything the page shows. What is empty has no section."""
 
@@ -184,6 +267,9 @@ class Report:
     environment: dict[str, Any] = field(default_factory=dict)
     commands: tuple[Command, ...] = ()
     notes: tuple[str, ...] = ()
+    sweep: SweepFacts | None = None
+    speeds: tuple[Speed, ...] = ()
+    setting_differences: tuple[SettingDifference, ...] = ()
     summary: str = ""
     """The one-sentence answer; computed from the numbers if empty, which is the honest way."""
 

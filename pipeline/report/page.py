@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from pipeline.report.model import Curve, Difference, Report, Row
-from pipeline.report.svg import averaged_over, dot_chart, line_chart
+from pipeline.report.page_parts import Figure, Tile
+from pipeline.report.page_sweep import sweep_tiles, sweep_view
+from pipeline.report.svg import averaged_over, curve_class, dot_chart, line_chart
 from pipeline.report.wording import (
     METRICS,
     difference_sentence,
     format_bytes,
     format_count,
+    format_duration,
     format_measure,
     headline,
     metric_decimals,
@@ -28,6 +28,8 @@ __all__ = ["HEAT_STEPS_NATS", "render_page"]
 HEAT_STEPS_NATS = (0.02, 0.1, 0.3, 0.8, 2.0)
 """A token's KL from each of these up gets the next stronger colour; fixed, so that two reports
 can be laid side by side."""
+
+_MOST_ROWS = 24
 
 _TEMPLATES = Path(__file__).parent
 
@@ -45,6 +47,7 @@ def render_page(report: Report) -> str:
     )
     environment.filters.update(
         count=format_count,
+        duration=format_duration,
         bytes=format_bytes,
         visible=_visible,
         printable=_printable,
@@ -57,9 +60,10 @@ def render_page(report: Report) -> str:
         tiles=_tiles(report),
         table=_result_table(report.rows),
         differences=[_difference(item, report.rows) for item in report.differences],
-        dots=_dot_charts(report.rows),
-        learning=_line_charts(report.curves, "learning"),
-        speed=_line_charts(report.curves, "speed"),
+        dots=_dot_charts(_compared_rows(report)),
+        learning=_line_charts(report.curves, "learning", shared_legend=report.sweep is not None),
+        speed=_line_charts(report.curves, "speed", shared_legend=report.sweep is not None),
+        sweep=sweep_view(report),
         heat=_heat,
         heat_steps=HEAT_STEPS_NATS,
         environment=list(_flat(report.environment)),
@@ -68,27 +72,9 @@ def render_page(report: Report) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-@dataclass(frozen=True, slots=True)
-class _Tile:
-    """One key figure of the header."""
-
-    label: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Figure:
-    """One chart with its heading, legend and remark."""
-
-    heading: str
-    note: str
-    svg: Markup
-    legend: tuple[tuple[str, str], ...] = ()
-    """(kind, series), if there is more than one line."""
-
-
-def _tiles(report: Report) -> list[_Tile]:
+def _tiles(report: Report) -> list[Tile]:
+    if report.sweep is not None:
+        return [*sweep_tiles(report.sweep, report.speeds), *_cache_tiles(report)]
     by_kind: dict[str, Row] = {}
     for row in report.rows:
         by_kind.setdefault(row.kind, row)
@@ -99,23 +85,27 @@ def _tiles(report: Report) -> list[_Tile]:
         note = _compared("kl", control)
         if before is not None and "kl" in before.metrics:
             start = before.metrics["kl"].value
-            tiles.append(_Tile("nats of KL to the teacher", f"{start:.2f} → {kl:.2f}", note))
+            tiles.append(Tile("nats of KL to the teacher", f"{start:.2f} → {kl:.2f}", note))
             if start > 0:
                 closed = f"{100 * (start - kl) / start:.0f} %"
-                tiles.append(_Tile("of the distance closed", closed, "from before to after"))
+                tiles.append(Tile("of the distance closed", closed, "from before to after"))
         else:
-            tiles.append(_Tile("nats of KL to the teacher", f"{kl:.2f}", note))
+            tiles.append(Tile("nats of KL to the teacher", f"{kl:.2f}", note))
     if distilled is not None and "top1_agreement" in distilled.metrics:
         share = 100 * distilled.metrics["top1_agreement"].value
         tiles.append(
-            _Tile("same first choice as the teacher", f"{share:.1f} %",
+            Tile("same first choice as the teacher", f"{share:.1f} %",
                   _compared("top1_agreement", control))
         )  # fmt: skip
-    if report.cache is not None and report.cache.counted_tokens:
-        cache = report.cache
-        size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.counted_tokens)} targets"
-        tiles.append(_Tile("bytes per cached target", f"{cache.bytes_per_counted_token:.3g}", size))
-    return tiles
+    return [*tiles, *_cache_tiles(report)]
+
+
+def _cache_tiles(report: Report) -> list[Tile]:
+    cache = report.cache
+    if cache is None or not cache.counted_tokens:
+        return []
+    size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.counted_tokens)} targets"
+    return [Tile("bytes per cached target", f"{cache.bytes_per_counted_token:.3g}", size)]
 
 
 def _compared(key: str, control: Row | None) -> str:
@@ -157,9 +147,15 @@ def _difference(difference: Difference, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _dot_charts(rows: Sequence[Row]) -> list[_Figure]:
+def _compared_rows(report: Report) -> Sequence[Row]:
+    # Of a sweep the runs alone: beside the untrained student their differences would not be seen.
+    ranked = [row for row in report.rows if row.rank][:_MOST_ROWS]
+    return ranked if report.sweep is not None and len(ranked) > 1 else report.rows
+
+
+def _dot_charts(rows: Sequence[Row]) -> list[Figure]:
     return [
-        _Figure(
+        Figure(
             heading=metric.label + (f", {metric.unit}" if metric.unit else ""),
             note=("lower is better: " if metric.lower_is_better else "higher is better: ")
             + metric.explanation,
@@ -169,7 +165,9 @@ def _dot_charts(rows: Sequence[Row]) -> list[_Figure]:
     ]
 
 
-def _line_charts(curves: Sequence[Curve], group: str) -> list[_Figure]:
+def _line_charts(
+    curves: Sequence[Curve], group: str, *, shared_legend: bool = False
+) -> list[Figure]:
     by_name: dict[str, list[Curve]] = {}
     for curve in curves:
         if curve.group == group and curve.points:
@@ -179,11 +177,13 @@ def _line_charts(curves: Sequence[Curve], group: str) -> list[_Figure]:
         averaged = averaged_over(members)
         unit = f", {members[0].unit}" if members[0].unit else ""
         figures.append(
-            _Figure(
+            Figure(
                 heading=name + unit,
                 note=f"each point is the mean of {averaged} logged values" if averaged > 1 else "",
                 svg=line_chart(members, identity=f"{group}-{i}"),
-                legend=tuple((curve.kind, curve.series or curve.kind) for curve in members),
+                legend=()
+                if shared_legend
+                else tuple((curve_class(curve), curve.series or curve.kind) for curve in members),
             )
         )
     return figures

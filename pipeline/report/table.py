@@ -18,6 +18,8 @@ __all__ = ["WIDTH", "terminal_table"]
 
 WIDTH = 100
 _NAME_WIDTH = 22
+_RANKED_NAME_WIDTH = 38
+"""Names of a sweep's runs say their settings."""
 _GAP = "  "
 
 
@@ -26,7 +28,11 @@ def terminal_table(report: Report) -> str:
     lines = textwrap.wrap(headline(report), WIDTH)
     if report.rows:
         lines += ["", *_table(report.rows)]
-    sentences = [difference_sentence(item, report.rows) for item in report.differences]
+    told = report.differences
+    if report.sweep is not None:
+        # Three sentences a run would bury the answer; those of the objective are enough.
+        told = tuple(p.difference for p in report.sweep.points if p.difference is not None)
+    sentences = [difference_sentence(item, report.rows) for item in told]
     # The answer on top is one of the differences more often than not; once is enough.
     rest = [sentence for sentence in sentences if sentence != headline(report)]
     if rest:
@@ -38,7 +44,8 @@ def terminal_table(report: Report) -> str:
 
 def _table(rows: tuple[Row, ...]) -> list[str]:
     metrics = shown_metrics(rows)
-    names = [_cut(row.name, _NAME_WIDTH) for row in rows]
+    width = _RANKED_NAME_WIDTH if any(row.rank for row in rows) else _NAME_WIDTH
+    names = [_cut(f"{row.rank}. {row.name}" if row.rank else row.name, width) for row in rows]
     columns = [["model", *names]]
     for metric in metrics:
         column = _column(metric, rows)
@@ -72,6 +79,7 @@ def _column(metric: Metric, rows: tuple[Row, ...]) -> list[str]:
 def _header(metric: Metric) -> str:
     short = {
         "kl": "KL",
+        "uld": "ULD",
         "cross_entropy": "CE",
         "perplexity": "perplexity",
         "top1_agreement": "top-1",

@@ -11,9 +11,11 @@ from pipeline.report.model import Difference, Measure, Report, Row
 __all__ = [
     "METRICS",
     "Metric",
+    "certainty",
     "difference_sentence",
     "format_bytes",
     "format_count",
+    "format_duration",
     "format_measure",
     "headline",
     "metric_decimals",
@@ -45,6 +47,11 @@ METRICS: dict[str, Metric] = {
         Metric(
             "kl", "KL to the teacher", "nats", True,
             explanation="how far the model's next-token distribution is from the teacher's",
+        ),
+        Metric(
+            "uld", "ULD to the teacher", "", True,
+            explanation="how far the sorted next-token probabilities are from the teacher's, where "
+            "the two have other tokens",
         ),
         Metric(
             "cross_entropy", "Cross-entropy", "nats", True,
@@ -117,23 +124,35 @@ def difference_sentence(difference: Difference, rows: Iterable[Row]) -> str:
             f"{_upper(a)} and {b} cannot be told apart in {_lower(metric.label)}: they differ by "
             f"{size}, {_errors(distance)}, which is within noise."
         )
-    certainty = _errors(distance) + (", paired over the same tokens" if difference.paired else "")
+    sure = certainty(difference)
     better = (difference.value < 0) == metric.lower_is_better
     if difference.metric == "kl":
         comparison = f"{size} {'closer to' if better else 'further from'} the teacher than {b}"
-        return f"{_upper(a)} is {comparison} ({certainty})."
+        return f"{_upper(a)} is {comparison} ({sure})."
     direction = "lower" if difference.value < 0 else "higher"
     verdict = "better" if better else "worse"
     return (
         f"{_upper(a)} has a {_lower(metric.label)} {size} {direction} than {b}, "
-        f"which is {verdict} ({certainty})."
+        f"which is {verdict} ({sure})."
     )
+
+
+def certainty(difference: Difference | None) -> str:
+    """Return how sure a difference is, as in "5.1 standard errors, paired over the same tokens"."""
+    distance = None if difference is None else difference.standard_errors
+    if difference is None or distance is None:
+        return "no standard error"
+    return _errors(distance) + (", paired over the same tokens" if difference.paired else "")
 
 
 def headline(report: Report) -> str:
     """Return the one-sentence answer: the report's own, or the one its numbers give."""
     if report.summary:
         return report.summary
+    if report.sweep is not None:
+        from pipeline.report.sweep_text import sweep_headline
+
+        return sweep_headline(report.sweep)
     difference = _main_difference(report)
     if difference is None:
         return "This report compares no two models."
@@ -154,6 +173,16 @@ def format_bytes(value: float) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value:.0f} bytes"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Return seconds with the unit that a person would choose."""
+    if seconds is None or not math.isfinite(seconds):
+        return "—"
+    for factor, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= factor:
+            return f"{seconds / factor:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _main_difference(report: Report) -> Difference | None:

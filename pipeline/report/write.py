@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.errors import ConfigError, StoreError
 from pipeline.report.model import Report
 from pipeline.report.page import render_page
-from pipeline.report.png import curves_png, png_curves
+from pipeline.report.png import curves_png, png_curves, sweep_png
 
 __all__ = ["read_report", "write_report"]
 
@@ -18,7 +18,9 @@ _log = logging.getLogger(__name__)
 
 
 def write_report(report: Report, directory: str | Path) -> Path:
-    """Write `report.json`, `loss.png` and `kl.png` where there are curves, and `report.html`.
+    """Write `report.json`, the PNGs for which there is data, and `report.html`.
+
+    `loss.png` and `kl.png` show the curves, `sweep.png` the runs of a sweep.
 
     The page comes last: who sees it finds the rest beside it.
 
@@ -35,6 +37,8 @@ def write_report(report: Report, directory: str | Path) -> Path:
     folder = Path(directory)
     files = {"report.json": _json_text(report)}
     files |= {name: curves_png(curves) for name, curves in png_curves(report.curves).items()}
+    if report.sweep is not None and (picture := sweep_png(report.sweep)) is not None:
+        files["sweep.png"] = picture
     files["report.html"] = render_page(report).encode("utf-8")
     try:
         folder.mkdir(parents=True, exist_ok=True)

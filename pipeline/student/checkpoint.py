@@ -45,11 +45,14 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints below one output folder; every rank may read, rank 0 marks and deletes."""
 
-    def __init__(self, output_dir: Path, identity: RunIdentity, *, keep: int) -> None:
+    def __init__(
+        self, output_dir: Path, identity: RunIdentity, *, keep: int, world_size: int = 1
+    ) -> None:
         """Look at nothing yet."""
         self.root = output_dir / "checkpoints"
         self._identity = identity
         self._keep = keep
+        self._world_size = world_size
 
     def folder(self, step: int) -> Path:
         """Return the folder of the checkpoint after `step` steps."""
@@ -84,6 +87,7 @@ class Checkpoints:
                 do="name another, or use --resume_from_checkpoint auto",
             ) from None
         if digest != self._identity.digest:
+            self._check_packs(folder, identity, checkpoint.world_size)
             difference = describe_difference(identity, self._identity.data)
             raise ResumeError(
                 f"{folder}: a checkpoint of another run ({difference})",
@@ -91,6 +95,23 @@ class Checkpoints:
                 do="choose another --output_dir, or start anew with --resume_from_checkpoint never",
             )
         return checkpoint
+
+    def _check_packs(self, folder: Path, identity: dict[str, Any], world_size: int) -> None:
+        """Say how to divide the step, where its size is all that differs."""
+        here = self._identity.data
+        train = dict(here.get("train", {}))
+        theirs = identity.get("train", {}).get("packs_per_step")
+        ours, train["packs_per_step"] = train.get("packs_per_step"), theirs
+        if ours == theirs or fingerprint({**here, "train": train}) != fingerprint(identity):
+            return
+        each, rest = divmod(theirs, self._world_size)
+        raise ResumeError(
+            f"{folder}: a step of that run, with {_processes(world_size)}, had {theirs} packs; one "
+            f"of this run, with {_processes(self._world_size)}, has {ours}",
+            expected=f"{theirs} again",
+            do="choose per_device_train_batch_size times gradient_accumulation_steps to be "
+            + (f"{each}" if not rest else f"{theirs} divided by a number of processes that fits"),
+        )
 
     def mark_complete(self, step: int, *, world_size: int) -> None:
         """Make the checkpoint count, then delete older and unfinished ones."""
@@ -112,6 +133,10 @@ class Checkpoints:
         """Delete all checkpoints of this output folder (start anew)."""
         for folder in self.root.glob(f"{_PREFIX}*"):
             _delete(folder)
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _delete(folder: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DistillError, ModelError, ResumeError, StoreError
+from pipeline.student.optimizer import make_optimizer, make_schedule
 from pipeline.student.settings import TrainSettings
 from pipeline.student.world import World
 
@@ -41,12 +43,18 @@ def join_world(world: World, *, timeout_s: float) -> Any:
     else:
         torch.cuda.set_device(world.local_rank)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    timeout = timedelta(seconds=timeout_s)
+    # DeepSpeed makes groups of its own without a timeout. Torch then takes its default: a stalled
+    # peer would hold the others for 30 minutes under gloo, whatever the world's own timeout is.
+    distributed: Any = torch.distributed.distributed_c10d
+    distributed.default_pg_timeout = timeout
+    distributed.default_pg_nccl_timeout = timeout
     try:
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo",
             auto_mpi_discovery=False,
             verbose=False,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timeout,
         )
     except (RuntimeError, ValueError, torch.distributed.DistError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -76,6 +84,8 @@ def deepspeed_config(settings: TrainSettings, *, dtype: str, world_size: int) ->
         "train_batch_size": accumulation * world_size,
         "gradient_clipping": settings.max_grad_norm,
         "steps_per_print": 1 << 30,
+        # Its list of tested optimisers is Adam and Adagrad; ours all work number by number.
+        "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": settings.zero_stage,
             "overlap_comm": False,
@@ -121,34 +131,26 @@ class DeepSpeedEngine:
         world: World,
         total_steps: int,
         optimizer_groups: Sequence[dict[str, Any]],
+        rank_free: bool = False,
     ) -> None:
-        """Wrap `module`, whose forward returns the scaled loss first."""
+        """Wrap `module`, whose forward returns the scaled loss first.
+
+        `rank_free`: the checkpoint that `load` will get is one that `rank_free_copy` made.
+        """
         import deepspeed
-        import torch
-        from transformers import get_scheduler
 
         self.world = world
+        self._rank_free = rank_free
         self._stage = settings.zero_stage
         self._clip = settings.max_grad_norm
-        optimizer = torch.optim.AdamW(
-            list(optimizer_groups),
-            lr=settings.learning_rate,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            fused=True,
-        )
-        schedule: Callable[[Any], Any] = lambda wrapped: get_scheduler(  # noqa: E731
-            settings.lr_scheduler_type,
-            wrapped,
-            num_warmup_steps=round(settings.warmup_ratio * total_steps),
-            num_training_steps=total_steps,
-        )
         config = deepspeed_config(settings, dtype=dtype, world_size=world.size)
+        config["checkpoint"] = {"load_universal": rank_free}
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=module,
                 model_parameters=[p for p in module.parameters() if p.requires_grad],
-                optimizer=optimizer,
-                lr_scheduler=schedule,
+                optimizer=make_optimizer(settings, optimizer_groups),
+                lr_scheduler=partial(make_schedule, settings, total_steps=total_steps),
                 config=config,
                 dist_init_required=False,
             )
@@ -248,6 +250,9 @@ class DeepSpeedEngine:
         Raises:
             ResumeError: the files do not fit this engine.
         """
+        groups = [dict(group, params=()) for group in self._base_optimizer().param_groups]
+        if self._rank_free:  # it warns that there is no tensor parallelism, once a rank
+            logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         try:
             path, state = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         except Exception as error:
@@ -258,7 +263,26 @@ class DeepSpeedEngine:
             ) from error
         if path is None:
             raise ResumeError(f"{folder}: holds no DeepSpeed checkpoint")
+        if self._rank_free and self._stage == 3:
+            self._mend_universal_load(groups)
         return int(state["step"])
+
+    def _base_optimizer(self) -> Any:
+        """Return torch's optimiser below DeepSpeed's wrapper, if there is one."""
+        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+
+    def _mend_universal_load(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Undo what DeepSpeed 0.19.8 gets wrong for several parameter groups under ZeRO 3.
+
+        It gives all states one step tensor, which then counts once per group and step, and every
+        group the first one's hyperparameters, so that vectors would decay as well.
+        """
+        optimizer = self._base_optimizer()
+        for state in optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].clone()
+        for loaded, own in zip(optimizer.param_groups, groups, strict=True):
+            loaded["weight_decay"] = own["weight_decay"]
 
     def gathered_state(self, model: Any) -> dict[str, Any] | None:
         """Return the full weights of `model` on the CPU at rank 0, None on the others."""

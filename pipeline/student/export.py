@@ -1,22 +1,22 @@
-"""The finished student: a safetensors folder any tool loads, its card, and the push to the hub."""
+"""The finished student: a safetensors folder any tool loads, with its tokenizer and its card."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
-import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import StoreError
 
-__all__ = ["export_student", "push_to_hub"]
+__all__ = ["WeightsDtype", "export_student", "is_exported"]
 
 _log = logging.getLogger(__name__)
-_PUSH_ATTEMPTS = 3
+
+WeightsDtype = Literal["as_trained", "float32", "bfloat16", "float16"]
 
 
 def export_student(
@@ -27,6 +27,7 @@ def export_student(
     init_folder: Path,
     tokenizer_files: Mapping[str, bytes],
     card: str,
+    weights_dtype: WeightsDtype = "as_trained",
 ) -> None:
     """Write `target` as `save_pretrained` does, whole or not at all; rank 0 only.
 
@@ -37,6 +38,7 @@ def export_student(
         init_folder: the folder the student started from; its other files are kept.
         tokenizer_files: of the cache, by name.
         card: content of README.md.
+        weights_dtype: of the floating-point weights in the file, and in config.json.
 
     Raises:
         StoreError: the disk is full or fails.
@@ -46,7 +48,9 @@ def export_student(
     try:
         temporary.mkdir(parents=True)
         model.config.use_cache = True  # training switched it off; whoever generates wants it
-        model.save_pretrained(temporary, state_dict=state)
+        model.save_pretrained(temporary, state_dict=_cast(state, weights_dtype))
+        if weights_dtype != "as_trained":
+            _name_dtype(temporary / "config.json", weights_dtype)
         for name, data in tokenizer_files.items():
             (temporary / name).write_bytes(data)
         generation = init_folder / "generation_config.json"
@@ -67,33 +71,27 @@ def export_student(
     _log.info("student written to %s", target)
 
 
-def push_to_hub(folder: Path, repository: str) -> str:
-    """Upload a student folder and return its address.
+def _cast(state: dict[str, Any], dtype: WeightsDtype) -> dict[str, Any]:
+    """Return the weights in another type; a tensor that is there twice is cast once."""
+    import torch
 
-    Raises:
-        StoreError: after three attempts; the local copy stays, and the push can be repeated.
-    """
-    from huggingface_hub import HfApi
+    if dtype == "as_trained":
+        return state
+    wanted = getattr(torch, dtype)
+    cast: dict[int, Any] = {}
+    for value in state.values():
+        if value.is_floating_point():
+            cast.setdefault(id(value), value.to(wanted))
+    return {name: cast.get(id(value), value) for name, value in state.items()}
 
-    api = HfApi()
-    for attempt in range(1, _PUSH_ATTEMPTS + 1):
-        try:
-            api.create_repo(repository, exist_ok=True)
-            api.upload_folder(folder_path=folder, repo_id=repository)
-        except Exception as error:
-            # One of a dozen kinds of the hub's client; all mean "not there yet".
-            if attempt == _PUSH_ATTEMPTS:
-                reason = str(error).strip().splitlines()[0] or type(error).__name__
-                raise StoreError(
-                    f"{repository}: the student cannot be pushed ({reason})",
-                    expected="HF_TOKEN with the right to write there",
-                    do=f"the student is safe in {folder}; repeat with `make push-student "
-                    f'ARGS="--output_dir {folder.parent} --hub_location {repository}"`',
-                ) from None
-            time.sleep(2**attempt)
-        else:
-            break
-    return f"{api.endpoint}/{repository}"
+
+def _name_dtype(config: Path, dtype: str) -> None:
+    """`save_pretrained` names the type of the model, not of the weights that it is given."""
+    data = json.loads(config.read_text(encoding="utf-8"))
+    for part in (data, data.get("text_config")):
+        if isinstance(part, dict) and "dtype" in part:
+            part["dtype"] = dtype
+    config.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def is_exported(target: Path, run_digest: str) -> bool:

@@ -27,6 +27,7 @@ class Forecast:
     rows: int
     tokens_per_epoch: int
     steps: int
+    steps_per_epoch: int
     packs_per_step: int
     fill: float
     parameters: int
@@ -36,7 +37,7 @@ class Forecast:
 
 def forecast(inputs: Inputs, world_size: int) -> Forecast:
     """Estimate by arithmetic; reads the cache's row lengths and the student's config only."""
-    source = inputs.cache.source("train")
+    source = inputs.vocabulary.train
     plan = TrainPlan(
         source,
         seed=inputs.seed,
@@ -44,25 +45,36 @@ def forecast(inputs: Inputs, world_size: int) -> Forecast:
         pack_length=inputs.data.pack_length or inputs.pack_length(),
         shuffle_shards=inputs.data.shuffle_shards,
         packing=inputs.data.packing,
+        batch_tokens=inputs.data.batch_tokens,
     )
     train = inputs.train
     steps = train.max_steps or max(1, math.ceil(train.num_train_epochs * plan.steps_per_epoch))
     parameters, hidden, layers, vocab = _shape(inputs)
-    # float32 weights, gradients and two moments, or a 16-bit copy beside float32 masters.
-    state = 16 * parameters
+    state = _state_bytes(inputs) * parameters
     tokens = train.per_device_train_batch_size * plan.pack_length
+    if inputs.data.batch_tokens is not None:
+        parts = world_size * train.gradient_accumulation_steps
+        tokens = inputs.data.batch_tokens // parts + int(source.lengths().max())
     activations = 4 * tokens * hidden * layers * _ACTIVATION_FLOATS
     head = 3 * 4 * inputs.loss.chunk_rows * vocab
     return Forecast(
         rows=int(sum(source.shard_rows())),
         tokens_per_epoch=int(source.lengths().sum()),
         steps=steps,
+        steps_per_epoch=plan.steps_per_epoch,
         packs_per_step=inputs.packs_per_step(world_size),
         fill=plan.fill,
         parameters=parameters,
         memory_bytes=int(_BASE_BYTES + state + activations + head),
-        disk_bytes=int((train.keep_checkpoints + 1) * 16 * parameters + 4 * parameters),
+        disk_bytes=int((train.keep_checkpoints + 1) * state + 4 * parameters),
     )
+
+
+def _state_bytes(inputs: Inputs) -> int:
+    """Return the bytes that training keeps for each parameter."""
+    # float32 weights, gradients and two moments, or a 16-bit copy beside float32 masters. With
+    # LoRA the weights alone, and a byte for adapters of up to 6 % of them.
+    return 5 if inputs.student.lora.enabled else 16
 
 
 def check_resources(inputs: Inputs, plan: Forecast) -> None:
@@ -99,7 +111,9 @@ def print_forecast(inputs: Inputs, plan: Forecast) -> None:
     print(f"cache        {inputs.cache_url} ({inputs.cache.manifest.identity_digest[:12]})")
     print(f"samples      {plan.rows}, {plan.tokens_per_epoch} tokens an epoch")
     print(f"packing      {100 * plan.fill:.1f} % of the capacity used")
-    print(f"steps        {plan.steps} of {plan.packs_per_step} packs")
+    budget = inputs.data.batch_tokens
+    size = f"at most {budget} tokens" if budget else f"{plan.packs_per_step} packs"
+    print(f"steps        {plan.steps} of {size}")
     available = available_memory_bytes()
     free = "unknown" if available is None else _gib(available)
     print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
@@ -115,10 +129,7 @@ def _epochs(inputs: Inputs, plan: Forecast) -> float:
     train = inputs.train
     if train.max_steps is None:
         return float(train.num_train_epochs)
-    packs_per_epoch = plan.tokens_per_epoch / (
-        plan.fill * (inputs.data.pack_length or inputs.pack_length())
-    )
-    return plan.steps * plan.packs_per_step / packs_per_epoch
+    return plan.steps / plan.steps_per_epoch
 
 
 def _matmul_flops_per_s() -> float:

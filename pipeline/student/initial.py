@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.reader import Cache
+from pipeline.data.source import RowSource
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import ResolvedModel, resolve_model
 from pipeline.student.cut import cut_model
@@ -39,7 +40,12 @@ def initial_identity(settings: StudentSettings, source: ResolvedModel) -> dict[s
 
 
 def make_initial_student(
-    settings: StudentSettings, source: ResolvedModel, cache: Cache, *, output_dir: Path
+    settings: StudentSettings,
+    source: ResolvedModel,
+    cache: Cache,
+    *,
+    rows: RowSource,
+    output_dir: Path,
 ) -> Path:
     """Return the folder of the initial weights; made once, at `output_dir/init` for a cut.
 
@@ -64,7 +70,7 @@ def make_initial_student(
         if settings.repair == "none":
             cut.rename(temporary)
         else:
-            _repair(cut, source, settings, cache, temporary)
+            _repair(cut, source, settings, rows, temporary)
         (temporary / _MARK).write_text(content, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
@@ -78,7 +84,7 @@ def make_initial_student(
 
 
 def _repair(
-    cut: Path, source: ResolvedModel, settings: StudentSettings, cache: Cache, target: Path
+    cut: Path, source: ResolvedModel, settings: StudentSettings, rows: RowSource, target: Path
 ) -> None:
     import torch
 
@@ -91,7 +97,7 @@ def _repair(
         )
         return model.to(device).eval()
 
-    sequences = _calibration_sequences(cache, settings.repair_tokens)
+    sequences = _calibration_sequences(rows, settings.repair_tokens)
     _log.info("repairing the cut student on %d tokens of the cache", sum(s.size for s in sequences))
     student, original = load(cut), load(source.path)
     repair_cut_student(student, original, settings.layers_kept, sequences)
@@ -101,9 +107,8 @@ def _repair(
             shutil.copyfile(file, target / file.name)
 
 
-def _calibration_sequences(cache: Cache, wanted_tokens: int) -> list[NDArray[np.int32]]:
+def _calibration_sequences(source: RowSource, wanted_tokens: int) -> list[NDArray[np.int32]]:
     """Take rows from the front of the training shards until there are enough tokens."""
-    source = cache.source("train")
     chosen: list[NDArray[np.int32]] = []
     tokens = 0
     for shard, rows in enumerate(source.shard_rows()):

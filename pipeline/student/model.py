@@ -1,49 +1,14 @@
-"""Load a student, check it against the cache's vocabulary, and join it with the fused loss."""
+"""Load a student for training, and the groups of its parameters."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ModelError
 from pipeline.models.load import load_causal_lm
-from pipeline.models.tokenizer import load_tokenizer, vocabulary_difference
 
-__all__ = ["check_vocabulary", "load_student", "valid_vocabulary"]
-
-
-def check_vocabulary(student_folder: Path, cache_tokenizer: Any) -> None:
-    """Refuse a student whose tokenizer gives the cache's token ids another meaning.
-
-    Raises:
-        ModelError: the vocabularies differ; the message says in what.
-    """
-    wanted = cache_tokenizer.get_vocab()
-    found = load_tokenizer(student_folder).get_vocab()
-    if found != wanted:
-        raise ModelError(
-            f"{student_folder}: the student's tokenizer differs from the cache's: "
-            f"{vocabulary_difference(wanted, found)}",
-            expected=f"the same {len(wanted)} tokens under the same ids",
-            do="choose a student of the teacher's family, or make a cache with a teacher of the "
-            "student's",
-        )
-
-
-def valid_vocabulary(cache_tokenizer: Any, student_folder: Path) -> int:
-    """Return how many head rows are real tokens: ids above are padding and get no mass.
-
-    Raises:
-        ModelError: the head is smaller than the vocabulary.
-    """
-    size = int(max(cache_tokenizer.get_vocab().values())) + 1
-    config = json.loads((student_folder / "config.json").read_text(encoding="utf-8"))
-    rows = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
-    if rows < size:
-        raise ModelError(f"{student_folder}: its head has {rows} rows", expected=f"at least {size}")
-    return size
+__all__ = ["compile_layers", "load_student", "optimizer_groups"]
 
 
 def load_student(
@@ -68,6 +33,22 @@ def load_student(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def compile_layers(model: Any) -> None:
+    """Let torch compile each decoder layer in place; names and weights stay as they are.
+
+    Layer by layer: the graph of one serves all that are alike. Packs of any length share it.
+    """
+    from torch import nn
+
+    stacks = [
+        module
+        for module in model.base_model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    ]
+    for layer in stacks[0] if stacks else [model.base_model]:
+        layer.compile(dynamic=True)
 
 
 def optimizer_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.local_copies import LocalCopies
 from pipeline.cache.reader import Cache, open_cache
+from pipeline.data.left_out import read_left_out, write_left_out
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import TrainStream
-from pipeline.errors import CacheError, ResumeError
-from pipeline.evaluate.measures import HeldoutScores
+from pipeline.errors import CacheError
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
-from pipeline.models.tokenizer import tokenizer_from_files
 from pipeline.observe.metrics import open_sinks
 from pipeline.observe.settings import ObserveSettings
 from pipeline.storage import Store
-from pipeline.student.card import student_card
 from pipeline.student.checkpoint import Checkpoints, RunIdentity
 from pipeline.student.deepspeed_engine import (
     DeepSpeedEngine,
@@ -28,19 +27,19 @@ from pipeline.student.deepspeed_engine import (
     leave_world,
     prepare_zero3,
 )
-from pipeline.student.export import export_student, is_exported, push_to_hub
+from pipeline.student.deliver import Delivery, push_if_asked
+from pipeline.student.export import is_exported
 from pipeline.student.fit import cache_drawn_step, cache_law, check_fit
 from pipeline.student.freeze import apply_freezing
+from pipeline.student.hub import CheckpointUploads
 from pipeline.student.initial import initial_identity, make_initial_student, resolve_source
-from pipeline.student.model import (
-    check_vocabulary,
-    load_student,
-    optimizer_groups,
-    valid_vocabulary,
-)
+from pipeline.student.lora import add_lora, check_lora_targets
+from pipeline.student.model import compile_layers, load_student, optimizer_groups
+from pipeline.student.resume import find_resume_point, load_resume_point
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.train import TrainLoop, planned_steps
-from pipeline.student.world import World, read_world
+from pipeline.student.vocabulary import StudentVocabulary, open_vocabulary
+from pipeline.student.world import World, peer_errors, read_world
 
 __all__ = ["Inputs", "open_inputs", "train_student"]
 
@@ -61,6 +60,7 @@ class Inputs:
     cache_url: str
     cache: Cache
     source: ResolvedModel
+    vocabulary: StudentVocabulary
 
     @property
     def output_dir(self) -> Path:
@@ -68,8 +68,8 @@ class Inputs:
         return Path(self.output.output_dir)
 
     def pack_length(self) -> int:
-        """Tokens of the longest sequence that the cache allows."""
-        return int(self.cache.manifest.identity["corpus"]["max_length"])
+        """Tokens of the longest sequence there can be, in the student's tokens."""
+        return self.vocabulary.pack_length()
 
     def identity(self, world_size: int) -> RunIdentity:
         """Return everything that decides the losses of the run."""
@@ -81,18 +81,26 @@ class Inputs:
         ):  # fmt: skip
             del train[name]
         # How the global batch is divided among ranks and passes does not change it.
-        train["packs_per_step"] = self.packs_per_step(world_size)
+        if self.data.batch_tokens is None:
+            train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
         del loss["chunk_rows"]
+        if loss["cross_tokenizer"] == "refuse":
+            del loss["cross_tokenizer"]  # it refuses and changes nothing
+        digest = self.vocabulary.digest
+        lora = self.student.lora
+        adapters = {"lora": lora.model_dump(mode="json", exclude={"save_adapter"})}
         return RunIdentity(
             {
                 "cache": self.cache.manifest.identity_digest,
+                **({"vocabulary": digest} if digest is not None else {}),
                 "student": initial_identity(self.student, self.source),
                 "freeze": [list(self.student.freeze), _spectrum(self.student)],
                 "loss": loss,
-                "data": self.data.model_dump(mode="json", exclude={"prefetch_batches"}),
+                "data": self.data.identity(),
                 "train": train,
                 "seed": self.seed,
+                **(adapters if lora.enabled else {}),
             }
         )
 
@@ -117,21 +125,33 @@ def open_inputs(
 
     Raises:
         CacheError: no complete cache there, nothing held out, or more entries asked for than held.
-        ConfigError: a loss that the cache's targets cannot serve.
-        ModelError: the student cannot be reached, or has another vocabulary.
+        ConfigError: a loss that the cache's targets cannot serve, or adapters on layers that the
+            student does not have.
+        ModelError: the student cannot be reached, or has another tokenizer.
     """
     cache = open_cache(cache_url)
     check_fit(loss, data, grid=cache.manifest.temperatures, law=cache_law(cache.manifest))
-    cache.source("train", top_k=data.top_k, tau_factor=data.tau_factor)  # refused now, or never
     if not cache.source("heldout").shard_rows():
         raise CacheError(
             f"{cache_url}: no held-out rows",
             expected="some, for the evaluation",
             do="make the cache with a larger --corpus.heldout_fraction",
         )
+    rows = cache.source(
+        "train",
+        top_k=data.max_entries,
+        tau_factor=data.tau_factor,
+        open_shards=2 * data.shuffle_shards,
+    )
     source = resolve_source(student)
-    check_vocabulary(source.path, tokenizer_from_files(cache.tokenizer_files()))
-    return Inputs(student, loss, data, train, output, observe, seed, cache_url, cache, source)
+    vocabulary = open_vocabulary(
+        source.path, cache, cross_tokenizer=loss.cross_tokenizer, train=rows
+    )
+    if student.lora.enabled:
+        check_lora_targets(source.path, student.lora, trust_remote_code=student.trust_remote_code)
+    return Inputs(
+        student, loss, data, train, output, observe, seed, cache_url, cache, source, vocabulary
+    )
 
 
 def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path:
@@ -146,13 +166,20 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     if is_exported(target, identity.digest) and inputs.train.resume_from_checkpoint == "auto":
         _log.info("%s holds the finished student of this run; nothing to train", target)
         if world.is_first:
-            _push_if_asked(inputs, target)
+            push_if_asked(inputs.output, target)
         return target
     device = join_world(world, timeout_s=inputs.train.timeout_s)
     try:
-        return _train(inputs, world, device, identity, target, resolved_config, command)
+        with peer_errors(world):
+            uploads = _train(inputs, world, device, identity, target, resolved_config, command)
     finally:
         leave_world()
+    # After the others have gone: a slow net is no dead peer.
+    if uploads is not None:
+        uploads.finish()
+    if world.is_first:
+        push_if_asked(inputs.output, target)
+    return target
 
 
 def _train(
@@ -163,14 +190,17 @@ def _train(
     target: Path,
     resolved_config: str,
     command: str,
-) -> Path:
+) -> CheckpointUploads | None:
     import torch
 
-    cache, train = inputs.cache, inputs.train
+    cache, train, data = inputs.cache, inputs.train, inputs.data
+    if data.disk_cache is not None:
+        cache.copies = LocalCopies(data.disk_cache, int(data.disk_cache_gib * (1 << 30)))
     dtype = train.dtype(on_gpu=torch.cuda.is_available())
-    tokenizer = tokenizer_from_files(cache.tokenizer_files())
-    checkpoints = Checkpoints(inputs.output_dir, identity, keep=train.keep_checkpoints)
-    checkpoint = _checkpoint_to_resume(checkpoints, train, world)
+    checkpoints = Checkpoints(
+        inputs.output_dir, identity, keep=train.keep_checkpoints, world_size=world.size
+    )
+    resume = find_resume_point(checkpoints, train, world)
     init_folder = _initial_folder(inputs, world)
     with prepare_zero3(train, dtype=dtype, world_size=world.size):
         model = load_student(
@@ -190,13 +220,18 @@ def _train(
     install_distill_head(
         model,
         loss,
-        valid_vocab=valid_vocabulary(tokenizer, init_folder),
+        valid_vocab=inputs.vocabulary.size,
         drawn_log_step=cache_drawn_step(cache.manifest),
     )
-    apply_freezing(model, inputs.student)
+    if inputs.student.lora.enabled:
+        add_lora(model, inputs.student.lora, seed=inputs.seed)
+    else:
+        apply_freezing(model, inputs.student)
+    if train.torch_compile:
+        compile_layers(model)
     stream = TrainStream(
-        cache.source("train", top_k=inputs.data.top_k, tau_factor=inputs.data.tau_factor),
-        inputs.data,
+        inputs.vocabulary.train,
+        data,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(world.size),
         rank=world.rank,
@@ -214,59 +249,55 @@ def _train(
         world=world,
         total_steps=total_steps,
         optimizer_groups=optimizer_groups(model, train.weight_decay),
+        rank_free=resume is not None and resume.reshard,
     )
     check_distill_head(model, device=engine.device)
     start = 0
-    if checkpoint is not None:
-        start = engine.load(checkpoint.folder)
+    if resume is not None:
+        start = load_resume_point(engine, resume, inputs.output_dir)
         _log.info("resuming after step %d of %d", start, total_steps)
+    _restore_left_out(stream, inputs.output_dir, start=start, is_first=world.is_first)
     if world.is_first:
         Store(str(inputs.output_dir)).write("config.yaml", resolved_config.encode())
     sinks = open_sinks(
         inputs.observe,
         inputs.output_dir,
-        resume_step=start if checkpoint is not None else None,
+        resume_step=None if resume is None else start,
         config=json.loads(json.dumps(identity.data)),
         is_writer=world.is_first,
     )
     loop = TrainLoop(inputs, engine, stream, sinks, checkpoints, total_steps)
+    delivery = Delivery(inputs, model, init_folder, loop, resolved_config, command)
+    uploads = delivery.checkpoint_uploads(engine)
+    if uploads is not None:
+        loop.after_save = uploads.push
     before, after = loop.run(start)
     state = engine.gathered_state(model)
     if world.is_first:
         assert state is not None
-        _export(
-            inputs, model, state, target, init_folder, before, after, loop, resolved_config, command
-        )
+        delivery.finished(state, target, before=before, after=after)
         mark = {"identity_digest": identity.digest, "steps": total_steps}
         Store(str(inputs.output_dir)).write("finished.json", json.dumps(mark).encode())
-        _push_if_asked(inputs, target)
     engine.barrier()
     sinks.close()
     engine.close()
-    return target
+    return uploads
 
 
-def _push_if_asked(inputs: Inputs, target: Path) -> None:
-    if inputs.output.push:
-        assert inputs.output.hub_location is not None
-        _log.info("pushed to %s", push_to_hub(target, inputs.output.hub_location))
-
-
-def _checkpoint_to_resume(checkpoints: Checkpoints, train: TrainSettings, world: World) -> Any:
-    wanted = train.resume_from_checkpoint
-    if wanted == "never":
-        if world.is_first:
-            checkpoints.clear()
-        return None
-    found = checkpoints.newest() if wanted == "auto" else checkpoints.read(Path(wanted))
-    if found is not None and found.world_size != world.size:
-        # Under ZeRO each rank has its own part of the optimiser's state.
-        raise ResumeError(
-            f"{found.folder}: written by {found.world_size} processes, this run has {world.size}",
-            expected="the same number",
-            do=f"start with NPROC={found.world_size}, or anew with --resume_from_checkpoint never",
+def _restore_left_out(stream: TrainStream, folder: Path, *, start: int, is_first: bool) -> None:
+    """Leave out what the run left out before, without looking at it again."""
+    if start == 0:
+        if is_first:
+            write_left_out(folder, [])
+        return
+    records = read_left_out(folder)
+    stream.leave_out(records)
+    if records and is_first:
+        _log.warning(
+            "as before, this run does without %s; a repaired shard is used by a run that starts "
+            "anew (--resume_from_checkpoint never)",
+            ", ".join(record.path for record in records),
         )
-    return found
 
 
 def _initial_folder(inputs: Inputs, world: World) -> Path:
@@ -278,54 +309,23 @@ def _initial_folder(inputs: Inputs, world: World) -> Path:
         for leftover in inputs.output_dir.glob("*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
         folder = make_initial_student(
-            inputs.student, inputs.source, inputs.cache, output_dir=inputs.output_dir
+            inputs.student,
+            inputs.source,
+            inputs.cache,
+            rows=inputs.vocabulary.train,
+            output_dir=inputs.output_dir,
         )
     if world.size > 1:
         dist.barrier()
     if not world.is_first:
         folder = make_initial_student(
-            inputs.student, inputs.source, inputs.cache, output_dir=inputs.output_dir
+            inputs.student,
+            inputs.source,
+            inputs.cache,
+            rows=inputs.vocabulary.train,
+            output_dir=inputs.output_dir,
         )
     return folder
-
-
-def _export(
-    inputs: Inputs,
-    model: Any,
-    state: dict[str, Any],
-    target: Path,
-    init_folder: Path,
-    before: HeldoutScores | None,
-    after: HeldoutScores,
-    loop: TrainLoop,
-    resolved_config: str,
-    command: str,
-) -> None:
-    store = Store(str(inputs.output_dir))
-    for name, scores in (("heldout-before.json", before), ("heldout-after.json", after)):
-        if scores is not None:
-            store.write(name, json.dumps(scores.to_json()).encode())
-    card = student_card(
-        name=inputs.output_dir.name,
-        base=inputs.student.model,
-        layers_kept=inputs.student.layers_kept,
-        manifest=inputs.cache.manifest,
-        cache_url=inputs.cache_url,
-        resolved_config=resolved_config,
-        before=before,
-        after=after,
-        steps=loop.total_steps,
-        tokens=loop.tokens_of_run(),
-        command=command,
-    )
-    export_student(
-        model,
-        state,
-        target=target,
-        init_folder=init_folder,
-        tokenizer_files=inputs.cache.tokenizer_files(),
-        card=card,
-    )
 
 
 def _spectrum(student: StudentSettings) -> list[str]:

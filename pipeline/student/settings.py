@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -9,7 +10,42 @@ from pydantic import model_validator
 from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
 
-__all__ = ["OutputSettings", "StudentSettings", "TrainSettings"]
+__all__ = [
+    "LoraSettings",
+    "OutputSettings",
+    "StudentSettings",
+    "TrainSettings",
+    "is_repository",
+]
+
+# As the hub has it: no two dots or dashes in a row, and none at an end.
+_NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(rf"(?:{_NAME}/)?{_NAME}")
+
+
+def is_repository(name: str) -> bool:
+    """Return whether the hub allows a repository of this name."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters instead of whole weights (peft)."""
+
+    rank: int | None = option(None, "rank of the adapters (none: no LoRA, all weights learn)", ge=1)
+    alpha: float = option(16, "the adapters' output counts alpha / rank", gt=0)
+    dropout: float = option(0.0, "dropout before the adapters", ge=0, lt=1)
+    target_modules: tuple[str, ...] = option(
+        ("all-linear",),
+        "linear layers that get one: last parts of their names (q_proj), full names, or all-linear",
+    )
+    save_adapter: bool = option(
+        False, "also write the adapter alone, to output_dir/adapter; the student is merged anyhow"
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether adapters are trained."""
+        return self.rank is not None
 
 
 class StudentSettings(Settings):
@@ -39,6 +75,7 @@ class StudentSettings(Settings):
     freeze: tuple[str, ...] = option(
         (), "substrings or regular expressions of parameter names that do not learn"
     )
+    lora: LoraSettings = LoraSettings()
     use_flash_attention: bool = option(
         False,
         "flash_attention_2 (needs a GPU and flash-attn); else sdpa",
@@ -61,6 +98,11 @@ class StudentSettings(Settings):
             )
         if self.layers_to_unfreeze and self.freeze:
             raise ValueError("student.layers_to_unfreeze and student.freeze: expected at most one")
+        if self.lora.enabled and (self.layers_to_unfreeze or self.freeze):
+            raise ValueError(
+                "student.lora.rank: found together with student.layers_to_unfreeze or "
+                "student.freeze, expected one of them: with LoRA only the adapters learn"
+            )
         return self
 
 
@@ -77,18 +119,42 @@ class TrainSettings(PrecisionSettings):
     gradient_accumulation_steps: int = option(
         8, "forward passes in one step", flag="gradient_accumulation_steps", ge=1
     )
+    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "rmsprop"] = option(
+        "adamw_torch_fused", "optimiser, as transformers names it", flag="optim"
+    )
     learning_rate: float = option(2e-5, "peak learning rate", flag="learning_rate", gt=0)
-    weight_decay: float = option(0.05, "AdamW's", flag="weight_decay", ge=0)
+    weight_decay: float = option(
+        0.05, "of matrices; vectors do not decay", flag="weight_decay", ge=0
+    )
     adam_beta1: float = option(0.9, "AdamW's", ge=0, lt=1)
     adam_beta2: float = option(0.95, "AdamW's", ge=0, lt=1)
     warmup_ratio: float = option(
         0.1, "share of the steps that the learning rate climbs", flag="warmup_ratio", ge=0, le=1
     )
     lr_scheduler_type: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "warmup_stable_decay",
     ] = option("cosine", "course of the learning rate", flag="lr_scheduler_type")
+    min_lr_rate: float = option(
+        0.1, "last rate over the peak: cosine_with_min_lr, warmup_stable_decay", ge=0, le=1
+    )
+    lr_decay_ratio: float = option(
+        0.2, "share of the steps that the rate falls: warmup_stable_decay", gt=0, le=1
+    )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm (0: not)", ge=0)
     zero_stage: int = option(2, "DeepSpeed ZeRO stage", ge=0, le=3)
+    torch_compile: bool = option(
+        False,
+        "compile the decoder layers (ZeRO 0 to 2; minutes once, for a faster step)",
+        flag="torch_compile",
+    )
     offload_optimizer: bool = option(False, "keep the optimiser's state in CPU memory")
     save_steps: int = option(1000, "steps between checkpoints", flag="save_steps", ge=1)
     keep_checkpoints: int = option(2, "complete checkpoints kept", ge=1)
@@ -106,6 +172,15 @@ class TrainSettings(PrecisionSettings):
         600, "a dead or stalled peer ends the run after this many seconds", gt=0
     )
 
+    @model_validator(mode="after")
+    def _compile_needs_whole_weights(self) -> Self:
+        if self.torch_compile and self.zero_stage == 3:
+            raise ValueError(
+                "train.torch_compile: found true with train.zero_stage 3, whose gathering of "
+                "weights breaks every graph; expected stage 0, 1 or 2, or no compilation"
+            )
+        return self
+
 
 class OutputSettings(Settings):
     """Where the student goes."""
@@ -119,6 +194,14 @@ class OutputSettings(Settings):
         flag="save_location",
     )
     hub_location: str | None = option(None, "repository on the hub to push to", flag="hub_location")
+    push_checkpoints: bool = option(
+        False,
+        "push the weights with each checkpoint as well, in the background (with save_location hub "
+        "or both)",
+    )
+    weights_dtype: Literal["as_trained", "float32", "bfloat16", "float16"] = option(
+        "as_trained", "type of the student's weights in its safetensors file"
+    )
 
     @model_validator(mode="after")
     def _on_a_file_system(self) -> Self:
@@ -135,6 +218,16 @@ class OutputSettings(Settings):
             raise ValueError(
                 f"save_location is {self.save_location}, but hub_location names no repository; "
                 "expected for example --hub_location your-name/your-student"
+            )
+        if self.hub_location is not None and not is_repository(self.hub_location):
+            raise ValueError(
+                f"output.hub_location: found {self.hub_location!r}, expected a repository such as "
+                "your-name/your-student"
+            )
+        if self.push_checkpoints and not self.push:
+            raise ValueError(
+                f"output.push_checkpoints: found true with save_location {self.save_location}, "
+                "expected hub or both"
             )
         return self
 

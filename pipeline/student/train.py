@@ -7,8 +7,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ import torch
 
 from pipeline.data.collate import Batch
 from pipeline.data.heldout import heldout_batches
-from pipeline.data.stream import StepBatch, TrainStream
+from pipeline.data.left_out import LeftOut, write_left_out
+from pipeline.data.stream import Agree, StepBatch, TrainStream
 from pipeline.errors import DistillError, Interrupted
 from pipeline.evaluate.heldout import merge_scores, score_batches
 from pipeline.evaluate.measures import HeldoutScores
@@ -64,19 +65,20 @@ class TrainLoop:
         self._checkpoints = checkpoints
         self.total_steps = total_steps
         self._stop_asked = False
+        self.after_save: Callable[[int], None] | None = None
+        """Called by every rank with the step of each checkpoint but the last."""
 
     def run(self, start: int) -> tuple[HeldoutScores | None, HeldoutScores]:
         """Train from step `start` to the end; return the scores before (step 0 only) and after.
 
         Raises:
             Interrupted: SIGTERM came; a checkpoint is written first.
-            DistillError: the loss is not finite, or a peer has died.
+            DistillError: the loss is not finite.
         """
         train = self._inputs.train
         before = self._scores_before(start)
         with (
             self._sigterm(),
-            self._peer_errors(),
             Progress(
                 self.total_steps,
                 unit="steps",
@@ -85,9 +87,9 @@ class TrainLoop:
                 initial=start,
                 enabled=self._engine.world.is_first,
             ) as progress,
-            self._stream.iterate(start, self.total_steps) as steps,
+            closing(self._stream.steps(start, self.total_steps, agree=self._agree())) as steps,
         ):
-            done, waited = start, 0.0
+            done, waited = start, self._stream.wait_seconds
             for batch in steps:
                 started = time.monotonic()
                 values, stop = self._step(batch)
@@ -101,11 +103,13 @@ class TrainLoop:
                 last = done == self.total_steps
                 if train.eval_steps and done % train.eval_steps == 0 and not last:
                     values |= _as_metrics(self.evaluate())
-                if done % train.logging_steps == 0 or last or "heldout/kl" in values:
+                if done % train.logging_steps == 0 or last or "heldout/perplexity" in values:
                     self._sinks.log(done, values)
                 progress.advance(1, loss=f"{values['train/loss']:.4f}")
                 if done % train.save_steps == 0 or last or stop:
                     self._save(done)
+                    if self.after_save is not None and not (last or stop):
+                        self.after_save(done)
                 if stop and not last:
                     raise Interrupted(
                         f"stopped by SIGTERM after step {done} of {self.total_steps}",
@@ -127,19 +131,54 @@ class TrainLoop:
 
         part = score_batches(
             heldout_batches(
-                self._inputs.cache.source("heldout"),
+                self._inputs.vocabulary.heldout,
                 tokens_per_batch=max(_EVAL_TOKENS, self._inputs.pack_length()),
                 temperature=1.0,
                 rank=world.rank,
                 world=world.size,
             ),
             forward,
+            across_tokenizers=self._inputs.loss.cross_tokenizer != "refuse",
         )
         return merge_scores(self._engine.gather_objects(part))
 
     def tokens_of_run(self) -> int:
         """Return the tokens of all steps, repeats counted."""
         return sum(self._stream.plan.step(step).num_tokens for step in range(self.total_steps))
+
+    def rows_left_out_of_run(self) -> int:
+        """Return the rows of damaged shards that the steps did without, repeats counted."""
+        if not self._stream.left_out:
+            return 0
+        plan = self._stream.plan
+        return sum(plan.step(step).num_rows_left_out for step in range(self.total_steps))
+
+    def _agree(self) -> Agree | None:
+        """Return how ranks agree on damaged shards; None where these stop the run."""
+        if self._inputs.data.on_damaged_shard == "stop":
+            return None
+        return self._write_down
+
+    def _write_down(self, found: Sequence[LeftOut]) -> Sequence[LeftOut]:
+        """Return what any rank found damaged, once it is written down.
+
+        Written before the step: killed after it, the run leaves out the same from the same step.
+        """
+        if not self._engine.sum_over_ranks([float(len(found))])[0]:
+            return ()
+        every = sorted({r for part in self._engine.gather_objects(list(found)) for r in part})
+        records = list({record.shard: record for record in reversed(every)}.values())
+        if self._engine.world.is_first:
+            write_left_out(self._inputs.output_dir, [*self._stream.left_out, *records])
+            for record in records:
+                _log.warning(
+                    "%s is damaged (%s): its %d rows are left out from step %d on",
+                    self._inputs.cache.store.full_url(record.path),
+                    record.reason,
+                    record.rows,
+                    record.from_step + 1,
+                )
+        return records
 
     def _step(self, batch: StepBatch) -> tuple[dict[str, float], bool]:
         """Run one optimiser step; return what is logged, and whether any rank was asked to stop."""
@@ -167,6 +206,8 @@ class TrainLoop:
             "train/epoch": (batch.step + 1) / self._stream.steps_per_epoch,
             "train/tokens": float(batch.num_tokens),
         }
+        if batch.num_rows_left_out:
+            values["train/rows_left_out"] = float(batch.num_rows_left_out)
         norm = self._engine.grad_norm()
         if norm is not None:
             values["train/grad_norm"] = norm
@@ -189,7 +230,7 @@ class TrainLoop:
     def _end_is_logged(self) -> bool:
         file = self._inputs.output_dir / METRICS_FILE
         return self._engine.world.is_first and any(
-            record.step == self.total_steps and "heldout/kl" in record.values
+            record.step == self.total_steps and "heldout/perplexity" in record.values
             for record in read_metrics(file)
         )
 
@@ -219,22 +260,6 @@ class TrainLoop:
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    @contextmanager
-    def _peer_errors(self) -> Iterator[None]:
-        """A collective that fails means a peer is gone; say so instead of a gloo trace."""
-        try:
-            yield
-        except RuntimeError as error:
-            text = str(error)
-            words = ("gloo", "NCCL", "Connection closed", "Connection reset", "timed out")
-            if self._engine.world.size == 1 or not any(word in text for word in words):
-                raise
-            raise DistillError(
-                f"rank {self._engine.world.rank} lost another rank "
-                f"({text.strip().splitlines()[0][:160]})",
-                do="run the same command again; it goes on from the last complete checkpoint",
-            ) from error
-
 
 def _module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
     return {
@@ -252,10 +277,7 @@ def _module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
 
 
 def _as_metrics(scores: HeldoutScores) -> dict[str, float]:
-    values = {
-        f"heldout/{name}": scores.mean(name).value
-        for name in ("kl", "cross_entropy", "top1_agreement")
-    }
+    values = {f"heldout/{name}": scores.mean(name).value for name in scores.sums}
     values["heldout/perplexity"] = scores.perplexity().value
     ece = scores.calibration_error()
     if ece is not None:

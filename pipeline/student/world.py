@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DistillError
 
-__all__ = ["World", "read_world"]
+__all__ = ["World", "peer_errors", "read_world"]
 
+_LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "timed out")
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -62,6 +65,25 @@ def read_world() -> World:
             f"RANK is {rank} in a WORLD_SIZE of {size}", expected="a rank below the size"
         )
     return World(rank=rank, local_rank=local, size=size)
+
+
+@contextmanager
+def peer_errors(world: World) -> Iterator[None]:
+    """While open, a collective that fails says that a peer is gone, instead of a gloo trace.
+
+    Raises:
+        DistillError: a peer died, or did not answer within the timeout.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if world.size == 1 or not any(word in text for word in _LOST):
+            raise
+        raise DistillError(
+            f"rank {world.rank} lost another rank ({text.strip().splitlines()[0][:160]})",
+            do="run the same command again; it goes on from the last complete checkpoint",
+        ) from error
 
 
 def _free_port() -> int:

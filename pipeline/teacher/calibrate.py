@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.law import SamplingLaw
+from pipeline.cache.manifest import describe_difference
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
 from pipeline.errors import CacheError, ConfigError, ModelError
@@ -27,7 +28,7 @@ from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared, capture_requests
 from pipeline.teacher.engine import open_engine
 from pipeline.teacher.identity import as_begun
-from pipeline.teacher.plan import refuse_another
+from pipeline.teacher.plan import another_identity
 from pipeline.teacher.response_identity import planned_cache
 from pipeline.teacher.settings import MOST_ENTRIES, CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
@@ -72,7 +73,7 @@ def calibrated(
     identity = as_begun(prepared.identity)
     planned = planned_cache(store)
     if planned is not None and planned.as_begun != identity:
-        refuse_another(store, planned.as_begun, identity)
+        raise another_identity(store, describe_difference(planned.as_begun, identity))
 
     def columns(samples: list[Sample]) -> list[NDArray[np.float32]]:
         engine = open_engine(

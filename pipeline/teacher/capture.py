@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,8 @@ class Prepared:
     responses: ResponsePlan | None = None
     """What the teacher has still to write. Corpus and plan are upper bounds then, and the identity
     lacks what only the responses decide; see `responses.write_responses`."""
+    unanswered: Mapping[str, tuple[FailedRow, ...]] = field(default_factory=dict)
+    """Responses that the teacher could not write, by shard of responses; not in the corpus."""
 
     @property
     def identity_digest(self) -> str:

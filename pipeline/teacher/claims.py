@@ -240,8 +240,14 @@ class _Heart:
 
 
 def worker_name() -> str:
-    """Return a name that no other worker has, readable in a claim file."""
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    """Return a name that no other worker has, readable in a claim file.
+
+    In a job's pod it begins with the replica's index, so that a claim, a log line and a metric lead
+    to `kubectl logs`.
+    """
+    replica = os.environ.get("DISTILL_REPLICA_INDEX")
+    role = f"worker-{replica}-" if replica else ""
+    return f"{role}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def _process() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.cache.manifest import SPLITS, record_name
+from pipeline.cache.manifest import RESPONSES, SPLITS, record_name
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes
@@ -16,7 +16,7 @@ from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared, capture_requests
 from pipeline.teacher.columns import kept_entries
 from pipeline.teacher.engine import open_engine
-from pipeline.teacher.response_files import FOLDER, file_name
+from pipeline.teacher.response_files import file_name
 from pipeline.teacher.response_plan import ResponsePlan
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
@@ -173,7 +173,7 @@ def print_forecast(
 def print_responses(plan: ResponsePlan, store: Store) -> None:
     """Print what the teacher has still to write."""
     shards = plan.shards()
-    present = set(store.list(FOLDER))
+    present = set(store.list(RESPONSES))
     done = sum(file_name(shard.index).rsplit("/", 1)[-1] in present for shard in shards)
     print(
         f"prompts      {len(plan.prompts.prompts)}, {plan.prompts.counts.tokens} tokens, "

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,14 @@ from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["PlannedShard", "WorkPlan", "make_plan", "refuse_another", "settle_plan"]
+__all__ = [
+    "PlannedShard",
+    "WorkPlan",
+    "another_identity",
+    "make_plan",
+    "planned_identity",
+    "settle_plan",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,25 +130,25 @@ def settle_plan(store: Store, plan: WorkPlan, identity: dict[str, Any]) -> None:
         present = store.read(PLAN)
         if present == content:
             return
-        found = _planned_identity(store, present)
-    refuse_another(store, found, identity)
+        found = planned_identity(store, PLAN, present, "shards")
+    raise another_identity(store, describe_difference(found, identity))
 
 
-def refuse_another(store: Store, found: dict[str, Any], wanted: dict[str, Any]) -> NoReturn:
-    """Name what differs between the cache that is there and the one asked for.
-
-    Raises:
-        CacheError: always.
-    """
-    difference = describe_difference(found, wanted)
-    raise CacheError(
+def another_identity(store: Store, difference: str) -> CacheError:
+    """Return the refusal of a folder that belongs to another cache."""
+    return CacheError(
         f"{store.url}: holds a cache of another identity ({difference or 'another cut'})",
         expected="an empty folder, or a cache made with these settings",
         do="choose another --cache_dir, or delete that cache",
     )
 
 
-def _planned_identity(store: Store, content: bytes) -> dict[str, Any]:
+def planned_identity(store: Store, name: str, content: bytes, parts: str) -> dict[str, Any]:
+    """Return the identity that a plan file holds.
+
+    Raises:
+        CacheError: the file is damaged; finished `parts` lose nothing when it is deleted.
+    """
     try:
         data = json.loads(content)
         identity: dict[str, Any] = data["identity"]
@@ -150,6 +157,7 @@ def _planned_identity(store: Store, content: bytes) -> dict[str, Any]:
         intact = False
     if not intact:
         raise CacheError(
-            f"{store.full_url(PLAN)}: damaged", do="delete it; finished shards are kept and checked"
+            f"{store.full_url(name)}: damaged",
+            do=f"delete it; finished {parts} are kept and checked",
         )
     return identity

@@ -19,7 +19,7 @@ from pipeline.errors import DistillError, ModelError
 from pipeline.teacher.breadcrumb import Breadcrumb
 from pipeline.teacher.engine import CaptureRequest, Engine
 
-__all__ = ["Answered", "EngineLost", "GuardedEngine"]
+__all__ = ["Answered", "EngineLost", "GuardedEngine", "short_error", "told_once"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class GuardedEngine:
         if crumb is not None:
             self._probe(requests, crumb, failed)
         try:
-            columns = self._capture_rest(requests, failed, _once(on_tokens))
+            columns = self._capture_rest(requests, failed, told_once(on_tokens))
         except EngineLost:
             raise
         except BaseException:
@@ -125,7 +125,7 @@ class GuardedEngine:
                 if not found:
                     raise ModelError(
                         f"the engine fails for {len(rest)} rows together, though for none alone "
-                        f"({_short(error)})",
+                        f"({short_error(error)})",
                         do="lower teacher.batch_tokens or capture.head_rows",
                     ) from error
                 failed |= found
@@ -155,7 +155,7 @@ class GuardedEngine:
             except DistillError:
                 raise
             except Exception as error:
-                _log.warning("the engine failed, try %d: %s", attempt, _short(error))
+                _log.warning("the engine failed, try %d: %s", attempt, short_error(error))
                 if attempt == self._tries:
                     raise
         raise AssertionError("unreachable")
@@ -186,7 +186,7 @@ class GuardedEngine:
             except DistillError:
                 raise
             except Exception as raised:
-                error = _short(raised)
+                error = short_error(raised)
                 continue
             where = _first_not_finite(columns_NC)
             if where is None:
@@ -248,7 +248,7 @@ class GuardedEngine:
                 crumb.take_back()
                 raise
             # An error of the row alone is found again, and counted, with the whole shard.
-            self._check_engine(FailedRow(request.sample_id, _short(error), 1))
+            self._check_engine(FailedRow(request.sample_id, short_error(error), 1))
         except BaseException:
             crumb.take_back()
             raise
@@ -290,12 +290,13 @@ def _not_finite(where: int) -> str:
     return f"the logits of counted position {where} are not finite"
 
 
-def _short(error: BaseException) -> str:
+def short_error(error: BaseException) -> str:
+    """Return the kind of an error and its first line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:_LONGEST_ERROR]
 
 
-def _once(on_tokens: Callable[[int], None] | None) -> Callable[[], Callable[[int], None]]:
+def told_once(on_tokens: Callable[[int], None] | None) -> Callable[[], Callable[[int], None]]:
     """Return a maker of counters, one for each call, that together report no token twice."""
     reported = 0
 

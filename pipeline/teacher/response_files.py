@@ -13,17 +13,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.cache.manifest import checksum
+from pipeline.cache.manifest import RESPONSES
+from pipeline.cache.sealed import OPEN_SEAL, is_sealed, seal
+from pipeline.cache.set_aside import FailedRow
 from pipeline.teacher.generator import Written
 
-__all__ = ["FOLDER", "ResponseText", "decode_responses", "encode_responses", "file_name"]
+__all__ = [
+    "ReadResponses",
+    "ResponseText",
+    "decode_responses",
+    "encode_responses",
+    "file_name",
+]
 
-FOLDER = "_meta/responses"
 _KEY = "distil_responses"
-# XXH3-128 of the whole file with zeros in the checksum's own place, which is in the footer.
 _CHECKSUM_KEY = "distil_checksum"
-_MARK = b"xxh3-128:"
-_ZEROS = b"0" * 32
 _FIELDS = [
     pa.field("response_id", pa.string(), nullable=False),
     pa.field("split", pa.string(), nullable=False),
@@ -33,6 +37,9 @@ _FIELDS = [
     pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
 ]
 _LOGPROBS = pa.field("logprobs", pa.list_(pa.float32()), nullable=False)
+# Only in files with responses that the teacher could not write; null for the others.
+_ERROR = pa.field("error", pa.string())
+_TRIES = pa.field("tries", pa.int32())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +56,40 @@ class ResponseText:
 
 def file_name(index: int) -> str:
     """Return the path of one shard of responses inside the cache."""
-    return f"{FOLDER}/{index:05d}.parquet"
+    return f"{RESPONSES}/{index:05d}.parquet"
 
 
 def encode_responses(
-    texts: Sequence[ResponseText], written: Sequence[Written], *, identity_digest: str
+    texts: Sequence[ResponseText],
+    written: Sequence[Written | FailedRow],
+    *,
+    identity_digest: str,
 ) -> bytes:
     """Return the file of one shard; a pure function of its arguments.
 
     Args:
         texts: of each response.
-        written: the tokens of each response; all with log-probs, or none.
+        written: the tokens of each response (all with log-probs, or none), or why there are none.
         identity_digest: of everything that is known before responses are written.
     """
+    empty = Written(np.zeros(0, np.int32), np.zeros(0, np.float32))
+    responses = [empty if isinstance(one, FailedRow) else one for one in written]
+    failed = [one if isinstance(one, FailedRow) else None for one in written]
     columns: list[Any] = [
         [text.response_id for text in texts],
         [text.split for text in texts],
         [text.prompt for text in texts],
         [text.response for text in texts],
         [text.finished for text in texts],
-        [response.token_ids_N for response in written],
+        [response.token_ids_N for response in responses],
     ]
     fields = list(_FIELDS)
-    logprobs = [r.logprobs_N for r in written if r.logprobs_N is not None]
-    if logprobs:
+    if all(response.logprobs_N is not None for response in responses):
         fields.append(_LOGPROBS)
-        columns.append(logprobs)
+        columns.append([response.logprobs_N for response in responses])
+    if any(failed):
+        fields += [_ERROR, _TRIES]
+        columns += [[one and one.error for one in failed], [one and one.tries for one in failed]]
     schema = pa.schema(fields)
     table = pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)],
@@ -85,17 +100,23 @@ def encode_responses(
     with pq.ParquetWriter(sink, schema, compression="zstd", store_schema=False) as file:
         file.write_table(table)
         note = json.dumps({"identity_digest": identity_digest})
-        file.add_key_value_metadata({_KEY: note, _CHECKSUM_KEY: (_MARK + _ZEROS).decode()})
-    data = bytes(sink.getvalue().to_pybytes())
-    at = data.rfind(_MARK) + len(_MARK)
-    assert data[at : at + len(_ZEROS)] == _ZEROS
-    return _with_checksum(data, at, checksum(data).encode())
+        file.add_key_value_metadata({_KEY: note, _CHECKSUM_KEY: OPEN_SEAL})
+    return seal(bytes(sink.getvalue().to_pybytes()))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResponses:
+    """What a file of responses holds."""
+
+    tokens: list[NDArray[np.int32]]
+    """Of each response; empty where the teacher could not write it."""
+    unanswered: tuple[FailedRow, ...]
 
 
 def decode_responses(
     data: bytes, *, response_ids: Sequence[str], identity_digest: str
-) -> list[NDArray[np.int32]] | None:
-    """Return the tokens of each response, or None where the file is damaged or another's.
+) -> ReadResponses | None:
+    """Return the responses of a file, or None where it is damaged or another's.
 
     Args:
         data: the file.
@@ -103,13 +124,13 @@ def decode_responses(
         identity_digest: as it was given to `encode_responses`.
     """
     # The bytes first: what is damaged never reaches the Parquet reader.
-    at = data.rfind(_MARK) + len(_MARK)
-    stored = data[at : at + len(_ZEROS)]
-    if checksum(_with_checksum(data, at, _ZEROS)).encode() != stored:
+    if not is_sealed(data):
         return None
-    file = pq.ParquetFile(pa.BufferReader(data))
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     note = json.loads((file.metadata.metadata or {}).get(_KEY.encode(), b"{}"))
-    table = file.read(["response_id", "token_ids"])
+    wanted = [_FIELDS[0].name, _FIELDS[-1].name, _ERROR.name, _TRIES.name]
+    names = [name for name in file.schema_arrow.names if name in wanted]
+    table = file.read(names, use_threads=False)
     if note.get("identity_digest") != identity_digest:
         return None
     if table.column("response_id").to_pylist() != list(response_ids):
@@ -118,8 +139,12 @@ def decode_responses(
     offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
     # Copies: views would keep the text and everything else of the file in memory.
     parts = [values[start:stop].astype(np.int32) for start, stop in pairwise(offsets)]
-    return parts
-
-
-def _with_checksum(data: bytes, at: int, value: bytes) -> bytes:
-    return data[:at] + value + data[at + len(value) :]
+    errors = table.to_pylist() if _ERROR.name in names else []
+    return ReadResponses(
+        parts,
+        tuple(
+            FailedRow(row["response_id"], row["error"], row["tries"])
+            for row in errors
+            if row["error"] is not None
+        ),
+    )

@@ -7,13 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cache.manifest import MANIFEST, PLAN, describe_difference, read_manifest
-from pipeline.config import fingerprint
+from pipeline.cache.manifest import MANIFEST, PLAN, RESPONSES, describe_difference, read_manifest
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared
 from pipeline.teacher.identity import as_begun
-from pipeline.teacher.response_files import FOLDER
+from pipeline.teacher.plan import another_identity, planned_identity
 from pipeline.teacher.response_plan import ResponsePlan
 
 __all__ = [
@@ -24,7 +23,7 @@ __all__ = [
     "settle_responses",
 ]
 
-RESPONSE_PLAN = f"{FOLDER}/plan.json"
+RESPONSE_PLAN = f"{RESPONSES}/plan.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,9 @@ def settle_responses(store: Store, prepared: Prepared, plan: ResponsePlan) -> No
         return
     present = store.read(RESPONSE_PLAN)
     if present != content:
-        raise _another(store, _begun_identity(store, present), prepared.identity)
+        raise _another(
+            store, planned_identity(store, RESPONSE_PLAN, present, "responses"), prepared.identity
+        )
 
 
 def refuse_written_responses(store: Store, prepared: Prepared) -> None:
@@ -81,23 +82,8 @@ def refuse_written_responses(store: Store, prepared: Prepared) -> None:
         CacheError: responses have been begun there.
     """
     with suppress(FileNotFoundError):
-        found = _begun_identity(store, store.read(RESPONSE_PLAN))
+        found = planned_identity(store, RESPONSE_PLAN, store.read(RESPONSE_PLAN), "responses")
         raise _another(store, found, prepared.identity)
-
-
-def _begun_identity(store: Store, content: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(content)
-        identity: dict[str, Any] = data["identity"]
-        intact = fingerprint(identity) == data["identity_digest"]
-    except (ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise CacheError(
-            f"{store.full_url(RESPONSE_PLAN)}: damaged",
-            do="delete it; finished responses are kept and checked",
-        )
-    return identity
 
 
 def _another(store: Store, found: dict[str, Any], wanted: dict[str, Any]) -> CacheError:
@@ -106,9 +92,5 @@ def _another(store: Store, found: dict[str, Any], wanted: dict[str, Any]) -> Cac
         whose = ["the teacher's" if own else "the corpus's" for own in written]
         difference = f"responses: {whose[0]} there, {whose[1]} asked for"
     else:
-        difference = describe_difference(found, wanted) or "another cut"
-    return CacheError(
-        f"{store.url}: holds a cache of another identity ({difference})",
-        expected="an empty folder, or a cache made with these settings",
-        do="choose another --cache_dir, or delete that cache",
-    )
+        difference = describe_difference(found, wanted)
+    return another_identity(store, difference)

@@ -91,7 +91,8 @@ class ResponsePlan:
         """Return the samples: prompt and response, of which the response's tokens count.
 
         Args:
-            responses_RN: the sampled tokens of every response, in the order of `requests`.
+            responses_RN: the sampled tokens of every response, in the order of `requests`; empty
+                where there is none: such a prompt is no sample.
         """
         samples: list[Sample] = []
         content = hashlib.blake2b(digest_size=16)
@@ -100,8 +101,10 @@ class ResponsePlan:
         for prompt, names in self._named(self.prompts.prompts):
             for number, name in enumerate(names):
                 ids_N = next(written)
-                unfinished += int(ids_N[-1]) not in self.ends
                 content.update(name.encode() + ids_N.astype("<i4").tobytes())
+                if not ids_N.size:
+                    continue
+                unfinished += int(ids_N[-1]) not in self.ends
                 samples.append(_sample(prompt, name, number, ids_N))
         identity = self.identity() | {
             "responses": {
@@ -111,7 +114,8 @@ class ResponsePlan:
                 "blake2b": content.hexdigest(),
             }
         }
-        return Corpus(SampleTable.of(samples), self._counts(samples), identity)
+        tokens = sum(int(ids_N.size) for ids_N in responses_RN)
+        return Corpus(SampleTable.of(samples), self._counts(samples, tokens), identity)
 
     def upper_bound(self) -> Corpus:
         """Return a corpus in which every response runs to its limit: for forecasts only."""
@@ -129,23 +133,23 @@ class ResponsePlan:
                 samples.append(
                     Sample(name, prompt.split, ids_L, counted_L, prompt.source_index, number)
                 )
-        return Corpus(SampleTable.of(samples), self._counts(samples), self.identity())
+        counts = self._counts(samples, len(samples) * limit)
+        return Corpus(SampleTable.of(samples), counts, self.identity())
 
     def _named(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[str]]]:
         for prompt in prompts:
             numbers = range(self.settings.responses)
             yield prompt, [response_id(prompt.prompt_id, number) for number in numbers]
 
-    def _counts(self, samples: Sequence[Sample]) -> CorpusCounts:
-        counts, each = self.prompts.counts, self.settings.responses
-        tokens = sum(int(sample.input_ids.size) for sample in samples)
+    def _counts(self, samples: Sequence[Sample], counted: int) -> CorpusCounts:
+        train = sum(sample.split == "train" for sample in samples)
         return replace(
-            counts,
+            self.prompts.counts,
             samples=len(samples),
-            train=counts.train * each,
-            heldout=counts.heldout * each,
-            tokens=tokens,
-            counted_tokens=tokens - counts.tokens * each,
+            train=train,
+            heldout=len(samples) - train,
+            tokens=sum(int(sample.input_ids.size) for sample in samples),
+            counted_tokens=counted,
         )
 
     def to_json(self) -> dict[str, Any]:

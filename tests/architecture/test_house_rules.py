@@ -120,10 +120,12 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     from pipeline.config.fields import leaves
     from stages.cache_teacher import TeacherRun
     from stages.distill import DistillRun
+    from stages.eval_student import EvalRun
+    from stages.push_student import PushRun
     from stages.train_student import StudentRun
 
     known = {"config", "config_file", "dry_run", "help", "retry_failed"}
-    for model in (TeacherRun, StudentRun, DistillRun):
+    for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}
     text = (ROOT / "README.md").read_text(encoding="utf-8")

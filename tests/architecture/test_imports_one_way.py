@@ -24,6 +24,7 @@ ADAPTERS = {
         "pipeline/teacher/vllm_pooler.py",
     },
     "deepspeed": {"pipeline/student/deepspeed_engine.py"},
+    "peft": {"pipeline/student/lora.py"},
     "datasets": {"pipeline/corpus/hub.py"},
     "wandb": {"pipeline/observe/trackers.py"},
     "trackio": {"pipeline/observe/trackers.py"},
@@ -34,6 +35,8 @@ ADAPTERS = {
     "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/files.py"},
     # Where Triton is, there is a GPU; `sparse_kl` asks before it imports this.
     "triton": {"pipeline/loss/triton_kl.py"},
+    "optuna": {"pipeline/sweep/search.py"},
+    "lm_eval": {"pipeline/evaluate/harness.py"},
     "s3fs": set(),
     "accelerate": set(),
     "trl": set(),
@@ -112,14 +115,22 @@ def test_the_stages_know_nothing_of_each_other() -> None:
 
 def test_every_configuration_in_the_house_is_accepted() -> None:
     from pipeline.config import parse_command
+    from pipeline.sweep.file import read_sweep_file
     from stages.cache_teacher import TeacherRun
+    from stages.sweep import read_space
     from stages.train_student import StudentRun
 
     files = sorted((ROOT / "stages/configs").rglob("*.yaml"))
     assert files
     for file in files:
         keys = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        if "unfrozen_parameters" in keys:
+        # tests/unit/sweep/test_sweep_file.py reads those of sweeps, with their spaces.
+        if "unfrozen_parameters" in keys or file.parent.name == "sweeps":
+            continue
+        if file.parent.name == "sweeps":
+            space = read_space(read_sweep_file(str(file)))
+            assert not space.mistakes, file
+            assert "search" in keys or len(space.points()) >= 4, file
             continue
         model = TeacherRun if {"teacher", "corpus", "capture"} & set(keys) else StudentRun
         parse_command(model, ["--config", str(file)], prog="p", description="")

@@ -21,7 +21,7 @@ from pipeline.teacher.columns import to_targets
 from pipeline.teacher.sparsify import SparseScheme, sparsify
 from tests.bench.fidelity_data import Hidden
 
-__all__ = ["Cached", "head_targets", "through_the_cache"]
+__all__ = ["Cached", "columns_of", "head_targets", "through_the_cache"]
 
 _NOT_TARGET = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
 _ROWS = 256
@@ -44,7 +44,7 @@ class Cached:
 
 def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> Cached:
     """Write the teacher's targets of all sequences into one shard and read them back."""
-    columns_NC = _columns(hidden, weight_VD, scheme)
+    columns_NC = columns_of(hidden, weight_VD, scheme)
     rows, tails = [], []
     ends = np.cumsum(hidden.counts_S)
     for index, end in enumerate(ends):
@@ -88,7 +88,7 @@ def head_targets(batch: Batch) -> HeadTargets:
     )
 
 
-def _columns(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> np.ndarray:
+def columns_of(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> np.ndarray:
     """Return what the engine would: columns of every counted row, noise by sample and place."""
     noise, gold_N = [], torch.from_numpy(hidden.gold_N)
     for sample_id, counted_L in zip(hidden.sample_ids, hidden.counted, strict=True):

@@ -1,10 +1,12 @@
 """Time and memory of the loss with the head, over the head's three bare matrix products.
 
     python -m tests.bench.loss [--tokens 1024] [--rounds 5] [--vocabularies 49152 151936]
+        [--only here] [--time_only]
 
 All contenders compute `alpha T^2 D + (1 - alpha) CE` forward and backward from the same hidden
-states, on one thread, in turn, `rounds` times; a time is the median of the CPU seconds. Memory is
-what the allocator held at its peak beyond the inputs and the gradients of hidden states and weight.
+states, on one thread, in turn, `rounds` times; a ratio is the median over rounds of CPU seconds
+over those of the same round's matmuls. Memory is what the allocator held at its peak beyond the
+inputs and the gradients of hidden states and weight. Across tokenizers D is ULD, at T = 1.
 The peers' losses are rebuilt from their documents and sources in plain torch, with the head before
 them: what they compute, not their packaging.
 """
@@ -218,10 +220,15 @@ def contenders(case: Case, temperature: float) -> dict[str, Step]:
     top_k, sampled = case.top_k(temperature), case.sampled(temperature)
     count = int(torch.isfinite(sampled.logprobs_NK).sum()) / len(case.gold_N)
     skew = LossSpec(temperature, ALPHA, divergence="skew_kl")
+    across = {}
+    if temperature == 1.0:
+        uld = LossSpec(temperature, ALPHA, cross_tokenizer="uld")
+        across = {f"here, ULD, top-{TOP_K}": ours(case, top_k, uld)}
     return {
         f"here, top-{TOP_K} and bucket": ours(case, top_k, LossSpec(temperature, ALPHA)),
         f"here, sampled, {count:.0f} entries": ours(case, sampled, LossSpec(temperature, ALPHA)),
         f"here, skew KL, top-{TOP_K}": ours(case, top_k, skew),
+        **across,
         "dense KL": dense_kl(case, temperature),
         "DistillKit zero": distillkit(case, temperature, top_k),
         "Axolotl, 8 chunks": axolotl(case, temperature, top_k),
@@ -263,6 +270,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[49_152, 151_936])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--only", default="", help="contenders whose names begin so")
+    parser.add_argument("--time_only", action="store_true", help="one pass less: no memory")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'V':>8} {'T':>3}  {'loss':<28} {'time / matmuls':>14} {'extra memory':>30}")
@@ -271,15 +280,22 @@ def main() -> None:
     for vocab in args.vocabularies:
         case = make_case(args.tokens, vocab)
         for temperature in args.temperatures:
-            steps = {"three matmuls": matmuls(case), **contenders(case, temperature)}
-            memory = {name: extra_bytes(case, step) for name, step in steps.items()}
+            chosen = {
+                name: step
+                for name, step in contenders(case, temperature).items()
+                if name.startswith(args.only)
+            }
+            steps = {"three matmuls": matmuls(case), **chosen}
+            memory = {
+                name: 0 if args.time_only else extra_bytes(case, step)
+                for name, step in steps.items()
+            }
             rounds = [
                 {name: cpu_seconds(step) for name, step in steps.items()}
                 for _ in range(args.rounds)
             ]
-            base = statistics.median(times["three matmuls"] for times in rounds)
             for name in steps:
-                ratio = statistics.median(times[name] for times in rounds) / base
+                ratio = statistics.median(t[name] / t["three matmuls"] for t in rounds)
                 arrays = memory[name] / (4 * args.tokens * vocab)
                 in_chunks = memory[name] / (4 * min(CHUNK, args.tokens) * vocab)
                 extra = f"{arrays:.2f} [tokens, V]"
@@ -287,10 +303,12 @@ def main() -> None:
                     extra = f"{in_chunks:.2f} chunks = {extra}"
                     worst[vocab] = max(worst.get(vocab, 0.0), ratio)
                     chunks = max(chunks, in_chunks)
-                print(f"{vocab:>8} {temperature:>3g}  {name:<28} {ratio:>14.2f} {extra:>30}")
+                line = f"{vocab:>8} {temperature:>3g}  {name:<28} {ratio:>14.2f} {extra:>30}"
+                print(line, flush=True)
     for vocab, ratio in worst.items():
         print(f"FIGURE loss_over_matmuls_{vocab // 1000}k {ratio:.3f}".replace("151k", "152k"))
-    print(f"FIGURE loss_extra_chunks {chunks:.3f}")
+    if not args.time_only:
+        print(f"FIGURE loss_extra_chunks {chunks:.3f}")
 
 
 if __name__ == "__main__":

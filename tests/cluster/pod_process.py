@@ -160,8 +160,10 @@ class PodProcess:
         """Send a signal to the container; SIGKILL takes everything in it along."""
         assert self.process is not None
         if number != signal.SIGKILL:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._main_pid(), number)
+            main = self._main_pid()
+            if main is not None:  # else it has just ended by itself
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(main, number)
             return
         victims = [self.process.pid, *_descendants(self.process.pid)]
         for pid in victims:
@@ -179,14 +181,14 @@ class PodProcess:
         self.restarts += 1
         self.start()
 
-    def _main_pid(self) -> int:
+    def _main_pid(self) -> int | None:
         """The container's first process, behind nsenter and unshare where those stand before it."""
         assert self.process is not None
         if self.node.isolation is Isolation.LOOPBACK:
             return self.process.pid
         # launcher -> unshare -> the container's PID 1
         below = _descendants(self.process.pid)
-        return next(pid for pid in below if _namespace_pid(pid) == 1)
+        return next((pid for pid in below if _namespace_pid(pid) == 1), None)
 
     def _environment(self) -> dict[str, str]:
         found = {}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.report import Generation, Passage, Report, TokenView, write_report
-from tests.unit.report.sample import sample_report
+from tests.unit.report.sample import sample_report, sample_sweep_report
 
 pytestmark = pytest.mark.browser
 
@@ -45,6 +45,11 @@ document.getElementById("f").addEventListener("load", () => {
   const token = page.querySelector(".text .tok[tabindex]");
   const facts = {
     scripts: page.scripts.length,
+    pictures: [...page.querySelectorAll("img, svg")].map((e) => {
+      const box = e.getBoundingClientRect();
+      return e.tagName === "IMG" ? e.naturalWidth > 0 : box.width > 0 && box.height > 0
+        && e.querySelectorAll("circle, path, polyline").length > 0 && !!e.querySelector("title");
+    }),
     injected: String(frame.contentWindow.injected),
     scrollWidth: root.scrollWidth,
     clientWidth: root.clientWidth,
@@ -55,6 +60,8 @@ document.getElementById("f").addEventListener("load", () => {
     smallest: Math.min(...[...page.querySelectorAll("svg text")].map(
       (e) => e.getBoundingClientRect().height)),
   };
+  facts.badges = [...page.querySelectorAll(".badge, .dot")].map(
+    (e) => [style(e).color, style(e).backgroundColor]);
   if (token) {
     const tip = token.querySelector(".tip");
     facts.tipBefore = style(tip).display;
@@ -69,10 +76,31 @@ document.getElementById("f").addEventListener("load", () => {
 </script>"""
 
 
-def _chromium(tmp_path: Path, *arguments: str) -> str:
+_BROWSERS_OWN = ("google.com", "googleapis.com", "gvt1.com", "googleusercontent.com")
+"""Chromium asks these for updates and the time whatever page it shows."""
+
+
+def _visit(page: Path, tmp_path: Path) -> tuple[list[str], set[str]]:
+    """Return what the page wrote to the console, and every address that was asked for."""
+    log = tmp_path / "net.json"
+    result = subprocess.run(
+        [_binary(), *_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+         f"--log-net-log={log}", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    console = [line for line in result.stderr.splitlines() if ":CONSOLE:" in line]
+    asked = re.findall(r'"url":"((?:https?|wss?|ftp)://([^/:"]+)[^"]*)"', log.read_text())
+    return console, {url for url, host in asked if not host.endswith(_BROWSERS_OWN)}
+
+
+def _binary() -> str:
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     assert binary, "no chromium found; install it with: apt-get install chromium"
-    command = [binary, *_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *arguments]
+    return binary
+
+
+def _chromium(tmp_path: Path, *arguments: str) -> str:
+    command = [_binary(), *_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return result.stdout
 
@@ -162,6 +190,41 @@ def test_hostile_texts_do_nothing(tmp_path: Path) -> None:
     )
     facts = _facts(report, tmp_path, width=800)
     assert (facts["scripts"], facts["injected"]) == (0, "undefined")
+
+
+REPORTS = {"run": sample_report, "sweep": sample_sweep_report}
+
+
+@pytest.mark.parametrize("kind", REPORTS)
+def test_no_console_message_and_no_request_but_the_page(tmp_path: Path, kind: str) -> None:
+    page = write_report(REPORTS[kind](num_steps=40), tmp_path / "report")
+    assert _visit(page, tmp_path) == ([], set())
+
+
+def test_the_browser_would_tell_of_both(tmp_path: Path) -> None:
+    page = tmp_path / "canary.html"
+    page.write_text("<img src='http://canary.invalid/x.png'><script>console.error('boom')</script>")
+    console, asked = _visit(page, tmp_path)
+    assert any("boom" in line for line in console)
+    assert asked == {"http://canary.invalid/x.png"}
+
+
+@pytest.mark.parametrize(("kind", "charts"), [("run", 5 + 4), ("sweep", 3 + 5 + 3)])
+def test_every_picture_is_there(tmp_path: Path, kind: str, charts: int) -> None:
+    facts = _facts(REPORTS[kind](num_steps=40), tmp_path, width=1200)
+    assert facts["pictures"] == [True] * len(facts["pictures"])
+    assert len(facts["pictures"]) >= charts
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_sweep_fits_and_can_be_read(tmp_path: Path, width: int, dark: bool) -> None:
+    facts = _facts(sample_sweep_report(num_steps=40), tmp_path, width=width, dark=dark)
+    assert facts["tooWide"] == []
+    assert facts["scrollWidth"] <= facts["clientWidth"]
+    assert facts["smallest"] >= 10
+    for text, ground in facts["badges"]:
+        assert _contrast(text, ground) >= 4.5, (text, ground)
 
 
 def test_a_picture_of_the_page_is_not_blank(tmp_path: Path) -> None:

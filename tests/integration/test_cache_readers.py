@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.cache.grid import Grids
+from pipeline.cache.ranked import COLUMNS
 from pipeline.cache.reader import open_cache
 from tests.unit.cache.sample_cache import write_cache
+from tests.unit.cache.sampled_cache import write_sampled_cache
 
-FLOATS = ("tail_mass", "gold_logprob", "log_z", "entropy")
-NAMES = ["sample_id", "num_tokens", "num_counted", "input_ids", "counted", "entries", *FLOATS]
+NAMES = ["sample_id", "num_tokens", "num_counted", "input_ids", "counted", *COLUMNS]
+OLD = Path(__file__).parents[1] / "golden/cache-v1"
 
 
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["top-k", "sampled"])
+def cache_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readers") / "cache"
-    write_cache(str(folder))
+    (write_cache if request.param == "top-k" else write_sampled_cache)(str(folder))
     # What a killed writer leaves must disturb no reader.
     (folder / "data/train/00002.parquet.0123.partial").write_bytes(b"PAR1 half")
     return folder
@@ -47,16 +50,11 @@ def _same(found: list[dict[str, Any]], rows: list[Any]) -> None:
         assert got["num_counted"] == targets.num_positions == sum(got["counted"])
         assert list(got["input_ids"]) == row.input_ids_L.tolist()
         assert list(got["counted"]) == row.counted_L.tolist()
-        size = 2 * targets.num_positions + 3 * targets.token_ids_E.size
-        assert isinstance(got["entries"], bytes)
-        assert len(got["entries"]) == size
-        for name, values in (
-            ("gold_logprob", targets.gold_logprob_N),
-            ("log_z", targets.log_z_NG),
-            ("entropy", targets.entropy_NG),
-        ):
-            assert list(got[name]) == values.reshape(-1).tolist()
-        assert all(0 <= value <= 1 for value in got["tail_mass"])
+        assert all(isinstance(got[name], bytes) for name in COLUMNS)
+        assert len(got["gold"]) == targets.num_positions
+        levels = np.frombuffer(got["gold"], np.uint8)
+        assert Grids().certain_levels()[levels].tolist() == targets.gold_logprob_N.tolist()
+        assert len(got["entropy"]) == targets.entropy_NG.size
 
 
 def test_datasets(
@@ -72,7 +70,7 @@ def test_datasets(
     assert set(found) == {"train", "heldout"}
     for split, rows in expected.items():
         _same([dict(row) for row in found[split]], rows)
-        assert found[split].features["log_z"].feature.dtype == "float16"
+        assert found[split].features["gold"].dtype == "binary"
         assert found[split].features["input_ids"].feature.dtype == "int32"
 
 
@@ -83,10 +81,6 @@ def test_duckdb(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
         query = duckdb.sql(f"SELECT * FROM '{cache_dir}/data/{split}/*.parquet'")
         names = query.columns
         _same([dict(zip(names, row, strict=True)) for row in query.fetchall()], rows)
-    [(mean,)] = duckdb.sql(
-        f"SELECT avg(list_avg(tail_mass)) FROM '{cache_dir}/data/train/*.parquet'"
-    ).fetchall()
-    assert 0 < mean < 1
     [(total,)] = duckdb.sql(
         f"SELECT sum(num_counted) FROM '{cache_dir}/data/**/*.parquet'"
     ).fetchall()
@@ -110,20 +104,25 @@ def test_pyarrow(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
         files = sorted((cache_dir / "data" / split).glob("*.parquet"))
         table = ds.dataset(files).to_table()
         _same(table.to_pylist(), rows)
-        assert table.schema.field("log_z").type == pa.list_(pa.float16())
+        assert table.schema.field("log_z").type == pa.binary()
         assert not any(table.schema.field(name).nullable for name in NAMES)
         # Damage that reached the file unnoticed is found by page checksums as well.
         file = pq.ParquetFile(files[0], page_checksum_verification=True)
         assert file.read().num_rows == file.metadata.num_rows
-        column = file.metadata.row_group(0).column(NAMES.index("entries"))
+        column = file.metadata.row_group(0).column(NAMES.index("certain_values"))
         assert column.compression == "ZSTD"
         assert "RLE_DICTIONARY" not in column.encodings
 
 
-def test_half_precision_survives(cache_dir: Path) -> None:
+def test_version_1_keeps_its_half_precision() -> None:
+    import duckdb
     import pyarrow.parquet as pq
 
-    table = pq.read_table(cache_dir / "data/train/00000.parquet")
+    [(mean,)] = duckdb.sql(
+        f"SELECT avg(list_avg(tail_mass)) FROM '{OLD}/data/train/*.parquet'"
+    ).fetchall()
+    assert 0 < mean < 1
+    table = pq.read_table(OLD / "data/train/00000.parquet")
     values = table.column("entropy").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     assert values.dtype == np.float16
     assert np.isfinite(values).all()

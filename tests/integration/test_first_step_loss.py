@@ -41,8 +41,10 @@ def _targets(row: Any, temperature: float) -> HeadTargets:
     )
 
 
-def _reference(cache_dir: Path, model: Any, vocabulary: int, temperature: float) -> tuple[Any, Any]:
-    """Return mean KL at the temperature and mean cross-entropy over the first step's tokens.
+def _reference(
+    cache_dir: Path, model: Any, vocabulary: int, temperature: float, *, step: int = 0
+) -> tuple[Any, Any]:
+    """Return mean KL at the temperature and mean cross-entropy over a step's tokens.
 
     Both carry gradients.
     """
@@ -53,7 +55,7 @@ def _reference(cache_dir: Path, model: Any, vocabulary: int, temperature: float)
         source, seed=42, packs_per_step=PACKS, pack_length=length, shuffle_shards=8, packing=True
     )
     kd, ce = [], []
-    for pack in plan.step(0).packs:
+    for pack in plan.step(step).packs:
         for row in source.read_rows(pack.shard, pack.rows):
             ids_1L = torch.from_numpy(row.input_ids_L.astype(np.int64))[None]
             logits_LV = model(input_ids=ids_1L).logits[0, :, :vocabulary]
@@ -93,6 +95,44 @@ def test_the_first_logged_loss_is_the_definition(
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     assert first.values["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_the_whole_run_is_a_plain_loop_of_torch(
+    tiny: Tiny, tiny_cache: Path, tiny_run: Path
+) -> None:
+    """Twelve steps: losses, norms, rates, and the exported weights."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
+
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_run / "init", dtype=torch.float32, attn_implementation="eager"
+    )
+    vocabulary = len(AutoTokenizer.from_pretrained(tiny.teacher))
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
+        lr=3e-3, betas=(0.9, 0.95),
+    )  # fmt: skip
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(0.1 * 12), 12)
+    logged = [
+        r.values for r in read_metrics(tiny_run / "metrics.jsonl") if "train/loss" in r.values
+    ]
+    assert len(logged) == 12
+    for step, values in enumerate(logged):
+        loss, _ = _reference(tiny_cache, model, vocabulary, 1.0, step=step)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert values["train/loss"] == pytest.approx(loss.item(), rel=1e-4), step
+        assert values["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-3), step
+        assert values["train/learning_rate"] == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    for name, weight in load_file(tiny_run / "model/model.safetensors").items():
+        torch.testing.assert_close(
+            weight, model.get_parameter(name).detach(), rtol=1e-3, atol=1e-4, msg=name
+        )
 
 
 def test_the_cached_entries_give_a_lower_bound_of_the_dense_divergence(

@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache.reader import open_cache
-from pipeline.teacher.generate_settings import GenerateSettings
-from pipeline.teacher.generator import WriteRequest, Written
-from pipeline.teacher.settings import TeacherSettings
+from pipeline.cache.verify import verify_cache
+from pipeline.storage import Store
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Running, real_stage, run_python
 
@@ -293,6 +292,47 @@ def test_a_damaged_file_of_responses_is_written_again_to_the_same_bytes(
     assert others.stat().st_mtime_ns == stamp
 
 
+def test_verify_knows_the_files_of_responses(written: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    assert verify_cache(Store(str(folder))) == []
+    file = folder / RESPONSES / "00001.parquet"
+    data = file.read_bytes()
+    file.write_bytes(data[:99] + bytes([data[99] ^ 1]) + data[100:])
+    (folder / RESPONSES / "00000.parquet").unlink()
+    found = {finding.name: finding.reason for finding in verify_cache(Store(str(folder)))}
+    assert found == {
+        f"{RESPONSES}/00000.parquet": "missing",
+        f"{RESPONSES}/00001.parquet": "damaged (its checksum does not match)",
+    }
+
+
+def test_responses_that_cannot_be_written_are_left_out(
+    flags: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    names = list(_responses(written))
+    lost = [names[3], names[30]]
+    folder = tmp_path / "cache"
+    every = [*flags, "--cache_dir", folder, "--capture.max_failed_fraction", "0.03"]
+    result = stage("cache_teacher", every, hook=("unanswered", lost))
+    message = result.refused(3)
+    assert "complete but for 2 responses, which the teacher could not write" in message
+    assert f"  - sample {lost[0]} (responses/00000), 3 tries: RuntimeError: index out" in message
+    assert "another --cache_dir has those prompts tried again" in message
+    assert set(_cached(folder)) == set(_cached(written)) - set(lost)
+    assert verify_cache(Store(str(folder))) == []
+    before = _content(folder)
+    again = stage("cache_teacher", every, hook=("forbid_loading",))
+    assert again.refused(3) == message
+    assert _content(folder) == before
+    # Three are too many for this share: said after all others are written, before the capture.
+    many = tmp_path / "many"
+    every[every.index(folder)] = many
+    result = stage("cache_teacher", every, hook=("unanswered", [*lost, names[31]]))
+    assert "3 of 72 responses could not be written" in result.refused(3)
+    assert not (many / "data").exists()
+
+
 def test_responses_that_come_out_otherwise_are_refused(
     flags: list[Any], written: Path, stage: Stage, tmp_path: Path
 ) -> None:
@@ -372,70 +412,3 @@ def test_documents_begin_and_the_teacher_goes_on(
     assert all((~row.counted_L).sum() == 4 for row in rows.values())
     prompts = {row["prompt"] for row in _responses(tmp_path / "cache").values()}
     assert all(any(text.startswith(prompt) for text in texts) for prompt in prompts)
-
-
-# The generator itself, in this process.
-
-
-def _generator(talker: Path, ends: list[int], **chosen: Any) -> Any:
-    from pipeline.teacher.transformers_generator import TransformersGenerator
-
-    chosen = {"max_new_tokens": 12, "record_logprobs": True, **chosen}
-    return TransformersGenerator(
-        TeacherSettings(model=str(talker), engine="transformers", batch_tokens=256),
-        GenerateSettings(enabled=True, **chosen), folder=talker, ends=ends, vocabulary=VOCABULARY,
-    )  # fmt: skip
-
-
-def _requests() -> list[WriteRequest]:
-    draw = np.random.default_rng(3)
-    return [
-        WriteRequest(str(n), draw.integers(3, 500, length).astype(np.int32), 1000 + n)
-        for n, length in enumerate((5, 17, 1, 30, 9, 17, 2, 26))
-    ]
-
-
-def _ids(written: list[Written]) -> list[list[int]]:
-    return [response.token_ids_N.tolist() for response in written]
-
-
-def test_greedy_is_the_argmax_of_bare_forward_passes(talker: Path) -> None:
-    """Left padding, batches and the key-value cache change nothing."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(talker, dtype=torch.float32).eval()
-    requests = _requests()
-    done = _generator(talker, ENDS, temperature=0).write(requests)
-    lengths = set()
-    for request, response in zip(requests, done, strict=True):
-        ids = request.prompt_ids_L.tolist()
-        for token, seen in zip(response.token_ids_N, response.logprobs_N, strict=True):
-            with torch.inference_mode():
-                logprobs = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-            assert int(logprobs[:VOCABULARY].argmax()) == token
-            assert float(logprobs[token]) == pytest.approx(float(seen), abs=1e-4)
-            ids.append(int(token))
-        assert len(response.token_ids_N) == 12 or ids[-1] in ENDS
-        lengths.add(len(response.token_ids_N))
-    assert len(lengths) > 1, "nothing ended: the test has lost its meaning"
-
-
-def test_a_draw_does_not_see_its_neighbours(talker: Path) -> None:
-    requests = _requests()
-    generator = _generator(talker, ENDS)
-    together = _ids(generator.write(requests))
-    assert _ids(generator.write(requests)) == together
-    assert _ids(generator.write(requests[::-1]))[::-1] == together
-    assert [_ids(generator.write([request]))[0] for request in requests] == together
-    other = [WriteRequest(r.response_id, r.prompt_ids_L, r.seed + 1) for r in requests]
-    assert sum(a == b for a, b in zip(_ids(generator.write(other)), together, strict=True)) <= 1
-
-
-def test_the_models_own_sampling_defaults_are_not_applied(talker: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "opinionated"
-    shutil.copytree(talker, folder)
-    defaults = {"repetition_penalty": 3.0, "do_sample": True, "top_k": 1, "max_length": 3}
-    (folder / "generation_config.json").write_text(json.dumps(defaults))
-    expected = _ids(_generator(talker, ENDS).write(_requests()))
-    assert _ids(_generator(folder, ENDS).write(_requests())) == expected

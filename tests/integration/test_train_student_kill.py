@@ -53,7 +53,7 @@ KILLS = {
         "kill_before", "pipeline.student.checkpoint", "Checkpoints.mark_complete",
     ),
     "before the last evaluation": ("signal_at_step", 12, int(signal.SIGKILL)),
-    "before the export": ("kill_before", "pipeline.student.run", "_export"),
+    "before the export": ("kill_before", "pipeline.student.deliver", "Delivery.finished"),
     "while the student is written": ("kill_while_exporting",),
 }  # fmt: skip
 

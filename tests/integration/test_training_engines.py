@@ -72,6 +72,24 @@ def test_accumulation_is_a_larger_batch(
     _same(folder, one_process)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_compiled_layers_compute_the_same(
+    checkpointing: str, flags: list[Any], one_process: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "student"
+    more = (
+        "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2,
+        "--torch_compile", "true", "--student.gradient_checkpointing", checkpointing,
+    )  # fmt: skip
+    stage("train_student", [*flags, "--output_dir", folder, *more]).ok()
+    _same(folder, one_process, rel=1e-3)
+    message = stage(
+        "train_student", [*flags, "--output_dir", folder, *more, "--train.zero_stage", 3]
+    ).refused(2)
+    assert "train.torch_compile: found true with train.zero_stage 3" in message
+
+
 @pytest.mark.parametrize("zero", [0, 1, 3])
 def test_one_process_under_every_zero_stage(
     zero: int, flags: list[Any], one_process: Path, stage: Stage, tmp_path: Path
@@ -133,6 +151,20 @@ def test_accelerate_launch(
     _same(tmp_path / "student", one_process)
 
 
+@pytest.mark.slow
+def test_deepspeed_launcher(flags: list[Any], one_process: Path, tmp_path: Path) -> None:
+    # It counts accelerators by itself; a CPU is one, of which it may start several.
+    command = [
+        "-m", "deepspeed.launcher.runner", "--num_gpus", 2, "--master_port", _port(),
+        "--no_local_rank", "--module", "stages.train_student",
+    ]  # fmt: skip
+    sizes = ("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1)
+    folder = tmp_path / "student"
+    result = run_python([*command, *flags, *sizes, "--output_dir", folder], timeout=280).ok()
+    assert (result.out + result.err).count(f"student {folder}/model") == 1
+    _same(folder, one_process)
+
+
 def _port() -> int:
     import socket
 
@@ -142,9 +174,7 @@ def _port() -> int:
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_launcher_saves_and_another_world_size_is_refused(
-    flags: list[Any], one_process: Path, stage: Stage, tmp_path: Path
-) -> None:
+def test_sigterm_to_the_launcher_saves(flags: list[Any], one_process: Path, tmp_path: Path) -> None:
     """What Kubernetes does to a pod: the launcher gets it and hands it on."""
     import signal
     import subprocess
@@ -168,15 +198,7 @@ def test_sigterm_to_the_launcher_saves_and_another_world_size_is_refused(
         assert process.wait(60) != 0
     text = (tmp_path / "log").read_text()
     assert "stopped by SIGTERM after step" in text
-    (saved,) = (folder / "checkpoints").glob("step-*/complete.json")
-    message = stage(
-        "train_student",
-        [*flags, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1,
-         "--output_dir", folder],
-    ).refused(3)  # fmt: skip
-    assert "written by 2 processes, this run has 1; expected the same number" in message
-    assert "start with NPROC=2" in message
-    assert saved.exists()
+    assert len(list((folder / "checkpoints").glob("step-*/complete.json"))) == 1
     result = _launch(TORCHRUN, [*flags, *sizes], folder)
     assert "resuming after step" in result.err
     _same(folder, one_process)
@@ -212,7 +234,7 @@ def test_a_killed_rank_ends_the_run_and_the_run_goes_on(
     ]  # fmt: skip
     code = (
         "import os, sys\n"
-        "from tests.stage_runner import signal_at_step\n"
+        "from tests.stage_hooks import signal_at_step\n"
         "if os.environ['RANK'] == '1': signal_at_step(5, 9)\n"
         "from pipeline.errors import run_command\n"
         "from stages.train_student import main\n"

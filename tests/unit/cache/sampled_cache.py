@@ -29,8 +29,12 @@ def sampled_row(
     vocab: int = VOCAB,
     most: int = 40,
     exact: int = 0,
+    spread: float = 3.0,
 ) -> tuple[CachedSequence, NDArray[np.float32]]:
-    """Return a row of 2 to `most` tokens and its tails; the `exact` largest are certain."""
+    """Return a row of 2 to `most` tokens and its tails; the `exact` largest are certain.
+
+    `spread` is the standard deviation of the logits.
+    """
     spec = RankedSpec(vocab, law)
     grids, grid = spec.grids, law.temperatures
     length = int(rng.integers(2, most))
@@ -42,7 +46,7 @@ def sampled_row(
     noise_N = row_noise(sample_key(name), rows_N)
     counts, ids, logprobs, inclusion, log_z_NG, gold_N = [], [], [], [], [], []
     for n, token in enumerate(ids_L[counted_L]):
-        z = rng.normal(0, 3, vocab)
+        z = rng.normal(0, spread, vocab)
         log_p_V = z - np.log(np.exp(z).sum())
         steps = np.rint(np.log([np.exp(log_p_V / t).sum() for t in grid]) / grids.log_z_step)
         log_z_G = steps * grids.log_z_step
@@ -82,7 +86,7 @@ def sampled_row(
 
 
 def sampled_rows(
-    number: int, seed: int, law: SamplingLaw, **shape: int
+    number: int, seed: int, law: SamplingLaw, **shape: Any
 ) -> tuple[list[CachedSequence], list[NDArray[np.float32]]]:
     """Return rows and their tails; the same for the same seed."""
     rng = np.random.default_rng(seed)

@@ -122,7 +122,8 @@ def test_verify_as_a_program(cache_dir: Path) -> None:
     done = run()
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
+    told = [line for line in done.stderr.splitlines() if not line.startswith("verify: ")]
+    assert len(told) == 1  # a slow machine tells its progress before
     assert "2 files are damaged, 1 shards are whole" in done.stderr
     assert len(done.stdout.splitlines()) == 2
 

@@ -73,7 +73,7 @@ def test_what_was_written_is_read(made: Path) -> None:
             np.testing.assert_allclose(a.targets.entropy_NG, b.targets.entropy_NG, atol=1.01 * half)
             for name in ("gold_logprob_N", "logprobs_E"):
                 x, y = getattr(a.targets, name), getattr(b.targets, name)
-                np.testing.assert_allclose(np.exp(x), np.exp(y), atol=0.02)
+                np.testing.assert_allclose(np.exp(x), np.exp(y), atol=0.03)
                 assert x.shape == y.shape
 
 

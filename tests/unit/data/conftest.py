@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.cache.reader import ShardDamaged
 from pipeline.cache.sparse import CachedSequence, SparseTargets
 
 GRID = (1.0, 2.0)
@@ -28,6 +29,9 @@ class FakeSource:
         rng = np.random.default_rng(seed)
         self._shard_rows = list(shard_rows)
         self.reads: list[tuple[int, int]] = []
+        self.opened: list[int] = []
+        self.hanging: list[str] = []
+        self.damaged: set[int] = set()
         self.calls = 0
         self.fail_after: int | None = None
         self.rows = [
@@ -42,6 +46,18 @@ class FakeSource:
         """Rows of each shard."""
         return self._shard_rows
 
+    def shard_name(self, shard: int) -> str:
+        """Return a name."""
+        return f"shard-{shard}"
+
+    def open(self, shard: int) -> None:
+        """Remember that the shard was wanted."""
+        self.opened.append(shard)
+
+    def reading(self) -> Sequence[str]:
+        """Return what hangs."""
+        return self.hanging
+
     def lengths(self) -> NDArray[np.int32]:
         """Tokens of each row."""
         return np.array([len(s.input_ids_L) for s in self._all()], np.int32)
@@ -55,6 +71,8 @@ class FakeSource:
         self.calls += 1
         if self.fail_after is not None and self.calls > self.fail_after:
             raise OSError("the disk is gone")
+        if shard in self.damaged:
+            raise ShardDamaged(self.shard_name(shard), "a bit flipped")
         self.reads += [(shard, row) for row in rows]
         return [self.rows[shard][row] for row in rows]
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline.cache.reader import open_cache
 from pipeline.data.collate import Batch
 from pipeline.data.heldout import heldout_batches
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import StepBatch, TrainStream
 from pipeline.errors import ConfigError
+from tests.unit.cache.sample_cache import write_cache
 
 MakeSource = Callable[..., Any]
 
@@ -177,6 +182,24 @@ def test_wait_is_measured() -> None:
         time.sleep(0.1)
         assert next(items) == 0
         assert items.wait_seconds < 0.05
+
+
+def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
+    """Less than half a kB an epoch, which is noise; numpy tells tracemalloc what it holds."""
+    url = str(tmp_path / "cache")
+    write_cache(url)
+    stream = make_stream(open_cache(url).source("train"), packs_per_step=2, pack_length=64)
+    held: dict[int, int] = {}
+    tracemalloc.start()
+    try:
+        for step in stream.steps(0, 204 * stream.steps_per_epoch):
+            if step.epoch in (3, 203) and step.epoch not in held:
+                gc.collect()
+                held[step.epoch] = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert stream.steps_per_epoch > 1
+    assert held[203] < held[3] + 100_000
 
 
 def test_refusals(make_source: MakeSource) -> None:

@@ -292,7 +292,9 @@ def test_every_setting_reaches_the_loss() -> None:
     }  # fmt: skip
     head = install_distill_head(TinyModel(), settings(**chosen), drawn_log_step=0.5)
     assert head.spec.loss == LossSpec(**chosen, drawn_log_step=0.5)
-    unused = set(LossSettings.model_fields) - set(chosen)
+    across = install_distill_head(TinyModel(), settings(temperature=1.0, cross_tokenizer="uld"))
+    assert across.spec.loss.cross_tokenizer == "uld"
+    unused = set(LossSettings.model_fields) - set(chosen) - {"cross_tokenizer"}
     assert unused == {"chunk_rows", "off_grid"}, "the head's, and the collator's"
 
 

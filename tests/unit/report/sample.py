@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+from dataclasses import replace
 
 from pipeline.report import (
     CacheFacts,
@@ -16,7 +17,11 @@ from pipeline.report import (
     Passage,
     Report,
     Row,
+    SettingDifference,
     ShardFacts,
+    Speed,
+    SweepFacts,
+    SweepPoint,
     TokenView,
     terminal_table,
     write_report,
@@ -87,6 +92,112 @@ def sample_report(*, seed: int = 7, num_steps: int = 1200) -> Report:
         notes=(
             "Held-out text is 2 % of the corpus, chosen by the hash of each sample.",
             "Standard errors come from a bootstrap over sequences, 1 000 draws.",
+        ),
+    )
+
+
+def sample_sweep_report(*, seed: int = 5, num_steps: int = 300, runs: int = 8) -> Report:
+    """Return a full report of a sweep over temperature, alpha and the student's layers."""
+    rng = random.Random(seed)
+    combos = [
+        (t, a, layers)
+        for layers in ("0 3 6 9", "0 2 4 6 8 9")
+        for t in (1.0, 2.0)
+        for a in (0.5, 1.0)
+    ]
+    while len(combos) < runs:
+        combos.append((1 + len(combos) / 10, 0.7, "0 3 6 9"))
+    combos = combos[:runs]
+    base = sample_report(seed=seed, num_steps=3)
+    points, rows, curves, speeds = [], [], [], []
+    for place, (temperature, alpha, layers) in enumerate(combos):
+        rank = place + 1
+        kl = 0.4111 + (0.004 if rank == 2 else 0.035 * place if place else 0.0)
+        label = f"temperature {temperature:g}, alpha {alpha:g}, layers_kept {layers}"
+        measures = {
+            "kl": Measure(kl, 0.0052 + place / 2000),
+            "cross_entropy": Measure(1.9783 + kl / 10, 0.0119),
+            "perplexity": Measure(math.exp(1.9783 + kl / 10), 0.09),
+            "top1_agreement": Measure(0.7137 - kl / 20, 0.0031),
+            "ece": Measure(0.0247 + place / 1000),
+        }
+        gap = kl - 0.4111
+        points.append(
+            SweepPoint(
+                label=label,
+                folder=f"runs/sweeps/sample/runs/{rank}",
+                state="finished",
+                values={
+                    "loss.temperature": f"{temperature:g}",
+                    "loss.alpha": f"{alpha:g}",
+                    "student.layers_kept": layers,
+                },
+                numbers={"loss.temperature": temperature, "loss.alpha": alpha},
+                rank=rank,
+                objective=measures["kl"],
+                before=Measure(1.2953, 0.0112),
+                difference=Difference(label, points[0].label, "kl", gap, 0.0031)
+                if points
+                else None,
+            )
+        )
+        detail = f"{temperature:g}, {alpha:g}, {layers}"
+        rows.append(Row(label, "distilled", measures, 134_515_008, detail, rank))
+        decay = num_steps / 6
+        line = tuple(
+            (s, kl + 0.2 + 2 * math.exp(-s / decay) + rng.gauss(0, 0.03))
+            for s in range(1, num_steps + 1)
+        )
+        held = tuple(
+            (s, kl + 0.9 * math.exp(-s / decay))
+            for s in range(0, num_steps + 1, max(num_steps // 6, 1))
+        )
+        rate = tuple((s, 5200 + rng.gauss(0, 130)) for s in range(1, num_steps + 1))
+        curves += [
+            Curve("training loss", line, label, unit="nats", rank=rank),
+            Curve("held-out KL", held, label, unit="nats", rank=rank),
+            Curve("tokens per second", rate, label, unit="tokens/s", group="speed", rank=rank),
+        ]
+        speeds.append(Speed(label, num_steps, 70_000, 5190.0, 0.012, 2.31, 212.0 + place, rank))
+    lost = [
+        SweepPoint(
+            label="temperature 4, alpha 1, layers_kept 0 3 6 9",
+            folder="runs/sweeps/sample/runs/9",
+            state="failed",
+            values={"loss.temperature": "4", "loss.alpha": "1", "student.layers_kept": "0 3 6 9"},
+            error="exit code 1: the loss is not finite at step 12.",
+        ),
+        SweepPoint(
+            label="temperature 4, alpha 0.5, layers_kept 0 3 6 9",
+            folder="runs/sweeps/sample/runs/10",
+            state="pruned",
+            values={"loss.temperature": "4", "loss.alpha": "0.5", "student.layers_kept": "0"},
+        ),
+    ]
+    return replace(
+        base,
+        title=f"Sweep “sample”: {len(points) + 2} students from one cache",
+        rows=(*rows, base.rows[0], base.rows[3]),
+        differences=tuple(point.difference for point in points if point.difference is not None),
+        curves=tuple(curves),
+        speeds=tuple(speeds),
+        setting_differences=(
+            SettingDifference(
+                "loss.temperature",
+                {point.label: point.values["loss.temperature"] for point in points},
+            ),
+            SettingDifference(
+                "loss.alpha", {point.label: point.values["loss.alpha"] for point in points}
+            ),
+        ),
+        sweep=SweepFacts(
+            "sample",
+            "heldout/kl",
+            "held-out KL to the teacher",
+            "nats",
+            False,
+            ("loss.temperature", "loss.alpha", "student.layers_kept"),
+            (*points, *lost),
         ),
     )
 
@@ -194,6 +305,6 @@ def _tokens(rng: random.Random) -> list[TokenView]:
 
 
 if __name__ == "__main__":
-    report = sample_report()
+    report = sample_sweep_report() if "sweep" in sys.argv[2:] else sample_report()
     print(terminal_table(report))
     print(write_report(report, sys.argv[1]))

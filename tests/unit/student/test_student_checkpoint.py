@@ -73,6 +73,26 @@ def test_another_run_is_refused_with_the_field(tmp_path: Path) -> None:
     assert _checkpoints(tmp_path).newest() is not None
 
 
+@pytest.mark.parametrize(
+    ("ranks", "advice"), [(4, "to be 3"), (5, "to be 12 divided by a number of processes that")]
+)
+def test_another_size_of_the_step_says_how_to_divide_it(
+    ranks: int, advice: str, tmp_path: Path
+) -> None:
+    train = {"learning_rate": 1e-3, "packs_per_step": 12}
+    _save(_checkpoints(tmp_path, train=train), 10)
+    train["packs_per_step"] = 2 * ranks
+    identity = RunIdentity({**IDENTITY, "train": train})
+    with pytest.raises(ResumeError) as caught:
+        Checkpoints(tmp_path, identity, keep=2, world_size=ranks).newest()
+    said = str(caught.value)
+    assert "with 2 processes, had 12 packs" in said
+    assert f"with {ranks} processes, has {2 * ranks}" in said
+    assert advice in said
+    with pytest.raises(ResumeError, match="a checkpoint of another run"):
+        _checkpoints(tmp_path, train={**train, "learning_rate": 2e-3}).newest()
+
+
 def test_a_named_checkpoint(tmp_path: Path) -> None:
     found = _checkpoints(tmp_path)
     folder = _save(found, 10)

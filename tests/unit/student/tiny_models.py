@@ -34,6 +34,10 @@ def tiny_model(family: str = "llama", *, tied: bool = False, spread: float = 0.2
         "smollm3": lambda: hf.SmolLM3Config(**common, no_rope_layers=[1, 0, 0, 1, 1, 0]),
         "glm4": lambda: hf.Glm4Config(**common, head_dim=8),
         "granite": lambda: hf.GraniteConfig(**common, residual_multiplier=0.3),
+        "gpt2": lambda: hf.GPT2Config(
+            vocab_size=VOCAB, n_embd=32, n_layer=LAYERS, n_head=4, n_positions=64,
+            tie_word_embeddings=tied, initializer_range=spread,
+        ),
         "gemma2": lambda: hf.Gemma2Config(**common, head_dim=8),
     }  # fmt: skip
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.cache.set_aside import FailedRow
 from pipeline.corpus.prompts import Prompt, Prompts
 from pipeline.corpus.sample import CorpusCounts
 from pipeline.corpus.split import prompt_id
@@ -130,13 +131,39 @@ def test_a_file_comes_back(logprobs: bool, tmp_path: Path) -> None:
     assert data == _file(logprobs=logprobs)[0]
     found = decode_responses(data, response_ids=["r0", "r1", "r2"], identity_digest="d")
     assert found is not None
-    assert [part.tolist() for part in found] == [part.tolist() for part in ids]
+    assert [part.tolist() for part in found.tokens] == [part.tolist() for part in ids]
+    assert found.unanswered == ()
     import pyarrow.parquet as pq
 
     (tmp_path / "a.parquet").write_bytes(data)
     table = pq.read_table(tmp_path / "a.parquet")
     assert table.column("prompt")[0].as_py() == "Grüße?"
     assert ("logprobs" in table.column_names) == logprobs
+
+
+def test_a_response_that_is_lacking_says_why() -> None:
+    lost = FailedRow("r1", "RuntimeError: index out of range", 3)
+    ids = np.array([5, 2], np.int32)
+    written = [Written(ids, None), lost, Written(ids[:1], None)]
+    texts = [ResponseText(f"r{n}", "train", "?", "!", finished=True) for n in range(3)]
+    data = encode_responses(texts, written, identity_digest="d")
+    found = decode_responses(data, response_ids=["r0", "r1", "r2"], identity_digest="d")
+    assert found is not None
+    assert [part.tolist() for part in found.tokens] == [[5, 2], [], [5]]
+    assert found.unanswered == (lost,)
+
+
+def test_a_prompt_without_a_response_is_no_sample() -> None:
+    plan = _plan([3, 1, 4], responses=2)
+    ids = np.array([7, 2], np.int32)
+    whole, less = plan.corpus([ids] * 6), plan.corpus([ids] * 4 + [ids[:0], ids])
+    assert less.counts.samples == 5 == len(less.samples)
+    assert less.counts.train + less.counts.heldout == 5
+    assert less.counts.counted_tokens == 10 == whole.counts.counted_tokens - 2
+    assert less.counts.tokens == whole.counts.tokens - 6
+    names = [sample.sample_id for sample in whole.samples]
+    assert [sample.sample_id for sample in less.samples] == [*names[:4], names[5]]
+    assert less.identity["responses"] != whole.identity["responses"]
 
 
 def test_a_file_of_others_is_not_taken() -> None:

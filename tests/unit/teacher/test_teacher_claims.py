@@ -187,3 +187,11 @@ def test_last_words_to_a_store_that_hangs_take_seconds(
     begun = time.monotonic()
     one.give_up_all()
     assert time.monotonic() - begun < 10
+
+
+def test_a_pods_worker_is_named_by_its_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISTILL_REPLICA_INDEX", raising=False)
+    assert not worker_name().startswith("worker-")
+    monkeypatch.setenv("DISTILL_REPLICA_INDEX", "3")
+    assert worker_name().startswith("worker-3-")
+    assert worker_name() != worker_name()

@@ -1,0 +1,129 @@
+"""A sweep on a cluster: one PyTorchJob a point, each named by what it changes."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from k8s.job_rules import LONGEST_NAME
+from k8s.kubectl import Kubectl, overlay_folder, render_kustomization
+from k8s.objects import find_job, volume_root
+from k8s.render import RenderedJob, render_job
+from k8s.run_config import Stage
+from k8s.submit import JobFailed, Patience, begin_stage, run_to_end
+from pipeline.config import dump_yaml
+from pipeline.errors import ConfigError
+from pipeline.sweep.file import read_sweep_file
+from pipeline.sweep.plan import settings_digest, slug
+from stages.sweep import read_space
+
+__all__ = ["render_sweep", "run_name", "submit_sweep"]
+
+_STAGE: Stage = "train-student"
+_LABEL = "distill/sweep"
+_DIGEST_CHARACTERS = 8
+
+
+def render_sweep(
+    path: str,
+    *,
+    overlay: str,
+    nodes: int | None = None,
+    image: str | None = None,
+    namespace: str | None = None,
+    queue: str | None = None,
+    priority: str | None = None,
+) -> list[RenderedJob]:
+    """Render and check the job of every point; nothing is submitted.
+
+    Args:
+        path: of the sweep file.
+        overlay: a name below k8s/overlays, or a folder.
+        nodes: as for `render_job`, as are the others.
+        image: of stage two.
+        namespace: None takes the overlay's.
+        queue: Kueue's local queue.
+        priority: Kueue's priority class.
+
+    Raises:
+        ConfigError: with every mistake of the file; a search, which needs to see its runs; or what
+            `render_job` refuses.
+    """
+    file = read_sweep_file(path)
+    if file.search is not None:
+        raise ConfigError(
+            f"{path}: found a search",
+            expected="a grid or a list of points: a search must see how its runs go",
+            do="run it on one machine with --parallel, or give its space to Katib "
+            "(k8s/examples/katib)",
+        )
+    space = read_space(file)
+    points = space.points()
+    if space.mistakes:
+        raise ConfigError(mistakes=[f"{path}: {line}" for line in space.mistakes])
+    folder = overlay_folder(overlay)
+    volume = volume_root(find_job(render_kustomization(folder), _STAGE, source=str(folder)))
+    cache = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
+    jobs = []
+    for point in points:
+        data = point.settings.model_dump(mode="json")
+        # All read the sweep's cache; where it is relative it lies on the volume.
+        data["cache_dir"] = cache if "://" in cache else str(Path(volume) / cache)
+        del data["output"]
+        settings = type(point.settings).model_validate(data)
+        with tempfile.TemporaryDirectory() as scratch:
+            config = Path(scratch) / "point.yaml"
+            config.write_text(dump_yaml(settings), encoding="utf-8")
+            jobs.append(
+                render_job(
+                    stage=_STAGE,
+                    run=run_name(slug(point.values), settings_digest(settings)),
+                    overlay=overlay,
+                    config=str(config),
+                    labels={_LABEL: _word(Path(path).stem)[:63]},
+                    nodes=nodes,
+                    image=image,
+                    namespace=namespace,
+                    queue=queue,
+                    priority=priority,
+                )
+            )
+    return jobs
+
+
+def run_name(words: str, digest: str) -> str:
+    """Return a run's name within what a job's name may hold: `alpha-0-5-temp-1a2b3c4d`."""
+    room = LONGEST_NAME - len(_STAGE) - len("--12345678") - _DIGEST_CHARACTERS - 1
+    return f"{_word(words)[:room].rstrip('-')}-{digest[:_DIGEST_CHARACTERS]}"
+
+
+def submit_sweep(jobs: Sequence[RenderedJob], *, patience: Patience) -> None:
+    """Apply every job, then stay until the last has ended.
+
+    The same call again leaves finished jobs alone, follows running ones, starts failed ones anew.
+
+    Raises:
+        CacheError: stage two could not start on that cache; nothing was submitted.
+        JobFailed: some of them failed, with the list; the others have ended.
+        JobTimeout: one did not end in time; they go on.
+    """
+    kubectl = Kubectl()
+    waiting = [job for job in jobs if begin_stage(job, patience=patience)]
+    failed: list[str] = []
+    for job in waiting:
+        try:
+            run_to_end(kubectl, job.job, patience=patience)
+        except JobFailed as error:
+            failed.append(str(error).rstrip("."))
+    if failed:
+        lines = "".join(f"\n  - {line}" for line in failed)
+        raise JobFailed(
+            f"{len(failed)} of {len(jobs)} jobs failed:{lines}\nthe others have succeeded",
+            do="the same command starts the failed ones anew",
+        )
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "sweep"

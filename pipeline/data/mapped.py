@@ -1,0 +1,80 @@
+"""Rows of a cache whose token ids become those of the student.
+
+The ids are mapped as rows are read, not in the head: one gather a row in the thread that reads
+ahead, and the model, its head, the loss, checkpoints and the exported student stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.sparse import CachedSequence
+from pipeline.data.source import RowSource
+from pipeline.errors import ModelError
+
+__all__ = ["MappedRows"]
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRows:
+    """A `RowSource` over another one."""
+
+    source: RowSource
+    to_student: Callable[[Ids], Ids]
+    """From the teacher's ids to the student's; `size` and more where the student has none."""
+    size: int
+    name: Callable[[int], str]
+    """The teacher's piece of an id, for messages."""
+
+    def shard_rows(self) -> Sequence[int]:
+        """Return the source's."""
+        return self.source.shard_rows()
+
+    def lengths(self) -> NDArray[np.int32]:
+        """Return the source's: pieces map one to one."""
+        return self.source.lengths()
+
+    def counted_counts(self) -> NDArray[np.int32]:
+        """Return the source's."""
+        return self.source.counted_counts()
+
+    def shard_name(self, shard: int) -> str:
+        """Return the source's."""
+        return self.source.shard_name(shard)
+
+    def open(self, shard: int) -> None:
+        """Let the source read a shard."""
+        self.source.open(shard)
+
+    def reading(self) -> Sequence[str]:
+        """Return the source's."""
+        return self.source.reading()
+
+    def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
+        """Read and map.
+
+        Raises:
+            ModelError: a sequence holds a piece that the student has no embedding for. As a target
+                such a piece is allowed: its mass lies outside the student's vocabulary.
+        """
+        return [self._mapped(row) for row in self.source.read_rows(shard, rows)]
+
+    def _mapped(self, row: CachedSequence) -> CachedSequence:
+        input_ids_L = self.to_student(row.input_ids_L)
+        unknown_L = input_ids_L >= self.size
+        if unknown_L.any():
+            piece = self.name(int(row.input_ids_L[int(unknown_L.argmax())]))
+            raise ModelError(
+                f"row {row.sample_id} of the cache holds {piece!r}, which is no piece of the "
+                "student's tokenizer",
+                expected="every piece of the sequences in the student's vocabulary",
+                do="choose a student that has it, or make the cache from text without it",
+            )
+        targets = replace(row.targets, token_ids_E=self.to_student(row.targets.token_ids_E))
+        return replace(row, input_ids_L=input_ids_L, targets=targets)

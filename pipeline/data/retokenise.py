@@ -1,0 +1,240 @@
+"""Rows of a cache in the tokens of a student with another tokenizer, for cross-tokenizer losses.
+
+The teacher's ids are decoded and the text is tokenised anew. A target carries over where both
+tokenizers begin a token at the same character: there both predict what follows the same text. All
+other student tokens keep their cross-entropy and have a target without entries.
+
+Shapes: L tokens of the teacher's sequence, M of the student's, C segments, N counted tokens, E
+entries of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.sparse import CachedSequence, SparseTargets
+from pipeline.data.source import RowSource
+
+__all__ = ["Aligner", "Pieces", "RetokenisedRows", "retokenise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Token ids and the text of each."""
+
+    ids: Sequence[int]
+    texts: Sequence[str | None]
+    """None: the token ends inside a character, whose text comes with a later token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aligner:
+    """The two tokenizers, as far as rows need them."""
+
+    texts: Callable[[Sequence[int]], Sequence[str | None]]
+    """The text of each of the teacher's ids; see `Pieces.texts`."""
+    encode: Callable[[str], Pieces]
+    """The student's tokens of a text without special tokens."""
+    special: Callable[[int], int | None]
+    """The student's counterpart of a special token of the teacher, by content or by role (begin or
+    end of text); None for ordinary tokens and for those without one, which are read as text; -1 for
+    those to leave out."""
+
+
+def retokenise(row: CachedSequence, aligner: Aligner) -> CachedSequence:
+    """Return the row in the student's tokens.
+
+    Of sampled targets only the certain entries are kept, less a gold token that is certain for
+    being gold alone: what is left is the head of the sorted distribution, which cross-tokenizer
+    losses compare.
+    """
+    ids, starts, at = _student_tokens(row, aligner)
+    target_of_L = np.cumsum(row.counted_L) - 1
+    counted_M = np.zeros(len(ids), np.bool_)
+    target_M = np.full(len(ids), -1, np.int64)
+    for j, (start, place) in enumerate(zip(starts, at, strict=True)):
+        # A student's first token predicts nothing, as the teacher's.
+        if j == 0 or not row.counted_L[place]:
+            continue
+        counted_M[j] = True
+        if start:
+            target_M[j] = target_of_L[place]
+    return CachedSequence(
+        sample_id=row.sample_id,
+        input_ids_L=np.asarray(ids, np.int32),
+        counted_L=counted_M,
+        targets=_pick(row.targets, target_M[counted_M]),
+    )
+
+
+@dataclass(frozen=True)
+class RetokenisedRows:
+    """A `RowSource` over another one; the lengths cost one pass over all rows, once."""
+
+    source: RowSource
+    aligner: Aligner
+
+    def shard_rows(self) -> Sequence[int]:
+        """Return the source's."""
+        return self.source.shard_rows()
+
+    def lengths(self) -> NDArray[np.int32]:
+        """Return the student's tokens of every row."""
+        return self._sizes[:, 0]
+
+    def counted_counts(self) -> NDArray[np.int32]:
+        """Return the student's counted tokens of every row."""
+        return self._sizes[:, 1]
+
+    def aligned_counts(self) -> NDArray[np.int32]:
+        """Return how many of these have a target."""
+        return self._sizes[:, 2]
+
+    def shard_name(self, shard: int) -> str:
+        """Return the source's."""
+        return self.source.shard_name(shard)
+
+    def open(self, shard: int) -> None:
+        """Let the source read a shard."""
+        self.source.open(shard)
+
+    def reading(self) -> Sequence[str]:
+        """Return the source's."""
+        return self.source.reading()
+
+    def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
+        """Read and tokenise anew."""
+        return [retokenise(row, self.aligner) for row in self.source.read_rows(shard, rows)]
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int32]:
+        sizes = [
+            (len(row.input_ids_L), row.targets.num_positions, int((row.targets.counts_N > 0).sum()))
+            for shard, rows in enumerate(self.source.shard_rows())
+            for row in self.read_rows(shard, range(rows))
+        ]
+        return np.asarray(sizes, np.int32).reshape(-1, 3)
+
+
+def _student_tokens(
+    row: CachedSequence, aligner: Aligner
+) -> tuple[list[int], list[bool], list[int]]:
+    """Return for each student token three things.
+
+    Its id, whether a token of the teacher begins where it does, and which of the teacher's tokens
+    covers its first character.
+    """
+    teacher_ids = row.input_ids_L.tolist()
+    texts = aligner.texts(teacher_ids)
+    ids: list[int] = []
+    starts: list[bool] = []
+    at: list[int] = []
+    first = 0
+    while first < len(teacher_ids):
+        special = aligner.special(teacher_ids[first])
+        if special is not None:
+            if special >= 0:
+                ids.append(special)
+                starts.append(True)
+                at.append(first)
+            first += 1
+            continue
+        last = first
+        while last < len(teacher_ids) and aligner.special(teacher_ids[last]) is None:
+            last += 1
+        segment = texts[first:last]
+        text = "".join(part or "" for part in segment)
+        whole_T, begin_T = _begins(segment)
+        pieces = aligner.encode(text)
+        whole_S, begin_S = _begins(pieces.texts)
+        # A tokenizer that does not give its text back (it lowers case, it adds a space) has no
+        # characters to align by.
+        exact = "".join(part or "" for part in pieces.texts) == text
+        known = {begin_T[i]: i for i in reversed(range(len(segment))) if whole_T[i]}
+        owners = np.searchsorted(begin_T, begin_S, side="right") - 1
+        for j, number in enumerate(pieces.ids):
+            aligned = exact and whole_S[j] and begin_S[j] in known
+            place = known[begin_S[j]] if aligned else int(owners[j])
+            ids.append(number)
+            starts.append(aligned)
+            at.append(first + min(max(place, 0), len(segment) - 1))
+        first = last
+    return ids, starts, at
+
+
+def _begins(texts: Sequence[str | None]) -> tuple[list[bool], list[int]]:
+    """Return for each token whether it begins between two characters, and at which character."""
+    whole, begins, place, complete = [], [], 0, True
+    for text in texts:
+        whole.append(complete)
+        begins.append(place)
+        complete = text is not None
+        place += len(text or "")
+    return whole, begins
+
+
+def _pick(targets: SparseTargets, chosen_N: NDArray[np.int64]) -> SparseTargets:
+    """Return the targets of the chosen positions, in that order; -1 stands for one of no entries.
+
+    Its log Z and entropy are 0, and its gold log-probability NaN: nobody knows them.
+    """
+    kept_E = _head_of_distribution(targets)
+    owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)[kept_E]
+    ids_E, logprobs_E = targets.token_ids_E[kept_E], targets.logprobs_E[kept_E]
+    counts_P = np.bincount(owner_E, minlength=targets.num_positions)
+    first_P = np.cumsum(counts_P) - counts_P
+    there_N = chosen_N >= 0
+    safe_N = np.where(there_N, chosen_N, 0)
+    if not targets.num_positions:
+        counts_N = np.zeros(len(chosen_N), np.int64)
+        order_E = np.zeros(0, np.int64)
+    else:
+        counts_N = np.where(there_N, counts_P[safe_N], 0)
+        ranges = [
+            np.arange(first_P[n], first_P[n] + count)
+            for n, count in zip(safe_N, counts_N, strict=True)
+        ]
+        order_E = np.concatenate([np.zeros(0, np.int64), *ranges])
+    return SparseTargets(
+        counts_N=counts_N.astype(np.int32),
+        token_ids_E=ids_E[order_E],
+        logprobs_E=logprobs_E[order_E],
+        inclusion_E=None,
+        temperatures=targets.temperatures,
+        log_z_NG=_rows(targets.log_z_NG, safe_N, there_N, 0.0),
+        entropy_NG=_rows(targets.entropy_NG, safe_N, there_N, 0.0),
+        gold_logprob_N=_rows(targets.gold_logprob_N, safe_N, there_N, np.nan),
+    )
+
+
+def _rows(
+    table: NDArray[np.float32], safe_N: NDArray[np.int64], there_N: NDArray[np.bool_], other: float
+) -> NDArray[np.float32]:
+    if not len(table):
+        return np.full((len(safe_N), *table.shape[1:]), other, np.float32)
+    picked = table[safe_N].copy()
+    picked[~there_N] = other
+    return picked
+
+
+def _head_of_distribution(targets: SparseTargets) -> NDArray[np.bool_]:
+    """Return bool [E]: entries that are the largest of their position without a gap."""
+    inclusion_E = targets.inclusion_E
+    if inclusion_E is None:
+        return np.ones(len(targets.token_ids_E), np.bool_)
+    kept_E = inclusion_E >= 1
+    # The first of each position is the gold token, whatever its probability.
+    start = 0
+    for count in targets.counts_N.tolist():
+        others = targets.logprobs_E[start + 1 : start + count][kept_E[start + 1 : start + count]]
+        # Alone it may be likely or not: its rank is known only where it has most of the mass.
+        least = float(others.min()) if len(others) else np.log(0.5)
+        if count and targets.logprobs_E[start] < least:
+            kept_E[start] = False
+        start += count
+    return kept_E

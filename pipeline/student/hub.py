@@ -1,0 +1,181 @@
+"""Students on the hub: uploads that are retried, and those of checkpoints beside the training."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, DistillError, StoreError
+
+__all__ = ["CheckpointUploads", "push_to_hub", "require_hub_token"]
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 5
+_FIRST_WAIT_S = 2.0
+_LONGEST_WAIT_S = 60.0
+_PASSING = (408, 425, 429)
+"""HTTP answers that a later attempt may not get; so are all from 500."""
+
+
+def require_hub_token() -> None:
+    """Refuse a run that is to push but has no token, before it has trained for hours.
+
+    Raises:
+        ConfigError: no token in the environment or in the hub's own login file.
+    """
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise ConfigError(
+            "save_location asks for a push to the hub, but there is no token",
+            expected="HF_TOKEN with the right to write, or a login by `hf auth login`",
+            do="set it, or train with --save_location local and push later with "
+            "`make push-student`",
+        )
+
+
+def push_to_hub(folder: Path, repository: str, *, message: str = "Upload the student") -> str:
+    """Upload a student folder as one commit and return its address.
+
+    Connections that fail and answers that pass (408, 425, 429, 5xx) are retried with waits of 2,
+    4, 8 and 16 s, or what the hub's Retry-After says; a refusal (no such right, no such name) is
+    not.
+
+    Raises:
+        StoreError: after five attempts, or at once when refused; the folder stays as it is, and the
+            push can be repeated.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            api.create_repo(repository, exist_ok=True)
+            # What an earlier commit left there and this one lacks would be loaded with it.
+            api.upload_folder(
+                folder_path=folder,
+                repo_id=repository,
+                commit_message=message,
+                delete_patterns=["*.safetensors", "*.safetensors.index.json"],
+            )
+        except Exception as error:
+            # One of a dozen kinds of the hub's client; all mean "not there yet".
+            wait = _wait_before_next(error, attempt)
+            if wait is None:
+                raise _failed(error, folder, repository) from None
+            _log.warning(
+                "%s: attempt %d of %d failed (%s); the next in %.0f s",
+                repository, attempt, _ATTEMPTS, _reason(error), wait,
+            )  # fmt: skip
+            time.sleep(wait)
+        else:
+            break
+    return f"{api.endpoint}/{repository}"
+
+
+class CheckpointUploads:
+    """Pushes the weights of checkpoints in a thread, so that training does not wait for the net.
+
+    A checkpoint that comes while the one before is under way is left out: the newer the better, and
+    the finished student comes at the end. A push that fails is logged; the checkpoint itself is on
+    disk, and training goes on.
+    """
+
+    def __init__(
+        self,
+        repository: str,
+        folder: Path,
+        *,
+        gather: Callable[[], dict[str, Any] | None],
+        any_rank: Callable[[bool], bool],
+        export: Callable[[dict[str, Any], Path, int], None],
+    ) -> None:
+        """Keep the parts; `folder` holds the student that is under way.
+
+        Args:
+            repository: on the hub.
+            folder: made and deleted here, by rank 0.
+            gather: returns the weights on rank 0 and None elsewhere; all ranks call it together.
+            any_rank: returns on every rank whether one of them said True.
+            export: writes weights as a model folder, for the step given.
+        """
+        self._repository = repository
+        self._folder = folder
+        self._gather = gather
+        self._any_rank = any_rank
+        self._export = export
+        self._thread: threading.Thread | None = None
+
+    def push(self, step: int) -> None:
+        """Begin to push the weights as they are now; every rank calls it after the same step."""
+        if self._any_rank(self._thread is not None and self._thread.is_alive()):
+            _log.info("step %d is not pushed: an earlier checkpoint is still under way", step)
+            return
+        state = self._gather()
+        if state is None:
+            return
+        try:
+            self._export(state, self._folder, step)
+        except DistillError as error:
+            _log.warning("step %d is not pushed: %s", step, error)
+            return
+        # A daemon: whoever ends the run need not wait for a slow net.
+        self._thread = threading.Thread(target=self._upload, args=(step,), daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the push that is under way, so that the finished student comes after it."""
+        if self._thread is not None:
+            self._thread.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _upload(self, step: int) -> None:
+        try:
+            address = push_to_hub(self._folder, self._repository, message=f"Step {step}")
+        except StoreError as error:
+            _log.warning("step %d is not pushed, training goes on: %s", step, error.found)
+        else:
+            _log.info("step %d pushed to %s", step, address)
+
+
+def _wait_before_next(error: Exception, attempt: int) -> float | None:
+    """Return the seconds before the next attempt; None where none can help, or none is left."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if attempt == _ATTEMPTS or isinstance(error, OfflineModeIsEnabled):
+        return None
+    response = getattr(error, "response", None)
+    if response is not None:
+        status = int(response.status_code)
+        if status < 500 and status not in _PASSING:
+            return None
+        asked = re.fullmatch(r"\d+", str(response.headers.get("Retry-After", "")))
+        if asked:
+            return min(float(asked[0]), _LONGEST_WAIT_S)
+    # The client's transport errors are of httpx under changing names; those of its uploader in
+    # Rust are plain RuntimeErrors.
+    elif not isinstance(error, ConnectionError | TimeoutError | RuntimeError) and not any(
+        kind.__name__ == "TransportError" for kind in type(error).__mro__
+    ):
+        return None
+    return min(_FIRST_WAIT_S * 2.0 ** (attempt - 1), _LONGEST_WAIT_S)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _failed(error: Exception, folder: Path, repository: str) -> StoreError:
+    return StoreError(
+        f"{repository}: the student cannot be pushed ({_reason(error)})",
+        expected="HF_TOKEN with the right to write there",
+        do=f"the student is safe in {folder}; repeat with `make push-student "
+        f'ARGS="--output_dir {folder.parent} --hub_location {repository}"`',
+    )

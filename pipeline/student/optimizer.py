@@ -1,0 +1,62 @@
+"""Optimisers and schedules under the names transformers gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.student.settings import TrainSettings
+
+__all__ = ["has_rank_free_form", "make_optimizer", "make_schedule"]
+
+_STATE_OF_ADAM = ("adamw_torch", "adamw_torch_fused")
+
+
+def make_optimizer(settings: TrainSettings, groups: Sequence[dict[str, Any]]) -> Any:
+    """Return torch's optimiser for these parameter groups, made as transformers' Trainer does.
+
+    Only those that treat each number by itself: ZeRO hands them flat pieces of the weights, cut
+    where the ranks meet. Adafactor's factored moments and its clipping by tensor would depend on
+    the cut; Adagrad is built anew by DeepSpeed, without the groups' weight decay.
+    """
+    import torch
+
+    rate = settings.learning_rate
+    if settings.optim in _STATE_OF_ADAM:
+        return torch.optim.AdamW(
+            list(groups),
+            lr=rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            fused=settings.optim == "adamw_torch_fused",
+        )
+    kind = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[settings.optim]
+    return kind(list(groups), lr=rate)
+
+
+def make_schedule(settings: TrainSettings, optimizer: Any, *, total_steps: int) -> Any:
+    """Return the learning rate's course over `total_steps` optimiser steps."""
+    from transformers import get_scheduler
+
+    warmup = round(settings.warmup_ratio * total_steps)
+    specific: dict[str, Any] = {}
+    if settings.lr_scheduler_type in ("cosine_with_min_lr", "warmup_stable_decay"):
+        key = "min_lr_rate" if "cosine" in settings.lr_scheduler_type else "min_lr_ratio"
+        specific[key] = settings.min_lr_rate
+    if settings.lr_scheduler_type == "warmup_stable_decay":
+        decay = round(settings.lr_decay_ratio * total_steps)
+        specific["num_decay_steps"] = max(1, min(decay, total_steps - warmup))
+    return get_scheduler(
+        settings.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=specific,
+    )
+
+
+def has_rank_free_form(settings: TrainSettings) -> bool:
+    """Whether a checkpoint of this optimiser can go to another number of ranks under ZeRO.
+
+    DeepSpeed's universal form knows Adam's two moments and nothing else.
+    """
+    return settings.optim in _STATE_OF_ADAM or settings.zero_stage == 0

@@ -1,0 +1,246 @@
+"""Which runs a sweep is made of: their names, whether the cache can serve them, what they cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache.reader import open_cache
+from pipeline.config import Settings, fingerprint
+from pipeline.errors import CacheError, ConfigError, DistillError, ResourceError
+from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
+from pipeline.student.export import is_exported
+from pipeline.student.forecast import forecast
+from pipeline.student.run import Inputs, open_inputs
+from pipeline.sweep.space import Point, short_names, value_text
+
+__all__ = ["Cost", "PlannedRun", "Planner", "check_resources", "settings_digest", "slug"]
+
+_NAME_CHARACTERS = 80
+_DIGEST_CHARACTERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one run takes, by arithmetic."""
+
+    steps: int
+    tokens: int
+    """Of all steps, repeats counted."""
+    teacher_sequences: int
+    """Sequences that a teacher in the training loop would read for this run; the cache saves it."""
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One point with its name, its folder and its cost."""
+
+    name: str
+    point: Point
+    folder: Path
+    digest: str
+    """Of everything that decides the losses of the run."""
+    settings: Settings
+    """The point's, with the run's own folder and the sweep's cache in it."""
+    cost: Cost
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds the student of this very run."""
+        return is_exported(self.folder / "model", self.digest)
+
+
+class Planner:
+    """Turns points into runs against one cache.
+
+    Args:
+        cache_url: the cache that all runs read.
+        runs_dir: where their folders go.
+        nproc: processes of one run.
+    """
+
+    def __init__(self, cache_url: str, runs_dir: Path, *, nproc: int) -> None:
+        """Look at nothing yet."""
+        self._cache_url = cache_url
+        self._runs_dir = runs_dir
+        self._nproc = nproc
+
+    def plan(self, point: Point) -> PlannedRun:
+        """Return the run of a point.
+
+        Raises:
+            ConfigError: the cache cannot serve it; with every mistake.
+            CacheError: there is no complete cache.
+            ModelError: its student cannot be reached or does not fit.
+        """
+        inputs = self._open(point.settings, self._runs_dir)
+        digest = inputs.identity(self._nproc).digest
+        name = f"{slug(point.values)}-{digest[:_DIGEST_CHARACTERS]}"
+        folder = self._runs_dir / name
+        settings = _placed(point.settings, self._cache_url, folder)
+        return PlannedRun(name, point, folder, digest, settings, _cost(inputs, self._nproc))
+
+    def plan_all(self, points: Sequence[Point], mistakes: Sequence[str] = ()) -> list[PlannedRun]:
+        """Return the runs of all points.
+
+        Args:
+            points: of a grid or list, or the corners of a search.
+            mistakes: found before; they are reported together with the cache's.
+
+        Raises:
+            ConfigError: with every mistake of every point, each once.
+            CacheError: there is no complete cache.
+        """
+        try:
+            open_cache(self._cache_url)
+        except CacheError:
+            # What is wrong with the file is known without a cache, and worth more than its lack.
+            if mistakes:
+                raise ConfigError(mistakes=list(dict.fromkeys(mistakes))) from None
+            raise
+        found: dict[str, list[str]] = {}
+        runs: dict[str, PlannedRun] = {}
+        twins: list[str] = []
+        for point in points:
+            try:
+                run = self.plan(point)
+            except ConfigError as error:
+                for line in error.mistakes or (str(error).rstrip("."),):
+                    found.setdefault(line, []).append(point.label)
+                continue
+            except DistillError as error:
+                found.setdefault(str(error).rstrip("."), []).append(point.label)
+                continue
+            twin = runs.get(run.digest)
+            if twin is not None:
+                twins.append(
+                    f"{twin.point.label} and {point.label}: these are the same run; expected "
+                    "points that differ in what is trained"
+                )
+            runs[run.digest] = run
+        everything = [*mistakes, *(f"{_where(who)}: {line}" for line, who in found.items()), *twins]
+        if everything:
+            raise ConfigError(mistakes=list(dict.fromkeys(everything)))
+        return list(runs.values())
+
+    def _open(self, settings: Settings, output_dir: Path) -> Inputs:
+        placed: Any = _placed(settings, self._cache_url, output_dir)
+        held = open_cache(self._cache_url).manifest.identity["scheme"].get("top_k")
+        wanted = placed.data.max_entries
+        if held is not None and wanted is not None and wanted > int(held):
+            raise ConfigError(
+                mistakes=[
+                    f"data.max_entries: found {wanted}; expected at most {held}, which is what the "
+                    "cache holds of each position"
+                ]
+            )
+        return open_inputs(
+            cache_url=self._cache_url,
+            student=placed.student,
+            loss=placed.loss,
+            data=placed.data,
+            train=placed.train,
+            output=placed.output,
+            observe=placed.observe,
+            seed=placed.seed,
+        )
+
+
+def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) -> None:
+    """Refuse a sweep whose runs do not fit beside each other.
+
+    Raises:
+        ResourceError: too little memory (on a CPU) for so many at a time, or disk for all.
+    """
+    import torch
+
+    waiting = [run for run in runs if not run.finished]
+    largest = sorted((run.cost.memory_bytes for run in waiting), reverse=True)[:parallel]
+    available = available_memory_bytes()
+    needed = sum(largest)
+    if not torch.cuda.is_available() and available is not None and needed > available:
+        raise ResourceError(
+            f"{len(largest)} runs at a time need about {_gib(needed)} of memory, "
+            f"{_gib(available)} are free",
+            do="use a smaller --parallel, or a smaller student",
+        )
+    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    # What a run has written already is replaced, not added to.
+    disk = sum(max(run.cost.disk_bytes - _present_bytes(run.folder), 0) for run in waiting)
+    free = free_disk_bytes(parent)
+    if disk > free:
+        raise ResourceError(
+            f"{len(waiting)} runs need about {_gib(disk)} of disk; {_gib(free)} are free at "
+            f"{folder}",
+            do="free some space, choose another --sweep_dir, or fewer train.keep_checkpoints",
+        )
+
+
+def slug(values: Mapping[str, Any]) -> str:
+    """Return values as a part of a folder's name: `alpha=0.5,temperature=2`.
+
+    In the order of the fields' names, so that a file whose lines are put in another order still
+    finds its runs.
+    """
+    names = short_names(tuple(values))
+    parts = [f"{names[name]}={_word(values[name])}" for name in sorted(values)]
+    return ",".join(parts)[:_NAME_CHARACTERS].rstrip(",.=-")
+
+
+def settings_digest(settings: Settings) -> str:
+    """Return a digest of what a run is told, for where its cache cannot be seen."""
+    return fingerprint(settings.model_dump(mode="json", exclude={"output", "observe"}))
+
+
+def _word(value: Any) -> str:
+    text = value_text(value)
+    if isinstance(value, (list, tuple)):
+        text = text.replace(" ", ".")
+    elif isinstance(value, str) and "/" in value:
+        text = value.rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-") or "none"
+
+
+def _placed(settings: Settings, cache_url: str, folder: Path) -> Settings:
+    data = settings.model_dump(mode="python")
+    data["cache_dir"] = cache_url
+    data["output"] = {"output_dir": str(folder)}
+    data["train"]["resume_from_checkpoint"] = "auto"
+    return type(settings).model_validate(data)
+
+
+def _cost(inputs: Inputs, nproc: int) -> Cost:
+    plan = forecast(inputs, nproc)
+    train = inputs.train
+    if train.max_steps is None:
+        epochs = float(train.num_train_epochs)
+    else:
+        pack_length = inputs.data.pack_length or inputs.pack_length()
+        packs = plan.tokens_per_epoch / max(plan.fill * pack_length, 1.0)
+        epochs = plan.steps * plan.packs_per_step / max(packs, 1.0)
+    return Cost(
+        steps=plan.steps,
+        tokens=round(plan.tokens_per_epoch * epochs),
+        teacher_sequences=math.ceil(plan.rows * epochs),
+        memory_bytes=plan.memory_bytes,
+        disk_bytes=plan.disk_bytes,
+    )
+
+
+def _where(labels: Sequence[str]) -> str:
+    rest = len(labels) - 1
+    return labels[0] + (f" (and {rest} more)" if rest else "")
+
+
+def _present_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _gib(count: float) -> str:
+    return f"{count / (1 << 30):.2f} GiB"

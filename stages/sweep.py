@@ -1,0 +1,270 @@
+"""Many students from one cache: every point of a sweep file is a run; ends with a report."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Settings, fingerprint, option, parse_command
+from pipeline.config.command import command_line
+from pipeline.errors import CacheError, ConfigError, DistillError, run_command
+from pipeline.sweep.file import SweepFile, read_sweep_file
+from pipeline.sweep.space import Point, Space
+from stages.cache_teacher import TeacherRun
+from stages.train_student import StudentRun
+
+if TYPE_CHECKING:
+    from pipeline.sweep.ledger import Ledger
+    from pipeline.sweep.plan import PlannedRun, Planner
+    from pipeline.sweep.search import SearchSource
+
+__all__ = ["SweepRun", "main", "read_space"]
+
+PROG = "python -m stages.sweep"
+
+
+class SweepRun(Settings):
+    """Which sweep, where it goes, and how many runs at a time."""
+
+    sweep: str = option("stages/configs/sweeps/temperature.yaml", "the sweep file")
+    sweep_dir: str | None = option(
+        None, "folder of runs, study and report; none takes runs/sweeps/<name of the file>"
+    )
+    parallel: int = option(
+        1, "runs at a time: each on GPUs of its own, or with a share of the CPU's threads", ge=1
+    )
+    nproc: int = option(1, "processes of one run", ge=1)
+    teacher_python: str = option(sys.executable, "interpreter of stage one's environment")
+    progress_every_s: float = option(60, "seconds between two lines of progress", gt=0)
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder."""
+        return Path(self.sweep_dir or f"runs/sweeps/{Path(self.sweep).stem}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sweep to its end; the same command again does what is missing."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = parse_command(
+        SweepRun,
+        arguments,
+        prog=PROG,
+        description=__doc__ or "",
+        switches={"dry_run": "print the points and what each would cost, and exit"},
+        examples=[
+            f"{PROG} --sweep stages/configs/sweeps/temperature.yaml --dry-run",
+            f"{PROG} --sweep stages/configs/sweeps/temperature.yaml --parallel 2",
+        ],
+    )
+    options, dry = command.settings, "dry_run" in command.switches
+    file = read_sweep_file(options.sweep)
+    space = read_space(file)
+    points = space.corners() if file.search else space.points()
+    cache_url = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
+    from pipeline.observe.logs import configure_logging
+    from pipeline.sweep.plan import Planner
+
+    configure_logging("warning")
+    if file.search is not None:
+        from pipeline.sweep.search import check_optuna
+
+        check_optuna()
+    planner = Planner(cache_url, options.folder / "runs", nproc=options.nproc)
+    try:
+        runs = planner.plan_all(points, space.mistakes)
+    except CacheError as error:
+        if file.teacher_config is None:
+            raise
+        _check_before_the_teacher(file.teacher_config, points)
+        if dry:
+            _print_points_only(points, error)
+            return 0
+        _make_cache(options.teacher_python, file.teacher_config, cache_url)
+        runs = planner.plan_all(points)
+    if dry:
+        _print_costs(runs, file)
+        return 0
+    shown = command_line(PROG, arguments)
+    return _run(options, file, space, planner, runs, cache_url, shown)
+
+
+def read_space(file: SweepFile) -> Space:
+    """Return the space of a sweep file over its base; its mistakes stand in it.
+
+    Raises:
+        ConfigError: the base itself is refused.
+    """
+    base = parse_command(
+        StudentRun, ["--config", file.base], prog="the base of the sweep", description=""
+    )
+    return Space(base.settings, file)
+
+
+def _run(
+    options: SweepRun,
+    file: SweepFile,
+    space: Space,
+    planner: Planner,
+    runs: list[PlannedRun],
+    cache_url: str,
+    shown: str,
+) -> int:
+    from pipeline.sweep.ledger import Entry, Ledger
+    from pipeline.sweep.plan import check_resources
+    from pipeline.sweep.run import Sweep
+    from pipeline.sweep.slots import make_slots, visible_gpus
+    from pipeline.sweep.source import ListSource
+    from stages.distill import trainer
+
+    slots = make_slots(
+        options.parallel,
+        nproc=options.nproc,
+        gpus=visible_gpus(),
+        cpus=len(os.sched_getaffinity(0)),
+        environment=os.environ,
+    )
+    listed = file.search is None
+    check_resources(runs if listed else runs[:1], parallel=options.parallel, folder=options.folder)
+    ledger = Ledger(
+        name=Path(options.sweep).stem,
+        file=options.sweep,
+        cache_dir=cache_url,
+        objective=file.objective,
+        maximize=file.maximize,
+        fields=space.fields,
+        command=shown,
+        entries=tuple(Entry(r.name, r.point.label, r.point.values) for r in runs if listed),
+    )
+    ledger.write(options.folder)
+    search = None if listed else _search(options, file, space, planner)
+    sweep = Sweep(
+        options.folder,
+        ledger,
+        search or ListSource(runs),
+        slots,
+        command=trainer(options.nproc),
+        say=lambda line: print(line, flush=True),
+        progress_every_s=options.progress_every_s,
+    )
+    print(f"sweep     {options.folder}, objective {file.objective}", flush=True)
+    done = sweep.run()
+    refused = [] if search is None else search.refused
+    return _finish(options.folder, done, refused)
+
+
+def _search(options: SweepRun, file: SweepFile, space: Space, planner: Planner) -> SearchSource:
+    from pipeline.cache.reader import open_cache
+    from pipeline.sweep.search import SearchSource
+
+    assert file.search is not None
+    cache_url = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
+    base = space.base.model_dump(mode="json", exclude={"output", "observe", "cache_dir"})
+    return SearchSource(
+        options.folder,
+        space=space,
+        search=file.search,
+        objective=file.objective,
+        maximize=file.maximize,
+        identity=fingerprint([open_cache(cache_url).manifest.identity_digest, base]),
+        plan=planner.plan,
+    )
+
+
+def _finish(folder: Path, ledger: Ledger, refused: Sequence[tuple[str, str]]) -> int:
+    """Write the report of what finished; fail with a list of what did not."""
+    from pipeline.sweep.run import SweepFailed
+    from stages.report import write_sweep_report
+
+    if ranked := ledger.ranked():
+        page = write_sweep_report(folder)
+        print(f"report    {page}")
+        print(f"best      {folder / 'runs' / ranked[0].name / 'model'}   ({ranked[0].label})")
+    failed = [(e.label, e.error) for e in ledger.entries if e.state == "failed"]
+    failed += list(refused)
+    if failed:
+        lines = "".join(f"\n  - {label}: {error.rstrip('.')}" for label, error in failed)
+        raise SweepFailed(
+            f"{len(failed)} of {len(ledger.entries) + len(refused)} runs failed:{lines}\n"
+            "the others are done",
+            do="mend what the messages say and run the same command again; finished runs are not "
+            "done again",
+        )
+    return 0
+
+
+def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
+    """Refuse what the cache to be made could not serve, before hours of the teacher."""
+    from pipeline.student.fit import check_fit
+
+    teacher = parse_command(TeacherRun, ["--config", config], prog="stage one", description="")
+    grid = teacher.settings.capture.temperatures
+    mistakes: dict[str, None] = {}
+    for point in points:
+        settings = point.settings
+        assert isinstance(settings, StudentRun)
+        # Of the tail only the finished cache knows whether it fits.
+        loss = settings.loss.model_copy(update={"tail": "auto", "control_variate": None})
+        try:
+            check_fit(loss, settings.data, grid=grid, law=None)
+        except ConfigError as error:
+            mistakes |= dict.fromkeys(f"{point.label}: {line}" for line in error.mistakes)
+    if mistakes:
+        raise ConfigError(mistakes=list(mistakes))
+
+
+def _make_cache(python: str, config: str, cache_url: str) -> None:
+    from stages.distill import ROWS_SET_ASIDE
+
+    print("cache     is not complete; the teacher reads the corpus once", flush=True)
+    command = [python, "-m", "stages.cache_teacher", "--config", config, "--cache_dir", cache_url]
+    code = subprocess.run(command, check=False).returncode
+    if code not in (0, ROWS_SET_ASIDE):
+        raise DistillError(
+            f"stages.cache_teacher ended with exit code {code}",
+            do="mend what it says above and run the same command again",
+        )
+
+
+def _print_points_only(points: Sequence[Point], reason: DistillError) -> None:
+    print(f"{len(points)} points; what they cost is known once there is a cache ({reason.found})\n")
+    for point in points:
+        print(f"  {point.label}")
+
+
+def _print_costs(runs: Sequence[PlannedRun], file: SweepFile) -> None:
+    """Print the points, their cost and what the cache saves, without starting anything."""
+    if file.search is not None:
+        print(
+            f"search    {file.search.trials} trials by Optuna ({file.search.sampler}); its corners:"
+        )
+    width = max(len(run.point.label) for run in runs)
+    print(f"{'point':<{width}}  {'steps':>7}  {'tokens':>11}  {'teacher saved':>13}  state")
+    for run in runs:
+        cost = run.cost
+        state = "finished" if run.finished else "begun" if run.folder.exists() else "new"
+        print(
+            f"{run.point.label:<{width}}  {cost.steps:>7}  {cost.tokens:>11,}  "
+            f"{cost.teacher_sequences:>13,}  {state}  {run.folder}"
+        )
+    if file.search is not None:
+        # Of a search the corners alone are known; its trials lie between them.
+        largest = max((run.cost for run in runs), key=lambda cost: cost.tokens)
+        waiting, many = [largest] * file.search.trials, f"at most {file.search.trials} trials"
+    else:
+        waiting = [run.cost for run in runs if not run.finished]
+        many = f"{len(waiting)} of {len(runs)}"
+    print(
+        f"\nto be run {many}: {sum(c.steps for c in waiting):,} steps, "
+        f"{sum(c.tokens for c in waiting):,} tokens; the cache saves "
+        f"{sum(c.teacher_sequences for c in waiting):,} forward passes of the teacher, one a "
+        "sequence"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,253 @@
+"""Layouts of sparse targets on the same real teacher outputs: bytes, encode, decode.
+
+`make bench-codec`. The targets are the embedded teacher's: the fixed top-64 of the peers' layouts
+and of ours, and the drawn targets of the project's default. Every layout is a whole Parquet file of
+the targets' columns alone (zstd, no ids of the text), written and read as its writers would, by one
+thread, with numpy; the text's own ids are not counted anywhere. Times are CPU seconds of this
+process, the best of several; the ratios are against version 1 of the format in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from pipeline.cache.codec import CodecSpec
+from pipeline.cache.law import SamplingLaw
+from pipeline.cache.ranked import RankedSpec
+from pipeline.cache.schema import Spec, table_to_rows
+from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.writer import encode_shard
+from pipeline.teacher.columns import to_targets
+from pipeline.teacher.sparsify import SparseScheme
+from tests.bench.fidelity_cache import columns_of
+from tests.bench.fidelity_data import Hidden, hidden_states
+
+_TEXT = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
+_TRIES = 5
+TOP_K = 64
+T1 = SparseScheme(0, (1.0,), SamplingLaw((1.0,), (1 / 27,)))
+T2 = SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (1 / 12, 1 / 25)))
+TOP = SparseScheme(TOP_K, (1.0, 2.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One line of the table, per counted token."""
+
+    name: str
+    size: float
+    encode: float
+    """Tokens per CPU second."""
+    decode: float
+
+
+def _rows(
+    hidden: Hidden, weight_VD: torch.Tensor, scheme: SparseScheme
+) -> tuple[list[CachedSequence], list[NDArray[np.float32]]]:
+    columns_NC = columns_of(hidden, weight_VD, scheme)
+    rows, tails, start = [], [], 0
+    for index, count in enumerate(hidden.counts_S):
+        ids_L, counted_L = hidden.input_ids[index], hidden.counted[index]
+        targets, tail_N = to_targets(
+            columns_NC[start : start + count], scheme, sample_id=hidden.sample_ids[index],
+            gold_N=ids_L[counted_L],
+        )  # fmt: skip
+        rows.append(CachedSequence(hidden.sample_ids[index], ids_L, counted_L, targets))
+        tails.append(tail_N)
+        start += count
+    return rows, tails
+
+
+def _best(action: Callable[[], Any]) -> float:
+    """Return the least CPU seconds of a call; the first one, which compiles, does not count."""
+    action()
+    times = []
+    for _ in range(_TRIES):
+        begin = time.process_time()
+        action()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+def _size(data: bytes) -> int:
+    """Return the compressed bytes of the targets' columns, and of what the footer says of them."""
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    chunks = [group.column(at) for group in groups for at in range(metadata.num_columns)]
+    size = sum(
+        chunk.total_compressed_size
+        for chunk in chunks
+        if chunk.path_in_schema.split(".")[0] not in _TEXT
+    )
+    return size + len((metadata.metadata or {}).get(b"distil_ranks", b""))
+
+
+def ours(
+    name: str, rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: Spec
+) -> Measured:
+    """Measure a version of the format through its own writer and reader."""
+    grid = rows[0].targets.temperatures
+
+    def encode() -> bytes:
+        return encode_shard(
+            rows, spec, split="train", index=0, temperatures=grid, identity_digest="0" * 64,
+            tails=tails,
+        )[1]  # fmt: skip
+
+    data = encode()
+    tokens = sum(row.targets.num_positions for row in rows)
+    decode = _best(lambda: table_to_rows(pq.read_table(pa.BufferReader(data)), spec, grid))
+    return Measured(name, _size(data) / tokens, tokens / _best(encode), tokens / decode)
+
+
+def _written(columns: dict[str, pa.Array], level: int, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.table(columns), sink, compression="zstd", compression_level=level,
+        use_dictionary=False, **options,
+    )  # fmt: skip
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def layout(
+    name: str,
+    tokens: int,
+    encode: Callable[[], bytes],
+    decode: Callable[[pa.Table], Any],
+) -> Measured:
+    """Measure somebody else's layout: Arrow arrays from [N, K] arrays, and back."""
+    data = encode()
+    seconds = _best(lambda: decode(pq.read_table(pa.BufferReader(data))))
+    return Measured(name, _size(data) / tokens, tokens / _best(encode), tokens / seconds)
+
+
+def layouts(rows: list[CachedSequence]) -> list[Measured]:
+    """Measure the layouts of the reference table and of the peers on a fixed top-k."""
+    ids = np.concatenate([row.targets.token_ids_E for row in rows]).reshape(-1, TOP_K)
+    logprobs = np.concatenate([row.targets.logprobs_E for row in rows]).reshape(-1, TOP_K)
+    order = np.argsort(-logprobs, axis=1, kind="stable")
+    ids, logprobs = np.take_along_axis(ids, order, 1), np.take_along_axis(logprobs, order, 1)
+    tokens = len(ids)
+    by_id = np.argsort(ids, axis=1)
+
+    def fixed(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), kind), TOP_K)
+
+    def lists(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+        starts = pa.array(np.arange(0, values.size + 1, TOP_K), pa.int32())
+        return pa.ListArray.from_arrays(starts, pa.array(values.reshape(-1), kind))
+
+    def blobs(values: NDArray[Any]) -> pa.Array:
+        size = values.dtype.itemsize * TOP_K
+        buffer = pa.py_buffer(np.ascontiguousarray(values).tobytes())
+        return pa.Array.from_buffers(pa.binary(size), len(values), [None, buffer])
+
+    def back(table: pa.Table, *names: str) -> list[NDArray[Any]]:
+        """Return lists as [N, K] arrays."""
+        return [
+            table.column(n).combine_chunks().flatten().to_numpy().reshape(-1, TOP_K)
+            for n in names
+        ]  # fmt: skip
+
+    def from_blobs(table: pa.Table, name: str, dtype: Any) -> NDArray[Any]:
+        array = table.column(name).combine_chunks()
+        return np.frombuffer(array.buffers()[1], dtype).reshape(-1, TOP_K)
+
+    grid = np.clip(np.rint(-logprobs * 12), 0, 255).astype(np.uint8)
+    sorted_ids, sorted_grid = np.take_along_axis(ids, by_id, 1), np.take_along_axis(grid, by_id, 1)
+    found = [
+        layout(
+            "Axolotl: list<int64>, list<float32>, zstd 3", tokens,
+            lambda: _written({"i": lists(ids, pa.int64()), "v": lists(logprobs, pa.float32())}, 3),
+            lambda table: back(table, "i", "v"),
+        ),
+        layout(
+            "list<int32>, list<float32>, zstd 3", tokens,
+            lambda: _written({"i": lists(ids, pa.int32()), "v": lists(logprobs, pa.float32())}, 3),
+            lambda table: back(table, "i", "v"),
+        ),
+        layout(
+            "verl: int32, float16, fixed lists, zstd 3", tokens,
+            lambda: _written(
+                {"i": fixed(ids, pa.int32()),
+                 "v": fixed(logprobs.astype(np.float16), pa.float16())}, 3
+            ),
+            lambda table: back(table, "i", "v"),
+        ),
+        layout(
+            "uint16, float16, fixed lists, BYTE_STREAM_SPLIT", tokens,
+            lambda: _written(
+                {"i": fixed(ids.astype(np.uint16), pa.uint16()),
+                 "v": fixed(logprobs.astype(np.float16), pa.float16())},
+                3, column_encoding={"v.list.element": "BYTE_STREAM_SPLIT"},
+            ),
+            lambda table: back(table, "i", "v"),
+        ),
+        layout(
+            "ids sorted, DELTA_BINARY_PACKED, uint8 values", tokens,
+            lambda: _written(
+                {"i": fixed(sorted_ids.astype(np.int32), pa.int32()), "v": blobs(sorted_grid)},
+                3, column_encoding={"i.list.element": "DELTA_BINARY_PACKED"},
+            ),
+            lambda table: (*back(table, "i"), from_blobs(table, "v", np.uint8) / -12.0),
+        ),
+        layout(
+            "fixed binary: uint16 ids, uint8 values, zstd 3", tokens,
+            lambda: _written({"i": blobs(ids.astype(np.uint16)), "v": blobs(grid)}, 3),
+            lambda table: (from_blobs(table, "i", np.uint16), from_blobs(table, "v", np.uint8)),
+        ),
+    ]  # fmt: skip
+    return found
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--tokens", type=int, default=8192)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    hidden = hidden_states(arguments.tokens, model=arguments.model)
+    weight_VD = torch.from_numpy(hidden.weight_VD)
+    vocab = len(hidden.weight_VD)
+    top = _rows(hidden, weight_VD, TOP)
+    one = _rows(hidden, weight_VD, T1)
+    lines = [
+        ours("version 1 (gaps, bytes), k = 64", *top, CodecSpec(vocab)),
+        *layouts(top[0]),
+        ours("version 2 (ranked), k = 64", *top, RankedSpec(vocab, grids=TOP.grids)),
+        ours("version 2, drawn for T = 1, tau 1/27", *one, RankedSpec(vocab, T1.law, T1.grids)),
+        ours(
+            "version 2, drawn for T = 1 and 2",
+            *_rows(hidden, weight_VD, T2),
+            RankedSpec(vocab, T2.law, T2.grids),
+        ),
+    ]
+    base, drawn = lines[0], lines[-2]
+    print(f"{len(hidden.gold_N)} counted tokens of {len(hidden.sample_ids)} rows, V = {vocab}")
+    print(f"{'layout':<48} {'bytes':>7} {'ratio':>6} {'encode/s':>9} {'ratio':>6} "
+          f"{'decode/s':>9} {'ratio':>6}")  # fmt: skip
+    for line in lines:
+        print(
+            f"{line.name:<48} {line.size:7.1f} {line.size / base.size:6.2f} {line.encode:9.0f} "
+            f"{line.encode / base.encode:6.2f} {line.decode:9.0f} {line.decode / base.decode:6.2f}"
+        )
+    print(f"FIGURE codec_bytes_per_token {drawn.size:.2f}")
+    print(f"FIGURE encode_tokens_per_s {drawn.encode:.0f}")
+    print(f"FIGURE decode_tokens_per_s {drawn.decode:.0f}")
+
+
+if __name__ == "__main__":
+    main()

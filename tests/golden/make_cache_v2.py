@@ -1,0 +1,144 @@
+"""Made the caches tests/golden/cache-v2-* and their expected values, once; tests never run it.
+
+    PYTHONPATH=. .venv/bin/python tests/golden/make_cache_v2.py FOLDER
+
+writes FOLDER/cache-v2-NAME and FOLDER/cache-v2-NAME.expected.json and refuses to replace any.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache.law import SamplingLaw
+from pipeline.cache.ranked import RankedSpec
+from pipeline.cache.reader import open_cache
+from pipeline.cache.sparse import CachedSequence, SparseTargets
+from pipeline.cache.writer import commit_shard, encode_shard, finalize
+from pipeline.config import fingerprint
+from pipeline.storage import Store
+from tests.unit.cache.sampled_cache import sampled_row
+
+VOCAB = 1500
+SIZES = {"train": [3, 1], "heldout": [1]}
+LAWS = {
+    "top-k": None,
+    "threshold": SamplingLaw((1.0,), (1 / 150,)),
+    "top-k-sampled": SamplingLaw((1.0, 6.0, 2.0), (1 / 10, 1 / 30, 0.0)),
+}
+
+
+def _certain_row(rng: np.random.Generator) -> tuple[CachedSequence, Any]:
+    """Return a row of the largest 0, 1, 3 or 300 entries a position."""
+    grid, length = (1.0, 2.0), int(rng.integers(3, 12))
+    ids = rng.integers(0, VOCAB, length).astype(np.int32)
+    counted = rng.random(length) < 0.6
+    counted[0], counted[-1] = False, True
+    where = np.flatnonzero(counted)
+    z = rng.normal(0, rng.choice([0.5, 3.0, 8.0], (where.size, 1)), (where.size, VOCAB))
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    counts = rng.choice([0, 1, 3, 300], where.size)
+    tops = [np.sort(np.argsort(-p, kind="stable")[:k]) for p, k in zip(log_p, counts, strict=True)]
+    values = [p[top] for p, top in zip(log_p, tops, strict=True)]
+    log_z = np.stack([np.log(np.exp(log_p / t).sum(1)) for t in grid], 1)
+    log_p_t = [log_p / t - log_z[:, [g]] for g, t in enumerate(grid)]
+    targets = SparseTargets(
+        counts_N=counts.astype(np.int32),
+        token_ids_E=np.concatenate(tops).astype(np.int32),
+        logprobs_E=np.concatenate(values).astype(np.float32),
+        inclusion_E=None,
+        temperatures=grid,
+        log_z_NG=log_z.astype(np.float32),
+        entropy_NG=np.stack([-(np.exp(v) * v).sum(1) for v in log_p_t], 1).astype(np.float32),
+        gold_logprob_N=log_p[np.arange(where.size), ids[where]].astype(np.float32),
+    )
+    tails = np.array([max(0.0, 1 - np.exp(v).sum()) for v in values], np.float32)
+    return CachedSequence(rng.bytes(16).hex(), ids, counted, targets), tails
+
+
+def _write(folder: Path, name: str, law: SamplingLaw | None) -> None:
+    target, expected_file = folder / f"cache-v2-{name}", folder / f"cache-v2-{name}.expected.json"
+    if target.exists() or expected_file.exists():
+        raise SystemExit("a frozen sample is never written anew")
+    rng = np.random.default_rng(20261124)
+    spec = RankedSpec(VOCAB, law)
+    grid = (1.0, 2.0) if law is None else law.temperatures
+    scheme: dict[str, Any] = {"name": name, "temperatures": list(grid)}
+    if law is not None:
+        scheme["taus"] = list(law.taus)
+    identity: dict[str, Any] = {
+        "format_version": 2,
+        "teacher": {
+            "model": "golden", "revision": None, "dtype": "float64", "engine": "numpy",
+            "engine_version": "2", "device": "cpu", "batch_tokens": 16,
+        },
+        "tokenizer": {"vocabulary_sha256": "0" * 64, "size": VOCAB},
+        "corpus": {"source": "random"},
+        "scheme": scheme, "codec": spec.to_json(), "shard_tokens": 16,
+    }  # fmt: skip
+    store = Store(str(target))
+    store.write("_meta/tokenizer/tokenizer.json", b'{"golden": true}\n')
+    records = []
+    for split, shards in SIZES.items():
+        for index, number in enumerate(shards):
+            made = [
+                _certain_row(rng)
+                if law is None
+                else sampled_row(
+                    rng, law, vocab=VOCAB, most=30 if name == "threshold" else 12,
+                    exact=3 * (name == "top-k-sampled"),
+                    # Flat rows have long runs and rare tokens, confident ones a single draw.
+                    spread=3.0 if (name, split, index) == ("threshold", "train", 0) else 9.0,
+                )
+                for _ in range(number)
+            ]  # fmt: skip
+            record, data = encode_shard(
+                [row for row, _ in made], spec, split=split, index=index, temperatures=grid,
+                identity_digest=fingerprint(identity), tails=[tails for _, tails in made],
+            )  # fmt: skip
+            commit_shard(store, record, data)
+            records.append(record)
+    finalize(
+        store, records, identity=identity, spec=spec, temperatures=grid,
+        corpus_counts={"rows": 5}, tokenizer_files=["tokenizer.json"], command="golden",
+    )  # fmt: skip
+    cache = open_cache(str(target))
+    rows = []
+    for split in SIZES:
+        source = cache.source(split)
+        for shard, count in enumerate(source.shard_rows()):
+            for row in source.read_rows(shard, range(count)):
+                t = row.targets
+                rows.append({
+                    "split": split, "shard": shard, "sample_id": row.sample_id,
+                    "input_ids": row.input_ids_L.tolist(), "counted": row.counted_L.tolist(),
+                    "counts": t.counts_N.tolist(), "token_ids": t.token_ids_E.tolist(),
+                    "logprobs": t.logprobs_E.tolist(),
+                    "inclusion": None if t.inclusion_E is None else t.inclusion_E.tolist(),
+                    "log_z": t.log_z_NG.tolist(), "entropy": t.entropy_NG.tolist(),
+                    "gold_logprob": t.gold_logprob_N.tolist(),
+                })  # fmt: skip
+    expected_file.write_text(json.dumps({"rows": _rounded(rows)}), encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    """Return the same with numbers of 8 digits, which float32 has not all of."""
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.8g}") if isinstance(value, float) else value
+
+
+def main(folder: Path) -> None:
+    """Write the caches and what a reader must find in them."""
+    for name, law in LAWS.items():
+        _write(folder, name, law)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

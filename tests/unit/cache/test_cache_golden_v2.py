@@ -1,0 +1,309 @@
+"""The frozen version-2 caches, read by our reader and by a stranger's who only has FORMAT.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+import zstandard
+
+import pipeline.cache
+from pipeline.cache.reader import open_cache
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
+NAMES = ("top-k", "threshold", "top-k-sampled")
+SHA256 = {
+    "top-k": (
+        "9426b6c11d958b83b798c397fc63fde43b5074165c8380c62762cab20c4f4f76",
+        "d694cf799ef697bbc912551a2f075d5e712499cb74f45f7de41ce5ccc526a6d4",
+    ),
+    "threshold": (
+        "9df5453fc9fc037683d90d59c36a9c325088609dc44690ee739ccb739b5609d2",
+        "5700058f1280565fbcf69afbbabe64d55c0943af666bc730b0aa9afe1f43b084",
+    ),
+    "top-k-sampled": (
+        "5fdfc6cc2ab161dd31a6b18ea74fa6538700c56656e50800261b2c38de083a7b",
+        "5c75d371a11b1985c22dd1182cf9e5ed200b72677afe05ad9f32d8d74abc5b4a",
+    ),
+}
+"""Of the manifest, which names every other file's checksum, and of the expected values."""
+
+
+def _expected(name: str) -> list[dict[str, Any]]:
+    file = GOLDEN / f"cache-v2-{name}.expected.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    return rows
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_the_samples_are_frozen(name: str) -> None:
+    """A change of these files is a change of the format: add cache-v3, leave these alone."""
+    files = (f"cache-v2-{name}/_meta/manifest.json", f"cache-v2-{name}.expected.json")
+    found = [hashlib.sha256((GOLDEN / file).read_bytes()).hexdigest() for file in files]
+    assert tuple(found) == SHA256[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_reader_finds_what_was_frozen(name: str) -> None:
+    cache, expected = open_cache(str(GOLDEN / f"cache-v2-{name}")), _expected(name)
+    found = [
+        (split, shard, row)
+        for split in ("train", "heldout")
+        for shard, rows in enumerate(cache.source(split).shard_rows())
+        for row in cache.source(split).read_rows(shard, range(rows))
+    ]
+    assert len(found) == len(expected) == 5
+    for (split, shard, row), want in zip(found, expected, strict=True):
+        targets = row.targets
+        assert (split, shard, row.sample_id) == (want["split"], want["shard"], want["sample_id"])
+        assert row.input_ids_L.tolist() == want["input_ids"]
+        assert row.counted_L.tolist() == want["counted"]
+        assert targets.counts_N.tolist() == want["counts"]
+        assert targets.token_ids_E.tolist() == want["token_ids"]
+        np.testing.assert_allclose(targets.logprobs_E, want["logprobs"], rtol=1e-6, atol=1e-9)
+        assert (targets.inclusion_E is None) == (want["inclusion"] is None)
+        if targets.inclusion_E is not None:
+            np.testing.assert_allclose(targets.inclusion_E, want["inclusion"], rtol=1e-5)
+        shape = targets.log_z_NG.shape
+        log_z = np.array(want["log_z"]).reshape(shape)
+        np.testing.assert_allclose(targets.log_z_NG, log_z, rtol=1e-6)
+        entropy = np.array(want["entropy"]).reshape(shape)
+        np.testing.assert_allclose(targets.entropy_NG, entropy, rtol=1e-6)
+        np.testing.assert_allclose(targets.gold_logprob_N, want["gold_logprob"], rtol=1e-6)
+
+
+def test_the_samples_reach_every_part_of_the_format() -> None:
+    counts = {count for row in _expected("top-k") for count in row["counts"]}
+    assert counts == {0, 1, 3, 300}
+    tables = [
+        pq.read_table(file).to_pylist() for file in GOLDEN.glob("cache-v2-*/data/*/*.parquet")
+    ]
+    filled = {name for rows in tables for row in rows for name, value in row.items() if value}
+    assert filled == set(tables[0][0])
+
+
+# ---- A stranger's reader: from FORMAT.md alone, nothing of pipeline below this line. ----
+
+
+class _Stream:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def next(self) -> int:
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def half(self) -> int:
+        self.at += 1
+        return self.data[(self.at - 1) // 2] >> 4 * ((self.at - 1) % 2) & 15
+
+
+class _Bits:
+    def __init__(self, data: bytes) -> None:
+        self.number, self.at, self.end = int.from_bytes(data, "little"), 0, 8 * len(data)
+
+    def take(self, count: int) -> int:
+        value = self.number >> self.at & (1 << count) - 1
+        self.at += count
+        assert self.at <= self.end
+        return value
+
+
+def _dither(sample_id: str, r: int) -> float:
+    x = ((r + 1) * 0x9E3779B97F4A7C15 + int(sample_id[:16], 16)) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    x ^= x >> 31
+    return (x >> 10) % 2**24 / 2**24 - 0.5
+
+
+def _runs(
+    row: dict[str, bytes], kind: str, streams: int, order: list[int]
+) -> Iterator[list[tuple[int, int]]]:
+    """Take counts by `send`, yield runs of (token, level)."""
+    ids = [_Stream(row[f"{kind}_ids_{stream}"]) for stream in range(4)]
+    bits = _Bits(row[f"{kind}_bits"])
+    certain = kind == "certain"
+    names = ["certain_values"] if certain else [f"drawn_values_{stream}" for stream in range(3)]
+    values = [_Stream(row[name]) for name in names]
+    run: list[tuple[int, int]] = []
+    while True:
+        count = yield run
+        if count is None:
+            break
+        before, run = -1, []
+        for left in range(count, 0, -1):
+            stream = 0 if streams == 1 else 2 * (before >= 62) + (left == 1)
+            c = ids[stream].next()
+            before += (1 << c) + bits.take(c)
+            if certain:
+                level = values[0].next()
+            else:
+                level = values[before >= 1023].half()
+                if level == 15:
+                    level = values[2].next()
+            run.append((order[before], level))
+    assert all(stream.at == len(stream.data) for stream in ids)
+    assert 0 <= bits.end - bits.at < 8
+    if certain:
+        assert values[0].at == len(values[0].data)
+    else:
+        assert [(v.at + 1) // 2 for v in values[:2]] == [len(v.data) for v in values[:2]]
+        assert values[2].at == len(values[2].data)
+    yield []
+
+
+def _read_row(
+    row: dict[str, Any], codec: dict[str, Any], grid: list[float], order: list[int]
+) -> dict[str, Any]:
+    grids, law = codec["grids"], codec["law"]
+    a, b, s = grids["certain_scale"], grids["certain_step"], grids["drawn_step"]
+    level_p = [-a * (math.exp(b * k) - 1) for k in range(256)]
+    mass = [math.floor(65536 * math.exp(v) + 0.5) for v in level_p]
+    places = [i for i, counted in enumerate(row["counted"]) if counted]
+    number, others = len(places), [t for t in grid if t != 1.0]
+    dither = [_dither(row["sample_id"], i - 1) for i in places]
+    high = row["counts_high"] or bytes(2 * number)
+    log_z, entropy = [], []
+    for n in range(number):
+        values = {1.0: 0.0}
+        for g, t in enumerate(others):
+            low, top = row["log_z"][g * number + n], row["log_z_high"][g * number + n]
+            step = low | top << 8
+            values[t] = grids["log_z_step"] * (step - 65536 * (step >= 32768))
+        log_z.append([values[t] for t in grid])
+        entropy.append([
+            max(0.0, grids["entropy_step"] * (row["entropy"][g * number + n] + dither[n]))
+            for g in range(len(grid))
+        ])  # fmt: skip
+    used = [] if law is None else [g for g, tau in enumerate(law["taus"]) if tau > 0]
+    alone = law is not None and [grid[g] for g in used] == [1.0]
+    certain = _runs(row, "certain", 4 if law is None else 1, order)
+    drawn = _runs(row, "drawn", 4, order)
+    next(certain), next(drawn)
+    counts, ids, logprobs, inclusion = [], [], [], []
+    for n, place in enumerate(places):
+        own = certain.send(row["certain_counts"][n] | high[n] << 8)  # type: ignore[attr-defined]
+        u = row["drawn_counts"][n] | high[number + n] << 8
+        gold = row["gold"][n]
+        if alone:
+            t = max(1, math.floor(65536 * max(law["taus"]) + 0.5))
+            rest = max(0, 65536 - mass[gold] - sum(mass[k] for _, k in own))
+            u = (rest + t // 2) // t + (u // 2 if u % 2 == 0 else -(u + 1) // 2)
+        far = drawn.send(u)  # type: ignore[attr-defined]
+        found: list[tuple[int, float, float]] = []
+        if law is not None:
+            found.append((row["input_ids"][place], level_p[gold], 1.0))
+        found += [(token, level_p[k], 1.0) for token, k in sorted(own)]
+        for token, k in sorted(far):
+            log_p = -s * (k + dither[n])
+            total = sum(
+                (math.exp(log_p / grid[g] - log_z[n][g]) / law["taus"][g]) ** 2 for g in used
+            )
+            found.append((token, log_p, min(1 - 2**-20, math.sqrt(total))))
+        if law is None and found:
+            p = [math.exp(value) for _, value, _ in found]
+            levels = [k for _, k in sorted(own)]
+            m = levels.index(min(levels))
+            tail = row["tail"][n]
+            rest = 1 - (0.0 if tail == 255 else math.exp(-grids["tail_step"] * tail))
+            rest -= sum(p[:m] + p[m + 1 :])
+            bounded = min(max(rest, p[m] * math.exp(-b)), min(p[m] * math.exp(b), 1.0))
+            found[m] = (found[m][0], math.log(bounded), 1.0)
+        counts.append(len(found))
+        ids += [token for token, _, _ in found]
+        logprobs += [value for _, value, _ in found]
+        inclusion += [pi for _, _, pi in found]
+    certain.send(None), drawn.send(None)  # type: ignore[attr-defined]
+    return {
+        "counts": counts, "token_ids": ids, "logprobs": logprobs, "inclusion": inclusion,
+        "log_z": log_z, "entropy": entropy, "gold_logprob": [level_p[k] for k in row["gold"]],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stranger_reads_it_too(name: str) -> None:
+    folder = GOLDEN / f"cache-v2-{name}"
+    manifest = json.loads((folder / "_meta/manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["format"], manifest["format_version"]) == ("distil-cache", 2)
+    codec, grid = manifest["codec"], manifest["temperatures"]
+    assert codec["name"] == "ranked"
+    wanted = iter(_expected(name))
+    for record in manifest["shards"]:
+        data = (folder / record["path"]).read_bytes()
+        assert xxhash.xxh3_128(data).digest().hex() == record["xxh3_128"]
+        table = pq.read_table(folder / record["path"])
+        note = json.loads(table.schema.metadata[b"distil_cache"])
+        assert note["identity_digest"] == manifest["identity_digest"]
+        assert (note["codec"], note["temperatures"]) == (codec, grid)
+        classes = zstandard.ZstdDecompressor().decompress(table.schema.metadata[b"distil_ranks"])
+        assert len(classes) == codec["vocab_size"]
+        order = sorted(range(len(classes)), key=lambda token: (-classes[token], token))
+        entries = 0
+        for row in table.to_pylist():
+            want, got = next(wanted), _read_row(row, codec, grid, order)
+            assert row["sample_id"] == want["sample_id"]
+            assert got["counts"] == want["counts"]
+            assert got["token_ids"] == want["token_ids"]
+            assert got["logprobs"] == pytest.approx(want["logprobs"], rel=1e-5, abs=1e-8)
+            assert got["inclusion"] == pytest.approx(
+                want["inclusion"] or [1.0] * len(got["inclusion"]), rel=1e-4
+            )
+            assert got["gold_logprob"] == pytest.approx(want["gold_logprob"], rel=1e-5)
+            for column in ("log_z", "entropy"):
+                for one, other in zip(got[column], want[column], strict=True):
+                    assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+            entries += len(got["token_ids"])
+        assert entries == record["entries"]
+
+
+def test_the_worked_example() -> None:
+    text = FORMAT.read_text(encoding="utf-8")
+    example = text[text.index("## 12. Version 2: worked example") :]
+    codec = {
+        "law": {"temperatures": [1.0], "taus": [0.25]},
+        "grids": {
+            "certain_scale": 0.05, "certain_step": 0.06, "drawn_step": 2.0, "log_z_step": 1 / 64,
+            "entropy_step": 0.25, "tail_step": 1 / 16,
+        },
+    }  # fmt: skip
+    row: dict[str, Any] = {
+        f"{kind}_ids_{n}": b"" for kind in ("certain", "drawn") for n in range(4)
+    }
+    row |= {f"drawn_values_{n}": b"" for n in range(3)}
+    names = ("certain_bits", "drawn_bits", "certain_values", "counts_high", "log_z", "log_z_high")
+    row |= dict.fromkeys(names, b"")
+    for name, value in re.findall(r"`(\w+)` is `([0-9a-f]{2})`", example):
+        row[name] = bytes.fromhex(value)
+    row |= {
+        "sample_id": "0" * 32, "input_ids": [3, 2], "counted": [False, True], "entropy": b"\x00",
+    }  # fmt: skip
+    got = _read_row(row, codec, [1.0], [0, 1, 2, 3])
+    assert (got["counts"], got["token_ids"]) == ([2], [2, 0])
+    stated = [float(v) for v in re.findall(r"-[01]\.\d{8}", example)]
+    assert [_dither("0" * 32, 0), *got["logprobs"]] == pytest.approx(
+        [stated[0], stated[1], stated[-1]], abs=1e-7
+    )
+    assert got["inclusion"] == pytest.approx([1.0, 0.70175752], abs=1e-7)
+
+
+def test_format_page_names_every_column_and_member() -> None:
+    text = FORMAT.read_text(encoding="utf-8")
+    folder = GOLDEN / "cache-v2-threshold"
+    manifest = json.loads((folder / "_meta/manifest.json").read_text())
+    names = {*manifest, *manifest["shards"][0], *manifest["codec"], *manifest["codec"]["grids"]}
+    names |= {
+        re.sub(r"_\d$", "_", n) for n in pq.read_schema(folder / "data/train/00000.parquet").names
+    }
+    missing = [name for name in names if f"`{name}" not in text and f'"{name}' not in text]
+    assert missing == []

@@ -1,0 +1,123 @@
+"""A store that stalls: a wait that is measured, a line that names the file, an end in words."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.data.prefetch import Patience, Prefetcher
+from pipeline.data.read_ahead import ReadAhead
+from pipeline.data.settings import DataSettings
+from pipeline.data.stream import TrainStream
+from pipeline.errors import StoreError
+
+
+def make_stream(source: Any, **changes: Any) -> TrainStream:
+    return TrainStream(
+        source, DataSettings(shuffle_shards=2, **changes), seed=3, packs_per_step=8, rank=0,
+        world=1, accumulation=1, pack_length=16, temperature=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """Let hanging threads go at the end."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_store_that_hangs_ends_in_words(
+    make_source: Callable[..., Any], release: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_source([20, 20, 20])
+    source.hanging = ["s3://bucket/cache/data/train/00007.parquet"]
+    real = source.read_rows
+
+    def read_rows(shard: int, rows: Any) -> Any:
+        if source.calls >= 3:
+            release.wait()
+        return real(shard, rows)
+
+    source.read_rows = read_rows
+    stream = make_stream(source, stall_warning_s=0.1, stall_timeout_s=0.5)
+    started = time.monotonic()
+    with (
+        caplog.at_level(logging.WARNING, logger="pipeline.data.prefetch"),
+        pytest.raises(StoreError) as caught,
+    ):
+        list(stream.steps(0, 100))
+    assert time.monotonic() - started < 5, "it does not wait for the thread that hangs"
+    assert str(caught.value) == (
+        "no data for 0.5 s: reading s3://bucket/cache/data/train/00007.parquet; expected a step's "
+        "rows within 0.5 s (data.stall_timeout_s); check the store or the mount, then run the same "
+        "command again; it goes on from the last complete checkpoint."
+    )
+    lines = [record.getMessage() for record in caplog.records]
+    # After 0.1, 0.2 and 0.4 s: a stall of an hour must not fill the log.
+    assert len(lines) == 3
+    assert all(source.hanging[0] in line for line in lines)
+    assert stream.wait_seconds > 0.4
+
+
+def test_a_slow_store_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    def slow() -> Iterator[int]:
+        for number in range(2):
+            time.sleep(0.2)
+            yield number
+
+    patience = Patience(0.05, 10, lambda: "reading a file")
+    with (
+        caplog.at_level(logging.WARNING, logger="pipeline.data.prefetch"),
+        Prefetcher(slow(), ahead=1, patience=patience) as items,
+    ):
+        assert list(items) == [0, 1]
+        assert items.wait_seconds > 0.3
+    assert "waiting for data for 0.05 s: reading a file" in caplog.text
+
+
+def test_shards_are_read_ahead_in_the_order_of_their_use(make_source: Callable[..., Any]) -> None:
+    """The group in use first, then the next; at the end of an epoch the next one's first."""
+    source = make_source([30] * 6)
+    stream = make_stream(source, read_threads=1, prefetch_batches=1)
+    plan = stream.plan
+    with stream.iterate() as steps:
+        next(steps)
+        deadline = time.monotonic() + 10
+        while len(source.opened) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert source.opened == plan.shards_ahead(0)
+    assert len(set(source.opened)) == 4
+    last, after = (
+        plan.shards_ahead(plan.steps_per_epoch - 1),
+        plan.shards_ahead(plan.steps_per_epoch),
+    )
+    assert last[-2:] == after[:2]
+    used = {pack.shard for step in range(plan.steps_per_epoch) for pack in plan.step(step).packs}
+    assert used == {*plan.shards_ahead(0), *last[:2]} == set(range(6))
+
+
+def test_reading_ahead_leaves_errors_to_the_reader() -> None:
+    opened: list[int] = []
+    done = threading.Event()
+
+    def open_shard(shard: int) -> None:
+        opened.append(shard)
+        if shard == 3:
+            done.set()
+        raise OSError("gone")
+
+    ahead = ReadAhead(open_shard, threads=1)
+    ahead.want([1, 2, 3])
+    ahead.want([1, 2, 3])
+    assert done.wait(5)
+    ahead.close()
+    time.sleep(0.05)
+    assert opened == [1, 2, 3]
+    names = [thread.name for thread in threading.enumerate()]
+    assert "data-read-0" not in names
