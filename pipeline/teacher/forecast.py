@@ -28,7 +28,7 @@ _BASE_BYTES = 1 << 30
 """Interpreter, torch and the engine's own code: 0.8 to 1.1 GB measured."""
 _ENTRY_BYTES = 2.2
 """Of an entry on disk after zstd: a gap of 1.2 bytes and a value of 1 (measured at k = 64)."""
-_SAMPLED_BYTES = 1.25
+_SAMPLED_BYTES = 1.7
 """Of a drawn scheme's entry, its share of everything beside it included (`make bench-fidelity`)."""
 _CALIBRATION_TOKENS = 768
 
