@@ -175,7 +175,7 @@ bench-codec: setup-dev ## Layouts of sparse targets on the same teacher outputs:
 
 .PHONY: bench-fidelity
 bench-fidelity: setup-dev ## Gradient error over bytes a token, all schemes and the peers', table and plot (ARGS=--quick)
-	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity $(ARGS)
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity --plot pipeline/cache/fidelity.svg $(ARGS)
 
 .PHONY: bench-quality
 bench-quality: setup-dev ## Students from the cache against students of dense logits and of the peers' caches
