@@ -10,6 +10,8 @@ Legend: S rows, N counted positions of all of them, E entries, G temperatures, V
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -217,8 +219,11 @@ def order_of_classes(classes_V: _U8) -> NDArray[np.int32]:
 
 
 def pack_classes(classes_V: _U8) -> bytes:
-    """Return the classes as they stand in a shard's metadata: one zstd frame of a byte a token."""
-    return zstandard.ZstdCompressor(level=9).compress(classes_V.tobytes())
+    """Return the classes as they stand in a shard's metadata: one zstd frame of a byte a token.
+
+    In base64: Parquet's metadata is text, and polars refuses a file where it is not.
+    """
+    return base64.b64encode(zstandard.ZstdCompressor(level=9).compress(classes_V.tobytes()))
 
 
 @lru_cache(maxsize=32)
@@ -229,10 +234,11 @@ def unpack_order(packed: bytes, vocab_size: int) -> NDArray[np.int32]:
         CacheError: damaged.
     """
     try:
+        frame = base64.b64decode(packed, validate=True)
         # By what the frame says of itself: a frame that says more would be given that memory.
-        fits = zstandard.frame_content_size(packed) == vocab_size
-        data = zstandard.ZstdDecompressor().decompress(packed) if fits else b""
-    except zstandard.ZstdError:
+        fits = zstandard.frame_content_size(frame) == vocab_size
+        data = zstandard.ZstdDecompressor().decompress(frame) if fits else b""
+    except (binascii.Error, zstandard.ZstdError):
         data = b""
     if len(data) != vocab_size:
         raise CacheError("the order of the vocabulary in the shard's metadata is damaged")
