@@ -286,4 +286,6 @@ def _largest(
     """Return log p of each position's largest entry: what tail and others leave of 1."""
     rest_N = 1.0 - tail_N.astype(np.float64) - (sums_N - own_N)
     low_N, high_N = own_N * np.exp(-step), np.minimum(own_N * np.exp(step), 1.0)
-    return np.log(np.clip(rest_N, low_N, high_N)).astype(np.float32)
+    # Only damaged values are all so small that their exponentials are 0.
+    least = np.finfo(np.float64).tiny
+    return np.log(np.maximum(np.clip(rest_N, low_N, high_N), least)).astype(np.float32)

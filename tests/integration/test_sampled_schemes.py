@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.cache.grid import rounding_log_bias
 from pipeline.cache.manifest import MANIFEST
 from pipeline.cache.reader import Cache, open_cache
 from pipeline.cache.sparse import SparseTargets
@@ -70,7 +71,9 @@ def test_what_is_written(name: str, caches: dict[str, Path]) -> None:
         owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)
         assert (np.bincount(owner_E[certain_E]) >= (4 if name == "top-k-sampled" else 1)).all()
         # What is drawn stands for the rest: the mass is 1 but for the draw's own noise.
-        weight_E = np.exp(targets.logprobs_E) / targets.inclusion_E
+        # The known factor of the dither is the loss's to take off.
+        factor_E = np.where(certain_E, 0.0, rounding_log_bias(targets.drawn_step, 1.0))
+        weight_E = np.exp(targets.logprobs_E - factor_E) / targets.inclusion_E
         mass_N = np.bincount(owner_E, weight_E)
         assert abs(mass_N.mean() - 1) < 0.1
 
@@ -236,7 +239,7 @@ def test_rows_that_are_not_finite_are_named_and_set_aside(
     hook = ("poison", "nan", [row.sample_id])
     message = stage("cache_teacher", flags, hook=hook).refused(3)
     assert f"sample {row.sample_id}" in message
-    assert "the teacher's logits of counted position 1 are not finite" in message
+    assert "the logits of counted position 1 are not finite" in message
     counts = open_cache(str(tmp_path / "cache")).manifest.corpus_counts
     assert counts["rows_set_aside"] == 1
 

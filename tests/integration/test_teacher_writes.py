@@ -95,9 +95,9 @@ def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Pat
         assert not set(ids[:-1]) & {2, *ENDS}
         assert responses[name]["finished"] == (ids[-1] in {2, *ENDS})
         assert responses[name]["finished"] or len(ids) == 14
-        # What the capture says of each token is what it was drawn with (stored as float16).
+        # What the capture says of each token is what it was drawn with (stored in steps of 6 %).
         np.testing.assert_allclose(
-            row.targets.gold_logprob_N, responses[name]["logprobs"], rtol=1e-3, atol=1e-3
+            row.targets.gold_logprob_N, responses[name]["logprobs"], rtol=0.031, atol=2e-3
         )
     finished = sum(row["finished"] for row in responses.values())
     assert 10 < finished < 72
