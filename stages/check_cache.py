@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.config import option, parse_command
-from pipeline.errors import CacheError, ResumeError, run_command
+from pipeline.errors import CacheError, run_command
 from stages.train_student import StudentRun
 
 __all__ = ["CheckRun", "main"]
@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CacheError: incomplete (with the missing shards), damaged, or of another identity.
         ConfigError: a temperature that the cache does not hold.
-        ModelError: the student has another vocabulary, or cannot be reached.
-        ResumeError: the output folder holds checkpoints of another run or world.
+        ModelError: the student has another tokenizer, or cannot be reached.
+        ResumeError: the output folder holds checkpoints of another run, or such that cannot go to
+            this number of processes.
     """
     run = parse_command(
         CheckRun,
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             do="correct cache_dir, or the identity asked for",
         )
     from pipeline.student.checkpoint import Checkpoints
+    from pipeline.student.resume import find_resume_point
     from pipeline.student.run import open_inputs
+    from pipeline.student.world import World
 
     inputs = open_inputs(
         cache_url=run.cache_dir,
@@ -67,17 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         observe=run.observe,
         seed=run.seed,
     )
-    if run.train.resume_from_checkpoint == "auto":
-        identity = inputs.identity(run.world_size)
-        newest = Checkpoints(inputs.output_dir, identity, keep=1).newest()
-        if newest is not None and newest.world_size != run.world_size:
-            raise ResumeError(
-                f"{newest.folder}: written by {newest.world_size} processes, this run would have "
-                f"{run.world_size}",
-                expected="the same number",
-                do="start as many, choose another --output_dir, or start anew with "
-                "--resume_from_checkpoint never",
-            )
+    if run.train.resume_from_checkpoint != "never":
+        size = run.world_size
+        identity = inputs.identity(size)
+        checkpoints = Checkpoints(inputs.output_dir, identity, keep=1, world_size=size)
+        find_resume_point(checkpoints, run.train, World(0, 0, size))
     print(
         f"cache {run.cache_dir}: complete, {len(manifest.shards)} shards, identity {digest[:12]}",
         flush=True,
