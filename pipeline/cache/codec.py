@@ -288,4 +288,5 @@ def _largest(
     low_N, high_N = own_N * np.exp(-step), np.minimum(own_N * np.exp(step), 1.0)
     # Only damaged values are all so small that their exponentials are 0.
     least = np.finfo(np.float64).tiny
-    return np.log(np.maximum(np.clip(rest_N, low_N, high_N), least)).astype(np.float32)
+    logs_N: NDArray[np.float64] = np.log(np.maximum(np.clip(rest_N, low_N, high_N), least))
+    return logs_N.astype(np.float32)
