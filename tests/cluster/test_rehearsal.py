@@ -69,7 +69,7 @@ def _kill_first_claimer(cache: Path) -> Any:
             for pod in job.pods:
                 # By hostname; over the loopback all pods have this machine's.
                 here = job.node.isolation is Isolation.LOOPBACK and pid == pod.pid
-                if here or worker.startswith(pod.name):
+                if here or pod.name in worker:
                     pod.kill()
                     return True
         return False
