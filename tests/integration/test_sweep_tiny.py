@@ -182,7 +182,6 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not(
 def test_a_search_gives_up_bad_runs_by_their_held_out_kl(
     base: dict[str, Any], tmp_path: Path
 ) -> None:
-    pytest.importorskip("optuna")
     search = {
         "trials": 4, "startup_trials": 1, "sampler": "random", "seed": 1, "pruner": "median",
         "space": {"learning_rate": {"low": "1e-6", "high": "1e-2", "log": True}},
