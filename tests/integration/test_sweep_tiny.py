@@ -196,7 +196,8 @@ def test_a_search_gives_up_bad_runs_by_their_held_out_kl(
     assert ledger.ranked()[0].objective == min(entry.objective or 9 for entry in finished)
     for entry in ledger.entries:
         mark = tmp_path / "out/runs" / entry.name / "finished.json"
-        assert mark.exists() == (entry.state == "finished")
+        # One that is given up may reach its end before it hears of it.
+        assert mark.exists() or entry.state == "pruned"
     # The journal holds what a later call goes on from.
     real_stage("sweep", _flags(file), timeout=600).ok()
     assert len(read_ledger(tmp_path / "out").entries) == 4
