@@ -22,7 +22,6 @@ from pipeline.data.temperature import (
     self_normalised,
     temperature_index,
 )
-from pipeline.errors import ConfigError
 
 __all__ = ["Batch", "collate"]
 
@@ -90,7 +89,6 @@ def collate(
     sequences: Sequence[CachedSequence],
     *,
     temperature: float,
-    max_entries: int | None = None,
     off_grid: OffGrid = "refuse",
 ) -> Batch:
     """Join sequences into a batch.
@@ -101,13 +99,10 @@ def collate(
     Args:
         sequences: in order.
         temperature: one of the cache's grid.
-        max_entries: keep only this many entries of each position, the largest; ties go to the
-            smaller token id.
         off_grid: what to do at a temperature off the grid; see `pipeline.data.temperature`.
 
     Raises:
-        ConfigError: the temperature is not in the grid; or `max_entries` with sampled entries,
-            of which the largest alone would be a biased target.
+        ConfigError: the temperature is not in the grid.
     """
     if not sequences:
         return _empty(temperature)
@@ -120,21 +115,12 @@ def collate(
     counts_N = np.concatenate([target.counts_N for target in targets])
     logprobs_E = np.concatenate([target.logprobs_E for target in targets])
     sampled = any(target.inclusion_E is not None for target in targets)
-    padded = _pad(
+    ids_NK, logprobs_NK, inclusion_NK = _pad(
         counts_N,
         np.concatenate([target.token_ids_E for target in targets], dtype=np.int64),
         logprobs_E,
         np.concatenate([_inclusion(target) for target in targets]) if sampled else None,
     )
-    if max_entries is not None and padded[0].shape[1] > max_entries:
-        if sampled:
-            raise ConfigError(
-                f"data.max_entries: found {max_entries} with a cache of sampled entries",
-                expected="none: the largest entries of a sample alone are a biased target",
-                do="leave data.max_entries unset; a larger tau thins a sample without bias",
-            )
-        padded = _largest(padded[0], padded[1], max_entries)
-    ids_NK, logprobs_NK, inclusion_NK = padded
     log_z_N, entropy_N = _normaliser(targets, temperature, off_grid, logprobs_NK, inclusion_NK)
     return Batch(
         input_ids_1T=torch.from_numpy(ids_T)[None],
@@ -192,21 +178,6 @@ def _pad(
     inclusion_NK = np.ones((tokens, width), np.float32)
     inclusion_NK[filled_NK] = inclusion_E
     return ids_NK, logprobs_NK, inclusion_NK
-
-
-def _largest(
-    ids_NK: NDArray[np.int64],
-    logprobs_NK: NDArray[np.float32],
-    max_entries: int,
-) -> _Padded:
-    """Keep the largest entries of each row, still in ascending order of id."""
-    order_NK = np.argsort(-logprobs_NK, axis=1, kind="stable")[:, :max_entries]
-    order_NK = np.sort(order_NK, axis=1)
-    return (
-        np.take_along_axis(ids_NK, order_NK, axis=1),
-        np.take_along_axis(logprobs_NK, order_NK, axis=1),
-        None,
-    )
 
 
 def _normaliser(

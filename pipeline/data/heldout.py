@@ -15,7 +15,6 @@ def heldout_batches(
     *,
     tokens_per_batch: int,
     temperature: float,
-    max_entries: int | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
@@ -29,7 +28,6 @@ def heldout_batches(
         source: the held-out rows.
         tokens_per_batch: most tokens of a batch; a longer row is a batch of its own.
         temperature: one of the cache's grid.
-        max_entries: as in `collate`.
         rank: this rank.
         world: ranks that share the rows.
     """
@@ -41,7 +39,7 @@ def heldout_batches(
             for shard in dict.fromkeys(shard for shard, _ in mine)
             for sequence in source.read_rows(shard, [row for s, row in mine if s == shard])
         ]
-        yield collate(sequences, temperature=temperature, max_entries=max_entries)
+        yield collate(sequences, temperature=temperature)
 
 
 def _plan(source: RowSource, tokens_per_batch: int) -> list[list[tuple[int, int]]]:

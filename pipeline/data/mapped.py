@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.sparse import CachedSequence
-from pipeline.data.source import RowSource
+from pipeline.data.source import RowsOver
 from pipeline.errors import ModelError
 
 __all__ = ["MappedRows"]
@@ -21,20 +21,15 @@ __all__ = ["MappedRows"]
 Ids = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
-class MappedRows:
+@dataclass(frozen=True)
+class MappedRows(RowsOver):
     """A `RowSource` over another one."""
 
-    source: RowSource
     to_student: Callable[[Ids], Ids]
     """From the teacher's ids to the student's; `size` and more where the student has none."""
     size: int
     name: Callable[[int], str]
     """The teacher's piece of an id, for messages."""
-
-    def shard_rows(self) -> Sequence[int]:
-        """Return the source's."""
-        return self.source.shard_rows()
 
     def lengths(self) -> NDArray[np.int32]:
         """Return the source's: pieces map one to one."""
@@ -43,18 +38,6 @@ class MappedRows:
     def counted_counts(self) -> NDArray[np.int32]:
         """Return the source's."""
         return self.source.counted_counts()
-
-    def shard_name(self, shard: int) -> str:
-        """Return the source's."""
-        return self.source.shard_name(shard)
-
-    def open(self, shard: int) -> None:
-        """Let the source read a shard."""
-        self.source.open(shard)
-
-    def reading(self) -> Sequence[str]:
-        """Return the source's."""
-        return self.source.reading()
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Read and map.

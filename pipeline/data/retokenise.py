@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.sparse import CachedSequence, SparseTargets
-from pipeline.data.source import RowSource
+from pipeline.data.source import RowsOver
 
 __all__ = ["Aligner", "Pieces", "RetokenisedRows", "retokenise"]
 
@@ -73,15 +73,10 @@ def retokenise(row: CachedSequence, aligner: Aligner) -> CachedSequence:
 
 
 @dataclass(frozen=True)
-class RetokenisedRows:
+class RetokenisedRows(RowsOver):
     """A `RowSource` over another one; the lengths cost one pass over all rows, once."""
 
-    source: RowSource
     aligner: Aligner
-
-    def shard_rows(self) -> Sequence[int]:
-        """Return the source's."""
-        return self.source.shard_rows()
 
     def lengths(self) -> NDArray[np.int32]:
         """Return the student's tokens of every row."""
@@ -94,18 +89,6 @@ class RetokenisedRows:
     def aligned_counts(self) -> NDArray[np.int32]:
         """Return how many of these have a target."""
         return self._sizes[:, 2]
-
-    def shard_name(self, shard: int) -> str:
-        """Return the source's."""
-        return self.source.shard_name(shard)
-
-    def open(self, shard: int) -> None:
-        """Let the source read a shard."""
-        self.source.open(shard)
-
-    def reading(self) -> Sequence[str]:
-        """Return the source's."""
-        return self.source.reading()
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Read and tokenise anew."""

@@ -6,6 +6,7 @@ Shapes: R rows of all shards.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.sparse import CachedSequence
 
-__all__ = ["RowSource"]
+__all__ = ["RowSource", "RowsOver"]
 
 
 class RowSource(Protocol):
@@ -54,3 +55,26 @@ class RowSource(Protocol):
             ShardDamaged: the shard is missing or damaged.
         """
         ...
+
+
+@dataclass(frozen=True)
+class RowsOver:
+    """The part of a `RowSource` that is another one's: the same shards, rows of another form."""
+
+    source: RowSource
+
+    def shard_rows(self) -> Sequence[int]:
+        """Return the source's."""
+        return self.source.shard_rows()
+
+    def shard_name(self, shard: int) -> str:
+        """Return the source's."""
+        return self.source.shard_name(shard)
+
+    def open(self, shard: int) -> None:
+        """Let the source read a shard."""
+        self.source.open(shard)
+
+    def reading(self) -> Sequence[str]:
+        """Return the source's."""
+        return self.source.reading()

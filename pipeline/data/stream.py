@@ -209,7 +209,6 @@ class TrainStream:
                 collate(
                     [rows[pack.shard, row] for pack in packs for row in pack.rows],
                     temperature=self._temperature,
-                    max_entries=self._settings.max_entries,
                     off_grid=self._off_grid,
                 )
                 for packs in micro_packs

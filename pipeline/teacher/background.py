@@ -22,11 +22,6 @@ class Behind:
         self._pending: Future[None] | None = None
         self._thread: threading.Thread | None = None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a call has neither returned nor been asked for by `wait`."""
-        return self._pending is not None
-
     def start(self, call: Callable[[], None]) -> None:
         """Run `call`; the one before must have been waited for."""
         assert self._pending is None

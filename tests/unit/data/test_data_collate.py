@@ -84,31 +84,9 @@ def test_rows_without_counted_tokens(make_source: MakeSource) -> None:
     assert batch.ids_NK.shape == (0, 0)
 
 
-@pytest.mark.parametrize("max_entries", [1, 2, 3, 99])
-def test_fewer_entries_are_the_largest(make_source: MakeSource, max_entries: int) -> None:
-    """A finer cache serves a coarser request."""
-    rows = make_source([9]).rows[0]
-    full = collate(rows, temperature=1.0)
-    few = collate(rows, temperature=1.0, max_entries=max_entries)
-    assert few.ids_NK.shape[1] == min(max_entries, full.ids_NK.shape[1])
-    for n in range(full.num_counted_tokens):
-        pairs = sorted(zip(-full.logprobs_NK[n], full.ids_NK[n], strict=True))
-        best = [(-float(a), int(b)) for a, b in pairs if torch.isfinite(a)][:max_entries]
-        got = [
-            (float(a), int(b))
-            for a, b in zip(few.logprobs_NK[n], few.ids_NK[n], strict=True)
-            if torch.isfinite(a)
-        ]
-        assert sorted(got) == sorted(best)
-        assert [b for _, b in got] == sorted(b for _, b in got)
-
-
-def test_refusals(make_source: MakeSource) -> None:
-    """A temperature that is not cached; the largest of a sample."""
+def test_a_temperature_that_is_not_cached_is_refused(make_source: MakeSource) -> None:
     with pytest.raises(ConfigError, match=r"1\.5 is not in the cache; expected one of 1, 2"):
         collate(make_source([1]).rows[0], temperature=1.5)
-    with pytest.raises(ConfigError, match=r"data\.max_entries: found 2 with a cache of sampled"):
-        collate(make_source([9], inclusion=True).rows[0], temperature=1.0, max_entries=2)
     assert temperature_index((0.5, 1.0, 2.0), 2) == 2
 
 
