@@ -20,6 +20,10 @@ setting carefully for mistakes in order not to lose any data stored
 _WORDS = _TEXT.split()
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCABULARY = 600
+TALKER_ENDS = list(range(100, 140))
+"""End tokens of the tiny teacher where it writes: so many that many of its responses end."""
+TALKER_VOCABULARY = 528
+"""Tokens of its tokenizer; its head has 576 rows."""
 
 
 def write_corpus(folder: Path, *, samples: int = 56) -> Path:

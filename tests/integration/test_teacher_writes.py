@@ -20,20 +20,9 @@ from pipeline.cache.verify import verify_cache
 from pipeline.storage import Store
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Running, real_stage, run_python
+from tests.tiny import TALKER_ENDS, TALKER_VOCABULARY
 
-ENDS = list(range(100, 140))
 RESPONSES = "_meta/responses"
-VOCABULARY = 528  # of the tokenizer; the head has 576 rows
-
-
-@pytest.fixture(scope="module")
-def talker(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the tiny teacher with so many end tokens that many of its responses end."""
-    folder = tmp_path_factory.mktemp("talker") / "teacher"
-    shutil.copytree(tiny.teacher, folder)
-    file = folder / "generation_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": ENDS}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +79,10 @@ def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Pat
         )
         assert row.input_ids_L.size <= 96
         # Rows that only pad the head are never drawn, though a random teacher likes them.
-        assert max(ids) < VOCABULARY
+        assert max(ids) < TALKER_VOCABULARY
         # Once ended, nothing follows; what did not end ran into the limit.
-        assert not set(ids[:-1]) & {2, *ENDS}
-        assert responses[name]["finished"] == (ids[-1] in {2, *ENDS})
+        assert not set(ids[:-1]) & {2, *TALKER_ENDS}
+        assert responses[name]["finished"] == (ids[-1] in {2, *TALKER_ENDS})
         assert responses[name]["finished"] or len(ids) == 14
         # What the capture says of each token is what it was drawn with (stored in steps of 6 %).
         np.testing.assert_allclose(

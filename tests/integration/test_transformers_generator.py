@@ -13,20 +13,7 @@ import pytest
 from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.generator import WriteRequest, Written
 from pipeline.teacher.settings import TeacherSettings
-from tests.conftest import Tiny
-
-ENDS = list(range(100, 140))
-VOCABULARY = 528  # of the tokenizer; the head has 576 rows
-
-
-@pytest.fixture(scope="module")
-def talker(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the tiny teacher with so many end tokens that many of its responses end."""
-    folder = tmp_path_factory.mktemp("talker") / "teacher"
-    shutil.copytree(tiny.teacher, folder)
-    file = folder / "generation_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": ENDS}))
-    return folder
+from tests.tiny import TALKER_ENDS, TALKER_VOCABULARY
 
 
 def _generator(talker: Path, ends: list[int], **chosen: Any) -> Any:
@@ -35,8 +22,11 @@ def _generator(talker: Path, ends: list[int], **chosen: Any) -> Any:
     chosen = {"max_new_tokens": 12, "record_logprobs": True, **chosen}
     return TransformersGenerator(
         TeacherSettings(model=str(talker), engine="transformers", batch_tokens=256),
-        GenerateSettings(enabled=True, **chosen), folder=talker, ends=ends, vocabulary=VOCABULARY,
-    )  # fmt: skip
+        GenerateSettings(enabled=True, **chosen),
+        folder=talker,
+        ends=ends,
+        vocabulary=TALKER_VOCABULARY,
+    )
 
 
 def _requests() -> list[WriteRequest]:
@@ -58,24 +48,24 @@ def test_greedy_is_the_argmax_of_bare_forward_passes(talker: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(talker, dtype=torch.float32).eval()
     requests = _requests()
-    done = _generator(talker, ENDS, temperature=0).write(requests)
+    done = _generator(talker, TALKER_ENDS, temperature=0).write(requests)
     lengths = set()
     for request, response in zip(requests, done, strict=True):
         ids = request.prompt_ids_L.tolist()
         for token, seen in zip(response.token_ids_N, response.logprobs_N, strict=True):
             with torch.inference_mode():
                 logprobs = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-            assert int(logprobs[:VOCABULARY].argmax()) == token
+            assert int(logprobs[:TALKER_VOCABULARY].argmax()) == token
             assert float(logprobs[token]) == pytest.approx(float(seen), abs=1e-4)
             ids.append(int(token))
-        assert len(response.token_ids_N) == 12 or ids[-1] in ENDS
+        assert len(response.token_ids_N) == 12 or ids[-1] in TALKER_ENDS
         lengths.add(len(response.token_ids_N))
     assert len(lengths) > 1, "nothing ended: the test has lost its meaning"
 
 
 def test_a_draw_does_not_see_its_neighbours(talker: Path) -> None:
     requests = _requests()
-    generator = _generator(talker, ENDS)
+    generator = _generator(talker, TALKER_ENDS)
     together = _ids(generator.write(requests))
     assert _ids(generator.write(requests)) == together
     assert _ids(generator.write(requests[::-1]))[::-1] == together
@@ -89,5 +79,5 @@ def test_the_models_own_sampling_defaults_are_not_applied(talker: Path, tmp_path
     shutil.copytree(talker, folder)
     defaults = {"repetition_penalty": 3.0, "do_sample": True, "top_k": 1, "max_length": 3}
     (folder / "generation_config.json").write_text(json.dumps(defaults))
-    expected = _ids(_generator(talker, ENDS).write(_requests()))
-    assert _ids(_generator(folder, ENDS).write(_requests())) == expected
+    expected = _ids(_generator(talker, TALKER_ENDS).write(_requests()))
+    assert _ids(_generator(folder, TALKER_ENDS).write(_requests())) == expected
