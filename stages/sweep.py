@@ -141,7 +141,7 @@ def _run(
         entries=tuple(Entry(r.name, r.point.label, r.point.values) for r in runs if listed),
     )
     ledger.write(options.folder)
-    search = None if listed else _search(options, file, space, planner)
+    search = None if listed else _search(options, file, space, planner, cache_url)
     sweep = Sweep(
         options.folder,
         ledger,
@@ -157,12 +157,13 @@ def _run(
     return _finish(options.folder, done, refused)
 
 
-def _search(options: SweepRun, file: SweepFile, space: Space, planner: Planner) -> SearchSource:
+def _search(
+    options: SweepRun, file: SweepFile, space: Space, planner: Planner, cache_url: str
+) -> SearchSource:
     from pipeline.cache.reader import open_cache
     from pipeline.sweep.search import SearchSource
 
     assert file.search is not None
-    cache_url = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
     base = space.base.model_dump(mode="json", exclude={"output", "observe", "cache_dir"})
     return SearchSource(
         options.folder,

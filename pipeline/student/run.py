@@ -304,27 +304,21 @@ def _initial_folder(inputs: Inputs, world: World) -> Path:
     """Rank 0 makes the folder, the others wait for it."""
     import torch.distributed as dist
 
-    if world.is_first:
+    if not world.is_first:
+        dist.barrier()
+    else:
         # What a killed run left half-written; a run has its output folder to itself.
         for leftover in inputs.output_dir.glob("*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
-        folder = make_initial_student(
-            inputs.student,
-            inputs.source,
-            inputs.cache,
-            rows=inputs.vocabulary.train,
-            output_dir=inputs.output_dir,
-        )
-    if world.size > 1:
+    folder = make_initial_student(
+        inputs.student,
+        inputs.source,
+        inputs.cache,
+        rows=inputs.vocabulary.train,
+        output_dir=inputs.output_dir,
+    )
+    if world.is_first and world.size > 1:
         dist.barrier()
-    if not world.is_first:
-        folder = make_initial_student(
-            inputs.student,
-            inputs.source,
-            inputs.cache,
-            rows=inputs.vocabulary.train,
-            output_dir=inputs.output_dir,
-        )
     return folder
 
 
