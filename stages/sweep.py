@@ -130,6 +130,10 @@ def _run(
     )
     listed = file.search is None
     check_resources(runs if listed else runs[:1], parallel=options.parallel, folder=options.folder)
+    search = None if listed else _search(options, file, space, planner, cache_url)
+    entries = [Entry(run.name, run.point.label, run.point.values) for run in runs]
+    if search is not None:
+        entries = search.ended(options.folder / "runs")
     ledger = Ledger(
         name=Path(options.sweep).stem,
         file=options.sweep,
@@ -138,10 +142,9 @@ def _run(
         maximize=file.maximize,
         fields=space.fields,
         command=shown,
-        entries=tuple(Entry(r.name, r.point.label, r.point.values) for r in runs if listed),
+        entries=tuple(entries),
     )
     ledger.write(options.folder)
-    search = None if listed else _search(options, file, space, planner, cache_url)
     sweep = Sweep(
         options.folder,
         ledger,

@@ -11,7 +11,9 @@ from typing import Any
 from pipeline.config import fingerprint
 from pipeline.errors import ConfigError, DistillError
 from pipeline.sweep.file import SearchSettings
+from pipeline.sweep.ledger import Entry, State
 from pipeline.sweep.plan import PlannedRun
+from pipeline.sweep.process import seconds_spent
 from pipeline.sweep.source import Outcome
 from pipeline.sweep.space import Range, Space
 
@@ -94,6 +96,26 @@ class SearchSource:
         self._retry_failed()
         self.total = search.trials
 
+    def ended(self, runs_dir: Path) -> list[Entry]:
+        """Return the entries of the trials that earlier calls brought to their end, in order.
+
+        Args:
+            runs_dir: the folder of the runs' folders.
+        """
+        states: dict[Any, State] = {
+            self._optuna.trial.TrialState.COMPLETE: "finished",
+            self._optuna.trial.TrialState.PRUNED: "pruned",
+        }
+        entries: dict[str, Entry] = {}
+        for trial in self._study.get_trials(deepcopy=False, states=tuple(states)):
+            point = self._space.point(self._values(trial))
+            name = str(trial.user_attrs[_RUN])
+            entries[name] = Entry(
+                name, point.label, point.values, states[trial.state], trial.value,
+                seconds_spent(runs_dir / name) or None,
+            )  # fmt: skip
+        return list(entries.values())
+
     def next(self) -> PlannedRun | None:
         """Return the run of an open trial, or of a new one while there are trials left."""
         while True:
@@ -104,9 +126,7 @@ class SearchSource:
                 trial = self._study.ask()
             else:
                 return None
-            # By name, so that a file whose lines change places draws the same.
-            drawn = {name: self._suggest(trial, name) for name in sorted(self._space.axes)}
-            values = {name: drawn[name] for name in self._space.axes}
+            values = self._values(trial)
             try:
                 point = self._space.point(values)
                 run = self._plan(point)
@@ -139,6 +159,12 @@ class SearchSource:
             self._study.tell(trial, value)
         else:
             self._study.tell(trial, state=state.FAIL)
+
+    def _values(self, trial: Any) -> dict[str, Any]:
+        """Return a trial's values: drawn where it is new, as they were where it has ended."""
+        # By name, so that a file whose lines change places draws the same.
+        drawn = {name: self._suggest(trial, name) for name in sorted(self._space.axes)}
+        return {name: drawn[name] for name in self._space.axes}
 
     def _suggest(self, trial: Any, name: str) -> Any:
         axis = self._space.axes[name]

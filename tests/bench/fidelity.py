@@ -43,11 +43,11 @@ SCHEMES = {
     },
     **{
         f"threshold, tau = 1/{a}, 1/{b}": SparseScheme(0, GRID, SamplingLaw(GRID, (1 / a, 1 / b)))
-        for a, b in ((6, 12), (12, 25), (24, 50))
+        for a, b in ((6, 12), (11, 23), (24, 50))
     },
-    "top-8 + drawn tail": SparseScheme(8, GRID, SamplingLaw(GRID, (1 / 12, 1 / 25))),
+    "top-8 + drawn tail": SparseScheme(8, GRID, SamplingLaw(GRID, (1 / 11, 1 / 23))),
 }
-T2_SCHEME, BUCKET = "threshold, tau = 1/12, 1/25", "top-64 + bucket"
+T2_SCHEME, BUCKET = "threshold, tau = 1/11, 1/23", "top-64 + bucket"
 
 
 @dataclass(slots=True)

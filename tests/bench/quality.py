@@ -37,7 +37,7 @@ SEQUENCES_PER_STEP = 4
 LEARNING_RATE = 4e-4
 SCHEMES = {
     1.0: SparseScheme(0, (1.0,), SamplingLaw((1.0,), (1 / 32,))),
-    2.0: SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (1 / 12, 1 / 25))),
+    2.0: SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (1 / 11, 1 / 23))),
 }
 TARGETS = ("dense", "sampled", "top-64 truncated", "DistillKit budget")
 
