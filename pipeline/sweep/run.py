@@ -30,8 +30,6 @@ from pipeline.sweep.source import Outcome, RunSource
 __all__ = ["Sweep", "SweepFailed"]
 
 _log = logging.getLogger(__name__)
-_POLL_S = 0.2
-_METRICS_EVERY_S = 2.0
 _STOP_S = 300.0
 """A step, an evaluation and a checkpoint of a large model take minutes."""
 
@@ -62,6 +60,8 @@ class Sweep:
         command: stage two without its flags.
         say: takes a line for people.
         progress_every_s: seconds between lines of progress.
+        poll_s: seconds between looks at the processes.
+        metrics_every_s: seconds between looks at what a run has logged.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class Sweep:
         command: Sequence[str],
         say: Callable[[str], None],
         progress_every_s: float = 60.0,
+        poll_s: float = 0.2,
+        metrics_every_s: float = 2.0,
     ) -> None:
         """Keep the parts."""
         self.ledger = ledger
@@ -83,6 +85,8 @@ class Sweep:
         self._command = list(command)
         self._say = say
         self._every_s = progress_every_s
+        self._poll_s = poll_s
+        self._metrics_every_s = metrics_every_s
         self._active: list[_Active] = []
         self._blocked: list[tuple[PlannedRun, Lock]] = []
         self._stop_asked = 0
@@ -100,7 +104,7 @@ class Sweep:
                     self._fill()
                     if not self._active and not self._blocked:
                         break
-                    time.sleep(_POLL_S)
+                    time.sleep(self._poll_s)
                     for active in list(self._active):
                         self._look(active)
                     if time.monotonic() - spoke >= self._every_s:
@@ -150,7 +154,7 @@ class Sweep:
     def _look(self, active: _Active) -> None:
         code = active.process.exit_code
         now = time.monotonic()
-        if code is not None or now - active.looked >= _METRICS_EVERY_S:
+        if code is not None or now - active.looked >= self._metrics_every_s:
             active.looked = now
             self._judge(active)
         if code is None:
@@ -235,7 +239,7 @@ class Sweep:
             while active.process.exit_code is None:
                 if self._stop_asked > 1 or time.monotonic() > deadline:
                     active.process.kill()
-                time.sleep(_POLL_S)
+                time.sleep(self._poll_s)
             add_seconds(active.process.run.folder, active.process.seconds)
             # One that ended meanwhile is found finished by the next call, and told to the source.
             self._note(active.process.run, "waiting")

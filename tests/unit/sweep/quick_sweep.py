@@ -56,7 +56,11 @@ def quick_sweep(
         "quick", "f", "cache", file.objective, file.maximize, space.fields, "command", entries
     )
     slots = make_slots(parallel, nproc=1, gpus=(), cpus=4, environment={})
-    return Sweep(folder, ledger, source, slots, command=TRAINER, say=say or print), source
+    sweep = Sweep(
+        folder, ledger, source, slots, command=TRAINER, say=say or print,
+        poll_s=0.02, metrics_every_s=0.1,
+    )  # fmt: skip
+    return sweep, source
 
 
 def main() -> int:

@@ -154,7 +154,7 @@ def test_the_stop_of_a_sweep_stops_its_runs_in_order(
 
 
 def test_a_killed_sweep_leaves_no_run_twice(tmp_path: Path, begin: Callable[..., Started]) -> None:
-    first = begin(GRID, tmp_path, step_s=2.0)
+    first = begin(GRID, tmp_path, step_s=0.8)
     first.wait_for(lambda: bool(list(tmp_path.glob("runs/*/state.json"))))
     first.process.kill()
     first.end()
@@ -210,7 +210,7 @@ def test_bad_runs_of_a_search_are_given_up(tmp_path: Path) -> None:
         "trials": 6, "startup_trials": 1, "pruner": "median", "sampler": "random", "seed": 3,
         "space": {"temperature": {"low": 1, "high": 8}},
     }  # fmt: skip
-    os.environ["QUICK_STEP_S"] = "0.5"
+    os.environ["QUICK_STEP_S"] = "0.1"
     try:
         ledger = quick_sweep(_file({"search": search}), tmp_path)[0].run()
     finally:
