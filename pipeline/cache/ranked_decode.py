@@ -232,7 +232,7 @@ def _read(
     streams: int,
 ) -> Run:
     """Return one kind of entries, by ascending id within a position."""
-    from pipeline.cache.kernels import PADDING, READ_FAULTS, read_runs, sort_runs
+    from pipeline.cache.kernels import PADDING, READ_FAULTS, read_runs
 
     sums = np.concatenate([[0], np.cumsum(counts_N)])
     ends_S = np.cumsum(positions_S)
@@ -256,7 +256,6 @@ def _read(
     )  # fmt: skip
     if fault:
         raise CacheError(f"the {kind} ids of row {row} are damaged: {READ_FAULTS[fault]}")
-    sort_runs(ids_e, levels_e, counts_N)  # whatever the shard's order, a row decodes alike
     return Run(counts_N, ids_e, levels_e)
 
 

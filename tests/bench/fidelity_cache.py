@@ -21,7 +21,7 @@ from pipeline.teacher.columns import to_targets
 from pipeline.teacher.sparsify import SparseScheme, sparsify
 from tests.bench.fidelity_data import Hidden
 
-__all__ = ["Cached", "columns_of", "head_targets", "through_the_cache"]
+__all__ = ["Cached", "columns_of", "head_targets", "through_the_cache", "whole_table"]
 
 _NOT_TARGET = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
 _ROWS = 256
@@ -63,7 +63,7 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
         rows, spec, split="train", index=0, temperatures=scheme.temperatures,
         identity_digest="0" * 64, tails=tails,
     )  # fmt: skip
-    table = pq.read_table(pa.BufferReader(data))
+    table = whole_table(data)
     metadata = pq.read_metadata(pa.BufferReader(data))
     size = 0
     for group in range(metadata.num_row_groups):
@@ -74,6 +74,11 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
     decoded = table_to_rows(table, spec, scheme.temperatures)
     entries = sum(int(row.targets.counts_N.sum()) for row in decoded)
     return Cached(decoded, size / record.counted, entries / record.counted)
+
+
+def whole_table(data: bytes) -> pa.Table:
+    """Return a Parquet file, read as the reader does: by the calling thread alone."""
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
 def head_targets(batch: Batch) -> HeadTargets:

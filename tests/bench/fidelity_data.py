@@ -67,11 +67,12 @@ def hidden_states(
         resolved.path, dtype="float32", use_flash_attention=False, trust_remote_code=False
     ).eval()
     weight_VD = network.get_output_embeddings().weight.detach().numpy()
-    name = "-".join([Path(model).name, str(tokens), *map(str, dropped)])
-    file = FOLDER / f"hidden-{name}.npz"
-    if file.exists():
-        data = np.load(file)
-        teacher_ND, student_ND = data["teacher"], data["student"]
+    name, layers_dropped = Path(model).name, "-".join(map(str, dropped))
+    total = sum(int(sample.counted.sum()) for sample in samples)
+    made = _made(f"hidden-{name}-", f"-{layers_dropped}.npz", tokens)
+    if made is not None:
+        data = np.load(made)
+        teacher_ND, student_ND = data["teacher"][:total], data["student"][:total]
     else:
         teacher_ND = _run(network, samples)
         layers = [layer for i, layer in enumerate(network.model.layers) if i not in dropped]
@@ -79,6 +80,7 @@ def hidden_states(
         network.config.num_hidden_layers = len(layers)
         student_ND = _run(network, samples)
         FOLDER.mkdir(parents=True, exist_ok=True)
+        file = FOLDER / f"hidden-{name}-{tokens}-{layers_dropped}.npz"
         np.savez(file, teacher=teacher_ND, student=student_ND)
     return Hidden(
         teacher_ND,
@@ -89,6 +91,16 @@ def hidden_states(
         [s.input_ids for s in samples],
         [s.counted for s in samples],
     )
+
+
+def _made(before: str, after: str, tokens: int) -> Path | None:
+    """Return the smallest file of at least so many tokens: samples always come in one order."""
+    sizes = [
+        int(file.name.removeprefix(before).removesuffix(after))
+        for file in FOLDER.glob(f"{before}*{after}")
+    ]
+    enough = [size for size in sizes if size >= tokens]
+    return FOLDER / f"{before}{min(enough)}{after}" if enough else None
 
 
 def _samples(folder: Path, tokens: int) -> list[Any]:
