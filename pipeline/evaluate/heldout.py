@@ -22,6 +22,8 @@ class PartialScores:
 
     rows: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
     bins: list[tuple[float, float, int]] = field(default_factory=lambda: [(0.0, 0.0, 0)] * _BINS)
+    gaps: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of each bin the sum of confidence less the number right, by identity."""
     with_target: dict[str, int] = field(default_factory=dict)
     """Tokens that have entries, by identity; filled across tokenizers alone."""
 
@@ -84,6 +86,10 @@ def score_batches(
                 hits + float(right[inside].sum()),
                 count + int(inside.sum()),
             )
+        gaps_SB = np.bincount(
+            owner_N * _BINS + which, confidence - right, batch.num_sequences * _BINS
+        ).reshape(-1, _BINS)
+        scores.gaps |= dict(zip(batch.sample_ids, map(tuple, gaps_SB.tolist()), strict=True))
     return scores
 
 
@@ -91,6 +97,7 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
     """Join the ranks' parts, ordered by identity: the same for every number of ranks."""
     parts = list(parts)
     rows = {name: row for part in parts for name, row in part.rows.items()}
+    gaps = {name: row for part in parts for name, row in part.gaps.items()}
     known = {name: count for part in parts for name, count in part.with_target.items()}
     names = sorted(rows)
     bins = [
@@ -109,5 +116,6 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
             for metric in (UNLIKE_METRICS if known else METRICS)
         },
         confidence_bins=tuple(bins),
+        confidence_gaps=tuple(gaps[name] for name in names),
         with_target=tuple(known[name] for name in names) if known else (),
     )

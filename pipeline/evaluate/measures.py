@@ -43,6 +43,8 @@ class HeldoutScores:
     """For each metric the sum over the counted tokens of each sequence."""
     confidence_bins: tuple[tuple[float, float, int], ...] = field(default=())
     """Per bin: sum of the student's confidence, number right, number of tokens."""
+    confidence_gaps: tuple[tuple[float, ...], ...] = field(default=())
+    """Of each sequence and bin: the sum of the confidence less the number right."""
     with_target: tuple[int, ...] = field(default=())
     """Counted tokens of each sequence that have entries, where `uld` is measured; it is their
     mean."""
@@ -62,18 +64,40 @@ class HeldoutScores:
         value = math.exp(entropy.value)
         return MeanError(value, value * entropy.standard_error)
 
-    def calibration_error(self) -> float | None:
-        """Return the expected calibration error of the top token, None where not recorded."""
+    def calibration_error(self) -> MeanError | None:
+        """Return the expected calibration error of the top token, None where not recorded.
+
+        The sum over bins of |confidence - accuracy| times the bin's share (Naeini et al. 2015). Its
+        error is that of the ratio mean with each bin's sign held, the delta method; it is biased
+        upwards where the true gaps are smaller than their noise.
+        """
         total = sum(count for _, _, count in self.confidence_bins)
         if not total:
             return None
-        return sum(abs(conf - right) for conf, right, _ in self.confidence_bins) / total
+        value = sum(abs(conf - right) for conf, right, _ in self.confidence_bins) / total
+        if not self.confidence_gaps:
+            return MeanError(value, math.nan)
+        return MeanError(value, ratio_mean(self.sums_of("ece"), self.counted).standard_error)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what `sums_of` knows of every sequence."""
+        return (*self.sums, *(("ece",) if self.confidence_gaps else ()))
+
+    def sums_of(self, metric: str) -> Sequence[float]:
+        """Return what each sequence adds to a metric's numerator; also of `ece`."""
+        if metric != "ece":
+            return self.sums[metric]
+        signs_B = [math.copysign(1.0, conf - right) for conf, right, _ in self.confidence_bins]
+        summed: list[float] = (np.asarray(self.confidence_gaps) @ np.asarray(signs_B)).tolist()
+        return summed
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         data = asdict(self)
-        if not self.with_target:
-            del data["with_target"]
+        for name in ("with_target", "confidence_gaps"):
+            if not data[name]:
+                del data[name]
         return data
 
     @classmethod
@@ -86,6 +110,7 @@ class HeldoutScores:
             confidence_bins=tuple(
                 (float(a), float(b), int(n)) for a, b, n in data["confidence_bins"]
             ),
+            confidence_gaps=tuple(tuple(gaps) for gaps in data.get("confidence_gaps", ())),
             with_target=tuple(data.get("with_target", ())),
         )
 
@@ -116,5 +141,5 @@ def ratio_mean(sums: Sequence[float], counts: Sequence[int]) -> MeanError:
 def paired_difference(a: HeldoutScores, b: HeldoutScores, metric: str) -> MeanError:
     """Return mean(a) - mean(b) on the same sequences; pairing removes what both share."""
     assert a.sample_ids == b.sample_ids, "paired scores need the same sequences"
-    difference = np.asarray(a.sums[metric]) - np.asarray(b.sums[metric])
+    difference = np.asarray(a.sums_of(metric)) - np.asarray(b.sums_of(metric))
     return ratio_mean(difference.tolist(), a.counted)

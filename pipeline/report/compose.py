@@ -14,7 +14,7 @@ from pipeline.report.parts import (
     RunFolder,
     cache_facts,
     count_parameters,
-    difference,
+    differences,
     generations,
     initial_folder,
     metrics_of,
@@ -62,19 +62,18 @@ def compose_report(
     ]
     rows.append(teacher_row(cache))
     after = first.scores()
-    differences = [
-        difference(first.name, after, name, scores, metric)
+    compared = [
+        found
         for name, _, _, scores in scored
         if name != first.name
-        for metric in ("kl", "uld", "cross_entropy", "top1_agreement")
-        if metric in after.sums and metric in scores.sums
+        for found in differences(first.name, after, name, scores)
     ]
     models = {run.name: run.path / "model" for run in runs}
     speeds = [run_speed(run) for run in runs]
     return Report(
         title=title,
         rows=tuple(rows),
-        differences=tuple(differences),
+        differences=tuple(compared),
         curves=tuple(curve for run in runs for curve in run_curves(run)),
         cache=cache_facts(cache),
         passages=passages(cache, first.path / "model", tokenizer),

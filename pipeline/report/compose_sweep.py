@@ -27,7 +27,7 @@ from pipeline.report.parts import (
     RunFolder,
     cache_facts,
     count_parameters,
-    difference,
+    differences,
     generations,
     metrics_of,
     passages,
@@ -47,6 +47,7 @@ _PAIRED = {
     # Monotone in the cross-entropy, whose differences have an error.
     "heldout/perplexity": "cross_entropy",
     "heldout/top1_agreement": "top1_agreement",
+    "heldout/ece": "ece",
 }
 _LOGGED = {
     "train/loss": ("training loss", "nats"),
@@ -241,7 +242,8 @@ def _to_best(run: SweptRun, best: SweptRun, objective: str, gap: float) -> Diffe
         one, other = (HeldoutScores.read(str(file)) for file in files)
         # Another cache's rows cannot be paired; a sweep has one cache, but folders can be moved.
         if one.sample_ids == other.sample_ids:
-            return difference(run.label, one, best.label, other, metric)
+            found = differences(run.label, one, best.label, other)
+            return next(item for item in found if item.metric == metric)
     return Difference(run.label, best.label, objective, gap, None, paired=False)
 
 
@@ -266,11 +268,7 @@ def _all_differences(folder: RunFolder, best: RunFolder) -> list[Difference]:
     one, other = folder.scores(), best.scores()
     if one.sample_ids != other.sample_ids:
         return []
-    return [
-        difference(folder.name, one, best.name, other, metric)
-        for metric in ("kl", "uld", "cross_entropy", "top1_agreement")
-        if metric in one.sums and metric in other.sums
-    ]
+    return differences(folder.name, one, best.name, other)
 
 
 def _wording(objective: str) -> tuple[str, str]:

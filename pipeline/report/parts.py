@@ -40,7 +40,7 @@ __all__ = [
     "RunFolder",
     "cache_facts",
     "count_parameters",
-    "difference",
+    "differences",
     "generations",
     "initial_folder",
     "measure",
@@ -111,7 +111,7 @@ def metrics_of(scores: HeldoutScores) -> dict[str, Measure]:
     metrics["perplexity"] = measure(scores.perplexity())
     ece = scores.calibration_error()
     if ece is not None:
-        metrics["ece"] = Measure(ece)
+        metrics["ece"] = measure(ece)
     return metrics
 
 
@@ -121,12 +121,16 @@ def measure(mean: MeanError) -> Measure:
     return Measure(mean.value, error if np.isfinite(error) else None)
 
 
-def difference(
-    a: str, scores_a: HeldoutScores, b: str, scores_b: HeldoutScores, metric: str
-) -> Difference:
-    """Return metric of a minus metric of b, subtracted sequence by sequence."""
-    mean = measure(paired_difference(scores_a, scores_b, metric))
-    return Difference(a, b, metric, mean.value, mean.standard_error, paired=True)
+def differences(
+    a: str, scores_a: HeldoutScores, b: str, scores_b: HeldoutScores
+) -> list[Difference]:
+    """Return every metric of a minus that of b, subtracted sequence by sequence."""
+    found = []
+    for metric in scores_a.metrics:
+        if metric in scores_b.metrics:
+            mean = measure(paired_difference(scores_a, scores_b, metric))
+            found.append(Difference(a, b, metric, mean.value, mean.standard_error, paired=True))
+    return found
 
 
 def teacher_row(cache: Cache) -> Row:

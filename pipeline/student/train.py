@@ -281,5 +281,5 @@ def _as_metrics(scores: HeldoutScores) -> dict[str, float]:
     values["heldout/perplexity"] = scores.perplexity().value
     ece = scores.calibration_error()
     if ece is not None:
-        values["heldout/ece"] = ece
+        values["heldout/ece"] = ece.value
     return values

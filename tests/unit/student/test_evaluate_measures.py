@@ -97,8 +97,62 @@ def test_scores_and_their_file(tmp_path: Path) -> None:
     perplexity = scores.perplexity()
     assert perplexity.value == pytest.approx(math.exp(entropy.value))
     assert perplexity.standard_error == pytest.approx(perplexity.value * entropy.standard_error)
-    assert scores.calibration_error() == pytest.approx((1 + 1) / 10)
+    unsure = scores.calibration_error()
+    assert unsure is not None
+    assert unsure.value == pytest.approx((1 + 1) / 10)
+    assert math.isnan(unsure.standard_error), "an old file does not say it"
     assert HeldoutScores(("a",), (1,), {}).calibration_error() is None
     file = tmp_path / "scores.json"
     file.write_text(json.dumps(scores.to_json()))
     assert HeldoutScores.read(str(file)) == scores
+
+
+def _calibrated(
+    confidence_T: np.ndarray, right_T: np.ndarray, owner_T: np.ndarray
+) -> HeldoutScores:
+    """Score tokens that belong to sequences, as `evaluate.heldout` does, in ten bins."""
+    which_T = np.minimum((confidence_T * 10).astype(int), 9)
+    bins = [
+        (confidence_T[which_T == b].sum(), right_T[which_T == b].sum(), int((which_T == b).sum()))
+        for b in range(10)
+    ]
+    sequences = int(owner_T.max()) + 1
+    gaps = np.zeros((sequences, 10))
+    np.add.at(gaps, (owner_T, which_T), confidence_T - right_T)
+    return HeldoutScores(
+        sample_ids=tuple(map(str, range(sequences))),
+        counted=tuple(np.bincount(owner_T).tolist()),
+        sums={},
+        confidence_bins=tuple(bins),
+        confidence_gaps=tuple(map(tuple, gaps.tolist())),
+    )
+
+
+def test_error_of_the_calibration_is_that_of_repeated_draws() -> None:
+    rng = np.random.default_rng(4)
+    owner_T = np.repeat(np.arange(100), 50)
+    values, stated = [], []
+    for _ in range(400):
+        # A model that says 0.1 too much, on sequences that are easier or harder as a whole.
+        confidence_T = rng.uniform(0.3, 0.95, owner_T.size)
+        ease_S = rng.normal(0, 0.08, 100)
+        right_T = rng.random(owner_T.size) < confidence_T - 0.1 + ease_S[owner_T]
+        found = _calibrated(confidence_T, right_T.astype(float), owner_T).calibration_error()
+        assert found is not None
+        values.append(found.value)
+        stated.append(found.standard_error)
+    assert np.mean(values) == pytest.approx(0.1, abs=0.004)
+    assert np.sqrt(np.square(stated).mean()) == pytest.approx(np.std(values), rel=0.1)
+
+
+def test_calibration_is_compared_sequence_by_sequence() -> None:
+    rng = np.random.default_rng(5)
+    owner_T = np.repeat(np.arange(60), 40)
+    confidence_T = rng.uniform(0.3, 0.9, owner_T.size)
+    right_T = (rng.random(owner_T.size) < confidence_T - 0.1).astype(float)
+    one = _calibrated(confidence_T, right_T, owner_T)
+    other = _calibrated(confidence_T + 0.02, right_T, owner_T)
+    found = paired_difference(other, one, "ece")
+    assert found.value == pytest.approx(0.02, abs=0.002)
+    assert found.standard_error < 0.002
+    assert other.metrics == ("ece",)
