@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Grids", "rounding_log_bias"]
+__all__ = ["DRAWN_GRIDS", "Grids", "rounding_log_bias"]
 
 Reals = NDArray[np.floating[Any]]
 
@@ -114,6 +114,14 @@ class Grids:
         if grids.certain_step > 0.25:  # the last level must be a finite float32
             raise ValueError(f"a certain_step of {grids.certain_step}, expected at most 0.25")
         return grids
+
+
+DRAWN_GRIDS = Grids(certain_step=0.12, drawn_step=1.5, entropy_step=2.0)
+"""What sampled targets are stored on. Only p of at least about tau is certain there: log p is off by
+at most 0.2 nats (p = 1/30), 0.045 at p = 0.5, which costs 0.001 nats of KL. For 4 % gradient error
+at T = 1, steps of 1, 1.5, 2, 2.5 of drawn ones take 20.3, 20.3, 20.7, 21.3 bytes a token; for two
+temperatures squared error times bytes is 1 and 2 % lower at 1.5 than at 1 and 2. The entropy is
+right on average (dither), training does not need it: 10,000 tokens' mean is good to 0.006."""
 
 
 def rounding_log_bias(step: float, temperature: float) -> float:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.loss.sampled import default_share, dither_bias
+from pipeline.loss.sampled import dither_bias, row_share
 from pipeline.loss.settings import Divergence
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
@@ -124,12 +124,7 @@ def _row(logits_V: Tensor, targets: HeadTargets, n: int, spec: LossSpec) -> Tens
             entries.append((int(targets.ids_NK[n, k]), p, pi))
     q_V = torch.softmax(logits_V / spec.temperature, dim=-1)
     if sampled and tail in ("control_variate", "zero"):
-        share = default_share(spec.temperature)
-        if tail == "zero":
-            share = 0.0
-        elif spec.control_variate is not None:
-            share = spec.control_variate
-        return _estimate(q_V, entries, share, spec)
+        return _estimate(q_V, entries, 0.0 if tail == "zero" else spec.control_variate, spec)
 
     kept = [e for e in entries if e[0] < len(q_V) and not (tail == "bucket" and e[2] < 1)]
     if not kept:
@@ -159,7 +154,7 @@ def _without_entries(q_V: Tensor, tail: str, spec: LossSpec) -> Tensor:
 
 
 def _estimate(
-    q_V: Tensor, entries: list[tuple[int, Tensor, float]], share: float, spec: LossSpec
+    q_V: Tensor, entries: list[tuple[int, Tensor, float]], share: float | None, spec: LossSpec
 ) -> Tensor:
     """Return the certain entries' terms and the estimate of the tail's; see `sampled`."""
     certain = [(token, p) for token, p, pi in entries if pi >= 1]
@@ -170,7 +165,13 @@ def _estimate(
     tail_q = q_V[in_tail].sum()
     tail_p = max(0.0, 1 - sum(float(p) for _, p in certain))
     tau, upsilon = 0.0, 0.0
-    if tail_p > 0 and len(inside) < len(q_V):
+    if share is None and tail_p > 0:
+        apart = torch.as_tensor(tail_p).log() * tail_p - tail_p * tail_q.detach().log()
+        for token, p in certain:
+            if token < len(q_V):
+                apart = apart + p * (p.log() - q_V[token].detach().log())
+        share = float(row_share(apart, spec.temperature))
+    if share is not None and tail_p > 0 and len(inside) < len(q_V):
         ratio = torch.tensor(
             tail_p / float(tail_q.detach()), dtype=torch.float64, requires_grad=True
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.divergence import DivergenceTerms, FDivergence, bucket_terms
-from pipeline.loss.sampled import default_share, sampled_terms
+from pipeline.loss.sampled import sampled_terms
 from pipeline.loss.settings import TailPolicy
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
@@ -153,12 +153,9 @@ def _divergence(
     temperature, tail, known_NK = spec.temperature, entries.tail, entries.known_NK
     if targets.inclusion_NK is not None and tail in ("control_variate", "zero"):
         assert spec.estimable, "pipeline.student.fit refuses it"
-        share = spec.control_variate
-        if share is None:
-            share = default_share(temperature)
         return sampled_terms(
             _f_divergence(spec), targets, log_q_NK, log_q_tail_N, known_NK, temperature=temperature,
-            share=0.0 if tail == "zero" else share, vocab_size=vocab_size,
+            share=0.0 if tail == "zero" else spec.control_variate, vocab_size=vocab_size,
             log_step=spec.drawn_log_step,
         )  # fmt: skip
     teacher = teacher_weights(

@@ -52,7 +52,7 @@ class LossSettings(Settings):
     control_variate: float | None = option(
         None,
         "how far tail control_variate leans on the student's own tail: 0 not, which is zero, to 1 "
-        "wholly (none: 1 - 0.75 / T). It moves the noise of the gradient, never its mean",
+        "wholly (none: by each row's divergence). It moves the gradient's noise, never its mean",
         ge=0.0,
         le=1.0,
     )

@@ -21,7 +21,7 @@ class LossSpec:
     tail: TailPolicy = "auto"
     divergence: Divergence = "forward_kl"
     control_variate: float | None = None
-    """Share of the student's tail in the estimate of the teacher's; None: `default_share`."""
+    """Share of the student's tail in the estimate of the teacher's; None: `row_share`."""
     jsd_beta: float = 0.5
     skew_alpha: float = 0.1
     drawn_log_step: float = 0.0

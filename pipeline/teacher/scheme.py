@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pipeline.cache.grid import DRAWN_GRIDS
 from pipeline.cache.law import SamplingLaw
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify import SparseScheme
 
 __all__ = ["capture_scheme"]
 
-_TAU_ALONE = 1 / 30
-_TAU_BESIDE = (1 / 12, 1 / 25)
+_TAU_ALONE = 1 / 28
+_TAU_BESIDE = (1 / 9, 1 / 23)
 """At T = 1 beside another temperature, and at that one: `make bench-fidelity` has the trade-off."""
 
 
@@ -23,6 +24,7 @@ def capture_scheme(settings: CaptureSettings) -> SparseScheme:
         settings.top_k if settings.scheme == "top_k_sampled" else 0,
         grid,
         SamplingLaw(grid, taus),
+        DRAWN_GRIDS,
         mean_entries=settings.mean_entries,
         taus_before=() if settings.mean_entries is None else taus,
     )

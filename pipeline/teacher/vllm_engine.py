@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -93,6 +94,7 @@ def load_llm(
             warnings.simplefilter("ignore")  # deprecations inside vLLM are not the user's
             from vllm import LLM
 
+            _let_vllm_look_at_llvmlite()
             return LLM(**common, **options)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ModelError(
@@ -100,6 +102,29 @@ def load_llm(
             expected="a causal language model that vLLM supports, and memory for it",
             do="read the lines above, or choose --teacher.engine transformers",
         ) from error
+
+
+def _let_vllm_look_at_llvmlite() -> None:
+    """Let `vars` refuse llvmlite's library object, as it does every object without attributes.
+
+    vLLM 0.32 looks through all loaded modules for objects whose `vars` name a kernel. llvmlite's
+    answers ANY name, `__dict__` too, with a function of the library, and the engine dies of
+    "'_lib_fn_wrapper' object has no attribute 'get'" wherever numba was loaded before it: when a
+    cache is read first, as `repair` does.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        library = importlib.import_module("llvmlite.binding.ffi")._lib_wrapper
+        answer = library.__getattr__
+        if getattr(answer, "refuses_dunder", False):
+            return
+
+        def attribute(self: Any, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return answer(self, name)
+
+        attribute.refuses_dunder = True  # type: ignore[attr-defined]
+        library.__getattr__ = attribute
 
 
 class VllmEngine:

@@ -22,21 +22,20 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.cache.codec import CodecSpec
-from pipeline.cache.law import SamplingLaw
 from pipeline.cache.ranked import RankedSpec
 from pipeline.cache.schema import Spec, table_to_rows
 from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.writer import encode_shard
 from pipeline.teacher.columns import to_targets
 from pipeline.teacher.sparsify import SparseScheme
+from tests.bench.fidelity import drawn
 from tests.bench.fidelity_cache import columns_of, whole_table
 from tests.bench.fidelity_data import Hidden, hidden_states
 
 _TEXT = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
 _TRIES = 5
 TOP_K = 64
-T1 = SparseScheme(0, (1.0,), SamplingLaw((1.0,), (1 / 27,)))
-T2 = SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (1 / 11, 1 / 23)))
+T1, T2 = drawn(1 / 28), drawn(1 / 9, 1 / 23)
 TOP = SparseScheme(TOP_K, (1.0, 2.0))
 
 
@@ -228,7 +227,7 @@ def main() -> None:
         ours("version 1 (gaps, bytes), k = 64", *top, CodecSpec(vocab)),
         *layouts(top[0]),
         ours("version 2 (ranked), k = 64", *top, RankedSpec(vocab, grids=TOP.grids)),
-        ours("version 2, drawn for T = 1, tau 1/27", *one, RankedSpec(vocab, T1.law, T1.grids)),
+        ours("version 2, drawn for T = 1, tau 1/28", *one, RankedSpec(vocab, T1.law, T1.grids)),
         ours(
             "version 2, drawn for T = 1 and 2",
             *_rows(hidden, weight_VD, T2),

@@ -18,6 +18,7 @@ from pipeline.cache.writer import encode_shard
 from pipeline.data.collate import Batch, collate
 from pipeline.loss.types import HeadTargets
 from pipeline.teacher.columns import to_targets
+from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify import SparseScheme, sparsify
 from tests.bench.fidelity_data import Hidden
 
@@ -33,7 +34,8 @@ class Cached:
 
     rows: list[CachedSequence]
     bytes_per_token: float
-    """Of all target columns, Parquet's own overhead included."""
+    """Of all target columns with Parquet's own overhead, and of the vocabulary's order as it is
+    shared in a shard of the default size."""
     entries: float
     """Mean entries of a counted token."""
 
@@ -71,9 +73,11 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
             chunk = metadata.row_group(group).column(column)
             if chunk.path_in_schema.split(".")[0] not in _NOT_TARGET:
                 size += chunk.total_compressed_size
+    order = len((metadata.metadata or {}).get(b"distil_ranks", b""))
+    shared = order / CaptureSettings().shard_tokens
     decoded = table_to_rows(table, spec, scheme.temperatures)
     entries = sum(int(row.targets.counts_N.sum()) for row in decoded)
-    return Cached(decoded, size / record.counted, entries / record.counted)
+    return Cached(decoded, size / record.counted + shared, entries / record.counted)
 
 
 def whole_table(data: bytes) -> pa.Table:

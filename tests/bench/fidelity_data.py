@@ -6,7 +6,8 @@ below `runs/bench/`, which git ignores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import load_tokenizer
+from tests.bench.gemma import GEMMA, gemma_folder
 
 __all__ = ["Hidden", "hidden_states"]
 
@@ -47,6 +49,13 @@ class Hidden:
         ends = np.cumsum(self.counts_S)
         return self.part(0, min(int(np.searchsorted(ends, tokens)) + 1, len(ends)))
 
+    def redrawn(self, draw: int) -> Hidden:
+        """Return the same tokens under other sample ids, which is what a draw depends on."""
+        if not draw:
+            return self
+        ids = [hashlib.md5(f"{draw}:{name}".encode()).hexdigest() for name in self.sample_ids]
+        return replace(self, sample_ids=ids)
+
     def part(self, first: int, last: int) -> Hidden:
         """Return sequences `first` to `last`."""
         ends = np.cumsum([0, *self.counts_S])
@@ -61,6 +70,8 @@ def hidden_states(
     tokens: int, *, model: str = "embedded", dropped: tuple[int, ...] = (12, 20)
 ) -> Hidden:
     """Return the last hidden states of at least `tokens` counted tokens of the embedded corpus."""
+    if model == GEMMA:
+        model = str(gemma_folder(FOLDER))
     resolved = resolve_model(model, revision=None, role="teacher")
     samples = _samples(resolved.path, tokens)
     network = load_causal_lm(
@@ -78,6 +89,9 @@ def hidden_states(
         layers = [layer for i, layer in enumerate(network.model.layers) if i not in dropped]
         network.model.layers = torch.nn.ModuleList(layers)
         network.config.num_hidden_layers = len(layers)
+        kinds = getattr(network.config, "layer_types", None)
+        if kinds:  # sliding window or not, of each layer
+            network.config.layer_types = [k for i, k in enumerate(kinds) if i not in dropped]
         student_ND = _run(network, samples)
         FOLDER.mkdir(parents=True, exist_ok=True)
         file = FOLDER / f"hidden-{name}-{tokens}-{layers_dropped}.npz"

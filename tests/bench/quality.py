@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache.law import SamplingLaw
 from pipeline.data.collate import collate
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.sparse_kl import LossSpec
@@ -26,8 +25,8 @@ from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import resolve_model
 from pipeline.student.cut import cut_model
 from pipeline.student.repair import repair_cut_student
-from pipeline.teacher.sparsify import SparseScheme
 from tests.bench import fidelity_peers as peers
+from tests.bench.fidelity import drawn
 from tests.bench.fidelity_cache import head_targets, through_the_cache
 from tests.bench.fidelity_data import FOLDER, Hidden, hidden_states
 
@@ -35,10 +34,7 @@ LAYERS = (0, 6, 12, 18, 24, 29)
 RESULTS = FOLDER / "quality"
 SEQUENCES_PER_STEP = 4
 LEARNING_RATE = 4e-4
-SCHEMES = {
-    1.0: SparseScheme(0, (1.0,), SamplingLaw((1.0,), (1 / 32,))),
-    2.0: SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (1 / 11, 1 / 23))),
-}
+SCHEMES = {1.0: drawn(1 / 28), 2.0: drawn(1 / 9, 1 / 23)}
 TARGETS = ("dense", "sampled", "top-64 truncated", "DistillKit budget")
 
 

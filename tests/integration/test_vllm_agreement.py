@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 TOP_K, GRID = 20, (1.0, 2.0)
 CAPTURE = """
 import json, sys
+import pipeline.cache.kernels  # numba before vLLM, as where a cache is read first
 from pathlib import Path
 import numpy as np
 from pipeline.teacher.engine import CaptureRequest, open_engine

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.cache.law import SamplingLaw
 from pipeline.loss import reference
-from pipeline.loss.sampled import default_share, dither_bias
+from pipeline.loss.sampled import default_share, dither_bias, row_share
 from pipeline.loss.sparse_kl import sparse_loss_
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
@@ -148,9 +148,11 @@ def test_error_falls_with_the_root_of_the_tokens(
 
 def test_the_default_share_is_quieter_than_none(draw_targets: Draw) -> None:
     """What the control variate is for; the value gains as well."""
-    assert default_share(1.0) == 0.25
-    assert default_share(2.0) == 0.625
-    assert default_share(0.5) == 0.0
+    assert [default_share(t) for t in (0.5, 1.0, 2.0)] == pytest.approx([0.0, 0.2, 0.7])
+    assert default_share(10.0) == 1.0
+    shares_N = row_share(torch.tensor([-0.1, 0.0, 0.1, 10.0]), 2.0)
+    assert shares_N.tolist() == pytest.approx([0.7, 0.7, 0.4375, 0.7 / 61])
+    assert row_share(torch.tensor([0.0, 9.0]), 1.0).tolist() == pytest.approx([0.2, 0.2])
 
     def noise(temperature: float, tail: str) -> tuple[float, float]:
         spec = LossSpec(temperature, 1.0, tail)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.cache.grid import DRAWN_GRIDS
 from pipeline.cache.law import SamplingLaw
 from pipeline.cache.ranked import RankedSpec
 from pipeline.teacher.forecast import expected_entries
@@ -22,17 +23,17 @@ def scheme(**capture: Any) -> SparseScheme:
 def test_what_the_settings_ask_for() -> None:
     assert scheme(top_k=9) == SparseScheme(9, (1.0, 2.0))
     drawn = scheme(scheme="threshold", tau=(0.1, 0.05))
-    assert drawn == SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (0.1, 0.05)))
+    assert drawn == SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (0.1, 0.05)), DRAWN_GRIDS)
     assert scheme(scheme="top_k_sampled", top_k=9, tau=(0.1, 0.05)).top_k == 9
 
 
 @pytest.mark.parametrize(
     ("grid", "taus"),
     [
-        ((1.0,), (1 / 30,)),
-        ((1.0, 2.0), (1 / 12, 1 / 25)),
-        ((4.0, 1.0, 2.0), (1 / 25, 1 / 12, 0.0)),
-        ((0.5, 1.0), (0.0, 1 / 30)),
+        ((1.0,), (1 / 28,)),
+        ((1.0, 2.0), (1 / 9, 1 / 23)),
+        ((4.0, 1.0, 2.0), (1 / 23, 1 / 9, 0.0)),
+        ((0.5, 1.0), (0.0, 1 / 28)),
     ],
 )
 def test_default_taus(grid: tuple[float, ...], taus: tuple[float, ...]) -> None:
