@@ -196,11 +196,11 @@ bench-sweep: setup-dev ## A sweep from the cache over the same sweep with the te
 ##@ Check
 .PHONY: test
 test: setup-dev ## All tests but the slow ones (under 10 minutes on 2 cores)
-	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "not slow and not browser and not triton" $(ARGS)
+	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "not slow and not browser and not triton" --durations 15 $(ARGS)
 
 .PHONY: test-all
 test-all: setup-dev ## The slow tests: real engines, kills in the middle, two processes, the browser, README's commands
-	@$(STUDENT) -m pytest -m "slow or browser" $(ARGS)
+	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "slow or browser" --durations 15 $(ARGS)
 
 .PHONY: manifests
 manifests: setup-dev ## Render and check every manifest; lint Dockerfiles, shell and YAML

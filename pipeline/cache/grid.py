@@ -117,9 +117,9 @@ class Grids:
 
 
 DRAWN_GRIDS = Grids(certain_step=0.12, drawn_step=1.5, entropy_step=2.0)
-"""What sampled targets are stored on. Only p of at least about tau is certain there: log p is off by
-at most 0.2 nats (p = 1/30), 0.045 at p = 0.5, which costs 0.001 nats of KL. For 4 % gradient error
-at T = 1, steps of 1, 1.5, 2, 2.5 of drawn ones take 20.3, 20.3, 20.7, 21.3 bytes a token; for two
+"""Of sampled targets. Only p of at least about tau is certain there: log p is off by
+at most 0.2 nats (p = 1/30), 0.045 at p = 0.5, which costs 0.001 nats of KL. At 4 % gradient error
+and T = 1 steps of 1, 1.5, 2, 2.5 of drawn ones take 20.3, 20.3, 20.7, 21.3 bytes a token; for two
 temperatures squared error times bytes is 1 and 2 % lower at 1.5 than at 1 and 2. The entropy is
 right on average (dither), training does not need it: 10,000 tokens' mean is good to 0.006."""
 

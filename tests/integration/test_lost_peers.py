@@ -41,6 +41,7 @@ def test_a_killed_rank(zero: int, flags: list[Any], start: Start, tmp_path: Path
     assert [path.parent.name for path in saved.glob("*/complete.json")] == ["step-00000004"]
 
 
+@pytest.mark.slow
 def test_a_stalled_rank(flags: list[Any], start: Start) -> None:
     # Long enough for two ranks to start on a busy machine, and to meet.
     more = [*flags, "--train.timeout_s", "25"]

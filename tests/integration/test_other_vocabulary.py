@@ -102,6 +102,7 @@ def test_another_tokenizer_is_refused_with_the_way_across(
     assert not (tmp_path / "student").exists()
 
 
+@pytest.mark.slow
 def test_across_tokenizers(
     tiny: Tiny, tiny_cache: Path, other: Path, stage: Stage, tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ def test_mean_entries_are_measured_once_and_frozen(
     assert digests(folder) == before
 
 
+@pytest.mark.slow
 def test_killed_after_the_calibration(
     tiny: Tiny, stage: Stage, make: Callable[..., Path], tmp_path: Path
 ) -> None:

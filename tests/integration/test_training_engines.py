@@ -102,6 +102,7 @@ def test_one_process_under_every_zero_stage(
     _same(folder, one_process)
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(flags: list[Any], one_process: Path, tmp_path: Path) -> None:
     sizes = ("--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2)
     result = _launch(TORCHRUN, [*flags, *sizes], tmp_path / "student")
