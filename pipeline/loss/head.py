@@ -85,6 +85,7 @@ def install_distill_head(
     valid_vocab: int | None = None,
     transform: LogitTransform | None = None,
     drawn_log_step: float = 0.0,
+    law_highest: float = 0.0,
 ) -> DistillHead:
     """Turn a causal language model's output head into a `DistillHead`, in place.
 
@@ -97,6 +98,7 @@ def install_distill_head(
             and no gradient. None: all rows are valid.
         transform: what the model does to the head's output; None reads the model's config.
         drawn_log_step: of the cache (`cache_drawn_step`); see `LossSpec`.
+        law_highest: of the cache's law.
 
     Raises:
         ModelError: the model has no linear output head, or fewer rows than `valid_vocab`.
@@ -132,6 +134,7 @@ def install_distill_head(
             skew_alpha=settings.skew_alpha,
             cross_tokenizer=settings.cross_tokenizer,
             drawn_log_step=drawn_log_step,
+            law_highest=law_highest,
         ),
         chunk_rows=settings.chunk_rows,
         softcap=transform.softcap,

@@ -170,7 +170,7 @@ def _estimate(
         for token, p in certain:
             if token < len(q_V):
                 apart = apart + p * (p.log() - q_V[token].detach().log())
-        share = float(row_share(apart, spec.temperature))
+        share = float(row_share(apart, spec.temperature, spec.law_highest))
     if share is not None and tail_p > 0 and len(inside) < len(q_V):
         ratio = torch.tensor(
             tail_p / float(tail_q.detach()), dtype=torch.float64, requires_grad=True

@@ -156,7 +156,7 @@ def _divergence(
         return sampled_terms(
             _f_divergence(spec), targets, log_q_NK, log_q_tail_N, known_NK, temperature=temperature,
             share=0.0 if tail == "zero" else spec.control_variate, vocab_size=vocab_size,
-            log_step=spec.drawn_log_step,
+            log_step=spec.drawn_log_step, law_highest=spec.law_highest,
         )  # fmt: skip
     teacher = teacher_weights(
         targets, known_NK, temperature=temperature, tail=tail, vocab_size=vocab_size,

@@ -41,25 +41,28 @@ from pipeline.loss.types import HeadTargets
 __all__ = ["default_share", "dither_bias", "row_share", "sampled_terms"]
 
 
-def default_share(temperature: float) -> float:
-    """Return 1.2 - 1 / T, at least 0 and at most 1: the share of a row without any divergence.
+def default_share(temperature: float, law_highest: float = 0.0) -> float:
+    """Return 1.15 - 1 / T, and 0.15 more below the law's highest temperature, within 0 and 1.
 
-    Squared error of the weight gradient over that of the best constant share, SmolLM2 and a student
-    of it without two layers: T = 1, from the law of T = 1 alone (tau 1/28) share 0: 1.15, 0.2:
-    1.02, 0.5: 2.1; T = 2 (taus 1/9, 1/23) share 0: 2.5, 0.4: 1.15, 0.6: 1, 0.8: 1.2. A student
-    nearer to the teacher (KL 0.07 in place of 0.52) wants 0.6 at T = 1 and 0.9 at T = 2.
+    The share of a row without any divergence. Squared error of the weight gradient over that of the
+    best constant share, SmolLM2 and a student of it without two layers: T = 1, from the law of
+    T = 1 alone (tau 1/28) share 0: 1.17, 0.2: 1.03, 0.5: 2.1; from that of T = 1 and 2 (taus 1/9,
+    1/23), which draws more of the deep tail, 0: 1.36, 0.3: 1, 0.5: 1.09; T = 2 0: 2.5, 0.4: 1.15,
+    0.6: 1, 0.8: 1.2. A student nearer to the teacher (KL 0.07 in place of 0.52) wants 0.6 and 0.7
+    at T = 1, 0.9 at T = 2.
     """
-    return min(max(0.0, 1.2 - 1.0 / temperature), 1.0)
+    below = min(max(law_highest - temperature, 0.0), 1.0)
+    return min(max(0.0, 1.15 - 1.0 / temperature + 0.15 * below), 1.0)
 
 
-def row_share(divergence_N: Tensor, temperature: float) -> Tensor:
+def row_share(divergence_N: Tensor, temperature: float, law_highest: float = 0.0) -> Tensor:
     """Return the share of each row, from its divergence over the certain entries and the rest.
 
     default_share / (1 + 12 (1 - 1 / T) D): at T = 2 it takes the squared error to 0.92 of a
     constant share's (0.99 for the nearer student); at T = 1 it changes nothing, and stays constant.
     """
     slope = max(0.0, 12 * (1 - 1 / temperature))
-    return default_share(temperature) / (1 + slope * divergence_N.clamp(min=0.0))
+    return default_share(temperature, law_highest) / (1 + slope * divergence_N.clamp(min=0.0))
 
 
 def dither_bias(log_step: float, temperature: float) -> tuple[float, float]:
@@ -87,6 +90,7 @@ def sampled_terms(
     share: float | None,
     vocab_size: int,
     log_step: float = 0.0,
+    law_highest: float = 0.0,
 ) -> DivergenceTerms:
     """Return an unbiased D over the student's tokens; every entry's own p must be known.
 
@@ -105,6 +109,7 @@ def sampled_terms(
         share: of the tangent in the control variate, 0 to 1; None: `row_share`.
         vocab_size: tokens that the student has a logit for.
         log_step: nats between the values that log p of drawn entries was rounded to.
+        law_highest: highest temperature that the law draws for; 0: T itself.
     """
     log_bias, value_bias = dither_bias(log_step, temperature)
     log_p_NK, drawn_NK, weight_NK = _drawn(targets, temperature, log_q_NK.dtype)
@@ -120,7 +125,7 @@ def sampled_terms(
         certain_NK = known_NK & ~drawn_NK
         apart_NK = (log_p_NK.exp() * (log_p_NK - log_q_NK)).masked_fill(~certain_NK, 0.0)
         apart_N = apart_NK.sum(-1) + tail_p_N * (tail_p_N.log() - log_tail_q_N)
-        share_N = torch.where(tail_p_N > 0, row_share(apart_N, temperature), 0.0)
+        share_N = torch.where(tail_p_N > 0, row_share(apart_N, temperature, law_highest), 0.0)
     else:
         share_N = torch.where(tail_p_N > 0, share, 0.0)
     tau_p_N, upsilon_q_N = divergence.halves(tail_p_N.log(), log_tail_q_N)

@@ -26,6 +26,8 @@ class LossSpec:
     skew_alpha: float = 0.1
     drawn_log_step: float = 0.0
     """Nats; the grid that log p of drawn entries was rounded to, with dither. 0: it is exact."""
+    law_highest: float = 0.0
+    """Highest temperature that the entries were drawn for; 0: not known."""
 
     cross_tokenizer: CrossTokenizer = "refuse"
     """`uld`: the targets' ids are of another vocabulary, and D is the distance of sorted

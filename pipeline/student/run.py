@@ -217,11 +217,13 @@ def _train(
     loss = inputs.loss
     if loss.alpha == 0:
         loss = loss.model_copy(update={"temperature": 1.0})
+    law = cache_law(cache.manifest)
     install_distill_head(
         model,
         loss,
         valid_vocab=inputs.vocabulary.size,
         drawn_log_step=cache_drawn_step(cache.manifest),
+        law_highest=law.highest if law else 0.0,
     )
     if inputs.student.lora.enabled:
         add_lora(model, inputs.student.lora, seed=inputs.seed)

@@ -169,7 +169,10 @@ def _gradient(
     """Return d KL / d (z / T) of the loss that trains, from the cache's targets."""
     logits_RV = student_RV.clone()
     targets = head_targets(batch).rows(rows.start, rows.stop)
-    spec = LossSpec(temperature, alpha=1.0, tail="auto", drawn_log_step=scheme.grids.drawn_step)
+    highest = scheme.law.highest if scheme.law else 0.0
+    spec = LossSpec(
+        temperature, 1.0, "auto", drawn_log_step=scheme.grids.drawn_step, law_highest=highest
+    )
     sparse_loss_(logits_RV, targets, spec)
     return logits_RV.div_(temperature)
 

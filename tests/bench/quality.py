@@ -101,7 +101,9 @@ def _loss(target: str, temperature: float, train: Hidden, weight_VD: Tensor) -> 
     if target == "sampled":
         cached = through_the_cache(train, weight_VD, SCHEMES[temperature])
         step = SCHEMES[temperature].grids.drawn_step
-        loss = LossSpec(temperature, alpha=1.0, tail="auto", drawn_log_step=step)
+        loss = LossSpec(
+            temperature, alpha=1.0, tail="auto", drawn_log_step=step, law_highest=temperature
+        )
         spec = FusedSpec(loss, chunk_rows=512)
 
         def sampled(hidden_ND: Tensor, head_VD: Tensor, chosen: np.ndarray) -> Tensor:
