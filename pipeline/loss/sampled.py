@@ -42,7 +42,7 @@ __all__ = ["default_share", "dither_bias", "row_share", "sampled_terms"]
 
 
 def default_share(temperature: float, law_highest: float = 0.0) -> float:
-    """Return 1.15 - 1 / T, and 0.15 more below the law's highest temperature, within 0 and 1.
+    """Return 1.25 - 1.1 / T, and 0.15 more below the law's highest temperature, within 0 and 1.
 
     The share of a row without any divergence. Squared error of the weight gradient over that of the
     best constant share, SmolLM2 and a student of it without two layers: T = 1, from the law of
@@ -52,7 +52,7 @@ def default_share(temperature: float, law_highest: float = 0.0) -> float:
     at T = 1, 0.9 at T = 2.
     """
     below = min(max(law_highest - temperature, 0.0), 1.0)
-    return min(max(0.0, 1.15 - 1.0 / temperature + 0.15 * below), 1.0)
+    return min(max(0.0, 1.25 - 1.1 / temperature + 0.15 * below), 1.0)
 
 
 def row_share(divergence_N: Tensor, temperature: float, law_highest: float = 0.0) -> Tensor:

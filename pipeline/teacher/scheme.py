@@ -10,7 +10,7 @@ from pipeline.teacher.sparsify import SparseScheme
 __all__ = ["capture_scheme"]
 
 _TAU_ALONE = 1 / 28
-_TAU_BESIDE = (1 / 9, 1 / 23)
+_TAU_BESIDE = (1 / 9, 1 / 23.5)
 """At T = 1 beside another temperature, and at that one: `make bench-fidelity` has the trade-off."""
 
 

@@ -66,7 +66,7 @@ class CaptureSettings(Settings):
         (),
         "drawn schemes: entries with a probability above tau are exact, a smaller one is kept "
         "with probability p / tau; one value for each of capture.temperatures, 0 where none is "
-        "wanted. Empty: 1/28 for temperature 1 alone; 1/9 for 1 and 1/23 for another beside it",
+        "wanted. Empty: 1/28 for temperature 1 alone; 1/9 for 1 and 1/23.5 for another beside it",
     )
     mean_entries: float | None = option(
         None,

@@ -35,7 +35,7 @@ from tests.bench.fidelity_data import Hidden, hidden_states
 _TEXT = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
 _TRIES = 5
 TOP_K = 64
-T1, T2 = drawn(1 / 28), drawn(1 / 9, 1 / 23)
+T1, T2 = drawn(1 / 28), drawn(1 / 9, 1 / 23.5)
 TOP = SparseScheme(TOP_K, (1.0, 2.0))
 
 

@@ -48,11 +48,11 @@ SCHEMES = {
     **{f"threshold, tau = 1/{n}": drawn(1 / n) for n in (8, 16, 28, 64, 128)},
     **{
         f"threshold, tau = 1/{a}, 1/{b}": drawn(1 / a, 1 / b)
-        for a, b in ((5, 12), (9, 23), (19, 50))
+        for a, b in ((5, 12), (9, 23.5), (19, 50))
     },
-    "top-8 + drawn tail": drawn(1 / 9, 1 / 23, top_k=8),
+    "top-8 + drawn tail": drawn(1 / 9, 1 / 23.5, top_k=8),
 }
-T2_SCHEME, BUCKET = "threshold, tau = 1/9, 1/23", "top-64 + bucket"
+T2_SCHEME, BUCKET = "threshold, tau = 1/9, 1/23.5", "top-64 + bucket"
 
 
 @dataclass(slots=True)

@@ -34,7 +34,7 @@ LAYERS = (0, 6, 12, 18, 24, 29)
 RESULTS = FOLDER / "quality"
 SEQUENCES_PER_STEP = 4
 LEARNING_RATE = 4e-4
-SCHEMES = {1.0: drawn(1 / 28), 2.0: drawn(1 / 9, 1 / 23)}
+SCHEMES = {1.0: drawn(1 / 28), 2.0: drawn(1 / 9, 1 / 23.5)}
 TARGETS = ("dense", "sampled", "top-64 truncated", "DistillKit budget")
 
 

@@ -130,7 +130,7 @@ def test_mean_entries_are_measured_once_and_frozen(
     manifest = open_cache(str(folder)).manifest
     scheme = manifest.identity["scheme"]
     assert scheme["mean_entries"] == 12
-    assert scheme["taus_before"] == [1 / 9, 1 / 23]
+    assert scheme["taus_before"] == [1 / 9, 1 / 23.5]
     assert scheme["taus"] != scheme["taus_before"]
     assert manifest.codec["law"]["taus"] == scheme["taus"]
     # The teacher that is not loaded again has nothing to say; nor has one that measures anew.

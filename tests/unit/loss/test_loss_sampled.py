@@ -148,11 +148,11 @@ def test_error_falls_with_the_root_of_the_tokens(
 
 def test_the_default_share_is_quieter_than_none(draw_targets: Draw) -> None:
     """What the control variate is for; the value gains as well."""
-    assert [default_share(t) for t in (0.5, 1.0, 2.0)] == pytest.approx([0.0, 0.15, 0.65])
+    assert [default_share(t) for t in (0.5, 1.0, 2.0)] == pytest.approx([0.0, 0.15, 0.7])
     assert [default_share(1.0, 2.0), default_share(1.0, 9.0)] == pytest.approx([0.3, 0.3])
     assert default_share(10.0) == 1.0
     shares_N = row_share(torch.tensor([-0.1, 0.0, 0.1, 10.0]), 2.0)
-    assert shares_N.tolist() == pytest.approx([0.65, 0.65, 0.65 / 1.6, 0.65 / 61])
+    assert shares_N.tolist() == pytest.approx([0.7, 0.7, 0.7 / 1.6, 0.7 / 61])
     assert row_share(torch.tensor([0.0, 9.0]), 1.0).tolist() == pytest.approx([0.15, 0.15])
 
     def noise(temperature: float, tail: str) -> tuple[float, float]:
