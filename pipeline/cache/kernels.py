@@ -58,10 +58,8 @@ READ_FAULTS = ("", "a symbol is missing", "a gap is too long", "bits are missing
 
 
 @kernel
-def _stream(streams: int, before: int | np.int64, left: int) -> int:
+def _stream(before: int | np.int64, left: int) -> int:
     """Return the symbol's stream: near or far from rank 0, and whether the run ends with it."""
-    if streams == 1:
-        return 0
     return 2 * int(before >= _FAR) + int(left == 1)
 
 
@@ -143,7 +141,7 @@ def write_runs(
                 c = 0
                 while gap >> (c + 1):
                     c += 1
-                stream = _stream(streams, before, left)
+                stream = _stream(before, left)
                 symbols_CE[stream, at_C[stream]] = c
                 at_C[stream] += 1
                 level = levels_E[entry]
@@ -245,7 +243,7 @@ def read_runs(
             left = counts_N[position]
             run = scratch[:left]
             for place in range(counts_N[position]):
-                stream = _stream(streams, before, left)
+                stream = _stream(before, left)
                 if at_C[stream] >= symbol_starts_CS[stream, row + 1]:
                     return 1, row
                 c = np.int64(symbols[at_C[stream]])

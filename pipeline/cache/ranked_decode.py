@@ -48,7 +48,7 @@ def unpack(
     _expect(columns["drawn_counts"], positions_S, "drawn_counts")
     high_KN = _high_counts(columns["counts_high"], positions_S)
     certain_N = columns["certain_counts"].data + (high_KN[0] << 8)
-    certain = _read("certain", columns, certain_N, positions_S, order_V, 1 if spec.law else STREAMS)
+    certain = _read("certain", columns, certain_N, positions_S, order_V)
     drawn_N = columns["drawn_counts"].data + (high_KN[1] << 8)
     if spec.tau_units:
         drawn_N = np.where(drawn_N & 1, -(drawn_N + 1 >> 1), drawn_N >> 1)
@@ -57,7 +57,7 @@ def unpack(
         raise CacheError("a position has an impossible number of drawn entries")
     if spec.law is None and drawn_N.any():
         raise CacheError("drawn entries in a cache that draws none")
-    drawn = _read("drawn", columns, drawn_N, positions_S, order_V, STREAMS)
+    drawn = _read("drawn", columns, drawn_N, positions_S, order_V)
     return CodedRows(
         positions_S, certain, drawn, gold_N, log_z_NG, entropy_NG, columns["tail"].data
     )
@@ -229,7 +229,6 @@ def _read(
     counts_N: NDArray[np.int64],
     positions_S: NDArray[np.int64],
     order_V: NDArray[np.int32],
-    streams: int,
 ) -> Run:
     """Return one kind of entries, by ascending id within a position."""
     from pipeline.cache.kernels import PADDING, READ_FAULTS, read_runs
@@ -242,10 +241,9 @@ def _read(
         columns[f"drawn_values_{stream}"] for stream in range(VALUE_STREAMS)
     ]  # fmt: skip
     # Before anything of that size is allocated: as many symbols must be there as are announced.
-    held_S = sum(blob.lengths_S for blob in ids[:streams])
-    if not np.array_equal(held_S, per_row_S) or any(len(blob.data) for blob in ids[streams:]):
+    if not np.array_equal(sum(blob.lengths_S for blob in ids), per_row_S):
         raise CacheError(f"the {kind} ids are not as many as the counts say")
-    symbols, symbol_starts_CS = _joined(ids[:streams])
+    symbols, symbol_starts_CS = _joined(ids)
     levels, value_starts_DS = _joined(values)
     bits = columns[f"{kind}_bits"]
     ids_e = np.empty(int(sums[-1]), np.int32)

@@ -84,8 +84,8 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: RankedSpec) -> dict
     positions_S = coded.positions_S
     rank_V = np.empty(spec.vocab_size, np.int32)
     rank_V[order_V] = np.arange(spec.vocab_size, dtype=np.int32)
-    blobs = _write("certain", coded.certain, rank_V, positions_S, STREAMS if not spec.law else 1)
-    blobs |= _write("drawn", coded.drawn, rank_V, positions_S, STREAMS)
+    blobs = _write("certain", coded.certain, rank_V, positions_S)
+    blobs |= _write("drawn", coded.drawn, rank_V, positions_S)
     drawn_N = coded.drawn.counts_N - expected_draws(coded.gold_N, coded.certain, spec)
     if spec.tau_units:
         drawn_N = np.where(drawn_N < 0, -2 * drawn_N - 1, 2 * drawn_N)
@@ -132,11 +132,7 @@ def _run(
 
 
 def _write(
-    kind: str,
-    run: Run,
-    rank_V: NDArray[np.int32],
-    positions_S: NDArray[np.int64],
-    streams: int,
+    kind: str, run: Run, rank_V: NDArray[np.int32], positions_S: NDArray[np.int64]
 ) -> dict[str, Blobs]:
     """Return ids and values of one kind of entries, in ascending rank within a position."""
     from pipeline.cache.kernels import sort_runs, write_runs
@@ -144,10 +140,10 @@ def _write(
     ranks_e, levels_e = rank_V[run.ids_E], run.levels_E.copy()
     sort_runs(ranks_e, levels_e, run.counts_N)
     value_streams = VALUE_STREAMS if kind == "drawn" else 1
-    symbols_CE = np.empty((streams, len(ranks_e)), np.uint8)
+    symbols_CE = np.empty((STREAMS, len(ranks_e)), np.uint8)
     values_DE = np.zeros((value_streams, len(ranks_e)), np.uint8)
     bits = np.empty(3 * len(ranks_e) + len(positions_S), np.uint8)
-    symbol_ends_CS = np.zeros((streams, len(positions_S)), np.int64)
+    symbol_ends_CS = np.zeros((STREAMS, len(positions_S)), np.int64)
     value_ends_DS = np.zeros((value_streams, len(positions_S)), np.int64)
     bit_ends_S = np.zeros(len(positions_S), np.int64)
     twice = write_runs(
@@ -158,11 +154,7 @@ def _write(
         raise CacheError("a token id stands twice at one position")
     blobs = {f"{kind}_bits": _ending(bits, bit_ends_S)}
     for stream in range(STREAMS):
-        blobs[f"{kind}_ids_{stream}"] = (
-            _ending(symbols_CE[stream], symbol_ends_CS[stream])
-            if stream < streams
-            else _ending(bits[:0], 0 * bit_ends_S)
-        )
+        blobs[f"{kind}_ids_{stream}"] = _ending(symbols_CE[stream], symbol_ends_CS[stream])
     for stream in range(value_streams):
         name = f"{kind}_values_{stream}" if kind == "drawn" else f"{kind}_values"
         blobs[name] = _ending(values_DE[stream], value_ends_DS[stream])

@@ -25,15 +25,15 @@ FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
 NAMES = ("top-k", "threshold", "top-k-sampled")
 SHA256 = {
     "top-k": (
-        "043ba0e7ecee911bab43180be11a75a8dff7a540ca3807c1b5031154fc54e0f4",
+        "221c255023ad18ae72773c685270d21435420c20add17ba3b76e9602d958338b",
         "d694cf799ef697bbc912551a2f075d5e712499cb74f45f7de41ce5ccc526a6d4",
     ),
     "threshold": (
-        "1306d972f07e0b055494cb7e3aa0cb3aad37c918a635e72861c54c7c8c07f619",
+        "5c5b5b1877ac0a3af919c9fd9c31b8e7b5dfd7c9b46522546a323a3791feff62",
         "5700058f1280565fbcf69afbbabe64d55c0943af666bc730b0aa9afe1f43b084",
     ),
     "top-k-sampled": (
-        "b12664bd55cec3822fbb4544d72dfabf262b68d37bd03399afed4fb662afea4d",
+        "8dcdd8dc36710bbcd7d65a4c2d1e2a6cbffdff278d6c749ed6de9a302eedf6d1",
         "5c75d371a11b1985c22dd1182cf9e5ed200b72677afe05ad9f32d8d74abc5b4a",
     ),
 }
@@ -128,9 +128,7 @@ def _dither(sample_id: str, r: int) -> float:
     return (x >> 10) % 2**24 / 2**24 - 0.5
 
 
-def _runs(
-    row: dict[str, bytes], kind: str, streams: int, order: list[int]
-) -> Iterator[list[tuple[int, int]]]:
+def _runs(row: dict[str, bytes], kind: str, order: list[int]) -> Iterator[list[tuple[int, int]]]:
     """Take counts by `send`, yield runs of (token, level)."""
     ids = [_Stream(row[f"{kind}_ids_{stream}"]) for stream in range(4)]
     bits = _Bits(row[f"{kind}_bits"])
@@ -144,7 +142,7 @@ def _runs(
             break
         before, run = -1, []
         for left in range(count, 0, -1):
-            stream = 0 if streams == 1 else 2 * (before >= 62) + (left == 1)
+            stream = 2 * (before >= 62) + (left == 1)
             c = ids[stream].next()
             before += (1 << c) + bits.take(c)
             if certain:
@@ -189,8 +187,8 @@ def _read_row(
         ])  # fmt: skip
     used = [] if law is None else [g for g, tau in enumerate(law["taus"]) if tau > 0]
     alone = law is not None and [grid[g] for g in used] == [1.0]
-    certain = _runs(row, "certain", 4 if law is None else 1, order)
-    drawn = _runs(row, "drawn", 4, order)
+    certain = _runs(row, "certain", order)
+    drawn = _runs(row, "drawn", order)
     next(certain), next(drawn)
     counts, ids, logprobs, inclusion = [], [], [], []
     for n, place in enumerate(places):
