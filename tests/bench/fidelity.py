@@ -26,6 +26,7 @@ from pipeline.teacher.sparsify import SparseScheme
 from tests.bench import fidelity_peers as peers
 from tests.bench.fidelity_cache import head_targets, through_the_cache
 from tests.bench.fidelity_data import Hidden, hidden_states
+from tests.bench.fidelity_plot import plot, save
 
 CHUNK = 64
 """Rows at a time: 12 MB of logits at V = 49,152, which stay near the core."""
@@ -223,23 +224,22 @@ def main() -> None:
     dropped = tuple(map(int, arguments.dropped.split(",")))
     hidden = hidden_states(max(short, long), model=arguments.model, dropped=dropped)
     if short:
-        _short(hidden, short, arguments.draws, arguments.plot)
+        _short(hidden, short, arguments.draws)
     if long:
         _long(hidden, long, arguments.draws)
+    if arguments.plot:
+        plot(arguments.plot)
 
 
-def _short(hidden: Hidden, tokens: int, draws: int, plot_file: Path | None) -> None:
-    """Print and plot the table of all schemes."""
+def _short(hidden: Hidden, tokens: int, draws: int) -> None:
+    """Print the table of all schemes."""
     table = run(hidden.head(tokens), SCHEMES, GRID, draws=draws)
     print(f"{tokens} tokens, V = {len(hidden.weight_VD)}; weight-gradient error, % of dense KL's")
     print(f"{'scheme':<38} {'entries':>8} {'bytes':>7} {'T = 1':>7} {'T = 2':>7}")
     for name, row in table.items():
         cells = [f"{100 * row.at[t][-1]:7.2f}" if t in row.at else "      -" for t in GRID]
         print(f"{name:<38} {row.entries:8.1f} {row.bytes_per_token:7.1f} {' '.join(cells)}")
-    if plot_file is not None:
-        from tests.bench.fidelity_plot import plot
-
-        plot(table, plot_file, tokens=tokens)
+    save(table, "short", (tokens,))
     print(f"FIGURE target_bytes_at_4_percent {_bytes_at(table, 0.04):.2f}", flush=True)
     print(f"FIGURE weight_gradient_error_t1_percent {100 * table[T2_SCHEME].at[1.0][-1]:.2f}")
 
@@ -253,6 +253,7 @@ def _long(hidden: Hidden, tokens: int, draws: int) -> None:
     print(", ".join(f"{name}: {row.bytes_per_token:.1f} bytes" for name, row in table.items()))
     sampled, bucket = table[T2_SCHEME], table[BUCKET]
     counts = (*marks, tokens)
+    save(table, "long", counts)
     errors = [_at(LONG, counts, row.at[2.0]) for row in (sampled, bucket)]
     if tokens != LONG:
         print(f"fitted at {LONG} tokens: " + ", ".join(f"{100 * error:.2f}" for error in errors))

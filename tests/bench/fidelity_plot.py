@@ -1,63 +1,121 @@
-"""The plot of gradient error over bytes per token that README opens with."""
+"""The plot that README opens with: gradient error over bytes, and how it falls with the tokens."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.bench.fidelity import Errors
+    from matplotlib.axes import Axes
 
-__all__ = ["plot"]
+    from tests.bench.fidelity import Table
 
+__all__ = ["plot", "save"]
+
+RESULTS = Path("runs/bench")
+_BLUE, _GREEN, _ORANGE, _PINK = "#0072b2", "#009e73", "#e69f00", "#cc79a7"
 _FAMILIES = (
-    ("threshold (one temperature)", "threshold, tau = 1/", "#0072b2", "o", False),
-    ("threshold (T = 1 and 2 from one cache)", "threshold, tau = 1/", "#009e73", "s", True),
-    ("top-k + bucket", "top-", "#e69f00", "^", None),
+    ("drawn, for one temperature", _BLUE, "o"),
+    ("drawn, T = 1 and 2 from one cache", _GREEN, "s"),
+    ("top-k and one bucket", _ORANGE, "^"),
+    ("top-8 and a drawn tail", _PINK, "D"),
 )
+_BESIDE = {"verl": (7, -11), "DistillKit recommended": (-7, -12)}
+"""Where labels would lie on each other, in points."""
 
 
-def plot(table: dict[str, Errors], file: Path, *, tokens: int) -> None:
-    """Draw error at T = 1 (left) and T = 2 (right) over bytes per token, both logarithmic."""
+def save(table: Table, part: str, counts: tuple[int, ...]) -> None:
+    """Keep a table for the plot, which shows both parts of the bench."""
+    rows = {
+        name: {"bytes": row.bytes_per_token, "at": {f"{t:g}": e for t, e in row.at.items()}}
+        for name, row in table.items()
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"fidelity-{part}.json"
+    file.write_text(json.dumps({"counts": counts, "rows": rows}, indent=1))
+
+
+def plot(file: Path) -> None:
+    """Draw error over bytes at T = 1 and T = 2 and, where it was measured, over the tokens."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-    for axis, temperature in zip(axes, (1.0, 2.0), strict=True):
-        named = set()
-        for label, prefix, colour, marker, two in _FAMILIES:
-            points = [
-                (row.bytes_per_token, 100 * row.at[temperature][-1])
-                for name, row in table.items()
-                if name.startswith(prefix)
-                and temperature in row.at
-                and (two is None or (name.count("/") == 2) == two)
-            ]
-            named |= {name for name in table if name.startswith(prefix)}
-            if points:
-                axis.plot(
-                    *zip(*sorted(points), strict=True),
-                    color=colour, marker=marker, label=label, linewidth=1.8,
-                )  # fmt: skip
-        for name, row in table.items():
-            if name not in named and temperature in row.at:
-                place = row.bytes_per_token, 100 * row.at[temperature][-1]
-                axis.plot(*place, "x", color="#555555", markersize=7)
-                axis.annotate(
-                    name.split(" (")[0], place,
-                    textcoords="offset points", xytext=(6, 4), fontsize=8, color="#333333",
-                )  # fmt: skip
+    matplotlib.rcParams["svg.hashsalt"] = "fidelity"
+    short, long = (_read(part) for part in ("short", "long"))
+    if short is None:
+        return
+    panels = 3 if long else 2
+    figure, axes = pyplot.subplots(1, panels, figsize=(5.2 * panels, 4.6))
+    for axis, temperature in zip(axes, ("1", "2"), strict=False):
+        _over_bytes(axis, short["rows"], temperature)
+        axis.set_title(f"T = {temperature}: {short['counts'][-1]:,} tokens", loc="left")
+        axis.set_xlabel("bytes per token, everything included")
+    axes[0].set_ylabel("error of the weight gradient, %")
+    axes[0].legend(frameon=False, fontsize=9, loc="upper left")
+    if long:
+        _over_tokens(axes[2], long)
+    for axis in axes:
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_xlabel("bytes per token, everything included")
-        axis.set_title(f"T = {temperature:g}", loc="left", fontsize=11)
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(True, which="both", linewidth=0.4, color="#dddddd")
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    axes[0].set_ylabel(f"error of the weight gradient, % ({tokens:,} tokens)")
-    axes[0].legend(frameon=False, fontsize=9)
+    for axis in axes[:2]:
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_ylim(1, 1500)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=150, facecolor="white", metadata={"Date": None})
+
+
+def _read(part: str) -> Any:
+    file = RESULTS / f"fidelity-{part}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _family(name: str) -> int | None:
+    if name.startswith("threshold"):
+        return int(name.count("/") == 2)
+    if name.startswith("top-"):
+        return 2 if name.endswith("bucket") else 3
+    return None
+
+
+def _over_bytes(axis: Axes, rows: dict[str, Any], temperature: str) -> None:
+    for family, (label, colour, marker) in enumerate(_FAMILIES):
+        points = sorted(
+            (row["bytes"], 100 * row["at"][temperature][-1])
+            for name, row in rows.items()
+            if _family(name) == family and temperature in row["at"]
+        )
+        if points:
+            axis.plot(
+                *zip(*points, strict=True),
+                color=colour, marker=marker, label=label, linewidth=1.8,
+            )  # fmt: skip
+    for name, row in rows.items():
+        if _family(name) is None and temperature in row["at"]:
+            place, short = (row["bytes"], 100 * row["at"][temperature][-1]), name.split(" (")[0]
+            dx, dy = _BESIDE.get(short, (-7 if short == "Axolotl" else 7, 5))
+            axis.plot(*place, "x", color="#555555", markersize=7)
+            axis.annotate(
+                short, place, textcoords="offset points", xytext=(dx, dy), fontsize=8,
+                ha="right" if dx < 0 else "left", color="#333333",
+            )  # fmt: skip
+
+
+def _over_tokens(axis: Axes, long: dict[str, Any]) -> None:
+    for name, row in long["rows"].items():
+        colour, marker = _FAMILIES[_family(name) or 0][1:]
+        label = f"{name}: {row['bytes']:.0f} bytes"
+        errors = [100 * error for error in row["at"]["2"]]
+        axis.plot(long["counts"], errors, color=colour, marker=marker, label=label, linewidth=1.8)
+    axis.set_title("T = 2: a bias stays, noise does not", loc="left")
+    axis.set_xlabel("tokens")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.legend(frameon=False, fontsize=9)
+    axis.set_ylim(5, 60)
