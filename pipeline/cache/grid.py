@@ -73,10 +73,8 @@ class Grids:
     def entropy_value(
         self, levels: NDArray[np.uint8], dither: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return the entropy, at least 0."""
-        values = (levels.astype(np.float32) + dither) * np.float32(self.entropy_step)
-        floored: NDArray[np.float32] = np.maximum(values, 0)
-        return floored
+        """Return the entropy; up to half a step below 0, for cut there its mean would be too large."""
+        return (levels.astype(np.float32) + dither) * np.float32(self.entropy_step)
 
     def tail_level(self, tail: Reals) -> NDArray[np.uint8]:
         """Return -log of the tail's mass as steps; the last level stands for no mass at all."""

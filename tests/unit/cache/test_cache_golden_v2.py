@@ -25,8 +25,8 @@ FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
 NAMES = ("top-k", "threshold", "top-k-sampled")
 SHA256 = {
     "top-k": (
-        "221c255023ad18ae72773c685270d21435420c20add17ba3b76e9602d958338b",
-        "d694cf799ef697bbc912551a2f075d5e712499cb74f45f7de41ce5ccc526a6d4",
+        "b7f008bfd090b099bb96be32251965fe0b8c3792a3b025f1bbc4fea3033734dc",
+        "5dd51f3d35ff64a688d2ded5b622c37719a03f7095fd4845daa3e8878734df8f",
     ),
     "threshold": (
         "5c5b5b1877ac0a3af919c9fd9c31b8e7b5dfd7c9b46522546a323a3791feff62",
@@ -182,7 +182,7 @@ def _read_row(
             values[t] = grids["log_z_step"] * (step - 65536 * (step >= 32768))
         log_z.append([values[t] for t in grid])
         entropy.append([
-            max(0.0, grids["entropy_step"] * (row["entropy"][g * number + n] + dither[n]))
+            grids["entropy_step"] * (row["entropy"][g * number + n] + dither[n])
             for g in range(len(grid))
         ])  # fmt: skip
     used = [] if law is None else [g for g, tau in enumerate(law["taus"]) if tau > 0]
