@@ -73,7 +73,7 @@ class Grids:
     def entropy_value(
         self, levels: NDArray[np.uint8], dither: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return the entropy; up to half a step below 0, for cut there its mean would be too large."""
+        """Return the entropy; up to half a step below 0: cut there, its mean would be too large."""
         return (levels.astype(np.float32) + dither) * np.float32(self.entropy_step)
 
     def tail_level(self, tail: Reals) -> NDArray[np.uint8]:
