@@ -101,7 +101,7 @@ def test_packed_equals_alone(student: StudentModule, rows: list[Any]) -> None:
     for name, gradient in ours.items():
         scale = float(theirs[name].abs().max())
         torch.testing.assert_close(
-            gradient, theirs[name], rtol=1e-4, atol=2e-6 * scale + 1e-9, msg=name
+            gradient, theirs[name], rtol=1e-4, atol=6e-6 * scale + 1e-9, msg=name
         )
 
 
