@@ -21,8 +21,13 @@ _FAMILIES = (
     ("top-k and one bucket", _ORANGE, "^"),
     ("top-8 and a drawn tail", _PINK, "D"),
 )
-_BESIDE = {"verl": (7, -11), "DistillKit recommended": (-7, -12)}
-"""Where labels would lie on each other, in points."""
+_BESIDE = {
+    "verl": (7, -5, "left"),
+    "ms-swift": (7, 3, "left"),
+    "Axolotl": (-7, -14, "right"),
+    "DistillKit recommended": (0, -15, "center"),
+}
+"""Where labels would lie on each other: points to the right and up, alignment."""
 
 
 def save(table: Table, part: str, counts: tuple[int, ...]) -> None:
@@ -55,8 +60,6 @@ def plot(file: Path) -> None:
         axis.set_xlabel("bytes per token, everything included")
     axes[0].set_ylabel("error of the weight gradient, %")
     axes[0].legend(frameon=False, fontsize=9, loc="upper left")
-    if long:
-        _over_tokens(axes[2], long)
     for axis in axes:
         axis.set_xscale("log")
         axis.set_yscale("log")
@@ -67,6 +70,8 @@ def plot(file: Path) -> None:
     for axis in axes[:2]:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_ylim(1, 1500)
+    if long:
+        _over_tokens(axes[2], long)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, facecolor="white", metadata={"Date": None})
@@ -100,11 +105,11 @@ def _over_bytes(axis: Axes, rows: dict[str, Any], temperature: str) -> None:
     for name, row in rows.items():
         if _family(name) is None and temperature in row["at"]:
             place, short = (row["bytes"], 100 * row["at"][temperature][-1]), name.split(" (")[0]
-            dx, dy = _BESIDE.get(short, (-7 if short == "Axolotl" else 7, 5))
+            dx, dy, side = _BESIDE.get(short, (7, 5, "left"))
             axis.plot(*place, "x", color="#555555", markersize=7)
             axis.annotate(
                 short, place, textcoords="offset points", xytext=(dx, dy), fontsize=8,
-                ha="right" if dx < 0 else "left", color="#333333",
+                ha=side, color="#333333",
             )  # fmt: skip
 
 
@@ -116,6 +121,8 @@ def _over_tokens(axis: Axes, long: dict[str, Any]) -> None:
         axis.plot(long["counts"], errors, color=colour, marker=marker, label=label, linewidth=1.8)
     axis.set_title("T = 2: a bias stays, noise does not", loc="left")
     axis.set_xlabel("tokens")
-    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.set_xticks(long["counts"], [f"{count:,}" for count in long["counts"]])
+    axis.set_yticks((5, 10, 20, 40), ("5", "10", "20", "40"))
+    axis.minorticks_off()
     axis.legend(frameon=False, fontsize=9)
     axis.set_ylim(5, 60)
