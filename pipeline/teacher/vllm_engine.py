@@ -308,6 +308,7 @@ def _capture_options(
             "top_k": scheme.top_k,
             "temperatures": list(scheme.temperatures),
             "taus": list(scheme.law.taus) if scheme.law else None,
+            "grids": scheme.grids.to_json(),
             "head_rows": capture.head_rows,
         }
     )

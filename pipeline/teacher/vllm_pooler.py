@@ -19,6 +19,7 @@ from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from pipeline.cache.counter import row_noise
+from pipeline.cache.grid import Grids
 from pipeline.cache.law import SamplingLaw
 from pipeline.teacher.sparsify import SparseScheme, sparsify
 from pipeline.teacher.vllm_plugin import CAPTURE_PREFIX, CAPTURE_VARIABLE
@@ -156,5 +157,6 @@ def _wanted_capture() -> tuple[SparseScheme, int]:
         top_k=int(wanted["top_k"]),
         temperatures=temperatures,
         law=SamplingLaw(temperatures, tuple(map(float, taus))) if taus else None,
+        grids=Grids.from_json(wanted["grids"]),
     )
     return scheme, int(wanted["head_rows"])
