@@ -131,8 +131,9 @@ def _run(
     listed = file.search is None
     check_resources(runs if listed else runs[:1], parallel=options.parallel, folder=options.folder)
     search = None if listed else _search(options, file, space, planner, cache_url)
-    entries = [Entry(run.name, run.point.label, run.point.values) for run in runs]
-    if search is not None:
+    if search is None:
+        entries = [Entry(run.name, run.point.label, run.point.values) for run in runs]
+    else:
         entries = search.ended(options.folder / "runs")
     ledger = Ledger(
         name=Path(options.sweep).stem,

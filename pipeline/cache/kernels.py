@@ -48,8 +48,7 @@ finds what costs more than it saves (3.5 bytes a token against 2.65). This one a
 stream of their own."""
 
 _INSERTED = 96
-"""Longest run that is sorted by insertion, which takes count^2 / 4 steps. Key and level move as one
-number: a third less time than two arrays."""
+"""Longest run that is sorted by insertion, which takes count^2 / 4 steps."""
 
 READ_FAULTS = ("", "a symbol is missing", "a gap is too long", "bits are missing",
                "a rank is outside the vocabulary", "bits are left over", "symbols are left over",
@@ -64,8 +63,20 @@ def _stream(before: int | np.int64, left: int) -> int:
 
 
 @kernel
+def _room(counts_N: Ints) -> NDArray[np.int64]:
+    """Return room for the longest run."""
+    most = 0
+    for count in counts_N:
+        most = max(most, count)
+    return np.empty(most, np.int64)
+
+
+@kernel
 def _put(run: Ints, length: int, key: int | np.int64) -> None:
-    """Put a key into an ascending run of `length`; at the end of one that is sorted later."""
+    """Put a key (with its level in the lowest byte, so that they move as one number) into a run.
+
+    The first `length` are there and ascend; a long run is only filled, and sorted by `_take`.
+    """
     to = length
     if len(run) <= _INSERTED:
         while to > 0 and run[to - 1] > key:
@@ -87,10 +98,7 @@ def _take(run: Ints, keys_E: Ints, levels_E: Bytes, begin: int) -> None:
 @kernel
 def sort_runs(keys_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
     """Sort each run by key, values along with it, in place."""
-    most = 0
-    for count in counts_N:
-        most = max(most, count)
-    scratch = np.empty(most, np.int64)
+    scratch = _room(counts_N)
     begin = 0
     for count in counts_N:
         run = scratch[:count]
@@ -222,10 +230,7 @@ def read_runs(
     at_C = np.zeros(streams, np.int64)
     value_at_D = np.zeros(value_streams, np.int64)
     vocab = len(order_V)
-    most = 0
-    for count in counts_N:
-        most = max(most, count)
-    scratch = np.empty(most, np.int64)
+    scratch = _room(counts_N)
     entry = 0
     position = 0
     for row in range(len(positions_S)):
@@ -358,8 +363,9 @@ def assemble(
             at += 1
         for _ in range(drawn_counts_N[n]):
             level = drawn_levels[drawn]
-            pi = root * root_K[level]  # the usual law needs no root an entry
-            if temperatures > 1:
+            if temperatures == 1:  # one root a position, none an entry
+                pi = root * root_K[level]
+            else:
                 total = 0.0
                 for g in range(temperatures):
                     total += scale_NG[n, g] * square_GK[g, level]

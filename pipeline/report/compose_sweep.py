@@ -242,8 +242,9 @@ def _to_best(run: SweptRun, best: SweptRun, objective: str, gap: float) -> Diffe
         one, other = (HeldoutScores.read(str(file)) for file in files)
         # Another cache's rows cannot be paired; a sweep has one cache, but folders can be moved.
         if one.sample_ids == other.sample_ids:
-            found = differences(run.label, one, best.label, other)
-            return next(item for item in found if item.metric == metric)
+            for found in differences(run.label, one, best.label, other):
+                if found.metric == metric:  # scores of an older run may lack it
+                    return found
     return Difference(run.label, best.label, objective, gap, None, paired=False)
 
 

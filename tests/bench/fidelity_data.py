@@ -7,6 +7,7 @@ below `runs/bench/`, which git ignores.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,11 @@ def hidden_states(
 
 def _made(before: str, after: str, tokens: int) -> Path | None:
     """Return the smallest file of at least so many tokens: samples always come in one order."""
-    sizes = [
-        int(file.name.removeprefix(before).removesuffix(after))
-        for file in FOLDER.glob(f"{before}*{after}")
+    found = [
+        re.fullmatch(re.escape(before) + r"(\d+)" + re.escape(after), file.name)
+        for file in FOLDER.glob(f"{before}*")
     ]
-    enough = [size for size in sizes if size >= tokens]
+    enough = [size for match in found if match and (size := int(match[1])) >= tokens]
     return FOLDER / f"{before}{min(enough)}{after}" if enough else None
 
 

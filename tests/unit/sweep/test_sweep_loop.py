@@ -183,8 +183,10 @@ def test_a_search_finds_the_minimum_and_stops_after_its_trials(tmp_path: Path) -
     assert best.objective == min(entry.objective or 9 for entry in ledger.entries)
     assert abs(best.values["loss.temperature"] - 2) < 0.8
     assert [e.state for e in ledger.entries] == ["finished"] * 8
-    # The same again asks for nothing; more trials are added to the same study.
-    quick_sweep(_file(SEARCH), tmp_path)[0].run()
+    # The same again asks for nothing and knows what ended; more trials are added to the study.
+    again, source = quick_sweep(_file(SEARCH), tmp_path)
+    assert tuple(source.ended(tmp_path / "runs")) == ledger.entries
+    again.run()
     assert len(_starts(tmp_path)) == 8
     more = {"search": {**SEARCH["search"], "trials": 9}}
     quick_sweep(_file(more), tmp_path)[0].run()
