@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,63 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache.reader import open_cache
-from pipeline.cache.verify import verify_cache
-from pipeline.storage import Store
 from tests.conftest import Stage, Tiny, digests
+from tests.responses import RESPONSES, cached_rows, content_digests, response_rows
 from tests.stage_runner import Running, real_stage, run_python
 from tests.tiny import TALKER_ENDS, TALKER_VOCABULARY
 
-RESPONSES = "_meta/responses"
-
-
-@pytest.fixture(scope="module")
-def flags(tiny: Tiny, talker: Path) -> list[Any]:
-    return [
-        *tiny.stage_one, "--teacher_model", talker, "--num_samples", "36", "--generate.enabled",
-        "--generate.max_new_tokens", "14", "--generate.prompt_tokens", "5",
-        "--generate.temperature", "0.9", "--generate.top_p", "0.95", "--generate.responses", "2",
-        "--generate.shard_prompts", "10", "--generate.record_logprobs",
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def written(flags: list[Any], stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a complete cache over responses that one undisturbed worker wrote."""
-    folder = tmp_path_factory.mktemp("written") / "cache"
-    stage("cache_teacher", [*flags, "--cache_dir", folder]).ok()
-    return folder
-
-
-def _content(folder: Path) -> dict[str, str]:
-    """Return the digests of a cache; the folder's own name stands in two texts."""
-    found = digests(folder)
-    for name in ("README.md", "_meta/config.yaml"):
-        found.pop(name, None)
-    return found
-
-
-def _responses(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted((folder / RESPONSES).glob("*.parquet"))
-    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-    return {row["response_id"]: row for row in rows}
-
-
-def _cached(folder: Path) -> dict[str, Any]:
-    cache = open_cache(str(folder))
-    return {
-        row.sample_id: row
-        for split in ("train", "heldout")
-        for shard, rows in enumerate(cache.source(split).shard_rows())
-        for row in cache.source(split).read_rows(shard, range(rows))
-    }
-
 
 def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Path) -> None:
-    responses, cached = _responses(written), _cached(written)
+    responses, cached = response_rows(written), cached_rows(written)
     assert responses.keys() == cached.keys()
     assert len(responses) == 72
     for name, row in cached.items():
@@ -94,13 +47,13 @@ def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Pat
     texts = {(row["prompt"], row["response"]) for row in responses.values()}
     assert len(texts) == 72
     assert len({row["prompt"] for row in responses.values()}) == 36
-    assert not responses.keys() & _cached(tiny_cache).keys()
+    assert not responses.keys() & cached_rows(tiny_cache).keys()
 
 
 def test_it_says_whose_the_responses_are(written: Path) -> None:
     manifest = open_cache(str(written)).manifest
     told = manifest.identity["corpus"]["responses"]
-    responses = _responses(written)
+    responses = response_rows(written)
     assert told["count"] == 72
     assert told["unfinished"] == sum(not row["finished"] for row in responses.values())
     line = (
@@ -116,19 +69,19 @@ def test_it_says_whose_the_responses_are(written: Path) -> None:
 
 @pytest.mark.slow
 def test_the_same_bytes_by_the_command_as_it_is_typed(
-    flags: list[Any], written: Path, tmp_path: Path
+    writing: list[Any], written: Path, tmp_path: Path
 ) -> None:
-    real_stage("cache_teacher", [*flags, "--cache_dir", tmp_path / "cache"]).ok()
-    assert _content(tmp_path / "cache") == _content(written)
+    real_stage("cache_teacher", [*writing, "--cache_dir", tmp_path / "cache"]).ok()
+    assert content_digests(tmp_path / "cache") == content_digests(written)
 
 
 def test_two_workers_write_what_one_writes(
-    flags: list[Any], written: Path, start: Callable[..., Running], tmp_path: Path
+    writing: list[Any], written: Path, start: Callable[..., Running], tmp_path: Path
 ) -> None:
-    every = [*flags, "--cache_dir", tmp_path / "cache", "--capture.lease_s", "1.5"]
+    every = [*writing, "--cache_dir", tmp_path / "cache", "--capture.lease_s", "1.5"]
     for worker in [start("cache_teacher", every) for _ in range(2)]:
         worker.wait().ok()
-    assert _content(tmp_path / "cache") == _content(written)
+    assert content_digests(tmp_path / "cache") == content_digests(written)
     assert not list((tmp_path / "cache/_meta/claims").glob("*"))
 
 
@@ -137,20 +90,20 @@ def test_two_workers_write_what_one_writes(
     "sync", [1, 4, 6, 19, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 9, 13, 17))]
 )
 def test_killed_in_the_middle_of_a_write(
-    sync: int, flags: list[Any], written: Path, stage: Stage, tmp_path: Path
+    sync: int, writing: list[Any], written: Path, stage: Stage, tmp_path: Path
 ) -> None:
-    every = [*flags, "--cache_dir", tmp_path / "cache"]
+    every = [*writing, "--cache_dir", tmp_path / "cache"]
     killed = stage("cache_teacher", every, hook=("kill_at_sync", sync))
     assert killed.code == -signal.SIGKILL, killed
     stage("cache_teacher", every).ok()
-    assert _content(tmp_path / "cache") == _content(written)
+    assert content_digests(tmp_path / "cache") == content_digests(written)
 
 
 def test_killed_while_the_teacher_writes(
-    flags: list[Any], written: Path, start: Callable[..., Running], stage: Stage, tmp_path: Path
+    writing: list[Any], written: Path, start: Callable[..., Running], stage: Stage, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cache"
-    running = start("cache_teacher", [*flags, "--cache_dir", folder])
+    running = start("cache_teacher", [*writing, "--cache_dir", folder])
     end = time.monotonic() + 100
     while not list((folder / RESPONSES).glob("*.parquet")):
         assert time.monotonic() < end
@@ -158,17 +111,17 @@ def test_killed_while_the_teacher_writes(
     os.kill(running.process.pid, signal.SIGKILL)
     assert running.wait().code == -signal.SIGKILL
     before = {file.name: file.stat().st_mtime_ns for file in (folder / RESPONSES).iterdir()}
-    stage("cache_teacher", [*flags, "--cache_dir", folder]).ok()
-    assert _content(folder) == _content(written)
+    stage("cache_teacher", [*writing, "--cache_dir", folder]).ok()
+    assert content_digests(folder) == content_digests(written)
     for name, stamp in before.items():
         if not name.endswith(".partial"):
             assert (folder / RESPONSES / name).stat().st_mtime_ns == stamp, "written again"
 
 
 def test_a_paused_worker_is_overtaken_and_its_tokens_do_no_harm(
-    flags: list[Any], written: Path, start: Callable[..., Running], tmp_path: Path
+    writing: list[Any], written: Path, start: Callable[..., Running], tmp_path: Path
 ) -> None:
-    every = [*flags, "--cache_dir", tmp_path / "cache", "--capture.lease_s", "1.5"]
+    every = [*writing, "--cache_dir", tmp_path / "cache", "--capture.lease_s", "1.5"]
     # Draws of its own: had its file replaced the other's, the tokens would show it.
     paused = start("cache_teacher", every, hook=("other_draws",))
     end = time.monotonic() + 100
@@ -179,27 +132,27 @@ def test_a_paused_worker_is_overtaken_and_its_tokens_do_no_harm(
     start("cache_teacher", every).wait().ok()
     os.kill(paused.process.pid, signal.SIGCONT)
     paused.wait().ok()
-    assert _content(tmp_path / "cache") == _content(written)
+    assert content_digests(tmp_path / "cache") == content_digests(written)
 
 
 def test_sigterm_lets_go_and_says_how_to_go_on(
-    flags: list[Any], written: Path, stage: Stage, tmp_path: Path
+    writing: list[Any], written: Path, stage: Stage, tmp_path: Path
 ) -> None:
-    every = [*flags, "--cache_dir", tmp_path / "cache"]
+    every = [*writing, "--cache_dir", tmp_path / "cache"]
     result = stage("cache_teacher", every, hook=("signal_at_sync", 5, int(signal.SIGTERM)))
     assert result.refused(143).startswith("stopped by SIGTERM; run the same command again")
     claims = list((tmp_path / "cache/_meta/claims").glob("*.json"))
     assert claims
     assert all(json.loads(file.read_text())["state"] == "given up" for file in claims)
     stage("cache_teacher", every).ok()
-    assert _content(tmp_path / "cache") == _content(written)
+    assert content_digests(tmp_path / "cache") == content_digests(written)
 
 
 def test_other_settings_are_refused_at_once(
-    flags: list[Any], tiny: Tiny, stage: Stage, tmp_path: Path
+    writing: list[Any], tiny: Tiny, stage: Stage, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cache"
-    begun = stage("cache_teacher", [*flags, "--cache_dir", folder], hook=("kill_at_sync", 7))
+    begun = stage("cache_teacher", [*writing, "--cache_dir", folder], hook=("kill_at_sync", 7))
     assert begun.code == -signal.SIGKILL
     before = digests(folder)
     for changed, told in [
@@ -209,7 +162,7 @@ def test_other_settings_are_refused_at_once(
         (["--capture.top_k", "8"], "scheme.top_k: 16 there, 8 asked"),
         (["--no-generate.enabled"], "responses: the teacher's there, the corpus's asked for"),
     ]:
-        every = [*flags, "--cache_dir", folder, *changed]
+        every = [*writing, "--cache_dir", folder, *changed]
         message = stage("cache_teacher", every, hook=("forbid_loading",)).refused(3)
         assert "holds a cache of another identity" in message
         assert told in message
@@ -221,124 +174,23 @@ def test_other_settings_are_refused_at_once(
     )
     assert begun.code == -signal.SIGKILL
     before = digests(plain)
-    every = [*flags, "--cache_dir", plain]
+    every = [*writing, "--cache_dir", plain]
     message = stage("cache_teacher", every, hook=("forbid_loading",)).refused(3)
     assert "responses: the corpus's there, the teacher's asked for" in message
     assert digests(plain) == before
 
 
-def test_a_complete_cache_loads_no_teacher(flags: list[Any], written: Path, stage: Stage) -> None:
+def test_a_complete_cache_loads_no_teacher(writing: list[Any], written: Path, stage: Stage) -> None:
     before = digests(written)
-    result = stage("cache_teacher", [*flags, "--cache_dir", written], hook=("forbid_loading",)).ok()
+    result = stage(
+        "cache_teacher", [*writing, "--cache_dir", written], hook=("forbid_loading",)
+    ).ok()
     assert "is complete" in result.err
     assert digests(written) == before
 
 
-@pytest.mark.parametrize("damage", ["shards lost", "plan of the responses lost", "manifest lost"])
-def test_responses_that_are_there_are_not_written_again(
-    damage: str, flags: list[Any], written: Path, stage: Stage, tmp_path: Path
-) -> None:
-    folder = tmp_path / "cache"
-    shutil.copytree(written, folder)
-    match damage:
-        case "shards lost":
-            shutil.rmtree(folder / "data")
-        case "plan of the responses lost":
-            (folder / RESPONSES / "plan.json").unlink()
-        case _:
-            (folder / "_meta/manifest.json").unlink()
-            (folder / "_meta/plan.json").unlink()
-    stage("cache_teacher", [*flags, "--cache_dir", folder], hook=("forbid_writing",)).ok()
-    assert _content(folder) == _content(written)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    ["deleted", "flipped", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cut", "empty"))],
-)
-def test_a_damaged_file_of_responses_is_written_again_to_the_same_bytes(
-    damage: str, flags: list[Any], written: Path, stage: Stage, tmp_path: Path
-) -> None:
-    folder = tmp_path / "cache"
-    shutil.copytree(written, folder)
-    file = folder / RESPONSES / "00001.parquet"
-    data = file.read_bytes()
-    half = len(data) // 3  # in the middle of the text
-    match damage:
-        case "deleted":
-            file.unlink()
-        case "flipped":
-            file.write_bytes(data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :])
-        case "cut":
-            file.write_bytes(data[:half])
-        case _:
-            file.write_bytes(b"")
-    others = folder / RESPONSES / "00000.parquet"
-    stamp = others.stat().st_mtime_ns
-    result = stage("cache_teacher", [*flags, "--cache_dir", folder]).ok()
-    assert ("damaged or missing" in result.err) == (damage != "deleted")
-    assert _content(folder) == _content(written)
-    assert others.stat().st_mtime_ns == stamp
-
-
-def test_verify_knows_the_files_of_responses(written: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "cache"
-    shutil.copytree(written, folder)
-    assert verify_cache(Store(str(folder))) == []
-    file = folder / RESPONSES / "00001.parquet"
-    data = file.read_bytes()
-    file.write_bytes(data[:99] + bytes([data[99] ^ 1]) + data[100:])
-    (folder / RESPONSES / "00000.parquet").unlink()
-    found = {finding.name: finding.reason for finding in verify_cache(Store(str(folder)))}
-    assert found == {
-        f"{RESPONSES}/00000.parquet": "missing",
-        f"{RESPONSES}/00001.parquet": "damaged (its checksum does not match)",
-    }
-
-
-def test_responses_that_cannot_be_written_are_left_out(
-    flags: list[Any], written: Path, stage: Stage, tmp_path: Path
-) -> None:
-    names = list(_responses(written))
-    lost = [names[3], names[30]]
-    folder = tmp_path / "cache"
-    every = [*flags, "--cache_dir", folder, "--capture.max_failed_fraction", "0.03"]
-    result = stage("cache_teacher", every, hook=("unanswered", lost))
-    message = result.refused(3)
-    assert "complete but for 2 responses, which the teacher could not write" in message
-    assert f"  - sample {lost[0]} (responses/00000), 3 tries: RuntimeError: index out" in message
-    assert "another --cache_dir has those prompts tried again" in message
-    assert set(_cached(folder)) == set(_cached(written)) - set(lost)
-    assert verify_cache(Store(str(folder))) == []
-    before = _content(folder)
-    again = stage("cache_teacher", every, hook=("forbid_loading",))
-    assert again.refused(3) == message
-    assert _content(folder) == before
-    # Three are too many for this share: said after all others are written, before the capture.
-    many = tmp_path / "many"
-    every[every.index(folder)] = many
-    result = stage("cache_teacher", every, hook=("unanswered", [*lost, names[31]]))
-    assert "3 of 72 responses could not be written" in result.refused(3)
-    assert not (many / "data").exists()
-
-
-def test_responses_that_come_out_otherwise_are_refused(
-    flags: list[Any], written: Path, stage: Stage, tmp_path: Path
-) -> None:
-    folder = tmp_path / "cache"
-    shutil.copytree(written, folder)
-    (folder / RESPONSES / "00001.parquet").unlink()
-    result = stage("cache_teacher", [*flags, "--cache_dir", folder], hook=("other_draws",))
-    message = result.refused(3)
-    assert "responses that were lost and written again came out otherwise" in message
-    assert "bring them back, or delete that cache" in message
-    shards = {name: value for name, value in _content(folder).items() if name.startswith("data/")}
-    assert shards
-    assert shards.items() <= _content(written).items()
-
-
-def test_dry_run(flags: list[Any], written: Path, stage: Stage, tmp_path: Path) -> None:
-    every = [*flags, "--cache_dir", tmp_path / "cache", "--dry-run"]
+def test_dry_run(writing: list[Any], written: Path, stage: Stage, tmp_path: Path) -> None:
+    every = [*writing, "--cache_dir", tmp_path / "cache", "--dry-run"]
     out = stage("cache_teacher", every, hook=("forbid_writing",)).ok().out
     prompts = sum(len(ids) for ids in _prompt_ids(written)) // 2
     assert f"prompts      36, {prompts} tokens, 2 responses each" in out
@@ -349,7 +201,7 @@ def test_dry_run(flags: list[Any], written: Path, stage: Stage, tmp_path: Path) 
     assert not (tmp_path / "cache").exists()
     # With the responses there, it is the plan itself.
     before = digests(written)
-    out = stage("cache_teacher", [*flags, "--cache_dir", written, "--dry-run"]).ok().out
+    out = stage("cache_teacher", [*writing, "--cache_dir", written, "--dry-run"]).ok().out
     manifest = open_cache(str(written)).manifest
     tokens = sum(record.tokens for record in manifest.shards)
     assert f"tokens       {tokens}, {manifest.identity['corpus']['responses']['tokens']}" in out
@@ -359,16 +211,16 @@ def test_dry_run(flags: list[Any], written: Path, stage: Stage, tmp_path: Path) 
 
 
 def test_what_cannot_fit_is_said_before_a_token_is_written(
-    flags: list[Any], stage: Stage, tmp_path: Path
+    writing: list[Any], stage: Stage, tmp_path: Path
 ) -> None:
-    every = [*flags, "--cache_dir", tmp_path / "cache"]
+    every = [*writing, "--cache_dir", tmp_path / "cache"]
     message = stage("cache_teacher", every, hook=("little_memory", 1 << 20)).refused(4)
     assert message.startswith("the plan needs about 1.00 GiB of memory")
     assert not (tmp_path / "cache").exists()
 
 
 def _prompt_ids(folder: Path) -> list[Any]:
-    return [row.input_ids_L[~row.counted_L] for row in _cached(folder).values()]
+    return [row.input_ids_L[~row.counted_L] for row in cached_rows(folder).values()]
 
 
 def test_a_student_learns_from_it(
@@ -396,8 +248,8 @@ def test_documents_begin_and_the_teacher_goes_on(
         "--cache_dir", tmp_path / "cache",
     ]  # fmt: skip
     stage("cache_teacher", every).ok()
-    rows = _cached(tmp_path / "cache")
+    rows = cached_rows(tmp_path / "cache")
     assert len(rows) == 12
     assert all((~row.counted_L).sum() == 4 for row in rows.values())
-    prompts = {row["prompt"] for row in _responses(tmp_path / "cache").values()}
+    prompts = {row["prompt"] for row in response_rows(tmp_path / "cache").values()}
     assert all(any(text.startswith(prompt) for text in texts) for prompt in prompts)
