@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
@@ -90,17 +90,35 @@ class CaptureSettings(Settings):
     )
     head_rows: int = option(256, "positions whose logits exist at the same time", ge=1, le=65_536)
 
-    @model_validator(mode="after")
-    def _sane_grid(self) -> Self:
-        if not self.temperatures:
-            raise ValueError("capture.temperatures: found an empty list, expected at least [1.0]")
-        if any(not 0.05 <= value <= 100 for value in self.temperatures):
-            raise ValueError("capture.temperatures: expected values from 0.05 to 100")
-        if 1.0 not in self.temperatures:
-            raise ValueError("capture.temperatures: 1.0 is missing, expected it in the list")
-        if len(set(self.temperatures)) != len(self.temperatures):
-            raise ValueError("capture.temperatures: a value stands twice")
-        return self
+    # Of one field each, so that both are told together with the mistakes of others.
+    @field_validator("temperatures")
+    @classmethod
+    def _sane_grid(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
+        if not grid:
+            raise ValueError("found an empty list, expected at least [1.0]")
+        if any(not 0.05 <= value <= 100 for value in grid):
+            raise ValueError("expected values from 0.05 to 100")
+        if 1.0 not in grid:
+            raise ValueError("1.0 is missing, expected it in the list")
+        if len(set(grid)) != len(grid):
+            raise ValueError("a value stands twice")
+        return grid
+
+    @field_validator("tau")
+    @classmethod
+    def _sane_tau(cls, taus: tuple[float, ...]) -> tuple[float, ...]:
+        if taus and (not all(0 <= value < 1 for value in taus) or not any(taus)):
+            raise ValueError(
+                f"found {list(taus)}, expected values in (0, 1), or 0 for a temperature that no "
+                "entries are drawn for; not all 0"
+            )
+        entries = sum(1 / value for value in taus if value)
+        if entries > MOST_ENTRIES:
+            raise ValueError(
+                f"found {list(taus)}, by which a position may keep {entries:.0f} entries, expected "
+                f"at most {MOST_ENTRIES}: the sum of 1 / tau"
+            )
+        return taus
 
     @model_validator(mode="after")
     def _tau_fits(self) -> Self:
@@ -115,17 +133,6 @@ class CaptureSettings(Settings):
             raise ValueError(
                 f"capture.tau: found {len(self.tau)} values, expected one for each of the "
                 f"{len(self.temperatures)} capture.temperatures"
-            )
-        if not all(0 <= value < 1 for value in self.tau) or not any(self.tau):
-            raise ValueError(
-                f"capture.tau: found {list(self.tau)}, expected values in (0, 1), or 0 for a "
-                "temperature that no entries are drawn for; not all 0"
-            )
-        entries = sum(1 / value for value in self.tau if value)
-        if entries > MOST_ENTRIES:
-            raise ValueError(
-                f"capture.tau: found {list(self.tau)}, by which a position may keep "
-                f"{entries:.0f} entries, expected at most {MOST_ENTRIES}: the sum of 1 / tau"
             )
         highest = max(self.temperatures)
         if not self.tau[self.temperatures.index(highest)]:

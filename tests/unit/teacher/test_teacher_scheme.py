@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.cache.grid import DRAWN_GRIDS
 from pipeline.cache.law import SamplingLaw
@@ -83,3 +84,12 @@ def test_expected_entries() -> None:
         assert found == pytest.approx(measured, rel=0.2)
     assert expected_entries(SparseScheme(64, (1.0,))) == 64
     assert expected_entries(scheme(scheme="threshold", mean_entries=9)) == 9
+
+
+def test_mistakes_of_several_fields_are_told_together() -> None:
+    with pytest.raises(ValidationError) as caught:
+        CaptureSettings.model_validate(
+            {"scheme": "treshold", "tau": (1.5,), "temperatures": (2.0,)}
+        )
+    wrong = {error["loc"] for error in caught.value.errors()}
+    assert wrong == {("scheme",), ("temperatures",), ("tau",)}
