@@ -173,6 +173,10 @@ bench-loss: setup-dev ## Loss with the head over the head's bare matmuls, beside
 bench-codec: setup-dev ## Layouts of sparse targets on the same teacher outputs: bytes, encode, decode
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.codec $(ARGS)
 
+.PHONY: bench-control
+bench-control: setup-dev ## Expected squared error of the gradient by the share of the control variate, rare draws included
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.control $(ARGS)
+
 .PHONY: bench-fidelity
 bench-fidelity: setup-dev ## Gradient error over bytes a token, all schemes and the peers', table and plot (ARGS=--quick)
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity --plot pipeline/cache/fidelity.svg $(ARGS)

@@ -153,14 +153,14 @@ def main() -> None:
     parser.add_argument("--heldout", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--temperature", type=float, nargs="*", default=[1.0, 2.0])
-    parser.add_argument("--only-run", action="store_true", help="print no table")
+    parser.add_argument("--target", nargs="*", default=list(TARGETS), choices=TARGETS)
     arguments = parser.parse_args()
     train, heldout = split(hidden_states(65_536), arguments.train, arguments.heldout)
     RESULTS.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, float, int], list[float]] = {}
     for seed in range(arguments.seeds):
         for temperature in arguments.temperature:
-            for target in TARGETS:
+            for target in arguments.target:
                 name = f"{target}-{temperature:g}-{seed}-{arguments.train}-{arguments.heldout}"
                 file = RESULTS / f"{name.replace(' ', '_')}.json"
                 if not file.exists():
@@ -170,7 +170,7 @@ def main() -> None:
                     partial.rename(file)
                     print(f"{name}: {np.mean(scores):.4f}", flush=True)
                 results[target, temperature, seed] = json.loads(file.read_text())
-    if not arguments.only_run:
+    if set(arguments.target) == set(TARGETS):
         _table(results, arguments.temperature, arguments.seeds)
 
 

@@ -1,0 +1,93 @@
+"""Expected squared error of the weight gradient by the share of the control variate, not drawn.
+
+`make bench-control`. A draw's error is sum_j (p_j - kappa q_j) (d_j / pi_j - 1), d_j whether entry
+j is drawn, so its square is expected to be sum_j (p_j - kappa q_j)^2 (1 / pi_j - 1), over the whole
+vocabulary (draws of one position as if independent). Rare entries count as they should, which no
+number of draws that one can wait for shows. Rows are weighted by |h|^2, as in the head's gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.loss.sampled import row_share
+from tests.bench.fidelity import drawn
+from tests.bench.fidelity_data import Hidden, hidden_states
+
+CHUNK = 64
+CASES = (
+    ("law of T = 1 (tau 1/28), T = 1", drawn(1 / 28), 1.0),
+    ("law of T = 1, 2 (1/9, 1/23.5), T = 1", drawn(1 / 9, 1 / 23.5), 1.0),
+    ("law of T = 1, 2 (1/9, 1/23.5), T = 2", drawn(1 / 9, 1 / 23.5), 2.0),
+)
+CONSTANT = (0.15, 0.3, 0.7)
+
+
+def quadratics(hidden: Hidden, weight_VD: Tensor) -> list[NDArray[np.float64]]:
+    """Return for each case [4, N]: a, b, c of a row's error a - 2 b s + c s^2, and divergence D."""
+    found: list[list[Tensor]] = [[] for _ in CASES]
+    for start in range(0, len(hidden.gold_N), CHUNK):
+        rows = slice(start, start + CHUNK)
+        h_RD = torch.from_numpy(hidden.student_ND[rows]).float()
+        teacher_RV = (torch.from_numpy(hidden.teacher_ND[rows]).float() @ weight_VD.t()).double()
+        student_RV = (h_RD @ weight_VD.t()).double()
+        gold_R1 = torch.from_numpy(hidden.gold_N[rows].astype(np.int64))[:, None]
+        norm_R = h_RD.double().square().sum(-1)
+        for (_, scheme, temperature), parts in zip(CASES, found, strict=True):
+            assert scheme.law is not None
+            taus = zip(scheme.temperatures, scheme.law.taus, strict=True)
+            terms = [(torch.softmax(teacher_RV / t, -1) / tau).square() for t, tau in taus]
+            pi_RV = torch.stack(terms).sum(0).sqrt()
+            tail_RV = (pi_RV < 1).scatter_(1, gold_R1, False)
+            odds_RV = torch.where(tail_RV, 1 / pi_RV - 1, 0.0)
+            log_p_RV = torch.log_softmax(teacher_RV / temperature, -1)
+            log_q_RV = torch.log_softmax(student_RV / temperature, -1)
+            p_RV, q_RV = log_p_RV.exp(), log_q_RV.exp()
+            p_R, q_R = (p_RV * tail_RV).sum(-1), (q_RV * tail_RV).sum(-1)
+            ratio_R = torch.where(q_R > 0, p_R / q_R, 0.0)
+            apart_R = (p_RV * (log_p_RV - log_q_RV) * ~tail_RV).sum(-1)
+            apart_R += torch.where(p_R > 0, p_R * ratio_R.log(), 0.0)
+            parts.append(
+                torch.stack([
+                    (p_RV.square() * odds_RV).sum(-1) * norm_R,
+                    (p_RV * q_RV * odds_RV).sum(-1) * ratio_R * norm_R,
+                    (q_RV.square() * odds_RV).sum(-1) * ratio_R.square() * norm_R,
+                    apart_R,
+                ])
+            )  # fmt: skip
+    return [torch.cat(parts, dim=1).numpy() for parts in found]
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--dropped", default="12,20", help="layers that the student lacks")
+    parser.add_argument("--tokens", type=int, default=8192)
+    arguments = parser.parse_args()
+    dropped = tuple(map(int, arguments.dropped.split(",")))
+    hidden = hidden_states(65_536, model=arguments.model, dropped=dropped).head(arguments.tokens)
+    cases = quadratics(hidden, torch.from_numpy(hidden.weight_VD))
+    print(f"{len(hidden.gold_N)} tokens; expected squared error over that without control variate")
+    names = (*(f"{share:g}" for share in CONSTANT), "best one", "by row", "oracle")
+    print(f"{'':<38} " + " ".join(f"{name:>8}" for name in names))
+    ours = []
+    for (name, scheme, temperature), (a_N, b_N, c_N, apart_N) in zip(CASES, cases, strict=True):
+        assert scheme.law is not None
+        by_row_N = row_share(torch.from_numpy(apart_N), temperature, scheme.law.highest).numpy()
+        oracle_N = np.divide(b_N, c_N, out=np.zeros_like(b_N), where=c_N > 0)
+        shares = (*CONSTANT, b_N.sum() / c_N.sum(), by_row_N, oracle_N)
+        errors = [np.sum(a_N - 2 * b_N * s + c_N * s * s) / a_N.sum() for s in shares]
+        print(f"{name:<38} " + " ".join(f"{error:8.3f}" for error in errors))
+        ours.append(errors[-2])
+    print(f"FIGURE control_variate_squared_error_t1 {ours[0]:.3f}")
+    print(f"FIGURE control_variate_squared_error_t2 {ours[-1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
