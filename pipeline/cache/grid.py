@@ -59,7 +59,9 @@ class Grids:
 
     def drawn_level(self, logprobs: Reals, dither: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the level of a log p that lies on its position's grid."""
-        return _level(-np.asarray(logprobs, np.float64) / self.drawn_step - dither)
+        values = np.asarray(logprobs, np.float64) / -self.drawn_step
+        values -= dither
+        return _level(values)
 
     def log_z_level(self, log_z: Reals) -> NDArray[np.int16]:
         """Return log Z as int16 steps; ends at 512 nats."""
@@ -133,4 +135,6 @@ def rounding_log_bias(step: float, temperature: float) -> float:
 
 
 def _level(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    """Return the nearest of 256 levels; `values` are the caller's own and are overwritten."""
+    np.rint(values, out=values)
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Loops over entries, compiled by numba: runs of ranks to symbols and bits and back, and targets.
+"""Loops over entries, compiled by numba: runs of ranks to symbols and bits and back.
 
 A run is the ascending ranks of one kind of entries at one position. A gap g >= 0 to the rank before
 (the first one's is the rank itself) is the class c = floor(log2(g + 1)), a symbol, and c bits,
@@ -10,7 +10,7 @@ Parquet column, and so a distribution of its own for zstd.
 Numba checks no bounds: callers make sure that lengths agree, and the readers test every place,
 bit position and rank before they use it.
 
-Legend: S rows, N positions, E entries, C streams, V vocabulary, G temperatures of the law.
+Legend: S rows, N positions, E entries, C streams, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,16 +25,13 @@ from pipeline.cache.jit import kernel
 __all__ = [
     "PADDING",
     "READ_FAULTS",
-    "assemble",
     "read_runs",
-    "rest_units",
     "sort_runs",
     "write_runs",
-]  # fmt: skip
+]
 
 Ints = NDArray[np.integer[Any]]
 Bytes = NDArray[np.uint8]
-Reals = NDArray[np.floating[Any]]
 
 PADDING = 8
 """Bytes that must follow the bits handed to `read_runs`."""
@@ -333,87 +330,3 @@ def read_runs(
             if value_at_D[stream] != value_starts_DS[stream, row + 1]:
                 return 8, row
     return 0, -1
-
-
-@kernel
-def rest_units(gold_N: Bytes, levels_E: Bytes, counts_N: Ints, units_K: Ints) -> Ints:
-    """Return what gold and certain entries leave of 1, in units of 2^-16, at least 0."""
-    rest_N = np.empty(len(counts_N), np.int64)
-    entry = 0
-    for position in range(len(counts_N)):
-        rest = np.int64(65536) - units_K[gold_N[position]]
-        for _ in range(counts_N[position]):
-            rest -= units_K[levels_E[entry]]
-            entry += 1
-        rest_N[position] = max(rest, 0)
-    return rest_N
-
-
-@kernel
-def assemble(
-    gold_ids_N: Ints,
-    gold_N: Bytes,
-    certain_counts_N: Ints,
-    certain_ids: Ints,
-    certain_levels: Bytes,
-    drawn_counts_N: Ints,
-    drawn_ids: Ints,
-    drawn_levels: Bytes,
-    dither_N: Reals,
-    certain_K: Reals,
-    drawn_step: Any,
-    scale_NG: Reals,
-    square_GK: Reals,
-    always: float,
-    least: float,
-    ids_E: Ints,
-    logprobs_E: Reals,
-    inclusion_E: Reals,
-) -> int:
-    """Write gold, certain and drawn entries of each position; returns -1 or a damaged position.
-
-    The probability with which level k was drawn is sqrt(sum_g scale[n, g] square[g, k]), at most
-    `always`; one below `least` cannot have been drawn.
-    """
-    at = 0
-    certain = 0
-    drawn = 0
-    temperatures = scale_NG.shape[1]
-    levels = 0
-    for level in drawn_levels:
-        levels = max(levels, np.int64(level) + 1)
-    # One root a level and position, in vectors: cheaper than one an entry, of which there are 25.
-    pi_K = np.empty(levels, np.float64)
-    value_K = np.empty(levels, np.float32)
-    for n in range(len(gold_N)):
-        ids_E[at] = gold_ids_N[n]
-        logprobs_E[at] = certain_K[gold_N[n]]
-        inclusion_E[at] = 1.0
-        at += 1
-        for _ in range(certain_counts_N[n]):
-            ids_E[at] = certain_ids[certain]
-            logprobs_E[at] = certain_K[certain_levels[certain]]
-            inclusion_E[at] = 1.0
-            certain += 1
-            at += 1
-        count = drawn_counts_N[n]
-        for level in range(levels if count else 0):
-            pi_K[level] = scale_NG[n, 0] * square_GK[0, level]
-            value_K[level] = -(np.float32(level) + dither_N[n]) * drawn_step
-        for g in range(1, temperatures if count else 0):
-            for level in range(levels):
-                pi_K[level] += scale_NG[n, g] * square_GK[g, level]
-        for level in range(levels if count else 0):
-            pi_K[level] = min(np.sqrt(pi_K[level]), always)
-        sound = True
-        for place in range(count):
-            level = np.uint64(drawn_levels[drawn + place])
-            sound &= pi_K[level] >= least
-            ids_E[at + place] = drawn_ids[drawn + place]
-            logprobs_E[at + place] = value_K[level]
-            inclusion_E[at + place] = pi_K[level]
-        if not sound:
-            return n
-        drawn += count
-        at += count
-    return -1

@@ -160,7 +160,7 @@ def _assembled(
     pi = sqrt(sum_g (p^(1/T_g) / (Z_g tau_g))^2) falls apart into a factor of the position and one
     of the level, since log p = -step (k + d): one exponential a position, none an entry.
     """
-    from pipeline.cache.kernels import assemble
+    from pipeline.cache.kernels_targets import assemble
 
     law, step = spec.law, spec.grids.drawn_step
     assert law is not None

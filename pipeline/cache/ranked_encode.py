@@ -46,7 +46,6 @@ def quantise(
         raise CacheError(f"a token id is outside the vocabulary of {spec.vocab_size}")
     if not np.isfinite(logprobs_E).all():
         raise CacheError("a log-probability is not finite")
-    owner_E = np.repeat(np.arange(len(counts_N)), counts_N)
     if spec.law is None:
         levels_E = spec.grids.certain_level(logprobs_E)
         certain = Run(counts_N, ids_E, levels_E)
@@ -55,15 +54,9 @@ def quantise(
         if counts_N.size and counts_N.min() < 1:
             raise CacheError("a position of a sampled target lacks its gold entry")
         inclusion_E = _joined([_inclusion(target) for target in targets], np.float32)
-        certain_E = inclusion_E >= 1
-        drawn_E = ~certain_E
-        certain_E[np.cumsum(counts_N) - counts_N] = False  # gold, which needs no id
-        certain = _run(certain_E, owner_E, ids_E, len(counts_N))
-        certain.levels_E[:] = spec.grids.certain_level(logprobs_E[certain_E])
-        drawn = _run(drawn_E, owner_E, ids_E, len(counts_N))
-        drawn.levels_E[:] = spec.grids.drawn_level(
-            logprobs_E[drawn_E], drawn.of_positions(dither_N)
-        )
+        if inclusion_E.size != ids_E.size:
+            raise CacheError("counts, ids and log-probs of a sequence differ in length")
+        certain, drawn = _apart(counts_N, ids_E, logprobs_E, inclusion_E, dither_N, spec)
     if max(certain.counts_N.max(initial=0), drawn.counts_N.max(initial=0)) > 0xFFFF:
         raise CacheError("a position has more than 65,535 entries")
     gold_N, log_z_NG, entropy_NG, tail_N = _statistics(targets, tails, positions_S, dither_N, spec)
@@ -104,7 +97,7 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: RankedSpec) -> dict
 
 def expected_draws(gold_N: NDArray[np.uint8], certain: Run, spec: RankedSpec) -> NDArray[np.int64]:
     """Return how many draws the mass that is left makes likely, where one tau says it; else 0."""
-    from pipeline.cache.kernels import rest_units
+    from pipeline.cache.kernels_targets import rest_units
 
     if not spec.tau_units:
         return np.zeros(len(gold_N), np.int64)
@@ -123,12 +116,33 @@ def _inclusion(target: SparseTargets) -> NDArray[np.float32]:
     return target.inclusion_E
 
 
-def _run(
-    chosen_E: NDArray[np.bool_], owner_E: NDArray[np.int64], ids_E: NDArray[np.int32], total: int
-) -> Run:
-    counts_N = np.bincount(owner_E[chosen_E], minlength=total).astype(np.int64)
-    ids_e = ids_E[chosen_E]
-    return Run(counts_N, ids_e, np.empty(len(ids_e), np.uint8))
+def _apart(
+    counts_N: NDArray[np.int64],
+    ids_E: NDArray[np.int32],
+    logprobs_E: NDArray[np.float32],
+    inclusion_E: NDArray[np.float32],
+    dither_N: NDArray[np.float32],
+    spec: RankedSpec,
+) -> tuple[Run, Run]:
+    """Return the certain entries but gold, which needs no id, and the drawn ones."""
+    from pipeline.cache.kernels_targets import take_apart
+
+    kinds = [
+        (np.empty_like(counts_N), np.empty_like(ids_E), np.empty_like(logprobs_E)) for _ in range(2)
+    ]
+    certain_e, drawn_e = take_apart(
+        counts_N, ids_E, logprobs_E, inclusion_E, *kinds[0], *kinds[1]
+    )  # fmt: skip
+    (certain_N, certain_ids, certain_logprobs), (drawn_N, drawn_ids, drawn_logprobs) = kinds
+    drawn_levels_e = spec.grids.drawn_level(drawn_logprobs[:drawn_e], np.repeat(dither_N, drawn_N))
+    return (
+        Run(
+            certain_N,
+            certain_ids[:certain_e],
+            spec.grids.certain_level(certain_logprobs[:certain_e]),
+        ),
+        Run(drawn_N, drawn_ids[:drawn_e], drawn_levels_e),
+    )
 
 
 def _write(

@@ -1,0 +1,146 @@
+"""Loops over entries, compiled by numba: targets taken apart by kind, and put together again.
+
+Numba checks no bounds: callers make sure that lengths agree.
+
+Legend: N positions, E entries, K levels of a grid, G temperatures of the law.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.jit import kernel
+
+__all__ = ["assemble", "rest_units", "take_apart"]
+
+Ints = NDArray[np.integer[Any]]
+Bytes = NDArray[np.uint8]
+Reals = NDArray[np.floating[Any]]
+
+
+@kernel
+def take_apart(
+    counts_N: Ints,
+    ids_E: Ints,
+    logprobs_E: Reals,
+    inclusion_E: Reals,
+    certain_N: Ints,
+    certain_ids: Ints,
+    certain_logprobs: Reals,
+    drawn_N: Ints,
+    drawn_ids: Ints,
+    drawn_logprobs: Reals,
+) -> tuple[int, int]:
+    """Write certain and drawn entries apart, and how many of each a position has.
+
+    A position's first entry, which is gold's, goes nowhere. Outputs have room for every entry.
+
+    Returns:
+        How many certain and how many drawn entries there are.
+    """
+    at = 0
+    certain = 0
+    drawn = 0
+    for n in range(len(counts_N)):
+        certain_before, drawn_before = certain, drawn
+        for entry in range(at + 1, at + counts_N[n]):
+            # Both are written, and one is kept: which of them it is no branch can foresee.
+            certain_ids[certain] = ids_E[entry]
+            certain_logprobs[certain] = logprobs_E[entry]
+            drawn_ids[drawn] = ids_E[entry]
+            drawn_logprobs[drawn] = logprobs_E[entry]
+            sure = int(inclusion_E[entry] >= 1)
+            certain += sure
+            drawn += 1 - sure
+        certain_N[n] = certain - certain_before
+        drawn_N[n] = drawn - drawn_before
+        at += counts_N[n]
+    return certain, drawn
+
+
+@kernel
+def rest_units(gold_N: Bytes, levels_E: Bytes, counts_N: Ints, units_K: Ints) -> Ints:
+    """Return what gold and certain entries leave of 1, in units of 2^-16, at least 0."""
+    rest_N = np.empty(len(counts_N), np.int64)
+    entry = 0
+    for position in range(len(counts_N)):
+        rest = np.int64(65536) - units_K[gold_N[position]]
+        for _ in range(counts_N[position]):
+            rest -= units_K[levels_E[entry]]
+            entry += 1
+        rest_N[position] = max(rest, 0)
+    return rest_N
+
+
+@kernel
+def assemble(
+    gold_ids_N: Ints,
+    gold_N: Bytes,
+    certain_counts_N: Ints,
+    certain_ids: Ints,
+    certain_levels: Bytes,
+    drawn_counts_N: Ints,
+    drawn_ids: Ints,
+    drawn_levels: Bytes,
+    dither_N: Reals,
+    certain_K: Reals,
+    drawn_step: Any,
+    scale_NG: Reals,
+    square_GK: Reals,
+    always: float,
+    least: float,
+    ids_E: Ints,
+    logprobs_E: Reals,
+    inclusion_E: Reals,
+) -> int:
+    """Write gold, certain and drawn entries of each position; returns -1 or a damaged position.
+
+    The probability with which level k was drawn is sqrt(sum_g scale[n, g] square[g, k]), at most
+    `always`; one below `least` cannot have been drawn.
+    """
+    at = 0
+    certain = 0
+    drawn = 0
+    temperatures = scale_NG.shape[1]
+    levels = 0
+    for level in drawn_levels:
+        if level >= levels:
+            levels = int(level) + 1
+    # One root a level and position, in vectors: cheaper than one an entry, of which there are 25.
+    pi_K = np.empty(levels, np.float64)
+    value_K = np.empty(levels, np.float32)
+    for n in range(len(gold_N)):
+        ids_E[at] = gold_ids_N[n]
+        logprobs_E[at] = certain_K[gold_N[n]]
+        inclusion_E[at] = 1.0
+        at += 1
+        for _ in range(certain_counts_N[n]):
+            ids_E[at] = certain_ids[certain]
+            logprobs_E[at] = certain_K[certain_levels[certain]]
+            inclusion_E[at] = 1.0
+            certain += 1
+            at += 1
+        count = drawn_counts_N[n]
+        for level in range(levels if count else 0):
+            pi_K[level] = scale_NG[n, 0] * square_GK[0, level]
+            value_K[level] = -(np.float32(level) + dither_N[n]) * drawn_step
+        for g in range(1, temperatures if count else 0):
+            for level in range(levels):
+                pi_K[level] += scale_NG[n, g] * square_GK[g, level]
+        for level in range(levels if count else 0):
+            pi_K[level] = min(np.sqrt(pi_K[level]), always)
+        sound = True
+        for place in range(count):
+            level = np.uint64(drawn_levels[drawn + place])
+            sound &= pi_K[level] >= least
+            ids_E[at + place] = drawn_ids[drawn + place]
+            logprobs_E[at + place] = value_K[level]
+            inclusion_E[at + place] = pi_K[level]
+        if not sound:
+            return n
+        drawn += count
+        at += count
+    return -1
