@@ -44,7 +44,7 @@ _ESCAPE = 15
 finds what costs more than it saves (3.5 bytes a token against 2.65). This one and above go on in a
 stream of their own."""
 
-_FEW, _RANKED = 4, 128
+_FEW, _COUNTED = 4, 128
 """Runs longer than the first and up to the second have their places found by counting, count^2 / 8
 vector compares: 4 ns an entry at 20 entries a run, where an insertion sort and its mispredicted
 branches take 11. Shorter ones are sorted by insertion."""
@@ -75,13 +75,14 @@ def _sort(run: NDArray[np.int32], count: int, keys_E: Ints, levels_E: Bytes, beg
     """Write a run's keys and levels to `begin` and after, by ascending key.
 
     Args:
-        run: key << 8 | level, so that they move as one number (26 bits); no key stands twice.
+        run: key << 8 | level, so that they move as one number (26 bits). Where one stands
+            twice its second place is not written.
         count: entries of the run, which has room for 7 more.
         keys_E: out.
         levels_E: out.
         begin: first place.
     """
-    if count > _RANKED:
+    if count > _COUNTED:
         run[:count].sort()
         for at in range(count):
             keys_E[begin + at] = run[at] >> 8
@@ -97,7 +98,7 @@ def _sort(run: NDArray[np.int32], count: int, keys_E: Ints, levels_E: Bytes, beg
             keys_E[to] = key >> 8
             levels_E[to] = key & 255
         return
-    whole = (count + 7) & ~7  # whole vectors
+    whole = (count + 7) & ~7  # vectors of 8: no remainder, entry by entry
     for at in range(count, whole):
         run[at] = 0x7FFFFFFF
     for at in range(count):
@@ -111,7 +112,10 @@ def _sort(run: NDArray[np.int32], count: int, keys_E: Ints, levels_E: Bytes, beg
 
 @kernel
 def sort_runs(keys_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
-    """Sort each run by key, values along with it, in place; of one that stands twice -1 is left."""
+    """Sort each run by key, values along with it, in place.
+
+    A key that stands twice leaves two alike, or a -1: `write_runs` takes neither for ascending.
+    """
     run = _room(counts_N)
     begin = 0
     for count in counts_N:
