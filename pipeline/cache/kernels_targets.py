@@ -1,6 +1,7 @@
 """Loops over entries, compiled by numba: targets taken apart by kind, and put together again.
 
-Numba checks no bounds: callers make sure that lengths agree.
+Numba checks no bounds: callers make sure that lengths agree. Indices are unsigned, see
+`kernels.py`.
 
 Legend: N positions, E entries, K levels of a grid, G temperatures of the law.
 """
@@ -105,12 +106,14 @@ def assemble(
     certain = 0
     drawn = 0
     temperatures = scale_NG.shape[1]
-    levels = 0
+    highest = np.uint8(0)
     for level in drawn_levels:
-        if level >= levels:
-            levels = int(level) + 1
-    # One root a level and position, in vectors: cheaper than one an entry, of which there are 25.
-    pi_K = np.empty(levels, np.float64)
+        highest = max(highest, level)
+    # One root a level and position, in whole vectors: cheaper than one an entry, of which there
+    # are 25.
+    levels = (int(highest) + 16) & ~15
+    square_K = np.empty(levels, np.float64)
+    pi_K = np.empty(levels, np.float32)
     value_K = np.empty(levels, np.float32)
     for n in range(len(gold_N)):
         ids_E[at] = gold_ids_N[n]
@@ -124,23 +127,30 @@ def assemble(
             certain += 1
             at += 1
         count = drawn_counts_N[n]
-        for level in range(levels if count else 0):
-            pi_K[level] = scale_NG[n, 0] * square_GK[0, level]
-            value_K[level] = -(np.float32(level) + dither_N[n]) * drawn_step
-        for g in range(1, temperatures if count else 0):
+        if not count:
+            continue
+        dither = dither_N[n]
+        scale = scale_NG[n, 0]
+        for level in range(levels):
+            square_K[level] = scale * square_GK[0, level]
+            value_K[level] = -(np.float32(level) + dither) * drawn_step
+        for g in range(1, temperatures):
+            scale = scale_NG[n, g]
             for level in range(levels):
-                pi_K[level] += scale_NG[n, g] * square_GK[g, level]
-        for level in range(levels if count else 0):
-            pi_K[level] = min(np.sqrt(pi_K[level]), always)
-        sound = True
+                square_K[level] += scale * square_GK[g, level]
+        for level in range(levels):
+            pi_K[level] = min(np.sqrt(square_K[level]), always)
         for place in range(count):
-            level = np.uint64(drawn_levels[drawn + place])
-            sound &= pi_K[level] >= least
-            ids_E[at + place] = drawn_ids[drawn + place]
-            logprobs_E[at + place] = value_K[level]
-            inclusion_E[at + place] = pi_K[level]
-        if not sound:
-            return n
+            entry = np.uint64(drawn + place)
+            to = np.uint64(at + place)
+            level = np.uint64(drawn_levels[entry])
+            ids_E[to] = drawn_ids[entry]
+            logprobs_E[to] = value_K[level]
+            inclusion_E[to] = pi_K[level]
+        if not pi_K[levels - 1] >= least:  # only then can one of them be
+            for entry in range(at, at + count):
+                if not inclusion_E[entry] >= least:
+                    return n
         drawn += count
         at += count
     return -1

@@ -215,11 +215,10 @@ def _unstacked(blobs: Blobs, positions_S: NDArray[np.int64], planes: int) -> NDA
     """Return uint8 [P, N] of what `_stacked` laid out."""
     if planes <= 1:
         return blobs.data[None] if planes else np.zeros((0, int(positions_S.sum())), np.uint8)
-    ends_S = np.cumsum(positions_S)
-    row_N = np.repeat(np.arange(len(positions_S)), positions_S)
-    within_N = np.arange(len(row_N)) - (ends_S - positions_S)[row_N]
-    begin_N = blobs.starts[:-1][row_N] + within_N
-    step_N = positions_S[row_N]
+    firsts_S = np.cumsum(positions_S) - positions_S
+    begin_N = np.repeat(blobs.starts[:-1] - firsts_S, positions_S)
+    begin_N += np.arange(len(begin_N))
+    step_N = np.repeat(positions_S, positions_S)
     return np.stack([blobs.data[begin_N + plane * step_N] for plane in range(planes)])
 
 
