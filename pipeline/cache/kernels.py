@@ -177,7 +177,7 @@ def write_runs(
             before = -1
             left = counts_N[position]
             for _ in range(counts_N[position]):
-                rank = ranks_E[entry]
+                rank = ranks_E[np.uint64(entry)]
                 gap = rank - before
                 if gap <= 0:
                     return entry
@@ -185,24 +185,25 @@ def write_runs(
                 while gap >> (c + 1):
                     c += 1
                 stream = _stream(before, left)
-                symbols_CE[stream, at_C[stream]] = c
+                symbols_CE[stream, np.uint64(at_C[stream])] = c
                 at_C[stream] += 1
-                level = levels_E[entry]
+                level = levels_E[np.uint64(entry)]
                 if value_streams == 1:
-                    values_DE[0, value_at_D[0]] = level
+                    values_DE[0, np.uint64(value_at_D[0])] = level
                     value_at_D[0] += 1
                 else:
                     stream = int(rank >= _RARE)
                     half = value_at_D[stream]
                     value_at_D[stream] += 1
-                    values_DE[stream, half >> 1] |= min(level, _ESCAPE) << (4 * (half & 1))
+                    at = np.uint64(half >> 1)
+                    values_DE[stream, at] |= min(level, _ESCAPE) << (4 * (half & 1))
                     if level >= _ESCAPE:
                         values_DE[2, value_at_D[2]] = level
                         value_at_D[2] += 1
                 window |= np.uint64(gap - (1 << c)) << np.uint64(filled)
                 filled += c
                 while filled >= 8:
-                    bits[byte] = np.uint8(window & np.uint64(255))
+                    bits[np.uint64(byte)] = np.uint8(window & np.uint64(255))
                     window >>= np.uint64(8)
                     filled -= 8
                     byte += 1
@@ -277,6 +278,9 @@ def read_runs(
             value_at_D[:2] *= 2
         for _ in range(positions_S[row]):
             count = counts_N[position]
+            position += 1
+            if not count:
+                continue
             before = np.int64(-1)
             place = 0
             while place < count:
@@ -342,7 +346,6 @@ def read_runs(
                         run[to] = order_V[np.uint64(run[to])] << 8 | level
             _sort(run, smaller, count, ids_E, levels_E, entry)
             entry += count
-            position += 1
         if bit_end - bit >= 8:
             return 5, row
         for stream in range(len(at_C)):

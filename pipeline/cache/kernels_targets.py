@@ -47,12 +47,13 @@ def take_apart(
     drawn = 0
     for n in range(len(counts_N)):
         certain_before, drawn_before = certain, drawn
-        for entry in range(at + 1, at + counts_N[n]):
+        for place in range(at + 1, at + counts_N[n]):
+            entry, certain_to, drawn_to = np.uint64(place), np.uint64(certain), np.uint64(drawn)
             # Both are written, and one is kept: which of them it is no branch can foresee.
-            certain_ids[certain] = ids_E[entry]
-            certain_logprobs[certain] = logprobs_E[entry]
-            drawn_ids[drawn] = ids_E[entry]
-            drawn_logprobs[drawn] = logprobs_E[entry]
+            certain_ids[certain_to] = ids_E[entry]
+            certain_logprobs[certain_to] = logprobs_E[entry]
+            drawn_ids[drawn_to] = ids_E[entry]
+            drawn_logprobs[drawn_to] = logprobs_E[entry]
             sure = int(inclusion_E[entry] >= 1)
             certain += sure
             drawn += 1 - sure
@@ -111,7 +112,7 @@ def assemble(
         highest = max(highest, level)
     # One root a level and position, in whole vectors: cheaper than one an entry, of which there
     # are 25.
-    levels = (int(highest) + 16) & ~15
+    levels = (int(highest) + 8) & ~7
     square_K = np.empty(levels, np.float64)
     pi_K = np.empty(levels, np.float32)
     value_K = np.empty(levels, np.float32)
