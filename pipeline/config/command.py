@@ -116,7 +116,10 @@ def _read_flags(
     while queue:
         token = queue.pop(0)
         if not token.startswith("--") or token == "--":
-            mistakes.append(f"{token!r}: expected a flag that starts with --")
+            hint = _without_dashes(token, known)
+            mistakes.append(f"{token!r}: expected a flag that starts with --{hint}")
+            if hint and token.startswith("-") and queue and not queue[0].startswith("--"):
+                queue.pop(0)  # its value is no mistake of its own
             continue
         raw, has_value, value = token[2:].partition("=")
         name = raw.replace("-", "_")
@@ -192,6 +195,14 @@ def _lift_short_names(
         mistakes.append(f"config_file: a file cannot name another file (in {path})")
         del lifted["config_file"]
     return lifted
+
+
+def _without_dashes(token: str, known: list[str]) -> str:
+    """Return what a bare word was probably meant as: a file of settings, or a flag."""
+    if token.lower().endswith((".yaml", ".yml", ".json")):
+        return f"; a file of settings is given as --config {token}"
+    name = token.lstrip("-").partition("=")[0].replace("-", "_")
+    return _did_you_mean(name, known)
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:

@@ -163,6 +163,27 @@ def test_switches() -> None:
     assert _parse().switches == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("teacher.yaml", "; a file of settings is given as --config teacher.yaml"),
+        ("runs/Teacher.YML", "; a file of settings is given as --config runs/Teacher.YML"),
+        ("-seed", "; did you mean --seed?"),
+        ("seed=3", "; did you mean --seed?"),
+        ("stray", ""),
+        ("--", ""),
+    ],
+)
+def test_a_word_without_dashes_is_told_what_it_may_be(word: str, hint: str) -> None:
+    assert _mistakes(word) == (f"{word!r}: expected a flag that starts with --{hint}",)
+
+
+def test_the_value_after_a_flag_of_one_dash_is_no_mistake_of_its_own() -> None:
+    assert len(_mistakes("-seed", "3")) == 1
+    assert len(_mistakes("-seed", "--steps", "many")) == 2
+    assert len(_mistakes("stray", "3")) == 2
+
+
 def test_every_mistake_at_once(write: Write) -> None:
     file = write("enigne: {name: x}\nengine: {nmae: y, rate: -1}\nsteps: many\n")
     missing = _mistakes(
