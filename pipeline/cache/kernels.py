@@ -121,9 +121,9 @@ def _sort(
             smaller[at], smaller[at + 1] = below, below_second
             smaller[at + 2], smaller[at + 3] = below_third, below_fourth
     for at in range(count):
-        to = np.uint64(begin) + np.uint64(smaller[at])
-        keys_E[to] = run[at] >> 8
-        levels_E[to] = run[at] & 255
+        sorted_to = np.uint64(begin) + np.uint64(smaller[at])
+        keys_E[sorted_to] = run[at] >> 8
+        levels_E[sorted_to] = run[at] & 255
 
 
 @kernel

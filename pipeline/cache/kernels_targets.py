@@ -144,13 +144,13 @@ def assemble(
         for place in range(count):
             entry = np.uint64(drawn + place)
             to = np.uint64(at + place)
-            level = np.uint64(drawn_levels[entry])
+            k = np.uint64(drawn_levels[entry])
             ids_E[to] = drawn_ids[entry]
-            logprobs_E[to] = value_K[level]
-            inclusion_E[to] = pi_K[level]
+            logprobs_E[to] = value_K[k]
+            inclusion_E[to] = pi_K[k]
         if not pi_K[levels - 1] >= least:  # only then can one of them be
-            for entry in range(at, at + count):
-                if not inclusion_E[entry] >= least:
+            for place in range(at, at + count):
+                if not inclusion_E[place] >= least:
                     return n
         drawn += count
         at += count
