@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         pa.field("entropy", pa.list_(pa.float16()), nullable=False),
     ]
 )
+_REALS = tuple((name, np.float32) for name in ("tail_mass", "log_z", "entropy", "gold_logprob"))
 
 
 def gaps_table(
@@ -68,11 +69,8 @@ def gaps_rows(table: pa.Table, spec: CodecSpec, grid: tuple[float, ...]) -> list
     """
     lists = [
         list_rows(table.column(name), dtype)
-        for name, dtype in (
-            ("counted", np.bool_), ("input_ids", np.int32), ("tail_mass", np.float32),
-            ("log_z", np.float32), ("entropy", np.float32), ("gold_logprob", np.float32),
-        )
-    ]  # fmt: skip
+        for name, dtype in (("counted", np.bool_), ("input_ids", np.int32), *_REALS)
+    ]
     names, numbers = (table.column(name).to_pylist() for name in ("sample_id", "num_counted"))
     blobs = list(blob_rows(table.column("entries")))
     arrays = list(zip(*lists, strict=True))
@@ -85,6 +83,14 @@ def gaps_rows(table: pa.Table, spec: CodecSpec, grid: tuple[float, ...]) -> list
         )
         if not shapes_fit:
             raise CacheError(f"row {sample_id}: its columns differ in length")
+        if counted_L[:1].any():
+            raise CacheError(f"row {sample_id} counts its first token, which nothing precedes")
+        for (name, _), values in zip(_REALS, row[2:], strict=True):
+            if not np.isfinite(values).all():
+                raise CacheError(f"row {sample_id}: {name} is not finite")
+        gold_ids_N = input_ids_L[counted_L]
+        if gold_ids_N.size and not 0 <= gold_ids_N.min() <= gold_ids_N.max() < spec.vocab_size:
+            raise CacheError(f"row {sample_id}: a counted token is outside the vocabulary")
     entries = decode_rows(blobs, numbers, spec, tails=[row[2] for row in arrays])
     return [
         CachedSequence(

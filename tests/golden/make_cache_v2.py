@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,34 @@ from tests.unit.cache.sampled_cache import sampled_row
 
 VOCAB = 1500
 SIZES = {"train": [3, 1], "heldout": [1]}
-LAWS = {
-    "top-k": None,
-    "threshold": SamplingLaw((1.0,), (1 / 150,)),
-    "top-k-sampled": SamplingLaw((1.0, 6.0, 2.0), (1 / 10, 1 / 30, 0.0)),
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How one frozen cache is made."""
+
+    law: SamplingLaw | None
+    most: int = 0
+    """Tokens of a row."""
+    exact: int = 0
+    flat: float = 9.0
+    """Standard deviation of the first shard's logits, 9 in the others. Flat rows have long runs and
+    rare tokens, confident ones a single draw."""
+    seed: int = 20261124
+
+
+SAMPLES = {
+    "top-k": Sample(None),
+    "threshold": Sample(SamplingLaw((1.0,), (1 / 150,)), most=30, flat=3.0),
+    "top-k-sampled": Sample(SamplingLaw((1.0, 6.0, 2.0), (1 / 10, 1 / 30, 0.0)), most=12, exact=3),
+    # Log Z below 0, counts told by what is left at one temperature of three, ranks 1022 and 1023.
+    "threshold-of-three": Sample(
+        SamplingLaw((0.5, 1.0, 2.0), (0.0, 1 / 150, 0.0)), most=30, flat=2.0, seed=1
+    ),
+    # Drawn runs of more than 255 entries.
+    "threshold-long": Sample(SamplingLaw((1.0, 2.0), (1 / 100, 1 / 600)), most=5, flat=2.0),
+    # Drawn entries whose stored log p is above 0.
+    "threshold-coarse": Sample(SamplingLaw((1.0,), (0.9,)), most=30),
 }
 
 
@@ -60,11 +85,12 @@ def _certain_row(rng: np.random.Generator) -> tuple[CachedSequence, Any]:
     return CachedSequence(rng.bytes(16).hex(), ids, counted, targets), tails
 
 
-def _write(folder: Path, name: str, law: SamplingLaw | None) -> None:
+def _write(folder: Path, name: str, sample: Sample) -> None:
+    law = sample.law
     target, expected_file = folder / f"cache-v2-{name}", folder / f"cache-v2-{name}.expected.json"
     if target.exists() or expected_file.exists():
         raise SystemExit("a frozen sample is never written anew")
-    rng = np.random.default_rng(20261124)
+    rng = np.random.default_rng(sample.seed)
     spec = RankedSpec(VOCAB, law)
     grid = (1.0, 2.0) if law is None else law.temperatures
     scheme: dict[str, Any] = {"name": name, "temperatures": list(grid)}
@@ -89,10 +115,8 @@ def _write(folder: Path, name: str, law: SamplingLaw | None) -> None:
                 _certain_row(rng)
                 if law is None
                 else sampled_row(
-                    rng, law, vocab=VOCAB, most=30 if name == "threshold" else 12,
-                    exact=3 * (name == "top-k-sampled"),
-                    # Flat rows have long runs and rare tokens, confident ones a single draw.
-                    spread=3.0 if (name, split, index) == ("threshold", "train", 0) else 9.0,
+                    rng, law, vocab=VOCAB, most=sample.most, exact=sample.exact,
+                    spread=sample.flat if (split, index) == ("train", 0) else 9.0,
                 )
                 for _ in range(number)
             ]  # fmt: skip
@@ -136,8 +160,8 @@ def _rounded(value: Any) -> Any:
 
 def main(folder: Path) -> None:
     """Write the caches and what a reader must find in them."""
-    for name, law in LAWS.items():
-        _write(folder, name, law)
+    for name, sample in SAMPLES.items():
+        _write(folder, name, sample)
 
 
 if __name__ == "__main__":

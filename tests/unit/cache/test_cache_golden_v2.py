@@ -22,7 +22,6 @@ from pipeline.cache.reader import open_cache
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
-NAMES = ("top-k", "threshold", "top-k-sampled")
 SHA256 = {
     "top-k": (
         "b7f008bfd090b099bb96be32251965fe0b8c3792a3b025f1bbc4fea3033734dc",
@@ -36,8 +35,21 @@ SHA256 = {
         "8dcdd8dc36710bbcd7d65a4c2d1e2a6cbffdff278d6c749ed6de9a302eedf6d1",
         "5c75d371a11b1985c22dd1182cf9e5ed200b72677afe05ad9f32d8d74abc5b4a",
     ),
+    "threshold-of-three": (
+        "6489d7a913ec5f0e0e60973465237732d315aeb3a4551001129ab2107c3edb08",
+        "ed57e65fe7073583bdda238eb5e2d6d77a865a1a1e443ca88dcabdb6bd8f8d18",
+    ),
+    "threshold-long": (
+        "92b566d5612281ff487412fac79008f5befdbee5274666de241610bad859d586",
+        "f7dcf87dbff2a59d5951f969030b8797b0b8572e1c250b7fdd837891531e2c93",
+    ),
+    "threshold-coarse": (
+        "72cc183bea78cd34ae274ef805c3763e666cacdb4a7f43207cfe47c7cc76a5c3",
+        "a76d5d60645044924d6b6b7910309c1318f1281d5d156f33df29d005c4f7666a",
+    ),
 }
 """Of the manifest, which names every other file's checksum, and of the expected values."""
+NAMES = tuple(SHA256)
 
 
 def _expected(name: str) -> list[dict[str, Any]]:
@@ -86,6 +98,15 @@ def test_our_reader_finds_what_was_frozen(name: str) -> None:
 def test_the_samples_reach_every_part_of_the_format() -> None:
     counts = {count for row in _expected("top-k") for count in row["counts"]}
     assert counts == {0, 1, 3, 300}
+    assert min(v for row in _expected("threshold-of-three") for vs in row["log_z"] for v in vs) < 0
+    drawn = [
+        (logprob, pi)
+        for row in _expected("threshold-coarse")
+        for logprob, pi in zip(row["logprobs"], row["inclusion"], strict=True)
+        if pi < 1
+    ]
+    assert max(drawn) > (0, 0.999)
+    assert {1022, 1023} <= _drawn_ranks("threshold-of-three")
     tables = [
         pq.read_table(file).to_pylist() for file in GOLDEN.glob("cache-v2-*/data/*/*.parquet")
     ]
@@ -93,7 +114,26 @@ def test_the_samples_reach_every_part_of_the_format() -> None:
     assert filled == set(tables[0][0])
 
 
+def _drawn_ranks(name: str) -> set[int]:
+    """Return the ranks of the drawn entries of the first shard."""
+    table = pq.read_table(GOLDEN / f"cache-v2-{name}/data/train/00000.parquet")
+    rank = {token: rank for rank, token in enumerate(_order(table))}
+    return {
+        rank[token]
+        for row in _expected(name)[: table.num_rows]
+        for token, pi in zip(row["token_ids"], row["inclusion"], strict=True)
+        if pi < 1
+    }
+
+
 # ---- A stranger's reader: from FORMAT.md alone, nothing of pipeline below this line. ----
+
+
+def _order(table: Any) -> list[int]:
+    """Return the token of each rank."""
+    frame = base64.b64decode(table.schema.metadata[b"distil_ranks"])
+    classes = zstandard.ZstdDecompressor().decompress(frame)
+    return sorted(range(len(classes)), key=lambda token: (-classes[token], token))
 
 
 class _Stream:
@@ -196,7 +236,7 @@ def _read_row(
         u = row["drawn_counts"][n] | high[number + n] << 8
         gold = row["gold"][n]
         if alone:
-            t = max(1, math.floor(65536 * max(law["taus"]) + 0.5))
+            t = max(1, math.floor(65536 * law["taus"][grid.index(1.0)] + 0.5))
             rest = max(0, 65536 - mass[gold] - sum(mass[k] for _, k in own))
             u = (rest + t // 2) // t + (u // 2 if u % 2 == 0 else -(u + 1) // 2)
         far = drawn.send(u)  # type: ignore[attr-defined]
@@ -245,10 +285,8 @@ def test_a_stranger_reads_it_too(name: str) -> None:
         note = json.loads(table.schema.metadata[b"distil_cache"])
         assert note["identity_digest"] == manifest["identity_digest"]
         assert (note["codec"], note["temperatures"]) == (codec, grid)
-        frame = base64.b64decode(table.schema.metadata[b"distil_ranks"])
-        classes = zstandard.ZstdDecompressor().decompress(frame)
-        assert len(classes) == codec["vocab_size"]
-        order = sorted(range(len(classes)), key=lambda token: (-classes[token], token))
+        order = _order(table)
+        assert len(order) == codec["vocab_size"]
         entries = 0
         for row in table.to_pylist():
             want, got = next(wanted), _read_row(row, codec, grid, order)

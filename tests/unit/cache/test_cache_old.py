@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache.__main__ import main
 from pipeline.cache.reader import open_cache
+from pipeline.cache.schema import table_to_rows
 from pipeline.cache.verify import verify_cache
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -44,6 +47,37 @@ def test_version_1_in_every_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert known.entropy_NG.tolist() == rows[0].targets.entropy_NG.tolist()
     with pytest.raises(CacheError, match="nothing in it was drawn"):
         open_cache(str(one)).source("train", tau_factor=2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("tail_mass", np.nan, "tail_mass is not finite"),
+        ("log_z", np.inf, "log_z is not finite"),
+        ("entropy", np.nan, "entropy is not finite"),
+        ("gold_logprob", -np.inf, "gold_logprob is not finite"),
+        ("input_ids", 1 << 24, "a counted token is outside the vocabulary"),
+        ("input_ids", -1, "a counted token is outside the vocabulary"),
+        ("counted", None, "counts its first token"),
+    ],
+)
+def test_damaged_numbers_of_version_1(name: str, value: float | None, found: str) -> None:
+    """What FORMAT.md 6.1 names beside the blob; such a row never reaches a loss."""
+    cache = open_cache(str(OLD))
+    table = pq.read_table(OLD / "data/train/00000.parquet")
+    cells = table.column(name).to_pylist()
+    if value is None:
+        cells[0] = cells[0][::-1]
+        assert cells[0][0]
+        assert not cells[0][-1]
+    else:
+        cells[0] = [value] * len(cells[0])
+    at = table.schema.get_field_index(name)
+    column = pa.array(cells, table.schema.types[at])
+    damaged = table.set_column(at, table.schema.field(at), column)
+    assert len(table_to_rows(table, cache.spec, cache.manifest.temperatures)) == table.num_rows
+    with pytest.raises(CacheError, match=found):
+        table_to_rows(damaged, cache.spec, cache.manifest.temperatures)
 
 
 def test_versions_are_not_merged(tmp_path: Path) -> None:
