@@ -41,7 +41,8 @@ class DistillError(Exception):
             parts.append(f"expected {self.expected}")
         if self.do:
             parts.append(self.do)
-        return "; ".join(part.rstrip(".") for part in parts) + "."
+        text = "; ".join(part.rstrip(".") for part in parts)
+        return text if text.endswith("?") else f"{text}."
 
 
 class ConfigError(DistillError):

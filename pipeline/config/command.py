@@ -48,7 +48,8 @@ def parse_command(
 
     Precedence: defaults < `--config` files in the order given < flags. A field is named by its
     dotted path (`--teacher.model`) or by its short name (`--teacher_model`); `-` and `_` are the
-    same in a flag. `--name value`, `--name=value`, `--bool`, `--no-bool`. A flag of another command
+    same in a flag. `--name value`, `--name=value`, `--bool`, `--no-bool`; a list is `--list 1 2`,
+    `--list 1,2` or `--list "[1, 2]"`. A flag of another command
     (`elsewhere`, by what users call it) is refused with the place it belongs to.
 
     Raises:
@@ -149,14 +150,25 @@ def _read_flags(
             value = queue.pop(0)
         if leaf is None:
             files.append(value)
-        else:
-            values.append((leaf, _read_value(leaf, value)))
+            continue
+        words = [value]
+        while leaf.is_list and not has_value and queue and not queue[0].startswith("--"):
+            words.append(queue.pop(0))
+        values.append((leaf, _read_words(leaf, words)))
     return files, values, active
 
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null"}
+
+
+def _read_words(leaf: Leaf, words: list[str]) -> Any:
+    """Return a flag's value; a list may be several words: `1 2` as `1,2` and `[1, 2]`."""
+    values = [_read_value(leaf, word) for word in words]
+    if len(values) == 1:
+        return values[0]
+    return [item for value in values for item in (value if isinstance(value, list) else [value])]
 
 
 def _read_value(leaf: Leaf, text: str) -> Any:

@@ -28,11 +28,11 @@ from pipeline.cache.sparse import CachedSequence
 from pipeline.cache.writer import encode_shard
 from pipeline.teacher.columns import to_targets
 from pipeline.teacher.sparsify import SparseScheme
+from tests.bench.codec_tried import tried
 from tests.bench.fidelity import drawn
-from tests.bench.fidelity_cache import columns_of, whole_table
+from tests.bench.fidelity_cache import column_sizes, columns_of, order_size, whole_table
 from tests.bench.fidelity_data import Hidden, hidden_states
 
-_TEXT = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
 _TRIES = 15
 TOP_K = 64
 T1, T2 = drawn(1 / 28), drawn(1 / 9, 1 / 23.5)
@@ -80,15 +80,7 @@ def _best(action: Callable[[], Any]) -> float:
 
 def _size(data: bytes) -> int:
     """Return the compressed bytes of the targets' columns, and of what the footer says of them."""
-    metadata = pq.read_metadata(pa.BufferReader(data))
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    chunks = [group.column(at) for group in groups for at in range(metadata.num_columns)]
-    size = sum(
-        chunk.total_compressed_size
-        for chunk in chunks
-        if chunk.path_in_schema.split(".")[0] not in _TEXT
-    )
-    return size + len((metadata.metadata or {}).get(b"distil_ranks", b""))
+    return sum(column_sizes(data).values()) + order_size(data)
 
 
 def ours(
@@ -214,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--tokens", type=int, default=65_536)
+    parser.add_argument("--tried", action="store_true", help="what was tried for the ids, alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
@@ -221,8 +214,13 @@ def main() -> None:
     hidden = hidden_states(arguments.tokens, model=arguments.model)
     weight_VD = torch.from_numpy(hidden.weight_VD)
     vocab = len(hidden.weight_VD)
-    top = _rows(hidden, weight_VD, TOP)
     one = _rows(hidden, weight_VD, T1)
+    if arguments.tried:
+        print(f"{len(hidden.gold_N)} counted tokens, V = {vocab}, drawn for T = 1; bytes a token")
+        for name, size in tried(*one, RankedSpec(vocab, T1.law, T1.grids)):
+            print(f"{name:<66} {size:6.2f}")
+        return
+    top = _rows(hidden, weight_VD, TOP)
     lines = [
         ours("version 1 (gaps, bytes), k = 64", *top, CodecSpec(vocab)),
         *layouts(top[0]),

@@ -22,7 +22,10 @@ from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify import SparseScheme, sparsify
 from tests.bench.fidelity_data import Hidden
 
-__all__ = ["Cached", "columns_of", "head_targets", "through_the_cache", "whole_table"]
+__all__ = [
+    "Cached", "column_sizes", "columns_of", "head_targets", "order_size", "through_the_cache",
+    "whole_table",
+]  # fmt: skip
 
 _NOT_TARGET = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
 _ROWS = 256
@@ -66,18 +69,30 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
         identity_digest="0" * 64, tails=tails,
     )  # fmt: skip
     table = whole_table(data)
+    shared = order_size(data) / CaptureSettings().shard_tokens
+    decoded = table_to_rows(table, spec, scheme.temperatures)
+    entries = sum(int(row.targets.counts_N.sum()) for row in decoded)
+    size = sum(column_sizes(data).values()) / record.counted
+    return Cached(decoded, size + shared, entries / record.counted)
+
+
+def column_sizes(data: bytes) -> dict[str, int]:
+    """Return the compressed bytes of each of a Parquet file's columns that hold targets."""
     metadata = pq.read_metadata(pa.BufferReader(data))
-    size = 0
+    sizes: dict[str, int] = {}
     for group in range(metadata.num_row_groups):
         for column in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(column)
-            if chunk.path_in_schema.split(".")[0] not in _NOT_TARGET:
-                size += chunk.total_compressed_size
-    order = len((metadata.metadata or {}).get(b"distil_ranks", b""))
-    shared = order / CaptureSettings().shard_tokens
-    decoded = table_to_rows(table, spec, scheme.temperatures)
-    entries = sum(int(row.targets.counts_N.sum()) for row in decoded)
-    return Cached(decoded, size / record.counted + shared, entries / record.counted)
+            name = chunk.path_in_schema.split(".")[0]
+            if name not in _NOT_TARGET:
+                sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
+    return sizes
+
+
+def order_size(data: bytes) -> int:
+    """Return the bytes that a shard's footer has of the order of the vocabulary."""
+    metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+    return len(metadata.get(b"distil_ranks", b""))
 
 
 def whole_table(data: bytes) -> pa.Table:

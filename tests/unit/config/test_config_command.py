@@ -125,6 +125,9 @@ def test_booleans(argv: str, value: bool | None) -> None:
     [
         (["--grid", "1,2"], "grid", (1.0, 2.0)), (["--grid", "[1, 2.5]"], "grid", (1.0, 2.5)),
         (["--grid=3"], "grid", (3.0,)), (["--grid", "1e-1,2"], "grid", (0.1, 2.0)),
+        (["--grid", "1", "2.5", "--seed", "2"], "grid", (1.0, 2.5)),
+        (["--grid", "1,2", "[3, 4]", "-5"], "grid", (1.0, 2.0, 3.0, 4.0, -5.0)),
+        (["--names", "a", "[0-9]+"], "names", ("a", "[0-9]+")),
         (["--names", "a,b"], "names", ("a", "b")), (["--names", "[a]"], "names", ("a",)),
         (["--names", "[]"], "names", ()), (["--names", "[0-9]+"], "names", ("[0-9]+",)),
         (["--names", r"layers\.[01],^norm"], "names", (r"layers\.[01]", "^norm")),
@@ -388,3 +391,9 @@ def test_fingerprint_is_of_content() -> None:
 
 def test_command_line_can_be_typed_again() -> None:
     assert command_line("python -m x", ["--a", "b c"]) == "python -m x --a 'b c'"
+
+
+def test_a_question_is_not_followed_by_a_full_stop() -> None:
+    with pytest.raises(ConfigError) as caught:
+        _parse("--sed", "3")
+    assert str(caught.value).endswith("did you mean --seed?")
