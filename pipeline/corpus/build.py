@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.corpus.conversation import Conversation, Document
+from pipeline.corpus.conversation import Conversation
 from pipeline.corpus.formats import Interpreter
-from pipeline.corpus.reading import Progress, open_reading, reading_identity, with_system
-from pipeline.corpus.rows import Row, RowSource
-from pipeline.corpus.sample import Corpus, CorpusCounts, Sample, SplitName
+from pipeline.corpus.intake import Intake, Taken
+from pipeline.corpus.reading import Progress, open_reading
+from pipeline.corpus.rows import Row
+from pipeline.corpus.sample import Corpus, CorpusCounts, Sample
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.corpus.split import HeldoutRule, sample_id
+from pipeline.corpus.split import sample_id
 from pipeline.corpus.table import SampleWriter
-from pipeline.corpus.template import (
-    ChatTemplate,
-    Rendered,
-    TemplateRefusal,
-    load_template,
-)
-from pipeline.corpus.tokenise import Tokens, document_ends, require_offsets, tokenise
+from pipeline.corpus.template import ChatTemplate, Rendered
+from pipeline.corpus.tokenise import Tokens, require_offsets
 from pipeline.errors import CorpusError
 
 __all__ = ["Progress", "build_corpus"]
@@ -47,7 +41,7 @@ def build_corpus(
     """
     require_offsets(tokenizer)
     reading = open_reading(settings)
-    work = _Work(settings, tokenizer, reading.source, seed)
+    work = _Work(settings, tokenizer, reading.source, seed, settings.add_eos)
     for batch in reading.batches:
         work.add(batch, reading.interpret)
         if progress is not None:
@@ -56,100 +50,50 @@ def build_corpus(
 
 
 @dataclass(slots=True)
-class _Work:
-    settings: CorpusSettings
-    tokenizer: Any
-    source: RowSource
-    seed: int
-    rows: int = 0
+class _Work(Intake):
     samples: SampleWriter = field(default_factory=SampleWriter)
-    tally: dict[str, int] = field(default_factory=dict)
-    template: ChatTemplate | None = None
-    refusal: str = ""
-    content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
-    rule: HeldoutRule = field(init=False)
-    ends: Any = field(init=False)
 
-    def __post_init__(self) -> None:
-        chosen = self.settings
-        self.rule = HeldoutRule(
-            self.seed, self.source.name, chosen.heldout_fraction, chosen.heldout_samples
-        )
-        self.ends = document_ends(self.tokenizer, add_bos=chosen.add_bos, add_eos=chosen.add_eos)
+    def used(self, conversation: Conversation) -> Conversation:
+        return conversation
+
+    def described(self, conversation: Conversation) -> list[Any]:
+        return [conversation.messages, conversation.first_counted, conversation.tools]
+
+    def rendered(self, template: ChatTemplate, conversation: Conversation, row: Row) -> Rendered:
+        everything = self.settings.loss_on == "all"
+        return template.render(conversation, place=row.place, everything=everything)
 
     def add(self, batch: list[Row], interpret: Interpreter) -> None:
         """Take the next rows of the source."""
-        kept: list[tuple[Row, int, SplitName]] = []
-        texts: list[Rendered | str] = []
-        for row in batch:
-            index, split = self.rows, self.rule.split_of(row.key)
-            self.rows += 1
-            text = self._render(interpret(row), row)
-            if text is not None:
-                kept.append((row, index, split))
-                texts.append(text)
-        done = tokenise(texts, tokenizer=self.tokenizer, ends=self.ends)
-        for (row, index, split), tokens in zip(kept, done, strict=True):
-            for part, piece in self._cut(tokens):
-                self._keep(row, index, split, part, piece)
-
-    def _render(self, item: Conversation | Document, row: Row) -> Rendered | str | None:
-        if isinstance(item, Document):
-            self._digest(row, item.text)
-            if not item.text.strip():
-                self._count("dropped_no_labels")
-                return None
-            return item.text
-        self._digest(row, [item.messages, item.first_counted, item.tools])
-        if not item.messages:
-            self._count("dropped_no_labels")
-            return None
-        if self.template is None:
-            self.template = load_template(self.tokenizer, self.settings.chat_template)
-        everything = self.settings.loss_on == "all"
-        try:
-            return self.template.render(
-                with_system(item, self.settings.system_prompt),
-                place=row.place,
-                everything=everything,
-            )
-        except TemplateRefusal as refusal:
-            self._count("dropped_by_template")
-            self.refusal = self.refusal or f"{row.place}: {refusal}"
-            return None
+        for taken in self.take(batch, interpret):
+            for part, piece in self._cut(taken.tokens):
+                self._keep(taken, part, piece)
 
     def _cut(self, tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
         limit, length = self.settings.max_length, len(tokens.input_ids)
         if length <= limit:
             yield 0, tokens
         elif self.settings.overlong == "drop":
-            self._count("dropped_overlong")
+            self.count("dropped_overlong")
         elif self.settings.overlong == "truncate":
-            self._count("truncated_rows")
-            self._count("tokens_cut", length - limit)
+            self.count("truncated_rows")
+            self.count("tokens_cut", length - limit)
             yield 0, Tokens(tokens.input_ids[:limit], tokens.counted[:limit])
         else:
-            self._count("split_rows")
+            self.count("split_rows")
             for part, start in enumerate(range(0, length, limit)):
-                self._count("split_parts")
+                self.count("split_parts")
                 piece = slice(start, start + limit)
                 yield part, Tokens(tokens.input_ids[piece], tokens.counted[piece])
 
-    def _keep(self, row: Row, index: int, split: SplitName, part: int, piece: Tokens) -> None:
+    def _keep(self, taken: Taken, part: int, piece: Tokens) -> None:
         counted = piece.counted.copy()
         counted[:1] = False
         if not counted.any():
-            self._count("dropped_no_labels")
+            self.count("dropped_no_labels")
             return
-        name = sample_id(self.source.name, row.key, part)
-        self.samples.append(Sample(name, split, piece.input_ids, counted, index, part))
-
-    def _count(self, name: str, by: int = 1) -> None:
-        self.tally[name] = self.tally.get(name, 0) + by
-
-    def _digest(self, row: Row, content: object) -> None:
-        text = json.dumps([row.key, content], sort_keys=True, default=str)
-        self.content.update(text.encode() + b"\n")
+        name = sample_id(self.source.name, taken.row.key, part)
+        self.samples.append(Sample(name, taken.split, piece.input_ids, counted, taken.index, part))
 
     def finish(self, format_name: str) -> Corpus:
         """Count, report and describe what was built."""
@@ -168,7 +112,7 @@ class _Work:
                 do="read more rows, or lower --corpus.heldout_fraction",
             )
         self._report(counts)
-        return Corpus(self.samples.finish(), counts, self._identity(format_name))
+        return Corpus(self.samples.finish(), counts, self._whole_identity(format_name))
 
     def _counts(self) -> CorpusCounts:
         train, heldout = map(self.samples.num_samples, ("train", "heldout"))
@@ -218,10 +162,7 @@ class _Work:
         elif not counts.heldout:
             _log.warning("no sample is held out: nothing to evaluate on")
 
-    def _identity(self, format_name: str) -> dict[str, Any]:
-        identity = reading_identity(
-            self.settings, self.source, format_name, self.template, self.rule, seed=self.seed
-        )
-        identity["content"] |= {"rows_blake2b": self.content.hexdigest()}
+    def _whole_identity(self, format_name: str) -> dict[str, Any]:
+        identity = self.identity(format_name, "rows_blake2b")
         loss_on, add_eos = self.settings.loss_on, self.settings.add_eos
         return {**identity, "loss_on": loss_on, "add_eos": add_eos}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,20 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.conversation import Conversation, Document
+from pipeline.corpus.conversation import Conversation
 from pipeline.corpus.formats import Interpreter
-from pipeline.corpus.reading import Progress, open_reading, reading_identity, with_system
-from pipeline.corpus.rows import Row, RowSource
+from pipeline.corpus.intake import Intake
+from pipeline.corpus.reading import Progress, open_reading
+from pipeline.corpus.rows import Row
 from pipeline.corpus.sample import CorpusCounts, SplitName
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.corpus.split import HeldoutRule, prompt_id
-from pipeline.corpus.template import (
-    ChatTemplate,
-    Rendered,
-    TemplateRefusal,
-    load_template,
-)
-from pipeline.corpus.tokenise import document_ends, require_offsets, tokenise
+from pipeline.corpus.split import prompt_id
+from pipeline.corpus.template import ChatTemplate, Rendered
+from pipeline.corpus.tokenise import require_offsets
 from pipeline.errors import CorpusError
 
 __all__ = ["Prompt", "Prompts", "build_prompts"]
@@ -89,7 +83,11 @@ def build_prompts(
     """
     require_offsets(tokenizer)
     reading = open_reading(settings, answered=False)
-    work = _Work(settings, tokenizer, reading.source, seed, document_tokens, max_tokens)
+    # No EOS: a document's prompt is its beginning, and the teacher goes on.
+    work = _Work(
+        settings, tokenizer, reading.source, seed, add_eos=False,
+        document_tokens=document_tokens, max_tokens=max_tokens,
+    )  # fmt: skip
     for batch in reading.batches:
         work.add(batch, reading.interpret)
         if progress is not None:
@@ -97,105 +95,52 @@ def build_prompts(
     return work.finish(reading.format_name)
 
 
-def _asked(item: Conversation) -> Conversation:
-    """Return the conversation without its last assistant turn, if it ends with one.
-
-    A turn may be several messages: an answer in two parts, a call and what is said beside it.
-    """
-    messages = list(item.messages)
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
-    return Conversation(messages, tools=item.tools)
-
-
 @dataclass(slots=True)
-class _Work:
-    settings: CorpusSettings
-    tokenizer: Any
-    source: RowSource
-    seed: int
-    document_tokens: int
-    max_tokens: int
-    rows: int = 0
+class _Work(Intake):
+    document_tokens: int = 0
+    max_tokens: int = 0
     prompts: list[Prompt] = field(default_factory=list)
-    tally: dict[str, int] = field(default_factory=dict)
-    template: ChatTemplate | None = None
-    refusal: str = ""
-    content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
-    rule: HeldoutRule = field(init=False)
-    ends: Any = field(init=False)
 
-    def __post_init__(self) -> None:
-        chosen = self.settings
-        self.rule = HeldoutRule(
-            self.seed, self.source.name, chosen.heldout_fraction, chosen.heldout_samples
-        )
-        # No EOS: a document's prompt is its beginning, and the teacher goes on.
-        self.ends = document_ends(self.tokenizer, add_bos=chosen.add_bos, add_eos=False)
+    def used(self, conversation: Conversation) -> Conversation:
+        """Return it without its last assistant turn, if it ends with one.
+
+        A turn may be several messages: an answer in two parts, a call and what is said beside it.
+        """
+        messages = list(conversation.messages)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        return Conversation(messages, tools=conversation.tools)
+
+    def described(self, conversation: Conversation) -> list[Any]:
+        return [conversation.messages, conversation.tools]
+
+    def rendered(self, template: ChatTemplate, conversation: Conversation, row: Row) -> Rendered:
+        return Rendered(template.render_prompt(conversation), [])
 
     def add(self, batch: list[Row], interpret: Interpreter) -> None:
         """Take the next rows of the source."""
-        kept: list[tuple[Row, int, SplitName]] = []
-        texts: list[Rendered | str] = []
-        for row in batch:
-            index, split = self.rows, self.rule.split_of(row.key)
-            self.rows += 1
-            text = self._render(interpret(row), row)
-            if text is not None:
-                kept.append((row, index, split))
-                texts.append(text)
-        done = tokenise(texts, tokenizer=self.tokenizer, ends=self.ends)
-        for (row, index, split), text, tokens in zip(kept, texts, done, strict=True):
-            ids = tokens.input_ids
-            if isinstance(text, str):
+        for taken in self.take(batch, interpret):
+            ids = taken.tokens.input_ids
+            if taken.is_document:
                 ids = ids[: self.document_tokens]
             if not len(ids):
-                self._count("dropped_no_labels")
+                self.count("dropped_no_labels")
                 continue
             fitting = self._fit(ids)
             if fitting is not None:
-                name = prompt_id(self.source.name, row.key)
-                self.prompts.append(Prompt(name, split, fitting.copy(), index))
-
-    def _render(self, item: Conversation | Document, row: Row) -> Rendered | str | None:
-        if isinstance(item, Document):
-            self._digest(row, item.text)
-            if item.text.strip():
-                return item.text
-            self._count("dropped_no_labels")
-            return None
-        question = _asked(item)
-        self._digest(row, [question.messages, question.tools])
-        if not question.messages:
-            self._count("dropped_no_labels")
-            return None
-        if self.template is None:
-            self.template = load_template(self.tokenizer, self.settings.chat_template)
-        try:
-            text = self.template.render_prompt(with_system(question, self.settings.system_prompt))
-        except TemplateRefusal as refusal:
-            self._count("dropped_by_template")
-            self.refusal = self.refusal or f"{row.place}: {refusal}"
-            return None
-        return Rendered(text, [])
+                name = prompt_id(self.source.name, taken.row.key)
+                self.prompts.append(Prompt(name, taken.split, fitting.copy(), taken.index))
 
     def _fit(self, ids: NDArray[np.int32]) -> NDArray[np.int32] | None:
         surplus = len(ids) - self.max_tokens
         if surplus <= 0:
             return ids
         if self.settings.overlong == "drop":
-            self._count("dropped_overlong")
+            self.count("dropped_overlong")
             return None
-        self._count("truncated_rows")
-        self._count("tokens_cut", surplus)
+        self.count("truncated_rows")
+        self.count("tokens_cut", surplus)
         return ids[surplus:]
-
-    def _count(self, name: str, by: int = 1) -> None:
-        self.tally[name] = self.tally.get(name, 0) + by
-
-    def _digest(self, row: Row, content: object) -> None:
-        text = json.dumps([row.key, content], sort_keys=True, default=str)
-        self.content.update(text.encode() + b"\n")
 
     def finish(self, format_name: str) -> Prompts:
         """Count, report and describe what was built."""
@@ -211,7 +156,9 @@ class _Work:
                 "--generate.max_new_tokens",
             )
         self._report(counts)
-        return Prompts(self.prompts, counts, self._end_of_turn(), self._identity(format_name))
+        return Prompts(
+            self.prompts, counts, self._end_of_turn(), self.identity(format_name, "prompts_blake2b")
+        )
 
     def _end_of_turn(self) -> int | None:
         token = self.template.end_of_turn() if self.template else None
@@ -258,10 +205,3 @@ class _Work:
             _log.warning("prompts left out: %s", self._losses(counts))
         if not counts.heldout:
             _log.warning("no prompt is held out: nothing to evaluate on")
-
-    def _identity(self, format_name: str) -> dict[str, Any]:
-        identity = reading_identity(
-            self.settings, self.source, format_name, self.template, self.rule, seed=self.seed
-        )
-        identity["content"] |= {"prompts_blake2b": self.content.hexdigest()}
-        return identity
