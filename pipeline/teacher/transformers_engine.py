@@ -17,7 +17,7 @@ from pipeline.teacher.engine import CaptureRequest, EngineInfo
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify import SparseScheme, sparsify
 
-__all__ = ["TransformersEngine", "padding_share", "transformers_info"]
+__all__ = ["TransformersEngine", "open_teacher", "padding_share", "transformers_info"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,23 @@ def transformers_info(settings: TeacherSettings) -> EngineInfo:
     )
 
 
+def open_teacher(settings: TeacherSettings, folder: Path) -> Any:
+    """Return the model on its device, for inference.
+
+    Raises:
+        ModelError: transformers cannot load the folder as a causal language model.
+        ConfigError: flash attention is asked for and not to be had.
+    """
+    info = transformers_info(settings)
+    model = load_causal_lm(
+        folder,
+        dtype=info.dtype,
+        use_flash_attention=settings.use_flash_attention,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return model.to(info.device).eval()
+
+
 class TransformersEngine:
     """Loads with AutoModelForCausalLM; right padding, which no real token can see."""
 
@@ -58,21 +75,12 @@ class TransformersEngine:
             ModelError: transformers cannot load the folder as a causal language model.
             ConfigError: flash attention is asked for and not to be had.
         """
-        import torch
-
-        info = transformers_info(settings)
-        model = load_causal_lm(
-            folder,
-            dtype=info.dtype,
-            use_flash_attention=settings.use_flash_attention,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        self._device = torch.device(info.device)
-        self._model = model.to(self._device).eval()
+        self._model = open_teacher(settings, folder)
+        self._device = self._model.device
         self._scheme = scheme
         self._batch_tokens = settings.batch_tokens
         self._head_rows = capture.head_rows
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
 
     def capture(
         self,

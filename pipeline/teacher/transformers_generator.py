@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.models.load import load_causal_lm
 from pipeline.teacher.generate_settings import GenerateSettings
 from pipeline.teacher.generator import WriteRequest, Written
 from pipeline.teacher.seeded_sampling import SeededSampler
 from pipeline.teacher.settings import TeacherSettings
-from pipeline.teacher.transformers_engine import transformers_info
+from pipeline.teacher.transformers_engine import open_teacher
 
 __all__ = ["TransformersGenerator"]
 
@@ -36,18 +35,10 @@ class TransformersGenerator:
             ModelError: transformers cannot load the folder as a causal language model.
             ConfigError: flash attention is asked for and not to be had.
         """
-        import torch
         from transformers import GenerationConfig
 
-        info = transformers_info(teacher)
-        model = load_causal_lm(
-            folder,
-            dtype=info.dtype,
-            use_flash_attention=teacher.use_flash_attention,
-            trust_remote_code=teacher.trust_remote_code,
-        )
-        self._device = torch.device(info.device)
-        self._model = model.to(self._device).eval()
+        self._model = open_teacher(teacher, folder)
+        self._device = self._model.device
         # A model's own defaults (a repetition penalty, a top-p) would be applied in silence.
         self._model.generation_config = GenerationConfig()
         self._generate = generate
