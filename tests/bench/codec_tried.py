@@ -82,7 +82,7 @@ def tried(
     symbols, bits = _ideal(ids.ranks_E, ids.run_E, ids.counts_R)
     yield "the same by entropy: symbols by stream, and their bits", (symbols + bits) / 8 / tokens
     for name, values_E in (("ids", ids.ids_E), ("ranks", ids.ranks_E)):
-        packed = _written(values_E.astype(np.int32), "DELTA_BINARY_PACKED")
+        packed = _written(values_E.astype(np.int32))
         yield f"{name} ascending, DELTA_BINARY_PACKED, zstd", packed / tokens
         gaps_E = _gaps(values_E, ids.run_E)
         planes = sum(_written((gaps_E >> shift & 255).astype(np.uint8)) for shift in (0, 8, 16))
@@ -230,11 +230,13 @@ def _cell(blobs: Blobs, row: int) -> bytes:
     return blobs.data[blobs.starts[row] : blobs.starts[row + 1]].tobytes()
 
 
-def _written(values: NDArray[Any], encoding: str = "PLAIN") -> int:
-    """Return the bytes of one Parquet column, zstd on top."""
+def _written(values: NDArray[Any]) -> int:
+    """Return the bytes of a Parquet column, zstd on top: packed deltas of integers, plain bytes."""
+    whole = values.dtype != np.uint8
+    column = pa.array(values) if whole else pa.array([values.tobytes()], pa.binary())
     sink = pa.BufferOutputStream()
     pq.write_table(
-        pa.table({"v": pa.array(values)}), sink, compression="zstd", compression_level=1,
-        use_dictionary=False, column_encoding={"v": encoding},
+        pa.table({"v": column}), sink, compression="zstd", compression_level=1,
+        use_dictionary=False, column_encoding={"v": "DELTA_BINARY_PACKED" if whole else "PLAIN"},
     )  # fmt: skip
     return sum(column_sizes(sink.getvalue().to_pybytes()).values())
