@@ -167,10 +167,14 @@ def _estimate(
     tau, upsilon = 0.0, 0.0
     if share is None and tail_p > 0:
         apart = torch.as_tensor(tail_p).log() * tail_p - tail_p * tail_q.detach().log()
+        squares, mass = torch.zeros_like(tail_q), torch.zeros_like(tail_q)
         for token, p in certain:
             if token < len(q_V):
-                apart = apart + p * (p.log() - q_V[token].detach().log())
-        share = float(row_share(apart, spec.temperature, spec.law_highest))
+                ratio = p.log() - q_V[token].detach().log()
+                apart = apart + p * ratio
+                squares, mass = squares + p * ratio**2, mass + p
+        spread = squares / mass if mass > 0 else mass
+        share = float(row_share(apart, spread, spec.temperature, spec.law_highest))
     if share is not None and tail_p > 0 and len(inside) < len(q_V):
         ratio = torch.tensor(
             tail_p / float(tail_q.detach()), dtype=torch.float64, requires_grad=True

@@ -19,7 +19,7 @@ forward KL phi(0) = 0 and upsilon = -P / Q: the target is w_j = p_j on H and els
     w_j = kappa q_j + [j drawn] (p_j - kappa q_j) / pi_j,   kappa = share * P / Q.
 
 How far to lean on the student is a matter of how near it is: `row_share`. It may depend on
-anything but the draw, so a row's own divergence over what is certain will do.
+anything but the draw, so what a row's certain entries say of the student will do.
 
 The gradient holds tau, upsilon and P, Q within them constant (they are numbers of the estimate, not
 of what is estimated), so it is the mean gradient, not the derivative of the single value.
@@ -42,28 +42,41 @@ __all__ = ["default_share", "dither_bias", "row_share", "sampled_terms"]
 
 
 def default_share(temperature: float, law_highest: float = 0.0) -> float:
-    """Return 1.16 - 0.84 / T, and 0.18 more below the law's highest temperature, within 0 and 1.
+    """Return 1.2 - 0.92 / T, and 0.18 more below the law's highest temperature, within 0 and 1.
 
-    The share of a row without any divergence: where q is far above p, and that is the rarer the
-    nearer the student is, an entry's correction is share * q / pi, and pi follows p. The lower the
-    temperature the faster, so T = 1 wants less; a law for T = 2 as well draws such entries more
-    often, so there T = 1 bears more.
+    The share of a row whose student is the teacher, as far as can be seen. Where q is far above p,
+    an entry's correction is share * q / pi, and pi follows p: the lower the temperature the faster,
+    so T = 1 wants less; a law for T = 2 as well draws such entries more often, so there T = 1 bears
+    more.
     """
     below = min(max(law_highest - temperature, 0.0), 1.0)
-    return min(max(0.0, 1.16 - 0.84 / temperature + 0.18 * below), 1.0)
+    return min(max(0.0, 1.2 - 0.92 / temperature + 0.18 * below), 1.0)
 
 
-def row_share(divergence_N: Tensor, temperature: float, law_highest: float = 0.0) -> Tensor:
-    """Return the share of each row, from its divergence D over the certain entries and the rest.
+def row_share(
+    divergence_N: Tensor, spread_N: Tensor, temperature: float, law_highest: float = 0.0
+) -> Tensor:
+    """Return the share of each row: default_share / ((1 + 2 D)^(2 / T) (1 + v / 8)).
 
-    default_share / (1 + 2 D)^2. Expected squared error of the weight gradient over that without a
-    control variate, the best constant share's behind it (`make bench-control`, summed over every
-    draw there could be): T = 1 of the law of T = 1 alone 0.81 (0.92), of that of T = 1 and 2 0.67
-    (0.68); T = 2 0.32 (0.34). The constant share of 0.15 that looks best in
-    four draws has 1.01: one draw of eight met a token of q = 5,000 p and had 2.5 times the error.
+    D weighs what the student gets wrong by its mass, so it misses a far student's rows where one
+    token has nearly all of it; v does not. The best share of a row would be 1 / (1 + chi^2), of the
+    two tails, and chi^2 grows with the variance of log p / q, which v extrapolates.
+
+    Expected squared error of the weight gradient over that without a control variate, in brackets
+    that of a far student, cut to six layers and not yet trained (`make bench-control`, `--cut`;
+    summed over every draw there could be): T = 1 of the law of T = 1 alone 0.82 (2.1), of that of
+    T = 1 and 2 0.68 (2.0); T = 2 0.32 (0.85). By D alone the far student had 4.0, 3.7, 1.12. A
+    constant share of 0.15, which looks best in four draws, has 1.01 (14,000): one draw of eight met
+    a token of q = 5,000 p and had 2.5 times the error.
+
+    Args:
+        divergence_N: D, over the certain entries and the rest as one outcome, at T.
+        spread_N: v, the mean of (log p - log q)^2 over the certain entries, weighted by p, at T.
+        temperature: T.
+        law_highest: highest temperature that the law draws for; 0: T itself.
     """
-    certain_N = 1 + 2 * divergence_N.clamp(min=0.0)
-    return default_share(temperature, law_highest) / certain_N**2
+    near_N = (1 + 2 * divergence_N.clamp(min=0.0)) ** (2 / temperature) * (1 + spread_N / 8)
+    return default_share(temperature, law_highest) / near_N
 
 
 def dither_bias(log_step: float, temperature: float) -> tuple[float, float]:
@@ -124,9 +137,15 @@ def sampled_terms(
     # No tangent where the teacher's tail has no mass, or the student's no token.
     if share is None:
         certain_NK = known_NK & ~drawn_NK
-        apart_NK = (log_p_NK.exp() * (log_p_NK - log_q_NK)).masked_fill(~certain_NK, 0.0)
-        apart_N = apart_NK.sum(-1) + tail_p_N * (tail_p_N.log() - log_tail_q_N)
-        share_N = torch.where(tail_p_N > 0, row_share(apart_N, temperature, law_highest), 0.0)
+        certain_p_NK = log_p_NK.exp().masked_fill(~certain_NK, 0.0)
+        ratio_NK = (log_p_NK - log_q_NK).masked_fill(~certain_NK, 0.0)
+        apart_N = (certain_p_NK * ratio_NK).sum(-1)
+        apart_N = apart_N + tail_p_N * (tail_p_N.log() - log_tail_q_N)
+        tiny = torch.finfo(certain_p_NK.dtype).tiny
+        spread_N = (certain_p_NK * ratio_NK.square()).sum(-1)
+        spread_N = spread_N / certain_p_NK.sum(-1).clamp(min=tiny)
+        share_N = row_share(apart_N, spread_N, temperature, law_highest)
+        share_N = torch.where(tail_p_N > 0, share_N, 0.0)
     else:
         share_N = torch.where(tail_p_N > 0, share, 0.0)
     tau_p_N, upsilon_q_N = divergence.halves(tail_p_N.log(), log_tail_q_N)

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.loss.sampled import row_share
 from tests.bench.fidelity import drawn
 from tests.bench.fidelity_data import Hidden, hidden_states
+from tests.bench.quality import with_cut_student
 
 CHUNK = 64
 CASES = (
@@ -29,7 +30,7 @@ CONSTANT = (0.15, 0.3, 0.7)
 
 
 def quadratics(hidden: Hidden, weight_VD: Tensor) -> list[NDArray[np.float64]]:
-    """Return for each case [4, N]: a, b, c of a row's error a - 2 b s + c s^2, and divergence D."""
+    """Return for each case [5, N]: a, b, c of a row's error a - 2 b s + c s^2, D and v."""
     found: list[list[Tensor]] = [[] for _ in CASES]
     for start in range(0, len(hidden.gold_N), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -50,7 +51,9 @@ def quadratics(hidden: Hidden, weight_VD: Tensor) -> list[NDArray[np.float64]]:
             p_RV, q_RV = log_p_RV.exp(), log_q_RV.exp()
             p_R, q_R = (p_RV * tail_RV).sum(-1), (q_RV * tail_RV).sum(-1)
             ratio_R = torch.where(q_R > 0, p_R / q_R, 0.0)
-            apart_R = (p_RV * (log_p_RV - log_q_RV) * ~tail_RV).sum(-1)
+            ratio_RV = log_p_RV - log_q_RV
+            apart_R = (p_RV * ratio_RV * ~tail_RV).sum(-1)
+            spread_R = (p_RV * ratio_RV.square() * ~tail_RV).sum(-1) / (p_RV * ~tail_RV).sum(-1)
             apart_R += torch.where(p_R > 0, p_R * ratio_R.log(), 0.0)
             parts.append(
                 torch.stack([
@@ -58,6 +61,7 @@ def quadratics(hidden: Hidden, weight_VD: Tensor) -> list[NDArray[np.float64]]:
                     (p_RV * q_RV * odds_RV).sum(-1) * ratio_R * norm_R,
                     (q_RV.square() * odds_RV).sum(-1) * ratio_R.square() * norm_R,
                     apart_R,
+                    spread_R,
                 ])
             )  # fmt: skip
     return [torch.cat(parts, dim=1).numpy() for parts in found]
@@ -69,18 +73,23 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--dropped", default="12,20", help="layers that the student lacks")
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--cut", action="store_true", help="the far student of bench-quality")
     arguments = parser.parse_args()
     dropped = tuple(map(int, arguments.dropped.split(",")))
     hidden = hidden_states(arguments.tokens, model=arguments.model, dropped=dropped)
     hidden = hidden.head(arguments.tokens)
+    if arguments.cut:
+        hidden = with_cut_student(hidden)
     cases = quadratics(hidden, torch.from_numpy(hidden.weight_VD))
     print(f"{len(hidden.gold_N)} tokens; expected squared error over that without control variate")
     names = (*(f"{share:g}" for share in CONSTANT), "best one", "by row", "oracle")
     print(f"{'':<38} " + " ".join(f"{name:>8}" for name in names))
     ours = []
-    for (name, scheme, temperature), (a_N, b_N, c_N, apart_N) in zip(CASES, cases, strict=True):
+    for (name, scheme, temperature), case in zip(CASES, cases, strict=True):
         assert scheme.law is not None
-        by_row_N = row_share(torch.from_numpy(apart_N), temperature, scheme.law.highest).numpy()
+        a_N, b_N, c_N, *seen = case
+        apart_N, spread_N = map(torch.from_numpy, seen)
+        by_row_N = row_share(apart_N, spread_N, temperature, scheme.law.highest).numpy()
         oracle_N = np.divide(b_N, c_N, out=np.zeros_like(b_N), where=c_N > 0)
         shares = (*CONSTANT, b_N.sum() / c_N.sum(), by_row_N, oracle_N)
         errors = [np.sum(a_N - 2 * b_N * s + c_N * s * s) / a_N.sum() for s in shares]

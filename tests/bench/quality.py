@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def student_folder() -> Path:
     repair_cut_student(student, teacher, LAYERS, hidden.input_ids[-40:])
     student.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def with_cut_student(hidden: Hidden) -> Hidden:
+    """Return the same tokens with the hidden states of the student that all runs start from."""
+    model = load_causal_lm(student_folder(), dtype="float32", trust_remote_code=False).eval()
+    parts = [_hidden(model, hidden, index) for index in range(len(hidden.input_ids))]
+    return replace(hidden, student_ND=torch.cat(parts).numpy().astype(np.float16))
 
 
 def split(hidden: Hidden, train: int, heldout: int) -> tuple[Hidden, Hidden]:
