@@ -42,7 +42,7 @@ __all__ = ["default_share", "dither_bias", "row_share", "sampled_terms"]
 
 
 def default_share(temperature: float, law_highest: float = 0.0) -> float:
-    """Return 1.2 - 0.92 / T, and 0.18 more below the law's highest temperature, within 0 and 1.
+    """Return 1.14 - 0.8 / T, and 0.12 more below the law's highest temperature, within 0 and 1.
 
     The share of a row whose student is the teacher, as far as can be seen. Where q is far above p,
     an entry's correction is share * q / pi, and pi follows p: the lower the temperature the faster,
@@ -50,7 +50,7 @@ def default_share(temperature: float, law_highest: float = 0.0) -> float:
     more.
     """
     below = min(max(law_highest - temperature, 0.0), 1.0)
-    return min(max(0.0, 1.2 - 0.92 / temperature + 0.18 * below), 1.0)
+    return min(max(0.0, 1.14 - 0.8 / temperature + 0.12 * below), 1.0)
 
 
 def row_share(

@@ -194,7 +194,8 @@ def _table(
     seeds: int,
 ) -> None:
     print(f"held-out KL to the teacher at T = 1, nats; mean of {seeds} seeds")
-    print(f"{'T':>4} {'target':<20} {'KL':>8} {'+-':>7} {'over dense':>11} {'paired +-':>10}")
+    print(f"{'T':>4} {'target':<20} {'KL':>8} {'+-':>7} {'over dense':>11} {'by rows +-':>11} "
+          f"{'by seeds +-':>12}")  # fmt: skip
     worst = 0.0
     for temperature in temperatures:
         base = np.array([results["dense", temperature, seed] for seed in range(seeds)])
@@ -202,10 +203,11 @@ def _table(
             scores = np.array([results[target, temperature, seed] for seed in range(seeds)])
             error = scores.mean(0).std(ddof=1) / math.sqrt(scores.shape[1])
             gap = scores - base
-            paired = gap.mean(0).std(ddof=1) / math.sqrt(scores.shape[1])
+            rows = gap.mean(0).std(ddof=1) / math.sqrt(scores.shape[1])
+            by_seed = gap.mean(1).std(ddof=1) / math.sqrt(seeds) if seeds > 1 else math.nan
             print(
                 f"{temperature:4g} {target:<20} {scores.mean():8.4f} {error:7.4f} "
-                f"{gap.mean():+11.4f} {paired:10.4f}"
+                f"{gap.mean():+11.4f} {rows:11.4f} {by_seed:12.4f}"
             )
             if target == "sampled":
                 worst = max(worst, gap.mean() / error)
