@@ -64,7 +64,7 @@ def row_share(
 
     Expected squared error of the weight gradient over that without a control variate, in brackets
     that of a far student, cut to six layers and not yet trained (`make bench-control`, `--cut`;
-    summed over every draw there could be): T = 1 of the law of T = 1 alone 0.82 (2.1), of that of
+    summed over every draw there could be): T = 1 of the law of T = 1 alone 0.81 (2.7), of that of
     T = 1 and 2 0.68 (2.0); T = 2 0.32 (0.85). By D alone the far student had 4.0, 3.7, 1.12. A
     constant share of 0.15, which looks best in four draws, has 1.01 (14,000): one draw of eight met
     a token of q = 5,000 p and had 2.5 times the error.
