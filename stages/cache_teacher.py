@@ -119,9 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         shares, port=port, host=run.observe.prometheus_host, worker=worker_name()
     )
     with interruptible(), endpoint:
-        prepared = prepare(
-            run.teacher, run.corpus, run.capture, seed=run.seed, generate=run.generate
-        )
+        with shares.spent("preparing"):
+            prepared = prepare(
+                run.teacher, run.corpus, run.capture, seed=run.seed, generate=run.generate
+            )
         if dry:
             prepared = with_responses(prepared, store=store, shard_tokens=shard_tokens)
             if prepared.responses is None:

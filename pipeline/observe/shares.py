@@ -14,6 +14,7 @@ __all__ = ["PARTS", "Shares", "Summary", "summary_line"]
 
 PARTS: Mapping[str, str] = MappingProxyType(
     {
+        "preparing": "corpus and plan",
         "loading": "loading the teacher",
         "teacher": "teacher",
         "sparsifier": "sparsifier",
