@@ -58,9 +58,10 @@ def row_share(
 ) -> Tensor:
     """Return the share of each row: default_share / ((1 + 2 D)^(2 / T) (1 + v / 8)).
 
-    D weighs what the student gets wrong by its mass, so it misses a far student's rows where one
-    token has nearly all of it; v does not. The best share of a row would be 1 / (1 + chi^2), of the
-    two tails, and chi^2 grows with the variance of log p / q, which v extrapolates.
+    D is small where the certain entries have little mass, whatever they say: those rows of a far
+    student carry its error. v is their mean, whatever their mass. The best share of a row would be
+    1 / (1 + chi^2), of the two tails, and chi^2 grows with the variance of log p / q, which v
+    extrapolates.
 
     Expected squared error of the weight gradient over that without a control variate, in brackets
     that of a far student, cut to six layers and not yet trained (`make bench-control`, `--cut`;
