@@ -13,7 +13,7 @@ from pipeline.config.command import command_line
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import run_command
 from pipeline.observe.settings import WorkerObserveSettings
-from pipeline.teacher.generate_settings import GenerateSettings, mistakes_with_corpus
+from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
 __all__ = ["TeacherRun", "main"]
@@ -96,17 +96,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         elsewhere={"stage two, train-student": StudentRun},
     )
     run = command.settings
-    from pipeline.cache.set_aside import describe_set_aside, read_failures
+    from pipeline.cache.layout.quarantine import describe_set_aside, read_failures
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.prometheus import serve_metrics
     from pipeline.observe.shares import Shares, summary_line
     from pipeline.storage import Store
-    from pipeline.teacher.calibrate import calibrated
-    from pipeline.teacher.capture import cache_teacher, prepare
-    from pipeline.teacher.claims import worker_name
-    from pipeline.teacher.forecast import check_resources, forecast, print_forecast
-    from pipeline.teacher.responses import with_responses, write_responses
-    from pipeline.teacher.signals import interruptible
+    from pipeline.teacher.capture.fit_tau import calibrated
+    from pipeline.teacher.capture.run import cache_teacher, prepare
+    from pipeline.teacher.estimate import check_resources, forecast, print_forecast
+    from pipeline.teacher.fleet.leases import worker_name
+    from pipeline.teacher.fleet.signals import interruptible
+    from pipeline.teacher.generation.run import with_responses, write_responses
 
     configure_logging(run.observe.log_level)
     store = Store(run.cache_dir)

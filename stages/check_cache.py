@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         examples=[f"{PROG} --config stages/configs/student.yaml --cache_identity 3f2a91"],
     ).settings
-    from pipeline.cache.reader import open_cache
+    from pipeline.cache.io.reader import open_cache
 
     # The identity comes first: whether it fits a student is no question about another cache.
     manifest = open_cache(run.cache_dir).manifest
@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             expected=run.cache_identity,
             do="correct cache_dir, or the identity asked for",
         )
-    from pipeline.student.checkpoint import Checkpoints
-    from pipeline.student.resume import find_resume_point
     from pipeline.student.run import open_inputs
-    from pipeline.student.world import World
+    from pipeline.student.training.checkpoint import Checkpoints
+    from pipeline.student.training.distributed import World
+    from pipeline.student.training.resume import find_resume_point
 
     inputs = open_inputs(
         cache_url=run.cache_dir,

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     from pipeline.evaluate.harness import HarnessRun, run_tasks
     from pipeline.storage import Store
-    from pipeline.student.card import card_with_tasks
+    from pipeline.student.output.card import card_with_tasks
 
     how = HarnessRun(
         num_fewshot=run.num_fewshot,

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         student = parse_command(
             StudentRun, ["--config", run.student_config], prog=PROG, description=""
         ).settings
-    from pipeline.corpus.sources import open_source
+    from pipeline.corpus.sources.registry import open_source
     from pipeline.models.resolve import resolve_model
 
     if teacher is not None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             expected="a run of train-student that has ended",
             do="run the train-student command again; it goes on where it stopped",
         )
-    from pipeline.student.hub import push_to_hub
+    from pipeline.student.output.hub import push_to_hub
 
     print(f"pushed to {push_to_hub(folder, run.hub_location)}")
     return 0

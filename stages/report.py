@@ -64,10 +64,10 @@ def write_run_report(root: Path, *, command: str) -> Path:
         CacheError: no complete cache.
         ResumeError: a run is not finished.
     """
-    from pipeline.cache.reader import open_cache
+    from pipeline.cache.io.reader import open_cache
     from pipeline.observe.logs import configure_logging
     from pipeline.report import Command
-    from pipeline.report.compose import RunFolder, compose_report
+    from pipeline.report.data.compose import RunFolder, compose_report
 
     configure_logging("warning")
     cache = open_cache(str(root / "cache"))
@@ -115,11 +115,11 @@ def write_single_report(root: Path) -> Path:
         ConfigError: the folder holds no configuration.
         CacheError: its cache is not there any more.
     """
-    from pipeline.cache.reader import open_cache
+    from pipeline.cache.io.reader import open_cache
     from pipeline.config.files import read_config_file
     from pipeline.observe.logs import configure_logging
     from pipeline.report import Command
-    from pipeline.report.compose import RunFolder, compose_report
+    from pipeline.report.data.compose import RunFolder, compose_report
 
     configure_logging("warning")
     settings = read_config_file(str(root / "config.yaml"))
@@ -151,10 +151,10 @@ def write_sweep_report(root: Path) -> Path:
         ConfigError: no sweep there, or no run of it is finished.
         CacheError: its cache is not there any more.
     """
-    from pipeline.cache.reader import open_cache
+    from pipeline.cache.io.reader import open_cache
     from pipeline.observe.logs import configure_logging
     from pipeline.report import Command
-    from pipeline.report.compose_sweep import SweptRun, compose_sweep_report
+    from pipeline.report.data.compose_sweep import SweptRun, compose_sweep_report
     from pipeline.sweep.ledger import read_ledger
     from pipeline.sweep.space import value_text
 

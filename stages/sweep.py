@@ -164,7 +164,7 @@ def _run(
 def _search(
     options: SweepRun, file: SweepFile, space: Space, planner: Planner, cache_url: str
 ) -> SearchSource:
-    from pipeline.cache.reader import open_cache
+    from pipeline.cache.io.reader import open_cache
     from pipeline.sweep.search import SearchSource
 
     assert file.search is not None
@@ -204,7 +204,7 @@ def _finish(folder: Path, ledger: Ledger, refused: Sequence[tuple[str, str]]) ->
 
 def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
     """Refuse what the cache to be made could not serve, before hours of the teacher."""
-    from pipeline.student.fit import check_fit
+    from pipeline.student.compatibility import check_fit
 
     teacher = parse_command(TeacherRun, ["--config", config], prog="stage one", description="")
     grid = teacher.settings.capture.temperatures

@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.observe.logs import configure_logging
 
     configure_logging(run.observe.log_level)
-    from pipeline.student.forecast import check_resources, forecast, print_forecast
+    from pipeline.student.estimate import check_resources, forecast, print_forecast
     from pipeline.student.run import open_inputs, train_student
-    from pipeline.student.world import read_world
+    from pipeline.student.training.distributed import read_world
 
     inputs = open_inputs(
         cache_url=run.cache_dir,
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_forecast(inputs, plan)
         return 0
     if run.output.push:
-        from pipeline.student.hub import require_hub_token
+        from pipeline.student.output.hub import require_hub_token
 
         require_hub_token()
     check_resources(inputs, plan)

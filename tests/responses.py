@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from tests.conftest import digests
 
 RESPONSES = "_meta/responses"

@@ -32,7 +32,7 @@ def kill_at_sync(number: int) -> None:
 
 def signal_at_step(step: int, number: int) -> None:
     """Send itself a signal when training step `step` (from 1) begins."""
-    from pipeline.student.train import TrainLoop
+    from pipeline.student.training.loop import TrainLoop
 
     real = TrainLoop._step
 
@@ -57,7 +57,7 @@ def slow_steps(seconds: float) -> None:
     """Let each training step take longer, so that what runs beside it has the time."""
     import time
 
-    from pipeline.student.train import TrainLoop
+    from pipeline.student.training.loop import TrainLoop
 
     real = TrainLoop._step
 
@@ -79,7 +79,7 @@ def kill_before(module: str, name: str) -> None:
 
 def kill_while_exporting() -> None:
     """SIGKILL itself when the student's folder is half written."""
-    from pipeline.student import deliver
+    from pipeline.student.output import publish as deliver
 
     real = deliver.export_student
 
@@ -92,7 +92,7 @@ def kill_while_exporting() -> None:
 
 def forbid_loading() -> None:
     """Make loading any model an error."""
-    from pipeline.teacher import capture
+    from pipeline.teacher.capture.run import run as capture
 
     def refuse(*_args: Any, **_options: Any) -> None:
         raise AssertionError("the teacher was loaded")
@@ -107,17 +107,17 @@ def forbid_writing() -> None:
     def refuse(*_args: Any, **_options: Any) -> None:
         raise AssertionError("the teacher was loaded to write")
 
-    _set("pipeline.teacher.responses", "open_generator", refuse)
+    _set("pipeline.teacher.generation.run", "open_generator", refuse)
 
 
 def other_draws() -> None:
     """Draw responses with other seeds than the settings say, as another kind of device might."""
-    _set("pipeline.teacher.response_plan", "response_seed", lambda seed, name: seed)
+    _set("pipeline.teacher.generation.plan", "response_seed", lambda seed, name: seed)
 
 
 def unanswered(names: Sequence[str]) -> None:
     """Let the writing teacher raise for some responses."""
-    from pipeline.teacher.transformers_generator import TransformersGenerator
+    from pipeline.teacher.generation.transformers import TransformersGenerator
 
     real = TransformersGenerator.write
 
@@ -131,7 +131,7 @@ def unanswered(names: Sequence[str]) -> None:
 
 def little_memory(available: int) -> None:
     """Pretend that this many bytes are free."""
-    for name in ("pipeline.teacher.forecast", "pipeline.student.forecast"):
+    for name in ("pipeline.teacher.estimate", "pipeline.student.estimate"):
         _set(name, "available_memory_bytes", lambda: available)
 
 
@@ -139,13 +139,13 @@ def little_disk(available: int) -> None:
     """Pretend that this many bytes of disk are free."""
     from pipeline.storage import Store
 
-    _set("pipeline.student.forecast", "free_disk_bytes", lambda _path: available)
+    _set("pipeline.student.estimate", "free_disk_bytes", lambda _path: available)
     Store.free_bytes = lambda _self: available  # type: ignore[method-assign]
 
 
 def little_disk_to_reshard(available: int) -> None:
     """Pretend that this many bytes are free where a checkpoint is cut for other ranks."""
-    _set("pipeline.student.reshard", "free_disk_bytes", lambda _path: available)
+    _set("pipeline.student.training.reshard", "free_disk_bytes", lambda _path: available)
 
 
 def full_disk(name: str) -> None:
@@ -171,7 +171,7 @@ def poison(kind: str, sample_ids: Sequence[str], times: int = 1 << 30) -> None:
     """
     import numpy as np
 
-    from pipeline.teacher.transformers_engine import TransformersEngine
+    from pipeline.teacher.engines.transformers import TransformersEngine
 
     real, left = TransformersEngine.capture, iter(range(times))
     broken: list[bool] = []
@@ -240,7 +240,7 @@ def slow_engine(seconds: float) -> None:
     """Let each call of the engine take longer."""
     import time
 
-    from pipeline.teacher.transformers_engine import TransformersEngine
+    from pipeline.teacher.engines.transformers import TransformersEngine
 
     real = TransformersEngine.capture
 
@@ -253,7 +253,7 @@ def slow_engine(seconds: float) -> None:
 
 def endless_engine() -> None:
     """Make the engine's call last for ever, outside Python: no signal handler runs meanwhile."""
-    from pipeline.teacher.transformers_engine import TransformersEngine
+    from pipeline.teacher.engines.transformers import TransformersEngine
 
     def capture(*_args: Any, **_options: Any) -> Any:
         import ctypes
@@ -268,7 +268,7 @@ def endless_engine() -> None:
 
 def short_grace(seconds: float) -> None:
     """End the process so many seconds after SIGTERM at the latest."""
-    from pipeline.teacher.signals import interruptible
+    from pipeline.teacher.fleet.signals import interruptible
 
     interruptible.__wrapped__.__defaults__ = (seconds,)  # type: ignore[attr-defined]
 

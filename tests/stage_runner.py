@@ -27,9 +27,9 @@ ENVIRONMENT = {
 }
 _PRELOAD = [
     "torch", "transformers", "deepspeed", "transformers.models.llama.modeling_llama",
-    "pipeline.student.run", "pipeline.student.train", "pipeline.student.module",
-    "pipeline.teacher.capture", "pipeline.teacher.transformers_engine", "pipeline.loss.head",
-    "pipeline.teacher.responses", "pipeline.teacher.transformers_generator",
+    "pipeline.student.run", "pipeline.student.training.loop", "pipeline.student.training.module",
+    "pipeline.teacher.capture.run", "pipeline.teacher.engines.transformers", "pipeline.loss.head",
+    "pipeline.teacher.generation.run", "pipeline.teacher.generation.transformers",
     "stages.cache_teacher", "stages.train_student", "tests.stage_runner",
     # What they import on their way.
     "pandas", "pyarrow.dataset", "pyarrow.parquet", "fsspec.implementations.local",

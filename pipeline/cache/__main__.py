@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.cache.bar import RowsBar
-from pipeline.cache.commands import PROG, HelpShown, parse, usage
+from pipeline.cache.tools.bar import RowsBar
+from pipeline.cache.tools.commands import PROG, HelpShown, parse, usage
 from pipeline.errors import CacheError, ConfigError, run_command
 
 if TYPE_CHECKING:
-    from pipeline.cache.verify import Finding
+    from pipeline.cache.tools.verify import Finding
     from pipeline.storage import Store
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from pipeline.cache.summary import summarize, summary_lines
+    from pipeline.cache.tools.summary import summarize, summary_lines
     from pipeline.storage import Store
 
     facts = summarize(Store(options.url))
@@ -70,9 +70,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _findings(store: Store, *, quick: bool, workers: int | None) -> tuple[list[Finding], int]:
     """Verify with a progress bar; return the findings and the number of shards."""
-    from pipeline.cache.ledger import read_ledger
-    from pipeline.cache.parallel import default_workers
-    from pipeline.cache.verify import verify_cache
+    from pipeline.cache.layout.inventory import read_ledger
+    from pipeline.cache.tools.verify import verify_cache
+    from pipeline.storage.parallel import default_workers
 
     with RowsBar("verify") as bar:
         findings = verify_cache(
@@ -89,7 +89,7 @@ def _findings(store: Store, *, quick: bool, workers: int | None) -> tuple[list[F
 
 
 def _repair(options: argparse.Namespace) -> int:
-    from pipeline.cache.repair import plan_repair, repair_cache, restore_manifest
+    from pipeline.cache.tools.repair import plan_repair, repair_cache, restore_manifest
     from pipeline.storage import Store
 
     store = Store(options.url)
@@ -119,9 +119,9 @@ def _repair(options: argparse.Namespace) -> int:
 
 
 def _stats(options: argparse.Namespace) -> int:
-    from pipeline.cache.parallel import default_workers
-    from pipeline.cache.reader import open_cache
-    from pipeline.cache.stats import cache_stats, stats_lines
+    from pipeline.cache.io.reader import open_cache
+    from pipeline.cache.tools.stats import cache_stats, stats_lines
+    from pipeline.storage.parallel import default_workers
 
     cache = open_cache(options.url)
     with RowsBar("stats") as bar:
@@ -134,10 +134,10 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _slice(options: argparse.Namespace) -> int:
-    from pipeline.cache.parallel import default_workers
-    from pipeline.cache.reader import open_cache
-    from pipeline.cache.slice import SliceSpec, slice_cache
+    from pipeline.cache.io.reader import open_cache
+    from pipeline.cache.tools.slice import SliceSpec, slice_cache
     from pipeline.storage import Store
+    from pipeline.storage.parallel import default_workers
 
     spec = SliceSpec(
         top_k=options.top_k,
@@ -167,9 +167,9 @@ def _slice(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from pipeline.cache.merge import merge_caches
-    from pipeline.cache.parallel import default_workers
+    from pipeline.cache.tools.merge import merge_caches
     from pipeline.storage import Store
+    from pipeline.storage.parallel import default_workers
 
     with RowsBar("merge") as bar:
         rows = merge_caches(
@@ -200,8 +200,8 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from pipeline.cache.export import export_plain
-    from pipeline.cache.reader import open_cache
+    from pipeline.cache.io.reader import open_cache
+    from pipeline.cache.tools.export import export_plain
     from pipeline.storage import Store
 
     cache = open_cache(options.url)

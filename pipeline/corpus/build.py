@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.corpus.conversation import Conversation
-from pipeline.corpus.formats import Interpreter
+from pipeline.corpus.chat.conversation import Conversation
+from pipeline.corpus.chat.formats import Interpreter
+from pipeline.corpus.chat.template import ChatTemplate, Rendered
+from pipeline.corpus.chat.tokenise import Tokens, require_offsets
 from pipeline.corpus.intake import Intake, Taken
 from pipeline.corpus.reading import Progress, open_reading
-from pipeline.corpus.rows import Row
 from pipeline.corpus.sample import Corpus, CorpusCounts, Sample
 from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.sources.rows import Row
 from pipeline.corpus.split import sample_id
 from pipeline.corpus.table import SampleWriter
-from pipeline.corpus.template import ChatTemplate, Rendered
-from pipeline.corpus.tokenise import Tokens, require_offsets
 from pipeline.errors import CorpusError
 
 __all__ = ["Progress", "build_corpus"]

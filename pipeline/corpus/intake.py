@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.corpus.conversation import Conversation, Document
-from pipeline.corpus.formats import Interpreter
+from pipeline.corpus.chat.conversation import Conversation, Document
+from pipeline.corpus.chat.formats import Interpreter
+from pipeline.corpus.chat.template import ChatTemplate, Rendered, TemplateRefusal, load_template
+from pipeline.corpus.chat.tokenise import DocumentEnds, Tokens, document_ends, tokenise
 from pipeline.corpus.reading import reading_identity, with_system
-from pipeline.corpus.rows import Row, RowSource
 from pipeline.corpus.sample import SplitName
 from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.sources.rows import Row, RowSource
 from pipeline.corpus.split import HeldoutRule
-from pipeline.corpus.template import ChatTemplate, Rendered, TemplateRefusal, load_template
-from pipeline.corpus.tokenise import DocumentEnds, Tokens, document_ends, tokenise
 
 __all__ = ["Intake", "Taken"]
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.conversation import Conversation
-from pipeline.corpus.formats import Interpreter
+from pipeline.corpus.chat.conversation import Conversation
+from pipeline.corpus.chat.formats import Interpreter
+from pipeline.corpus.chat.template import ChatTemplate, Rendered
+from pipeline.corpus.chat.tokenise import require_offsets
 from pipeline.corpus.intake import Intake
 from pipeline.corpus.reading import Progress, open_reading
-from pipeline.corpus.rows import Row
 from pipeline.corpus.sample import CorpusCounts, SplitName
 from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.sources.rows import Row
 from pipeline.corpus.split import prompt_id
-from pipeline.corpus.template import ChatTemplate, Rendered
-from pipeline.corpus.tokenise import require_offsets
 from pipeline.errors import CorpusError
 
 __all__ = ["Prompt", "Prompts", "build_prompts"]

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.corpus.conversation import Conversation
-from pipeline.corpus.formats import Interpreter, interpreter
-from pipeline.corpus.rows import Row, RowSource
+from pipeline.corpus.chat.conversation import Conversation
+from pipeline.corpus.chat.formats import Interpreter, interpreter
+from pipeline.corpus.chat.template import TEMPLATE_DATE, ChatTemplate
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.corpus.sources import open_source
+from pipeline.corpus.sources.registry import open_source
+from pipeline.corpus.sources.rows import Row, RowSource
 from pipeline.corpus.split import HeldoutRule
-from pipeline.corpus.template import TEMPLATE_DATE, ChatTemplate
 from pipeline.errors import CorpusError
 
 __all__ = ["Progress", "Reading", "open_reading", "reading_identity", "with_system"]

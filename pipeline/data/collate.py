@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cache.sparse import CachedSequence, SparseTargets
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.data.temperature import (
     OffGrid,
     interpolated,

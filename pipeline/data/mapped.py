@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.codec.targets import CachedSequence
 from pipeline.data.source import RowsOver
 from pipeline.errors import ModelError
 

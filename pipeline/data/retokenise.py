@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.sparse import CachedSequence, SparseTargets
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.data.source import RowsOver
 
 __all__ = ["Aligner", "Pieces", "RetokenisedRows", "retokenise"]

@@ -12,13 +12,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.codec.targets import CachedSequence
 
 __all__ = ["RowSource", "RowsOver"]
 
 
 class RowSource(Protocol):
-    """Rows in shards; satisfied by `pipeline.cache.reader.SplitSource`.
+    """Rows in shards; satisfied by `pipeline.cache.io.reader.SplitSource`.
 
     The stream reads scattered rows of up to `shuffle_shards` shards for every step, and opens as
     many again ahead: a source should keep twice that many shards at hand.

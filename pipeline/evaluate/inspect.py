@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.codec.targets import CachedSequence
 from pipeline.models.load import load_causal_lm
 
 __all__ = ["TokenComparison", "compare_tokens", "generate_texts", "load_for_inspection"]

@@ -152,7 +152,7 @@ def _divergence(
     """Return D's value and its gradient on the entries and on the rest."""
     temperature, tail, known_NK = spec.temperature, entries.tail, entries.known_NK
     if targets.inclusion_NK is not None and tail in ("control_variate", "zero"):
-        assert spec.estimable, "pipeline.student.fit refuses it"
+        assert spec.estimable, "pipeline.student.compatibility refuses it"
         return sampled_terms(
             _f_divergence(spec), targets, log_q_NK, log_q_tail_N, known_NK, temperature=temperature,
             share=0.0 if tail == "zero" else spec.control_variate, vocab_size=vocab_size,

@@ -34,9 +34,9 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.cache.grid import rounding_log_bias
 from pipeline.loss.divergence import DivergenceTerms, FDivergence, gradient_terms
 from pipeline.loss.types import HeadTargets
+from pipeline.sampling.quantisation import rounding_log_bias
 
 __all__ = ["default_share", "dither_bias", "row_share", "sampled_terms"]
 

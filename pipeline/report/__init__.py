@@ -1,7 +1,7 @@
 """The report people look at: data in, one self-contained page, PNGs and a terminal table out."""
 
-from pipeline.report.curves import curves_from_metrics
-from pipeline.report.model import (
+from pipeline.report.data.curves import curves_from_metrics
+from pipeline.report.data.records import (
     CacheFacts,
     Command,
     Curve,
@@ -18,8 +18,8 @@ from pipeline.report.model import (
     SweepPoint,
     TokenView,
 )
-from pipeline.report.table import terminal_table
-from pipeline.report.wording import difference_sentence, headline
+from pipeline.report.text.table import terminal_table
+from pipeline.report.text.wording import difference_sentence, headline
 from pipeline.report.write import read_report, write_report
 
 __all__ = [

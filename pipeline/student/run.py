@@ -9,37 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.local_copies import LocalCopies
-from pipeline.cache.reader import Cache, open_cache
-from pipeline.data.left_out import read_left_out, write_left_out
+from pipeline.cache.io.local_copies import LocalCopies
+from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.data.settings import DataSettings
-from pipeline.data.stream import TrainStream
+from pipeline.data.stream.skipped_shards import read_left_out, write_left_out
+from pipeline.data.stream.train_stream import TrainStream
 from pipeline.errors import CacheError
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import ResolvedModel
 from pipeline.observe.metrics import open_sinks
 from pipeline.observe.settings import ObserveSettings
 from pipeline.storage import Store
-from pipeline.student.checkpoint import Checkpoints, RunIdentity
-from pipeline.student.deepspeed_engine import (
+from pipeline.student.build.freeze import apply_freezing
+from pipeline.student.build.initial import initial_identity, make_initial_student, resolve_source
+from pipeline.student.build.lora import add_lora, check_lora_targets
+from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
+from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
+from pipeline.student.compatibility import cache_drawn_step, cache_law, check_fit
+from pipeline.student.output.export import is_exported
+from pipeline.student.output.hub import CheckpointUploads
+from pipeline.student.output.publish import Delivery, push_if_asked
+from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
+from pipeline.student.training.checkpoint import Checkpoints, RunIdentity
+from pipeline.student.training.deepspeed_engine import (
     DeepSpeedEngine,
     join_world,
     leave_world,
     prepare_zero3,
 )
-from pipeline.student.deliver import Delivery, push_if_asked
-from pipeline.student.export import is_exported
-from pipeline.student.fit import cache_drawn_step, cache_law, check_fit
-from pipeline.student.freeze import apply_freezing
-from pipeline.student.hub import CheckpointUploads
-from pipeline.student.initial import initial_identity, make_initial_student, resolve_source
-from pipeline.student.lora import add_lora, check_lora_targets
-from pipeline.student.model import compile_layers, load_student, optimizer_groups
-from pipeline.student.resume import find_resume_point, load_resume_point
-from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
-from pipeline.student.train import TrainLoop, planned_steps
-from pipeline.student.vocabulary import StudentVocabulary, open_vocabulary
-from pipeline.student.world import World, peer_errors, read_world
+from pipeline.student.training.distributed import World, peer_errors, read_world
+from pipeline.student.training.loop import TrainLoop, planned_steps
+from pipeline.student.training.resume import find_resume_point, load_resume_point
 
 __all__ = ["Inputs", "open_inputs", "train_student"]
 
@@ -211,7 +211,7 @@ def _train(
             trust_remote_code=inputs.student.trust_remote_code,
         )
     from pipeline.loss.head import check_distill_head, install_distill_head
-    from pipeline.student.module import StudentModule
+    from pipeline.student.training.module import StudentModule
 
     # Cross-entropy alone has no temperature; its KL is logged at 1, which every cache holds.
     loss = inputs.loss
@@ -325,7 +325,7 @@ def _initial_folder(inputs: Inputs, world: World) -> Path:
 
 
 def _spectrum(student: StudentSettings) -> list[str]:
-    from pipeline.student.freeze import read_unfrozen_parameters
+    from pipeline.student.build.freeze import read_unfrozen_parameters
 
     return (
         read_unfrozen_parameters(student.layers_to_unfreeze) if student.layers_to_unfreeze else []

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import CacheError, ConfigError, DistillError, ResourceError
 from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
-from pipeline.student.export import is_exported
-from pipeline.student.forecast import forecast
+from pipeline.student.estimate import forecast
+from pipeline.student.output.export import is_exported
 from pipeline.student.run import Inputs, open_inputs
 from pipeline.sweep.space import Point, short_names, value_text
 

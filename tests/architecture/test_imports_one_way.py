@@ -19,20 +19,20 @@ SOURCES = sorted(
 )
 ADAPTERS = {
     "vllm": {
-        "pipeline/teacher/vllm_engine.py",
-        "pipeline/teacher/vllm_generator.py",
-        "pipeline/teacher/vllm_pooler.py",
+        "pipeline/teacher/engines/vllm.py",
+        "pipeline/teacher/generation/vllm.py",
+        "pipeline/teacher/engines/vllm_pooler.py",
     },
-    "deepspeed": {"pipeline/student/deepspeed_engine.py"},
-    "peft": {"pipeline/student/lora.py"},
-    "datasets": {"pipeline/corpus/hub.py"},
+    "deepspeed": {"pipeline/student/training/deepspeed_engine.py"},
+    "peft": {"pipeline/student/build/lora.py"},
+    "datasets": {"pipeline/corpus/sources/hub.py"},
     "wandb": {"pipeline/observe/trackers.py"},
     "trackio": {"pipeline/observe/trackers.py"},
     "mlflow": {"pipeline/observe/trackers.py"},
     "tensorboard": {"pipeline/observe/trackers.py"},
     "prometheus_client": {"pipeline/observe/prometheus.py"},
     # The corpus may lie where the cache does; it reads whole files of others, the store writes.
-    "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/files.py"},
+    "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/sources/files.py"},
     # Where Triton is, there is a GPU; `sparse_kl` asks before it imports this.
     "triton": {"pipeline/loss/triton_kl.py"},
     "optuna": {"pipeline/sweep/search.py"},
@@ -44,8 +44,8 @@ ADAPTERS = {
 HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "pandas"}
 # Files that are all about torch: imported by those that are about to use it.
 AT_THE_TOP = re.compile(
-    r"pipeline/(loss/(?!settings|__init__)|data/(collate|temperature)|evaluate/heldout|student/(module|train)"
-    r"|teacher/vllm_pooler|data/(stream|heldout))"
+    r"pipeline/(loss/(?!settings|__init__)|data/(collate|temperature|heldout|stream/train_stream)"
+    r"|evaluate/heldout|student/training/(module|loop)|teacher/engines/vllm_pooler)"
 )
 
 

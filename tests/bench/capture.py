@@ -20,12 +20,12 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import numpy as np
 
-from pipeline.cache.law import SamplingLaw
 from pipeline.models.resolve import read_model_config, resolve_model
-from pipeline.teacher.engine import CaptureRequest
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.teacher.engines.base import CaptureRequest
+from pipeline.teacher.engines.vllm import VllmEngine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify import SparseScheme
-from pipeline.teacher.vllm_engine import VllmEngine
+from pipeline.teacher.sparsify.device import SparseScheme
 
 ROUNDS = 3
 SCHEMES = {
@@ -42,7 +42,7 @@ def embedded(tokens: int) -> tuple[Path, list[CaptureRequest], int]:
     from pipeline.corpus.build import build_corpus
     from pipeline.corpus.settings import CorpusSettings
     from pipeline.models.tokenizer import load_tokenizer
-    from pipeline.teacher.capture import capture_requests
+    from pipeline.teacher.capture.run import capture_requests
 
     folder = resolve_model("embedded", revision=None, role="teacher").path
     settings = CorpusSettings(dataset_name="embedded", max_length=512)

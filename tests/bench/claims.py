@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.manifest import (
+from pipeline.cache.layout.manifest import (
     ShardRecord,
     checksum,
     encode_record,
@@ -31,9 +31,9 @@ from pipeline.cache.manifest import (
 from pipeline.corpus.table import SampleTable
 from pipeline.observe.shares import Shares
 from pipeline.storage import Store
-from pipeline.teacher.claims import CLAIMS, Claim, ClaimBoard, worker_name
-from pipeline.teacher.plan import PlannedShard
-from pipeline.teacher.worker import make_all
+from pipeline.teacher.capture.plan import PlannedShard
+from pipeline.teacher.capture.worker import make_all
+from pipeline.teacher.fleet.leases import CLAIMS, Claim, ClaimBoard, worker_name
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEASE_S = 120.0
@@ -116,7 +116,8 @@ def _measured(into: Counter[str], name: str, call: Callable[..., Any]) -> Callab
 def measured_worker(result: Path, flags: list[str]) -> None:
     """Run stage one in this process and write what its claims and the whole loop cost."""
     from pipeline.errors import run_command
-    from pipeline.teacher import capture, claims
+    from pipeline.teacher.capture.run import run as capture
+    from pipeline.teacher.fleet import leases as claims
     from stages.cache_teacher import main
 
     spent: Counter[str] = Counter()

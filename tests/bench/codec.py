@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
-from pipeline.cache.ranked import RankedSpec
-from pipeline.cache.schema import Spec, table_to_rows
-from pipeline.cache.sparse import CachedSequence
-from pipeline.cache.writer import encode_shard
-from pipeline.teacher.columns import to_targets
-from pipeline.teacher.sparsify import SparseScheme
+from pipeline.cache.codec.gaps import CodecSpec
+from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.io.writer import encode_shard
+from pipeline.cache.layout.schema import Spec, table_to_rows
+from pipeline.teacher.sparsify.columns import to_targets
+from pipeline.teacher.sparsify.device import SparseScheme
 from tests.bench.codec_tried import tried
 from tests.bench.fidelity import drawn
 from tests.bench.fidelity_cache import column_sizes, columns_of, order_size, whole_table

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import zstandard
 from numpy.typing import NDArray
 
-from pipeline.cache.parquet import parquet_bytes
-from pipeline.cache.ranked import (
+from pipeline.cache.codec.arrow import Heads, coded_table, quantised
+from pipeline.cache.codec.encode import pack
+from pipeline.cache.codec.spec import (
     COLUMNS,
     Blobs,
     CodedRows,
@@ -28,9 +29,8 @@ from pipeline.cache.ranked import (
     frequency_classes,
     order_of_classes,
 )
-from pipeline.cache.ranked_encode import pack
-from pipeline.cache.schema_ranked import Heads, coded_table, quantised
-from pipeline.cache.sparse import CachedSequence
+from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.io.parquet import parquet_bytes
 from tests.bench.fidelity_cache import column_sizes
 
 __all__ = ["tried"]

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache.grid import DRAWN_GRIDS
-from pipeline.cache.law import SamplingLaw
 from pipeline.data.collate import Batch
 from pipeline.loss.sparse_kl import LossSpec, sparse_loss_
-from pipeline.teacher.sparsify import SparseScheme
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.quantisation import DRAWN_GRIDS
+from pipeline.teacher.sparsify.device import SparseScheme
 from tests.bench import fidelity_peers as peers
 from tests.bench.fidelity_cache import head_targets, through_the_cache
 from tests.bench.fidelity_data import Hidden, hidden_states

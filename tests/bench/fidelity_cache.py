@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.cache.counter import row_noise, sample_key
-from pipeline.cache.ranked import RankedSpec
-from pipeline.cache.schema import table_to_rows
-from pipeline.cache.sparse import CachedSequence
-from pipeline.cache.writer import encode_shard
+from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.io.writer import encode_shard
+from pipeline.cache.layout.schema import table_to_rows
 from pipeline.data.collate import Batch, collate
 from pipeline.loss.types import HeadTargets
-from pipeline.teacher.columns import to_targets
+from pipeline.sampling.noise import row_noise, sample_key
 from pipeline.teacher.settings import CaptureSettings
-from pipeline.teacher.sparsify import SparseScheme, sparsify
+from pipeline.teacher.sparsify.columns import to_targets
+from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 from tests.bench.fidelity_data import Hidden
 
 __all__ = [

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.cache.law import SamplingLaw
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
+from pipeline.sampling.inclusion import SamplingLaw
 
 ALPHA, TOP_K, CHUNK = 0.5, 64, 512
 HIDDEN = {49_152: 576, 151_936: 896}

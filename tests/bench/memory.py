@@ -53,7 +53,7 @@ def write_corpus(file: Path, *, tokens: int, tokens_of: Callable[[Any], int]) ->
 
 def run_stage(flags: list[str]) -> None:
     """Run the stage in this process and print the peak at the end of each phase."""
-    from pipeline.teacher import capture
+    from pipeline.teacher.capture.run import run as capture
     from stages.cache_teacher import main as stage_one
 
     peaks: list[int] = []
@@ -79,7 +79,7 @@ def run_stage(flags: list[str]) -> None:
 def hold_objects(flags: list[str]) -> None:
     """Prepare the stage and hold all samples in a list, as the baseline."""
     from pipeline.config import parse_command
-    from pipeline.teacher.capture import prepare
+    from pipeline.teacher.capture.run import prepare
     from stages.cache_teacher import TeacherRun
 
     run: Any = parse_command(TeacherRun, flags, prog="", description="").settings

@@ -24,8 +24,8 @@ from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.sparse_kl import LossSpec
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import resolve_model
-from pipeline.student.cut import cut_model
-from pipeline.student.repair import repair_cut_student
+from pipeline.student.build.prune import cut_model
+from pipeline.student.build.reconstruct import repair_cut_student
 from tests.bench import fidelity_peers as peers
 from tests.bench.fidelity import drawn
 from tests.bench.fidelity_cache import head_targets, through_the_cache

@@ -99,7 +99,7 @@ def make_cache(folder: Path, *, tokens: int, rows: int, counted: float) -> Path:
 def cut_student(folder: Path, layers: int) -> Path:
     """Return the embedded model cut to `layers` evenly chosen layers."""
     from pipeline.models.resolve import resolve_model
-    from pipeline.student.cut import cut_model
+    from pipeline.student.build.prune import cut_model
 
     kept = [round(i * 29 / max(layers - 1, 1)) for i in range(layers)]
     return cut_model(resolve_model("embedded", role="teacher").path, kept, folder / "student")
@@ -108,17 +108,17 @@ def cut_student(folder: Path, layers: int) -> Path:
 def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
     """Build one arm; the returned function takes its next step."""
     from pipeline.data.settings import DataSettings
-    from pipeline.data.stream import TrainStream
+    from pipeline.data.stream.train_stream import TrainStream
     from pipeline.loss.head import install_distill_head
     from pipeline.loss.settings import LossSettings
     from pipeline.observe.settings import ObserveSettings
-    from pipeline.student.deepspeed_engine import DeepSpeedEngine, join_world
-    from pipeline.student.model import compile_layers, load_student, optimizer_groups
-    from pipeline.student.module import StudentModule
+    from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
     from pipeline.student.run import open_inputs
     from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
-    from pipeline.student.train import TrainLoop
-    from pipeline.student.world import read_world
+    from pipeline.student.training.deepspeed_engine import DeepSpeedEngine, join_world
+    from pipeline.student.training.distributed import read_world
+    from pipeline.student.training.loop import TrainLoop
+    from pipeline.student.training.module import StudentModule
 
     train = TrainSettings(per_device_train_batch_size=1, gradient_accumulation_steps=1)
     inputs = open_inputs(

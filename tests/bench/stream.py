@@ -25,11 +25,11 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 import numpy as np
 import torch
 
-from pipeline.cache.export import export_plain
-from pipeline.cache.reader import open_cache
-from pipeline.data.plan import TrainPlan
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.tools.export import export_plain
+from pipeline.data.order.plan import TrainPlan
 from pipeline.data.settings import DataSettings
-from pipeline.data.stream import TrainStream
+from pipeline.data.stream.train_stream import TrainStream
 from pipeline.observe.memory import peak_rss_bytes
 from pipeline.storage import Store
 from tests.bench.stream_cache import MAX_LENGTH, TOP_K, write_cache

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec
-from pipeline.cache.sparse import CachedSequence, SparseTargets
-from pipeline.cache.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.codec.gaps import CodecSpec
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.config import fingerprint
 from pipeline.storage import Store
 

@@ -92,9 +92,9 @@ def capture(teacher: Path, cache: Path, samples: int) -> Seconds:
 
 def packs(cache: Path) -> list[Any]:
     """Return one epoch's packs as the student's stream gives them."""
-    from pipeline.cache.reader import open_cache
+    from pipeline.cache.io.reader import open_cache
     from pipeline.data.settings import DataSettings
-    from pipeline.data.stream import TrainStream
+    from pipeline.data.stream.train_stream import TrainStream
 
     stream = TrainStream(
         open_cache(str(cache)).source("train"),
@@ -140,7 +140,7 @@ def train(
 
 def loss_from_cache(model: Any, batch: Any) -> Any:
     """Return the project's loss: sparse targets, inside the head."""
-    from pipeline.student.module import StudentModule
+    from pipeline.student.training.module import StudentModule
 
     loss, _ = StudentModule(model)(
         batch.input_ids_1T, batch.position_ids_1T, batch.label_index_N, batch.ids_NK,

@@ -20,8 +20,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.observe.shares import Shares, Summary, summary_line
 from pipeline.storage import Store
-from pipeline.teacher.capture import cache_teacher, capture_requests, prepare, write_shard
-from pipeline.teacher.engine import open_engine
+from pipeline.teacher.capture.run import cache_teacher, capture_requests, prepare, write_shard
+from pipeline.teacher.engines.base import open_engine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.codec import CodecSpec
-from pipeline.cache.reader import open_cache
-from pipeline.cache.sparse import CachedSequence, SparseTargets
-from pipeline.cache.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.codec.gaps import CodecSpec
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.config import fingerprint
 from pipeline.storage import Store
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.ranked import RankedSpec
-from pipeline.cache.reader import open_cache
-from pipeline.cache.sparse import CachedSequence, SparseTargets
-from pipeline.cache.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.config import fingerprint
+from pipeline.sampling.inclusion import SamplingLaw
 from pipeline.storage import Store
 from tests.unit.cache.sampled_cache import sampled_row
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cache.grid import Grids
-from pipeline.cache.ranked import COLUMNS
-from pipeline.cache.reader import open_cache
+from pipeline.cache.codec.spec import COLUMNS
+from pipeline.cache.io.reader import open_cache
+from pipeline.sampling.quantisation import Grids
 from tests.unit.cache.sample_cache import write_cache
 from tests.unit.cache.sampled_cache import write_sampled_cache
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.manifest import record_name
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.layout.manifest import record_name
 from pipeline.errors import CacheError, run_command
 from tests.conftest import Tiny, digests
 from tests.stage_runner import ENVIRONMENT, ROOT, Result, run_python
@@ -96,7 +96,7 @@ BY_STAGE_ONE = {
 def test_what_the_rest_determines_needs_no_teacher(
     what: str, damaged: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.cache import repair
+    from pipeline.cache.tools import repair
 
     def no_stage(_arguments: object) -> int:
         raise AssertionError("stage one ran")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cache.__main__ import main as cache_command
-from pipeline.cache.reader import open_cache
-from pipeline.cache.writer import commit_shard, intact_record
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import commit_shard, intact_record
 from pipeline.errors import CacheError, run_command
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import sample_shard, write_cache

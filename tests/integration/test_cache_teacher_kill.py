@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache.reader import open_cache
-from pipeline.cache.writer import intact_record
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import intact_record
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from tests.conftest import Stage, Tiny, digests

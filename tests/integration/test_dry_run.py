@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from tests.conftest import Stage, Tiny, digests
 
 
@@ -41,8 +41,8 @@ def test_stage_one(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -
 
 def test_the_forecast_of_the_caches_size_is_near(tiny: Tiny, tiny_cache: Path) -> None:
     from pipeline.corpus.settings import CorpusSettings
-    from pipeline.teacher.capture import prepare
-    from pipeline.teacher.forecast import forecast
+    from pipeline.teacher.capture.run import prepare
+    from pipeline.teacher.estimate import forecast
     from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
     teacher = TeacherSettings(model=str(tiny.teacher), engine="transformers", batch_tokens=256)

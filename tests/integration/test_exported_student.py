@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from pipeline.evaluate.measures import HeldoutScores
 from tests.conftest import Stage, Tiny
 from tests.serving import assert_vllm_agrees

@@ -14,8 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.cache.reader import open_cache
-from pipeline.data.plan import TrainPlan
+from pipeline.cache.io.reader import open_cache
+from pipeline.data.order.plan import TrainPlan
 from pipeline.loss.reference import cross_entropy, dense_kl, sparse_divergence
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache.local_copies import LocalCopies
-from pipeline.cache.reader import ShardDamaged, open_cache
+from pipeline.cache.io.local_copies import LocalCopies
+from pipeline.cache.io.reader import ShardDamaged, open_cache
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import read_all, write_cache
 from tests.unit.storage import conftest as storage_fixtures

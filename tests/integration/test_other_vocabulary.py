@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import read_metrics
 from tests.conftest import Stage, Tiny
@@ -142,7 +142,7 @@ def test_across_tokenizers(
 def test_the_students_rows_are_the_same_text(tiny: Tiny, tiny_cache: Path, other: Path) -> None:
     from transformers import AutoTokenizer
 
-    from pipeline.student.vocabulary import open_vocabulary
+    from pipeline.student.build.vocabulary import open_vocabulary
 
     cache = open_cache(str(tiny_cache))
     vocabulary = open_vocabulary(other, cache, cross_tokenizer="uld")

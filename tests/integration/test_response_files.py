@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache.verify import verify_cache
+from pipeline.cache.tools.verify import verify_cache
 from pipeline.storage import Store
 from tests.conftest import Stage
 from tests.responses import RESPONSES, cached_rows, content_digests, response_rows

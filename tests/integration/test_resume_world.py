@@ -112,7 +112,7 @@ def test_what_does_not_allow_it_is_said_before_training(
     assert "cannot be made fit for another number of processes" in damaged.refused(3)
     part.write_bytes(whole)
     # Killed while it is cut anew: the checkpoint is whole, and the next run starts over.
-    kill = ("kill_before", "pipeline.student.reshard", "_Conversion.poll")
+    kill = ("kill_before", "pipeline.student.training.reshard", "_Conversion.poll")
     (killed,) = run_ranks(start, 1, one, hooks={0: kill})
     assert killed.code == -signal.SIGKILL
     assert list(folder.glob("reshard.*.partial"))

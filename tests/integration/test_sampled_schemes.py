@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache.grid import rounding_log_bias
-from pipeline.cache.manifest import MANIFEST
-from pipeline.cache.reader import Cache, open_cache
-from pipeline.cache.sparse import SparseTargets
-from pipeline.teacher.calibrate import CALIBRATION
+from pipeline.cache.codec.targets import SparseTargets
+from pipeline.cache.io.reader import Cache, open_cache
+from pipeline.cache.layout.manifest import MANIFEST
+from pipeline.sampling.quantisation import rounding_log_bias
+from pipeline.teacher.capture.fit_tau import CALIBRATION
 from tests.conftest import Stage, Tiny, digests
 
 TAUS = ("--capture.tau", "0.08,0.04")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.sweep.ledger import read_ledger
 from pipeline.sweep.process import LOCK_FILE

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage import Store
-from pipeline.teacher.claims import CLAIMS
+from pipeline.teacher.fleet.leases import CLAIMS
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Result, Running
 from tests.tiny import write_corpus

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.cache.__main__ import main as cache_command
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Result, Running
 from tests.tiny import make_teacher, make_tokenizer

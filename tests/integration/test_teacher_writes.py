@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from tests.conftest import Stage, Tiny, digests
 from tests.responses import RESPONSES, cached_rows, content_digests, response_rows
 from tests.stage_runner import Running, real_stage, run_python

@@ -50,10 +50,10 @@ KILLS = {
     "before the first checkpoint": ("signal_at_step", 3, int(signal.SIGKILL)),
     "in the middle": ("signal_at_step", 7, int(signal.SIGKILL)),
     "weights saved, not yet marked": (
-        "kill_before", "pipeline.student.checkpoint", "Checkpoints.mark_complete",
+        "kill_before", "pipeline.student.training.checkpoint", "Checkpoints.mark_complete",
     ),
     "before the last evaluation": ("signal_at_step", 12, int(signal.SIGKILL)),
-    "before the export": ("kill_before", "pipeline.student.deliver", "Delivery.finished"),
+    "before the export": ("kill_before", "pipeline.student.output.publish", "Delivery.finished"),
     "while the student is written": ("kill_while_exporting",),
 }  # fmt: skip
 

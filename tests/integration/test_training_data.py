@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from pipeline.observe.metrics import read_metrics
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import run_python

@@ -209,7 +209,7 @@ def _slowly(tmp_path: Path) -> Path:
     script = tmp_path / "slowly.py"
     script.write_text(
         "import sys, time\n"
-        "from pipeline.student.train import TrainLoop\n"
+        "from pipeline.student.training.loop import TrainLoop\n"
         "real = TrainLoop._step\n"
         "TrainLoop._step = lambda self, batch: (time.sleep(0.5), real(self, batch))[1]\n"
         "from pipeline.errors import run_command\n"

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.teacher.generate_settings import GenerateSettings
-from pipeline.teacher.generator import WriteRequest, Written
+from pipeline.teacher.generation.base import WriteRequest, Written
+from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.settings import TeacherSettings
 from tests.tiny import TALKER_ENDS, TALKER_VOCABULARY
 
 
 def _generator(talker: Path, ends: list[int], **chosen: Any) -> Any:
-    from pipeline.teacher.transformers_generator import TransformersGenerator
+    from pipeline.teacher.generation.transformers import TransformersGenerator
 
     chosen = {"max_new_tokens": 12, "record_logprobs": True, **chosen}
     return TransformersGenerator(

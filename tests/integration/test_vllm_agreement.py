@@ -21,12 +21,12 @@ pytestmark = pytest.mark.slow
 TOP_K, GRID = 20, (1.0, 2.0)
 CAPTURE = """
 import json, sys
-import pipeline.cache.kernels  # numba before vLLM, as where a cache is read first
+import pipeline.cache.codec.kernels  # numba before vLLM, as where a cache is read first
 from pathlib import Path
 import numpy as np
-from pipeline.teacher.engine import CaptureRequest, open_engine
+from pipeline.teacher.engines.base import CaptureRequest, open_engine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify import SparseScheme
+from pipeline.teacher.sparsify.device import SparseScheme
 
 plan = json.loads(Path(sys.argv[1]).read_text())
 requests = [

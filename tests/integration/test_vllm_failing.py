@@ -13,10 +13,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.teacher.engine import CaptureRequest, open_engine
-from pipeline.teacher.poison import GuardedEngine
+from pipeline.teacher.engines.base import CaptureRequest, open_engine
+from pipeline.teacher.fleet.quarantine import GuardedEngine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify import SparseScheme
+from pipeline.teacher.sparsify.device import SparseScheme
 
 draw = np.random.default_rng(5)
 requests = [
@@ -30,7 +30,7 @@ engine = open_engine(
     folder=folder, scheme=SparseScheme(20, (1.0, 2.0)), max_length=120,
 )
 usual = engine.capture(requests)
-from pipeline.teacher.vllm_pooler import CapturePooler
+from pipeline.teacher.engines.vllm_pooler import CapturePooler
 
 real, calls = CapturePooler._columns, iter(range(1, 10**6))
 

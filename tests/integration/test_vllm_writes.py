@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cache.reader import open_cache
-from pipeline.teacher.generate_settings import GenerateSettings
-from pipeline.teacher.generator import WriteRequest, open_generator
+from pipeline.cache.io.reader import open_cache
+from pipeline.teacher.generation.base import WriteRequest, open_generator
+from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.settings import TeacherSettings
 from tests.conftest import Tiny, digests
 from tests.stage_runner import real_stage, run_python
@@ -32,11 +32,11 @@ WRITE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from pipeline.teacher.engine import CaptureRequest, open_engine
-from pipeline.teacher.generate_settings import GenerateSettings
-from pipeline.teacher.generator import WriteRequest, open_generator
+from pipeline.teacher.engines.base import CaptureRequest, open_engine
+from pipeline.teacher.generation.settings import GenerateSettings
+from pipeline.teacher.generation.base import WriteRequest, open_generator
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify import SparseScheme
+from pipeline.teacher.sparsify.device import SparseScheme
 
 plan = json.loads(Path(sys.argv[1]).read_text())
 teacher = TeacherSettings(model=plan["folder"], kv_cache_gib=0.25, batch_tokens=256)

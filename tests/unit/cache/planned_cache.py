@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.cache.ledger import Plan, PlannedRows, encode_plan
-from pipeline.cache.manifest import PLAN
+from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
+from pipeline.cache.layout.manifest import PLAN
 from pipeline.config import fingerprint
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import SIZES, sample_identity, sample_rows, write_cache

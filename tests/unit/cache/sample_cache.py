@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.manifest import Manifest, ShardRecord
-from pipeline.cache.ranked import RankedSpec
-from pipeline.cache.reader import Cache
-from pipeline.cache.sparse import CachedSequence, SparseTargets
-from pipeline.cache.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.io.reader import Cache
+from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.layout.manifest import Manifest, ShardRecord
 from pipeline.config import fingerprint
 from pipeline.storage import Store
 

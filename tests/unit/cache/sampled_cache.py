@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.counter import dither, row_noise, sample_key
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.manifest import Manifest
-from pipeline.cache.ranked import RankedSpec
-from pipeline.cache.sparse import CachedSequence, SparseTargets
-from pipeline.cache.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.layout.manifest import Manifest
 from pipeline.config import fingerprint
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.noise import dither, row_noise, sample_key
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import SIZES, sample_identity
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.codec import CodecSpec, decode_entries, encode_entries
-from pipeline.cache.sparse import SparseTargets
+from pipeline.cache.codec.gaps import CodecSpec, decode_entries, encode_entries
+from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import CacheError
 
 STEP = 1 / 12

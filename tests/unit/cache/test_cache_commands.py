@@ -9,8 +9,8 @@ import shlex
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.bar import RowsBar
-from pipeline.cache.commands import parse
+from pipeline.cache.tools.bar import RowsBar
+from pipeline.cache.tools.commands import parse
 from pipeline.errors import ConfigError, run_command
 
 COMMANDS = ["inspect", "verify", "stats", "repair", "slice", "merge", "export"]

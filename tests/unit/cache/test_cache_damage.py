@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache.__main__ import main as cache_command
-from pipeline.cache.manifest import ShardRecord, record_name
-from pipeline.cache.reader import open_cache
-from pipeline.cache.writer import commit_shard, intact_record
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import commit_shard, intact_record
+from pipeline.cache.layout.manifest import ShardRecord, record_name
 from pipeline.errors import CacheError, ConfigError, run_command
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import (
@@ -214,7 +214,7 @@ def test_parquet_without_our_footer_is_refused(cache_dir: Path) -> None:
     pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
     data = file.read_bytes()
     manifest = json.loads((cache_dir / "_meta/manifest.json").read_text())
-    from pipeline.cache.manifest import checksum
+    from pipeline.cache.layout.manifest import checksum
 
     manifest["shards"][1].update(bytes=len(data), xxh3_128=checksum(data))
     rewrite_manifest(cache_dir, shards=manifest["shards"])

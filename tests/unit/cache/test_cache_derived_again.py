@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.reader import open_cache
-from pipeline.cache.verify import verify_cache
-from pipeline.cache.writer import commit_shard
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import commit_shard
+from pipeline.cache.tools.verify import verify_cache
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from tests.conftest import digests

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from pipeline.errors import CacheError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "cache-v1"

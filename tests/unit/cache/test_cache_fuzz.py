@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.ranked import COLUMNS, RankedSpec
-from pipeline.cache.schema import rows_to_table, table_to_rows
-from pipeline.cache.thin import Less
+from pipeline.cache.codec.spec import COLUMNS, RankedSpec
+from pipeline.cache.codec.subsample import Less
+from pipeline.cache.layout.schema import rows_to_table, table_to_rows
 from pipeline.errors import CacheError
+from pipeline.sampling.inclusion import SamplingLaw
 from tests.unit.cache.sample_cache import sample_rows
 from tests.unit.cache.sampled_cache import LAWS, VOCAB, sampled_rows
 

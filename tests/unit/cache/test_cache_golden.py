@@ -17,8 +17,8 @@ import xxhash
 import zstandard
 
 import pipeline.cache
-from pipeline.cache.codec import CodecSpec, decode_entries
-from pipeline.cache.reader import open_cache
+from pipeline.cache.codec.gaps import CodecSpec, decode_entries
+from pipeline.cache.io.reader import open_cache
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CACHE = GOLDEN / "cache-v1"

@@ -18,7 +18,7 @@ import xxhash
 import zstandard
 
 import pipeline.cache
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"

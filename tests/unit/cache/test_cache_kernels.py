@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.kernels import sort_runs, write_runs
+from pipeline.cache.codec.kernels import sort_runs, write_runs
 
 LENGTHS = (0, 1, 2, 4, 5, 8, 9, 31, 128, 129, 300)
 """Either side of what is inserted, counted and left to numpy, and of whole vectors."""

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cache.grid import rounding_log_bias
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.ranked import RankedSpec
-from pipeline.cache.reader import open_cache
-from pipeline.cache.schema import table_to_rows
-from pipeline.cache.sparse import CachedSequence
-from pipeline.cache.thin import Less
-from pipeline.cache.writer import encode_shard
+from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.subsample import Less
+from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import encode_shard
+from pipeline.cache.layout.schema import table_to_rows
 from pipeline.errors import CacheError
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.quantisation import rounding_log_bias
 from tests.unit.cache.sample_cache import write_cache
 from tests.unit.cache.sampled_cache import GRID, LAWS, sampled_row, write_sampled_cache
 

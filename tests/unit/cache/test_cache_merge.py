@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.codec import CodecSpec
-from pipeline.cache.manifest import record_name
-from pipeline.cache.reader import open_cache
-from pipeline.cache.verify import verify_cache
-from pipeline.cache.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.codec.gaps import CodecSpec
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.layout.manifest import record_name
+from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.reader import open_cache
-from pipeline.cache.schema import table_to_rows
-from pipeline.cache.verify import verify_cache
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.layout.schema import table_to_rows
+from pipeline.cache.tools.verify import verify_cache
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import read_all
@@ -94,7 +94,7 @@ def test_kernels_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> N
     """numba refuses to decorate there; the kernels are compiled in the process then."""
     import numba
 
-    from pipeline.cache.jit import kernel
+    from pipeline.cache.codec.jit import kernel
 
     real = numba.njit
 

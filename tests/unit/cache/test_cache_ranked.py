@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.grid import DRAWN_GRIDS, Grids
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.ranked import CodedRows, RankedSpec, frequency_classes, order_of_classes
-from pipeline.cache.reader import open_cache
-from pipeline.cache.schema import rows_to_table, table_to_rows, table_to_statistics
-from pipeline.cache.sparse import CachedSequence
-from pipeline.cache.tables import encode_table, table_from_bytes
-from pipeline.cache.verify import verify_cache
-from pipeline.cache.writer import encode_shard
+from pipeline.cache.codec.spec import CodedRows, RankedSpec, frequency_classes, order_of_classes
+from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.tables import encode_table, table_from_bytes
+from pipeline.cache.io.writer import encode_shard
+from pipeline.cache.layout.schema import rows_to_table, table_to_rows, table_to_statistics
+from pipeline.cache.tools.verify import verify_cache
 from pipeline.errors import CacheError
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.quantisation import DRAWN_GRIDS, Grids
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import SPEC, TEMPERATURES, read_all, sample_rows
 from tests.unit.cache.sampled_cache import GRID, LAWS, VOCAB, sampled_rows, write_sampled_cache
@@ -103,7 +103,7 @@ def test_many_certain_entries_come_back(seed: int, count: int) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 5.0])
 def test_a_dithered_grid_is_right_on_average(temperature: float) -> None:
     """For any p and T: the mean of the rounded p^(1/T), less the known factor, is p^(1/T)."""
-    from pipeline.cache.grid import rounding_log_bias
+    from pipeline.sampling.quantisation import rounding_log_bias
 
     grids, dither = Grids(), ((np.arange(4000) + 0.5) / 4000 - 0.5).astype(np.float32)
     bias = rounding_log_bias(grids.drawn_step, temperature)
@@ -127,7 +127,7 @@ def test_an_entropy_is_right_on_average(grids: Grids) -> None:
 
 def test_frequent_tokens_get_short_ranks() -> None:
     rows, tails = sampled_rows(3, 1, LAWS[0])
-    from pipeline.cache.schema_ranked import quantised
+    from pipeline.cache.codec.arrow import quantised
 
     coded: CodedRows = quantised(rows, RankedSpec(VOCAB, LAWS[0]), tails)[1]
     classes_V = frequency_classes(coded, VOCAB)
@@ -183,7 +183,7 @@ def _same(one: CachedSequence, other: CachedSequence) -> None:
     ],
 )
 def test_rows_that_no_reader_could_use_are_refused(change: dict[str, Any], found: str) -> None:
-    from pipeline.cache.sparse import SparseTargets
+    from pipeline.cache.codec.targets import SparseTargets
 
     columns: dict[str, Any] = {
         "counts_N": [2, 2], "token_ids_E": [3, 5, 4, 9], "logprobs_E": [-1, -2, -3, -4],

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cache.reader import open_cache
-from pipeline.cache.schema import column_names
-from pipeline.cache.tables import read_shard
-from pipeline.cache.verify import verify_cache
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.tables import read_shard
+from pipeline.cache.layout.schema import column_names
+from pipeline.cache.tools.verify import verify_cache
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from tests.unit.cache.planned_cache import flip

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.ledger import read_ledger
-from pipeline.cache.manifest import PLAN, read_manifest, record_name
-from pipeline.cache.reader import open_cache
-from pipeline.cache.repair import plan_repair, repair_cache
-from pipeline.cache.set_aside import FailedRow, failed_name, set_aside
-from pipeline.cache.verify import verify_cache
-from pipeline.cache.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.layout.inventory import read_ledger
+from pipeline.cache.layout.manifest import PLAN, read_manifest, record_name
+from pipeline.cache.layout.quarantine import FailedRow, failed_name, set_aside
+from pipeline.cache.tools.repair import plan_repair, repair_cache
+from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store

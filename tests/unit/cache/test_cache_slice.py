@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.reader import open_cache
-from pipeline.cache.tables import encode_table, table_from_bytes
-from pipeline.cache.thin import keep_top
-from pipeline.cache.verify import verify_cache
+from pipeline.cache.codec.subsample import keep_top
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.tables import encode_table, table_from_bytes
+from pipeline.cache.tools.verify import verify_cache
 from pipeline.errors import CacheError, ConfigError
 from pipeline.storage import Store
 from tests.conftest import digests
@@ -37,7 +37,7 @@ def _slice(source: Path, target: Path, *flags: object) -> dict[str, Any]:
 def test_columns_written_again_are_the_same_bytes() -> None:
     record, data = sample_shard("train", 1, 3)
     table = table_from_bytes(data, None)
-    from pipeline.cache.schema import read_footer
+    from pipeline.cache.layout.schema import read_footer
 
     digest = read_footer(table.schema.metadata)["identity_digest"]
     again, same = encode_table([table], split="train", index=1, identity_digest=digest)

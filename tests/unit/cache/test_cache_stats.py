@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.reader import open_cache
-from pipeline.cache.stats import Tally, cache_stats
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.tools.stats import Tally, cache_stats
 from pipeline.errors import CacheError
 from tests.unit.cache.planned_cache import flip
 from tests.unit.cache.sample_cache import SHARD, SPEC
@@ -71,7 +71,7 @@ def test_the_gold_share_sees_a_gold_token_and_its_absence(made: Path) -> None:
     """Of the sample cache's random labels hardly any is an entry; make one so by hand."""
     from dataclasses import replace
 
-    from pipeline.cache.writer import encode_shard
+    from pipeline.cache.io.writer import encode_shard
     from tests.unit.cache.sample_cache import SPEC, TEMPERATURES, sample_rows
 
     rows, tails = sample_rows(3, seed=5)
@@ -89,8 +89,8 @@ def test_the_gold_share_sees_a_gold_token_and_its_absence(made: Path) -> None:
         [row], SPEC, split="train", index=0, temperatures=TEMPERATURES, identity_digest="x",
         tails=tails[:1],
     )  # fmt: skip
-    from pipeline.cache.stats import _count
-    from pipeline.cache.tables import table_from_bytes
+    from pipeline.cache.io.tables import table_from_bytes
+    from pipeline.cache.tools.stats import _count
 
     assert seen > 1
     assert _count(table_from_bytes(data, None), at_one=0).gold_kept == seen

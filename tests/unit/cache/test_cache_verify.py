@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.ledger import encode_plan
-from pipeline.cache.manifest import PLAN, record_name, shard_name
-from pipeline.cache.verify import verify_cache
-from pipeline.cache.writer import commit_shard, encode_shard
+from pipeline.cache.io.writer import commit_shard, encode_shard
+from pipeline.cache.layout.inventory import encode_plan
+from pipeline.cache.layout.manifest import PLAN, record_name, shard_name
+from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError, run_command
 from pipeline.storage import Store
@@ -220,7 +220,7 @@ def test_counts_that_agree_everywhere_but_in_the_rows(planned: Path) -> None:
     record, data = sample_shard("train", 1, 3)
     table = pq.read_table(file)
     pq.write_table(table.slice(0, 2), file)
-    from pipeline.cache.manifest import checksum, encode_record
+    from pipeline.cache.layout.manifest import checksum, encode_record
 
     data = file.read_bytes()
     forged = replace(record, bytes=len(data), xxh3_128=checksum(data))

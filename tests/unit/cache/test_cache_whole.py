@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cache.manifest import Manifest, describe_difference
-from pipeline.cache.reader import open_cache
-from pipeline.cache.writer import encode_shard, finalize
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import encode_shard, finalize
+from pipeline.cache.layout.manifest import Manifest, describe_difference
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError, DistillError
 from pipeline.storage import Store

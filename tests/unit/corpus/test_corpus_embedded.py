@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.corpus import embedded as embedded_text
-from pipeline.corpus.embedded import embedded_source
-from pipeline.corpus.rows import Row
+from pipeline.corpus.sources.embedded import embedded_source
+from pipeline.corpus.sources.rows import Row
 from pipeline.errors import CorpusError
 
 Build = Callable[..., Any]
@@ -81,7 +81,7 @@ def test_any_beginning_holds_both_kinds(embedded: tuple[list[Row], dict[str, Any
 
 def test_another_process_makes_the_same(embedded: tuple[list[Row], dict[str, Any]]) -> None:
     code = (
-        "import sys; from pipeline.corpus.embedded import embedded_source;"
+        "import sys; from pipeline.corpus.sources.embedded import embedded_source;"
         "print(embedded_source().identity['text_sha256']);"
         "assert not {'antigravity', 'this', 'tkinter', 'turtle', 'smtplib'} & set(sys.modules)"
     )

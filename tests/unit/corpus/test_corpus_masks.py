@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.template import Rendered
-from pipeline.corpus.tokenise import DocumentEnds, tokenise
+from pipeline.corpus.chat.template import Rendered
+from pipeline.corpus.chat.tokenise import DocumentEnds, tokenise
 from pipeline.errors import CorpusError
 
 Build = Callable[..., Any]

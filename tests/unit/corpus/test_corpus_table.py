@@ -25,7 +25,7 @@ from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import ResourceError
 from pipeline.storage.scratch import ScratchFile
-from pipeline.teacher.plan import make_plan
+from pipeline.teacher.capture.plan import make_plan
 
 Build = Callable[..., Any]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.cache.reader import ShardDamaged
-from pipeline.cache.sparse import CachedSequence, SparseTargets
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.io.reader import ShardDamaged
 
 GRID = (1.0, 2.0)
 

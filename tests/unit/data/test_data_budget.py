@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.plan import Pack, TrainPlan
+from pipeline.data.order.plan import Pack, TrainPlan
 from pipeline.data.settings import DataSettings
-from pipeline.data.stream import TrainStream
+from pipeline.data.stream.train_stream import TrainStream
 from pipeline.errors import ConfigError
 
 MakeSource = Callable[..., Any]

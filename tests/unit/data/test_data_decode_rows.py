@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.cache.codec import CodecSpec, decode_entries, decode_rows, encode_entries
-from pipeline.cache.sparse import SparseTargets
+from pipeline.cache.codec.gaps import CodecSpec, decode_entries, decode_rows, encode_entries
+from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import CacheError
 
 

@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.cache.reader import ShardDamaged, open_cache
-from pipeline.data.left_out import LEFT_OUT_FILE, LeftOut, read_left_out, write_left_out
+from pipeline.cache.io.reader import ShardDamaged, open_cache
 from pipeline.data.settings import DataSettings
-from pipeline.data.stream import StepBatch, TrainStream
+from pipeline.data.stream.skipped_shards import (
+    LEFT_OUT_FILE,
+    LeftOut,
+    read_left_out,
+    write_left_out,
+)
+from pipeline.data.stream.train_stream import StepBatch, TrainStream
 from pipeline.errors import CacheError, ResumeError, StoreError
 from tests.unit.cache.sample_cache import write_cache
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache.local_copies import LocalCopies
-from pipeline.cache.manifest import checksum
+from pipeline.cache.io.local_copies import LocalCopies
+from pipeline.cache.layout.manifest import checksum
 
 SHARDS = [bytes([number]) * 1000 for number in range(5)]
 NAMES = [checksum(shard) for shard in SHARDS]
@@ -139,8 +139,8 @@ def test_a_folder_that_is_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 KILLED = """
 import os, signal, sys
-from pipeline.cache.local_copies import LocalCopies
-from pipeline.cache.manifest import checksum
+from pipeline.cache.io.local_copies import LocalCopies
+from pipeline.cache.layout.manifest import checksum
 
 data = bytes(range(256)) * 4096
 write = os.write

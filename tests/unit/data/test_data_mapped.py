@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache.sparse import CachedSequence, SparseTargets
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.data.collate import collate
 from pipeline.data.mapped import MappedRows
 from pipeline.loss.sparse_kl import sparse_loss_

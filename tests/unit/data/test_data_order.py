@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order import derive_key, permutation
-from pipeline.data.packing import ShardPacks, pack_lengths
-from pipeline.data.plan import TrainPlan
+from pipeline.data.order.packing import ShardPacks, pack_lengths
+from pipeline.data.order.permutation import derive_key, permutation
+from pipeline.data.order.plan import TrainPlan
 from pipeline.errors import CacheError, ConfigError
 
 
@@ -182,7 +182,7 @@ def test_lengths_do_not_follow_position(make_source: Callable[..., Any]) -> None
 @given(st.integers(0, 20), st.sampled_from([(1, 1), (1, 4), (2, 2), (4, 1), (2, 1)]))
 def test_micro_batches_cover_the_step(packs: int, split: tuple[int, int]) -> None:
     """Contiguous, in order, as even as can be, for short steps too."""
-    from pipeline.data.plan import Pack, StepPlan
+    from pipeline.data.order.plan import Pack, StepPlan
 
     world, accumulation = split
     step = StepPlan(0, 0, tuple(Pack(0, (i,)) for i in range(packs)), 0, 0)

@@ -16,8 +16,8 @@ import torch
 from pipeline.data.collate import Batch, collate
 from pipeline.loss.head import install_distill_head
 from pipeline.loss.settings import LossSettings
-from pipeline.student.model import load_student
-from pipeline.student.module import StudentModule
+from pipeline.student.build.model import load_student
+from pipeline.student.training.module import StudentModule
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
 WINDOW = 3

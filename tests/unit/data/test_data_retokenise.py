@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache.sparse import CachedSequence, SparseTargets
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.data.collate import collate
 from pipeline.data.mapped import MappedRows
 from pipeline.data.retokenise import Aligner, Pieces, RetokenisedRows, retokenise

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.prefetch import Patience, Prefetcher
-from pipeline.data.read_ahead import ReadAhead
 from pipeline.data.settings import DataSettings
-from pipeline.data.stream import TrainStream
+from pipeline.data.stream.prefetch import Patience, Prefetcher
+from pipeline.data.stream.read_ahead import ReadAhead
+from pipeline.data.stream.train_stream import TrainStream
 from pipeline.errors import StoreError
 
 
@@ -48,7 +48,7 @@ def test_a_store_that_hangs_ends_in_words(
     stream = make_stream(source, stall_warning_s=0.1, stall_timeout_s=0.5)
     started = time.monotonic()
     with (
-        caplog.at_level(logging.WARNING, logger="pipeline.data.prefetch"),
+        caplog.at_level(logging.WARNING, logger="pipeline.data.stream.prefetch"),
         pytest.raises(StoreError) as caught,
     ):
         list(stream.steps(0, 100))
@@ -73,7 +73,7 @@ def test_a_slow_store_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
 
     patience = Patience(0.05, 10, lambda: "reading a file")
     with (
-        caplog.at_level(logging.WARNING, logger="pipeline.data.prefetch"),
+        caplog.at_level(logging.WARNING, logger="pipeline.data.stream.prefetch"),
         Prefetcher(slow(), ahead=1, patience=patience) as items,
     ):
         assert list(items) == [0, 1]

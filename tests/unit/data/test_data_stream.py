@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.cache.reader import open_cache
+from pipeline.cache.io.reader import open_cache
 from pipeline.data.collate import Batch
 from pipeline.data.heldout import heldout_batches
-from pipeline.data.prefetch import Prefetcher
 from pipeline.data.settings import DataSettings
-from pipeline.data.stream import StepBatch, TrainStream
+from pipeline.data.stream.prefetch import Prefetcher
+from pipeline.data.stream.train_stream import StepBatch, TrainStream
 from pipeline.errors import ConfigError
 from tests.unit.cache.sample_cache import write_cache
 

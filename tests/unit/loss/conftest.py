@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cache.law import SamplingLaw
 from pipeline.loss.types import HeadTargets
+from pipeline.sampling.inclusion import SamplingLaw
 
 
 @pytest.fixture(autouse=True, scope="session")

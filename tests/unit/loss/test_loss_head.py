@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.cache.law import SamplingLaw
 from pipeline.errors import ModelError
 from pipeline.loss import reference
 from pipeline.loss.fused import FusedSpec, fused_head_loss
@@ -27,6 +26,7 @@ from pipeline.loss.head import (
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets, LossTerms
+from pipeline.sampling.inclusion import SamplingLaw
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
 SPEC = FusedSpec(LossSpec(temperature=2.0, alpha=0.5), chunk_rows=3)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cache.law import SamplingLaw
 from pipeline.loss import reference
 from pipeline.loss.sampled import default_share, dither_bias, row_share
 from pipeline.loss.sparse_kl import sparse_loss_
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
+from pipeline.sampling.inclusion import SamplingLaw
 
 Draw = Callable[..., HeadTargets]
 

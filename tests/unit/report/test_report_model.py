@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.report import CacheFacts, Difference, Measure, Report, Row, TokenView
-from pipeline.report.jsonable import to_jsonable
+from pipeline.report.data.jsonable import to_jsonable
 from tests.unit.report.sample import sample_report
 
 

@@ -18,7 +18,7 @@ from pipeline.report import (
     Row,
     TokenView,
 )
-from pipeline.report.page import HEAT_STEPS_NATS, render_page
+from pipeline.report.html.page import HEAT_STEPS_NATS, render_page
 from tests.unit.report.sample import sample_report
 
 _VOID = {"meta", "br", "hr", "img", "input", "link"}

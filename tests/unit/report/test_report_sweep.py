@@ -13,10 +13,10 @@ import pytest
 
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.report import Report, read_report, terminal_table, write_report
-from pipeline.report.compose_sweep import SweptRun, rank_points
-from pipeline.report.page import render_page
-from pipeline.report.png import sweep_png
-from pipeline.report.sweep_text import objective_metric, sweep_headline, verdict_text
+from pipeline.report.charts.png import sweep_png
+from pipeline.report.data.compose_sweep import SweptRun, rank_points
+from pipeline.report.html.page import render_page
+from pipeline.report.text.sweep_text import objective_metric, sweep_headline, verdict_text
 from tests.unit.report.sample import sample_sweep_report
 
 _SEQUENCES = 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.report import Measure, Report, Row, terminal_table
-from pipeline.report.table import WIDTH
+from pipeline.report.text.table import WIDTH
 from tests.unit.report.sample import sample_report
 
 _EXPECTED = """\

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.report import Difference, Measure, Report, Row, difference_sentence, headline
-from pipeline.report.wording import METRICS, format_bytes, format_count, format_measure
+from pipeline.report.text.wording import METRICS, format_bytes, format_count, format_measure
 from tests.unit.report.sample import sample_report
 
 ROWS = sample_report(num_steps=3).rows

@@ -19,7 +19,7 @@ from pipeline.report import (
     read_report,
     write_report,
 )
-from pipeline.report.png import curves_png, png_curves
+from pipeline.report.charts.png import curves_png, png_curves
 from tests.unit.report.sample import sample_report
 
 

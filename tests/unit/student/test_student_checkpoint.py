@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ResumeError
-from pipeline.student.checkpoint import Checkpoints, RunIdentity
+from pipeline.student.training.checkpoint import Checkpoints, RunIdentity
 
 IDENTITY: dict[str, Any] = {"train": {"learning_rate": 1e-3, "seed": 1}, "cache": "abc"}
 

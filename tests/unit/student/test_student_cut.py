@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.student.cut import cut_model
+from pipeline.student.build.prune import cut_model
 from tests.unit.student.tiny_models import LAYERS, keep_layers, logits, tiny_model
 
 

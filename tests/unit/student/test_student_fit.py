@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.manifest import Manifest
+from pipeline.cache.layout.manifest import Manifest
 from pipeline.data.settings import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
-from pipeline.student.fit import cache_drawn_step, cache_law, check_fit
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.student.compatibility import cache_drawn_step, cache_law, check_fit
 
 GRID = (1.0, 2.0)
 ONE = SamplingLaw(GRID, (1 / 32, 0.0))

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.student.freeze import apply_freezing, read_unfrozen_parameters
+from pipeline.student.build.freeze import apply_freezing, read_unfrozen_parameters
 from pipeline.student.settings import StudentSettings
 from tests.unit.student.tiny_models import tiny_model
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.loss.head import install_distill_head
 from pipeline.loss.settings import LossSettings
-from pipeline.student.lora import adapter_files, add_lora, check_lora_targets, merged_state
+from pipeline.student.build.lora import adapter_files, add_lora, check_lora_targets, merged_state
 from pipeline.student.settings import LoraSettings
 from tests.unit.student.tiny_models import LAYERS, logits, tiny_model
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.student.optimizer import has_rank_free_form, make_optimizer, make_schedule
 from pipeline.student.settings import TrainSettings
+from pipeline.student.training.optimizer import has_rank_free_form, make_optimizer, make_schedule
 
 STEPS = 40
 

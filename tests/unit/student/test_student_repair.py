@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.student import repair
-from pipeline.student.repair import repair_cut_student
+from pipeline.student.build import reconstruct as repair
+from pipeline.student.build.reconstruct import repair_cut_student
 from tests.unit.student.tiny_models import VOCAB, keep_layers, tiny_model
 
 KEPT = (0, 2, 5)
@@ -86,7 +86,7 @@ def test_padding_counts_for_nothing(source: Any) -> None:
     # One by one, nothing is padded at all.
     student = keep_layers(copy.deepcopy(source), KEPT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.student.repair._BATCH_SEQUENCES", 1)
+        patch.setattr("pipeline.student.build.reconstruct._BATCH_SEQUENCES", 1)
         repair_cut_student(student, source, KEPT, sequences)
     alone = student.model.layers[0].mlp.down_proj.weight.detach()
     assert torch.allclose(results[0], alone, atol=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import ConfigError, DistillError
-from pipeline.student.world import World, peer_errors, read_world
+from pipeline.student.training.distributed import World, peer_errors, read_world
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import parse_command
 from pipeline.errors import ConfigError
-from pipeline.teacher.generate_settings import GenerateSettings, mistakes_with_corpus
+from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
 from stages.cache_teacher import TeacherRun
 
 

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.cache.set_aside import FailedRow
+from pipeline.cache.layout.quarantine import FailedRow
 from pipeline.corpus.prompts import Prompt, Prompts
 from pipeline.corpus.sample import CorpusCounts
 from pipeline.corpus.split import prompt_id
-from pipeline.teacher.generate_settings import GenerateSettings
-from pipeline.teacher.generator import Written, end_tokens
-from pipeline.teacher.response_files import ResponseText, decode_responses, encode_responses
-from pipeline.teacher.response_plan import ResponsePlan
+from pipeline.teacher.generation.base import Written, end_tokens
+from pipeline.teacher.generation.files import ResponseText, decode_responses, encode_responses
+from pipeline.teacher.generation.plan import ResponsePlan
+from pipeline.teacher.generation.settings import GenerateSettings
 
 
 def _plan(lengths: list[int], **chosen: Any) -> ResponsePlan:

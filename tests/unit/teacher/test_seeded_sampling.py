@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.teacher.generate_settings import GenerateSettings
-from pipeline.teacher.seeded_sampling import SeededSampler, gumbel_noise
+from pipeline.teacher.generation.seeded_sampling import SeededSampler, gumbel_noise
+from pipeline.teacher.generation.settings import GenerateSettings
 
 LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5, -3.0, 1.5, 1.5])
 DRAWS = 40_000

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache.counter import row_noise
-from pipeline.cache.law import SamplingLaw
 from pipeline.corpus.sample import Sample
 from pipeline.errors import CacheError, ConfigError
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.noise import row_noise
 from pipeline.storage import Store
-from pipeline.teacher.calibrate import CALIBRATION, calibrated_scheme, scale_law
-from pipeline.teacher.columns import to_targets
-from pipeline.teacher.sparsify import SparseScheme, sparsify
+from pipeline.teacher.capture.fit_tau import CALIBRATION, calibrated_scheme, scale_law
+from pipeline.teacher.sparsify.columns import to_targets
+from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
 GRID = (1.0, 2.0)
 ROWS = 1500

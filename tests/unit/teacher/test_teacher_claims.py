@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.storage import Store
-from pipeline.teacher.claims import CLAIMS, Claim, ClaimBoard, worker_name
+from pipeline.teacher.fleet.leases import CLAIMS, Claim, ClaimBoard, worker_name
 
 LEASE_S = 10.0
 

@@ -16,7 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pipeline.cache.manifest import (
+from pipeline.cache.io.writer import intact_record
+from pipeline.cache.layout.manifest import (
     ShardRecord,
     checksum,
     decode_record,
@@ -24,11 +25,10 @@ from pipeline.cache.manifest import (
     record_name,
     shard_name,
 )
-from pipeline.cache.writer import intact_record
 from pipeline.errors import StoreError
 from pipeline.storage import Store
 from pipeline.storage import store as store_module
-from pipeline.teacher.claims import CLAIMS, Claim, ClaimBoard
+from pipeline.teacher.fleet.leases import CLAIMS, Claim, ClaimBoard
 
 LEASE_S = 10.0
 SHARDS = {"train-00000": ("train", 0), "heldout-00000": ("heldout", 0)}

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.counter import dither, offset, row_noise
-from pipeline.cache.grid import rounding_log_bias
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.sparse import SparseTargets
-from pipeline.teacher.columns import to_targets
-from pipeline.teacher.sparsify import SparseScheme, sparsify
+from pipeline.cache.codec.targets import SparseTargets
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.noise import dither, offset, row_noise
+from pipeline.sampling.quantisation import rounding_log_bias
+from pipeline.teacher.sparsify.columns import to_targets
+from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
 GRID = (1.0, 2.0)
 LAWS = [(1 / 20, 0.0), (0.0, 1 / 15), (1 / 6, 1 / 12)]

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.manifest import PLAN
+from pipeline.cache.layout.manifest import PLAN
 from pipeline.config import fingerprint
 from pipeline.corpus import table
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
-from pipeline.teacher.plan import make_plan, settle_plan
+from pipeline.teacher.capture.plan import make_plan, settle_plan
 from tests.unit.cache.sample_cache import sample_identity, write_cache
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.cache.grid import DRAWN_GRIDS
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.ranked import RankedSpec
-from pipeline.teacher.forecast import expected_entries
-from pipeline.teacher.identity import as_begun
-from pipeline.teacher.scheme import capture_scheme
+from pipeline.cache.codec.spec import RankedSpec
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.quantisation import DRAWN_GRIDS
+from pipeline.teacher.capture.identity import as_begun
+from pipeline.teacher.estimate import expected_entries
 from pipeline.teacher.settings import CaptureSettings
-from pipeline.teacher.sparsify import SparseScheme
+from pipeline.teacher.sparsify.device import SparseScheme
+from pipeline.teacher.sparsify.scheme import capture_scheme
 
 
 def scheme(**capture: Any) -> SparseScheme:

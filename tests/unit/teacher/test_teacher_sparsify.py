@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.sparse import SparseTargets
+from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import ModelError
-from pipeline.teacher.columns import to_targets
-from pipeline.teacher.sparsify import SparseScheme, sparsify
+from pipeline.teacher.sparsify.columns import to_targets
+from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
 GRID = (1.0, 2.0, 0.5, 10.0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.observe.shares import Shares
-from pipeline.teacher.stopwatch import Stopwatch
+from pipeline.teacher.sparsify.stopwatch import Stopwatch
 
 
 def test_a_cpu_is_timed_by_the_clock() -> None:

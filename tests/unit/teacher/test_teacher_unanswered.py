@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache.set_aside import FailedRow
+from pipeline.cache.layout.quarantine import FailedRow
 from pipeline.errors import ModelError
-from pipeline.teacher.generator import WriteRequest, Written
-from pipeline.teacher.unanswered import write_patiently
+from pipeline.teacher.generation.base import WriteRequest, Written
+from pipeline.teacher.generation.unanswered import write_patiently
 
 
 class _Teacher:

@@ -16,18 +16,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cache.counter import row_noise, sample_key
-from pipeline.cache.law import SamplingLaw
-from pipeline.cache.ranked import RankedSpec
-from pipeline.cache.schema import table_to_rows
-from pipeline.cache.sparse import CachedSequence
-from pipeline.cache.writer import encode_shard
+from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.io.writer import encode_shard
+from pipeline.cache.layout.schema import table_to_rows
 from pipeline.data.collate import collate
 from pipeline.loss.sparse_kl import sparse_loss_
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
-from pipeline.teacher.columns import to_targets
-from pipeline.teacher.sparsify import SparseScheme, sparsify
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.noise import row_noise, sample_key
+from pipeline.teacher.sparsify.columns import to_targets
+from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
 GRID = (1.0, 2.0)
 VOCAB = 80

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cache.manifest import ShardRecord, checksum, shard_name
-from pipeline.cache.writer import commit_shard
+from pipeline.cache.io.writer import commit_shard
+from pipeline.cache.layout.manifest import ShardRecord, checksum, shard_name
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import ModelError, StoreError
 from pipeline.observe.progress import Progress
 from pipeline.storage import Store
-from pipeline.teacher.claims import CLAIMS, ClaimBoard
-from pipeline.teacher.engine import CaptureRequest
-from pipeline.teacher.plan import PlannedShard
-from pipeline.teacher.poison import GuardedEngine
-from pipeline.teacher.transformers_engine import TransformersEngine, padding_share
-from pipeline.teacher.worker import ShardMaker, make_all
+from pipeline.teacher.capture.plan import PlannedShard
+from pipeline.teacher.capture.worker import ShardMaker, make_all
+from pipeline.teacher.engines.base import CaptureRequest
+from pipeline.teacher.engines.transformers import TransformersEngine, padding_share
+from pipeline.teacher.fleet.leases import CLAIMS, ClaimBoard
+from pipeline.teacher.fleet.quarantine import GuardedEngine
 
 ROWS, TOKENS = 3, 10
 

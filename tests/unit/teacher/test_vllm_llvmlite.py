@@ -6,7 +6,7 @@ import numba
 import pytest
 from llvmlite.binding import ffi
 
-from pipeline.teacher.vllm_engine import _let_vllm_look_at_llvmlite
+from pipeline.teacher.engines.vllm import _let_vllm_look_at_llvmlite
 
 
 def test_the_library_object_has_no_attributes_but_its_functions() -> None:

@@ -1,0 +1,279 @@
+"""Rows of format version 2 to Arrow columns and back; all rows of a table in one go.
+
+Legend: S rows, T tokens and N counted positions of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.cache.codec.decode import to_targets, unpack, unpack_statistics
+from pipeline.cache.codec.encode import pack, quantise
+from pipeline.cache.codec.spec import (
+    COLUMNS,
+    Blobs,
+    CodedRows,
+    RankedSpec,
+    frequency_classes,
+    order_of_classes,
+    pack_classes,
+    unpack_order,
+)
+from pipeline.cache.codec.targets import CachedSequence, Statistics
+from pipeline.errors import CacheError
+from pipeline.sampling.noise import dither, row_noise, sample_key
+
+__all__ = [
+    "RANKED_SCHEMA", "STATISTICS_COLUMNS", "Heads", "coded_rows", "coded_table",
+    "decoded_statistics", "quantised", "targets_of",
+]  # fmt: skip
+
+_HEADS = [
+    pa.field("sample_id", pa.string(), nullable=False),
+    pa.field("num_tokens", pa.int32(), nullable=False),
+    pa.field("num_counted", pa.int32(), nullable=False),
+    pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+    pa.field("counted", pa.list_(pa.bool_()), nullable=False),
+]
+RANKED_SCHEMA = pa.schema([*_HEADS, *(pa.field(n, pa.binary(), nullable=False) for n in COLUMNS)])
+STATISTICS_COLUMNS = [*(item.name for item in _HEADS), "gold", "log_z", "log_z_high", "entropy"]
+"""What `decoded_statistics` needs; no entry is read."""
+_ORDER_KEY = b"distil_ranks"
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What a table says of its S sequences themselves."""
+
+    sample_ids: list[str]
+    input_ids_T: NDArray[np.int32]
+    counted_T: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+    """S + 1 offsets of the rows' tokens, the first 0."""
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[CachedSequence]) -> Heads:
+        """Join the rows' own columns."""
+        lengths = [row.input_ids_L.size for row in rows]
+        return cls(
+            [row.sample_id for row in rows],
+            np.concatenate([np.zeros(0, np.int32), *(row.input_ids_L for row in rows)]),
+            np.concatenate([np.zeros(0, bool), *(row.counted_L for row in rows)]),
+            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+        )
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> Heads:
+        """Read and compare them.
+
+        Raises:
+            CacheError: columns that contradict each other.
+        """
+        ids, id_starts = _lists(table.column("input_ids"))
+        counted, counted_starts = _lists(table.column("counted"))
+        heads = cls(table.column("sample_id").to_pylist(), ids, counted, id_starts)
+        if not (
+            np.array_equal(np.diff(id_starts), _numbers(table.column("num_tokens")))
+            and np.array_equal(id_starts, counted_starts)
+            and np.array_equal(heads.positions_S, _numbers(table.column("num_counted")))
+        ):
+            raise CacheError("the columns of a row differ in length")
+        first_S = id_starts[:-1][np.diff(id_starts) > 0]
+        if counted[first_S].any():
+            raise CacheError("a row counts its first token, which nothing precedes")
+        return heads
+
+    @classmethod
+    def join(cls, parts: Sequence[Heads]) -> Heads:
+        """Return the rows of all parts."""
+        lengths = np.concatenate([np.diff(part.starts) for part in parts])
+        return cls(
+            [name for part in parts for name in part.sample_ids],
+            np.concatenate([part.input_ids_T for part in parts]),
+            np.concatenate([part.counted_T for part in parts]),
+            np.concatenate([[0], np.cumsum(lengths)]),
+        )
+
+    @property
+    def positions_S(self) -> NDArray[np.int64]:
+        """Counted positions of each row."""
+        sums = np.concatenate([[0], np.cumsum(self.counted_T, dtype=np.int64)])
+        positions_S: NDArray[np.int64] = np.diff(sums[self.starts])
+        return positions_S
+
+    @property
+    def gold_ids_N(self) -> NDArray[np.int32]:
+        """The counted tokens."""
+        return self.input_ids_T[self.counted_T].astype(np.int32)
+
+    def keys_S(self) -> NDArray[np.uint64]:
+        """The key of each row's random numbers.
+
+        Raises:
+            CacheError: a sample id that is not FORMAT.md's.
+        """
+        keys = [_key(name) for name in self.sample_ids]
+        return np.array(keys, np.uint64)
+
+    def noise_N(self) -> NDArray[np.int64]:
+        """Random bits of every counted position; its row is the one that predicts it."""
+        places_N = np.flatnonzero(self.counted_T)
+        positions_S = self.positions_S
+        rows_N = places_N - np.repeat(self.starts[:-1], positions_S) - 1
+        return row_noise(np.repeat(self.keys_S(), positions_S), rows_N)
+
+
+def quantised(
+    rows: Sequence[CachedSequence], spec: RankedSpec, tails: Sequence[NDArray[np.float32]]
+) -> tuple[Heads, CodedRows]:
+    """Put rows on the codec's grids."""
+    heads = Heads.of_rows(rows)
+    gold_N = heads.gold_ids_N
+    if gold_N.size and gold_N.max() >= spec.vocab_size:
+        raise CacheError(f"a counted token is outside the vocabulary of {spec.vocab_size}")
+    dither_N = dither(heads.noise_N())
+    return heads, quantise([row.targets for row in rows], tails, dither_N, spec)
+
+
+def coded_table(
+    heads: Heads, coded: CodedRows, spec: RankedSpec, metadata: dict[bytes, bytes]
+) -> pa.Table:
+    """Write integers as an Arrow table; the order of the ids is that of these rows' own entries."""
+    classes_V = frequency_classes(coded, spec.vocab_size)
+    blobs = pack(coded, order_of_classes(classes_V), spec)
+    starts = pa.array(heads.starts, pa.int32())
+    arrays = [
+        pa.array(heads.sample_ids, pa.string()),
+        pa.array(np.diff(heads.starts), pa.int32()),
+        pa.array(coded.positions_S, pa.int32()),
+        pa.ListArray.from_arrays(starts, pa.array(heads.input_ids_T, pa.int32())),
+        pa.ListArray.from_arrays(starts, pa.array(heads.counted_T, pa.bool_())),
+        *(_binary(blobs[name]) for name in COLUMNS),
+    ]
+    schema = RANKED_SCHEMA.with_metadata({**metadata, _ORDER_KEY: pack_classes(classes_V)})
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def coded_rows(
+    table: pa.Table, spec: RankedSpec, temperatures: tuple[float, ...]
+) -> tuple[Heads, CodedRows]:
+    """Read the integers of a table's rows.
+
+    Raises:
+        CacheError: columns that contradict each other or cannot have been written.
+    """
+    heads = Heads.of_table(table)
+    packed = (table.schema.metadata or {}).get(_ORDER_KEY, b"")
+    order_V = unpack_order(packed, spec.vocab_size)
+    columns = {name: _blobs(table.column(name)) for name in COLUMNS}
+    return heads, unpack(columns, heads.positions_S, order_V, spec, temperatures)
+
+
+def targets_of(
+    heads: Heads, coded: CodedRows, spec: RankedSpec, temperatures: tuple[float, ...]
+) -> list[CachedSequence]:
+    """Return decoded rows.
+
+    Raises:
+        CacheError: counted tokens outside the vocabulary, or entries that cannot have been drawn.
+    """
+    gold_N = heads.gold_ids_N
+    if gold_N.size and not 0 <= gold_N.min() <= gold_N.max() < spec.vocab_size:
+        raise CacheError(f"a counted token is outside the vocabulary of {spec.vocab_size}")
+    targets = to_targets(coded, gold_N, dither(heads.noise_N()), spec, temperatures)
+    ends = heads.starts.tolist()
+    return [
+        CachedSequence(
+            sample_id=heads.sample_ids[row],
+            input_ids_L=heads.input_ids_T[ends[row] : ends[row + 1]],
+            counted_L=heads.counted_T[ends[row] : ends[row + 1]],
+            targets=target,
+        )
+        for row, target in enumerate(targets)
+    ]
+
+
+def decoded_statistics(
+    table: pa.Table, spec: RankedSpec, temperatures: tuple[float, ...]
+) -> list[Statistics]:
+    """Return what is known of each row's positions without its entries.
+
+    Raises:
+        CacheError: columns that contradict each other.
+    """
+    heads = Heads.of_table(table)
+    columns = {name: _blobs(table.column(name)) for name in STATISTICS_COLUMNS[len(_HEADS) :]}
+    positions_S = heads.positions_S
+    gold_N, steps_NG, entropy_NG = unpack_statistics(columns, positions_S, temperatures)
+    log_z_NG = np.zeros((len(gold_N), len(temperatures)), np.float32)
+    log_z_NG[:, [t != 1.0 for t in temperatures]] = steps_NG * np.float32(spec.grids.log_z_step)
+    gold_logprob_N = spec.grids.certain_levels()[gold_N]
+    entropies_NG = spec.grids.entropy_value(entropy_NG, dither(heads.noise_N())[:, None])
+    ends = np.cumsum(positions_S)
+    return [
+        Statistics(gold_logprob_N[begin:end], log_z_NG[begin:end], entropies_NG[begin:end])
+        for begin, end in zip((ends - positions_S).tolist(), ends.tolist(), strict=True)
+    ]
+
+
+def _key(sample_id: str) -> int:
+    try:
+        return sample_key(sample_id)
+    except ValueError:
+        raise CacheError(
+            f"a sample named {sample_id!r}", expected="32 hexadecimal digits"
+        ) from None
+
+
+def _binary(blobs: Blobs) -> pa.Array:
+    if int(blobs.starts[-1]) > 0x7FFFFFFF:
+        raise CacheError("a shard's column is larger than 2 GiB", do="lower capture.shard_tokens")
+    offsets = pa.py_buffer(blobs.starts.astype(np.int32).tobytes())
+    buffers = [None, offsets, pa.py_buffer(np.ascontiguousarray(blobs.data).tobytes())]
+    return pa.Array.from_buffers(pa.binary(), len(blobs.starts) - 1, buffers)
+
+
+def _blobs(column: pa.ChunkedArray) -> Blobs:
+    array = _whole(column)
+    starts = _starts(array)
+    buffer = array.buffers()[2]
+    data = np.zeros(0, np.uint8) if buffer is None else np.frombuffer(buffer, np.uint8)
+    return Blobs(data[starts[0] : starts[-1]], starts - starts[0])
+
+
+def _lists(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the values of all lists, and where each begins."""
+    array = _whole(column)
+    starts = _starts(array)
+    if array.values.null_count:
+        raise CacheError("a list holds nulls")
+    values = array.values.to_numpy(zero_copy_only=False)
+    return values[starts[0] : starts[-1]], starts - starts[0]
+
+
+def _starts(array: pa.Array) -> NDArray[np.int64]:
+    """Return the S + 1 offsets of a list or binary array, whose buffers may begin earlier."""
+    buffer = array.buffers()[1]
+    if buffer is None or not len(array):
+        return np.zeros(len(array) + 1, np.int64)
+    offsets = np.frombuffer(buffer, np.int32)
+    return offsets[array.offset : array.offset + len(array) + 1].astype(np.int64)
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return np.asarray(_whole(column).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    if column.null_count:
+        raise CacheError("a column holds nulls")
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # no chunk at all, or too large for one
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    return array

@@ -1,0 +1,247 @@
+"""Codec "ranked" of format version 2: what describes it, and its columns and integers.
+
+Ids are replaced by their rank in an order of the vocabulary that lists the shard's own frequent
+tokens first, and written as gaps between ascending ranks (`kernels.py`); numbers lie on `grid.py`'s
+grids. Each kind of byte is a Parquet column of its own, so that zstd's entropy coder sees one
+distribution at a time and readers take what they need. FORMAT.md is normative.
+
+Legend: S rows, N counted positions of all of them, E entries, G temperatures, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from pipeline.errors import CacheError
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.quantisation import Grids
+
+__all__ = [
+    "COLUMNS", "MAX_VOCAB_SIZE", "STREAMS", "VALUE_STREAMS", "Blobs", "CodedRows", "RankedSpec",
+    "Run", "frequency_classes", "order_of_classes", "pack_classes", "unpack_order",
+]  # fmt: skip
+
+MAX_VOCAB_SIZE = 1 << 18
+MAX_TEMPERATURES = 16
+STREAMS = 4
+VALUE_STREAMS = 3
+COLUMNS = (
+    "certain_counts", "drawn_counts", "counts_high",
+    *(f"certain_ids_{stream}" for stream in range(STREAMS)), "certain_bits", "certain_values",
+    *(f"drawn_ids_{stream}" for stream in range(STREAMS)), "drawn_bits",
+    *(f"drawn_values_{stream}" for stream in range(VALUE_STREAMS)),
+    "gold", "log_z", "log_z_high", "entropy", "tail",
+)  # fmt: skip
+_U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Blobs:
+    """One byte column of S rows: row s is `data[starts[s] : starts[s + 1]]`."""
+
+    data: _U8
+    starts: NDArray[np.int64]
+    """S + 1 offsets, the first 0."""
+
+    @classmethod
+    def of_lengths(cls, data: _U8, lengths_S: NDArray[np.int64]) -> Blobs:
+        """Cut bytes into rows."""
+        return cls(data, np.concatenate([[0], np.cumsum(lengths_S)]).astype(np.int64))
+
+    @property
+    def lengths_S(self) -> NDArray[np.int64]:
+        """Bytes of each row."""
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Entries of one kind of N positions, as integers."""
+
+    counts_N: NDArray[np.int64]
+    ids_E: NDArray[np.int32]
+    levels_E: _U8
+    """Places on the kind's grid of log p."""
+
+    def of_positions(self, values_N: NDArray[Any]) -> NDArray[Any]:
+        """Return for each entry what its position has."""
+        return np.repeat(values_N, self.counts_N, axis=0)
+
+    def where(self, kept_E: NDArray[np.bool_]) -> Run:
+        """Return the entries that are kept."""
+        owner_E = self.of_positions(np.arange(len(self.counts_N)))
+        counts_N = np.bincount(owner_E[kept_E], minlength=len(self.counts_N)).astype(np.int64)
+        return Run(counts_N, self.ids_E[kept_E], self.levels_E[kept_E])
+
+
+@dataclass(frozen=True, slots=True)
+class CodedRows:
+    """The integers of S rows: what the bytes say, before any of it is a probability.
+
+    Rows are put into other shards, and made smaller, in this form: nothing is rounded twice.
+    """
+
+    positions_S: NDArray[np.int64]
+    """Counted positions of each row."""
+    certain: Run
+    """Under a law without the gold token, which is always an entry and has no id here."""
+    drawn: Run
+    gold_N: _U8
+    log_z_NG: NDArray[np.int16]
+    """Of the temperatures other than 1."""
+    entropy_NG: _U8
+    tail_N: _U8
+    """Empty under a law."""
+
+    @classmethod
+    def join(cls, parts: Sequence[CodedRows]) -> CodedRows:
+        """Return the rows of all parts."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def joined(kind: str) -> Run:
+            runs = [getattr(part, kind) for part in parts]
+            return Run(
+                np.concatenate([run.counts_N for run in runs]),
+                np.concatenate([run.ids_E for run in runs]),
+                np.concatenate([run.levels_E for run in runs]),
+            )
+
+        return cls(
+            np.concatenate([part.positions_S for part in parts]),
+            joined("certain"),
+            joined("drawn"),
+            np.concatenate([part.gold_N for part in parts]),
+            np.concatenate([part.log_z_NG for part in parts]),
+            np.concatenate([part.entropy_NG for part in parts]),
+            np.concatenate([part.tail_N for part in parts]),
+        )
+
+    def num_entries(self, spec: RankedSpec) -> int:
+        """Entries of all rows; under a law each position's gold token is one."""
+        gold = len(self.gold_N) if spec.law is not None else 0
+        return len(self.certain.ids_E) + len(self.drawn.ids_E) + gold
+
+    def kept_mass_N(self, spec: RankedSpec) -> NDArray[np.float64]:
+        """Return the mass of each position's certain entries at temperature 1."""
+        if spec.law is None:
+            return 1.0 - spec.grids.tail_levels().astype(np.float64)[self.tail_N]
+        mass_K = np.exp(spec.grids.certain_levels().astype(np.float64))
+        owner_E = self.certain.of_positions(np.arange(len(self.gold_N)))
+        mass_N = mass_K[self.gold_N] + np.bincount(
+            owner_E, mass_K[self.certain.levels_E], minlength=len(self.gold_N)
+        )
+        return np.minimum(mass_N, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RankedSpec:
+    """Everything a reader needs to decode; stored in every shard and in the manifest."""
+
+    vocab_size: int
+    """Rows of the teacher's head; ids are below."""
+    law: SamplingLaw | None = None
+    """How entries that are not certain were drawn; None: all are certain, gold has no entry."""
+    grids: Grids = field(default_factory=Grids)
+    name: str = "ranked"
+
+    def __post_init__(self) -> None:
+        """Refuse a vocabulary whose ids do not fit.
+
+        Raises:
+            CacheError: more than 2^18 tokens.
+        """
+        if not 1 <= self.vocab_size <= MAX_VOCAB_SIZE:
+            raise CacheError(
+                f"a vocabulary of {self.vocab_size} tokens",
+                expected=f"1 to {MAX_VOCAB_SIZE} (2^18)",
+            )
+
+    @property
+    def tau_units(self) -> int:
+        """Tau in units of 2^-16 where the law looks at temperature 1 alone, else 0.
+
+        There the number of drawn entries follows from what the certain ones leave of 1.
+        """
+        if self.law is None or self.law.covered != (1.0,):
+            return 0
+        return max(1, int(np.floor(65536 * max(self.law.taus) + 0.5)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "name": self.name,
+            "vocab_size": self.vocab_size,
+            "law": None if self.law is None else self.law.to_json(),
+            "grids": self.grids.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RankedSpec:
+        """Read the JSON form.
+
+        Raises:
+            CacheError: values it cannot have.
+        """
+        try:
+            law = data["law"]
+            return cls(
+                vocab_size=int(data["vocab_size"]),
+                law=None if law is None else SamplingLaw.from_json(law),
+                grids=Grids.from_json(data["grids"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise CacheError(f"the cache's codec cannot be read ({error})") from None
+
+
+def frequency_classes(coded: CodedRows, vocab_size: int) -> _U8:
+    """Return each token's class: 0 if no run holds it, else 1 + floor(2 log2(times)).
+
+    In integers, so that every machine finds the same.
+    """
+    ids_E = np.concatenate([coded.certain.ids_E, coded.drawn.ids_E])
+    squares_V = np.bincount(ids_E, minlength=vocab_size).astype(np.int64) ** 2
+    return np.searchsorted(2 ** np.arange(62, dtype=np.int64), squares_V, "right").astype(np.uint8)
+
+
+def order_of_classes(classes_V: _U8) -> NDArray[np.int32]:
+    """Return the token of each rank: by falling class, within a class by id."""
+    return np.argsort(255 - classes_V, kind="stable").astype(np.int32)
+
+
+def pack_classes(classes_V: _U8) -> bytes:
+    """Return the classes as they stand in a shard's metadata: one zstd frame of a byte a token.
+
+    In base64: Parquet's metadata is text, and polars refuses a file where it is not.
+    """
+    return base64.b64encode(zstandard.ZstdCompressor(level=9).compress(classes_V.tobytes()))
+
+
+@lru_cache(maxsize=32)
+def unpack_order(packed: bytes, vocab_size: int) -> NDArray[np.int32]:
+    """Return the order that a shard's metadata describes; the same array for the same bytes.
+
+    Raises:
+        CacheError: damaged.
+    """
+    try:
+        frame = base64.b64decode(packed, validate=True)
+        # By what the frame says of itself: a frame that says more would be given that memory.
+        fits = zstandard.frame_content_size(frame) == vocab_size
+        data = zstandard.ZstdDecompressor().decompress(frame) if fits else b""
+    except (binascii.Error, zstandard.ZstdError):
+        data = b""
+    if len(data) != vocab_size:
+        raise CacheError("the order of the vocabulary in the shard's metadata is damaged")
+    order_V = order_of_classes(np.frombuffer(data, np.uint8))
+    order_V.flags.writeable = False
+    return order_V

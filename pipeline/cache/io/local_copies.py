@@ -1,0 +1,200 @@
+"""Copies of a remote cache's shards on a local disk: checked when read, shared, bounded.
+
+A copy is named by the checksum of its bytes, so that ranks, runs and caches share a folder, and a
+copy can be wrong but never of another shard. Its bytes are checked at every read; that is why it
+need not be synced: what a power cut or a failing disk leaves is fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from pipeline.cache.layout.manifest import checksum
+
+__all__ = ["LocalCopies"]
+
+_log = logging.getLogger(__name__)
+
+_COPY = re.compile(r"[0-9a-f]{32}\.shard")
+_UNFINISHED = re.compile(r"[0-9a-f]{32}\.partial")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class LocalCopies:
+    """A folder of copies, of any number of processes; safe to use from several threads.
+
+    A disk that fails or is full ends the keeping of copies, with one warning, never the run.
+    """
+
+    def __init__(self, folder: str | Path, limit_bytes: int) -> None:
+        """Make the folder and remove what killed processes left unfinished in it.
+
+        Args:
+            folder: on a local disk; files of other names in it are never touched.
+            limit_bytes: of all copies; the ones unused for longest go first. Processes that write
+                at the same moment can exceed it by a shard each.
+        """
+        self._folder = Path(folder)
+        self._limit_bytes = limit_bytes
+        self._keeps = True
+        with self._failures_end_it():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for file in self._folder.iterdir():
+                if _UNFINISHED.fullmatch(file.name):
+                    _remove_if_abandoned(file)
+
+    def read(self, wanted: str, fetch: Callable[[], bytes]) -> bytes:
+        """Return the bytes with this checksum from their copy, or what `fetch` returns.
+
+        Of several processes that lack the same copy one fetches, the others wait for it.
+
+        Args:
+            wanted: XXH3-128 of the bytes, 32 hexadecimal digits.
+            fetch: reads them from where they come from. What it returns is kept when it has the
+                checksum, and returned either way.
+        """
+        copy = self._read_copy(wanted)
+        if copy is not None or not self._keeps:
+            return fetch() if copy is None else copy
+        with self._unfinished(wanted) as file:
+            # Fetched by another process while this one waited for its turn.
+            copy = self._read_copy(wanted)
+            if copy is not None:
+                return copy
+            data = fetch()
+            if file is not None and checksum(data) == wanted:
+                self._keep(wanted, data, file)
+            return data
+
+    def _read_copy(self, wanted: str) -> bytes | None:
+        path = self._path(wanted)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _log.warning("%s: cannot be read (%s); the shard is fetched again", path, error)
+            return None
+        if checksum(data) != wanted:
+            _log.warning("%s: this copy of a shard is damaged; it is fetched again", path)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        # Many mounts do not keep times of access; eviction goes by this one.
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return data
+
+    def _path(self, wanted: str) -> Path:
+        return self._folder / f"{wanted}.shard"
+
+    @contextlib.contextmanager
+    def _unfinished(self, wanted: str) -> Iterator[BinaryIO | None]:
+        """Hold the unfinished file of a copy alone; None where it cannot be had.
+
+        The lock is on the file itself: it ends with its process, however that ends, and the next
+        one takes the file over.
+        """
+        file: BinaryIO | None = None
+        with self._failures_end_it():
+            file = _lock(self._folder / f"{wanted}.partial")
+        try:
+            yield file
+        finally:
+            if file is not None:
+                # Still there unless it has become the copy.
+                _remove(Path(file.name), file)
+                file.close()
+
+    def _keep(self, wanted: str, data: bytes, file: BinaryIO) -> None:
+        if len(data) > self._limit_bytes:
+            self._end(f"a shard of {len(data)} bytes is larger than the limit")
+            return
+        with self._failures_end_it():
+            self._make_room(len(data))
+            if os.fstat(file.fileno()).st_size:  # a killed process's part of it
+                file.truncate(0)
+            left = memoryview(data)
+            while left:
+                left = left[os.write(file.fileno(), left) :]
+            os.replace(file.name, self._path(wanted))
+
+    def _make_room(self, wanted_bytes: int) -> None:
+        found: list[tuple[float, int, Path]] = []
+        for path in self._folder.iterdir():
+            if _COPY.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    found.append((status.st_mtime, status.st_size, path))
+        total = wanted_bytes + sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self._limit_bytes:
+                return
+            if _COPY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+                total -= size
+
+    @contextlib.contextmanager
+    def _failures_end_it(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in _FULL
+            self._end("the disk is full" if full else str(error.strerror or error))
+
+    def _end(self, reason: str) -> None:
+        if self._keeps:
+            self._keeps = False
+            _log.warning(
+                "%s: no more copies of shards are kept here (%s, limit %d bytes); what it holds is "
+                "used, the rest is read from the cache each time",
+                self._folder,
+                reason,
+                self._limit_bytes,
+            )
+
+
+def _lock(path: Path) -> BinaryIO:
+    """Open a file and wait until it is ours alone."""
+    while True:
+        # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
+        file = cast("BinaryIO", path.open("ab", buffering=0))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            file.close()
+            raise
+        if _is(path, file):
+            return file
+        file.close()  # Renamed or removed by who had it before: this is no longer its name.
+
+
+def _is(path: Path, file: BinaryIO) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path, file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):
+        if _is(path, file):
+            path.unlink()
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        _remove(path, file)

@@ -1,0 +1,198 @@
+"""Shards as Arrow tables: read and checked, decoded, written again without touching a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.cache.codec.arrow import Heads, coded_rows
+from pipeline.cache.codec.arrow_v1 import SCHEMA
+from pipeline.cache.codec.spec import CodedRows, RankedSpec
+from pipeline.cache.codec.subsample import WHOLE, Less
+from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.io.parquet import parquet_bytes, parquet_table
+from pipeline.cache.io.writer import pack_shard
+from pipeline.cache.layout.manifest import ShardRecord, checksum, shard_name
+from pipeline.cache.layout.schema import column_names, footer, read_footer, read_spec, table_to_rows
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+
+__all__ = [
+    "decode_table",
+    "encode_table",
+    "read_shard",
+    "read_table",
+    "short_ids",
+    "table_from_bytes",
+    "tail_mass",
+]
+
+_BATCH_ROWS = 256
+"""Decoded rows are several times larger than blobs; this many exist at one time."""
+
+
+def read_table(store: Store, record: ShardRecord, identity_digest: str | None) -> pa.Table:
+    """Return a shard's columns, its bytes compared with `record`.
+
+    Args:
+        store: the cache's root.
+        record: what the manifest, or the shard's own record, says of it.
+        identity_digest: the cache's; None where it is not known.
+
+    Raises:
+        CacheError: as `read_shard` and `table_from_bytes` say; `found` is the bare reason, without
+            the file's name.
+    """
+    return table_from_bytes(read_shard(store, record), identity_digest)
+
+
+def read_shard(store: Store, record: ShardRecord) -> bytes:
+    """Return a shard's file, compared with its record.
+
+    Raises:
+        CacheError: missing, or of another size or checksum; `found` is the bare reason.
+    """
+    try:
+        data = store.read(record.path)
+    except FileNotFoundError:
+        raise CacheError("missing") from None
+    if len(data) != record.bytes:
+        raise CacheError(f"{len(data)} bytes, not {record.bytes}")
+    found = checksum(data)
+    if found != record.xxh3_128:
+        raise CacheError(f"checksum {found[:12]}..., not {record.xxh3_128[:12]}...")
+    return data
+
+
+def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
+    """Return the columns of a shard's file.
+
+    Raises:
+        CacheError: no Parquet, no shard, or of another identity.
+    """
+    try:
+        about = read_footer(pq.read_schema(pa.BufferReader(data)).metadata)
+        names = column_names(read_spec(about["codec"]))
+        table = parquet_table(data, names)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise CacheError(f"not readable as Parquet ({error})") from None
+    digest = about.get("identity_digest")
+    if identity_digest is not None and digest != identity_digest:
+        raise CacheError("it belongs to a cache of another identity")
+    return table
+
+
+def decode_table(table: pa.Table) -> Iterator[CachedSequence]:
+    """Yield the rows of a shard, decoded by what its footer says, a few hundred at a time.
+
+    Raises:
+        CacheError: a row that no writer can have written.
+    """
+    about = read_footer(table.schema.metadata)
+    spec = read_spec(about["codec"])
+    for start in range(0, table.num_rows, _BATCH_ROWS):
+        yield from table_to_rows(table.slice(start, _BATCH_ROWS), spec, about["temperatures"])
+
+
+def tail_mass(table: pa.Table) -> NDArray[np.float64]:
+    """Return what the certain entries of each counted position of a shard leave of 1.
+
+    Raises:
+        CacheError: damaged.
+    """
+    about = read_footer(table.schema.metadata)
+    spec = read_spec(about["codec"])
+    if isinstance(spec, RankedSpec):
+        return 1.0 - coded_rows(table, spec, tuple(about["temperatures"]))[1].kept_mass_N(spec)
+    flat = table.column("tail_mass").combine_chunks().flatten()
+    tail_N: NDArray[np.float64] = flat.to_numpy(zero_copy_only=False).astype(np.float64)
+    return tail_N
+
+
+def encode_table(
+    tables: Sequence[pa.Table],
+    *,
+    split: str,
+    index: int,
+    identity_digest: str,
+    less: Less = WHOLE,
+) -> tuple[ShardRecord, bytes]:
+    """Return a shard of the rows of some tables under another name and identity.
+
+    The stored numbers stay as they are: a target that was decoded and encoded again would not be
+    the same (the largest entry of a top-k is a remainder, not a grid value). Only the order of the
+    ids is fitted to the new shard. The bytes are those that `encode_shard` gives for these rows; a
+    test holds the two together.
+
+    Args:
+        tables: of one codec and temperature grid, each with its shard's metadata.
+        split: of the new shard.
+        index: of the new shard.
+        identity_digest: of the new cache.
+        less: which entries stay; only of version 2.
+    """
+    about = read_footer(tables[0].schema.metadata)
+    spec, grid = read_spec(about["codec"]), tuple(float(value) for value in about["temperatures"])
+    if isinstance(spec, RankedSpec):
+        heads, coded = zip(*(coded_rows(table, spec, grid) for table in tables), strict=True)
+        joined, rows = Heads.join(heads), CodedRows.join(coded)
+        rows = less.of_coded(rows, joined.noise_N, spec, grid)
+        return pack_shard(
+            joined,
+            rows,
+            less.of_spec(spec),
+            split=split,
+            index=index,
+            temperatures=grid,
+            identity_digest=identity_digest,
+        )
+    assert less == WHOLE
+    table = pa.concat_tables(tables)
+    # Parquet names the items of a list otherwise than Arrow does, and the file repeats the names.
+    columns = [table.column(item.name).combine_chunks().cast(item.type) for item in SCHEMA]
+    schema = SCHEMA.with_metadata(footer(spec, grid, identity_digest))
+    table = pa.Table.from_arrays(columns, schema=schema)
+    data = parquet_bytes(table)
+    at_one = list(grid).index(1.0)
+    entries, entropy = 0, 0.0
+    for row in decode_table(table):
+        entries += int(row.targets.token_ids_E.size)
+        entropy += float(row.targets.entropy_NG[:, at_one].sum(dtype=np.float64))
+    tokens = table.column("num_tokens").to_pylist()
+    counted = table.column("num_counted").to_pylist()
+    tail_mass = table.column("tail_mass").combine_chunks().flatten()
+    kept = float((1 - tail_mass.to_numpy(zero_copy_only=False).astype(np.float64)).sum())
+    total = sum(counted)
+    return ShardRecord(
+        split=split,
+        index=index,
+        path=shard_name(split, index),
+        rows=table.num_rows,
+        tokens=sum(tokens),
+        counted=total,
+        entries=entries,
+        bytes=len(data),
+        xxh3_128=checksum(data),
+        kept_mass=round(kept / max(total, 1), 6),
+        entropy=round(entropy / max(total, 1), 6),
+        row_tokens=tuple(tokens),
+        row_counted=tuple(counted),
+    ), data
+
+
+def short_ids(names: Sequence[str]) -> NDArray[np.bytes_]:
+    """Return 16 bytes for each sample id; equal where the ids are."""
+    return np.array([_short_id(name) for name in names], "S16")
+
+
+def _short_id(name: str) -> bytes:
+    try:
+        data = bytes.fromhex(name)
+    except ValueError:
+        data = b""
+    # Ids of another form than FORMAT.md's are compared by a digest.
+    return data if len(data) == 16 else bytes.fromhex(checksum(name.encode()))

@@ -1,0 +1,140 @@
+"""The dataset card of a cache: what it is, how it was made, how any tool reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.cache.layout.manifest import Manifest
+
+__all__ = ["card_text", "responses_text"]
+
+
+def card_text(manifest: Manifest, command: str) -> str:
+    """Render README.md; its front matter lets `datasets.load_dataset` find the splits."""
+    identity = manifest.identity
+    teacher, scheme, corpus = identity["teacher"], identity["scheme"], identity["corpus"]
+    splits = [name for name in ("train", "heldout") if manifest.of_split(name)]
+    files = "\n".join(f"  - split: {name}\n    path: data/{name}/*.parquet" for name in splits)
+    table = "\n".join(_split_line(manifest, name) for name in splits)
+    temperatures = ", ".join(f"{value:g}" for value in manifest.temperatures)
+    own = responses_text(identity)
+    responses = f"| responses | {own} |\n" if own else ""
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+{files}
+tags:
+- knowledge-distillation
+- teacher-logits
+---
+
+# Teacher cache: {teacher["model"]}
+
+Sparse next-token distributions of a teacher over a tokenised corpus, to train students from
+without running the teacher again.
+
+| | |
+|---|---|
+| teacher | `{teacher["model"]}` (revision `{teacher["revision"]}`, {teacher["dtype"]}) |
+| engine | {teacher["engine"]} {teacher["engine_version"]} on {teacher["device"]} |
+| corpus | `{corpus.get("source", corpus.get("dataset_name", "unknown"))}` |
+{responses}| scheme | {_scheme_text(scheme)} |
+| temperatures with exact normaliser | {temperatures} |
+| vocabulary | {manifest.codec["vocab_size"]} |
+| identity (SHA-256) | `{manifest.identity_digest}` |
+
+| split | shards | sequences | tokens | counted tokens | bytes per counted token | kept mass |
+|---|---|---|---|---|---|---|
+{table}
+
+## Reading it
+
+The files are ordinary Parquet with zstd: `datasets.load_dataset(folder)`, DuckDB, polars and
+pyarrow read them as they lie. Columns: `sample_id`, `input_ids`, `counted` (true where a token is
+a label), and the teacher's distributions before those tokens as columns of bytes, which
+`pipeline.cache` decodes ({_format(manifest)}):
+
+```python
+from pipeline.cache.io.reader import open_cache
+
+cache = open_cache("FOLDER_OR_URL")
+for row in cache.source("train").read_rows(0, range(3)):
+    print(row.sample_id, row.targets.token_ids_E[:8], row.targets.logprobs_E[:8])
+```
+
+```sql
+SELECT sum(num_counted) / sum(num_tokens) FROM 'data/train/*.parquet';
+```
+
+## Made by
+
+```
+{command}
+```
+"""
+
+
+def _format(manifest: Manifest) -> str:
+    version = manifest.format_version
+    return f"format version {version}, `pipeline/cache/FORMAT.md`; `export` writes plain lists"
+
+
+def _scheme_text(scheme: Mapping[str, Any]) -> str:
+    """Say what is kept of a distribution."""
+    parts = [scheme["name"]]
+    if "top_k" in scheme:
+        parts.append(f"{scheme['top_k']} entries a position")
+    if "taus" in scheme:
+        taus = ", ".join(f"{tau:.4g}" for tau in scheme["taus"])
+        parts.append(f"the rest drawn with tau {taus}")
+    else:
+        parts.append("tail mass kept")
+    return ", ".join(parts)
+
+
+def responses_text(identity: Mapping[str, Any]) -> str | None:
+    """Say how the responses came about where the teacher wrote them; None where it did not."""
+    corpus = identity.get("corpus", {})
+    if "responses" not in corpus:
+        return None
+    # A cache merged of several teachers' holds a list of what differs.
+    all_drawn, all_written = _listed(corpus["generate"]), _listed(corpus["responses"])
+    drawn = all_drawn[0]
+    filters = [
+        f"{label} {drawn[name]:g}"
+        for name, label, off in (
+            ("top_p", "top-p", 1), ("top_k", "top-k", 0), ("min_p", "min-p", 0),
+        )
+        if drawn[name] != off
+    ]  # fmt: skip
+    how = ", ".join([f"temperature {drawn['temperature']:g}", *filters, f"seed {corpus['seed']}"])
+    count, tokens, unfinished = (
+        sum(written[name] for written in all_written) for name in ("count", "tokens", "unfinished")
+    )
+    if len(all_drawn) > 1:
+        how = f"{len(all_drawn)} settings of sampling"
+    limit = max(settings["max_new_tokens"] for settings in all_drawn)
+    # A derived cache holds rows, not the text; and of a slice these are the source's numbers.
+    where = "counted in its sources" if identity.get("derived") else "text in `_meta/responses`"
+    return (
+        f"written by the teacher itself ({how}): {count} responses, {tokens} tokens, "
+        f"{unfinished} cut off at {limit}; {where}"
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _split_line(manifest: Manifest, split: str) -> str:
+    records = manifest.of_split(split)
+    counted = sum(record.counted for record in records)
+    size = sum(record.bytes for record in records)
+    kept = sum(record.kept_mass * record.counted for record in records) / max(counted, 1)
+    return (
+        f"| {split} | {len(records)} | {sum(r.rows for r in records)} "
+        f"| {sum(r.tokens for r in records)} | {counted} | {size / max(counted, 1):.1f} "
+        f"| {kept:.4f} |"
+    )

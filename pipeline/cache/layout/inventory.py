@@ -1,0 +1,210 @@
+"""What a cache says of itself, whole or not: by its manifest, or by its plan and records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.cache.layout.manifest import (
+    MANIFEST,
+    PLAN,
+    SPLITS,
+    Manifest,
+    ShardRecord,
+    decode_record,
+    read_manifest,
+    record_name,
+)
+from pipeline.cache.layout.quarantine import FAILED, FailedRow, decode_failed
+from pipeline.config import fingerprint
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+from pipeline.storage.parallel import in_threads
+
+__all__ = ["Ledger", "Plan", "PlannedRows", "decode_plan", "encode_plan", "read_ledger"]
+
+_READS_AT_ONCE = 16
+"""Small files read side by side: an object store answers each in 20 to 50 ms, and there are
+thousands of records."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRows:
+    """One planned shard."""
+
+    split: str
+    index: int
+    rows: int
+    tokens: int
+    samples_sha256: str | None
+    """`fingerprint` of the list of its sample ids."""
+
+    @property
+    def name(self) -> str:
+        """The shard's name in claims and lists, such as `train-00000`."""
+        return f"{self.split}-{self.index:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The content of `_meta/plan.json`."""
+
+    identity: dict[str, Any]
+    shards: tuple[PlannedRows, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The shards that a cache should hold, from the best witness there is."""
+
+    manifest: Manifest | None
+    plan_raw: bytes | None
+    identity: dict[str, Any] | None
+    """None where neither the manifest nor the plan can be read."""
+    planned: tuple[PlannedRows, ...]
+    records: tuple[ShardRecord, ...]
+    """All of the manifest; without one, the intact records of committed shards."""
+    failed: dict[str, tuple[FailedRow, ...] | None]
+    """Rows of the plan that the teacher could not answer, by shard; None for a damaged list."""
+    damaged: tuple[tuple[str, str], ...]
+    """Files of the whole cache that are missing or damaged, each with the reason."""
+
+    @property
+    def identity_digest(self) -> str | None:
+        """SHA-256 of the identity."""
+        return None if self.identity is None else fingerprint(self.identity)
+
+    def failed_rows(self, shard: str) -> tuple[FailedRow, ...]:
+        """Return the rows that a shard such as `train-00000` lacks."""
+        return self.failed.get(shard) or ()
+
+    @property
+    def rows_set_aside(self) -> int:
+        """Rows of all readable lists."""
+        return sum(len(rows or ()) for rows in self.failed.values())
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """Return the plan file of a derived cache; of the same form as stage one's."""
+    data = {
+        "identity": plan.identity,
+        "identity_digest": fingerprint(plan.identity),
+        "shards": [
+            {
+                "split": item.split,
+                "index": item.index,
+                "rows": item.rows,
+                "tokens": item.tokens,
+                "samples_sha256": item.samples_sha256,
+            }
+            for item in plan.shards
+        ],
+    }
+    return json.dumps(data, indent=1, ensure_ascii=False).encode()
+
+
+def decode_plan(raw: bytes) -> Plan | None:
+    """Read a plan file; None where it is damaged."""
+    try:
+        data = json.loads(raw)
+        identity = data["identity"]
+        if fingerprint(identity) != data["identity_digest"]:
+            return None
+        shards = tuple(
+            PlannedRows(
+                item["split"],
+                int(item["index"]),
+                int(item["rows"]),
+                int(item["tokens"]),
+                item["samples_sha256"],
+            )
+            for item in data["shards"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Plan(identity, shards) if all(item.split in SPLITS for item in shards) else None
+
+
+def read_ledger(store: Store) -> Ledger:
+    """Return what the cache says of itself.
+
+    Raises:
+        CacheError: there is neither a manifest, nor a plan, nor a shard's record; or the cache is
+            of a newer format.
+    """
+    plan_raw = _read(store, PLAN)
+    plan = None if plan_raw is None else decode_plan(plan_raw)
+    planned = plan.shards if plan else ()
+    damaged: list[tuple[str, str]] = []
+    if plan_raw is not None and plan is None:
+        damaged.append((PLAN, "damaged (its digest does not match)"))
+    failed = _failed(store)
+    raw = _read(store, MANIFEST)
+    if raw is not None:
+        try:
+            manifest = read_manifest(store)
+            return Ledger(
+                manifest,
+                plan_raw,
+                manifest.identity,
+                planned,
+                manifest.shards,
+                failed,
+                tuple(damaged),
+            )
+        except CacheError:
+            if _is_whole(raw):
+                raise  # newer, not damaged
+        damaged.append((MANIFEST, "damaged (its checksum does not match)"))
+    records = _records(store)
+    if plan_raw is None and raw is None and not records:
+        read_manifest(store)  # says that no cache is there
+    if raw is None:
+        missing = len(planned) - len(records)
+        damaged.append((MANIFEST, f"missing ({missing} shards are not made yet)"))
+    identity = plan.identity if plan else None
+    return Ledger(None, plan_raw, identity, planned, records, failed, tuple(damaged))
+
+
+def _records(store: Store) -> tuple[ShardRecord, ...]:
+    """Return the intact records of committed shards, in the manifest's order."""
+
+    def look(file: str) -> ShardRecord | None:
+        raw = _read(store, f"_meta/shards/{file}")
+        record = None if raw is None else decode_record(raw)
+        if record is None or not record_name(record.split, record.index).endswith(f"/{file}"):
+            return None
+        return record
+
+    looked = in_threads(look, store.list("_meta/shards"), _READS_AT_ONCE)
+    found = [record for record in looked if record is not None]
+    return tuple(sorted(found, key=lambda record: (SPLITS.index(record.split), record.index)))
+
+
+def _failed(store: Store) -> dict[str, tuple[FailedRow, ...] | None]:
+    """Return the lists of rows set aside; reads only, where stage one removes damaged ones."""
+    names = [name for name in store.list(FAILED) if name.endswith(".json")]
+    shards = [name.removesuffix(".json") for name in names]
+    raws = in_threads(lambda name: _read(store, f"{FAILED}/{name}"), names, _READS_AT_ONCE)
+    return {
+        shard: decode_failed(raw, shard)
+        for shard, raw in zip(shards, raws, strict=True)
+        if raw is not None
+    }
+
+
+def _is_whole(manifest: bytes) -> bool:
+    try:
+        data = json.loads(manifest)
+        stored = data.pop("manifest_sha256")
+        return bool(fingerprint(data) == stored and data.get("format") == "distil-cache")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _read(store: Store, name: str) -> bytes | None:
+    try:
+        return store.read(name)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,215 @@
+"""The command line of `python -m pipeline.cache`: commands, flags, examples, near names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pipeline.cache.layout.manifest import SPLITS
+from pipeline.errors import ConfigError
+
+__all__ = ["PROG", "HelpShown", "parse", "usage"]
+
+PROG = "python -m pipeline.cache"
+_URL = "a folder, or any address fsspec opens, such as s3://bucket/cache"
+_EXAMPLES = {
+    "inspect": ("inspect runs/default/cache", "inspect s3://bucket/cache --json"),
+    "verify": ("verify s3://bucket/cache --workers 8", "verify runs/default/cache --quick"),
+    "stats": ("stats runs/default/cache", "stats s3://bucket/cache --json"),
+    "repair": ("repair runs/default/cache --dry-run", "repair s3://bucket/cache"),
+    "slice": (
+        "slice s3://bucket/cache runs/small --samples 1000 --top-k 16",
+        "slice runs/default/cache runs/heldout --split heldout",
+    ),
+    "merge": (
+        "merge s3://bucket/whole s3://east/part s3://west/part",
+        "merge runs/both runs/chat/cache runs/code/cache",
+    ),
+    "export": ("export runs/default/cache runs/default/plain --top-k 32",),
+}
+
+
+class HelpShown(Exception):
+    """`--help` was asked for; carries the text."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes become one message of our kind instead of a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what the user reads."""
+        raise ConfigError(f"{self.prog}: {message}", do=f"see {self.prog} --help")
+
+    def print_help(self, file: object = None) -> None:
+        """Hand the text on: only the entry point prints."""
+        raise HelpShown(self.format_help())
+
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """Return what was asked for: `command`, its addresses and flags, and `given` as it was typed.
+
+    Raises:
+        ConfigError: an unknown command, unknown flags (all of them), missing or wrong values.
+        HelpShown: `--help`.
+    """
+    parser, commands = _build()
+    if given and not given[0].startswith("-") and given[0] not in commands:
+        near = _near(given[0], list(commands))
+        known = ", ".join(commands)
+        raise ConfigError(f"{given[0]!r} is no command{near}", expected=f"one of {known}")
+    options, rest = parser.parse_known_args(list(given))
+    if rest:
+        raise ConfigError(
+            f"{PROG} {options.command}: {_leftovers(rest, commands[options.command])}",
+            do=f"see {PROG} {options.command} --help",
+        )
+    options.given = list(given)
+    return options
+
+
+def usage() -> str:
+    """Return the text of `--help`."""
+    return _build()[0].format_help()
+
+
+def _leftovers(rest: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Name every unknown flag with the nearest right one; its value is no mistake of its own."""
+    known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    told: list[str] = []
+    after_flag = False
+    for token in rest:
+        if token.startswith("-"):
+            flag = token.partition("=")[0]
+            told.append(f"{flag}: unknown flag{_near(flag, known)}")
+            after_flag = "=" not in token
+        elif not after_flag:
+            told.append(f"{token!r} is one address too many")
+        else:
+            after_flag = False
+    return "; ".join(told)
+
+
+def _near(name: str, known: list[str]) -> str:
+    from pipeline.config.fields import suggestion
+
+    bare = {item.lstrip("-"): item for item in known}
+    near = suggestion(name.lstrip("-"), list(bare))
+    for plain, item in bare.items():
+        near = near.replace(f" {plain}?", f" {item}?")
+    return near
+
+
+def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
+    parser = _Parser(
+        prog=PROG,
+        description=f"Look into a teacher cache. URL is {_URL}.",
+        epilog=_examples([examples[0] for examples in _EXAMPLES.values()]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    commands: dict[str, argparse.ArgumentParser] = {}
+
+    def command(name: str, text: str, *addresses: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=f"{text}.\nURL is {_URL}.",
+            epilog=_examples(_EXAMPLES[name]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        for address in addresses:
+            sub.add_argument(address.lower(), metavar=address)
+        commands[name] = sub
+        return sub
+
+    sub = command("inspect", "what the cache holds, at a glance, finished or not", "URL")
+    _add_json(sub)
+
+    sub = command("verify", "read every file, compare checksums, decode every row", "URL")
+    sub.add_argument("--quick", action="store_true", help="compare only the sizes of shards")
+    _add_workers(sub)
+    _add_json(sub)
+
+    text = "entries, bytes by column, kept mass, entropy and the teacher's own loss, exactly"
+    sub = command("stats", text, "URL")
+    _add_workers(sub)
+    _add_json(sub)
+
+    text = "make damaged and missing files anew, to the same bytes, by the cache's own stage one"
+    sub = command("repair", text, "URL")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be done")
+    _add_workers(sub)
+
+    text = "a smaller cache: fewer entries a position, a subset of the samples, one split"
+    sub = command("slice", text, "URL", "TARGET")
+    sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
+    text = "of a sampled cache: every tau F times larger, F at least 1; fewer entries, no bias"
+    sub.add_argument("--tau-factor", type=_factor, metavar="F", help=text)
+    part = sub.add_mutually_exclusive_group()
+    text = "N samples, by a hash of their ids: the same on any machine"
+    part.add_argument("--samples", type=_count, metavar="N", help=text)
+    text = "about this share of them, by the same hash"
+    part.add_argument("--fraction", type=_share, metavar="F", help=text)
+    part.add_argument("--ids", metavar="FILE", help="the samples of these ids, one a line")
+    text = "train or heldout: only this one; it becomes the training split of the new cache"
+    sub.add_argument("--split", type=_split, metavar="NAME", help=text)
+    _add_workers(sub)
+
+    text = "the sum of caches: parts of one, or those of several teachers"
+    sub = command("merge", text, "TARGET")
+    sub.add_argument("urls", metavar="URL", nargs="+", help="the caches to put together")
+    _add_workers(sub)
+
+    text = "write plain list<int32> / list<float16> Parquet that any other trainer reads"
+    sub = command("export", text, "URL", "TO")
+    sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
+    return parser, commands
+
+
+def _examples(lines: Sequence[str]) -> str:
+    return "examples:\n" + "\n".join(f"  {PROG} {line}" for line in lines)
+
+
+def _add_json(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def _add_workers(sub: argparse.ArgumentParser) -> None:
+    text = "shards read at one time (default: the cores, at most 8)"
+    sub.add_argument("--workers", type=_count, metavar="N", help=text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
+    return int(text)
+
+
+def _factor(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number, at least 1")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0 and at most 1")
+    return value
+
+
+def _split(text: str) -> str:
+    if text not in SPLITS:
+        near = _near(text, list(SPLITS))
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {' or '.join(SPLITS)}{near}")
+    return text

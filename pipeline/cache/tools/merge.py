@@ -1,0 +1,244 @@
+"""Caches put together: parts of one identity by checksum, or whole caches of several teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.io.reader import Cache, open_cache
+from pipeline.cache.io.tables import encode_table, read_table, short_ids
+from pipeline.cache.layout.inventory import Ledger, Plan, PlannedRows, encode_plan, read_ledger
+from pipeline.cache.layout.manifest import (
+    SPLITS,
+    ShardRecord,
+    describe_difference,
+)
+from pipeline.cache.tools.derive import check_apart, claim_folder, derived_counts, fill, finish
+from pipeline.cache.tools.merge_partial import unite_parts
+from pipeline.config import fingerprint
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+from pipeline.storage.parallel import in_threads
+
+__all__ = ["merge_caches"]
+
+_Progress = Callable[[int], None]
+
+
+def merge_caches(
+    target: Store,
+    urls: Sequence[str],
+    *,
+    command: str,
+    workers: int = 1,
+    on_start: _Progress = lambda rows: None,
+    on_rows: _Progress = lambda rows: None,
+) -> int:
+    """Write the sum of several caches to `target`; return its rows.
+
+    Of one identity (workers that wrote to different stores): the union of their intact shards, byte
+    for byte; finished when none is missing. Of several identities, all of one tokenizer, codec,
+    scheme and temperature grid: all rows, shard after shard in the order of `urls`, the columns as
+    they are. A sample may then occur once in each source.
+
+    Raises:
+        CacheError: the sources do not fit together (everything that differs, at once), shards are
+            missing or damaged, or the target is no place for it.
+    """
+    sources = [Store(url) for url in urls]
+    if len({store.root for store in sources}) < len(sources):
+        raise CacheError("a cache is named twice", expected="different caches to merge")
+    check_apart(target, sources)
+    ledgers = [read_ledger(store) for store in sources]
+    unknown = [s.url for s, ledger in zip(sources, ledgers, strict=True) if not ledger.identity]
+    if unknown:
+        raise CacheError(
+            f"{', '.join(unknown)}: manifest and plan are damaged, so nobody knows what is in it",
+            do="repair it first",
+        )
+    if len({ledger.identity_digest for ledger in ledgers}) == 1:
+        return unite_parts(
+            target, sources, ledgers, command=command, on_start=on_start, on_rows=on_rows
+        )
+    caches = _open_all(sources, ledgers)
+    return _append(
+        target, caches, command=command, workers=workers, on_start=on_start, on_rows=on_rows
+    )
+
+
+def _open_all(sources: Sequence[Store], ledgers: Sequence[Ledger]) -> list[Cache]:
+    """Open whole caches of several identities; say at once all that keeps them apart."""
+    mistakes: list[str] = []
+    caches: list[Cache] = []
+    digests = [ledger.identity_digest for ledger in ledgers]
+    for store, ledger in zip(sources, ledgers, strict=True):
+        if digests.count(ledger.identity_digest) > 1:
+            mistakes.append(f"{store.url}: of the same identity as another; merge these two first")
+        try:
+            caches.append(open_cache(store.url))
+        except CacheError as error:
+            mistakes.append(error.found)
+    for cache in caches[1:]:
+        difference = describe_difference(_common(cache), _common(caches[0]), limit=99)
+        if difference:
+            mistakes.append(f"{cache.store.url}: {difference} by {caches[0].store.url}")
+    if mistakes:
+        raise CacheError(
+            "the caches do not fit together:\n  - " + "\n  - ".join(mistakes) + "\n",
+            expected="whole caches of one tokenizer, codec, scheme and temperature grid",
+            do="`slice --top-k` makes the numbers of entries equal",
+        )
+    return caches
+
+
+def _common(cache: Cache) -> dict[str, Any]:
+    """Return what all sources must have alike: a row could not say it of itself."""
+    identity = cache.manifest.identity
+    return {
+        "tokenizer": identity["tokenizer"],
+        "codec": cache.manifest.codec,
+        "scheme": identity["scheme"],
+        "temperatures": list(cache.manifest.temperatures),
+    }
+
+
+def _append(
+    target: Store,
+    caches: Sequence[Cache],
+    *,
+    command: str,
+    workers: int,
+    on_start: _Progress,
+    on_rows: _Progress,
+) -> int:
+    parts = [
+        (cache, record)
+        for split in SPLITS
+        for cache in caches
+        for record in cache.manifest.of_split(split)
+    ]
+    on_start(sum(record.rows for _, record in parts))
+    ids: list[NDArray[np.bytes_]] = []
+    names: list[str] = []
+    for (_, record), (short, digest) in zip(parts, in_threads(_ids, parts, workers), strict=True):
+        ids.append(short)
+        names.append(digest)
+        on_rows(record.rows)
+    repeated = _check_splits(parts, ids)
+    identity = _joined_identity(caches, repeated)
+    shards: list[PlannedRows] = []
+    for (_, record), digest in zip(parts, names, strict=True):
+        index = sum(item.split == record.split for item in shards)
+        shards.append(PlannedRows(record.split, index, record.rows, record.tokens, digest))
+    plan = Plan(identity, tuple(shards))
+    tokenizer = caches[0].tokenizer_files()
+    claim_folder(target, plan, encode_plan(plan))
+    digest = fingerprint(identity)
+
+    def make(place: int) -> tuple[ShardRecord, bytes]:
+        cache, record = parts[place]
+        item = shards[place]
+        table = read_table(cache.store, record, cache.manifest.identity_digest)
+        return encode_table([table], split=item.split, index=item.index, identity_digest=digest)
+
+    on_start(sum(item.rows for item in shards))
+    records = fill(target, shards, make, on_rows)
+    finish(
+        target,
+        records,
+        identity=identity,
+        spec=caches[0].spec,
+        temperatures=caches[0].manifest.temperatures,
+        tokenizer=tokenizer,
+        corpus_counts=derived_counts(records),
+        command=command,
+    )
+    return sum(record.rows for record in records)
+
+
+def _ids(part: tuple[Cache, ShardRecord]) -> tuple[NDArray[np.bytes_], str]:
+    cache, record = part
+    try:
+        table = read_table(cache.store, record, cache.manifest.identity_digest)
+    except CacheError as error:
+        raise CacheError(
+            f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
+            do=f"run python -m pipeline.cache repair {cache.store.url} first",
+        ) from None
+    names = table.column("sample_id").to_pylist()
+    return short_ids(names), fingerprint(names)
+
+
+def _check_splits(
+    parts: Sequence[tuple[Cache, ShardRecord]], ids: Sequence[NDArray[np.bytes_]]
+) -> int:
+    """Refuse a sample that one source holds out and another trains on; return the repeats."""
+    sides = {
+        split: np.unique(
+            np.concatenate(
+                [
+                    np.zeros(0, "S16"),
+                    *(i for (_, r), i in zip(parts, ids, strict=True) if r.split == split),
+                ]
+            )
+        )
+        for split in SPLITS
+    }
+    both = np.intersect1d(sides["train"], sides["heldout"], assume_unique=True).size
+    if both:
+        raise CacheError(
+            f"{both} samples are held out in one cache and trained on in another",
+            expected="samples on the same side everywhere; a student would be measured on what it "
+            "was trained on",
+            do="make the caches with the same seed and --corpus.heldout_fraction, or leave those "
+            "samples out with `slice`",
+        )
+    return sum(part.size for part in ids) - sum(side.size for side in sides.values())
+
+
+def _joined_identity(caches: Sequence[Cache], repeated: int) -> dict[str, Any]:
+    first = caches[0].manifest.identity
+    derived: dict[str, Any] = {
+        "from": [cache.manifest.identity_digest for cache in caches],
+        "how": {"command": "merge"},
+    }
+    if repeated:
+        derived["repeated_samples"] = repeated
+    identities = [cache.manifest.identity for cache in caches]
+    return {
+        **first,
+        "teacher": _joined([identity["teacher"] for identity in identities]),
+        "corpus": _joined([identity["corpus"] for identity in identities]),
+        "shard_tokens": max(int(identity["shard_tokens"]) for identity in identities),
+        "derived": derived,
+    }
+
+
+def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one object for several: equal members once, numbers by the largest, else all of them.
+
+    Readers ask for a teacher's name and a corpus's longest sample; both stay what they were.
+    """
+    joined: dict[str, Any] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = list(_distinct(part[name] for part in parts if name in part))
+        if len(values) == 1:
+            joined[name] = values[0]
+        elif all(isinstance(value, int | float) for value in values):
+            joined[name] = max(values)
+        elif all(isinstance(value, str | None) for value in values):
+            joined[name] = " + ".join(str(value) for value in values)
+        else:
+            joined[name] = values
+    return joined
+
+
+def _distinct(values: Iterator[Any]) -> Iterator[Any]:
+    seen: list[str] = []
+    for value in values:
+        if fingerprint(value) not in seen:
+            seen.append(fingerprint(value))
+            yield value

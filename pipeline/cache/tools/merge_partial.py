@@ -1,0 +1,230 @@
+"""Parts of one cache put together: what workers left in different stores, by checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from pipeline.cache.io.tables import read_shard
+from pipeline.cache.layout.inventory import (
+    Ledger,
+    Plan,
+    PlannedRows,
+    decode_plan,
+    encode_plan,
+    read_ledger,
+)
+from pipeline.cache.layout.manifest import (
+    RESPONSES,
+    ShardRecord,
+    checksum,
+    decode_record,
+    record_name,
+    tokenizer_name,
+)
+from pipeline.cache.layout.quarantine import decode_failed, failed_name
+from pipeline.cache.layout.schema import read_spec
+from pipeline.cache.tools.derive import claim_folder, derived_counts, fill, finish
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+
+__all__ = ["unite_parts"]
+
+_CONFIG = "_meta/config.yaml"
+_Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A shard in one of the sources."""
+
+    store: Store
+    record: ShardRecord
+
+    def read(self, item: PlannedRows) -> tuple[ShardRecord, bytes, bytes | None] | None:
+        """Return the record, the file and the list of rows set aside; None where one is damaged."""
+        try:
+            record = decode_record(self.store.read(record_name(item.split, item.index)))
+            if record is None or record.xxh3_128 != self.record.xxh3_128:
+                return None
+            failed = None
+            if record.rows != item.rows:
+                failed = self.store.read(failed_name(item.name))
+                rows = decode_failed(failed, item.name)
+                if rows is None or record.rows + len(rows) != item.rows:
+                    return None
+            return record, read_shard(self.store, record), failed
+        except (CacheError, FileNotFoundError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Caches of one identity, finished or not."""
+
+    stores: Sequence[Store]
+    ledgers: Sequence[Ledger]
+
+    @property
+    def whole(self) -> Ledger | None:
+        """The first that has a manifest."""
+        return next((ledger for ledger in self.ledgers if ledger.manifest), None)
+
+    def found(self) -> dict[tuple[str, int], list[_Candidate]]:
+        """Return where each shard lies; first where it holds most of its planned rows."""
+        found: dict[tuple[str, int], list[_Candidate]] = {}
+        for store, ledger in zip(self.stores, self.ledgers, strict=True):
+            for record in ledger.records:
+                candidate = _Candidate(store, record)
+                found.setdefault((record.split, record.index), []).append(candidate)
+        return {
+            key: sorted(candidates, key=lambda candidate: -candidate.record.rows)
+            for key, candidates in found.items()
+        }
+
+    def plan(self) -> tuple[Plan, bytes]:
+        """Return the plan and its file, as the stage wrote it where one has it."""
+        for ledger in self.ledgers:
+            plan = decode_plan(ledger.plan_raw) if ledger.plan_raw else None
+            if plan is not None and ledger.plan_raw is not None:
+                return plan, ledger.plan_raw
+        assert self.whole is not None
+        assert self.whole.identity is not None
+        shards = [
+            PlannedRows(
+                record.split,
+                record.index,
+                record.rows + len(self.whole.failed_rows(f"{record.split}-{record.index:05d}")),
+                record.tokens,
+                None,
+            )
+            for record in self.whole.records
+        ]
+        plan = Plan(self.whole.identity, tuple(shards))
+        return plan, encode_plan(plan)
+
+    def tokenizer(self) -> dict[str, bytes]:
+        """Return the tokenizer's files, by the manifest's checksums where there is a manifest."""
+        for store, ledger in zip(self.stores, self.ledgers, strict=True):
+            names = ledger.manifest.tokenizer_xxh3_128 if ledger.manifest else {}
+            names = names or dict.fromkeys(store.list("_meta/tokenizer"), "")
+            try:
+                files = {name: store.read(tokenizer_name(name)) for name in names}
+            except FileNotFoundError:
+                continue
+            if files and all(checksum(files[n]) == x or not x for n, x in names.items()):
+                return files
+        raise CacheError(f"{self.stores[0].url}: no source has an intact _meta/tokenizer")
+
+    def config(self) -> bytes | None:
+        """Return the stage's configuration, so that `repair` works on the sum too."""
+        return next((s.read(_CONFIG) for s in self.stores if s.exists(_CONFIG)), None)
+
+
+def unite_parts(
+    target: Store,
+    sources: Sequence[Store],
+    ledgers: Sequence[Ledger],
+    *,
+    command: str,
+    on_start: _Progress,
+    on_rows: _Progress,
+) -> int:
+    """Write the union of the intact shards to `target`, byte for byte; return its rows.
+
+    Of a shard that lacks different rows in two sources (the teacher could not answer them), the
+    one with most rows is taken, with its list of rows set aside.
+
+    Args:
+        target: the new cache's root.
+        sources: of one identity, finished or not.
+        ledgers: of the sources.
+        command: for the card.
+        on_start: told the rows of the whole cache.
+        on_rows: told of rows as they are done.
+
+    Raises:
+        CacheError: the sources hold different shards, or some are in none of them (what there is
+            has been written, without a manifest), or the target is no place for it.
+    """
+    parts = _Parts(sources, ledgers)
+    plan, raw = parts.plan()
+    found = parts.found()
+    differ = [
+        f"{one.store.full_url(one.record.path)} and {two.store.full_url(two.record.path)}"
+        for candidates in found.values()
+        for one, two in pairwise(candidates)
+        # What one teacher's worker could not answer, another's may have.
+        if one.record.rows == two.record.rows and one.record.xxh3_128 != two.record.xxh3_128
+    ]
+    if differ:
+        raise CacheError(
+            "caches of one identity hold different shards:\n  - " + "\n  - ".join(differ) + "\n",
+            do="verify each cache; a shard is the same bytes whoever makes it on one kind of "
+            "machine",
+        )
+    claim_folder(target, plan, raw)
+    config = parts.config()
+    if config is not None:
+        target.write(_CONFIG, config)
+    _copy_responses(parts.stores, target)
+
+    def make(place: int) -> tuple[ShardRecord, bytes] | None:
+        item = plan.shards[place]
+        for candidate in found.get((item.split, item.index), []):
+            made = candidate.read(item)
+            if made is not None:
+                record, data, failed = made
+                # The list before the record, as stage one does: together they are the plan's rows.
+                target.delete(failed_name(item.name))
+                if failed is not None:
+                    target.write(failed_name(item.name), failed)
+                return record, data
+        return None
+
+    best = [found.get((item.split, item.index), []) for item in plan.shards]
+    wanted = [
+        replace(item, rows=those[0].record.rows, tokens=those[0].record.tokens) if those else item
+        for item, those in zip(plan.shards, best, strict=True)
+    ]
+    on_start(sum(item.rows for item in wanted))
+    records = fill(target, wanted, make, on_rows)
+    if len(records) < len(plan.shards):
+        have = {(record.split, record.index) for record in records}
+        keys = [(item.split, item.index) for item in plan.shards]
+        names = [f"{split}/{index:05d}" for split, index in keys if (split, index) not in have]
+        more = ", ..." if len(names) > 8 else ""
+        raise CacheError(
+            f"{target.url}: {len(records)} of {len(plan.shards)} shards are there; no source has "
+            f"an intact {', '.join(names[:8])}{more}",
+            do=f"run cache-teacher with --cache_dir {target.url}, which makes only those, or merge "
+            "again with a cache that has them",
+        )
+    whole = parts.whole.manifest if parts.whole else None
+    scheme = plan.identity["scheme"]
+    counts = dict(whole.corpus_counts) if whole else derived_counts(records)
+    counts.pop("rows_set_aside", None)
+    aside = read_ledger(target).rows_set_aside
+    if aside:
+        counts["rows_set_aside"] = aside
+    finish(
+        target,
+        records,
+        identity=plan.identity,
+        spec=read_spec(whole.codec if whole else plan.identity["codec"]),
+        temperatures=whole.temperatures if whole else scheme["temperatures"],
+        tokenizer=parts.tokenizer(),
+        corpus_counts=counts,
+        command=command,
+    )
+    return sum(record.rows for record in records)
+
+
+def _copy_responses(sources: Sequence[Store], target: Store) -> None:
+    """Copy what the teacher wrote: without it, stage one would let it write all of it again."""
+    for source in sources:
+        for file in source.list(RESPONSES):
+            name = f"{RESPONSES}/{file}"
+            if not target.exists(name):
+                target.create(name, source.read(name))

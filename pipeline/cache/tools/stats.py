@@ -1,0 +1,227 @@
+"""The numbers of a cache: entries, bytes by column, kept mass, entropy, the teacher's own loss.
+
+Percentiles are exact in fixed memory: entry counts are 16-bit integers and the statistics are
+float16, so that a histogram has at most 65,536 bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.cache.io.reader import Cache
+from pipeline.cache.io.tables import decode_table, read_shard, table_from_bytes, tail_mass
+from pipeline.cache.layout.manifest import SPLITS, ShardRecord
+from pipeline.errors import CacheError
+from pipeline.storage.parallel import in_threads
+
+__all__ = ["Tally", "cache_stats", "stats_lines"]
+
+_BINS = 1 << 16
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums and histograms over counted positions; two of them add up."""
+
+    rows: int = 0
+    tokens: int = 0
+    gold_logprob: float = 0.0
+    """Sum of log p of the tokens that really follow."""
+    gold_kept: int = 0
+    """Positions whose own token is among the entries."""
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+    """Positions by number of entries."""
+    tails: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+    """Positions by the bits of the float16 mass outside the entries."""
+    entropies: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+    """Positions by the bits of the float16 entropy at temperature 1."""
+    bytes_by_column: dict[str, int] = field(default_factory=dict)
+    """Compressed, from the Parquet footer; what is left of the file is footer and headers."""
+
+    def add(self, other: Tally) -> None:
+        """Add another's numbers to these."""
+        self.rows += other.rows
+        self.tokens += other.tokens
+        self.gold_logprob += other.gold_logprob
+        self.gold_kept += other.gold_kept
+        self.counts += other.counts
+        self.tails += other.tails
+        self.entropies += other.entropies
+        for name, size in other.bytes_by_column.items():
+            self.bytes_by_column[name] = self.bytes_by_column.get(name, 0) + size
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers that people read, all over counted positions at temperature 1."""
+        counted = int(self.counts.sum())
+        grid = np.arange(_BINS, dtype=np.float64)
+        halves = np.arange(_BINS, dtype=np.uint16).view(np.float16).astype(np.float64)
+        by_count = _Distribution(grid, self.counts)
+        tail, entropy = _Distribution(halves, self.tails), _Distribution(halves, self.entropies)
+        each = max(counted, 1)
+        columns = {name: size / each for name, size in sorted(self.bytes_by_column.items())}
+        return {
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "counted_tokens": counted,
+            "entries_per_position": {
+                "mean": by_count.mean(),
+                "p50": by_count.quantile(0.5),
+                "p95": by_count.quantile(0.95),
+                "max": by_count.quantile(1.0),
+            },
+            "bytes_per_counted_token": {"all": sum(columns.values()), **columns},
+            "kept_mass": {"mean": 1 - tail.mean(), "p5": 1 - tail.quantile(0.95)},
+            "entropy_nats": {
+                "mean": entropy.mean(),
+                **{f"p{q}": entropy.quantile(q / 100) for q in (5, 50, 95)},
+            },
+            "gold_logprob": self.gold_logprob / each,
+            "teacher_cross_entropy": -self.gold_logprob / each,
+            "gold_within_entries": self.gold_kept / each,
+        }
+
+
+class _Distribution:
+    """Values and how often each occurs."""
+
+    def __init__(self, values_B: NDArray[np.float64], times_B: NDArray[np.int64]) -> None:
+        used = np.flatnonzero(times_B)
+        order = used[np.argsort(values_B[used], kind="stable")]
+        self.values, self.times = values_B[order], times_B[order]
+
+    def mean(self) -> float:
+        return float((self.values * self.times).sum() / max(self.times.sum(), 1))
+
+    def quantile(self, q: float) -> float:
+        """Return the smallest value that at least the share q does not exceed; 0 of nothing."""
+        if not self.times.size:
+            return 0.0
+        reached = np.cumsum(self.times)
+        return float(self.values[np.searchsorted(reached, q * reached[-1] * (1 - 1e-12))])
+
+
+def cache_stats(
+    cache: Cache, *, workers: int = 1, on_rows: Callable[[int], None] = lambda rows: None
+) -> dict[str, Any]:
+    """Return the numbers of each split and of each shard; reads and decodes everything.
+
+    Raises:
+        CacheError: a shard is missing or damaged; the message names it.
+    """
+
+    def take(record: ShardRecord) -> Tally:
+        return _tally(cache, record)
+
+    totals = {split: Tally() for split in SPLITS}
+    shards: list[dict[str, Any]] = []
+    records = cache.manifest.shards
+    for record, tally in zip(records, in_threads(take, records, workers), strict=True):
+        totals[record.split].add(tally)
+        shards.append({"shard": record.path, **tally.to_json()})
+        on_rows(record.rows)
+    return {
+        "url": cache.store.url,
+        "identity_digest": cache.manifest.identity_digest,
+        "splits": {split: totals[split].to_json() for split in SPLITS},
+        "shards": shards,
+    }
+
+
+def _tally(cache: Cache, record: ShardRecord) -> Tally:
+    try:
+        data = read_shard(cache.store, record)
+        table = table_from_bytes(data, cache.manifest.identity_digest)
+        tally = _count(table, at_one=cache.manifest.temperatures.index(1.0))
+    except CacheError as error:
+        raise CacheError(
+            f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
+            do="verify lists all that is damaged",
+        ) from None
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    for group in range(metadata.num_row_groups):
+        for position in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(position)
+            name = str(chunk.path_in_schema).split(".")[0]
+            sizes = tally.bytes_by_column
+            sizes[name] = sizes.get(name, 0) + int(chunk.total_compressed_size)
+    return tally
+
+
+def _count(table: pa.Table, *, at_one: int) -> Tally:
+    tally = Tally(rows=table.num_rows)
+    counts = [np.zeros(0, np.int32)]
+    entropies = [np.zeros(0, np.float16)]
+    for row in decode_table(table):
+        targets = row.targets
+        tally.tokens += int(row.input_ids_L.size)
+        counts.append(targets.counts_N)
+        entropies.append(targets.entropy_NG[:, at_one].astype(np.float16))
+        tally.gold_logprob += float(targets.gold_logprob_N.sum(dtype=np.float64))
+        owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)
+        gold_E = row.input_ids_L[row.counted_L][owner_E]
+        tally.gold_kept += np.unique(owner_E[targets.token_ids_E == gold_E]).size
+    tally.counts += np.bincount(np.concatenate(counts), minlength=_BINS)
+    tally.entropies += _by_bits(np.concatenate(entropies))
+    tally.tails += _by_bits(tail_mass(table))
+    return tally
+
+
+def _by_bits(values: NDArray[Any]) -> NDArray[np.int64]:
+    bits = np.ascontiguousarray(values, dtype=np.float16).view(np.uint16)
+    return np.bincount(bits, minlength=_BINS).astype(np.int64)
+
+
+def stats_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tables of `stats`: one of the splits, one of the shards."""
+    splits = {name: s for name, s in facts["splits"].items() if s["rows"]}
+    yield f"cache {facts['url']}, identity {facts['identity_digest'][:12]}"
+    yield ""
+    yield f"{'':<38}" + "".join(f"{name:>14}" for name in splits)
+    for label, path in _ROWS:
+        yield f"{label:<38}" + "".join(f"{_shown(s, path):>14}" for s in splits.values())
+    columns = sorted({name for s in splits.values() for name in s["bytes_per_counted_token"]})
+    for name in sorted(columns, key=lambda name: (name != "all", name)):
+        values = (f"{s['bytes_per_counted_token'].get(name, 0):>14.2f}" for s in splits.values())
+        yield f"{'bytes/counted token, ' + name:<38}" + "".join(values)
+    yield ""
+    yield (
+        f"{'shard':<28}{'rows':>8}{'tokens':>11}{'counted':>11}{'entries':>9}{'bytes':>8}"
+        f"{'kept':>9}{'entropy':>9}{'loss':>9}"
+    )
+    for s in facts["shards"]:
+        yield (
+            f"{s['shard']:<28}{s['rows']:>8}{s['tokens']:>11}{s['counted_tokens']:>11}"
+            f"{s['entries_per_position']['mean']:>9.1f}{s['bytes_per_counted_token']['all']:>8.1f}"
+            f"{s['kept_mass']['mean']:>9.4f}{s['entropy_nats']['mean']:>9.3f}"
+            f"{s['teacher_cross_entropy']:>9.3f}"
+        )
+
+
+_ROWS = [
+    ("rows", ("rows",)),
+    ("tokens", ("tokens",)),
+    ("counted tokens", ("counted_tokens",)),
+    *[
+        (f"entries/position, {n}", ("entries_per_position", n))
+        for n in ("mean", "p50", "p95", "max")
+    ],
+    *[(f"kept mass, {n}", ("kept_mass", n)) for n in ("mean", "p5")],
+    *[(f"entropy (nats), {n}", ("entropy_nats", n)) for n in ("mean", "p5", "p50", "p95")],
+    ("gold log p, mean", ("gold_logprob",)),
+    ("teacher's own cross-entropy (nats)", ("teacher_cross_entropy",)),
+    ("gold token within the entries", ("gold_within_entries",)),
+]
+
+
+def _shown(facts: Mapping[str, Any], path: tuple[str, ...]) -> str:
+    value: Any = facts
+    for key in path:
+        value = value[key]
+    return str(value) if isinstance(value, int) else f"{value:.4f}"

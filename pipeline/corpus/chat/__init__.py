@@ -1,0 +1,1 @@
+"""Rows to conversations, conversations to text, text to token ids and a loss mask."""

@@ -1,0 +1,161 @@
+"""Rows through the `datasets` library: hub datasets and folders of `save_to_disk`."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.sources.rows import Row, RowSource
+from pipeline.errors import CorpusError
+
+__all__ = ["hub_source", "is_saved_dataset", "saved_source"]
+
+
+_MAPPED_BYTES = 32 << 20
+
+
+def hub_source(settings: CorpusSettings) -> RowSource:
+    """Load one split of a hub dataset; what was downloaded before needs no network.
+
+    Raises:
+        CorpusError: the library is missing, or the hub, the name, configuration or split fails.
+    """
+    datasets = _datasets_library(settings.dataset_name)
+    try:
+        builder = datasets.load_dataset_builder(
+            settings.dataset_name, settings.dataset_config, revision=settings.dataset_revision
+        )
+        builder.download_and_prepare()
+        table = builder.as_dataset(split=settings.dataset_split)
+    except Exception as error:  # the library raises a dozen kinds, its dependencies more
+        raise _hub_error(settings, error) from error
+    name = "/".join(
+        ["hub", settings.dataset_name, builder.config.name or "default", settings.dataset_split]
+    )
+    identity = {
+        "revision": settings.dataset_revision,
+        # For data files on the hub this is the commit that was resolved.
+        "resolved": str(builder.hash) if builder.hash else None,
+        "config": builder.config.name,
+    }
+    return RowSource(
+        name=name,
+        rows=_table_rows(table, settings.dataset_name),
+        total=len(table),
+        identity=identity,
+    )
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Tell whether `folder` was written by `datasets.save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+def saved_source(folder: Path, split: str) -> RowSource:
+    """Load a folder of `save_to_disk`; `split` picks from a dictionary of datasets.
+
+    Raises:
+        CorpusError: the library is missing, the folder is damaged or lacks the split.
+    """
+    datasets = _datasets_library(str(folder))
+    try:
+        table = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise CorpusError(
+            f"{folder}: cannot be loaded ({_reason(error)})",
+            expected="a folder written by datasets.save_to_disk",
+        ) from error
+    if isinstance(table, datasets.DatasetDict):
+        if split not in table:
+            raise CorpusError(
+                f"{folder}: has no split {split!r}",
+                expected=f"one of {', '.join(sorted(map(str, table)))}",
+                do="set --dataset_split",
+            )
+        table = table[split]
+    return RowSource(
+        name=f"saved/{folder.resolve().name}/{split}",
+        rows=_table_rows(table, folder.name),
+        total=len(table),
+        identity={"rows": len(table)},
+    )
+
+
+def _datasets_library(what: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise CorpusError(
+            f"{what}: needs the package datasets, which is not installed",
+            do="pip install datasets, or use a folder of Parquet or JSON Lines files",
+        ) from error
+    return datasets
+
+
+def _table_rows(table: Any, label: str) -> Iterator[Row]:
+    number = 0
+    for piece in _pieces(table):
+        for columns in piece.iter(batch_size=1024):
+            names = list(columns)
+            for values in zip(*columns.values(), strict=True):
+                row = dict(zip(names, values, strict=True))
+                yield Row(key=str(number), place=f"{label}, row {number}", data=row)
+                number += 1
+
+
+def _pieces(table: Any) -> Iterator[Any]:
+    """Cut a memory-mapped table, each piece from a mapping of its own.
+
+    Pages that were read stay mapped and count as this process's memory; they go with the mapping.
+    """
+    rows = len(table)
+    if not rows or not table.cache_files:  # in memory
+        yield table
+        return
+    step = max(1024, rows * _MAPPED_BYTES // max(int(table.data.nbytes), 1))
+    recipe = pickle.dumps(table)  # of a mapped table: paths, not data
+    for start in range(0, rows, step):
+        yield pickle.loads(recipe).select(range(start, min(start + step, rows)))
+
+
+def _hub_error(settings: CorpusSettings, error: Exception) -> CorpusError:
+    what = settings.dataset_name
+    for label, value in (
+        ("configuration", settings.dataset_config),
+        ("revision", settings.dataset_revision),
+        ("split", settings.dataset_split),
+    ):
+        what += f", {label} {value}" if value else ""
+    reason = _reason(error)
+    lowered = f"{type(error).__name__} {reason}".lower()
+    do = "check the name, or give --dataset_name a local folder or file"
+    if "config name is missing" in lowered or "builderconfig" in lowered:
+        do = "set --corpus.dataset_config"
+    elif "unknown split" in lowered:
+        do = "set --dataset_split"
+    elif any(word in lowered for word in ("gated", "401", "403", "authenticat", "private")):
+        do = "set HF_TOKEN to a token that may read it"
+    elif any(word in lowered for word in ("reach", "connect", "offline", "timed out", "resolve")):
+        do = (
+            "check the network (and HF_HUB_OFFLINE), set HF_TOKEN if it is private, or give "
+            "--dataset_name a local folder or file"
+        )
+    elif os.environ.get("HF_TOKEN") is None:
+        do += "; a private or gated dataset needs HF_TOKEN"
+    return CorpusError(
+        f"the hub dataset {what} cannot be loaded ({reason})",
+        expected="a dataset that the Hugging Face hub serves or the cache holds",
+        do=do,
+    )
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    first = " ".join(line.strip() for line in lines[:2]).rstrip(".") if lines else "no reason given"
+    return f"{type(error).__name__}: {first[:300]}"

@@ -1,0 +1,62 @@
+"""From a dataset's name to its rows: embedded text, folder, file, URL or hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.sources.embedded import EMBEDDED_NAME, embedded_source
+from pipeline.corpus.sources.files import data_suffix, files_source
+from pipeline.corpus.sources.hub import hub_source, is_saved_dataset, saved_source
+from pipeline.corpus.sources.rows import RowSource
+from pipeline.errors import CorpusError
+
+__all__ = ["open_source"]
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def open_source(settings: CorpusSettings) -> RowSource:
+    """Find what `settings.dataset_name` means, the embedded text and existing paths first.
+
+    Raises:
+        CorpusError: nothing of that name, or it cannot be read.
+    """
+    name = settings.dataset_name
+    if name == EMBEDDED_NAME:
+        return embedded_source(_embedded_kinds(settings))
+    if "://" in name:
+        return files_source(name, settings.dataset_split)
+    path = Path(name).expanduser()
+    if path.is_dir() and is_saved_dataset(path):
+        return saved_source(path, settings.dataset_split)
+    if path.exists():
+        return files_source(str(path.resolve()), settings.dataset_split)
+    if data_suffix(name) or not _HUB_NAME.fullmatch(name):
+        raise CorpusError(
+            f"{name}: no such file or folder",
+            expected="'embedded', an existing file or folder, a URL, or a hub name like owner/name",
+            do="check --dataset_name",
+        )
+    return hub_source(settings)
+
+
+def _embedded_kinds(settings: CorpusSettings) -> Literal["both", "chats", "documents"]:
+    if settings.dataset_split != "train" or settings.column is not None:
+        raise CorpusError(
+            "the embedded text has one split, train, and no columns to choose from",
+            do="leave --dataset_split and --corpus.column as they are, or name another dataset",
+        )
+    match settings.format:
+        case "auto":
+            return "both"
+        case "messages":
+            return "chats"
+        case "text":
+            return "documents"
+    raise CorpusError(
+        f"the embedded text has no rows of format {settings.format}",
+        expected="auto (both kinds), messages (its chats) or text (its documents)",
+    )

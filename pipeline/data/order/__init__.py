@@ -1,0 +1,1 @@
+"""Which rows make which step, by arithmetic: permutations, packs, the plan."""

@@ -1,0 +1,1 @@
+"""Finished runs to the records that the report is made from."""

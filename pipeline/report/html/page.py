@@ -1,0 +1,245 @@
+"""The report as one self-contained HTML page: no network, no script, light and dark."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.charts.svg import averaged_over, curve_class, dot_chart, line_chart
+from pipeline.report.data.records import Curve, Difference, Report, Row
+from pipeline.report.html.page_parts import Figure, Tile
+from pipeline.report.html.page_sweep import sweep_tiles, sweep_view
+from pipeline.report.text.wording import (
+    METRICS,
+    difference_sentence,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_measure,
+    headline,
+    metric_decimals,
+    shown_metrics,
+)
+
+__all__ = ["HEAT_STEPS_NATS", "render_page"]
+
+HEAT_STEPS_NATS = (0.02, 0.1, 0.3, 0.8, 2.0)
+"""A token's KL from each of these up gets the next stronger colour; fixed, so that two reports
+can be laid side by side."""
+
+_MOST_ROWS = 24
+
+_TEMPLATES = Path(__file__).parent
+
+
+def render_page(report: Report) -> str:
+    """Return the whole page; every text of the report is escaped on the way in."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=format_count,
+        duration=format_duration,
+        bytes=format_bytes,
+        visible=_visible,
+        printable=_printable,
+        lead=_lead,
+        body=_body,
+    )
+    page = environment.get_template("page.html.jinja").render(
+        report=report,
+        headline=headline(report),
+        tiles=_tiles(report),
+        table=_result_table(report.rows),
+        differences=[_difference(item, report.rows) for item in report.differences],
+        dots=_dot_charts(_compared_rows(report)),
+        learning=_line_charts(report.curves, "learning", shared_legend=report.sweep is not None),
+        speed=_line_charts(report.curves, "speed", shared_legend=report.sweep is not None),
+        sweep=sweep_view(report),
+        heat=_heat,
+        heat_steps=HEAT_STEPS_NATS,
+        environment=list(_flat(report.environment)),
+    )
+    # A lone surrogate (half of an emoji, cut by a tokenizer) has no UTF-8 and would end the write.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _tiles(report: Report) -> list[Tile]:
+    if report.sweep is not None:
+        return [*sweep_tiles(report.sweep, report.speeds), *_cache_tiles(report)]
+    by_kind: dict[str, Row] = {}
+    for row in report.rows:
+        by_kind.setdefault(row.kind, row)
+    tiles = []
+    distilled, before, control = (by_kind.get(k) for k in ("distilled", "before", "control"))
+    if distilled is not None and "kl" in distilled.metrics:
+        kl = distilled.metrics["kl"].value
+        note = _compared("kl", control)
+        if before is not None and "kl" in before.metrics:
+            start = before.metrics["kl"].value
+            tiles.append(Tile("nats of KL to the teacher", f"{start:.2f} → {kl:.2f}", note))
+            if start > 0:
+                closed = f"{100 * (start - kl) / start:.0f} %"
+                tiles.append(Tile("of the distance closed", closed, "from before to after"))
+        else:
+            tiles.append(Tile("nats of KL to the teacher", f"{kl:.2f}", note))
+    if distilled is not None and "top1_agreement" in distilled.metrics:
+        share = 100 * distilled.metrics["top1_agreement"].value
+        tiles.append(
+            Tile("same first choice as the teacher", f"{share:.1f} %",
+                  _compared("top1_agreement", control))
+        )  # fmt: skip
+    return [*tiles, *_cache_tiles(report)]
+
+
+def _cache_tiles(report: Report) -> list[Tile]:
+    cache = report.cache
+    if cache is None or not cache.counted_tokens:
+        return []
+    size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.counted_tokens)} targets"
+    return [Tile("bytes per cached target", f"{cache.bytes_per_counted_token:.3g}", size)]
+
+
+def _compared(key: str, control: Row | None) -> str:
+    if control is None or key not in control.metrics:
+        return "on held-out text"
+    value, _ = format_measure(control.metrics[key], METRICS[key], decimals=None)
+    unit = METRICS[key].unit
+    return f"the control ends at {value} {unit}".rstrip()
+
+
+def _result_table(rows: Sequence[Row]) -> dict[str, Any]:
+    metrics = shown_metrics(rows)
+    decimals = {metric.key: metric_decimals(metric, rows) for metric in metrics}
+    lines = [
+        {
+            "row": row,
+            "cells": [
+                format_measure(row.metrics.get(m.key), m, decimals=decimals[m.key]) for m in metrics
+            ],
+        }
+        for row in rows
+    ]
+    return {
+        "metrics": metrics,
+        "lines": lines,
+        "has_parameters": any(row.num_parameters for row in rows),
+        "has_detail": any(row.detail for row in rows),
+    }
+
+
+def _difference(difference: Difference, rows: Sequence[Row]) -> dict[str, Any]:
+    known = difference.standard_errors is not None
+    verdict = "clear" if difference.clear else "within noise" if known else "unknown error"
+    return {
+        "sentence": difference_sentence(difference, rows),
+        # Not "clear": Jinja would find the dictionary's method of that name, which is true.
+        "is_clear": difference.clear,
+        "verdict": verdict,
+    }
+
+
+def _compared_rows(report: Report) -> Sequence[Row]:
+    # Of a sweep the runs alone: beside the untrained student their differences would not be seen.
+    ranked = [row for row in report.rows if row.rank][:_MOST_ROWS]
+    return ranked if report.sweep is not None and len(ranked) > 1 else report.rows
+
+
+def _dot_charts(rows: Sequence[Row]) -> list[Figure]:
+    return [
+        Figure(
+            heading=metric.label + (f", {metric.unit}" if metric.unit else ""),
+            note=("lower is better: " if metric.lower_is_better else "higher is better: ")
+            + metric.explanation,
+            svg=dot_chart(rows, metric, identity=f"dots-{metric.key}"),
+        )
+        for metric in shown_metrics(rows)
+    ]
+
+
+def _line_charts(
+    curves: Sequence[Curve], group: str, *, shared_legend: bool = False
+) -> list[Figure]:
+    by_name: dict[str, list[Curve]] = {}
+    for curve in curves:
+        if curve.group == group and curve.points:
+            by_name.setdefault(curve.name, []).append(curve)
+    figures = []
+    for i, (name, members) in enumerate(by_name.items()):
+        averaged = averaged_over(members)
+        unit = f", {members[0].unit}" if members[0].unit else ""
+        figures.append(
+            Figure(
+                heading=name + unit,
+                note=f"each point is the mean of {averaged} logged values" if averaged > 1 else "",
+                svg=line_chart(members, identity=f"{group}-{i}"),
+                legend=()
+                if shared_legend
+                else tuple((curve_class(curve), curve.series or curve.kind) for curve in members),
+            )
+        )
+    return figures
+
+
+def _heat(kl: float | None) -> int:
+    """Return the colour step of a token, 0 (as the teacher) to 5."""
+    return 0 if kl is None else sum(kl >= step for step in HEAT_STEPS_NATS)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{name} / ")
+        elif isinstance(value, (list, tuple)):
+            rows.append((name, ", ".join(map(str, value)) or "none"))
+        elif name.endswith("_bytes") and isinstance(value, (int, float)):
+            rows.append((name.removesuffix("_bytes"), format_bytes(value)))
+        else:
+            rows.append((name, "none" if value is None else str(value)))
+    return rows
+
+
+def _printable(text: str) -> str:
+    """Return `text` with what would act on the page instead of being read shown as its code.
+
+    Control characters are not allowed in HTML, and a right-to-left override in a generated text
+    would turn the words around it about.
+    """
+    return "".join(char if char in "\n\t" or _harmless(char) else _code(char) for char in text)
+
+
+def _visible(text: str) -> str:
+    """Return one token so that its white space can be seen."""
+    marks = {"\n": "↵", "\t": "→", "\r": "␍"}
+    inner = text.strip(" ")
+    lead = len(text) - len(text.lstrip(" "))
+    trail = len(text) - lead - len(inner)
+    shown = "".join(marks.get(char) or (char if _harmless(char) else _code(char)) for char in inner)
+    return "·" * lead + shown + "·" * trail if inner else "·" * len(text) or "(empty)"
+
+
+def _lead(text: str) -> str:
+    """Return the spaces in front of a word, which stay uncoloured: they may end a line."""
+    return text[: len(text) - len(text.lstrip(" "))] if text.strip(" ") else ""
+
+
+def _body(text: str) -> str:
+    return text[len(_lead(text)) :]
+
+
+def _harmless(char: str) -> bool:
+    return unicodedata.category(char) not in ("Cc", "Cf", "Cs") or char in "\u200c\u200d"
+
+
+def _code(char: str) -> str:
+    return f"⟨U+{ord(char):04X}⟩"

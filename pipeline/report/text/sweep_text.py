@@ -1,0 +1,100 @@
+"""A sweep in plain sentences: which setting, by how much, and whether to believe it."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.report.data.records import Difference, Measure, SweepFacts, SweepPoint
+from pipeline.report.text.wording import METRICS, Metric, certainty
+
+__all__ = ["objective_metric", "objective_text", "sweep_headline", "verdict_text"]
+
+
+def objective_metric(facts: SweepFacts) -> Metric:
+    """Return how the objective is shown; a metric of the training log gets a plain wording."""
+    known = METRICS.get(facts.objective.removeprefix("heldout/"))
+    if facts.objective.startswith("heldout/") and known is not None:
+        return known
+    return Metric(facts.objective, facts.label, facts.unit, not facts.maximize, decimals=4)
+
+
+def objective_text(measure: Measure | None, metric: Metric, *, decimals: int) -> str:
+    """Return a value with its unit."""
+    if measure is None or not math.isfinite(measure.value):
+        return "—"
+    return f"{measure.value * metric.scale:.{decimals}f} {metric.unit}".rstrip()
+
+
+def sweep_headline(facts: SweepFacts) -> str:
+    """Answer: which setting, by how much is it better, and can it be believed?"""
+    ranked = [point for point in facts.points if point.rank]
+    if not ranked:
+        return "No run of this sweep has a result."
+    metric = objective_metric(facts)
+    best = ranked[0]
+    found = f"{facts.label} {objective_text(best.objective, metric, decimals=metric.decimals)}"
+    if len(ranked) == 1:
+        return f"Use {best.label}: {found}. It is the only run with a result."
+    noise = [point for point in ranked if point.verdict == "within noise"]
+    worse = [point for point in ranked if point.verdict == "worse"]
+    if noise:
+        names = _listed([point.label for point in noise])
+        verb = "is" if len(noise) == 1 else "are"
+        rest = "The others are clearly worse." if worse else "No run is clearly worse."
+        nearest = f"{names} {verb} within noise of it"
+        return f"Use {best.label}: {found}. But {nearest} ({_errors(noise)}). {rest}"
+    if worse:
+        gap = _gap(worse[0].difference, metric)
+        return (
+            f"Use {best.label}: {found}, which is {gap} better than {worse[0].label}, the next "
+            f"({certainty(worse[0].difference)}). Every other run is clearly worse."
+        )
+    distance = abs(
+        (ranked[1].objective or Measure(0.0)).value - (best.objective or Measure(0.0)).value
+    )
+    return (
+        f"{best.label} has the best {facts.label}, {found.removeprefix(facts.label).strip()}, "
+        f"{distance * metric.scale:.{metric.decimals}f} from the next; this metric has no standard "
+        "error, so it may be noise."
+    )
+
+
+def verdict_text(point: SweepPoint, metric: Metric) -> str:
+    """Return the difference to the best run as one short line."""
+    if point.difference is None:
+        return ""
+    sign = "+" if point.difference.value >= 0 else "\u2212"
+    other = METRICS.get(point.difference.metric)
+    # A difference in perplexity is one in cross-entropy, which has an error.
+    shown = other if other is not None and other.key != metric.key else metric
+    size = f"{sign}{abs(point.difference.value) * shown.scale:.{shown.decimals}f}"
+    error = point.difference.standard_error
+    spread = "" if error is None else f" ± {error * shown.scale:.{shown.decimals}f}"
+    return f"{size}{spread} {shown.unit if shown is not metric else ''}".rstrip()
+
+
+def _gap(difference: Difference | None, metric: Metric) -> str:
+    assert difference is not None
+    shown = METRICS.get(difference.metric, metric)
+    unit = "percentage points" if shown.percent else shown.unit
+    if shown.key == "cross_entropy" and metric.key == "perplexity":
+        unit += " of cross-entropy"
+    return f"{abs(difference.value) * shown.scale:.{shown.decimals}f} {unit}".rstrip()
+
+
+def _errors(points: list[SweepPoint]) -> str:
+    distances = [
+        point.difference.standard_errors or 0.0 for point in points if point.difference is not None
+    ]
+    low, high = min(distances), max(distances)
+    if f"{low:.1f}" == f"{high:.1f}":
+        return f"{high:.1f} standard errors, paired over the same tokens"
+    return f"{low:.1f} to {high:.1f} standard errors, paired over the same tokens"
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) > 3:
+        return f"{names[0]}, {names[1]} and {len(names) - 2} more"
+    if len(names) == 1:
+        return names[0]
+    return " and ".join([", ".join(f"“{name}”" for name in names[:-1]), f"“{names[-1]}”"])

@@ -1,0 +1,1 @@
+"""The student before its first step: initial weights, pruning, adapters, freezing, vocabulary."""

@@ -1,0 +1,129 @@
+"""The student before training: resolved, cut, repaired; a folder that every rank then loads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.io.reader import Cache
+from pipeline.data.source import RowSource
+from pipeline.models.load import load_causal_lm
+from pipeline.models.resolve import ResolvedModel, resolve_model
+from pipeline.student.build.prune import cut_model
+from pipeline.student.build.reconstruct import repair_cut_student
+from pipeline.student.settings import StudentSettings
+
+__all__ = ["initial_identity", "make_initial_student"]
+
+_log = logging.getLogger(__name__)
+_MARK = "made_from.json"
+
+
+def initial_identity(settings: StudentSettings, source: ResolvedModel) -> dict[str, Any]:
+    """Return what decides the initial weights."""
+    data: dict[str, Any] = {
+        "model": source.name,
+        "revision": source.revision,
+        "layers_kept": list(settings.layers_kept) if settings.layers_kept else None,
+        "repair": settings.repair,
+    }
+    if settings.repair != "none":
+        data["repair_tokens"] = settings.repair_tokens
+    return data
+
+
+def make_initial_student(
+    settings: StudentSettings,
+    source: ResolvedModel,
+    cache: Cache,
+    *,
+    rows: RowSource,
+    output_dir: Path,
+) -> Path:
+    """Return the folder of the initial weights; made once, at `output_dir/init` for a cut.
+
+    Call on one rank first; the others then find it. A folder that is there is whole, because it is
+    renamed into place; it is kept when its mark says that it was made from the same model, cut and
+    cache, and made anew otherwise.
+    """
+    if settings.layers_kept is None:
+        return source.path
+    target = output_dir / "init"
+    wanted = initial_identity(settings, source)
+    if settings.repair != "none":
+        wanted["cache"] = cache.manifest.identity_digest
+    content = json.dumps(wanted, indent=1)
+    mark = target / _MARK
+    if mark.exists() and mark.read_text(encoding="utf-8") == content:
+        return target
+    temporary = output_dir / f"init.{uuid.uuid4().hex}.partial"
+    cut = output_dir / f"cut.{uuid.uuid4().hex}.partial"
+    try:
+        cut_model(source.path, settings.layers_kept, cut)
+        if settings.repair == "none":
+            cut.rename(temporary)
+        else:
+            _repair(cut, source, settings, rows, temporary)
+        (temporary / _MARK).write_text(content, encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    except OSError:
+        if not mark.exists():  # else another node's process made the same meanwhile
+            raise
+    finally:
+        shutil.rmtree(cut, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _repair(
+    cut: Path, source: ResolvedModel, settings: StudentSettings, rows: RowSource, target: Path
+) -> None:
+    import torch
+
+    assert settings.layers_kept is not None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def load(folder: Path) -> Any:
+        model = load_causal_lm(
+            folder, dtype="float32", trust_remote_code=settings.trust_remote_code
+        )
+        return model.to(device).eval()
+
+    sequences = _calibration_sequences(rows, settings.repair_tokens)
+    _log.info("repairing the cut student on %d tokens of the cache", sum(s.size for s in sequences))
+    student, original = load(cut), load(source.path)
+    repair_cut_student(student, original, settings.layers_kept, sequences)
+    student.cpu().save_pretrained(target)
+    for file in sorted(cut.iterdir()):
+        if not (target / file.name).exists() and file.suffix != ".safetensors":
+            shutil.copyfile(file, target / file.name)
+
+
+def _calibration_sequences(source: RowSource, wanted_tokens: int) -> list[NDArray[np.int32]]:
+    """Take rows from the front of the training shards until there are enough tokens."""
+    chosen: list[NDArray[np.int32]] = []
+    tokens = 0
+    for shard, rows in enumerate(source.shard_rows()):
+        for row in source.read_rows(shard, range(rows)):
+            chosen.append(row.input_ids_L)
+            tokens += int(row.input_ids_L.size)
+            if tokens >= wanted_tokens:
+                return chosen
+    return chosen
+
+
+def resolve_source(settings: StudentSettings) -> ResolvedModel:
+    """Return the model the student starts from.
+
+    Raises:
+        ModelError: it cannot be reached, or is no causal language model.
+    """
+    return resolve_model(settings.model, revision=settings.revision, role="student")

@@ -1,0 +1,1 @@
+"""The finished student: export, model card, publishing to the hub."""

@@ -1,0 +1,1 @@
+"""The training loop, its engine, distributed set-up, checkpoints and resuming."""

@@ -1,0 +1,146 @@
+"""Checkpoints of a run: written beside, marked complete last, newest complete one wins."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache.layout.manifest import describe_difference
+from pipeline.config import fingerprint
+from pipeline.errors import ResumeError
+from pipeline.storage import Store
+
+__all__ = ["Checkpoint", "Checkpoints", "RunIdentity"]
+
+_log = logging.getLogger(__name__)
+_MARK = "complete.json"
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """Everything that decides the losses of a run."""
+
+    data: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return fingerprint(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    folder: Path
+    step: int
+    world_size: int
+
+
+class Checkpoints:
+    """The checkpoints below one output folder; every rank may read, rank 0 marks and deletes."""
+
+    def __init__(
+        self, output_dir: Path, identity: RunIdentity, *, keep: int, world_size: int = 1
+    ) -> None:
+        """Look at nothing yet."""
+        self.root = output_dir / "checkpoints"
+        self._identity = identity
+        self._keep = keep
+        self._world_size = world_size
+
+    def folder(self, step: int) -> Path:
+        """Return the folder of the checkpoint after `step` steps."""
+        return self.root / f"{_PREFIX}{step:08d}"
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest complete checkpoint of this run.
+
+        Raises:
+            ResumeError: the newest complete one belongs to a run with other settings or another
+                cache; the message names the differences.
+        """
+        for folder in sorted(self.root.glob(f"{_PREFIX}*"), reverse=True):
+            if (folder / _MARK).exists():
+                return self.read(folder)
+        return None
+
+    def read(self, folder: Path) -> Checkpoint:
+        """Read one checkpoint's mark and compare it with this run.
+
+        Raises:
+            ResumeError: incomplete, or of another run.
+        """
+        try:
+            mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+            digest, identity = mark["identity_digest"], dict(mark["identity"])
+            checkpoint = Checkpoint(folder, int(mark["step"]), int(mark["world_size"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ResumeError(
+                f"{folder}: no complete checkpoint there",
+                expected=f"a folder that holds {_MARK}",
+                do="name another, or use --resume_from_checkpoint auto",
+            ) from None
+        if digest != self._identity.digest:
+            self._check_packs(folder, identity, checkpoint.world_size)
+            difference = describe_difference(identity, self._identity.data)
+            raise ResumeError(
+                f"{folder}: a checkpoint of another run ({difference})",
+                expected="the settings and the cache it was made with",
+                do="choose another --output_dir, or start anew with --resume_from_checkpoint never",
+            )
+        return checkpoint
+
+    def _check_packs(self, folder: Path, identity: dict[str, Any], world_size: int) -> None:
+        """Say how to divide the step, where its size is all that differs."""
+        here = self._identity.data
+        train = dict(here.get("train", {}))
+        theirs = identity.get("train", {}).get("packs_per_step")
+        ours, train["packs_per_step"] = train.get("packs_per_step"), theirs
+        if ours == theirs or fingerprint({**here, "train": train}) != fingerprint(identity):
+            return
+        each, rest = divmod(theirs, self._world_size)
+        raise ResumeError(
+            f"{folder}: a step of that run, with {_processes(world_size)}, had {theirs} packs; one "
+            f"of this run, with {_processes(self._world_size)}, has {ours}",
+            expected=f"{theirs} again",
+            do="choose per_device_train_batch_size times gradient_accumulation_steps to be "
+            + (f"{each}" if not rest else f"{theirs} divided by a number of processes that fits"),
+        )
+
+    def mark_complete(self, step: int, *, world_size: int) -> None:
+        """Make the checkpoint count, then delete older and unfinished ones."""
+        data = {
+            "step": step,
+            "world_size": world_size,
+            "identity_digest": self._identity.digest,
+            "identity": self._identity.data,
+        }
+        folder = self.folder(step)
+        Store(str(folder)).write(_MARK, json.dumps(data, indent=1).encode())
+        complete = [f for f in sorted(self.root.glob(f"{_PREFIX}*")) if (f / _MARK).exists()]
+        kept = set(complete[-self._keep :])
+        for other in self.root.glob(f"{_PREFIX}*"):
+            if other not in kept:
+                _delete(other)
+
+    def clear(self) -> None:
+        """Delete all checkpoints of this output folder (start anew)."""
+        for folder in self.root.glob(f"{_PREFIX}*"):
+            _delete(folder)
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
+
+
+def _delete(folder: Path) -> None:
+    # The mark goes first: killed in the middle, what is left is plainly incomplete.
+    (folder / _MARK).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    _log.debug("deleted %s", folder)

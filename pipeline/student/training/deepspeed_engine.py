@@ -1,0 +1,310 @@
+"""The only file that knows DeepSpeed: world, ZeRO engine, steps, checkpoints, gathered weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, DistillError, ModelError, ResumeError, StoreError
+from pipeline.student.settings import TrainSettings
+from pipeline.student.training.distributed import World
+from pipeline.student.training.optimizer import make_optimizer, make_schedule
+
+__all__ = ["DeepSpeedEngine", "join_world", "leave_world", "prepare_zero3"]
+
+_log = logging.getLogger(__name__)
+
+
+def join_world(world: World, *, timeout_s: float) -> Any:
+    """Connect the ranks and return this rank's torch device.
+
+    Raises:
+        DistillError: the others do not come within the timeout.
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    if not on_gpu:
+        # Without this DeepSpeed compiles a shared-memory collective on first use: minutes of
+        # g++ on two cores, for a world that gloo serves as well.
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(world.local_rank)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    timeout = timedelta(seconds=timeout_s)
+    # DeepSpeed makes groups of its own without a timeout. Torch then takes its default: a stalled
+    # peer would hold the others for 30 minutes under gloo, whatever the world's own timeout is.
+    distributed: Any = torch.distributed.distributed_c10d
+    distributed.default_pg_timeout = timeout
+    distributed.default_pg_nccl_timeout = timeout
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_gpu else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timeout,
+        )
+    except (RuntimeError, ValueError, torch.distributed.DistError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise DistillError(
+            f"rank {world.rank} of {world.size} did not meet the others at {address} within "
+            f"{timeout_s:g} s ({str(error).strip().splitlines()[0]})",
+            do="check that all ranks were started and can reach that address",
+        ) from None
+    return torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
+
+
+def leave_world() -> None:
+    """Disconnect; quiet when there is no world."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def deepspeed_config(settings: TrainSettings, *, dtype: str, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for these settings."""
+    accumulation = settings.gradient_accumulation_steps
+    config: dict[str, Any] = {
+        # A micro-batch is one flattened row of packs, whatever their number.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": accumulation * world_size,
+        "gradient_clipping": settings.max_grad_norm,
+        "steps_per_print": 1 << 30,
+        # Its list of tested optimisers is Adam and Adagrad; ours all work number by number.
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": settings.zero_stage,
+            "overlap_comm": False,
+            # Under ZeRO 3 the export gathers by hand, parameter by parameter.
+            "stage3_gather_16bit_weights_on_model_save": False,
+        },
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+    }
+    if settings.offload_optimizer:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        config["zero_force_ds_cpu_optimizer"] = False
+    return config
+
+
+@contextmanager
+def prepare_zero3(settings: TrainSettings, *, dtype: str, world_size: int) -> Iterator[None]:
+    """While open, from_pretrained partitions the weights as it loads them (ZeRO 3 only)."""
+    if settings.zero_stage < 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    config = deepspeed_config(settings, dtype=dtype, world_size=world_size)
+    keep = HfDeepSpeedConfig(config)  # transformers holds it weakly
+    try:
+        yield
+    finally:
+        del keep
+        unset_hf_deepspeed_config()
+
+
+class DeepSpeedEngine:
+    """A student under ZeRO: steps over micro-batches, checkpoints, gathered weights."""
+
+    def __init__(
+        self,
+        module: Any,
+        settings: TrainSettings,
+        *,
+        dtype: str,
+        world: World,
+        total_steps: int,
+        optimizer_groups: Sequence[dict[str, Any]],
+        rank_free: bool = False,
+    ) -> None:
+        """Wrap `module`, whose forward returns the scaled loss first.
+
+        `rank_free`: the checkpoint that `load` will get is one that `rank_free_copy` made.
+        """
+        import deepspeed
+
+        self.world = world
+        self._rank_free = rank_free
+        self._stage = settings.zero_stage
+        self._clip = settings.max_grad_norm
+        config = deepspeed_config(settings, dtype=dtype, world_size=world.size)
+        config["checkpoint"] = {"load_universal": rank_free}
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                model_parameters=[p for p in module.parameters() if p.requires_grad],
+                optimizer=make_optimizer(settings, optimizer_groups),
+                lr_scheduler=partial(make_schedule, settings, total_steps=total_steps),
+                config=config,
+                dist_init_required=False,
+            )
+        except (ValueError, AssertionError) as error:
+            raise ConfigError(
+                f"DeepSpeed refuses these settings ({str(error).strip().splitlines()[0]})",
+                do="change train.zero_stage, train.offload_optimizer or the precision",
+            ) from error
+
+    @property
+    def module(self) -> Any:
+        """The student module; its forward is safe under every ZeRO stage."""
+        return self._engine.module
+
+    @property
+    def device(self) -> Any:
+        """Where batches belong."""
+        return self._engine.device
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that the next step uses."""
+        return float(self._engine.get_lr()[0])
+
+    def train_step(self, micro_batches: Sequence[dict[str, Any]]) -> list[Any]:
+        """Run one optimiser step; returns what the module returned for each micro-batch."""
+        self._engine.train()
+        outputs = []
+        for batch in micro_batches:
+            output = self._engine(**batch)
+            self._engine.backward(output[0])
+            self._engine.step()
+            outputs.append(output)
+        return outputs
+
+    def evaluate(self, batch: dict[str, Any]) -> Any:
+        """Run the module without gradients."""
+        import torch
+
+        self._engine.eval()
+        with torch.no_grad():
+            return self._engine.module(**batch)
+
+    def grad_norm(self) -> float | None:
+        """Return the global gradient norm of the last step, where the ZeRO stage computes one."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise sum over all ranks, in float64."""
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
+        if self.world.size > 1:
+            dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return every rank's `value`, on every rank."""
+        import torch.distributed as dist
+
+        if self.world.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        import torch.distributed as dist
+
+        if self.world.size > 1:
+            dist.barrier()
+
+    def save(self, folder: Path, *, step: int) -> None:
+        """Write weights, optimiser and schedule into `folder`.
+
+        Raises:
+            StoreError: the disk is full or fails.
+        """
+        state = {"step": step, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        try:
+            self._engine.save_checkpoint(
+                str(folder.parent), tag=folder.name, client_state=state, save_latest=False
+            )
+        except (OSError, RuntimeError) as error:
+            raise StoreError(
+                f"{folder}: the checkpoint cannot be written ({str(error).splitlines()[0]})",
+                do="free some space and run the same command again; it goes on from the last "
+                "complete checkpoint",
+            ) from error
+
+    def load(self, folder: Path) -> int:
+        """Load what `save` wrote and return the step.
+
+        Raises:
+            ResumeError: the files do not fit this engine.
+        """
+        groups = [dict(group, params=()) for group in self._base_optimizer().param_groups]
+        if self._rank_free:  # it warns that there is no tensor parallelism, once a rank
+            logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        try:
+            path, state = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        except Exception as error:
+            # DeepSpeed raises whatever torch.load or its own asserts raise on a damaged file.
+            raise ResumeError(
+                f"{folder}: cannot be loaded ({str(error).strip().splitlines()[0]})",
+                do="delete that folder to go on from the checkpoint before it",
+            ) from error
+        if path is None:
+            raise ResumeError(f"{folder}: holds no DeepSpeed checkpoint")
+        if self._rank_free and self._stage == 3:
+            self._mend_universal_load(groups)
+        return int(state["step"])
+
+    def _base_optimizer(self) -> Any:
+        """Return torch's optimiser below DeepSpeed's wrapper, if there is one."""
+        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+
+    def _mend_universal_load(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Undo what DeepSpeed 0.19.8 gets wrong for several parameter groups under ZeRO 3.
+
+        It gives all states one step tensor, which then counts once per group and step, and every
+        group the first one's hyperparameters, so that vectors would decay as well.
+        """
+        optimizer = self._base_optimizer()
+        for state in optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].clone()
+        for loaded, own in zip(optimizer.param_groups, groups, strict=True):
+            loaded["weight_decay"] = own["weight_decay"]
+
+    def gathered_state(self, model: Any) -> dict[str, Any] | None:
+        """Return the full weights of `model` on the CPU at rank 0, None on the others."""
+        import deepspeed
+
+        state: dict[str, Any] = {}
+        for name, parameter in model.named_parameters():
+            if self._stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    if self.world.is_first:
+                        state[name] = parameter.detach().cpu().clone()
+            elif self.world.is_first:
+                state[name] = parameter.detach().cpu().clone()
+        if not self.world.is_first:
+            return None
+        for name, buffer in model.named_buffers():
+            if name in model.state_dict():
+                state[name] = buffer.detach().cpu().clone()
+        if not state:
+            raise ModelError("the student has no weights to export")
+        return state
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.destroy()

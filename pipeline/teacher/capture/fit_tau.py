@@ -1,0 +1,215 @@
+"""Scales a sampling law until a position keeps the wanted number of entries, once for a cache.
+
+The first samples are captured under the law as it stands. Every kept entry stands for 1 / pi of
+its kind, so the mean number under a law scaled by f is estimated by sum min(1, pi_f) / pi over the
+kept entries (Horvitz and Thompson 1952), for every f at once: no second pass of the teacher.
+
+The result is written to the cache by create-only write: of several workers that start together,
+each of which finds the same, one is first and the others read it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.layout.manifest import describe_difference
+from pipeline.config import fingerprint
+from pipeline.corpus.sample import Sample
+from pipeline.errors import CacheError, ConfigError, ModelError
+from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.storage import Store
+from pipeline.teacher.capture.identity import as_begun
+from pipeline.teacher.capture.plan import another_identity
+from pipeline.teacher.capture.run import Prepared, capture_requests
+from pipeline.teacher.engines.base import open_engine
+from pipeline.teacher.generation.identity import planned_cache
+from pipeline.teacher.settings import MOST_ENTRIES, CaptureSettings, TeacherSettings
+from pipeline.teacher.sparsify.device import SparseScheme
+
+__all__ = ["CALIBRATION", "calibrated", "calibrated_scheme", "mean_entries", "scale_law"]
+
+CALIBRATION = "_meta/calibration.json"
+SLICE_TOKENS = 2048
+_WIDEST = 256.0
+
+_log = logging.getLogger(__name__)
+
+
+def calibrated(
+    prepared: Prepared,
+    teacher: TeacherSettings,
+    capture: CaptureSettings,
+    *,
+    store: Store,
+    max_length: int,
+    keep: bool = True,
+) -> Prepared:
+    """Return the run with its law scaled to `capture.mean_entries`; as it is where that is unset.
+
+    The teacher is loaded only where the result is not yet known.
+
+    Args:
+        prepared: with its corpus known.
+        teacher: settings.
+        capture: settings.
+        store: the cache's root.
+        max_length: of a sample, in tokens.
+        keep: write the result; False for a forecast.
+
+    Raises:
+        CacheError: the store holds another cache, or the calibration of one.
+        ConfigError: no law of this form keeps so few or so many.
+        ModelError: the teacher's logits of the first samples are not finite.
+    """
+    if prepared.scheme.mean_entries is None:
+        return prepared
+    identity = as_begun(prepared.identity)
+    planned = planned_cache(store)
+    if planned is not None and planned.as_begun != identity:
+        raise another_identity(store, describe_difference(planned.as_begun, identity))
+
+    def columns(samples: list[Sample]) -> list[NDArray[np.float32]]:
+        engine = open_engine(
+            teacher, capture, folder=prepared.model.path, scheme=prepared.scheme,
+            max_length=max_length,
+        )  # fmt: skip
+        try:
+            return engine.capture(capture_requests(samples))
+        finally:
+            engine.close()
+
+    scheme = calibrated_scheme(
+        prepared.scheme, prepared.scheme.mean_entries, store=store,
+        samples=prepared.corpus.samples, identity=identity, capture=columns, keep=keep,
+    )  # fmt: skip
+    spec = replace(prepared.spec, law=scheme.law)
+    changed = {**prepared.identity, "scheme": scheme.to_json(), "codec": spec.to_json()}
+    return replace(prepared, scheme=scheme, spec=spec, identity=changed)
+
+
+def calibrated_scheme(
+    scheme: SparseScheme,
+    wanted: float,
+    *,
+    store: Store,
+    samples: Sequence[Sample],
+    identity: dict[str, object],
+    capture: Callable[[list[Sample]], list[NDArray[np.float32]]],
+    keep: bool = True,
+) -> SparseScheme:
+    """Return the scheme with its law scaled to `wanted` entries a position, gold included.
+
+    Args:
+        scheme: with a law.
+        wanted: mean entries.
+        store: the cache's root, where the result is kept or already lies.
+        samples: of the corpus; the first few are captured.
+        identity: the cache's, with the law as it stands; another one's result is refused.
+        capture: the teacher's columns of some samples.
+        keep: write the result; False for a forecast.
+
+    Raises:
+        CacheError: the store holds the calibration of another cache.
+        ConfigError: no law of this form keeps so few or so many.
+    """
+    digest = fingerprint({"identity": identity, "mean_entries": wanted})
+    try:
+        return _read(store, scheme, digest)
+    except FileNotFoundError:
+        pass
+    chosen: list[Sample] = []
+    tokens = 0
+    for sample in samples:
+        chosen.append(sample)
+        tokens += int(sample.counted.sum())
+        if tokens >= SLICE_TOKENS:
+            break
+    law = scale_law(np.concatenate(capture(chosen)), scheme, wanted)
+    _log.info("capture.tau is %s for %g entries a position", list(law.taus), wanted)
+    if not keep:
+        return replace(scheme, law=law)
+    content = {"digest": digest, "mean_entries": wanted, "taus": list(law.taus)}
+    store.create(CALIBRATION, json.dumps(content, indent=1).encode())
+    return _read(store, scheme, digest)
+
+
+def scale_law(columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: float) -> SamplingLaw:
+    """Return the scheme's law, scaled so that `mean_entries` is `wanted`; taus to four digits.
+
+    Raises:
+        ConfigError: out of reach.
+        ModelError: not one row of the columns is finite.
+    """
+    law = scheme.law
+    assert law is not None
+    columns_NC = columns_NC[np.isfinite(columns_NC).all(axis=1)]
+    if not len(columns_NC):
+        raise ModelError(
+            "the teacher's logits of the first samples are not finite",
+            expected="finite logits",
+            do="run the teacher in bfloat16 or float32 (float16 overflows)",
+        )
+    # Mean entries fall with the factor; it may neither push a tau to 1 nor ask for more places
+    # than settings allow.
+    most_places = sum(1 / tau for tau in law.taus if tau)
+    low = max(1 / _WIDEST, most_places / MOST_ENTRIES)
+    high = min(_WIDEST, 0.99 / max(law.taus))
+    most, least = (mean_entries(columns_NC, scheme, factor) for factor in (low, high))
+    if not least < wanted < most:
+        raise ConfigError(
+            f"capture.mean_entries: found {wanted:g}",
+            expected=f"between {least:.2f} and {most:.0f} with this teacher and corpus",
+            do="choose another value, or set capture.tau",
+        )
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        if mean_entries(columns_NC, scheme, middle) > wanted:
+            low = middle
+        else:
+            high = middle
+    taus = tuple(float(f"{tau * high:.4g}") for tau in law.taus)
+    return SamplingLaw(law.temperatures, taus)
+
+
+def mean_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme, factor: float) -> float:
+    """Estimate the entries a position keeps under the law scaled by `factor`, gold included."""
+    law = scheme.law
+    assert law is not None
+    grid = len(scheme.temperatures)
+    start, places = 2 + 2 * grid, scheme.certain_places + scheme.drawn_places
+    kept_NP = columns_NC[:, start : start + places] >= 0
+    values_E = columns_NC[:, start + places :][kept_NP]
+    log_z_EG = np.repeat(columns_NC[:, 2 : 2 + grid], kept_NP.sum(axis=1), axis=0)
+    before_E = law.inclusion(values_E, log_z_EG)
+    after_E = law.scaled(factor).inclusion(values_E, log_z_EG)
+    place_E = np.nonzero(kept_NP)[1]
+    before_E[place_E < scheme.certain_places] = 1.0
+    after_E[place_E < scheme.top_k] = 1.0
+    return 1.0 + float((after_E / before_E).sum()) / max(len(columns_NC), 1)
+
+
+def _read(store: Store, scheme: SparseScheme, digest: str) -> SparseScheme:
+    content = store.read(CALIBRATION)
+    assert scheme.law is not None
+    try:
+        data = json.loads(content)
+        taus = tuple(float(tau) for tau in data["taus"])
+        fits = data["digest"] == digest and len(taus) == len(scheme.temperatures)
+    except (ValueError, KeyError, TypeError):
+        raise CacheError(
+            f"{store.full_url(CALIBRATION)}: damaged", do="delete it; it is measured again"
+        ) from None
+    if not fits:
+        raise CacheError(
+            f"{store.url}: was calibrated for another teacher, corpus or capture.mean_entries",
+            expected="an empty folder, or a cache made with these settings",
+            do="choose another --cache_dir, or delete that cache",
+        )
+    return replace(scheme, law=SamplingLaw(scheme.law.temperatures, taus))

@@ -1,0 +1,64 @@
+"""The identity of a cache: everything that decides its bytes, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.cache.layout.schema import Spec, version_of
+from pipeline.models.resolve import ResolvedModel
+from pipeline.models.tokenizer import vocabulary_fingerprint
+from pipeline.teacher.engines.base import EngineInfo
+from pipeline.teacher.sparsify.device import SparseScheme
+
+__all__ = ["as_begun", "cache_identity"]
+
+
+def cache_identity(
+    *,
+    teacher: ResolvedModel,
+    engine: EngineInfo,
+    tokenizer: Any,
+    corpus_identity: dict[str, Any],
+    scheme: SparseScheme,
+    spec: Spec,
+    shard_tokens: int,
+    batch_tokens: int,
+    head_rows: int,
+) -> dict[str, Any]:
+    """Return the identity as JSON-able data.
+
+    The tokens of a forward pass and the rows of a head chunk are part of it: they decide the shapes
+    of the matrix products, and with them the last bits of the logits.
+    """
+    return {
+        "format_version": version_of(spec),
+        "teacher": {
+            "model": teacher.name,
+            "revision": teacher.revision,
+            "batch_tokens": batch_tokens,
+            "head_rows": head_rows,
+            **asdict(engine),
+        },
+        "tokenizer": {
+            "vocabulary_sha256": vocabulary_fingerprint(tokenizer),
+            "size": len(tokenizer),
+        },
+        "corpus": corpus_identity,
+        "scheme": scheme.to_json(),
+        "codec": spec.to_json(),
+        "shard_tokens": shard_tokens,
+    }
+
+
+def as_begun(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the part that is known before the teacher is asked anything.
+
+    Without responses that it wrote, and with the taus from before the calibration.
+    """
+    corpus = {name: value for name, value in identity["corpus"].items() if name != "responses"}
+    scheme, codec = dict(identity["scheme"]), dict(identity["codec"])
+    if "taus_before" in scheme:
+        scheme["taus"] = scheme["taus_before"]
+        codec["law"] = {**codec["law"], "taus": scheme["taus_before"]}
+    return {**identity, "corpus": corpus, "scheme": scheme, "codec": codec}

@@ -1,0 +1,1 @@
+"""Whatever runs the teacher: vLLM or transformers behind one Protocol."""

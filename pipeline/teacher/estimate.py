@@ -1,0 +1,223 @@
+"""What a run of stage one will take, before it takes it: shards, bytes, memory, time."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.cache.layout.manifest import RESPONSES, SPLITS, record_name
+from pipeline.errors import ResourceError
+from pipeline.models.resolve import read_model_config
+from pipeline.observe.memory import available_memory_bytes
+from pipeline.storage import Store
+from pipeline.teacher.capture.run import Prepared, capture_requests
+from pipeline.teacher.engines.base import open_engine
+from pipeline.teacher.generation.files import file_name
+from pipeline.teacher.generation.plan import ResponsePlan
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from pipeline.teacher.sparsify.columns import kept_entries
+from pipeline.teacher.sparsify.device import SparseScheme
+
+__all__ = ["Forecast", "check_resources", "expected_entries", "forecast", "print_forecast"]
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BASE_BYTES = 1 << 30
+"""Interpreter, torch and the engine's own code: 0.8 to 1.1 GB measured."""
+_ENTRY_BYTES = 2.2
+"""Of an entry on disk after zstd: a gap of 1.2 bytes and a value of 1 (measured at k = 64)."""
+_SAMPLED_BYTES = 1.7
+"""Of a drawn scheme's entry, its share of everything beside it included (`make bench-fidelity`)."""
+_CALIBRATION_TOKENS = 768
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Estimates for the whole plan."""
+
+    samples: int
+    tokens: int
+    counted: int
+    shards: int
+    cache_bytes: int
+    memory_bytes: int
+    at_most: bool = False
+    """Whether responses are still to be written, so that tokens and bytes are upper bounds."""
+
+
+def forecast(prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings) -> Forecast:
+    """Estimate by arithmetic; loads nothing."""
+    counts = prepared.corpus.counts
+    per_counted = _target_bytes(prepared.scheme, expected_entries(prepared.scheme))
+    config = read_model_config(prepared.model.path)
+    stored = 2 if str(config.get("dtype") or config.get("torch_dtype")) != "float32" else 4
+    weights = prepared.model.weight_bytes / stored * _DTYPE_BYTES[prepared.engine.dtype]
+    logits = 4 * capture.head_rows * prepared.spec.vocab_size * 4  # four float32 copies at most
+    cache_gib = teacher.kv_cache_gib if teacher.engine == "vllm" else 0.0
+    columns = 4 * prepared.scheme.num_columns * 2 * min(capture.shard_tokens, counts.tokens)
+    memory = _BASE_BYTES + weights + logits + cache_gib * (1 << 30) + columns
+    return Forecast(
+        samples=counts.samples,
+        tokens=counts.tokens,
+        counted=counts.counted_tokens,
+        shards=len(prepared.plan.shards),
+        cache_bytes=int(counts.counted_tokens * per_counted + counts.tokens * 2.5),
+        memory_bytes=int(memory),
+        at_most=prepared.responses is not None,
+    )
+
+
+def expected_entries(scheme: SparseScheme) -> float:
+    """Estimate the mean entries of a position, gold included.
+
+    A law of temperature 1 keeps 7.8, 18.5 and 51 at taus of 1/16, 1/50 and 1/200 (SmolLM2-135M on
+    technical prose, a flat case), about tau^-0.75; at higher temperatures nearly all mass is in
+    entries below tau, and 1 / tau are kept.
+    """
+    if scheme.law is None:
+        return scheme.top_k
+    if scheme.mean_entries is not None:
+        return scheme.mean_entries
+    drawn = [
+        tau**-0.75 if temperature <= 1 else 1 / tau
+        for temperature, tau in zip(scheme.law.temperatures, scheme.law.taus, strict=True)
+        if tau
+    ]
+    return 1 + scheme.top_k + math.hypot(*drawn)
+
+
+def _target_bytes(scheme: SparseScheme, entries: float) -> float:
+    grid = len(scheme.temperatures)
+    if scheme.law is not None:
+        return entries * _SAMPLED_BYTES + 2 * (grid - 1)
+    return entries * _ENTRY_BYTES + 2 * (2 + 2 * grid)
+
+
+def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None) -> None:
+    """Refuse a plan that cannot fit, before the teacher is loaded.
+
+    Raises:
+        ResourceError: too little memory (on a CPU) or disk.
+    """
+    if on_gpu is None:
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+    available = available_memory_bytes()
+    if not on_gpu and available is not None and plan.memory_bytes > available:
+        raise ResourceError(
+            f"the plan needs about {_gib(plan.memory_bytes)} of memory, {_gib(available)} are free",
+            do="use a smaller teacher, capture.head_rows, capture.shard_tokens or "
+            "teacher.kv_cache_gib",
+        )
+    if plan.at_most:
+        return  # few responses run to their limit; what they need is known when they are there
+    free = store.free_bytes()
+    present = sum(
+        store.size(f"data/{split}/{name}") or 0
+        for split in SPLITS
+        for name in store.list(f"data/{split}")
+    )
+    if free is not None and plan.cache_bytes - present > free:
+        raise ResourceError(
+            f"the cache needs about {_gib(plan.cache_bytes)}, {_gib(free)} are free at {store.url}",
+            do="free some space, choose another --cache_dir, or fewer entries a position "
+            "(--capture.top_k, --capture.mean_entries)",
+        )
+
+
+def print_forecast(
+    prepared: Prepared,
+    plan: Forecast,
+    teacher: TeacherSettings,
+    capture: CaptureSettings,
+    store: Store,
+    *,
+    max_length: int,
+) -> None:
+    """Print the plan, and the time from a calibration on a few samples of the corpus."""
+    done = sum(1 for s in prepared.plan.shards if store.exists(record_name(s.split, s.index)))
+    counts = prepared.corpus.counts
+    print(f"teacher      {prepared.model.name} ({prepared.model.revision})")
+    print(
+        f"engine       {prepared.engine.engine} {prepared.engine.engine_version}, "
+        f"{prepared.engine.dtype} on {prepared.engine.device}"
+    )
+    most = "at most " if plan.at_most else ""
+    if prepared.responses is not None:
+        print_responses(prepared.responses, store)
+    print(f"samples      {plan.samples} ({counts.train} train, {counts.heldout} held out)")
+    print(f"tokens       {most}{plan.tokens}, {plan.counted} counted; {counts.tokens_cut} cut off")
+    print(f"shards       {most}{plan.shards}, {done} of them done, at {store.url}")
+    print(f"cache        {most or 'about '}{_gib(plan.cache_bytes)}")
+    available = available_memory_bytes()
+    free = "unknown" if available is None else _gib(available)
+    print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
+    check_resources(plan, store)
+    rate, entries = _calibrate(prepared, teacher, capture, max_length=max_length)
+    if prepared.scheme.law is not None:
+        taus = ", ".join(f"{tau:.4g}" for tau in prepared.scheme.law.taus)
+        size = plan.counted * _target_bytes(prepared.scheme, entries) + plan.tokens * 2.5
+        print(
+            f"entries      {entries:.1f} a counted token with capture.tau {taus} (calibrated); the "
+            f"cache then takes {most or 'about '}{_gib(size)}"
+        )
+    print(
+        f"time         {most or 'about '}{_duration(plan.tokens / rate)} at {rate:.0f} tokens/s "
+        f"(calibrated{'; the writing comes before it, not calibrated' if plan.at_most else ''})"
+    )
+
+
+def print_responses(plan: ResponsePlan, store: Store) -> None:
+    """Print what the teacher has still to write."""
+    shards = plan.shards()
+    present = set(store.list(RESPONSES))
+    done = sum(file_name(shard.index).rsplit("/", 1)[-1] in present for shard in shards)
+    print(
+        f"prompts      {len(plan.prompts.prompts)}, {plan.prompts.counts.tokens} tokens, "
+        f"{plan.settings.responses} responses each"
+    )
+    print(
+        f"to write     at most {plan.most_tokens} tokens, {len(shards)} shards of responses, "
+        f"{done} of them done"
+    )
+
+
+def _calibrate(
+    prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings, *, max_length: int
+) -> tuple[float, float]:
+    """Return tokens a second, and mean entries of a counted token."""
+    engine = open_engine(
+        teacher,
+        capture,
+        folder=prepared.model.path,
+        scheme=prepared.scheme,
+        max_length=max_length,
+    )
+    try:
+        requests = capture_requests(prepared.corpus.samples[:64])
+        engine.capture(requests[:1])  # the first call pays for allocations
+        chosen, tokens = [], 0
+        for request in requests:
+            chosen.append(request)
+            tokens += int(request.input_ids_L.size)
+            if tokens >= _CALIBRATION_TOKENS:
+                break
+        started = time.monotonic()
+        columns_NC = np.concatenate(engine.capture(chosen))
+        rate = tokens / (time.monotonic() - started)
+        return rate, kept_entries(columns_NC, prepared.scheme)
+    finally:
+        engine.close()
+
+
+def _gib(count: float) -> str:
+    return f"{count / (1 << 30):.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

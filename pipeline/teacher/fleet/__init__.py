@@ -1,0 +1,1 @@
+"""Many workers on one cache: leases, in-flight markers, rows that fail, signals."""

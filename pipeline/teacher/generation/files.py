@@ -1,0 +1,150 @@
+"""Files of responses: Parquet that people can read, and that says itself whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.cache.layout.embedded_checksum import OPEN_SEAL, is_sealed, seal
+from pipeline.cache.layout.manifest import RESPONSES
+from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.teacher.generation.base import Written
+
+__all__ = [
+    "ReadResponses",
+    "ResponseText",
+    "decode_responses",
+    "encode_responses",
+    "file_name",
+]
+
+_KEY = "distil_responses"
+_CHECKSUM_KEY = "distil_checksum"
+_FIELDS = [
+    pa.field("response_id", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("prompt", pa.string(), nullable=False),
+    pa.field("response", pa.string(), nullable=False),
+    pa.field("finished", pa.bool_(), nullable=False),
+    pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+]
+_LOGPROBS = pa.field("logprobs", pa.list_(pa.float32()), nullable=False)
+# Only in files with responses that the teacher could not write; null for the others.
+_ERROR = pa.field("error", pa.string())
+_TRIES = pa.field("tries", pa.int32())
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseText:
+    """What stands beside a response's tokens for people."""
+
+    response_id: str
+    split: str
+    prompt: str
+    response: str
+    finished: bool
+    """Whether the teacher ended it; false where it ran into the limit of new tokens."""
+
+
+def file_name(index: int) -> str:
+    """Return the path of one shard of responses inside the cache."""
+    return f"{RESPONSES}/{index:05d}.parquet"
+
+
+def encode_responses(
+    texts: Sequence[ResponseText],
+    written: Sequence[Written | FailedRow],
+    *,
+    identity_digest: str,
+) -> bytes:
+    """Return the file of one shard; a pure function of its arguments.
+
+    Args:
+        texts: of each response.
+        written: the tokens of each response (all with log-probs, or none), or why there are none.
+        identity_digest: of everything that is known before responses are written.
+    """
+    empty = Written(np.zeros(0, np.int32), np.zeros(0, np.float32))
+    responses = [empty if isinstance(one, FailedRow) else one for one in written]
+    failed = [one if isinstance(one, FailedRow) else None for one in written]
+    columns: list[Any] = [
+        [text.response_id for text in texts],
+        [text.split for text in texts],
+        [text.prompt for text in texts],
+        [text.response for text in texts],
+        [text.finished for text in texts],
+        [response.token_ids_N for response in responses],
+    ]
+    fields = list(_FIELDS)
+    if all(response.logprobs_N is not None for response in responses):
+        fields.append(_LOGPROBS)
+        columns.append([response.logprobs_N for response in responses])
+    if any(failed):
+        fields += [_ERROR, _TRIES]
+        columns += [[one and one.error for one in failed], [one and one.tries for one in failed]]
+    schema = pa.schema(fields)
+    table = pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)],
+        schema=schema,
+    )
+    sink = pa.BufferOutputStream()
+    # Without Arrow's own schema the metadata, and so the checksum's place, stands there once.
+    with pq.ParquetWriter(sink, schema, compression="zstd", store_schema=False) as file:
+        file.write_table(table)
+        note = json.dumps({"identity_digest": identity_digest})
+        file.add_key_value_metadata({_KEY: note, _CHECKSUM_KEY: OPEN_SEAL})
+    return seal(bytes(sink.getvalue().to_pybytes()))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResponses:
+    """What a file of responses holds."""
+
+    tokens: list[NDArray[np.int32]]
+    """Of each response; empty where the teacher could not write it."""
+    unanswered: tuple[FailedRow, ...]
+
+
+def decode_responses(
+    data: bytes, *, response_ids: Sequence[str], identity_digest: str
+) -> ReadResponses | None:
+    """Return the responses of a file, or None where it is damaged or another's.
+
+    Args:
+        data: the file.
+        response_ids: the responses it must hold, in order.
+        identity_digest: as it was given to `encode_responses`.
+    """
+    # The bytes first: what is damaged never reaches the Parquet reader.
+    if not is_sealed(data):
+        return None
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    note = json.loads((file.metadata.metadata or {}).get(_KEY.encode(), b"{}"))
+    wanted = [_FIELDS[0].name, _FIELDS[-1].name, _ERROR.name, _TRIES.name]
+    names = [name for name in file.schema_arrow.names if name in wanted]
+    table = file.read(names, use_threads=False)
+    if note.get("identity_digest") != identity_digest:
+        return None
+    if table.column("response_id").to_pylist() != list(response_ids):
+        return None
+    lists = table.column("token_ids").combine_chunks()
+    offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
+    # Copies: views would keep the text and everything else of the file in memory.
+    parts = [values[start:stop].astype(np.int32) for start, stop in pairwise(offsets)]
+    errors = table.to_pylist() if _ERROR.name in names else []
+    return ReadResponses(
+        parts,
+        tuple(
+            FailedRow(row["response_id"], row["error"], row["tries"])
+            for row in errors
+            if row["error"] is not None
+        ),
+    )

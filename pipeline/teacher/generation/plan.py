@@ -1,0 +1,189 @@
+"""What the teacher is to write: prompts cut into shards, a request for each response, its samples.
+
+Pure arithmetic on prompts; nothing here loads a model or touches a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.corpus.prompts import Prompt, Prompts, build_prompts
+from pipeline.corpus.sample import Corpus, CorpusCounts, Sample
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.split import response_id, response_seed
+from pipeline.corpus.table import SampleTable
+from pipeline.teacher.generation.base import WriteRequest, end_tokens
+from pipeline.teacher.generation.settings import GenerateSettings
+
+__all__ = ["ResponsePlan", "ResponseShard", "plan_responses"]
+
+_REAL_SAMPLES = 64
+"""Samples of the upper bound that hold tokens: what a calibration runs on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseShard:
+    """Prompts that are answered in one call, all their responses together."""
+
+    index: int
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def name(self) -> str:
+        """The shard's name in claims and logs; no shard of a split is called so."""
+        return f"responses-{self.index:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePlan:
+    """All responses that a cache is to be made from."""
+
+    prompts: Prompts
+    settings: GenerateSettings
+    ends: tuple[int, ...]
+    """Tokens after which a response is over, ascending."""
+    seed: int
+    """The run's seed."""
+    vocabulary: int
+    """One more than the largest id that has a text; a padded head has more rows."""
+
+    @property
+    def total(self) -> int:
+        """Responses of all prompts."""
+        return len(self.prompts.prompts) * self.settings.responses
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that are written if every response runs to its limit."""
+        return self.total * self.settings.max_new_tokens
+
+    def shards(self) -> list[ResponseShard]:
+        """Cut the prompts, in the corpus's order."""
+        size, prompts = self.settings.shard_prompts, self.prompts.prompts
+        return [
+            ResponseShard(index, tuple(prompts[start : start + size]))
+            for index, start in enumerate(range(0, len(prompts), size))
+        ]
+
+    def requests(self, prompts: Sequence[Prompt]) -> list[WriteRequest]:
+        """Return one request per response, all of a prompt side by side."""
+        return [
+            WriteRequest(name, prompt.input_ids, response_seed(self.seed, name))
+            for prompt, names in self._named(prompts)
+            for name in names
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        """Describe the corpus as far as it is known before a response is written."""
+        return {
+            **self.prompts.identity,
+            "generate": {**self.settings.identity(), "end_tokens": list(self.ends)},
+        }
+
+    def corpus(self, responses_RN: Sequence[NDArray[np.int32]]) -> Corpus:
+        """Return the samples: prompt and response, of which the response's tokens count.
+
+        Args:
+            responses_RN: the sampled tokens of every response, in the order of `requests`; empty
+                where there is none: such a prompt is no sample.
+        """
+        samples: list[Sample] = []
+        content = hashlib.blake2b(digest_size=16)
+        unfinished = 0
+        written = iter(responses_RN)
+        for prompt, names in self._named(self.prompts.prompts):
+            for number, name in enumerate(names):
+                ids_N = next(written)
+                content.update(name.encode() + ids_N.astype("<i4").tobytes())
+                if not ids_N.size:
+                    continue
+                unfinished += int(ids_N[-1]) not in self.ends
+                samples.append(_sample(prompt, name, number, ids_N))
+        identity = self.identity() | {
+            "responses": {
+                "count": len(samples),
+                "tokens": sum(int(ids_N.size) for ids_N in responses_RN),
+                "unfinished": unfinished,
+                "blake2b": content.hexdigest(),
+            }
+        }
+        tokens = sum(int(ids_N.size) for ids_N in responses_RN)
+        return Corpus(SampleTable.of(samples), self._counts(samples, tokens), identity)
+
+    def upper_bound(self) -> Corpus:
+        """Return a corpus in which every response runs to its limit: for forecasts only."""
+        limit = self.settings.max_new_tokens
+        samples: list[Sample] = []
+        for prompt, names in self._named(self.prompts.prompts):
+            for number, name in enumerate(names):
+                if len(samples) < _REAL_SAMPLES:
+                    ids_N = np.full(limit, prompt.input_ids[-1], np.int32)
+                    samples.append(_sample(prompt, name, number, ids_N))
+                    continue
+                length = prompt.input_ids.size + limit
+                ids_L = np.broadcast_to(np.int32(0), (length,))
+                counted_L = np.broadcast_to(np.True_, (length,))
+                samples.append(
+                    Sample(name, prompt.split, ids_L, counted_L, prompt.source_index, number)
+                )
+        counts = self._counts(samples, len(samples) * limit)
+        return Corpus(SampleTable.of(samples), counts, self.identity())
+
+    def _named(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[str]]]:
+        for prompt in prompts:
+            numbers = range(self.settings.responses)
+            yield prompt, [response_id(prompt.prompt_id, number) for number in numbers]
+
+    def _counts(self, samples: Sequence[Sample], counted: int) -> CorpusCounts:
+        train = sum(sample.split == "train" for sample in samples)
+        return replace(
+            self.prompts.counts,
+            samples=len(samples),
+            train=train,
+            heldout=len(samples) - train,
+            tokens=sum(int(sample.input_ids.size) for sample in samples),
+            counted_tokens=counted,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers of the plan, for its file."""
+        return {
+            "prompts": len(self.prompts.prompts),
+            "responses": self.total,
+            "shards": len(self.shards()),
+            "prompt_counts": asdict(self.prompts.counts),
+        }
+
+
+def plan_responses(
+    corpus: CorpusSettings, generate: GenerateSettings, *, tokenizer: Any, folder: Path, seed: int
+) -> ResponsePlan:
+    """Build the prompts and find the tokens that end a response.
+
+    Raises:
+        CorpusError: as `build_prompts` says.
+    """
+    prompts = build_prompts(
+        corpus,
+        tokenizer=tokenizer,
+        seed=seed,
+        document_tokens=generate.prompt_tokens,
+        max_tokens=corpus.max_length - generate.max_new_tokens,
+    )
+    ends = end_tokens(folder, tokenizer, prompts.end_of_turn)
+    vocabulary = int(max(tokenizer.get_vocab().values())) + 1
+    return ResponsePlan(prompts, generate, ends, seed, vocabulary)
+
+
+def _sample(prompt: Prompt, name: str, number: int, ids_N: NDArray[np.int32]) -> Sample:
+    counted_L = np.zeros(prompt.input_ids.size + ids_N.size, np.bool_)
+    counted_L[prompt.input_ids.size :] = True
+    ids_L = np.concatenate([prompt.input_ids, ids_N]).astype(np.int32)
+    return Sample(name, prompt.split, ids_L, counted_L, prompt.source_index, number)

@@ -1,0 +1,147 @@
+"""The teacher writes on vLLM: one seeded request per response, scheduled together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.models.resolve import read_model_config
+from pipeline.teacher.engines.vllm import load_llm, set_environment, vllm_info
+from pipeline.teacher.generation.base import WriteRequest, Written
+from pipeline.teacher.generation.settings import GenerateSettings
+from pipeline.teacher.settings import TeacherSettings
+
+__all__ = ["VllmGenerator"]
+
+_MOST_BIASES = 1024
+"""vLLM's GPU sampler takes no more biases a request; heads are padded by a few hundred rows."""
+_NEVER = -100.0
+"""The lowest bias vLLM knows: a probability of e^-100."""
+
+
+class VllmGenerator:
+    """One vLLM engine that generates, closed before the one that captures is opened."""
+
+    def __init__(
+        self,
+        teacher: TeacherSettings,
+        generate: GenerateSettings,
+        *,
+        folder: Path,
+        ends: Sequence[int],
+        vocabulary: int,
+        max_length: int,
+    ) -> None:
+        """Start the engine.
+
+        Raises:
+            ConfigError: vLLM is not installed, or cannot serve these settings on this machine.
+            ModelError: vLLM refuses the model.
+        """
+        info = vllm_info(teacher)
+        set_environment(info.device, teacher)
+        self._generate = generate
+        self._ends = list(ends)
+        config = read_model_config(folder)
+        rows = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+        padding = range(vocabulary, min(rows, vocabulary + _MOST_BIASES))
+        self._bias = dict.fromkeys(padding, _NEVER) or None
+        options: dict[str, Any] = {
+            "max_model_len": max_length,
+            "max_num_batched_tokens": max(teacher.batch_tokens, max_length),
+            # A prompt in parts makes vLLM draw and take the draw back after each; on a CPU it
+            # cannot (0.32: "CPU Generator does not use offset"). A whole one always fits a step.
+            "enable_chunked_prefill": False,
+            # Ids in, ids out. The model's own sampling defaults would be applied in silence.
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+        }
+        self._llm = load_llm(folder, teacher, info, options)
+
+    def write(
+        self,
+        requests: Sequence[WriteRequest],
+        *,
+        on_responses: Callable[[int], None] | None = None,
+    ) -> list[Written]:
+        """Return the response to each request, in order."""
+        # Blocks of an earlier call would make this one's batches, and last bits, depend on it.
+        # Within the call the cache computes a prompt once for all of its responses.
+        self._llm.reset_prefix_cache()
+        prompts: list[Any] = [
+            {"prompt_token_ids": request.prompt_ids_L.tolist()} for request in requests
+        ]
+        outputs = self._llm.generate(
+            prompts,
+            [self._params(request.seed) for request in requests],
+            use_tqdm=_counting_bar(on_responses) if on_responses is not None else False,
+        )
+        written = []
+        for request, output in zip(requests, outputs, strict=True):
+            completion = output.outputs[0]
+            ids_N = np.asarray(completion.token_ids, np.int32)
+            assert ids_N.size, request.response_id
+            logprobs_N = None
+            if self._generate.record_logprobs:
+                # One candidate a step was asked for, and the drawn token is always the first.
+                flat = completion.logprobs
+                first = np.asarray(flat.start_indices)
+                logprobs_N = np.asarray(flat.logprobs, np.float32)[first]
+                assert np.array_equal(np.asarray(flat.token_ids)[first], ids_N)
+            written.append(Written(ids_N, logprobs_N))
+        return written
+
+    def close(self) -> None:
+        """Stop the engine and leave no distributed world, which the next engine would trip over."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+
+    def _params(self, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        chosen = self._generate
+        return SamplingParams(
+            temperature=chosen.temperature,
+            top_p=chosen.top_p,
+            top_k=chosen.top_k,
+            min_p=chosen.min_p,
+            seed=seed,
+            max_tokens=chosen.max_new_tokens,
+            # The list holds every end token, so that both engines stop at the same ones.
+            ignore_eos=True,
+            stop_token_ids=self._ends,
+            logit_bias=self._bias,
+            logprobs=0 if chosen.record_logprobs else None,
+            flat_logprobs=chosen.record_logprobs,
+            detokenize=False,
+        )
+
+
+def _counting_bar(on_responses: Callable[[int], None]) -> Callable[..., Any]:
+    """Return what vLLM takes for its progress bar: shows nothing, counts finished requests."""
+    from tqdm import tqdm
+
+    started = time.monotonic() - 1e-3
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        # vLLM wraps the prompts in one first, which it iterates over and never updates.
+        def __init__(self, iterable: Any = None, **options: Any) -> None:
+            super().__init__(iterable, total=options.get("total"), disable=True)
+
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            # vLLM divides by it; a bar that is not shown says 0.
+            return {**super().format_dict, "elapsed": time.monotonic() - started}
+
+        def update(self, n: float | None = 1) -> bool | None:
+            on_responses(int(n or 0))
+            return None
+
+    return Bar

@@ -1,0 +1,1 @@
+"""Logits to columns on the device, columns to sparse targets on the host."""
