@@ -49,10 +49,10 @@ class RunConfig:
 def stage_model(stage: Stage) -> type[Settings]:
     """Return the settings class of a stage, imported when it is needed."""
     if stage == "cache-teacher":
-        from stages.cache_teacher import TeacherRun
+        from stages.settings import TeacherRun
 
         return TeacherRun
-    from stages.train_student import StudentRun
+    from stages.settings import StudentRun
 
     return StudentRun
 

@@ -4,76 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Self
 
-from pydantic import model_validator
-
-from pipeline.config import Settings, dump_yaml, option, parse_command
+from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
-from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import run_command
-from pipeline.observe.settings import WorkerObserveSettings
-from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
-from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from stages.settings import StudentRun, TeacherRun
 
 __all__ = ["TeacherRun", "main"]
 
 PROG = "python -m stages.cache_teacher"
 
 
-class TeacherRun(Settings):
-    """Everything stage one can be told."""
-
-    cache_dir: str = option(
-        "runs/default/cache",
-        "where the cache goes: a folder, or any address fsspec opens (s3://bucket/cache)",
-    )
-    seed: int = option(42, "of the held-out split and whatever else is drawn", ge=0)
-    teacher: TeacherSettings = TeacherSettings()
-    corpus: CorpusSettings = CorpusSettings()
-    generate: GenerateSettings = GenerateSettings()
-    capture: CaptureSettings = CaptureSettings()
-    observe: WorkerObserveSettings = WorkerObserveSettings()
-
-    @model_validator(mode="after")
-    def _shards_hold_a_sample(self) -> Self:
-        if self.capture.shard_tokens < self.corpus.max_length:
-            raise ValueError(
-                f"capture.shard_tokens: found {self.capture.shard_tokens}, expected at least "
-                f"corpus.max_length ({self.corpus.max_length})"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _responses_fit_the_corpus(self) -> Self:
-        corpus = self.corpus
-        mistakes = mistakes_with_corpus(self.generate, corpus.max_length, corpus.overlong)
-        if mistakes:
-            raise ValueError("; ".join(mistakes))
-        return self
-
-    @model_validator(mode="after")
-    def _capture_fits_the_path(self) -> Self:
-        through_api = self.teacher.capture_path == "prompt_logprobs"
-        if through_api and self.teacher.engine == "vllm" and self.capture.scheme != "top_k":
-            raise ValueError(
-                f"capture.scheme: found {self.capture.scheme} through prompt_logprobs, expected "
-                "top_k: vLLM's log-probs are those of the largest entries alone; use "
-                "--teacher.capture_path device to draw"
-            )
-        if through_api and self.teacher.engine == "vllm" and self.capture.temperatures != (1.0,):
-            raise ValueError(
-                f"capture.temperatures: found {list(self.capture.temperatures)} through "
-                "prompt_logprobs, expected [1.0]: vLLM's log-probs know no other normaliser; use "
-                "--teacher.capture_path device for more"
-            )
-        return self
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run stage one; the same command again goes on where it stopped."""
-    from stages.train_student import StudentRun
-
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse_command(
         TeacherRun,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.config import option, parse_command
 from pipeline.errors import CacheError, run_command
-from stages.train_student import StudentRun
+from stages.settings import StudentRun
 
 __all__ = ["CheckRun", "main"]
 
@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             expected=run.cache_identity,
             do="correct cache_dir, or the identity asked for",
         )
-    from pipeline.student.run import open_inputs
+    from pipeline.student.inputs import open_inputs
     from pipeline.student.training.checkpoint import Checkpoints
-    from pipeline.student.training.distributed import World
+    from pipeline.student.training.distributed import Distributed
     from pipeline.student.training.resume import find_resume_point
 
     inputs = open_inputs(
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = run.world_size
         identity = inputs.identity(size)
         checkpoints = Checkpoints(inputs.output_dir, identity, keep=1, world_size=size)
-        find_resume_point(checkpoints, run.train, World(0, 0, size))
+        find_resume_point(checkpoints, run.train, Distributed(0, 0, size))
     print(
         f"cache {run.cache_dir}: complete, {len(manifest.shards)} shards, identity {digest[:12]}",
         flush=True,

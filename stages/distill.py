@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]  # fmt: skip
     if init.exists():
         controlled += [
-            "--student_model", str(init), "--student.layers_kept", "none",
-            "--student.repair", "none",
+            "--student_model", str(init), "--student.keep_layers", "none",
+            "--student.reconstruct", "none",
         ]  # fmt: skip
     _stage("3/4 control: the same student and steps, cross-entropy alone", controlled)
     print("== 4/4 report", flush=True)

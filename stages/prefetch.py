@@ -22,8 +22,7 @@ class PrefetchRun(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch what is missing; what is there already costs a look at the hub."""
-    from stages.cache_teacher import TeacherRun
-    from stages.train_student import StudentRun
+    from stages.settings import StudentRun, TeacherRun
 
     run = parse_command(
         PrefetchRun,

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,7 @@ from pipeline.config.command import command_line
 from pipeline.errors import CacheError, ConfigError, DistillError, run_command
 from pipeline.sweep.file import SweepFile, read_sweep_file
 from pipeline.sweep.space import Point, Space
-from stages.cache_teacher import TeacherRun
-from stages.train_student import StudentRun
+from stages.settings import StudentRun, TeacherRun
 
 if TYPE_CHECKING:
     from pipeline.sweep.ledger import Ledger
@@ -86,18 +86,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         _make_cache(options.teacher_python, file.teacher_config, cache_url)
         runs = planner.plan_all(points)
+    objective = _logged_objective(file.objective, points, cache_url)
     if dry:
         _print_costs(runs, file)
         return 0
-    shown = command_line(PROG, arguments)
-    return _run(options, file, space, planner, runs, cache_url, shown)
+    task = _Task(options, file, space, planner, cache_url, objective)
+    return _run(task, runs, command_line(PROG, arguments))
 
 
 def read_space(file: SweepFile) -> Space:
     """Return the space of a sweep file over its base; its mistakes stand in it.
 
     Raises:
-        ConfigError: the base itself is refused.
+        ConfigError: the base itself is rejected.
     """
     base = parse_command(
         StudentRun, ["--config", file.base], prog="the base of the sweep", description=""
@@ -105,15 +106,29 @@ def read_space(file: SweepFile) -> Space:
     return Space(base.settings, file)
 
 
-def _run(
-    options: SweepRun,
-    file: SweepFile,
-    space: Space,
-    planner: Planner,
-    runs: list[PlannedRun],
-    cache_url: str,
-    shown: str,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is swept, and where."""
+
+    options: SweepRun
+    file: SweepFile
+    space: Space
+    planner: Planner
+    cache_url: str
+    objective: str
+    """By the name under which the runs log it."""
+
+
+def _logged_objective(objective: str, points: Sequence[Point], cache_url: str) -> str:
+    from pipeline.cache.io.reader import open_cache
+    from pipeline.student.compatibility import cache_law
+    from pipeline.sweep.objective import logged_objective
+
+    sampled = cache_law(open_cache(cache_url).manifest) is not None
+    return logged_objective(objective, points, sampled=sampled)
+
+
+def _run(task: _Task, runs: list[PlannedRun], shown: str) -> int:
     from pipeline.sweep.ledger import Entry, Ledger
     from pipeline.sweep.plan import check_resources
     from pipeline.sweep.run import Sweep
@@ -121,6 +136,7 @@ def _run(
     from pipeline.sweep.source import ListSource
     from stages.distill import trainer
 
+    options, file = task.options, task.file
     slots = make_slots(
         options.parallel,
         nproc=options.nproc,
@@ -130,7 +146,7 @@ def _run(
     )
     listed = file.search is None
     check_resources(runs if listed else runs[:1], parallel=options.parallel, folder=options.folder)
-    search = None if listed else _search(options, file, space, planner, cache_url)
+    search = None if listed else _search(task)
     if search is None:
         entries = [Entry(run.name, run.point.label, run.point.values) for run in runs]
     else:
@@ -138,10 +154,10 @@ def _run(
     ledger = Ledger(
         name=Path(options.sweep).stem,
         file=options.sweep,
-        cache_dir=cache_url,
-        objective=file.objective,
+        cache_dir=task.cache_url,
+        objective=task.objective,
         maximize=file.maximize,
-        fields=space.fields,
+        fields=task.space.fields,
         command=shown,
         entries=tuple(entries),
     )
@@ -155,28 +171,27 @@ def _run(
         say=lambda line: print(line, flush=True),
         progress_every_s=options.progress_every_s,
     )
-    print(f"sweep     {options.folder}, objective {file.objective}", flush=True)
+    print(f"sweep     {options.folder}, objective {task.objective}", flush=True)
     done = sweep.run()
     refused = [] if search is None else search.refused
     return _finish(options.folder, done, refused)
 
 
-def _search(
-    options: SweepRun, file: SweepFile, space: Space, planner: Planner, cache_url: str
-) -> SearchSource:
+def _search(task: _Task) -> SearchSource:
     from pipeline.cache.io.reader import open_cache
     from pipeline.sweep.search import SearchSource
 
-    assert file.search is not None
-    base = space.base.model_dump(mode="json", exclude={"output", "observe", "cache_dir"})
+    search = task.file.search
+    assert search is not None
+    base = task.space.base.model_dump(mode="json", exclude={"output", "observe", "cache_dir"})
     return SearchSource(
-        options.folder,
-        space=space,
-        search=file.search,
-        objective=file.objective,
-        maximize=file.maximize,
-        identity=fingerprint([open_cache(cache_url).manifest.identity_digest, base]),
-        plan=planner.plan,
+        task.options.folder,
+        space=task.space,
+        search=search,
+        objective=task.objective,
+        maximize=task.file.maximize,
+        identity=fingerprint([open_cache(task.cache_url).manifest.identity_digest, base]),
+        plan=task.planner.plan,
     )
 
 
@@ -196,15 +211,15 @@ def _finish(folder: Path, ledger: Ledger, refused: Sequence[tuple[str, str]]) ->
         raise SweepFailed(
             f"{len(failed)} of {len(ledger.entries) + len(refused)} runs failed:{lines}\n"
             "the others are done",
-            do="mend what the messages say and run the same command again; finished runs are not "
-            "done again",
+            do="correct what the messages say and run the same command again; finished runs are "
+            "not done again",
         )
     return 0
 
 
 def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
-    """Refuse what the cache to be made could not serve, before hours of the teacher."""
-    from pipeline.student.compatibility import check_fit
+    """Reject what the cache to be made could not serve, before hours of the teacher."""
+    from pipeline.student.compatibility import check_compatibility
 
     teacher = parse_command(TeacherRun, ["--config", config], prog="stage one", description="")
     grid = teacher.settings.capture.temperatures
@@ -215,7 +230,7 @@ def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
         # Of the tail only the finished cache knows whether it fits.
         loss = settings.loss.model_copy(update={"tail": "auto", "control_variate": None})
         try:
-            check_fit(loss, settings.data, grid=grid, law=None)
+            check_compatibility(loss, settings.data, grid=grid, law=None)
         except ConfigError as error:
             mistakes |= dict.fromkeys(f"{point.label}: {line}" for line in error.mistakes)
     if mistakes:
@@ -242,19 +257,19 @@ def _print_points_only(points: Sequence[Point], reason: DistillError) -> None:
 
 
 def _print_costs(runs: Sequence[PlannedRun], file: SweepFile) -> None:
-    """Print the points, their cost and what the cache saves, without starting anything."""
+    """Print the points, their cost and the teacher forward passes avoided; start nothing."""
     if file.search is not None:
         print(
             f"search    {file.search.trials} trials by Optuna ({file.search.sampler}); its corners:"
         )
     width = max(len(run.point.label) for run in runs)
-    print(f"{'point':<{width}}  {'steps':>7}  {'tokens':>11}  {'teacher saved':>13}  state")
+    print(f"{'point':<{width}}  {'steps':>7}  {'tokens':>11}  {'forward passes':>14}  state")
     for run in runs:
         cost = run.cost
         state = "finished" if run.finished else "begun" if run.folder.exists() else "new"
         print(
             f"{run.point.label:<{width}}  {cost.steps:>7}  {cost.tokens:>11,}  "
-            f"{cost.teacher_sequences:>13,}  {state}  {run.folder}"
+            f"{cost.teacher_sequences:>14,}  {state}  {run.folder}"
         )
     if file.search is not None:
         # Of a search the corners alone are known; its trials lie between them.
@@ -265,9 +280,8 @@ def _print_costs(runs: Sequence[PlannedRun], file: SweepFile) -> None:
         many = f"{len(waiting)} of {len(runs)}"
     print(
         f"\nto be run {many}: {sum(c.steps for c in waiting):,} steps, "
-        f"{sum(c.tokens for c in waiting):,} tokens; the cache saves "
-        f"{sum(c.teacher_sequences for c in waiting):,} forward passes of the teacher, one a "
-        "sequence"
+        f"{sum(c.tokens for c in waiting):,} tokens; teacher forward passes avoided, one a "
+        f"sequence: {sum(c.teacher_sequences for c in waiting):,}"
     )
 
 

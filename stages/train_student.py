@@ -4,52 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Self
 
-from pydantic import model_validator
-
-from pipeline.config import Settings, dump_yaml, option, parse_command
+from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
-from pipeline.data.settings import DataSettings
 from pipeline.errors import run_command
-from pipeline.loss.settings import LossSettings
-from pipeline.observe.settings import ObserveSettings
-from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
+from stages.settings import StudentRun, TeacherRun
 
-__all__ = ["StudentRun", "main"]
+__all__ = ["main"]
 
 PROG = "python -m stages.train_student"
 
 
-class StudentRun(Settings):
-    """Everything stage two can be told."""
-
-    cache_dir: str = option(
-        "runs/default/cache", "the cache: a folder, or any address fsspec opens (s3://bucket/cache)"
-    )
-    seed: int = option(42, "of the order of the samples", ge=0)
-    student: StudentSettings = StudentSettings()
-    loss: LossSettings = LossSettings()
-    data: DataSettings = DataSettings()
-    train: TrainSettings = TrainSettings()
-    output: OutputSettings = OutputSettings()
-    observe: ObserveSettings = ObserveSettings()
-
-    @model_validator(mode="after")
-    def _one_batch_size(self) -> Self:
-        if self.data.batch_tokens is not None and self.train.per_device_train_batch_size != 1:
-            raise ValueError(
-                f"train.per_device_train_batch_size: found "
-                f"{self.train.per_device_train_batch_size} with data.batch_tokens, which counts "
-                "tokens instead; expected 1"
-            )
-        return self
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run stage two; the same command again goes on where it stopped."""
-    from stages.cache_teacher import TeacherRun
-
+    """Run stage two; the same command again resumes where it stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse_command(
         StudentRun,
@@ -59,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         switches={
             "dry_run": "print the plan (samples, tokens, steps, memory, time from a short "
             "calibration) and exit",
-            "check": "refuse what can be refused before training, and exit (a launcher of several "
-            "processes would print each message once a process)",
+            "check": "validate configuration and cache, then exit (before a launcher of several "
+            "processes, which would print each message once a process)",
         },
         examples=[
             f"{PROG} --config stages/configs/student.yaml",
@@ -75,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.observe.logs import configure_logging
 
     configure_logging(run.observe.log_level)
-    from pipeline.student.estimate import check_resources, forecast, print_forecast
-    from pipeline.student.run import open_inputs, train_student
-    from pipeline.student.training.distributed import read_world
+    from pipeline.student.estimate import check_resources, estimate, print_estimate
+    from pipeline.student.inputs import open_inputs
+    from pipeline.student.run import train_student
+    from pipeline.student.training.distributed import read_distributed
 
     inputs = open_inputs(
         cache_url=run.cache_dir,
@@ -89,23 +57,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         observe=run.observe,
         seed=run.seed,
     )
-    world = read_world()
-    plan = forecast(inputs, world.size)
+    distributed = read_distributed()
+    expected = estimate(inputs, distributed.world_size)
     if "dry_run" in command.switches:
-        if world.is_first:
-            print_forecast(inputs, plan)
+        if distributed.is_first:
+            print_estimate(inputs, expected)
         return 0
     if run.output.push:
         from pipeline.student.output.hub import require_hub_token
 
         require_hub_token()
-    check_resources(inputs, plan)
+    check_resources(inputs, expected)
     if "check" in command.switches:
         return 0
     folder = train_student(
         inputs, resolved_config=dump_yaml(run), command=command_line(PROG, arguments)
     )
-    if world.is_first:
+    if distributed.is_first:
         print(f"student {folder}")
     return 0
 

@@ -43,7 +43,7 @@ class Tiny:
     def stage_two(self) -> list[str]:
         """Flags of stage two, without the folders."""
         return [
-            "--student_model", str(self.teacher), "--student.layers_kept", "0,3",
+            "--student_model", str(self.teacher), "--student.keep_layers", "0,3",
             "--max_steps", "12", "--per_device_train_batch_size", "2",
             "--gradient_accumulation_steps", "1", "--learning_rate", "3e-3",
             "--save_steps", "4", "--temperature", "1", "--alpha", "1",

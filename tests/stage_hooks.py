@@ -79,15 +79,15 @@ def kill_before(module: str, name: str) -> None:
 
 def kill_while_exporting() -> None:
     """SIGKILL itself when the student's folder is half written."""
-    from pipeline.student.output import publish as deliver
+    from pipeline.student.output import publish
 
-    real = deliver.export_student
+    real = publish.export_student
 
     def export_student(*args: Any, **options: Any) -> None:
         kill_before("pathlib", "Path.write_text")  # of the card, the last file
         real(*args, **options)
 
-    deliver.export_student = export_student
+    publish.export_student = export_student
 
 
 def forbid_loading() -> None:

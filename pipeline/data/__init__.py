@@ -1,6 +1,6 @@
 """From a cache to batches: the order of training samples is arithmetic, the state one integer.
 
-`settings` and `source` (what is read), `order` (hashes and permutations), `packing` (rows into
-packs), `plan` (which packs make step i), `collate` (to torch), `stream` (steps, the same on all
-ranks), `prefetch` and `read_ahead` (its threads), `left_out` (damaged shards), `heldout`.
+`source` (what is read), `mapped` and `retokenise` (for students of another vocabulary), `collate`
+(to torch) at a `temperature`, `heldout`; `order/` (which rows make step i), `stream/` (steps read
+ahead, the same on all ranks).
 """

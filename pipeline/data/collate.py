@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.data.temperature import (
-    OffGrid,
+    UncachedTemperature,
     interpolated,
     self_normalised,
     temperature_index,
@@ -89,7 +89,7 @@ def collate(
     sequences: Sequence[CachedSequence],
     *,
     temperature: float,
-    off_grid: OffGrid = "refuse",
+    uncached_temperature: UncachedTemperature = "reject",
 ) -> Batch:
     """Join sequences into a batch.
 
@@ -98,11 +98,12 @@ def collate(
 
     Args:
         sequences: in order.
-        temperature: one of the cache's grid.
-        off_grid: what to do at a temperature off the grid; see `pipeline.data.temperature`.
+        temperature: one that is cached, or see `uncached_temperature`.
+        uncached_temperature: what to do at a temperature that is not cached; see
+            `pipeline.data.temperature`.
 
     Raises:
-        ConfigError: the temperature is not in the grid.
+        ConfigError: the temperature is not cached.
     """
     if not sequences:
         return _empty(temperature)
@@ -121,7 +122,9 @@ def collate(
         logprobs_E,
         np.concatenate([_inclusion(target) for target in targets]) if sampled else None,
     )
-    log_z_N, entropy_N = _normaliser(targets, temperature, off_grid, logprobs_NK, inclusion_NK)
+    log_z_N, entropy_N = _normaliser(
+        targets, temperature, uncached_temperature, logprobs_NK, inclusion_NK
+    )
     return Batch(
         input_ids_1T=torch.from_numpy(ids_T)[None],
         position_ids_1T=torch.from_numpy(np.arange(len(ids_T)) - np.repeat(starts[:-1], lengths))[
@@ -183,19 +186,19 @@ def _pad(
 def _normaliser(
     targets: Sequence[SparseTargets],
     temperature: float,
-    off_grid: OffGrid,
+    uncached_temperature: UncachedTemperature,
     logprobs_NK: NDArray[np.float32],
     inclusion_NK: NDArray[np.float32] | None,
 ) -> tuple[Tensor, Tensor]:
     """Return log Z and entropy of each token at the temperature."""
     grid = targets[0].temperatures
-    if off_grid == "refuse" or any(abs(t - temperature) <= 1e-6 * t for t in grid):
+    if uncached_temperature == "reject" or any(abs(t - temperature) <= 1e-6 * t for t in grid):
         columns = [temperature_index(target.temperatures, temperature) for target in targets]
         return (
             _column([target.log_z_NG for target in targets], columns),
             _column([target.entropy_NG for target in targets], columns),
         )
-    if off_grid == "interpolated":
+    if uncached_temperature == "interpolated":
         log_z_NG = np.concatenate([target.log_z_NG for target in targets])
         entropy_NG = np.concatenate([target.entropy_NG for target in targets])
         tables = torch.from_numpy(log_z_NG), torch.from_numpy(entropy_NG)

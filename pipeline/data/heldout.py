@@ -16,23 +16,23 @@ def heldout_batches(
     tokens_per_batch: int,
     temperature: float,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
     """Yield every row exactly once over all ranks.
 
-    Batches do not depend on the number of ranks; a rank takes every `world`-th. All ranks yield
-    equally many: those that run out yield empty batches (N = 0), because a sharded model needs
-    all of them.
+    Batches do not depend on the number of ranks; a rank takes every `world_size`-th. All ranks
+    yield equally many: those that run out yield empty batches (N = 0), because a sharded model
+    needs all of them.
 
     Args:
         source: the held-out rows.
         tokens_per_batch: most tokens of a batch; a longer row is a batch of its own.
         temperature: one of the cache's grid.
         rank: this rank.
-        world: ranks that share the rows.
+        world_size: ranks that share the rows.
     """
     plan = _plan(source, tokens_per_batch)
-    for first in range(0, len(plan), world):
+    for first in range(0, len(plan), world_size):
         mine = plan[first + rank] if first + rank < len(plan) else []
         sequences = [
             sequence

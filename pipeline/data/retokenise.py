@@ -1,6 +1,6 @@
 """Rows of a cache in the tokens of a student with another tokenizer, for cross-tokenizer losses.
 
-The teacher's ids are decoded and the text is tokenised anew. A target carries over where both
+The teacher's ids are decoded and the text is tokenised again. A target carries over where both
 tokenizers begin a token at the same character: there both predict what follows the same text. All
 other student tokens keep their cross-entropy and have a target without entries.
 
@@ -91,7 +91,7 @@ class RetokenisedRows(RowsOver):
         return self._sizes[:, 2]
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
-        """Read and tokenise anew."""
+        """Read and tokenise again."""
         return [retokenise(row, self.aligner) for row in self.source.read_rows(shard, rows)]
 
     @cached_property

@@ -53,11 +53,11 @@ class DataSettings(Settings):
     )
     on_damaged_shard: Literal["stop", "skip"] = option(
         "stop",
-        "`skip`: go on without the rows of a training shard that is damaged or missing, and report "
-        "them; held-out shards, and the ones that student.repair reads, always stop it",
+        "`skip`: skip the rows of a training shard that is damaged or missing, and report "
+        "them; held-out shards, and the ones that student.reconstruct reads, always stop it",
     )
     stall_warning_s: float = option(
-        30, "a step that waits so long for data says which file it waits for", gt=0
+        30, "a step that waits so long for data logs which file it waits for", gt=0
     )
     stall_timeout_s: float = option(
         540, "a step that waits so long for data ends the run; keep it below train.timeout_s", gt=0

@@ -1,4 +1,4 @@
-"""log Z and entropy of the teacher at a temperature: from the grid, or approximated off it.
+"""log Z and entropy of the teacher at a temperature: as cached, or approximated.
 
 Shapes: N counted tokens, K entries of the fullest one, G temperatures of the grid.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 
-__all__ = ["OffGrid", "interpolated", "self_normalised", "temperature_index"]
+__all__ = ["UncachedTemperature", "interpolated", "self_normalised", "temperature_index"]
 
-OffGrid = Literal["refuse", "interpolated", "self_normalised"]
+UncachedTemperature = Literal["reject", "interpolated", "self_normalised"]
 
 
 def temperature_index(grid: Sequence[float], temperature: float) -> int:
@@ -53,7 +53,7 @@ def interpolated(
         raise ConfigError(
             f"temperature {temperature:g} is outside the cache's grid, {_listed(grid)}",
             expected="one between two of them",
-            do="choose such a one, or loss.off_grid self_normalised",
+            do="choose such a temperature, or loss.uncached_temperature self_normalised",
         )
     warm, cold = min(above), max(below)
     b, b0, b1 = 1 / temperature, 1 / warm, 1 / cold

@@ -8,12 +8,12 @@ from pydantic import model_validator
 
 from pipeline.config import Settings, option
 
-__all__ = ["CrossTokenizer", "Divergence", "LossSettings", "OffGrid", "TailPolicy"]
+__all__ = ["CrossTokenizer", "Divergence", "LossSettings", "TailPolicy", "UncachedTemperature"]
 
 TailPolicy = Literal["auto", "bucket", "control_variate", "zero", "renormalise"]
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
-OffGrid = Literal["refuse", "interpolated", "self_normalised"]
-CrossTokenizer = Literal["refuse", "uld"]
+UncachedTemperature = Literal["reject", "interpolated", "self_normalised"]
+CrossTokenizer = Literal["reject", "uld"]
 
 
 class LossSettings(Settings):
@@ -56,15 +56,15 @@ class LossSettings(Settings):
         ge=0.0,
         le=1.0,
     )
-    off_grid: OffGrid = option(
-        "refuse",
-        "a temperature that the cache does not hold: refuse it, or approximate its normaliser, "
-        "between those that it holds (interpolated; biased by a few hundredths) or from the kept "
+    uncached_temperature: UncachedTemperature = option(
+        "reject",
+        "a temperature that is not cached: reject it, or approximate its normaliser, "
+        "between cached ones (interpolated; biased by a few hundredths) or from the kept "
         "entries alone (self_normalised; biased by the mass that they lack)",
     )
     cross_tokenizer: CrossTokenizer = option(
-        "refuse",
-        "a student whose tokenizer is really another one: refuse it, or train across it with the "
+        "reject",
+        "a student whose tokenizer is really another one: reject it, or train across it with the "
         "distance of sorted probabilities (uld, universal logit distillation) where both begin a "
         "token at the same character, at temperature 1, in place of the divergence",
     )
@@ -83,7 +83,7 @@ class LossSettings(Settings):
 
     @model_validator(mode="after")
     def _uld_is_a_divergence_of_its_own(self) -> Self:
-        if self.cross_tokenizer == "refuse":
+        if self.cross_tokenizer == "reject":
             return self
         for name, found, expected in (
             ("temperature", self.temperature, 1.0),

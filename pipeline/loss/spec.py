@@ -29,7 +29,7 @@ class LossSpec:
     law_highest: float = 0.0
     """Highest temperature that the entries were drawn for; 0: not known."""
 
-    cross_tokenizer: CrossTokenizer = "refuse"
+    cross_tokenizer: CrossTokenizer = "reject"
     """`uld`: the targets' ids are of another vocabulary, and D is the distance of sorted
     probabilities."""
 

@@ -1,4 +1,4 @@
-"""What a cache's targets allow of the loss: every setting that asks for more, in words."""
+"""Compatibility of settings and cache: what the cache's targets cannot serve, in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
 from pipeline.sampling.inclusion import SamplingLaw
 
-__all__ = ["cache_drawn_step", "cache_law", "check_fit"]
+__all__ = ["cache_drawn_step", "cache_law", "check_compatibility"]
 
 
 def cache_law(manifest: Manifest) -> SamplingLaw | None:
@@ -24,10 +24,10 @@ def cache_drawn_step(manifest: Manifest) -> float:
     return float(manifest.codec["grids"]["drawn_step"]) if manifest.codec.get("law") else 0.0
 
 
-def check_fit(
+def check_compatibility(
     loss: LossSettings, data: DataSettings, *, grid: Sequence[float], law: SamplingLaw | None
 ) -> None:
-    """Refuse settings that the cache's targets cannot serve.
+    """Reject settings that the cache's targets cannot serve.
 
     Args:
         loss: of the run.
@@ -56,8 +56,8 @@ def _temperature(loss: LossSettings, grid: Sequence[float], law: SamplingLaw | N
     between = min(grid) < loss.temperature < max(grid)
     if (
         loss.temperature in grid
-        or loss.off_grid == "self_normalised"
-        or (between and loss.off_grid == "interpolated")
+        or loss.uncached_temperature == "self_normalised"
+        or (between and loss.uncached_temperature == "interpolated")
     ):
         if law is None or loss.tail == "bucket" or law.highest >= min(loss.temperature, max(grid)):
             return []
@@ -71,7 +71,7 @@ def _temperature(loss: LossSettings, grid: Sequence[float], law: SamplingLaw | N
     return [
         f"{found}one that the cache holds: {_listed(grid)}; choose one of them, or make the cache "
         f"with --capture.temperatures {_listed((*grid, loss.temperature), ',')}, or accept a "
-        f"biased normaliser with --loss.off_grid {approximation}"
+        f"biased normaliser with --loss.uncached_temperature {approximation}"
     ]
 
 

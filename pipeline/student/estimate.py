@@ -10,9 +10,9 @@ from pipeline.data.order.plan import TrainPlan
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
-from pipeline.student.run import Inputs
+from pipeline.student.inputs import Inputs
 
-__all__ = ["Forecast", "check_resources", "forecast", "print_forecast"]
+__all__ = ["Estimate", "check_resources", "estimate", "print_estimate"]
 
 _BASE_BYTES = 1 << 30
 _ACTIVATION_FLOATS = 40
@@ -21,7 +21,7 @@ peak memory at 2,048 tokens; a bound, not a fit)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class Estimate:
     """Estimates for the whole run."""
 
     rows: int
@@ -35,7 +35,7 @@ class Forecast:
     disk_bytes: int
 
 
-def forecast(inputs: Inputs, world_size: int) -> Forecast:
+def estimate(inputs: Inputs, world_size: int) -> Estimate:
     """Estimate by arithmetic; reads the cache's row lengths and the student's config only."""
     source = inputs.vocabulary.train
     plan = TrainPlan(
@@ -57,7 +57,7 @@ def forecast(inputs: Inputs, world_size: int) -> Forecast:
         tokens = inputs.data.batch_tokens // parts + int(source.lengths().max())
     activations = 4 * tokens * hidden * layers * _ACTIVATION_FLOATS
     head = 3 * 4 * inputs.loss.chunk_rows * vocab
-    return Forecast(
+    return Estimate(
         rows=int(sum(source.shard_rows())),
         tokens_per_epoch=int(source.lengths().sum()),
         steps=steps,
@@ -77,8 +77,8 @@ def _state_bytes(inputs: Inputs) -> int:
     return 5 if inputs.student.lora.enabled else 16
 
 
-def check_resources(inputs: Inputs, plan: Forecast) -> None:
-    """Refuse a run that cannot fit.
+def check_resources(inputs: Inputs, plan: Estimate) -> None:
+    """Reject a run that does not fit the machine.
 
     Raises:
         ResourceError: too little memory (on a CPU) or disk.
@@ -102,9 +102,9 @@ def check_resources(inputs: Inputs, plan: Forecast) -> None:
         )
 
 
-def print_forecast(inputs: Inputs, plan: Forecast) -> None:
+def print_estimate(inputs: Inputs, plan: Estimate) -> None:
     """Print the plan; the time comes from this machine's speed in matrix products."""
-    kept = f", layers {list(inputs.student.layers_kept)}" if inputs.student.layers_kept else ""
+    kept = f", layers {list(inputs.student.keep_layers)}" if inputs.student.keep_layers else ""
     print(
         f"student      {inputs.student.model}{kept}, about {plan.parameters / 1e6:.0f} M parameters"
     )
@@ -125,7 +125,7 @@ def print_forecast(inputs: Inputs, plan: Forecast) -> None:
     print(f"time         about {seconds / 60:.1f} min at {rate / 1e9:.0f} GFLOP/s (calibrated)")
 
 
-def _epochs(inputs: Inputs, plan: Forecast) -> float:
+def _epochs(inputs: Inputs, plan: Estimate) -> float:
     train = inputs.train
     if train.max_steps is None:
         return float(train.num_train_epochs)
@@ -155,7 +155,7 @@ def _shape(inputs: Inputs) -> tuple[int, int, int, int]:
     config = config.get("text_config", config)
     hidden = int(config.get("hidden_size") or config["n_embd"])
     total_layers = int(config.get("num_hidden_layers") or config["n_layer"])
-    layers = len(inputs.student.layers_kept) if inputs.student.layers_kept else total_layers
+    layers = len(inputs.student.keep_layers) if inputs.student.keep_layers else total_layers
     vocab = int(config["vocab_size"])
     inner = int(config.get("intermediate_size") or 4 * hidden)
     heads = int(config.get("num_attention_heads") or config["n_head"])

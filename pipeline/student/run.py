@@ -1,4 +1,4 @@
-"""Stage two from settings to student: checks, initial weights, training, evaluation, export."""
+"""Stage two, step by step: build the student, stream the cache, train, publish."""
 
 from __future__ import annotations
 
@@ -10,323 +10,346 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.io.local_copies import LocalCopies
-from pipeline.cache.io.reader import Cache, open_cache
-from pipeline.data.settings import DataSettings
-from pipeline.data.stream.skipped_shards import read_left_out, write_left_out
-from pipeline.data.stream.train_stream import TrainStream
-from pipeline.errors import CacheError
-from pipeline.loss.settings import LossSettings
-from pipeline.models.resolve import ResolvedModel
-from pipeline.observe.metrics import open_sinks
-from pipeline.observe.settings import ObserveSettings
+from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
+from pipeline.data.stream.train_stream import Agree, TrainStream
+from pipeline.evaluate.measures import HeldoutScores
+from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
 from pipeline.student.build.freeze import apply_freezing
-from pipeline.student.build.initial import initial_identity, make_initial_student, resolve_source
-from pipeline.student.build.lora import add_lora, check_lora_targets
+from pipeline.student.build.initial import make_initial_student
+from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
-from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
-from pipeline.student.compatibility import cache_drawn_step, cache_law, check_fit
+from pipeline.student.compatibility import cache_drawn_step, cache_law
+from pipeline.student.inputs import Inputs
+from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import CheckpointUploads
-from pipeline.student.output.publish import Delivery, push_if_asked
-from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
+from pipeline.student.output.publish import Publisher, push_if_asked
 from pipeline.student.training.checkpoint import Checkpoints, RunIdentity
 from pipeline.student.training.deepspeed_engine import (
     DeepSpeedEngine,
-    join_world,
-    leave_world,
+    init_distributed,
     prepare_zero3,
+    shut_down_distributed,
 )
-from pipeline.student.training.distributed import World, peer_errors, read_world
-from pipeline.student.training.loop import TrainLoop, planned_steps
-from pipeline.student.training.resume import find_resume_point, load_resume_point
+from pipeline.student.training.distributed import Distributed, peer_errors, read_distributed
+from pipeline.student.training.evaluation import HeldoutEvaluation
+from pipeline.student.training.loop import LoopSettings, TrainLoop, planned_steps
+from pipeline.student.training.resume import ResumePoint, find_resume_point, load_resume_point
+from pipeline.student.training.skip_agreement import SkipAgreement
 
-__all__ = ["Inputs", "open_inputs", "train_student"]
+__all__ = ["train_student"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """The settings of stage two, and what is known before anything is loaded."""
+class _Run:
+    """One training run on one rank, as every step sees it."""
 
-    student: StudentSettings
-    loss: LossSettings
-    data: DataSettings
-    train: TrainSettings
-    output: OutputSettings
-    observe: ObserveSettings
-    seed: int
-    cache_url: str
-    cache: Cache
-    source: ResolvedModel
-    vocabulary: StudentVocabulary
+    inputs: Inputs
+    distributed: Distributed
+    identity: RunIdentity
+    dtype: str
+    """Of weights and activations."""
+    resolved_config: str
+    command: str
 
     @property
-    def output_dir(self) -> Path:
-        """The run's folder."""
-        return Path(self.output.output_dir)
+    def folder(self) -> Path:
+        """Where everything of the run goes."""
+        return self.inputs.output_dir
 
-    def pack_length(self) -> int:
-        """Tokens of the longest sequence there can be, in the student's tokens."""
-        return self.vocabulary.pack_length()
-
-    def identity(self, world_size: int) -> RunIdentity:
-        """Return everything that decides the losses of the run."""
-        train = self.train.model_dump(mode="json")
-        for name in (
-            "save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "evaluate_before",
-            "resume_from_checkpoint", "timeout_s", "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-        ):  # fmt: skip
-            del train[name]
-        # How the global batch is divided among ranks and passes does not change it.
-        if self.data.batch_tokens is None:
-            train["packs_per_step"] = self.packs_per_step(world_size)
-        loss = self.loss.model_dump(mode="json")
-        del loss["chunk_rows"]
-        if loss["cross_tokenizer"] == "refuse":
-            del loss["cross_tokenizer"]  # it refuses and changes nothing
-        digest = self.vocabulary.digest
-        lora = self.student.lora
-        adapters = {"lora": lora.model_dump(mode="json", exclude={"save_adapter"})}
-        return RunIdentity(
-            {
-                "cache": self.cache.manifest.identity_digest,
-                **({"vocabulary": digest} if digest is not None else {}),
-                "student": initial_identity(self.student, self.source),
-                "freeze": [list(self.student.freeze), _spectrum(self.student)],
-                "loss": loss,
-                "data": self.data.identity(),
-                "train": train,
-                "seed": self.seed,
-                **(adapters if lora.enabled else {}),
-            }
-        )
-
-    def packs_per_step(self, world_size: int) -> int:
-        """Packed sequences of one optimiser step, over all ranks."""
-        train = self.train
-        return train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes for all."""
+        return self.distributed.is_first
 
 
-def open_inputs(
-    *,
-    cache_url: str,
-    student: StudentSettings,
-    loss: LossSettings,
-    data: DataSettings,
-    train: TrainSettings,
-    output: OutputSettings,
-    observe: ObserveSettings,
-    seed: int,
-) -> Inputs:
-    """Open the cache and resolve the student; refuse what does not fit together.
+@dataclass(frozen=True, slots=True)
+class _Student:
+    """The model with the loss in its head, and the folder its weights came from."""
 
-    Raises:
-        CacheError: no complete cache there, nothing held out, or more entries asked for than held.
-        ConfigError: a loss that the cache's targets cannot serve, or adapters on layers that the
-            student does not have.
-        ModelError: the student cannot be reached, or has another tokenizer.
-    """
-    cache = open_cache(cache_url)
-    check_fit(loss, data, grid=cache.manifest.temperatures, law=cache_law(cache.manifest))
-    if not cache.source("heldout").shard_rows():
-        raise CacheError(
-            f"{cache_url}: no held-out rows",
-            expected="some, for the evaluation",
-            do="make the cache with a larger --corpus.heldout_fraction",
-        )
-    rows = cache.source(
-        "train",
-        top_k=data.max_entries,
-        tau_factor=data.tau_factor,
-        open_shards=2 * data.shuffle_shards,
-    )
-    source = resolve_source(student)
-    vocabulary = open_vocabulary(
-        source.path, cache, cross_tokenizer=loss.cross_tokenizer, train=rows
-    )
-    if student.lora.enabled:
-        check_lora_targets(source.path, student.lora, trust_remote_code=student.trust_remote_code)
-    return Inputs(
-        student, loss, data, train, output, observe, seed, cache_url, cache, source, vocabulary
-    )
+    model: Any
+    init_folder: Path
 
 
 def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path:
-    """Train, evaluate and export; the same command again goes on where it stopped.
+    """Train, evaluate and publish; the same command again goes on where it stopped.
 
     Returns:
         The student's folder, `output_dir/model`.
     """
-    world = read_world()
-    identity = inputs.identity(world.size)
+    import torch
+
+    distributed = read_distributed()
+    identity = inputs.identity(distributed.world_size)
     target = inputs.output_dir / "model"
     if is_exported(target, identity.digest) and inputs.train.resume_from_checkpoint == "auto":
         _log.info("%s holds the finished student of this run; nothing to train", target)
-        if world.is_first:
+        if distributed.is_first:
             push_if_asked(inputs.output, target)
         return target
-    device = join_world(world, timeout_s=inputs.train.timeout_s)
+    dtype = inputs.train.dtype(on_gpu=torch.cuda.is_available())
+    run = _Run(inputs, distributed, identity, dtype, resolved_config, command)
+    init_distributed(distributed, timeout_s=inputs.train.timeout_s)
     try:
-        with peer_errors(world):
-            uploads = _train(inputs, world, device, identity, target, resolved_config, command)
+        with peer_errors(distributed):
+            uploads = _train(run, target)
     finally:
-        leave_world()
+        shut_down_distributed()
     # After the others have gone: a slow net is no dead peer.
     if uploads is not None:
         uploads.finish()
-    if world.is_first:
+    if distributed.is_first:
         push_if_asked(inputs.output, target)
     return target
 
 
-def _train(
-    inputs: Inputs,
-    world: World,
-    device: Any,
-    identity: RunIdentity,
-    target: Path,
-    resolved_config: str,
-    command: str,
-) -> CheckpointUploads | None:
-    import torch
-
-    cache, train, data = inputs.cache, inputs.train, inputs.data
-    if data.disk_cache is not None:
-        cache.copies = LocalCopies(data.disk_cache, int(data.disk_cache_gib * (1 << 30)))
-    dtype = train.dtype(on_gpu=torch.cuda.is_available())
+def _train(run: _Run, target: Path) -> CheckpointUploads | None:
+    """Go from the initial weights to the published folder; return uploads still under way."""
+    inputs, train = run.inputs, run.inputs.train
+    _use_local_copies(inputs)
     checkpoints = Checkpoints(
-        inputs.output_dir, identity, keep=train.keep_checkpoints, world_size=world.size
+        run.folder,
+        run.identity,
+        keep=train.keep_checkpoints,
+        world_size=run.distributed.world_size,
     )
-    resume = find_resume_point(checkpoints, train, world)
-    init_folder = _initial_folder(inputs, world)
-    with prepare_zero3(train, dtype=dtype, world_size=world.size):
-        model = load_student(
-            init_folder,
-            dtype=dtype,
-            use_flash_attention=inputs.student.use_flash_attention,
-            gradient_checkpointing=inputs.student.gradient_checkpointing,
-            trust_remote_code=inputs.student.trust_remote_code,
-        )
-    from pipeline.loss.head import check_distill_head, install_distill_head
-    from pipeline.student.training.module import StudentModule
-
-    # Cross-entropy alone has no temperature; its KL is logged at 1, which every cache holds.
-    loss = inputs.loss
-    if loss.alpha == 0:
-        loss = loss.model_copy(update={"temperature": 1.0})
-    law = cache_law(cache.manifest)
-    install_distill_head(
-        model,
-        loss,
-        valid_vocab=inputs.vocabulary.size,
-        drawn_log_step=cache_drawn_step(cache.manifest),
-        law_highest=law.highest if law else 0.0,
-    )
-    if inputs.student.lora.enabled:
-        add_lora(model, inputs.student.lora, seed=inputs.seed)
-    else:
-        apply_freezing(model, inputs.student)
-    if train.torch_compile:
-        compile_layers(model)
-    stream = TrainStream(
-        inputs.vocabulary.train,
-        data,
-        seed=inputs.seed,
-        packs_per_step=inputs.packs_per_step(world.size),
-        rank=world.rank,
-        world=world.size,
-        accumulation=train.gradient_accumulation_steps,
-        pack_length=inputs.pack_length(),
-        temperature=loss.temperature,
-        off_grid=loss.off_grid,
-    )
+    resume = find_resume_point(checkpoints, train, run.distributed)
+    student = _build_student(run)
+    stream = _open_stream(run)
     total_steps = planned_steps(stream, train)
-    engine = DeepSpeedEngine(
-        StudentModule(model),
-        train,
-        dtype=dtype,
-        world=world,
-        total_steps=total_steps,
-        optimizer_groups=optimizer_groups(model, train.weight_decay),
-        rank_free=resume is not None and resume.reshard,
+    engine = _start_engine(run, student, resume, total_steps=total_steps)
+    start = _load_state(run, engine, stream, resume, total_steps=total_steps)
+    sinks = _open_sinks(run, resume_step=None if resume is None else start)
+    loop = TrainLoop(
+        _loop_settings(run, total_steps),
+        engine=engine,
+        stream=stream,
+        evaluation=_evaluation(run, engine),
+        sinks=sinks,
+        checkpoints=checkpoints,
+        agree=_agreement(run, engine, stream),
     )
-    check_distill_head(model, device=engine.device)
-    start = 0
-    if resume is not None:
-        start = load_resume_point(engine, resume, inputs.output_dir)
-        _log.info("resuming after step %d of %d", start, total_steps)
-    _restore_left_out(stream, inputs.output_dir, start=start, is_first=world.is_first)
-    if world.is_first:
-        Store(str(inputs.output_dir)).write("config.yaml", resolved_config.encode())
-    sinks = open_sinks(
-        inputs.observe,
-        inputs.output_dir,
-        resume_step=None if resume is None else start,
-        config=json.loads(json.dumps(identity.data)),
-        is_writer=world.is_first,
-    )
-    loop = TrainLoop(inputs, engine, stream, sinks, checkpoints, total_steps)
-    delivery = Delivery(inputs, model, init_folder, loop, resolved_config, command)
-    uploads = delivery.checkpoint_uploads(engine)
-    if uploads is not None:
-        loop.after_save = uploads.push
-    before, after = loop.run(start)
-    state = engine.gathered_state(model)
-    if world.is_first:
-        assert state is not None
-        delivery.finished(state, target, before=before, after=after)
-        mark = {"identity_digest": identity.digest, "steps": total_steps}
-        Store(str(inputs.output_dir)).write("finished.json", json.dumps(mark).encode())
+    publisher = _publisher(run, student, total_steps)
+    uploads = publisher.checkpoint_uploads(engine)
+    before, after = loop.run(start, after_save=None if uploads is None else uploads.push)
+    _publish(run, publisher, student, engine, stream, target, scores=(before, after))
     engine.barrier()
     sinks.close()
     engine.close()
     return uploads
 
 
-def _restore_left_out(stream: TrainStream, folder: Path, *, start: int, is_first: bool) -> None:
-    """Leave out what the run left out before, without looking at it again."""
-    if start == 0:
-        if is_first:
-            write_left_out(folder, [])
-        return
-    records = read_left_out(folder)
-    stream.leave_out(records)
-    if records and is_first:
-        _log.warning(
-            "as before, this run does without %s; a repaired shard is used by a run that starts "
-            "anew (--resume_from_checkpoint never)",
-            ", ".join(record.path for record in records),
+def _use_local_copies(inputs: Inputs) -> None:
+    data = inputs.data
+    if data.disk_cache is not None:
+        inputs.cache.copies = LocalCopies(data.disk_cache, int(data.disk_cache_gib * (1 << 30)))
+
+
+def _build_student(run: _Run) -> _Student:
+    """Make the initial weights, load them, and put the loss and what learns into the model."""
+    from pipeline.loss.head import install_distill_head
+
+    inputs, train, settings = run.inputs, run.inputs.train, run.inputs.student
+    init_folder = _initial_folder(run)
+    with prepare_zero3(train, dtype=run.dtype, world_size=run.distributed.world_size):
+        model = load_student(
+            init_folder,
+            dtype=run.dtype,
+            use_flash_attention=settings.use_flash_attention,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            trust_remote_code=settings.trust_remote_code,
         )
+    law = cache_law(inputs.cache.manifest)
+    install_distill_head(
+        model,
+        inputs.training_loss,
+        valid_vocab=inputs.vocabulary.size,
+        drawn_log_step=cache_drawn_step(inputs.cache.manifest),
+        law_highest=law.highest if law else 0.0,
+    )
+    if settings.lora.enabled:
+        add_lora(model, settings.lora, seed=inputs.seed)
+    else:
+        apply_freezing(model, settings)
+    if train.torch_compile:
+        compile_layers(model)
+    return _Student(model, init_folder)
 
 
-def _initial_folder(inputs: Inputs, world: World) -> Path:
+def _initial_folder(run: _Run) -> Path:
     """Rank 0 makes the folder, the others wait for it."""
     import torch.distributed as dist
 
-    if not world.is_first:
+    inputs = run.inputs
+    if not run.is_first:
         dist.barrier()
     else:
         # What a killed run left half-written; a run has its output folder to itself.
-        for leftover in inputs.output_dir.glob("*.partial"):
+        for leftover in run.folder.glob("*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
     folder = make_initial_student(
         inputs.student,
         inputs.source,
         inputs.cache,
         rows=inputs.vocabulary.train,
-        output_dir=inputs.output_dir,
+        output_dir=run.folder,
     )
-    if world.is_first and world.size > 1:
+    if run.is_first and run.distributed.world_size > 1:
         dist.barrier()
     return folder
 
 
-def _spectrum(student: StudentSettings) -> list[str]:
-    from pipeline.student.build.freeze import read_unfrozen_parameters
-
-    return (
-        read_unfrozen_parameters(student.layers_to_unfreeze) if student.layers_to_unfreeze else []
+def _open_stream(run: _Run) -> TrainStream:
+    inputs, loss = run.inputs, run.inputs.training_loss
+    return TrainStream(
+        inputs.vocabulary.train,
+        inputs.data,
+        seed=inputs.seed,
+        packs_per_step=inputs.packs_per_step(run.distributed.world_size),
+        rank=run.distributed.rank,
+        world_size=run.distributed.world_size,
+        accumulation=inputs.train.gradient_accumulation_steps,
+        pack_length=inputs.pack_length(),
+        temperature=loss.temperature,
+        uncached_temperature=loss.uncached_temperature,
     )
+
+
+def _start_engine(
+    run: _Run, student: _Student, resume: ResumePoint | None, *, total_steps: int
+) -> DeepSpeedEngine:
+    """Wrap the student in ZeRO and its optimiser; check the head where it now is."""
+    from pipeline.loss.head import check_distill_head
+    from pipeline.student.training.module import StudentModule
+
+    engine = DeepSpeedEngine(
+        StudentModule(student.model),
+        run.inputs.train,
+        dtype=run.dtype,
+        distributed=run.distributed,
+        total_steps=total_steps,
+        optimizer_groups=optimizer_groups(student.model, run.inputs.train.weight_decay),
+        rank_free=resume is not None and resume.reshard,
+    )
+    check_distill_head(student.model, device=engine.device)
+    return engine
+
+
+def _load_state(
+    run: _Run,
+    engine: DeepSpeedEngine,
+    stream: TrainStream,
+    resume: ResumePoint | None,
+    *,
+    total_steps: int,
+) -> int:
+    """Load the checkpoint and the skipped shards of a run that goes on; return its step."""
+    start = 0
+    if resume is not None:
+        start = load_resume_point(engine, resume, run.folder)
+        _log.info("resuming after step %d of %d", start, total_steps)
+    if start == 0:
+        if run.is_first:
+            write_skipped_shards(run.folder, [])
+        return start
+    # What was skipped before is skipped again, without a look at it.
+    records = read_skipped_shards(run.folder)
+    stream.skip_shards(records)
+    if records and run.is_first:
+        _log.warning(
+            "as before, this run skips %s; a repaired shard is used by a run that starts from its "
+            "beginning (--resume_from_checkpoint never)",
+            ", ".join(record.path for record in records),
+        )
+    return start
+
+
+def _open_sinks(run: _Run, *, resume_step: int | None) -> MetricSink:
+    """Write the run's configuration and open what its metrics go to."""
+    if run.is_first:
+        Store(str(run.folder)).write("config.yaml", run.resolved_config.encode())
+    return open_sinks(
+        run.inputs.observe,
+        run.folder,
+        resume_step=resume_step,
+        config=json.loads(json.dumps(run.identity.data)),
+        is_writer=run.is_first,
+    )
+
+
+def _loop_settings(run: _Run, total_steps: int) -> LoopSettings:
+    inputs = run.inputs
+    return LoopSettings(
+        train=inputs.train,
+        loss=inputs.loss,
+        divergence=divergence_name(inputs.loss, sampled=inputs.sampled),
+        seed=inputs.seed,
+        total_steps=total_steps,
+        output_dir=run.folder,
+        progress_every_s=inputs.observe.progress_every_s,
+    )
+
+
+def _agreement(run: _Run, engine: DeepSpeedEngine, stream: TrainStream) -> Agree | None:
+    """Return how ranks agree on damaged shards; None where these stop the run."""
+    if run.inputs.data.on_damaged_shard == "stop":
+        return None
+    shown = run.inputs.cache.store.full_url
+    return SkipAgreement(engine, stream, run.folder, shown).agree
+
+
+def _evaluation(run: _Run, engine: DeepSpeedEngine) -> HeldoutEvaluation:
+    inputs = run.inputs
+    return HeldoutEvaluation(
+        engine,
+        inputs.vocabulary.heldout,
+        longest=inputs.pack_length(),
+        distance=heldout_name(inputs.loss, sampled=inputs.sampled),
+    )
+
+
+def _publisher(run: _Run, student: _Student, total_steps: int) -> Publisher:
+    inputs = run.inputs
+    return Publisher(
+        model=student.model,
+        init_folder=student.init_folder,
+        student=inputs.student,
+        output=inputs.output,
+        manifest=inputs.cache.manifest,
+        cache_url=inputs.cache_url,
+        vocabulary=inputs.vocabulary,
+        total_steps=total_steps,
+        resolved_config=run.resolved_config,
+        command=run.command,
+    )
+
+
+def _publish(
+    run: _Run,
+    publisher: Publisher,
+    student: _Student,
+    engine: DeepSpeedEngine,
+    stream: TrainStream,
+    target: Path,
+    *,
+    scores: tuple[HeldoutScores | None, HeldoutScores],
+) -> None:
+    """Gather the weights and let rank 0 write the student's folder, then the mark that it is."""
+    state = engine.gathered_state(student.model)
+    if not run.is_first:
+        return
+    assert state is not None
+    steps = publisher.total_steps
+    publisher.write_student(
+        state,
+        target,
+        before=scores[0],
+        after=scores[1],
+        tokens=stream.tokens_of(steps),
+        skipped_rows=stream.skipped_rows_of(steps),
+    )
+    mark = {"identity_digest": run.identity.digest, "steps": steps}
+    Store(str(run.folder)).write("finished.json", json.dumps(mark).encode())

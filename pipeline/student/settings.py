@@ -29,10 +29,12 @@ def is_repository(name: str) -> bool:
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters instead of whole weights (peft)."""
+    """Low-rank adapters instead of full weights (peft)."""
 
-    rank: int | None = option(None, "rank of the adapters (none: no LoRA, all weights learn)", ge=1)
-    alpha: float = option(16, "the adapters' output counts alpha / rank", gt=0)
+    rank: int | None = option(
+        None, "rank of the adapters (none: no LoRA, all weights are trained)", ge=1
+    )
+    alpha: float = option(16, "the adapters' output is scaled by alpha / rank", gt=0)
     dropout: float = option(0.0, "dropout before the adapters", ge=0, lt=1)
     target_modules: tuple[str, ...] = option(
         ("all-linear",),
@@ -49,31 +51,34 @@ class LoraSettings(Settings):
 
 
 class StudentSettings(Settings):
-    """Where the student's weights come from and which of them learn."""
+    """Where the student's weights come from and which of them are trained."""
 
     model: str = option(
         "embedded",
-        "student: a hub id, a model folder, or `embedded` (SmolLM2-135M-Instruct, to be cut)",
+        "student: a hub id, a model folder, or `embedded` (SmolLM2-135M-Instruct, to be pruned)",
         flag="student_model",
     )
     revision: str | None = option(None, "branch, tag or commit of a hub id")
-    layers_kept: tuple[int, ...] | None = option(
-        None, "cut the model to these decoder layers, in this order (none: keep all)"
+    keep_layers: tuple[int, ...] | None = option(
+        None, "prune the model to these decoder layers, in this order (none: keep all)"
     )
-    repair: Literal["none", "least_squares"] = option(
+    reconstruct: Literal["none", "least_squares"] = option(
         "none",
-        "after the cut, refit each kept layer's MLP output to what the uncut model feeds into the "
-        "next kept layer (seconds; the student starts far nearer to the teacher)",
+        "layer reconstruction after pruning: refit each kept layer's MLP output to what the "
+        "unpruned model feeds into the next kept layer (seconds; the student starts far nearer to "
+        "the teacher)",
     )
-    repair_tokens: int = option(12_000, "tokens of the cache used by the repair, about", ge=256)
+    reconstruct_tokens: int = option(
+        12_000, "tokens of the cache used by the reconstruction, about", ge=256
+    )
     layers_to_unfreeze: str | None = option(
         None,
         "YAML file with `unfrozen_parameters`: substrings or regular expressions of the parameter "
-        "names that learn (Spectrum); all others are frozen",
+        "names that are trained (Spectrum); all others are frozen",
         flag="layers_to_unfreeze",
     )
     freeze: tuple[str, ...] = option(
-        (), "substrings or regular expressions of parameter names that do not learn"
+        (), "substrings or regular expressions of parameter names that are not trained"
     )
     lora: LoraSettings = LoraSettings()
     use_flash_attention: bool = option(
@@ -86,22 +91,22 @@ class StudentSettings(Settings):
 
     @model_validator(mode="after")
     def _sane_layers(self) -> Self:
-        if self.layers_kept is not None:
-            if not self.layers_kept:
-                raise ValueError("student.layers_kept: found an empty list, expected layers")
-            if min(self.layers_kept) < 0:
-                raise ValueError("student.layers_kept: expected layer numbers from 0")
-        if self.repair != "none" and self.layers_kept is None:
+        if self.keep_layers is not None:
+            if not self.keep_layers:
+                raise ValueError("student.keep_layers: found an empty list, expected layers")
+            if min(self.keep_layers) < 0:
+                raise ValueError("student.keep_layers: expected layer numbers from 0")
+        if self.reconstruct != "none" and self.keep_layers is None:
             raise ValueError(
-                f"student.repair: found {self.repair} without student.layers_kept, expected a cut "
-                "model to repair"
+                f"student.reconstruct: found {self.reconstruct} without student.keep_layers, "
+                "expected a pruned model to reconstruct"
             )
         if self.layers_to_unfreeze and self.freeze:
             raise ValueError("student.layers_to_unfreeze and student.freeze: expected at most one")
         if self.lora.enabled and (self.layers_to_unfreeze or self.freeze):
             raise ValueError(
                 "student.lora.rank: found together with student.layers_to_unfreeze or "
-                "student.freeze, expected one of them: with LoRA only the adapters learn"
+                "student.freeze, expected one of them: with LoRA only the adapters are trained"
             )
         return self
 
@@ -124,12 +129,16 @@ class TrainSettings(PrecisionSettings):
     )
     learning_rate: float = option(2e-5, "peak learning rate", flag="learning_rate", gt=0)
     weight_decay: float = option(
-        0.05, "of matrices; vectors do not decay", flag="weight_decay", ge=0
+        0.05, "weight decay, not applied to biases and norms", flag="weight_decay", ge=0
     )
     adam_beta1: float = option(0.9, "AdamW's", ge=0, lt=1)
     adam_beta2: float = option(0.95, "AdamW's", ge=0, lt=1)
     warmup_ratio: float = option(
-        0.1, "share of the steps that the learning rate climbs", flag="warmup_ratio", ge=0, le=1
+        0.1,
+        "share of the steps that warm up the learning rate",
+        flag="warmup_ratio",
+        ge=0,
+        le=1,
     )
     lr_scheduler_type: Literal[
         "linear",
@@ -141,12 +150,12 @@ class TrainSettings(PrecisionSettings):
         "constant_with_warmup",
         "inverse_sqrt",
         "warmup_stable_decay",
-    ] = option("cosine", "course of the learning rate", flag="lr_scheduler_type")
+    ] = option("cosine", "learning-rate schedule", flag="lr_scheduler_type")
     min_lr_rate: float = option(
         0.1, "last rate over the peak: cosine_with_min_lr, warmup_stable_decay", ge=0, le=1
     )
     lr_decay_ratio: float = option(
-        0.2, "share of the steps that the rate falls: warmup_stable_decay", gt=0, le=1
+        0.2, "share of the steps in which the rate decays: warmup_stable_decay", gt=0, le=1
     )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm (0: not)", ge=0)
     zero_stage: int = option(2, "DeepSpeed ZeRO stage", ge=0, le=3)
@@ -165,7 +174,8 @@ class TrainSettings(PrecisionSettings):
     evaluate_before: bool = option(True, "evaluate the untrained student as well")
     resume_from_checkpoint: str = option(
         "auto",
-        "`auto`: the newest complete checkpoint of this run; `never`: start anew; or a folder",
+        "`auto`: the newest complete checkpoint of this run; `never`: start from the beginning; or "
+        "a folder",
         flag="resume_from_checkpoint",
     )
     timeout_s: float = option(
@@ -173,7 +183,7 @@ class TrainSettings(PrecisionSettings):
     )
 
     @model_validator(mode="after")
-    def _compile_needs_whole_weights(self) -> Self:
+    def _compile_needs_gathered_weights(self) -> Self:
         if self.torch_compile and self.zero_stage == 3:
             raise ValueError(
                 "train.torch_compile: found true with train.zero_stage 3, whose gathering of "

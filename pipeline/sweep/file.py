@@ -11,24 +11,28 @@ from pipeline.config.fields import leaves, suggestion
 from pipeline.config.files import read_config_file
 from pipeline.config.mistakes import describe_errors
 from pipeline.errors import ConfigError
+from pipeline.student.metric_names import DISTANCES
 
 __all__ = ["OBJECTIVES", "SearchSettings", "SweepFile", "read_sweep_file"]
 
 OBJECTIVES = {
     "heldout/kl": "minimize",
+    "heldout/kl_bucketed": "minimize",
+    "heldout/uld": "minimize",
     "heldout/cross_entropy": "minimize",
     "heldout/perplexity": "minimize",
     "heldout/top1_agreement": "maximize",
     "heldout/ece": "minimize",
     "train/loss": "minimize",
-    "train/kd": "minimize",
-    "train/ce": "minimize",
+    **dict.fromkeys((f"train/{distance}" for distance in DISTANCES), "minimize"),
+    "train/cross_entropy": "minimize",
     "train/grad_norm": "minimize",
     "throughput/tokens_per_s": "maximize",
     "data/wait_s": "minimize",
     "memory/peak_gib": "minimize",
 }
-"""What every run of stage two logs, and which way is better."""
+"""What runs of stage two log, and which way is better; `objective.py` knows which of the
+distances."""
 
 _KINDS = ("grid", "points", "search")
 
@@ -52,7 +56,7 @@ class SearchSettings(Settings):
 
 
 class SweepFile(Settings):
-    """What a sweep file can say."""
+    """The keys of a sweep file."""
 
     base: str = option("stages/configs/student.yaml", "configuration of stage two to start from")
     cache_dir: str | None = option(None, "the cache; none takes the base's")
@@ -60,7 +64,11 @@ class SweepFile(Settings):
         None, "configuration of stage one, which makes the cache where there is none"
     )
     overrides: dict[str, Any] = option({}, "settings that differ from the base in every run")
-    objective: str = option("heldout/kl", "the metric that decides: held-out, or any logged one")
+    objective: str = option(
+        "heldout/kl",
+        "the metric that decides: held-out, or any logged one; heldout/kl is heldout/kl_bucketed "
+        "where the cache is a top-k",
+    )
     direction: Literal["auto", "minimize", "maximize"] = option(
         "auto", "which way is better; auto knows it for the metrics of this project"
     )

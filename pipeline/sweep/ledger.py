@@ -1,4 +1,4 @@
-"""What became of each run of a sweep: one small file, replaced whole at every change."""
+"""What became of each run of a sweep: one small file, replaced at every change."""
 
 from __future__ import annotations
 

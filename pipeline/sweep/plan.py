@@ -13,9 +13,9 @@ from pipeline.cache.io.reader import open_cache
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import CacheError, ConfigError, DistillError, ResourceError
 from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
-from pipeline.student.estimate import forecast
+from pipeline.student.estimate import estimate
+from pipeline.student.inputs import Inputs, open_inputs
 from pipeline.student.output.export import is_exported
-from pipeline.student.run import Inputs, open_inputs
 from pipeline.sweep.space import Point, short_names, value_text
 
 __all__ = ["Cost", "PlannedRun", "Planner", "check_resources", "settings_digest", "slug"]
@@ -32,7 +32,7 @@ class Cost:
     tokens: int
     """Of all steps, repeats counted."""
     teacher_sequences: int
-    """Sequences that a teacher in the training loop would read for this run; the cache saves it."""
+    """Forward passes of a teacher in the training loop, one a sequence, that the cache avoids."""
     memory_bytes: int
     disk_bytes: int
 
@@ -66,7 +66,7 @@ class Planner:
     """
 
     def __init__(self, cache_url: str, runs_dir: Path, *, nproc: int) -> None:
-        """Look at nothing yet."""
+        """Read nothing yet."""
         self._cache_url = cache_url
         self._runs_dir = runs_dir
         self._nproc = nproc
@@ -153,7 +153,7 @@ class Planner:
 
 
 def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) -> None:
-    """Refuse a sweep whose runs do not fit beside each other.
+    """Reject a sweep whose runs do not fit beside each other.
 
     Raises:
         ResourceError: too little memory (on a CPU) for so many at a time, or disk for all.
@@ -194,7 +194,7 @@ def slug(values: Mapping[str, Any]) -> str:
 
 
 def settings_digest(settings: Settings) -> str:
-    """Return a digest of what a run is told, for where its cache cannot be seen."""
+    """Return a digest of a run's settings, for where its cache cannot be seen."""
     return fingerprint(settings.model_dump(mode="json", exclude={"output", "observe"}))
 
 
@@ -216,7 +216,7 @@ def _placed(settings: Settings, cache_url: str, folder: Path) -> Settings:
 
 
 def _cost(inputs: Inputs, nproc: int) -> Cost:
-    plan = forecast(inputs, nproc)
+    plan = estimate(inputs, nproc)
     train = inputs.train
     if train.max_steps is None:
         epochs = float(train.num_train_epochs)

@@ -1,4 +1,4 @@
-"""The sweep's loop: fill the places, look at what runs, note what ended; stop in order."""
+"""The sweep's loop: fill the slots, watch what runs, record what ended; stop in order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SweepFailed(DistillError):
 
 @dataclass
 class _Active:
-    """A run in its place."""
+    """A run in its slot."""
 
     process: RunProcess
     slot: Slot
@@ -56,7 +56,7 @@ class Sweep:
         folder: of the sweep.
         ledger: with the runs that are known from the start.
         source: of the runs.
-        slots: the places; as many runs go on at a time.
+        slots: of GPUs or CPU threads; as many runs go on at a time.
         command: stage two without its flags.
         say: takes a line for people.
         progress_every_s: seconds between lines of progress.
@@ -92,7 +92,7 @@ class Sweep:
         self._stop_asked = 0
 
     def run(self) -> Ledger:
-        """Do every run; the finished ones are looked at only.
+        """Do every run; the finished ones are read only.
 
         Raises:
             Interrupted: a signal came; the runs were stopped in order, the same command goes on.

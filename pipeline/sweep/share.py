@@ -1,4 +1,4 @@
-"""Runs that begin with the same weights make them once: the cut and repaired student is linked."""
+"""Runs that begin with the same weights make them once: the pruned student is linked."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _INIT, _MARK = "init", "made_from.json"
 def share_initial_student(run: PlannedRun) -> bool:
     """Link the initial student of another run of the sweep, where one was made of the same.
 
-    Repairing the embedded default's cut takes longer than fifty of its steps. A folder that does
-    not fit after all is no harm: stage two compares its mark, and makes its own.
+    Reconstructing the embedded default's layers takes longer than fifty of its steps. A folder
+    that does not fit after all is no harm: stage two compares its mark, and makes its own.
 
     Returns:
         Whether one was linked.
     """
     settings = run.settings.model_dump(mode="json")
     target = run.folder / _INIT
-    if target.exists() or settings["student"]["layers_kept"] is None:
+    if target.exists() or settings["student"]["keep_layers"] is None:
         return False
     for point in sorted(run.folder.parent.glob(f"*/{POINT_FILE}")):
         made = point.parent / _INIT
@@ -56,7 +56,7 @@ def _begins(point: Path) -> dict[str, Any]:
 
 def _begins_with(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what decides the initial weights; which of them learn does not."""
-    names = ("model", "revision", "layers_kept", "repair", "repair_tokens")
+    names = ("model", "revision", "keep_layers", "reconstruct", "reconstruct_tokens")
     chosen = {name: settings["student"][name] for name in names}
     return {**chosen, "cache_dir": settings["cache_dir"]}
 

@@ -1,4 +1,4 @@
-"""Places on this machine where a run can be: a set of GPUs each, or a share of the CPU threads."""
+"""The GPU or CPU slots of this machine: a set of GPUs each, or a share of the CPU threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Slot", "make_slots", "visible_gpus"]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One place, by the environment that its run gets."""
+    """One slot, by the environment that its run gets."""
 
     number: int
     environment: dict[str, str]

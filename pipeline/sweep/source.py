@@ -13,7 +13,7 @@ Outcome = Literal["finished", "pruned", "failed"]
 
 
 class RunSource(Protocol):
-    """Gives runs one by one and is told what became of them."""
+    """Gives runs one by one; receives their outcomes."""
 
     @property
     def total(self) -> int:

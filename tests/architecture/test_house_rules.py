@@ -118,12 +118,11 @@ def test_every_local_link_leads_somewhere(file: Path) -> None:
 
 def test_every_flag_that_a_document_shows_exists() -> None:
     from pipeline.config.fields import leaves
-    from stages.cache_teacher import TeacherRun
     from stages.distill import DistillRun
     from stages.eval_student import EvalRun
     from stages.push_student import PushRun
+    from stages.settings import StudentRun, TeacherRun
     from stages.sweep import SweepRun
-    from stages.train_student import StudentRun
 
     known = {"config", "config_file", "dry_run", "help", "retry_failed"}
     for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):

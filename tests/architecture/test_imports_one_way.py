@@ -116,9 +116,8 @@ def test_the_stages_know_nothing_of_each_other() -> None:
 def test_every_configuration_in_the_house_is_accepted() -> None:
     from pipeline.config import parse_command
     from pipeline.sweep.file import read_sweep_file
-    from stages.cache_teacher import TeacherRun
+    from stages.settings import StudentRun, TeacherRun
     from stages.sweep import read_space
-    from stages.train_student import StudentRun
 
     files = sorted((ROOT / "stages/configs").rglob("*.yaml"))
     assert files

@@ -80,7 +80,7 @@ def hold_objects(flags: list[str]) -> None:
     """Prepare the stage and hold all samples in a list, as the baseline."""
     from pipeline.config import parse_command
     from pipeline.teacher.capture.run import prepare
-    from stages.cache_teacher import TeacherRun
+    from stages.settings import TeacherRun
 
     run: Any = parse_command(TeacherRun, flags, prog="", description="").settings
     prepared = prepare(run.teacher, run.corpus, run.capture, seed=run.seed)

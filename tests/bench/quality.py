@@ -24,8 +24,8 @@ from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.sparse_kl import LossSpec
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import resolve_model
-from pipeline.student.build.prune import cut_model
-from pipeline.student.build.reconstruct import repair_cut_student
+from pipeline.student.build.prune import prune_model
+from pipeline.student.build.reconstruct import reconstruct_student
 from tests.bench import fidelity_peers as peers
 from tests.bench.fidelity import drawn
 from tests.bench.fidelity_cache import head_targets, through_the_cache
@@ -44,11 +44,11 @@ def student_folder() -> Path:
     if (folder / "config.json").exists():
         return folder
     source = resolve_model("embedded", revision=None, role="teacher").path
-    cut = cut_model(source, LAYERS, FOLDER / f"quality-cut-{len(LAYERS)}")
+    cut = prune_model(source, LAYERS, FOLDER / f"quality-cut-{len(LAYERS)}")
     hidden = hidden_states(65_536)
     student = load_causal_lm(cut, dtype="float32", trust_remote_code=False).eval()
     teacher = load_causal_lm(source, dtype="float32", trust_remote_code=False).eval()
-    repair_cut_student(student, teacher, LAYERS, hidden.input_ids[-40:])
+    reconstruct_student(student, teacher, LAYERS, hidden.input_ids[-40:])
     student.save_pretrained(folder)
     return folder
 

@@ -96,13 +96,13 @@ def make_cache(folder: Path, *, tokens: int, rows: int, counted: float) -> Path:
     return folder / "cache"
 
 
-def cut_student(folder: Path, layers: int) -> Path:
-    """Return the embedded model cut to `layers` evenly chosen layers."""
+def pruned_student(folder: Path, layers: int) -> Path:
+    """Return the embedded model pruned to `layers` evenly chosen layers."""
     from pipeline.models.resolve import resolve_model
-    from pipeline.student.build.prune import cut_model
+    from pipeline.student.build.prune import prune_model
 
     kept = [round(i * 29 / max(layers - 1, 1)) for i in range(layers)]
-    return cut_model(resolve_model("embedded", role="teacher").path, kept, folder / "student")
+    return prune_model(resolve_model("embedded", role="teacher").path, kept, folder / "student")
 
 
 def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
@@ -113,11 +113,11 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
     from pipeline.loss.settings import LossSettings
     from pipeline.observe.settings import ObserveSettings
     from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
-    from pipeline.student.run import open_inputs
+    from pipeline.student.inputs import open_inputs
     from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
-    from pipeline.student.training.deepspeed_engine import DeepSpeedEngine, join_world
-    from pipeline.student.training.distributed import read_world
-    from pipeline.student.training.loop import TrainLoop
+    from pipeline.student.training.deepspeed_engine import DeepSpeedEngine, init_distributed
+    from pipeline.student.training.distributed import read_distributed
+    from pipeline.student.training.loop import LoopSettings, TrainLoop
     from pipeline.student.training.module import StudentModule
 
     train = TrainSettings(per_device_train_batch_size=1, gradient_accumulation_steps=1)
@@ -127,10 +127,10 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
         output=OutputSettings(output_dir=str(cache.parent / arm)), observe=ObserveSettings(),
         seed=0,
     )  # fmt: skip
-    world = read_world()
-    join_world(world, timeout_s=60)
+    distributed = read_distributed()
+    init_distributed(distributed, timeout_s=60)
     stream = TrainStream(
-        inputs.cache.source("train"), inputs.data, seed=0, packs_per_step=1, rank=0, world=1,
+        inputs.cache.source("train"), inputs.data, seed=0, packs_per_step=1, rank=0, world_size=1,
         accumulation=1, pack_length=inputs.pack_length(), temperature=1.0,
     )  # fmt: skip
     model = load_student(
@@ -145,12 +145,18 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
     else:
         module = _fine_tuned(model) if arm == "finetune" else _online(model)
     engine = DeepSpeedEngine(
-        module, train, dtype="float32", world=world, total_steps=1000,
+        module, train, dtype="float32", distributed=distributed, total_steps=1000,
         optimizer_groups=optimizer_groups(model, train.weight_decay),
     )  # fmt: skip
     if arm in ("cache", "compiled"):
         none: Any = None
-        loop = TrainLoop(inputs, engine, stream, none, none, 1000)
+        settings = LoopSettings(
+            train=train, loss=inputs.loss, divergence="kl_bucketed", seed=0, total_steps=1000,
+            output_dir=inputs.output_dir,
+        )  # fmt: skip
+        loop = TrainLoop(
+            settings, engine=engine, stream=stream, evaluation=none, sinks=none, checkpoints=none
+        )
         steps = stream.iterate(0, rounds)
         return lambda: loop._step(next(steps)) and None
     ready = _token_ids(stream, rounds)
@@ -251,7 +257,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folder, steps = Path(root), args.rounds + 1
         cache = make_cache(folder, tokens=args.tokens, rows=steps, counted=args.counted)
-        student = cut_student(folder, args.layers)
+        student = pruned_student(folder, args.layers)
         pipes: dict[str, Any] = {}
         for arm in args.arms:
             pipes[arm], theirs = context.Pipe()

@@ -47,7 +47,7 @@ def open_stream(cache: Path, **settings: Any) -> TrainStream:
         seed=0,
         packs_per_step=PACKS_PER_STEP,
         rank=0,
-        world=1,
+        world_size=1,
         accumulation=PACKS_PER_STEP,
         pack_length=MAX_LENGTH,
         temperature=1.0,

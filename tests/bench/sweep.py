@@ -102,11 +102,11 @@ def packs(cache: Path) -> list[Any]:
         seed=0,
         packs_per_step=1,
         rank=0,
-        world=1,
+        world_size=1,
         accumulation=1,
         pack_length=LENGTH,
         temperature=TEMPERATURE,
-        off_grid="refuse",
+        uncached_temperature="reject",
     )
     with stream.iterate(0, stream.steps_per_epoch) as steps:
         return [step.micro_batches[0] for step in steps]

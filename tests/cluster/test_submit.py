@@ -232,8 +232,8 @@ def volume(tiny: Tiny, tiny_cache: Path, tmp_path: Path) -> Path:
 
 
 MODEL = [
-    "--", "--student_model", "/fsx/models/tiny", "--student.repair", "none",
-    "--student.layers_kept", "0,3", "--temperature", "1",
+    "--", "--student_model", "/fsx/models/tiny", "--student.reconstruct", "none",
+    "--student.keep_layers", "0,3", "--temperature", "1",
 ]  # fmt: skip
 
 

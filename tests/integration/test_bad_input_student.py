@@ -56,19 +56,21 @@ def test_unknown_names_and_bad_values_all_at_once(
 def test_values_that_contradict_each_other(refused: Callable[..., str]) -> None:
     message = refused("--save_location", "hub", code=2)
     assert "save_location is hub, but hub_location names no repository" in message
-    message = refused("--student.repair", "least_squares", "--student.layers_kept", "none", code=2)
-    assert "without student.layers_kept" in message
-    message = refused("--student.layers_kept", "0,9", code=2)
-    assert "student.layers_kept: found [9]; expected layers below the model's 4" in message
-    message = refused("--use_flash_attention", "--student.layers_kept", "none", code=2)
+    message = refused(
+        "--student.reconstruct", "least_squares", "--student.keep_layers", "none", code=2
+    )
+    assert "without student.keep_layers" in message
+    message = refused("--student.keep_layers", "0,9", code=2)
+    assert "student.keep_layers: found [9]; expected layers below the model's 4" in message
+    message = refused("--use_flash_attention", "--student.keep_layers", "none", code=2)
     assert "use_flash_attention" in message
     assert "--no-use_flash_attention" in message
-    message = refused("--data.pack_length", "20", "--student.layers_kept", "none", code=2)
+    message = refused("--data.pack_length", "20", "--student.keep_layers", "none", code=2)
     assert "pack_length is 20, but the cache has a row of" in message
 
 
 def test_a_pattern_that_matches_nothing(refused: Callable[..., str], tmp_path: Path) -> None:
-    whole = ("--student.layers_kept", "none")
+    whole = ("--student.keep_layers", "none")
     message = refused("--student.freeze", "embed_tokns", *whole, code=2)
     assert "'embed_tokns' match no parameter; expected names such as" in message
     spectrum = tmp_path / "spectrum.yaml"
@@ -83,7 +85,7 @@ def test_a_temperature_that_the_cache_does_not_hold(refused: Callable[..., str])
     message = refused("--temperature", "3", code=2)
     assert message.startswith("loss.temperature: found 3; expected one that the cache holds: 1, 2;")
     assert "--capture.temperatures 1,2,3" in message
-    assert "--loss.off_grid self_normalised" in message
+    assert "--loss.uncached_temperature self_normalised" in message
     message = refused("--temperature", "3", "--loss.tail", "control_variate", code=2)
     assert message.startswith("2 mistakes in the configuration:")
     assert "loss.tail: found control_variate with a top-k cache" in message
@@ -165,7 +167,7 @@ def test_a_student_of_another_tokenizer(
     refused: Callable[..., str], tiny: Tiny, tmp_path: Path
 ) -> None:
     other = make_teacher(tmp_path / "other", make_tokenizer(tiny.corpus, size=330), layers=2)
-    flags = ("--student_model", other, "--student.layers_kept", "none")
+    flags = ("--student_model", other, "--student.keep_layers", "none")
     message = refused(*flags, code=3)
     assert "the student's tokenizer differs from the cache's: " in message
     assert "missing (such as" in message
@@ -184,7 +186,7 @@ def test_a_student_that_is_none(refused: Callable[..., str], tiny: Tiny, tmp_pat
     (copy / "config.json").write_text(json.dumps(config))
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    message = refused("--student_model", copy, "--student.layers_kept", "none", code=3)
+    message = refused("--student_model", copy, "--student.keep_layers", "none", code=3)
     assert f"{copy}: transformers cannot load it" in message
 
 

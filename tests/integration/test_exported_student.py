@@ -114,7 +114,7 @@ def test_the_card_says_what_it_is_and_how_good(
     card = (tiny_run / "model/README.md").read_text()
     manifest = open_cache(str(tiny_cache)).manifest
     assert f"A student of `{tiny.teacher}`" in card
-    assert "cut to its layers [0, 3]" in card
+    assert "pruned to its layers [0, 3]" in card
     assert f"identity `{manifest.identity_digest}`" in card
     assert manifest.identity["teacher"]["revision"] in card
     assert "python -m stages.train_student" in card

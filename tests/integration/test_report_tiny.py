@@ -32,7 +32,7 @@ def sweep(tiny_run: Path, tiny_cache: Path, tmp_path: Path) -> Path:
     ]
     lost = Entry("lost", "temperature 9", {"loss.temperature": 9.0}, "failed", error="exit code 1")
     Ledger(
-        "two", "two.yaml", str(tiny_cache), "heldout/kl", False, ("loss.temperature",),
+        "two", "two.yaml", str(tiny_cache), "heldout/kl_bucketed", False, ("loss.temperature",),
         "make sweep SWEEP=two.yaml", (*entries, lost),
     ).write(folder)  # fmt: skip
     return folder

@@ -17,7 +17,7 @@ from tests.stage_runner import Running
 
 Start = Callable[..., Running]
 STEPS, SAVED = 8, 4
-NAMES = ("train/loss", "train/grad_norm", "train/learning_rate", "heldout/kl")
+NAMES = ("train/loss", "train/grad_norm", "train/learning_rate", "heldout/kl_bucketed")
 BATCH = {1: ("2", "2"), 2: ("2", "1")}
 """Packs of a pass and passes of a step, by number of ranks: four packs a step."""
 
@@ -135,7 +135,12 @@ def test_other_optimisers_at_every_stage(
         _run(start, flags, 2, folder, *more, zero)
         _forget_the_end(folder)
         assert "resuming after" in _run(start, flags, 2, folder, *more, zero)
-        _same(folder, one, rel=1e-4, names=("train/loss", "train/learning_rate", "heldout/kl"))
+        _same(
+            folder,
+            one,
+            rel=1e-4,
+            names=("train/loss", "train/learning_rate", "heldout/kl_bucketed"),
+        )
     _forget_the_end(folder)
     batch = ("--gradient_accumulation_steps", "2", "--output_dir", folder)
     (last,) = run_ranks(start, 1, [*flags, *batch, *more, 3])

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import Settings, dump_yaml, parse_command
-from stages.cache_teacher import TeacherRun
 from stages.distill import DistillRun
-from stages.train_student import StudentRun
+from stages.settings import StudentRun, TeacherRun
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import ROOT, run_python
 

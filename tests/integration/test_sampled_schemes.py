@@ -103,9 +103,9 @@ def test_a_temperature_off_the_grid(
     ]  # fmt: skip
     message = stage("train_student", [*flags, "1.5"]).refused(2)
     assert "loss.temperature: found 1.5; expected one that the cache holds: 1, 2;" in message
-    assert "--loss.off_grid interpolated" in message
+    assert "--loss.uncached_temperature interpolated" in message
     assert not (tmp_path / "student").exists()
-    stage("train_student", [*flags, "1.5", "--loss.off_grid", "interpolated"]).ok()
+    stage("train_student", [*flags, "1.5", "--loss.uncached_temperature", "interpolated"]).ok()
 
 
 def test_another_tau_is_another_cache(caches: dict[str, Path], tiny: Tiny, stage: Stage) -> None:

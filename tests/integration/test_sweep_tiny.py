@@ -28,7 +28,7 @@ def base(tiny: Tiny, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory)
     file = tmp_path_factory.mktemp("base") / "student.yaml"
     flags = iter(tiny.stage_two)
     content = {name.removeprefix("--"): yaml.safe_load(next(flags)) for name in flags}
-    content["student.layers_kept"] = [0, 3]
+    content["student.keep_layers"] = [0, 3]
     file.write_text(yaml.safe_dump(content))
     return {"base": str(file), "cache_dir": str(tiny_cache)}
 
@@ -123,7 +123,8 @@ def test_the_dry_run_counts_and_trains_nothing(
     assert "temperature 2, seed 1" in out
     assert (
         f"to be run 4 of 4: {out.split('4 of 4: ')[1].split(' steps')[0]} steps, "
-        f"{8 * tokens:,} tokens; the cache saves {8 * sequences:,} forward passes" in out
+        f"{8 * tokens:,} tokens; teacher forward passes avoided, one a sequence: {8 * sequences:,}"
+        in out
     )
     assert not (tmp_path / "out").exists()
 

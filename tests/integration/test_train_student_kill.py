@@ -40,7 +40,10 @@ def flags(tiny: Tiny, tiny_cache: Path, tmp_path: Path) -> list[Any]:
 def test_the_undisturbed_run_is_whole(tiny_run: Path) -> None:
     steps = [step for step, values in _losses(tiny_run) if "train/loss" in values]
     assert steps == list(range(1, 13))
-    assert [step for step, values in _losses(tiny_run) if "heldout/kl" in values] == [0, 12]
+    assert [step for step, values in _losses(tiny_run) if "heldout/kl_bucketed" in values] == [
+        0,
+        12,
+    ]
     assert json.loads((tiny_run / "finished.json").read_text())["steps"] == 12
     kept = sorted(folder.name for folder in (tiny_run / "checkpoints").glob("step-*"))
     assert kept == ["step-00000008", "step-00000012"]
@@ -53,7 +56,9 @@ KILLS = {
         "kill_before", "pipeline.student.training.checkpoint", "Checkpoints.mark_complete",
     ),
     "before the last evaluation": ("signal_at_step", 12, int(signal.SIGKILL)),
-    "before the export": ("kill_before", "pipeline.student.output.publish", "Delivery.finished"),
+    "before the export": (
+        "kill_before", "pipeline.student.output.publish", "Publisher.write_student"
+    ),
     "while the student is written": ("kill_while_exporting",),
 }  # fmt: skip
 
@@ -118,7 +123,7 @@ def test_other_settings_are_refused_and_never_starts_anew(
     assert "\n" not in message.strip()
     assert digests(folder) == before
     # `never` throws the old run away, its initial weights included.
-    changed = [*flags, "--student.layers_kept", "0,1", "--max_steps", "3"]
+    changed = [*flags, "--student.keep_layers", "0,1", "--max_steps", "3"]
     again = stage("train_student", [*changed, "--resume_from_checkpoint", "never"]).ok()
     assert "resuming" not in again.err
     fresh = tmp_path / "fresh"
@@ -132,7 +137,7 @@ def test_a_start_without_checkpoint_leaves_nothing_of_other_settings(
 ) -> None:
     killed = stage("train_student", flags, hook=("signal_at_step", 2, int(signal.SIGKILL)))
     assert killed.code == -signal.SIGKILL
-    changed = [*flags, "--student.layers_kept", "0,1", "--max_steps", "3"]
+    changed = [*flags, "--student.keep_layers", "0,1", "--max_steps", "3"]
     stage("train_student", changed).ok()
     fresh = tmp_path / "fresh"
     stage("train_student", [*changed, "--output_dir", fresh]).ok()

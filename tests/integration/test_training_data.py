@@ -28,7 +28,7 @@ def _nearly_same(
     ours: list[tuple[int, dict[str, float]]], theirs: list[tuple[int, dict[str, float]]]
 ) -> None:
     """Compare what does not depend on how a step is divided, but for the order of sums."""
-    names = {"train/loss", "train/tokens", "train/rows_left_out", "heldout/kl"}
+    names = {"train/loss", "train/tokens", "train/skipped_rows", "heldout/kl_bucketed"}
     for (step, a), (_, b) in zip(ours, theirs, strict=True):
         mine, other = ({n: v for n, v in x.items() if n in names} for x in (a, b))
         assert mine == pytest.approx(other, rel=1e-4), step
@@ -59,18 +59,18 @@ def without_shard(
     return folder, stage("train_student", [*flags, "--output_dir", folder]).ok().err
 
 
-def test_left_out_and_reported(without_shard: tuple[Path, str], damaged: Path) -> None:
+def test_skipped_and_reported(without_shard: tuple[Path, str], damaged: Path) -> None:
     folder, log = without_shard
     source = open_cache(str(damaged)).source("train")
     names = [source.shard_name(shard) for shard in range(len(source.shard_rows()))]
     rows = source.shard_rows()[names.index(SHARD)]
-    (record,) = json.loads((folder / "left-out.json").read_text())
+    (record,) = json.loads((folder / "skipped-shards.json").read_text())
     assert (record["path"], record["rows"]) == (SHARD, rows)
     assert "checksum" in record["reason"]
-    assert log.count(f"its {rows} rows are left out from step") == 1
+    assert log.count(f"its {rows} rows are skipped from step") == 1
     # The last step has a second record, of the evaluation.
     steps = [(step, values) for step, values in _losses(folder) if "train/loss" in values]
-    per_step = {step: values.get("train/rows_left_out", 0) for step, values in steps}
+    per_step = {step: values.get("train/skipped_rows", 0) for step, values in steps}
     first = record["from_step"] + 1
     assert per_step[first] > 0
     assert not any(per_step[step] for step in per_step if step < first)
@@ -88,14 +88,14 @@ def test_killed_and_run_again_leaves_out_the_same(
     kill = ("signal_at_step", step, int(signal.SIGKILL))
     assert stage("train_student", ours, hook=kill).code == -signal.SIGKILL
     log = stage("train_student", ours).ok().err
-    assert ("as before, this run does without " + SHARD in log) == (step == 7)
+    assert ("as before, this run skips " + SHARD in log) == (step == 7)
     assert _losses(tmp_path) == _losses(without_shard[0])
-    for name in ("model/model.safetensors", "left-out.json", "heldout-after.json"):
+    for name in ("model/model.safetensors", "skipped-shards.json", "heldout-after.json"):
         assert digests(tmp_path)[name] == digests(without_shard[0])[name], name
 
 
 @pytest.mark.slow
-def test_two_ranks_leave_out_the_same(
+def test_two_ranks_skip_the_same(
     flags: list[Any], without_shard: tuple[Path, str], tmp_path: Path
 ) -> None:
     """The same global batches, so the same losses; one line, of one rank."""
@@ -107,7 +107,7 @@ def test_two_ranks_leave_out_the_same(
         ],
         timeout=280,
     ).ok().err  # fmt: skip
-    assert log.count("rows are left out from step") == 1
+    assert log.count("rows are skipped from step") == 1
     _nearly_same(_losses(tmp_path), _losses(without_shard[0]))
 
 

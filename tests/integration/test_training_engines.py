@@ -49,7 +49,13 @@ def _same(folder: Path, other: Path, *, rel: float = 1e-4) -> None:
     ours, theirs = (list(read_metrics(path / "metrics.jsonl")) for path in (folder, other))
     assert [record.step for record in ours] == [record.step for record in theirs]
     for a, b in zip(ours, theirs, strict=True):
-        for name in ("train/loss", "train/ce", "train/tokens", "train/epoch", "heldout/kl"):
+        for name in (
+            "train/loss",
+            "train/cross_entropy",
+            "train/tokens",
+            "train/epoch",
+            "heldout/kl_bucketed",
+        ):
             assert (name in a.values) == (name in b.values)
             if name in a.values:
                 assert a.values[name] == pytest.approx(b.values[name], rel=rel), (a.step, name)

@@ -1,4 +1,4 @@
-"""Permutations that are the same for ever: hashes of indices, sorted.
+"""Permutations that never change: hashes of indices, sorted.
 
 NumPy promises no stable stream for `Generator.permutation`; 64-bit integer arithmetic and a
 stable sort need no promise. The hash is the finaliser of SplitMix64 (Steele, Lea and Flood,

@@ -1,14 +1,14 @@
 """Which rows make which step: pure arithmetic of lengths, seed and step number; reads no data.
 
-An epoch permutes the shards, cuts them into groups, and permutes the packs within a group. It is
-cut into steps of G packs; the packs that remain form a last, smaller step. A step's packs are
-split contiguously and as evenly as possible into world * accumulation micro-batches, so the same
-packs make the same step for any number of ranks that divides G.
+An epoch permutes the shards, splits them into groups, and permutes the packs within a group. It is
+split into steps of G packs; the packs that remain form a last, smaller step. A step's packs are
+split contiguously and as evenly as possible into world_size * accumulation micro-batches, so the
+same packs make the same step for any number of ranks that divides G.
 
 With a budget of tokens instead of G, each row is a pack of its own, and the epoch is an axis of
-tokens that is cut into S equal windows; a row belongs to the window in which it starts. The number
-of tokens does not depend on the epoch, so S does not either, and step i is found without the steps
-before it. Micro-batches are windows of the step in the same way.
+tokens that is split into S equal windows; a row belongs to the window in which it starts. The
+number of tokens does not depend on the epoch, so S does not either, and step i is found without
+the steps before it. Micro-batches are windows of the step in the same way.
 
 Shapes: R rows of all shards, P packs of a group.
 """
@@ -52,12 +52,14 @@ class StepPlan:
     """Of all ranks; what the loss is divided by. Can be 0 in a corpus with such rows."""
     pack_tokens: tuple[int, ...] | None = None
     """Of each pack, where micro-batches are windows of tokens; None: as many packs in each."""
-    num_rows_left_out: int = 0
-    """Rows of shards that the run was told to do without."""
+    num_skipped_rows: int = 0
+    """Rows of shards that the run skips."""
 
-    def micro_batches(self, *, rank: int, world: int, accumulation: int) -> list[tuple[Pack, ...]]:
+    def micro_batches(
+        self, *, rank: int, world_size: int, accumulation: int
+    ) -> list[tuple[Pack, ...]]:
         """Return the packs of each of a rank's `accumulation` micro-batches; some may be empty."""
-        parts = world * accumulation
+        parts = world_size * accumulation
         if self.pack_tokens is None:
             cuts = [len(self.packs) * i // parts for i in range(parts + 1)]
         else:
@@ -132,7 +134,7 @@ class TrainPlan:
             self._shard_sizes = [int(self._sizes_R[a:b].sum()) for a, b in bounds]
             self._steps_per_epoch = _windows(self._sizes_R, batch_tokens)
         self._axis_tokens = int(self._sizes_R.sum())
-        self._left_out: dict[int, int] = {}
+        self._skipped: dict[int, int] = {}
         self._epoch_groups: tuple[int, list[NDArray[np.int64]], NDArray[np.int64]] | None = None
         self._group_packs: tuple[tuple[int, int], _Group] | None = None
 
@@ -150,18 +152,18 @@ class TrainPlan:
             capacity = self._steps_per_epoch * self.batch_tokens
         return float(self._lengths_R.sum()) / capacity
 
-    def leave_out(self, shard: int, from_step: int) -> None:
+    def skip_shard(self, shard: int, from_step: int) -> None:
         """Drop the packs of a shard from `from_step` on; the steps stay the same otherwise."""
-        self._left_out[shard] = min(from_step, self._left_out.get(shard, from_step))
+        self._skipped[shard] = min(from_step, self._skipped.get(shard, from_step))
 
-    def is_left_out(self, shard: int, step: int) -> bool:
-        """Whether a step does without the packs of a shard."""
-        return self._left_out.get(shard, step + 1) <= step
+    def is_skipped(self, shard: int, step: int) -> bool:
+        """Whether a step skips the packs of a shard."""
+        return self._skipped.get(shard, step + 1) <= step
 
     def step(self, step: int) -> StepPlan:
         """Return step number `step` of the run, counted from 0; costs one group of shards."""
         planned = self._packs_of(step)
-        packs = tuple(pack for pack in planned if not self.is_left_out(pack.shard, step))
+        packs = tuple(pack for pack in planned if not self.is_skipped(pack.shard, step))
         rows = np.array(
             [self._starts[pack.shard] + row for pack in packs for row in pack.rows], np.int64
         )
@@ -174,7 +176,7 @@ class TrainPlan:
             num_tokens=int(lengths.sum()),
             num_counted_tokens=int(self._counted_R[rows].sum()),
             pack_tokens=tuple(self._sizes_R[rows].tolist()) if by_tokens else None,
-            num_rows_left_out=sum(len(pack.rows) for pack in planned) - len(rows),
+            num_skipped_rows=sum(len(pack.rows) for pack in planned) - len(rows),
         )
 
     def shards_ahead(self, step: int) -> list[int]:
@@ -185,7 +187,7 @@ class TrainPlan:
         ahead = groups[group : group + 2]
         if len(ahead) == 1:
             ahead += self._groups(epoch + 1)[0][:1]
-        return [int(s) for shards in ahead for s in shards if not self.is_left_out(int(s), step)]
+        return [int(s) for shards in ahead for s in shards if not self.is_skipped(int(s), step)]
 
     def _packs_of(self, step: int) -> list[Pack]:
         """Return the packs of a step; they may reach over several groups."""

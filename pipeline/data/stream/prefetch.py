@@ -46,7 +46,7 @@ class Prefetcher(Generic[T]):
         Args:
             items: consumed by the thread only.
             ahead: items that may wait at one time.
-            patience: with a thread that hangs; None waits for ever, in silence.
+            patience: with a thread that hangs; None waits indefinitely, in silence.
         """
         self._patience = patience
         self.wait_seconds = 0.0

@@ -19,7 +19,7 @@ class ReadAhead:
         """Start the threads.
 
         Daemon threads, not an executor's: the interpreter joins those when it ends, and a store
-        that hangs would keep the process for ever.
+        that hangs would keep the process alive indefinitely.
 
         Args:
             open_shard: reads one shard, or returns at once where it is at hand.

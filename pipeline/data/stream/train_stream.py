@@ -13,8 +13,8 @@ from pipeline.data.settings import DataSettings
 from pipeline.data.source import RowSource
 from pipeline.data.stream.prefetch import Patience, Prefetcher
 from pipeline.data.stream.read_ahead import ReadAhead
-from pipeline.data.stream.skipped_shards import LeftOut
-from pipeline.data.temperature import OffGrid
+from pipeline.data.stream.skipped_shards import SkippedShard
+from pipeline.data.temperature import UncachedTemperature
 from pipeline.errors import CacheError, ConfigError
 
 __all__ = ["Agree", "StepBatch", "TrainStream"]
@@ -32,20 +32,20 @@ class StepBatch:
     """Of ALL ranks and micro-batches; what the summed loss is divided by."""
     num_tokens: int
     """Of all ranks and micro-batches."""
-    num_rows_left_out: int = 0
-    """Of all ranks: rows of damaged shards that the step does without."""
-    damaged: tuple[LeftOut, ...] = ()
-    """Shards that this rank found damaged; the step then has no batches and has to be made anew."""
+    num_skipped_rows: int = 0
+    """Of all ranks: rows of damaged shards that the step skips."""
+    damaged: tuple[SkippedShard, ...] = ()
+    """Shards that this rank found damaged; the step then has no batches and is made again."""
 
 
-Agree = Callable[[Sequence[LeftOut]], Sequence[LeftOut]]
+Agree = Callable[[Sequence[SkippedShard]], Sequence[SkippedShard]]
 """Takes the shards that this rank found damaged in a step and returns those of all ranks."""
 
 
 class TrainStream:
     """Training steps of one rank; its whole state is the number of the next step.
 
-    And, where shards are damaged and the user wants to go on, which of them are left out.
+    And, where shards are damaged and the user wants to go on, which of them are skipped.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class TrainStream:
         seed: int,
         packs_per_step: int,
         rank: int,
-        world: int,
+        world_size: int,
         accumulation: int,
         pack_length: int,
         temperature: float,
-        off_grid: OffGrid = "refuse",
+        uncached_temperature: UncachedTemperature = "reject",
     ) -> None:
         """Plan the run from row lengths; reads no row.
 
@@ -71,32 +71,32 @@ class TrainStream:
             packs_per_step: packs of one optimizer step over all ranks and micro-batches; of no
                 effect with `settings.batch_tokens`.
             rank: this rank, from 0.
-            world: ranks that read different data.
+            world_size: ranks that read different data.
             accumulation: micro-batches of a step on one rank.
             pack_length: the cache's max_length; `settings.pack_length` goes before it.
             temperature: of the loss.
-            off_grid: as in `collate`.
+            uncached_temperature: as in `collate`.
 
         Raises:
             CacheError: no rows.
             ConfigError: the step does not divide, or a row is longer than a pack.
         """
-        if settings.batch_tokens is None and packs_per_step % (world * accumulation):
+        if settings.batch_tokens is None and packs_per_step % (world_size * accumulation):
             raise ConfigError(
-                f"a step of {packs_per_step} packs on {world} ranks with {accumulation}"
+                f"a step of {packs_per_step} packs on {world_size} ranks with {accumulation}"
                 " micro-batches each",
-                expected=f"a multiple of {world * accumulation}",
+                expected=f"a multiple of {world_size * accumulation}",
                 do="change the batch size or the accumulation steps",
             )
         self._source = source
         self._settings = settings
-        self._place = {"rank": rank, "world": world, "accumulation": accumulation}
+        self._place = {"rank": rank, "world_size": world_size, "accumulation": accumulation}
         self._temperature = temperature
-        self._off_grid: OffGrid = off_grid
+        self._uncached_temperature: UncachedTemperature = uncached_temperature
         self._prefetcher: Prefetcher[StepBatch] | None = None
         self._waited_before = 0.0
-        self.left_out: list[LeftOut] = []
-        """Shards that the run does without, in the order in which they were found."""
+        self.skipped_shards: list[SkippedShard] = []
+        """Shards that the run skips, in the order in which they were found."""
         self.plan = TrainPlan(
             source,
             seed=seed,
@@ -117,22 +117,32 @@ class TrainStream:
         """Time spent waiting for data so far."""
         return self._waited_before + (self._prefetcher.wait_seconds if self._prefetcher else 0.0)
 
+    def tokens_of(self, steps: int) -> int:
+        """Return the tokens of the first `steps` steps, repeats counted."""
+        return sum(self.plan.step(step).num_tokens for step in range(steps))
+
+    def skipped_rows_of(self, steps: int) -> int:
+        """Return the rows of damaged shards that these steps skip, repeats counted."""
+        if not self.skipped_shards:
+            return 0
+        return sum(self.plan.step(step).num_skipped_rows for step in range(steps))
+
     def steps(
         self, start_step: int = 0, stop_step: int | None = None, *, agree: Agree | None = None
     ) -> Generator[StepBatch, None, None]:
         """Yield the steps from `start_step` on, the same on all ranks whatever is damaged.
 
-        Where shards may be left out, the ranks compare what they found before each step. A step
-        in which one of them found damage is made anew by all without the shard, and so are the
+        Where shards may be skipped, the ranks compare what they found before each step. A step in
+        which one of them found damage is made again by all without the shard, and so are the
         ones after it. Close the generator to stop its thread.
 
         Raises:
-            CacheError: a shard is damaged and may not be left out, or none is left.
+            CacheError: a shard is damaged and may not be skipped, or none is left.
             StoreError: the data did not come in time.
         """
         step = start_step
         while stop_step is None or step < stop_step:
-            found: Sequence[LeftOut] = ()
+            found: Sequence[SkippedShard] = ()
             with self.iterate(step, stop_step) as batches:
                 for batch in batches:
                     found = agree(batch.damaged) if agree else batch.damaged
@@ -140,24 +150,26 @@ class TrainStream:
                         break
                     yield batch
                     step = batch.step + 1
-            self.leave_out(found)
+            self.skip_shards(found)
 
-    def leave_out(self, shards: Sequence[LeftOut]) -> None:
-        """Do without these shards, each from its step on; known ones are passed over.
+    def skip_shards(self, shards: Sequence[SkippedShard]) -> None:
+        """Skip these shards, each from its step on; known ones are passed over.
 
         Raises:
             CacheError: no shard is left.
         """
         for record in sorted(shards):
-            if any(known.shard == record.shard for known in self.left_out):
+            if any(known.shard == record.shard for known in self.skipped_shards):
                 continue
-            self.left_out.append(record)
-            self.plan.leave_out(record.shard, record.from_step)
+            self.skipped_shards.append(record)
+            self.plan.skip_shard(record.shard, record.from_step)
         sizes = self._source.shard_rows()
-        if {shard for shard, rows in enumerate(sizes) if rows} <= {r.shard for r in self.left_out}:
+        if {shard for shard, rows in enumerate(sizes) if rows} <= {
+            r.shard for r in self.skipped_shards
+        }:
             raise CacheError(
-                f"every training shard is damaged, the last one {self.left_out[-1].path}",
-                expected="some that are whole",
+                f"every training shard is damaged, the last one {self.skipped_shards[-1].path}",
+                expected="some that are not",
                 do="run the cache-teacher command that made this cache again",
             )
 
@@ -209,25 +221,25 @@ class TrainStream:
                 collate(
                     [rows[pack.shard, row] for pack in packs for row in pack.rows],
                     temperature=self._temperature,
-                    off_grid=self._off_grid,
+                    uncached_temperature=self._uncached_temperature,
                 )
                 for packs in micro_packs
             ],
             num_counted_tokens=plan.num_counted_tokens,
             num_tokens=plan.num_tokens,
-            num_rows_left_out=plan.num_rows_left_out,
+            num_skipped_rows=plan.num_skipped_rows,
             damaged=tuple(damaged),
         )
 
     def _read(
         self, packs: Sequence[Pack], step: int
-    ) -> tuple[dict[tuple[int, int], CachedSequence], list[LeftOut]]:
+    ) -> tuple[dict[tuple[int, int], CachedSequence], list[SkippedShard]]:
         """Read the rows of packs with one call per shard; return what is damaged apart."""
         wanted: dict[int, list[int]] = {}
         for pack in packs:
             wanted.setdefault(pack.shard, []).extend(pack.rows)
         found: dict[tuple[int, int], CachedSequence] = {}
-        damaged: list[LeftOut] = []
+        damaged: list[SkippedShard] = []
         for shard, rows in wanted.items():
             try:
                 sequences = self._source.read_rows(shard, rows)
@@ -235,7 +247,7 @@ class TrainStream:
                 if self._settings.on_damaged_shard == "stop":
                     raise
                 name, count = self._source.shard_name(shard), self._source.shard_rows()[shard]
-                damaged.append(LeftOut(shard, step, name, count, error.reason))
+                damaged.append(SkippedShard(shard, step, name, count, error.reason))
                 continue
             found.update(zip([(shard, row) for row in rows], sequences, strict=True))
         return found, damaged

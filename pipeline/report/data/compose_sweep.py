@@ -43,6 +43,7 @@ __all__ = ["SweptRun", "compose_sweep_report", "rank_points"]
 
 _PAIRED = {
     "heldout/kl": "kl",
+    "heldout/kl_bucketed": "kl",
     "heldout/cross_entropy": "cross_entropy",
     # Monotone in the cross-entropy, whose differences have an error.
     "heldout/perplexity": "cross_entropy",
@@ -51,8 +52,9 @@ _PAIRED = {
 }
 _LOGGED = {
     "train/loss": ("training loss", "nats"),
-    "train/kd": ("training KL", "nats"),
-    "train/ce": ("training cross-entropy", "nats"),
+    "train/kl": ("training KL", "nats"),
+    "train/kl_bucketed": ("training KL", "nats"),
+    "train/cross_entropy": ("training cross-entropy", "nats"),
     "throughput/tokens_per_s": ("tokens per second", "tokens/s"),
     "data/wait_s": ("waiting for data", "s"),
     "memory/peak_gib": ("peak memory", "GiB"),
@@ -273,7 +275,7 @@ def _all_differences(folder: RunFolder, best: RunFolder) -> list[Difference]:
 
 
 def _wording(objective: str) -> tuple[str, str]:
-    metric = METRICS.get(objective.removeprefix("heldout/"))
+    metric = METRICS.get(objective.removeprefix("heldout/").removesuffix("_bucketed"))
     if objective.startswith("heldout/") and metric is not None:
         return f"held-out {metric.label if metric.key == 'kl' else metric.label.lower()}", (
             metric.unit

@@ -62,9 +62,11 @@ _NEW_TOKENS = 48
 _PASSAGES = 3
 _CURVES = {
     "train/loss": ("training loss", "nats"),
-    "train/kd": ("training KL", "nats"),
-    "train/ce": ("training cross-entropy", "nats"),
+    "train/kl": ("training KL", "nats"),
+    "train/kl_bucketed": ("training KL", "nats"),
+    "train/cross_entropy": ("training cross-entropy", "nats"),
     "heldout/kl": ("held-out KL", "nats"),
+    "heldout/kl_bucketed": ("held-out KL", "nats"),
     "throughput/tokens_per_s": ("tokens per second", "tokens/s"),
     "data/wait_s": ("waiting for data", "s"),
     "memory/peak_gib": ("peak memory", "GiB"),
@@ -286,7 +288,7 @@ def initial_folder(run: RunFolder) -> Path | None:
     if (run.path / "init").exists():
         return run.path / "init"
     student = _config(run).get("student", {})
-    if not student.get("model") or student.get("layers_kept") is not None:
+    if not student.get("model") or student.get("keep_layers") is not None:
         return None
     # A student that was not cut starts from the model itself.
     with contextlib.suppress(DistillError):

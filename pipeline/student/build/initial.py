@@ -1,4 +1,4 @@
-"""The student before training: resolved, cut, repaired; a folder that every rank then loads."""
+"""The student before training: resolved, pruned, reconstructed; a folder that every rank loads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.cache.io.reader import Cache
 from pipeline.data.source import RowSource
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import ResolvedModel, resolve_model
-from pipeline.student.build.prune import cut_model
-from pipeline.student.build.reconstruct import repair_cut_student
+from pipeline.student.build.prune import prune_model
+from pipeline.student.build.reconstruct import reconstruct_student
 from pipeline.student.settings import StudentSettings
 
 __all__ = ["initial_identity", "make_initial_student"]
@@ -31,11 +31,11 @@ def initial_identity(settings: StudentSettings, source: ResolvedModel) -> dict[s
     data: dict[str, Any] = {
         "model": source.name,
         "revision": source.revision,
-        "layers_kept": list(settings.layers_kept) if settings.layers_kept else None,
-        "repair": settings.repair,
+        "keep_layers": list(settings.keep_layers) if settings.keep_layers else None,
+        "reconstruct": settings.reconstruct,
     }
-    if settings.repair != "none":
-        data["repair_tokens"] = settings.repair_tokens
+    if settings.reconstruct != "none":
+        data["reconstruct_tokens"] = settings.reconstruct_tokens
     return data
 
 
@@ -47,30 +47,30 @@ def make_initial_student(
     rows: RowSource,
     output_dir: Path,
 ) -> Path:
-    """Return the folder of the initial weights; made once, at `output_dir/init` for a cut.
+    """Return the folder of the initial weights; made once, at `output_dir/init` if pruned.
 
-    Call on one rank first; the others then find it. A folder that is there is whole, because it is
-    renamed into place; it is kept when its mark says that it was made from the same model, cut and
-    cache, and made anew otherwise.
+    Call on one rank first; the others then find it. A folder that is there is complete, because it
+    is renamed into place; it is kept when its mark says that it was made from the same model,
+    layers and cache, and made again otherwise.
     """
-    if settings.layers_kept is None:
+    if settings.keep_layers is None:
         return source.path
     target = output_dir / "init"
     wanted = initial_identity(settings, source)
-    if settings.repair != "none":
+    if settings.reconstruct != "none":
         wanted["cache"] = cache.manifest.identity_digest
     content = json.dumps(wanted, indent=1)
     mark = target / _MARK
     if mark.exists() and mark.read_text(encoding="utf-8") == content:
         return target
     temporary = output_dir / f"init.{uuid.uuid4().hex}.partial"
-    cut = output_dir / f"cut.{uuid.uuid4().hex}.partial"
+    pruned = output_dir / f"pruned.{uuid.uuid4().hex}.partial"
     try:
-        cut_model(source.path, settings.layers_kept, cut)
-        if settings.repair == "none":
-            cut.rename(temporary)
+        prune_model(source.path, settings.keep_layers, pruned)
+        if settings.reconstruct == "none":
+            pruned.rename(temporary)
         else:
-            _repair(cut, source, settings, rows, temporary)
+            _reconstruct(pruned, source, settings, rows, temporary)
         (temporary / _MARK).write_text(content, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
@@ -78,17 +78,17 @@ def make_initial_student(
         if not mark.exists():  # else another node's process made the same meanwhile
             raise
     finally:
-        shutil.rmtree(cut, ignore_errors=True)
+        shutil.rmtree(pruned, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def _repair(
-    cut: Path, source: ResolvedModel, settings: StudentSettings, rows: RowSource, target: Path
+def _reconstruct(
+    pruned: Path, source: ResolvedModel, settings: StudentSettings, rows: RowSource, target: Path
 ) -> None:
     import torch
 
-    assert settings.layers_kept is not None
+    assert settings.keep_layers is not None
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def load(folder: Path) -> Any:
@@ -97,12 +97,14 @@ def _repair(
         )
         return model.to(device).eval()
 
-    sequences = _calibration_sequences(rows, settings.repair_tokens)
-    _log.info("repairing the cut student on %d tokens of the cache", sum(s.size for s in sequences))
-    student, original = load(cut), load(source.path)
-    repair_cut_student(student, original, settings.layers_kept, sequences)
+    sequences = _calibration_sequences(rows, settings.reconstruct_tokens)
+    _log.info(
+        "reconstructing the pruned layers on %d tokens of the cache", sum(s.size for s in sequences)
+    )
+    student, original = load(pruned), load(source.path)
+    reconstruct_student(student, original, settings.keep_layers, sequences)
     student.cpu().save_pretrained(target)
-    for file in sorted(cut.iterdir()):
+    for file in sorted(pruned.iterdir()):
         if not (target / file.name).exists() and file.suffix != ".safetensors":
             shutil.copyfile(file, target / file.name)
 

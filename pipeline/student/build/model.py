@@ -52,7 +52,7 @@ def compile_layers(model: Any) -> None:
 
 
 def optimizer_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the learning parameters in two groups: matrices decay, vectors do not."""
+    """Return the trained parameters in two groups: biases and norms get no weight decay."""
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
     def is_matrix(parameter: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Cut a smaller student out of a model folder: chosen decoder layers, everything else unchanged."""
+"""Prune a model folder to chosen decoder layers; everything else stays unchanged."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.resolve import read_model_config
 
-__all__ = ["cut_model"]
+__all__ = ["prune_model"]
 
 # The index of a decoder layer in a parameter's name: model.layers.7., transformer.h.7., ...
 _LAYER = re.compile(r"^(?P<head>(?:.*?\.)?(?:layers|h|blocks)\.)(?P<index>\d+)(?P<rest>\..+)$")
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
-def cut_model(source: Path, layers_kept: Sequence[int], target: Path) -> Path:
-    """Write `target`: `source` with the decoder layers `layers_kept`, renumbered in that order.
+def prune_model(source: Path, keep_layers: Sequence[int], target: Path) -> Path:
+    """Write `target`: `source` with the decoder layers `keep_layers`, renumbered in that order.
 
     Works on the safetensors files one by one, without building the model, so that memory stays at
-    what is kept of one file. Written beside and renamed: `target` is whole or not there.
+    what is kept of one file. Written beside and renamed: `target` is complete or not there.
 
     Raises:
         ConfigError: a layer the model does not have.
@@ -40,20 +40,20 @@ def cut_model(source: Path, layers_kept: Sequence[int], target: Path) -> Path:
             f"{source}: config.json gives no number of layers", expected=" or ".join(_COUNTS)
         )
     count = int(inner[key])
-    beyond = [layer for layer in layers_kept if layer >= count]
+    beyond = [layer for layer in keep_layers if layer >= count]
     if beyond:
         raise ConfigError(
-            f"student.layers_kept: found {beyond}", expected=f"layers below the model's {count}"
+            f"student.keep_layers: found {beyond}", expected=f"layers below the model's {count}"
         )
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     temporary.mkdir(parents=True)
     try:
-        _copy_tensors(source, temporary, list(layers_kept))
-        inner[key] = len(layers_kept)
+        _copy_tensors(source, temporary, list(keep_layers))
+        inner[key] = len(keep_layers)
         for name, value in inner.items():
             # One value per layer, as in Gemma's and Qwen's layer_types, SmolLM3's no_rope_layers.
             if isinstance(value, list) and len(value) == count and "layer" in name:
-                inner[name] = [value[layer] for layer in layers_kept]
+                inner[name] = [value[layer] for layer in keep_layers]
         _write_json(temporary / "config.json", config)
         for file in sorted(source.iterdir()):
             keep = file.suffix in (".json", ".jinja", ".model", ".txt", ".py")
@@ -68,7 +68,7 @@ def cut_model(source: Path, layers_kept: Sequence[int], target: Path) -> Path:
     return target
 
 
-def _copy_tensors(source: Path, target: Path, layers_kept: list[int]) -> None:
+def _copy_tensors(source: Path, target: Path, keep_layers: list[int]) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -91,7 +91,7 @@ def _copy_tensors(source: Path, target: Path, layers_kept: list[int]) -> None:
                     continue
                 seen_layers.add(int(match["index"]))
                 heads.add(match["head"])
-                for new, old in enumerate(layers_kept):
+                for new, old in enumerate(keep_layers):
                     if old == int(match["index"]):
                         # A copy: a layer kept twice must not share memory, or it is not saved.
                         copied = reader.get_tensor(name).clone()
@@ -105,9 +105,9 @@ def _copy_tensors(source: Path, target: Path, layers_kept: list[int]) -> None:
             f"{source}: layers under several names ({', '.join(sorted(heads))})",
             expected="one stack of decoder layers",
         )
-    if not set(layers_kept) <= seen_layers:
+    if not set(keep_layers) <= seen_layers:
         raise ModelError(
-            f"{source}: no weights of layers {sorted(set(layers_kept) - seen_layers)} were found",
+            f"{source}: no weights of layers {sorted(set(keep_layers) - seen_layers)} were found",
             expected="parameters named ...layers.N... or ...h.N...",
         )
     if len(files) > 1:

@@ -1,14 +1,14 @@
-"""Repair a cut student before training: least squares on the MLPs' output projections.
+"""Layer reconstruction of a pruned student: least squares on the MLPs' output projections.
 
-After layers are cut out, a kept layer hands its successor hidden states the successor has never
+After layers are pruned, a kept layer hands its successor hidden states the successor has never
 seen. For each kept layer j in turn, its MLP output projection W is refitted so that the layer's
-output comes as near as possible to what the uncut model feeds into the next kept layer:
+output comes as near as possible to what the unpruned model feeds into the next kept layer:
 
     min_W  sum_t  w_t |target_t - residual_t - W a_t|^2  +  lam |W - W_0|^2
 
 with a the projection's input, and w_t = 1 / |target_t|^2, without which a few tokens of huge norm
 (the first of a sequence, most of all) decide everything. The order is sequential: layer j + 1 sees
-what the repaired layers before it produce. In the spirit of layer-wise reconstruction as in
+what the reconstructed layers before it produce. In the spirit of layer-wise reconstruction as in
 SparseGPT (Frantar & Alistarh 2023) and of the linear patches of ReplaceMe (2025).
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 
-__all__ = ["repair_cut_student"]
+__all__ = ["reconstruct_student"]
 
 _log = logging.getLogger(__name__)
 _RIDGE = 0.2
@@ -31,15 +31,15 @@ _BATCH_SEQUENCES = 16
 _AFTER_PROJECTION = ("post_feedforward_layernorm", "post_mlp_layernorm", "residual_multiplier")
 
 
-def repair_cut_student(
-    student: Any, source: Any, layers_kept: Sequence[int], sequences: Sequence[NDArray[np.int32]]
+def reconstruct_student(
+    student: Any, source: Any, keep_layers: Sequence[int], sequences: Sequence[NDArray[np.int32]]
 ) -> None:
-    """Refit `student` in place so that it follows `source`, the model it was cut from.
+    """Refit `student` in place so that it follows `source`, the model it was pruned from.
 
     Args:
-        student: the cut model, on the CPU or a GPU, in float32.
-        source: the uncut model, likewise.
-        layers_kept: the source's layer of each student layer.
+        student: the pruned model, on the CPU or a GPU, in float32.
+        source: the unpruned model, likewise.
+        keep_layers: the source's layer of each student layer.
         sequences: token ids to compare on, a few thousand tokens.
 
     Raises:
@@ -51,7 +51,7 @@ def repair_cut_student(
     own, original = _decoder(student), _decoder(source)
     batches = _batches(sequences, next(student.parameters()).device)
     with torch.no_grad():
-        goals = [_hidden_states(original, ids, layers_kept) for ids, _ in batches]
+        goals = [_hidden_states(original, ids, keep_layers) for ids, _ in batches]
         calls = [_layer_calls(own, ids) for ids, _ in batches]
         hidden = [call[0][0] for call in calls]
         for index, layer in enumerate(own.layers):
@@ -92,7 +92,7 @@ def _solve(parts: list[tuple[Any, Any, Any]], index: int) -> Any:
     gain = float((2 * cross_FD * change_FD).sum() - (gram_FF @ change_FD * change_FD).sum())
     tokens = sum(len(part[0]) for part in parts)
     _log.info(
-        "repaired layer %d: relative squared error %.4f -> %.4f",
+        "reconstructed layer %d: relative squared error %.4f -> %.4f",
         index, before / tokens, (before - gain) / tokens,
     )  # fmt: skip
     return change_FD
@@ -109,9 +109,9 @@ def _decoder(model: Any) -> Any:
     )
     if not plain:
         raise ModelError(
-            f"student.repair on {type(model).__name__}",
+            f"student.reconstruct on {type(model).__name__}",
             expected="decoder layers that end in mlp.down_proj (Llama, Qwen, Mistral, ...)",
-            do="use --student.repair none",
+            do="use --student.reconstruct none",
         )
     return decoder
 
@@ -133,9 +133,9 @@ def _batches(sequences: Sequence[NDArray[np.int32]], device: Any) -> list[tuple[
     return batches
 
 
-def _hidden_states(decoder: Any, ids: Any, layers_kept: Sequence[int]) -> list[Any]:
-    """For each kept layer: what the next kept layer is fed in the uncut model."""
-    nexts = [*layers_kept[1:], len(decoder.layers)]
+def _hidden_states(decoder: Any, ids: Any, keep_layers: Sequence[int]) -> list[Any]:
+    """For each kept layer: what the next kept layer is fed in the unpruned model."""
+    nexts = [*keep_layers[1:], len(decoder.layers)]
     outputs: dict[int, Any] = {}
     hooks = [
         decoder.layers[after - 1].register_forward_hook(

@@ -4,94 +4,106 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.evaluate.harness import TaskScore
 from pipeline.evaluate.measures import HeldoutScores
+from pipeline.student.compatibility import cache_law
 
-__all__ = ["card_with_tasks", "student_card"]
+__all__ = ["CardFacts", "card_with_tasks", "student_card"]
 
 _BEGIN, _END = "<!-- lm-eval: written by eval-student -->", "<!-- end of lm-eval -->"
 
 
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What the card says of every student of a run, finished or not."""
+
+    name: str
+    """Of the run."""
+    base: str
+    """What the student started from."""
+    keep_layers: tuple[int, ...] | None
+    """Of a pruned student."""
+    manifest: Manifest
+    """The cache's."""
+    cache_url: str
+    resolved_config: str
+    """YAML of the run."""
+    steps: int
+    """Of the whole run."""
+    command: str
+    """That made it."""
+    hub_location: str | None = None
+    """Named in the commands to copy instead of a folder."""
+    weights_dtype: str = "as_trained"
+    """Setting of the export."""
+    vocabulary: str = ""
+    """One sentence on how the student's tokens relate to the teacher's, or nothing."""
+
+
 def student_card(
+    facts: CardFacts,
     *,
-    name: str,
-    base: str,
-    layers_kept: tuple[int, ...] | None,
-    manifest: Manifest,
-    cache_url: str,
-    resolved_config: str,
-    before: HeldoutScores | None,
-    after: HeldoutScores | None,
-    steps: int,
-    tokens: int,
-    command: str,
-    hub_location: str | None = None,
-    weights_dtype: str = "as_trained",
-    vocabulary: str = "",
+    before: HeldoutScores | None = None,
+    after: HeldoutScores | None = None,
+    tokens: int = 0,
+    skipped_rows: int = 0,
     unfinished_step: int | None = None,
-    rows_left_out: int = 0,
 ) -> str:
     """Render README.md of the exported student.
 
     Args:
-        name: of the run.
-        base: what the student started from.
-        layers_kept: of a cut.
-        manifest: the cache's.
-        cache_url: where it lay.
-        resolved_config: YAML of the run.
+        facts: of the run.
         before: held-out scores without training.
         after: those of the student; None in a checkpoint, which has not been measured.
-        steps: of the whole run.
         tokens: of the whole run.
-        command: that made it.
-        hub_location: named in the commands to copy instead of a folder.
-        weights_dtype: setting of the export.
-        vocabulary: one sentence on how the student's tokens stand to the teacher's, or nothing.
+        skipped_rows: of damaged shards, repeats counted.
         unfinished_step: the step of a checkpoint; None for the finished student.
-        rows_left_out: of damaged shards, repeats counted.
     """
+    manifest, base, keep_layers = facts.manifest, facts.base, facts.keep_layers
     teacher, corpus = manifest.identity["teacher"], manifest.identity["corpus"]
     front = ["tags:", "- knowledge-distillation", "library_name: transformers"]
     front.append("pipeline_tag: text-generation")
     if "/" in base and not base.startswith((".", "/", "~")):
         front.insert(0, f"base_model: {base}")
-    cut = f", cut to its layers {list(layers_kept)}" if layers_kept else ""
-    place = hub_location or "FOLDER"
-    facts = {
+    pruned = f", pruned to its layers {list(keep_layers)}" if keep_layers else ""
+    place = facts.hub_location or "FOLDER"
+    table = {
         "teacher": f"`{teacher['model']}`, revision `{teacher['revision']}`",
-        "cache": f"`{cache_url}`, identity `{manifest.identity_digest}`",
+        "cache": f"`{facts.cache_url}`, identity `{manifest.identity_digest}`",
         "temperatures in the cache": ", ".join(f"{t:g}" for t in manifest.temperatures),
         "corpus": f"`{corpus.get('source')}`",
         "longest sequence": f"{corpus['max_length']} tokens",
     }
-    if weights_dtype != "as_trained":
-        facts["weights"] = f"cast to {weights_dtype}; the measures below are those before the cast"
-    if vocabulary:
-        facts["vocabulary"] = vocabulary
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    trained = f"trained for {steps} steps\n({tokens} tokens) on cached teacher distributions."
-    if rows_left_out:
-        trained += f" It did without {rows_left_out} rows (repeats counted) of damaged shards."
+    if facts.weights_dtype != "as_trained":
+        table["weights"] = (
+            f"cast to {facts.weights_dtype}; the measures below are those before the cast"
+        )
+    if facts.vocabulary:
+        table["vocabulary"] = facts.vocabulary
+    rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
+    trained = f"trained for {facts.steps} steps\n({tokens} tokens) on cached teacher distributions."
+    if skipped_rows:
+        trained += f" {skipped_rows} rows of damaged shards were skipped (repeats counted)."
     if unfinished_step is not None:
         trained = (
-            f"**in training**: step {unfinished_step} of {steps}\n"
+            f"**in training**: step {unfinished_step} of {facts.steps}\n"
             "on cached teacher distributions; not measured."
         )
     return f"""---
 {chr(10).join(front)}
 ---
 
-# {name}
+# {facts.name}
 
-A student of `{teacher["model"]}`, started from `{base}`{cut}, {trained}
+A student of `{teacher["model"]}`, started from `{base}`{pruned}, {trained}
 
 | | |
 |---|---|
 {rows}
-{_heldout(before, after)}
+{_heldout(before, after, sampled=cache_law(manifest) is not None)}
 ## Use
 
 ```python
@@ -110,11 +122,11 @@ The licences of the base model and of the teacher apply to what was learned from
 ## Made by
 
 ```
-{command}
+{facts.command}
 ```
 
 ```yaml
-{resolved_config.strip()}
+{facts.resolved_config.strip()}
 ```
 """
 
@@ -145,7 +157,7 @@ def card_with_tasks(card: str, scores: Sequence[TaskScore], versions: Mapping[st
     return f"{head}\n{section}{use}{tail}" if use else f"{card}\n{section}"
 
 
-def _heldout(before: HeldoutScores | None, after: HeldoutScores | None) -> str:
+def _heldout(before: HeldoutScores | None, after: HeldoutScores | None, *, sampled: bool) -> str:
     if after is None:
         return ""
     distance = after.distance
@@ -158,9 +170,14 @@ def _heldout(before: HeldoutScores | None, after: HeldoutScores | None) -> str:
     }
     heads = [columns[distance], columns["cross_entropy"], "perplexity"]
     meaning = (
-        "The KL is that of the cached entries with the rest as\none outcome, a lower bound of the "
-        "full one."
+        "The KL is bucketed: over the cached entries and\none tail bucket, a lower bound of the KL "
+        "over the whole vocabulary."
     )
+    if sampled:
+        meaning = (
+            "The KL is an unbiased estimate\nof the one over the whole vocabulary, from sampled "
+            "entries."
+        )
     if distance == "uld":
         meaning = (
             "ULD is the L1 distance of the sorted probabilities, between 0 and\n2, at the "

@@ -24,7 +24,7 @@ _PASSING = (408, 425, 429)
 
 
 def require_hub_token() -> None:
-    """Refuse a run that is to push but has no token, before it has trained for hours.
+    """Reject a run that is to push but has no token, before it has trained for hours.
 
     Raises:
         ConfigError: no token in the environment or in the hub's own login file.
@@ -44,12 +44,12 @@ def push_to_hub(folder: Path, repository: str, *, message: str = "Upload the stu
     """Upload a student folder as one commit and return its address.
 
     Connections that fail and answers that pass (408, 425, 429, 5xx) are retried with waits of 2,
-    4, 8 and 16 s, or what the hub's Retry-After says; a refusal (no such right, no such name) is
+    4, 8 and 16 s, or what the hub's Retry-After says; a rejection (no such right, no such name) is
     not.
 
     Raises:
-        StoreError: after five attempts, or at once when refused; the folder stays as it is, and the
-            push can be repeated.
+        StoreError: after five attempts, or at once when rejected; the folder stays as it is, and
+            the push can be repeated.
     """
     from huggingface_hub import HfApi
 
@@ -82,9 +82,9 @@ def push_to_hub(folder: Path, repository: str, *, message: str = "Upload the stu
 class CheckpointUploads:
     """Pushes the weights of checkpoints in a thread, so that training does not wait for the net.
 
-    A checkpoint that comes while the one before is under way is left out: the newer the better, and
-    the finished student comes at the end. A push that fails is logged; the checkpoint itself is on
-    disk, and training goes on.
+    A checkpoint that comes while the one before is under way is not pushed: the newer the better,
+    and the finished student comes at the end. A push that fails is logged; the checkpoint itself is
+    on disk, and training goes on.
     """
 
     def __init__(

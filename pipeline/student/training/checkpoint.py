@@ -48,7 +48,7 @@ class Checkpoints:
     def __init__(
         self, output_dir: Path, identity: RunIdentity, *, keep: int, world_size: int = 1
     ) -> None:
-        """Look at nothing yet."""
+        """Read nothing yet."""
         self.root = output_dir / "checkpoints"
         self._identity = identity
         self._keep = keep
@@ -92,7 +92,8 @@ class Checkpoints:
             raise ResumeError(
                 f"{folder}: a checkpoint of another run ({difference})",
                 expected="the settings and the cache it was made with",
-                do="choose another --output_dir, or start anew with --resume_from_checkpoint never",
+                do="choose another --output_dir, or start from the beginning with "
+                "--resume_from_checkpoint never",
             )
         return checkpoint
 
@@ -130,7 +131,7 @@ class Checkpoints:
                 _delete(other)
 
     def clear(self) -> None:
-        """Delete all checkpoints of this output folder (start anew)."""
+        """Delete all checkpoints of this output folder (start from the beginning)."""
         for folder in self.root.glob(f"{_PREFIX}*"):
             _delete(folder)
 

@@ -1,4 +1,4 @@
-"""The only file that knows DeepSpeed: world, ZeRO engine, steps, checkpoints, gathered weights."""
+"""The only file that knows DeepSpeed: process group, ZeRO engine, checkpoints, gathered weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DistillError, ModelError, ResumeError, StoreError
 from pipeline.student.settings import TrainSettings
-from pipeline.student.training.distributed import World
+from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import make_optimizer, make_schedule
 
-__all__ = ["DeepSpeedEngine", "join_world", "leave_world", "prepare_zero3"]
+__all__ = ["DeepSpeedEngine", "init_distributed", "prepare_zero3", "shut_down_distributed"]
 
 _log = logging.getLogger(__name__)
 
 
-def join_world(world: World, *, timeout_s: float) -> Any:
+def init_distributed(distributed: Distributed, *, timeout_s: float) -> Any:
     """Connect the ranks and return this rank's torch device.
 
     Raises:
@@ -36,19 +36,19 @@ def join_world(world: World, *, timeout_s: float) -> Any:
 
     if not on_gpu:
         # Without this DeepSpeed compiles a shared-memory collective on first use: minutes of
-        # g++ on two cores, for a world that gloo serves as well.
+        # g++ on two cores, for processes that gloo serves as well.
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(distributed.local_rank)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     timeout = timedelta(seconds=timeout_s)
     # DeepSpeed makes groups of its own without a timeout. Torch then takes its default: a stalled
-    # peer would hold the others for 30 minutes under gloo, whatever the world's own timeout is.
-    distributed: Any = torch.distributed.distributed_c10d
-    distributed.default_pg_timeout = timeout
-    distributed.default_pg_nccl_timeout = timeout
+    # peer would hold the others for 30 minutes under gloo, whatever the default group's timeout is.
+    c10d: Any = torch.distributed.distributed_c10d
+    c10d.default_pg_timeout = timeout
+    c10d.default_pg_nccl_timeout = timeout
     try:
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo",
@@ -59,15 +59,15 @@ def join_world(world: World, *, timeout_s: float) -> Any:
     except (RuntimeError, ValueError, torch.distributed.DistError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise DistillError(
-            f"rank {world.rank} of {world.size} did not meet the others at {address} within "
-            f"{timeout_s:g} s ({str(error).strip().splitlines()[0]})",
+            f"rank {distributed.rank} of {distributed.world_size} did not meet the others at "
+            f"{address} within {timeout_s:g} s ({str(error).strip().splitlines()[0]})",
             do="check that all ranks were started and can reach that address",
         ) from None
-    return torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
+    return torch.device("cuda", distributed.local_rank) if on_gpu else torch.device("cpu")
 
 
-def leave_world() -> None:
-    """Disconnect; quiet when there is no world."""
+def shut_down_distributed() -> None:
+    """Disconnect; does nothing where nothing was connected."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
@@ -128,7 +128,7 @@ class DeepSpeedEngine:
         settings: TrainSettings,
         *,
         dtype: str,
-        world: World,
+        distributed: Distributed,
         total_steps: int,
         optimizer_groups: Sequence[dict[str, Any]],
         rank_free: bool = False,
@@ -139,11 +139,11 @@ class DeepSpeedEngine:
         """
         import deepspeed
 
-        self.world = world
+        self.distributed = distributed
         self._rank_free = rank_free
         self._stage = settings.zero_stage
         self._clip = settings.max_grad_norm
-        config = deepspeed_config(settings, dtype=dtype, world_size=world.size)
+        config = deepspeed_config(settings, dtype=dtype, world_size=distributed.world_size)
         config["checkpoint"] = {"load_universal": rank_free}
         try:
             self._engine, *_ = deepspeed.initialize(
@@ -156,7 +156,7 @@ class DeepSpeedEngine:
             )
         except (ValueError, AssertionError) as error:
             raise ConfigError(
-                f"DeepSpeed refuses these settings ({str(error).strip().splitlines()[0]})",
+                f"DeepSpeed rejects these settings ({str(error).strip().splitlines()[0]})",
                 do="change train.zero_stage, train.offload_optimizer or the precision",
             ) from error
 
@@ -205,7 +205,7 @@ class DeepSpeedEngine:
         import torch.distributed as dist
 
         total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
-        if self.world.size > 1:
+        if self.distributed.world_size > 1:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
@@ -213,9 +213,9 @@ class DeepSpeedEngine:
         """Return every rank's `value`, on every rank."""
         import torch.distributed as dist
 
-        if self.world.size == 1:
+        if self.distributed.world_size == 1:
             return [value]
-        gathered: list[Any] = [None] * self.world.size
+        gathered: list[Any] = [None] * self.distributed.world_size
         dist.all_gather_object(gathered, value)
         return gathered
 
@@ -223,7 +223,7 @@ class DeepSpeedEngine:
         """Wait for all ranks."""
         import torch.distributed as dist
 
-        if self.world.size > 1:
+        if self.distributed.world_size > 1:
             dist.barrier()
 
     def save(self, folder: Path, *, step: int) -> None:
@@ -275,7 +275,7 @@ class DeepSpeedEngine:
         """Undo what DeepSpeed 0.19.8 gets wrong for several parameter groups under ZeRO 3.
 
         It gives all states one step tensor, which then counts once per group and step, and every
-        group the first one's hyperparameters, so that vectors would decay as well.
+        group the first one's hyperparameters, so that biases and norms would decay as well.
         """
         optimizer = self._base_optimizer()
         for state in optimizer.state.values():
@@ -292,11 +292,11 @@ class DeepSpeedEngine:
         for name, parameter in model.named_parameters():
             if self._stage == 3:
                 with deepspeed.zero.GatheredParameters([parameter]):
-                    if self.world.is_first:
+                    if self.distributed.is_first:
                         state[name] = parameter.detach().cpu().clone()
-            elif self.world.is_first:
+            elif self.distributed.is_first:
                 state[name] = parameter.detach().cpu().clone()
-        if not self.world.is_first:
+        if not self.distributed.is_first:
             return None
         for name, buffer in model.named_buffers():
             if name in model.state_dict():

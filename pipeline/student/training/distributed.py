@@ -1,4 +1,4 @@
-"""The processes of one training run: ranks from any launcher, or a world of one."""
+"""The processes of one training run: ranks from any launcher, or a group of one."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, DistillError
 
-__all__ = ["World", "peer_errors", "read_world"]
+__all__ = ["Distributed", "peer_errors", "read_distributed"]
 
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "timed out")
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """Who this process is among the others."""
+class Distributed:
+    """Which rank this process is, of how many."""
 
     rank: int
     local_rank: int
-    size: int
+    world_size: int
 
     @property
     def is_first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this process prints and writes for all."""
         return self.rank == 0
 
 
-def read_world() -> World:
-    """Read what torchrun, accelerate or the deepspeed launcher set; else be a world of one.
+def read_distributed() -> Distributed:
+    """Read what torchrun, accelerate or the deepspeed launcher set; else be a group of one.
 
     Raises:
         ConfigError: a launcher set a part of the variables, or values that contradict.
@@ -45,7 +45,7 @@ def read_world() -> World:
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(_free_port()),
         )
-        return World(rank=0, local_rank=0, size=1)
+        return Distributed(rank=0, local_rank=0, world_size=1)
     missing = [name for name in _NAMES if name not in present]
     if missing:
         raise ConfigError(
@@ -58,17 +58,17 @@ def read_world() -> World:
     except ValueError:
         raise ConfigError(
             f"RANK, LOCAL_RANK and WORLD_SIZE are {[present[name] for name in _NAMES[:3]]}",
-            expected="whole numbers",
+            expected="integers",
         ) from None
     if not 0 <= rank < size:
         raise ConfigError(
             f"RANK is {rank} in a WORLD_SIZE of {size}", expected="a rank below the size"
         )
-    return World(rank=rank, local_rank=local, size=size)
+    return Distributed(rank=rank, local_rank=local, world_size=size)
 
 
 @contextmanager
-def peer_errors(world: World) -> Iterator[None]:
+def peer_errors(distributed: Distributed) -> Iterator[None]:
     """While open, a collective that fails says that a peer is gone, instead of a gloo trace.
 
     Raises:
@@ -78,10 +78,10 @@ def peer_errors(world: World) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if world.size == 1 or not any(word in text for word in _LOST):
+        if distributed.world_size == 1 or not any(word in text for word in _LOST):
             raise
         raise DistillError(
-            f"rank {world.rank} lost another rank ({text.strip().splitlines()[0][:160]})",
+            f"rank {distributed.rank} lost another rank ({text.strip().splitlines()[0][:160]})",
             do="run the same command again; it goes on from the last complete checkpoint",
         ) from error
 

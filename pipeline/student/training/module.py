@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.data.collate import Batch
 from pipeline.loss.types import HeadTargets, LossTerms
 
-__all__ = ["StudentModule"]
+__all__ = ["StudentModule", "module_inputs"]
 
 
 class StudentModule(nn.Module):
@@ -53,8 +54,8 @@ class StudentModule(nn.Module):
             log_z_N: float32.
             entropy_N: float32.
             gold_N: int64.
-            scale: world * accumulation / counted tokens of the global batch, which makes the sum
-                of all micro-batches' losses the mean over counted tokens after DeepSpeed has
+            scale: world_size * accumulation / counted tokens of the global batch, which makes the
+                sum of all micro-batches' losses the mean over counted tokens after DeepSpeed has
                 divided by accumulation and averaged over ranks.
             predictions: also return the student's top token and its log-probability.
             temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
@@ -68,3 +69,19 @@ class StudentModule(nn.Module):
             hidden_ND, targets, predictions=predictions, temperature=temperature
         )
         return terms.loss * scale, terms
+
+
+def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
+    """Return what `StudentModule` is called with for a batch."""
+    return {
+        "input_ids_1T": batch.input_ids_1T,
+        "position_ids_1T": batch.position_ids_1T,
+        "label_index_N": batch.label_index_N,
+        "ids_NK": batch.ids_NK,
+        "logprobs_NK": batch.logprobs_NK,
+        "inclusion_NK": batch.inclusion_NK,
+        "log_z_N": batch.log_z_N,
+        "entropy_N": batch.entropy_N,
+        "gold_N": batch.gold_ids_N,
+        "scale": scale,
+    }

@@ -15,9 +15,9 @@ _STATE_OF_ADAM = ("adamw_torch", "adamw_torch_fused")
 def make_optimizer(settings: TrainSettings, groups: Sequence[dict[str, Any]]) -> Any:
     """Return torch's optimiser for these parameter groups, made as transformers' Trainer does.
 
-    Only those that treat each number by itself: ZeRO hands them flat pieces of the weights, cut
+    Only those that treat each number by itself: ZeRO hands them flat pieces of the weights, split
     where the ranks meet. Adafactor's factored moments and its clipping by tensor would depend on
-    the cut; Adagrad is built anew by DeepSpeed, without the groups' weight decay.
+    the split; Adagrad is built again by DeepSpeed, without the groups' weight decay.
     """
     import torch
 
@@ -34,7 +34,7 @@ def make_optimizer(settings: TrainSettings, groups: Sequence[dict[str, Any]]) ->
 
 
 def make_schedule(settings: TrainSettings, optimizer: Any, *, total_steps: int) -> Any:
-    """Return the learning rate's course over `total_steps` optimiser steps."""
+    """Return the learning-rate schedule over `total_steps` optimiser steps."""
     from transformers import get_scheduler
 
     warmup = round(settings.warmup_ratio * total_steps)

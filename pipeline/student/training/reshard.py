@@ -1,8 +1,8 @@
-"""A checkpoint of one number of ranks made fit for another: DeepSpeed's universal form.
+"""Reshard a checkpoint of one number of ranks for another: DeepSpeed's universal form.
 
 Under ZeRO each rank's file holds its own part of the optimiser's state. The universal form is one
-file per parameter and moment, which any number of ranks cuts as it needs. It is made only when a
-run goes on with another number of ranks, beside the checkpoint, and lives until it is loaded.
+file per parameter and moment, which any number of ranks can shard. It is made only when a
+run goes on with another number of ranks, beside the checkpoint, and deleted once it is loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO
 
 from pipeline.errors import DistillError, ResumeError, StoreError
 from pipeline.observe.memory import free_disk_bytes
-from pipeline.student.training.distributed import World
+from pipeline.student.training.distributed import Distributed
 
 __all__ = ["is_partitioned", "rank_free_copy"]
 
@@ -27,16 +27,16 @@ _POLL_S = 1.0
 
 
 def is_partitioned(folder: Path) -> bool:
-    """Whether the optimiser's state lies in one file per rank (ZeRO), not with the weights."""
+    """Whether the optimiser's state is in one file per rank (ZeRO), not with the weights."""
     return any(folder.glob("*_optim_states.pt"))
 
 
-def rank_free_copy(folder: Path, output_dir: Path, world: World) -> Path:
+def rank_free_copy(folder: Path, output_dir: Path, distributed: Distributed) -> Path:
     """Write the universal form of the checkpoint `folder` and return where, on every rank.
 
-    All ranks call it. Rank 0 works and the others hear from it every second: a plain barrier
-    would end at the timeout meant for dead peers. What a killed run leaves is a `.partial` of the
-    output folder, which the next run deletes.
+    All ranks call it. Rank 0 converts and tells the others every second how far it is: a plain
+    barrier would end at the timeout meant for dead peers. What a killed run leaves is a `.partial`
+    of the output folder, which the next run deletes.
 
     Raises:
         StoreError: the disk has no room for it.
@@ -47,14 +47,14 @@ def rank_free_copy(folder: Path, output_dir: Path, world: World) -> Path:
     conversion: _Conversion | None = None
     news: list[Path | DistillError | None] = [None]
     try:
-        if world.is_first:
+        if distributed.is_first:
             conversion = _Conversion(folder, output_dir / f"reshard.{uuid.uuid4().hex}.partial")
     except DistillError as error:
         news = [error]
     while True:
         if conversion is not None:
             news = [conversion.poll()]
-        if world.size > 1:
+        if distributed.world_size > 1:
             dist.broadcast_object_list(news, src=0)
         if isinstance(news[0], DistillError):
             raise news[0]
@@ -72,11 +72,11 @@ class _Conversion:
     def __init__(self, folder: Path, temporary: Path) -> None:
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         free = free_disk_bytes(temporary.parent)
-        # Fragments and merged files lie side by side for a while.
+        # Fragments and merged files exist side by side for a while.
         if 2 * size > free:
             raise StoreError(
                 f"{folder}: to go on with another number of processes its {size >> 20} MiB are "
-                f"written anew, twice for a while; {free >> 20} MiB are free",
+                f"written again, twice for a while; {free >> 20} MiB are free",
                 do="free some space, or start the number of processes it was written by",
             )
         self._folder = folder
@@ -107,7 +107,7 @@ class _Conversion:
         _log.debug("%s", "\n".join(lines))
         reason = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
         return ResumeError(
-            f"{self._folder}: cannot be made fit for another number of processes ({reason[:200]})",
+            f"{self._folder}: cannot be resharded for another number of processes ({reason[:200]})",
             do="start the number of processes it was written by, or delete that folder to go on "
             "from the checkpoint before it",
         )

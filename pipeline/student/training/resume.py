@@ -1,4 +1,4 @@
-"""Where a run goes on: which checkpoint, whether it fits this number of ranks, and its loading."""
+"""Where a run resumes: which checkpoint, whether it fits this number of ranks, and its loading."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.errors import ResumeError
 from pipeline.student.settings import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoint, Checkpoints
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
-from pipeline.student.training.distributed import World
+from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import has_rank_free_form
 from pipeline.student.training.reshard import is_partitioned, rank_free_copy
 
@@ -22,35 +22,37 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """A checkpoint, and whether it has to be cut anew for this number of ranks."""
+    """A checkpoint, and whether it has to be resharded for this number of ranks."""
 
     checkpoint: Checkpoint
     reshard: bool
 
 
 def find_resume_point(
-    checkpoints: Checkpoints, train: TrainSettings, world: World
+    checkpoints: Checkpoints, train: TrainSettings, distributed: Distributed
 ) -> ResumePoint | None:
-    """Return where this run goes on, None for its beginning; loads nothing.
+    """Return where this run resumes, None for its beginning; loads nothing.
 
     Raises:
         ResumeError: the checkpoint is of another run, or cannot go to this number of ranks.
     """
     wanted = train.resume_from_checkpoint
     if wanted == "never":
-        if world.is_first:
+        if distributed.is_first:
             checkpoints.clear()
         return None
     found = checkpoints.newest() if wanted == "auto" else checkpoints.read(Path(wanted))
     if found is None:
         return None
-    reshard = found.world_size != world.size and is_partitioned(found.folder)
+    reshard = found.world_size != distributed.world_size and is_partitioned(found.folder)
     if reshard and not has_rank_free_form(train):
         raise ResumeError(
-            f"{found.folder}: written by {found.world_size} processes, this run has {world.size}, "
-            f"and the state of {train.optim} under ZeRO cannot be cut anew",
+            f"{found.folder}: written by {found.world_size} processes, this run has "
+            f"{distributed.world_size}, and the state of {train.optim} under ZeRO cannot be "
+            "resharded",
             expected="the same number, or an AdamW",
-            do=f"start with NPROC={found.world_size}, or anew with --resume_from_checkpoint never",
+            do=f"start with NPROC={found.world_size}, or from the beginning with "
+            "--resume_from_checkpoint never",
         )
     return ResumePoint(found, reshard)
 
@@ -60,16 +62,16 @@ def load_resume_point(engine: DeepSpeedEngine, point: ResumePoint, output_dir: P
 
     Raises:
         ResumeError: its files are damaged.
-        StoreError: the disk has no room to cut it anew.
+        StoreError: the disk has no room to reshard it.
     """
     folder = point.checkpoint.folder
     if not point.reshard:
         return engine.load(folder)
-    copy = rank_free_copy(folder, output_dir, engine.world)
-    before, now = point.checkpoint.world_size, engine.world.size
-    _log.info("%s was written by %d ranks, cut anew for %d", folder, before, now)
+    copy = rank_free_copy(folder, output_dir, engine.distributed)
+    before, now = point.checkpoint.world_size, engine.distributed.world_size
+    _log.info("%s was written by %d ranks, resharded for %d", folder, before, now)
     step = engine.load(copy)
     engine.barrier()
-    if engine.world.is_first:
+    if engine.distributed.is_first:
         shutil.rmtree(copy.parent)
     return step

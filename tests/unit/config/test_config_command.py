@@ -18,7 +18,7 @@ from pipeline.config import Command, Settings, dump_yaml, fingerprint, option, p
 from pipeline.config.command import command_line
 from pipeline.config.fields import leaves
 from pipeline.errors import ConfigError
-from stages.cache_teacher import TeacherRun
+from stages.settings import TeacherRun
 
 
 class Engine(Settings):
@@ -157,7 +157,10 @@ def test_a_choice_named_like_a_yaml_word() -> None:
     class Student(Settings):
         student: StudentSettings = StudentSettings()
 
-    assert _parse("--student.repair", "none", model=Student).settings.student.repair == "none"
+    assert (
+        _parse("--student.reconstruct", "none", model=Student).settings.student.reconstruct
+        == "none"
+    )
 
 
 def test_switches() -> None:

@@ -63,11 +63,11 @@ def test_each_row_once_and_no_step_above_the_budget(
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60),
     spare=st.integers(0, 300),
-    world=st.integers(1, 6),
+    world_size=st.integers(1, 6),
     accumulation=st.integers(1, 4),
 )
 def test_micro_batches_are_the_step_and_bounded(
-    make_source: MakeSource, lengths: list[int], spare: int, world: int, accumulation: int
+    make_source: MakeSource, lengths: list[int], spare: int, world_size: int, accumulation: int
 ) -> None:
     """In order, whatever the number of ranks; each is at most its share and one row more."""
     source = make_source([len(lengths)])
@@ -76,10 +76,12 @@ def test_micro_batches_are_the_step_and_bounded(
     for step in epoch_of(plan, 0):
         parts = [
             part
-            for rank in range(world)
-            for part in step.micro_batches(rank=rank, world=world, accumulation=accumulation)
+            for rank in range(world_size)
+            for part in step.micro_batches(
+                rank=rank, world_size=world_size, accumulation=accumulation
+            )
         ]
-        assert len(parts) == world * accumulation
+        assert len(parts) == world_size * accumulation
         assert tuple(pack for part in parts for pack in part) == step.packs
         share = -(-step.num_tokens // len(parts))
         for part in parts:
@@ -121,10 +123,10 @@ def test_the_stream_takes_any_number_of_ranks(make_source: MakeSource) -> None:
     """Three ranks share the same steps as one; the collated batches say so."""
     source = make_source([20, 31, 7])
 
-    def samples(rank: int, world: int) -> list[list[str]]:
+    def samples(rank: int, world_size: int) -> list[list[str]]:
         stream = TrainStream(
             source, DataSettings(batch_tokens=60), seed=1, packs_per_step=1, rank=rank,
-            world=world, accumulation=2, pack_length=4, temperature=1.0,
+            world_size=world_size, accumulation=2, pack_length=4, temperature=1.0,
         )  # fmt: skip
         with stream.iterate(0, stream.steps_per_epoch) as steps:
             return [[s for b in step.micro_batches for s in b.sample_ids] for step in steps]

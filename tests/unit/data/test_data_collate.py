@@ -94,7 +94,7 @@ def test_a_temperature_that_is_not_cached_is_refused(make_source: MakeSource) ->
 def test_a_temperature_off_the_grid_when_asked(make_source: MakeSource, inclusion: bool) -> None:
     """The entries alone are the distribution: their weights sum to 1; entropy is of them."""
     rows = make_source([9], inclusion=inclusion).rows[0]
-    batch = collate(rows, temperature=1.5, off_grid="self_normalised")
+    batch = collate(rows, temperature=1.5, uncached_temperature="self_normalised")
     log_p_NK = batch.logprobs_NK / 1.5 - batch.log_z_N[:, None]
     weight_NK = log_p_NK.exp()
     if inclusion:
@@ -107,7 +107,7 @@ def test_a_temperature_off_the_grid_when_asked(make_source: MakeSource, inclusio
     entropy_N = -(weight_NK * log_p_NK).nan_to_num(0.0).sum(-1)
     torch.testing.assert_close(batch.entropy_N, entropy_N, atol=1e-5, rtol=1e-5)
     # On the grid nothing is approximated.
-    on_grid = collate(rows, temperature=2.0, off_grid="self_normalised")
+    on_grid = collate(rows, temperature=2.0, uncached_temperature="self_normalised")
     assert torch.equal(on_grid.log_z_N, collate(rows, temperature=2.0).log_z_N)
 
 
@@ -134,7 +134,7 @@ def test_interpolated_between_grid_temperatures(make_source: MakeSource) -> None
         with pytest.raises(ConfigError, match="outside the cache's grid, 1, 2, 4"):
             interpolated(grid, outside, log_z_NG, entropy_NG)
     rows = make_source([9]).rows[0]
-    batch = collate(rows, temperature=1.5, off_grid="interpolated")
+    batch = collate(rows, temperature=1.5, uncached_temperature="interpolated")
     tables = [(row.targets.log_z_NG, row.targets.entropy_NG) for row in rows]
     joined = (torch.from_numpy(np.concatenate(part)) for part in zip(*tables, strict=True))
     assert torch.equal(batch.log_z_N, interpolated((1.0, 2.0), 1.5, *joined)[0])

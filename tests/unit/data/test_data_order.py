@@ -184,14 +184,14 @@ def test_micro_batches_cover_the_step(packs: int, split: tuple[int, int]) -> Non
     """Contiguous, in order, as even as can be, for short steps too."""
     from pipeline.data.order.plan import Pack, StepPlan
 
-    world, accumulation = split
+    world_size, accumulation = split
     step = StepPlan(0, 0, tuple(Pack(0, (i,)) for i in range(packs)), 0, 0)
     parts = [
         part
-        for rank in range(world)
-        for part in step.micro_batches(rank=rank, world=world, accumulation=accumulation)
+        for rank in range(world_size)
+        for part in step.micro_batches(rank=rank, world_size=world_size, accumulation=accumulation)
     ]
-    assert len(parts) == world * accumulation
+    assert len(parts) == world_size * accumulation
     assert tuple(pack for part in parts for pack in part) == step.packs
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1

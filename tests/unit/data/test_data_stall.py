@@ -20,7 +20,7 @@ from pipeline.errors import StoreError
 def make_stream(source: Any, **changes: Any) -> TrainStream:
     return TrainStream(
         source, DataSettings(shuffle_shards=2, **changes), seed=3, packs_per_step=8, rank=0,
-        world=1, accumulation=1, pack_length=16, temperature=1.0,
+        world_size=1, accumulation=1, pack_length=16, temperature=1.0,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def make_stream(source: Any, **changes: Any) -> TrainStream:
         "seed": 3,
         "packs_per_step": 8,
         "rank": 0,
-        "world": 1,
+        "world_size": 1,
         "accumulation": 1,
         "pack_length": 16,
         "temperature": 2.0,
@@ -56,9 +56,9 @@ def same(a: Batch, b: Batch) -> bool:
     )
 
 
-@pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (1, 8), (2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 2), (1, 8), (2, 1), (2, 2), (4, 1)])
 def test_ranks_share_the_same_global_batches(
-    make_source: MakeSource, world: int, accumulation: int
+    make_source: MakeSource, world_size: int, accumulation: int
 ) -> None:
     """The union over ranks, in order, is what one rank would do alone; counts are global."""
     source = make_source([20, 31, 7, 11])
@@ -66,12 +66,16 @@ def test_ranks_share_the_same_global_batches(
     count = 2 * alone.steps_per_epoch
     expected = steps_of(alone, 0, count)
     ranks = [
-        steps_of(make_stream(source, rank=rank, world=world, accumulation=accumulation), 0, count)
-        for rank in range(world)
+        steps_of(
+            make_stream(source, rank=rank, world_size=world_size, accumulation=accumulation),
+            0,
+            count,
+        )
+        for rank in range(world_size)
     ]
     for i, whole in enumerate(expected):
         parts = [batch for rank in ranks for batch in rank[i].micro_batches]
-        assert len(parts) == world * accumulation
+        assert len(parts) == world_size * accumulation
         full = [part for part in parts if part.num_sequences]
         (batch,) = whole.micro_batches
         assert sum((part.sample_ids for part in full), ()) == batch.sample_ids
@@ -90,7 +94,7 @@ def test_short_last_step_gives_every_rank_as_many_micro_batches(make_source: Mak
     source = make_source([9])
     settings = DataSettings(packing=False)
     for rank in range(4):
-        stream = make_stream(source, rank=rank, world=4, accumulation=2, settings=settings)
+        stream = make_stream(source, rank=rank, world_size=4, accumulation=2, settings=settings)
         assert stream.steps_per_epoch == 2
         last = steps_of(stream, 1, 1)[0]
         assert len(last.micro_batches) == 2
@@ -206,27 +210,31 @@ def test_refusals(make_source: MakeSource) -> None:
     """A step that does not divide; a temperature that is not cached."""
     source = make_source([5])
     with pytest.raises(ConfigError, match="multiple of 3"):
-        make_stream(source, world=3)
+        make_stream(source, world_size=3)
     steps = make_stream(source, temperature=1.5).iterate()
     with pytest.raises(ConfigError, match="one of 1, 2"):
         next(steps)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_heldout_in_file_order(make_source: MakeSource, world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_heldout_in_file_order(make_source: MakeSource, world_size: int) -> None:
     """Every row once; batches independent of the ranks; equal numbers on all ranks."""
     source = make_source([7, 0, 5, 9])
     ranks = [
-        list(heldout_batches(source, tokens_per_batch=24, temperature=1.0, rank=rank, world=world))
-        for rank in range(world)
+        list(
+            heldout_batches(
+                source, tokens_per_batch=24, temperature=1.0, rank=rank, world_size=world_size
+            )
+        )
+        for rank in range(world_size)
     ]
     assert len({len(batches) for batches in ranks}) == 1
-    dealt = [ranks[i % world][i // world] for i in range(world * len(ranks[0]))]
+    dealt = [ranks[i % world_size][i // world_size] for i in range(world_size * len(ranks[0]))]
     full = [batch for batch in dealt if batch.num_sequences]
     every = [s.sample_id for shard in source.rows for s in shard]
     assert [sample for batch in full for sample in batch.sample_ids] == every
     assert all(batch.num_tokens <= 24 for batch in full)
-    assert len(dealt) - len(full) < world
+    assert len(dealt) - len(full) < world_size
 
 
 def test_heldout_row_longer_than_a_batch(make_source: MakeSource) -> None:

@@ -16,8 +16,7 @@ from k8s.objects import ROOT, find, main_container, pod_spec, replica_specs
 from k8s.ops import fsx_volume, prefetch_job
 from k8s.render import RenderedJob, render_job
 from pipeline.errors import ConfigError, DistillError
-from stages.cache_teacher import TeacherRun
-from stages.train_student import StudentRun
+from stages.settings import StudentRun, TeacherRun
 
 
 def _render(stage: Any = "train-student", overlay: str = "local-kind", **more: Any) -> RenderedJob:

@@ -113,7 +113,7 @@ def sample_sweep_report(*, seed: int = 5, num_steps: int = 300, runs: int = 8) -
     for place, (temperature, alpha, layers) in enumerate(combos):
         rank = place + 1
         kl = 0.4111 + (0.004 if rank == 2 else 0.035 * place if place else 0.0)
-        label = f"temperature {temperature:g}, alpha {alpha:g}, layers_kept {layers}"
+        label = f"temperature {temperature:g}, alpha {alpha:g}, keep_layers {layers}"
         measures = {
             "kl": Measure(kl, 0.0052 + place / 2000),
             "cross_entropy": Measure(1.9783 + kl / 10, 0.0119),
@@ -130,7 +130,7 @@ def sample_sweep_report(*, seed: int = 5, num_steps: int = 300, runs: int = 8) -
                 values={
                     "loss.temperature": f"{temperature:g}",
                     "loss.alpha": f"{alpha:g}",
-                    "student.layers_kept": layers,
+                    "student.keep_layers": layers,
                 },
                 numbers={"loss.temperature": temperature, "loss.alpha": alpha},
                 rank=rank,
@@ -161,17 +161,17 @@ def sample_sweep_report(*, seed: int = 5, num_steps: int = 300, runs: int = 8) -
         speeds.append(Speed(label, num_steps, 70_000, 5190.0, 0.012, 2.31, 212.0 + place, rank))
     lost = [
         SweepPoint(
-            label="temperature 4, alpha 1, layers_kept 0 3 6 9",
+            label="temperature 4, alpha 1, keep_layers 0 3 6 9",
             folder="runs/sweeps/sample/runs/9",
             state="failed",
-            values={"loss.temperature": "4", "loss.alpha": "1", "student.layers_kept": "0 3 6 9"},
+            values={"loss.temperature": "4", "loss.alpha": "1", "student.keep_layers": "0 3 6 9"},
             error="exit code 1: the loss is not finite at step 12.",
         ),
         SweepPoint(
-            label="temperature 4, alpha 0.5, layers_kept 0 3 6 9",
+            label="temperature 4, alpha 0.5, keep_layers 0 3 6 9",
             folder="runs/sweeps/sample/runs/10",
             state="pruned",
-            values={"loss.temperature": "4", "loss.alpha": "0.5", "student.layers_kept": "0"},
+            values={"loss.temperature": "4", "loss.alpha": "0.5", "student.keep_layers": "0"},
         ),
     ]
     return replace(
@@ -196,7 +196,7 @@ def sample_sweep_report(*, seed: int = 5, num_steps: int = 300, runs: int = 8) -
             "held-out KL to the teacher",
             "nats",
             False,
-            ("loss.temperature", "loss.alpha", "student.layers_kept"),
+            ("loss.temperature", "loss.alpha", "student.keep_layers"),
             (*points, *lost),
         ),
     )

@@ -49,7 +49,7 @@ def tiny_model(family: str = "llama", *, tied: bool = False, spread: float = 0.2
     return model.eval()
 
 
-def keep_layers(model: Any, kept: Sequence[int]) -> Any:
+def without_other_layers(model: Any, kept: Sequence[int]) -> Any:
     """Delete all other layers of a model in memory: what a cut file must amount to."""
     import torch
 

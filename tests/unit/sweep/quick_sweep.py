@@ -17,7 +17,7 @@ from pipeline.sweep.search import SearchSource
 from pipeline.sweep.slots import make_slots
 from pipeline.sweep.source import ListSource
 from pipeline.sweep.space import Point, Space
-from stages.train_student import StudentRun
+from stages.settings import StudentRun
 
 TRAINER = [sys.executable, str(Path(__file__).with_name("quick_trainer.py"))]
 

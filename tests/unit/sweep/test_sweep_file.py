@@ -14,8 +14,8 @@ from pipeline.errors import ConfigError
 from pipeline.sweep.file import SweepFile, read_sweep_file
 from pipeline.sweep.plan import slug
 from pipeline.sweep.space import Range, Space, describe_values
+from stages.settings import StudentRun
 from stages.sweep import read_space
-from stages.train_student import StudentRun
 from tests.stage_runner import ROOT
 
 
@@ -55,13 +55,13 @@ def test_points_say_every_field_that_varies_anywhere() -> None:
 def test_lists_can_be_swept_and_overrides_reach_every_point() -> None:
     space = _space(
         overrides={"train": {"max_steps": 7}, "learning_rate": "1e-3"},
-        grid={"student.layers_kept": [[0, 1], [0, 1, 2]]},
+        grid={"student.keep_layers": [[0, 1], [0, 1, 2]]},
     )
     assert not space.mistakes
     first = space.points()[0].settings
     assert isinstance(first, StudentRun)
     assert (first.train.max_steps, first.train.learning_rate) == (7, 1e-3)
-    assert first.student.layers_kept == (0, 1)
+    assert first.student.keep_layers == (0, 1)
 
 
 def test_every_mistake_at_once_with_near_names() -> None:
@@ -198,8 +198,8 @@ def test_a_name_does_not_depend_on_the_order_of_the_lines() -> None:
     assert slug(one) == slug(other) == "alpha=0.5,temperature=2"
     assert describe_values(one) == "temperature 2, alpha 0.5"
     assert slug({"student.model": "/models/Qwen/tiny one"}) == "model=tiny-one"
-    assert slug({"student.layers_kept": [0, 3]}) == "layers_kept=0.3"
-    assert slug({"student.layers_kept": None}) == "layers_kept=none"
+    assert slug({"student.keep_layers": [0, 3]}) == "keep_layers=0.3"
+    assert slug({"student.keep_layers": None}) == "keep_layers=none"
 
 
 @given(

@@ -13,14 +13,14 @@ from pipeline.sweep.plan import Cost, PlannedRun
 from pipeline.sweep.process import POINT_FILE
 from pipeline.sweep.share import share_initial_student
 from pipeline.sweep.space import Point
-from stages.train_student import StudentRun
+from stages.settings import StudentRun
 
 
 def _run(root: Path, name: str, **student: Any) -> PlannedRun:
     folder = root / name
     folder.mkdir()
     settings = StudentRun.model_validate(
-        {"student": {"layers_kept": [0, 1], **student}, "output": {"output_dir": str(folder)}}
+        {"student": {"keep_layers": [0, 1], **student}, "output": {"output_dir": str(folder)}}
     )
     (folder / POINT_FILE).write_text(dump_yaml(settings))
     return PlannedRun(name, Point({}, settings), folder, "", settings, Cost(1, 0, 0, 0, 0))
@@ -47,9 +47,9 @@ def test_the_same_beginning_is_linked(first: PlannedRun) -> None:
 def test_another_beginning_is_not(first: PlannedRun) -> None:
     root = first.folder.parent
     for name, student in (
-        ("cut", {"layers_kept": [0, 2]}),
-        ("repair", {"repair": "least_squares"}),
-        ("whole", {"layers_kept": None}),
+        ("cut", {"keep_layers": [0, 2]}),
+        ("repair", {"reconstruct": "least_squares"}),
+        ("whole", {"keep_layers": None}),
     ):
         assert not share_initial_student(_run(root, name, **student))
     elsewhere = first.settings.model_copy(update={"cache_dir": "another"})

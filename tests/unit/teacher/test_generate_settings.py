@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import parse_command
 from pipeline.errors import ConfigError
 from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
-from stages.cache_teacher import TeacherRun
+from stages.settings import TeacherRun
 
 
 def _run(*flags: str) -> TeacherRun:

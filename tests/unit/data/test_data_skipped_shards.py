@@ -16,10 +16,10 @@ import torch
 from pipeline.cache.io.reader import ShardDamaged, open_cache
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream.skipped_shards import (
-    LEFT_OUT_FILE,
-    LeftOut,
-    read_left_out,
-    write_left_out,
+    SKIPPED_SHARDS_FILE,
+    SkippedShard,
+    read_skipped_shards,
+    write_skipped_shards,
 )
 from pipeline.data.stream.train_stream import StepBatch, TrainStream
 from pipeline.errors import CacheError, ResumeError, StoreError
@@ -28,10 +28,10 @@ from tests.unit.cache.sample_cache import write_cache
 MakeSource = Callable[..., Any]
 
 
-def make_stream(source: Any, *, rank: int = 0, world: int = 1, **changes: Any) -> TrainStream:
+def make_stream(source: Any, *, rank: int = 0, world_size: int = 1, **changes: Any) -> TrainStream:
     options = {"shuffle_shards": 2, "prefetch_batches": 3, "on_damaged_shard": "skip", **changes}
     return TrainStream(
-        source, DataSettings(**options), seed=3, packs_per_step=8, rank=rank, world=world,
+        source, DataSettings(**options), seed=3, packs_per_step=8, rank=rank, world_size=world_size,
         accumulation=1, pack_length=16, temperature=1.0,
     )  # fmt: skip
 
@@ -39,12 +39,12 @@ def make_stream(source: Any, *, rank: int = 0, world: int = 1, **changes: Any) -
 class Agreement:
     """What the engine's collectives do, between threads."""
 
-    def __init__(self, world: int) -> None:
-        self._barrier = threading.Barrier(world)
-        self._found: list[LeftOut] = []
-        self._world = world
+    def __init__(self, world_size: int) -> None:
+        self._barrier = threading.Barrier(world_size)
+        self._found: list[SkippedShard] = []
+        self._world_size = world_size
 
-    def __call__(self, mine: Sequence[LeftOut]) -> list[LeftOut]:
+    def __call__(self, mine: Sequence[SkippedShard]) -> list[SkippedShard]:
         self._found += mine
         self._barrier.wait(20)
         every = list(self._found)
@@ -55,19 +55,19 @@ class Agreement:
 
 
 def run_ranks(
-    make_source: MakeSource, world: int, damaged: set[int], total: int, **changes: Any
+    make_source: MakeSource, world_size: int, damaged: set[int], total: int, **changes: Any
 ) -> tuple[list[list[StepBatch]], list[TrainStream]]:
-    """Run all ranks of a world over sources of their own, equally damaged."""
-    agree = Agreement(world)
+    """Run all ranks of one training over sources of their own, equally damaged."""
+    agree = Agreement(world_size)
 
     def one(rank: int) -> tuple[list[StepBatch], TrainStream]:
         source = make_source([20, 31, 7, 11])
         source.damaged = damaged
-        stream = make_stream(source, rank=rank, world=world, **changes)
+        stream = make_stream(source, rank=rank, world_size=world_size, **changes)
         return list(stream.steps(0, total, agree=agree)), stream
 
-    with ThreadPoolExecutor(world) as pool:
-        done = list(pool.map(one, range(world)))
+    with ThreadPoolExecutor(world_size) as pool:
+        done = list(pool.map(one, range(world_size)))
     return [steps for steps, _ in done], [stream for _, stream in done]
 
 
@@ -76,11 +76,11 @@ def samples(steps: Sequence[StepBatch]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"batch_tokens": 60}])
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_rank_leaves_out_the_same(
-    make_source: MakeSource, world: int, changes: dict[str, Any]
+    make_source: MakeSource, world_size: int, changes: dict[str, Any]
 ) -> None:
-    """The global batches are those of the plan without the shards' rows, for any world."""
+    """The global batches are those of the plan without the shards' rows, on any ranks."""
     damaged = {1, 3}
     whole = make_stream(make_source([20, 31, 7, 11]), **changes)
     total = 2 * whole.steps_per_epoch
@@ -88,7 +88,7 @@ def test_every_rank_leaves_out_the_same(
         [s for s in step if int(s[:16], 16) not in damaged]
         for step in samples(list(whole.steps(0, total)))
     ]
-    ranks, streams = run_ranks(make_source, world, damaged, total, **changes)
+    ranks, streams = run_ranks(make_source, world_size, damaged, total, **changes)
     assert [
         [s for part in parts for s in part] for parts in zip(*map(samples, ranks), strict=True)
     ] == expected
@@ -99,13 +99,13 @@ def test_every_rank_leaves_out_the_same(
             batches = [batch for part in parts for batch in part.micro_batches]
             assert step.num_counted_tokens == sum(b.num_counted_tokens for b in batches)
             assert step.num_tokens == sum(b.num_tokens for b in batches)
-        assert sum(step.num_rows_left_out for step in rank) == 2 * (31 + 11)
-    assert {record.shard for record in streams[0].left_out} == damaged
+        assert sum(step.num_skipped_rows for step in rank) == 2 * (31 + 11)
+    assert {record.shard for record in streams[0].skipped_shards} == damaged
     # The first step that would have used the shard, whatever the number of ranks.
     (alone,) = run_ranks(make_source, 1, damaged, total, **changes)[1]
-    firsts = {record.shard: record.from_step for record in alone.left_out}
+    firsts = {record.shard: record.from_step for record in alone.skipped_shards}
     for stream in streams:
-        assert {r.shard: r.from_step for r in stream.left_out} == firsts
+        assert {r.shard: r.from_step for r in stream.skipped_shards} == firsts
 
 
 def test_a_run_that_goes_on_does_the_same_without_looking(
@@ -113,13 +113,13 @@ def test_a_run_that_goes_on_does_the_same_without_looking(
 ) -> None:
     """From any step, with the file alone; also when the shard has been repaired meanwhile."""
     (expected,), (stream,) = run_ranks(make_source, 1, {1}, 12)
-    write_left_out(tmp_path, stream.left_out)
+    write_skipped_shards(tmp_path, stream.skipped_shards)
     for start in range(1, 12):
         source = make_source([20, 31, 7, 11])
         resumed = make_stream(source)
-        resumed.leave_out(read_left_out(tmp_path))
+        resumed.skip_shards(read_skipped_shards(tmp_path))
         got = list(resumed.steps(start, 12))
-        first = stream.left_out[0].from_step
+        first = stream.skipped_shards[0].from_step
         assert all(shard != 1 for shard, _ in source.reads) or start < first
         assert samples(got) == samples(expected[start:])
         for a, b in zip(got, expected[start:], strict=True):
@@ -138,7 +138,7 @@ def test_one_rank_finds_it_alone(make_source: MakeSource) -> None:
     def one(rank: int) -> list[StepBatch]:
         source = make_source([20, 31, 7, 11])
         source.damaged = {1} if rank else set()
-        return list(make_stream(source, rank=rank, world=2).steps(0, 8, agree=agree))
+        return list(make_stream(source, rank=rank, world_size=2).steps(0, 8, agree=agree))
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(one, range(2))
@@ -146,7 +146,7 @@ def test_one_rank_finds_it_alone(make_source: MakeSource) -> None:
         assert a.num_counted_tokens == b.num_counted_tokens
         counted = sum(x.num_counted_tokens for step in (a, b) for x in step.micro_batches)
         assert counted == a.num_counted_tokens
-    assert sum(step.num_rows_left_out for step in first) > 0
+    assert sum(step.num_skipped_rows for step in first) > 0
 
 
 def test_stop_names_the_shard(make_source: MakeSource) -> None:
@@ -170,7 +170,7 @@ def test_a_mount_that_is_gone_is_no_damage(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(StoreError, match="the cache is not there any more; mount or restore it"):
         list(stream.steps(0, 2))
-    assert stream.left_out == []
+    assert stream.skipped_shards == []
 
 
 def test_waiting_is_counted_over_restarts(make_source: MakeSource) -> None:
@@ -183,12 +183,15 @@ def test_waiting_is_counted_over_restarts(make_source: MakeSource) -> None:
 
 
 def test_the_file(tmp_path: Path) -> None:
-    records = [LeftOut(4, 7, "data/b", 2, "missing"), LeftOut(1, 9, "data/a", 3, "flipped")]
-    assert read_left_out(tmp_path) == []
-    write_left_out(tmp_path, records)
-    assert read_left_out(tmp_path) == sorted(records)
-    write_left_out(tmp_path, [])
-    assert not (tmp_path / LEFT_OUT_FILE).exists()
-    (tmp_path / LEFT_OUT_FILE).write_text('[{"shard": 1}]')
-    with pytest.raises(ResumeError, match=r"left-out\.json: not readable"):
-        read_left_out(tmp_path)
+    records = [
+        SkippedShard(4, 7, "data/b", 2, "missing"),
+        SkippedShard(1, 9, "data/a", 3, "flipped"),
+    ]
+    assert read_skipped_shards(tmp_path) == []
+    write_skipped_shards(tmp_path, records)
+    assert read_skipped_shards(tmp_path) == sorted(records)
+    write_skipped_shards(tmp_path, [])
+    assert not (tmp_path / SKIPPED_SHARDS_FILE).exists()
+    (tmp_path / SKIPPED_SHARDS_FILE).write_text('[{"shard": 1}]')
+    with pytest.raises(ResumeError, match=r"skipped-shards\.json: not readable"):
+        read_skipped_shards(tmp_path)

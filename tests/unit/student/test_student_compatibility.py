@@ -12,7 +12,7 @@ from pipeline.data.settings import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
 from pipeline.sampling.inclusion import SamplingLaw
-from pipeline.student.compatibility import cache_drawn_step, cache_law, check_fit
+from pipeline.student.compatibility import cache_drawn_step, cache_law, check_compatibility
 
 GRID = (1.0, 2.0)
 ONE = SamplingLaw(GRID, (1 / 32, 0.0))
@@ -25,7 +25,7 @@ def refused(law: SamplingLaw | None, max_entries: int | None = None, **loss: Any
     settings = LossSettings.model_validate(loss)
     data = DataSettings.model_validate({"max_entries": max_entries})
     try:
-        check_fit(settings, data, grid=GRID, law=law)
+        check_compatibility(settings, data, grid=GRID, law=law)
     except ConfigError as error:
         return list(error.mistakes)
     return []
@@ -46,17 +46,17 @@ def test_temperatures() -> None:
     (mistake,) = refused(BOTH, temperature=3)
     assert mistake.startswith("loss.temperature: found 3; expected one that the cache holds: 1, 2;")
     assert "--capture.temperatures 1,2,3" in mistake
-    assert not refused(BOTH, temperature=3, off_grid="self_normalised")
-    assert not refused(BOTH, temperature=1.5, off_grid="interpolated")
+    assert not refused(BOTH, temperature=3, uncached_temperature="self_normalised")
+    assert not refused(BOTH, temperature=1.5, uncached_temperature="interpolated")
     (mistake,) = refused(BOTH, temperature=1.5)
-    assert "--loss.off_grid interpolated" in mistake
-    (mistake,) = refused(BOTH, temperature=3, off_grid="interpolated")
-    assert "--loss.off_grid self_normalised" in mistake
+    assert "--loss.uncached_temperature interpolated" in mistake
+    (mistake,) = refused(BOTH, temperature=3, uncached_temperature="interpolated")
+    assert "--loss.uncached_temperature self_normalised" in mistake
     assert not refused(BOTH, temperature=3, alpha=0)
     (mistake,) = refused(ONE, temperature=2)
     assert mistake.startswith("loss.temperature: found 2; expected at most 1, the highest temp")
     # No normaliser helps where the entries themselves are too few.
-    assert refused(ONE, temperature=3, off_grid="self_normalised")
+    assert refused(ONE, temperature=3, uncached_temperature="self_normalised")
     assert not refused(HIGH, temperature=1)
     assert not refused(ONE, temperature=1)
     assert not refused(ONE, temperature=2, tail="bucket")

@@ -1,4 +1,4 @@
-"""The repair brings a cut student nearer to its source, on texts it has not seen."""
+"""Layer reconstruction brings a pruned student nearer to its source, on texts it has not seen."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.student.build import reconstruct as repair
-from pipeline.student.build.reconstruct import repair_cut_student
-from tests.unit.student.tiny_models import VOCAB, keep_layers, tiny_model
+from pipeline.student.build import reconstruct
+from pipeline.student.build.reconstruct import reconstruct_student
+from tests.unit.student.tiny_models import VOCAB, tiny_model, without_other_layers
 
 KEPT = (0, 2, 5)
 
@@ -55,7 +55,7 @@ def source(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def student(source: Any) -> Any:
-    return keep_layers(copy.deepcopy(source), KEPT)
+    return without_other_layers(copy.deepcopy(source), KEPT)
 
 
 def test_hidden_states_and_kl_come_nearer(source: Any, student: Any) -> None:
@@ -63,7 +63,7 @@ def test_hidden_states_and_kl_come_nearer(source: Any, student: Any) -> None:
     error, kl = _compare(student, source, unseen)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     frozen = {name: value.clone() for name, value in source.state_dict().items()}
-    repair_cut_student(student, source, KEPT, _sequences(200, seed=0))
+    reconstruct_student(student, source, KEPT, _sequences(200, seed=0))
     error_after, kl_after = _compare(student, source, unseen)
     assert error_after < 0.8 * error
     assert kl_after < 0.9 * kl
@@ -79,22 +79,22 @@ def test_padding_counts_for_nothing(source: Any) -> None:
     sequences = _sequences(40, seed=2)
     results = []
     for order in (sequences, sequences[::-1]):
-        student = keep_layers(copy.deepcopy(source), KEPT)
-        repair_cut_student(student, source, KEPT, order)
+        student = without_other_layers(copy.deepcopy(source), KEPT)
+        reconstruct_student(student, source, KEPT, order)
         results.append(student.model.layers[0].mlp.down_proj.weight.detach())
     assert torch.allclose(*results, atol=1e-5)
     # One by one, nothing is padded at all.
-    student = keep_layers(copy.deepcopy(source), KEPT)
+    student = without_other_layers(copy.deepcopy(source), KEPT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.student.build.reconstruct._BATCH_SEQUENCES", 1)
-        repair_cut_student(student, source, KEPT, sequences)
+        reconstruct_student(student, source, KEPT, sequences)
     alone = student.model.layers[0].mlp.down_proj.weight.detach()
     assert torch.allclose(results[0], alone, atol=1e-4)
 
 
-def test_an_uncut_student_is_left_as_it_is(source: Any) -> None:
+def test_an_unpruned_student_is_left_as_it_is(source: Any) -> None:
     student = copy.deepcopy(source)
-    repair_cut_student(student, source, tuple(range(6)), _sequences(20, seed=3))
+    reconstruct_student(student, source, tuple(range(6)), _sequences(20, seed=3))
     for name, value in student.state_dict().items():
         assert torch.allclose(value, source.state_dict()[name], atol=1e-5), name
 
@@ -102,9 +102,9 @@ def test_an_uncut_student_is_left_as_it_is(source: Any) -> None:
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "glm4", "granite"])
 def test_other_architectures_are_refused(family: str) -> None:
     model = tiny_model(family)
-    student = keep_layers(copy.deepcopy(model), KEPT)
-    with pytest.raises(ModelError, match=r"student.repair on .*use --student.repair none"):
-        repair_cut_student(student, model, KEPT, _sequences(5, seed=4))
+    student = without_other_layers(copy.deepcopy(model), KEPT)
+    with pytest.raises(ModelError, match=r"student.reconstruct on .* --student.reconstruct none"):
+        reconstruct_student(student, model, KEPT, _sequences(5, seed=4))
 
 
 def test_a_token_of_huge_norm_does_not_decide_the_fit() -> None:
@@ -114,5 +114,5 @@ def test_a_token_of_huge_norm_does_not_decide_the_fit() -> None:
     inputs = torch.randn(200, 1)
     ordinary = (inputs, inputs.clone(), torch.ones(200, 1))
     huge = (torch.full((1, 1), 300.0), torch.full((1, 1), -300.0), torch.full((1, 1), 3000.0))
-    change = repair._solve([ordinary, huge], index=0)
+    change = reconstruct._solve([ordinary, huge], index=0)
     assert change.item() > 0.7

@@ -1,11 +1,11 @@
-"""What launchers set: read, or refused in words."""
+"""What launchers set: read, or rejected in words."""
 
 from __future__ import annotations
 
 import pytest
 
 from pipeline.errors import ConfigError, DistillError
-from pipeline.student.training.distributed import World, peer_errors, read_world
+from pipeline.student.training.distributed import Distributed, peer_errors, read_distributed
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -17,17 +17,17 @@ def _set(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_no_launcher_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_launcher_is_a_group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch)
-    assert read_world() == World(rank=0, local_rank=0, size=1)
-    assert read_world() == World(rank=0, local_rank=0, size=1), "and stays one"
+    assert read_distributed() == Distributed(rank=0, local_rank=0, world_size=1)
+    assert read_distributed() == Distributed(rank=0, local_rank=0, world_size=1), "and stays one"
 
 
 def test_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, "3", "1", "4", "node", "29500")
-    world = read_world()
-    assert world == World(rank=3, local_rank=1, size=4)
-    assert not world.is_first
+    distributed = read_distributed()
+    assert distributed == Distributed(rank=3, local_rank=1, world_size=4)
+    assert not distributed.is_first
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         (("0", "0", "2"), "set RANK, LOCAL_RANK, WORLD_SIZE but not MASTER_ADDR, MASTER_PORT"),
         (("2", "0", "2", "node", "29500"), "RANK is 2 in a WORLD_SIZE of 2; expected a rank below"),
         (("-1", "0", "2", "node", "29500"), "RANK is -1 in a WORLD_SIZE of 2"),
-        (("one", "0", "2", "node", "29500"), "expected whole numbers"),
+        (("one", "0", "2", "node", "29500"), "expected integers"),
     ],
 )
 def test_what_contradicts(
@@ -44,12 +44,15 @@ def test_what_contradicts(
 ) -> None:
     _set(monkeypatch, *values)
     with pytest.raises(ConfigError) as caught:
-        read_world()
+        read_distributed()
     assert said in str(caught.value)
 
 
 def test_only_a_collectives_error_is_a_lost_peer() -> None:
-    two, one = World(rank=1, local_rank=1, size=2), World(rank=0, local_rank=0, size=1)
+    two, one = (
+        Distributed(rank=1, local_rank=1, world_size=2),
+        Distributed(rank=0, local_rank=0, world_size=1),
+    )
     gloo = "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:1234\nmore"
     with pytest.raises(DistillError, match="rank 1 lost another rank") as caught, peer_errors(two):
         raise RuntimeError(gloo)

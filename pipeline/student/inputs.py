@@ -1,0 +1,151 @@
+"""What stage two needs before anything is loaded: its settings, the cache, the student's source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.cache.io.reader import Cache, open_cache
+from pipeline.data.settings import DataSettings
+from pipeline.errors import CacheError
+from pipeline.loss.settings import LossSettings
+from pipeline.models.resolve import ResolvedModel
+from pipeline.observe.settings import ObserveSettings
+from pipeline.student.build.freeze import read_unfrozen_parameters
+from pipeline.student.build.initial import initial_identity, resolve_source
+from pipeline.student.build.lora import check_lora_targets
+from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
+from pipeline.student.compatibility import cache_law, check_compatibility
+from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
+from pipeline.student.training.checkpoint import RunIdentity
+
+__all__ = ["Inputs", "open_inputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The settings of stage two, and what is known before anything is loaded."""
+
+    student: StudentSettings
+    loss: LossSettings
+    data: DataSettings
+    train: TrainSettings
+    output: OutputSettings
+    observe: ObserveSettings
+    seed: int
+    cache_url: str
+    cache: Cache
+    source: ResolvedModel
+    vocabulary: StudentVocabulary
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.output.output_dir)
+
+    @property
+    def training_loss(self) -> LossSettings:
+        """The loss as it is trained: cross-entropy alone has no temperature.
+
+        Its KL is logged at temperature 1, which every cache holds.
+        """
+        if self.loss.alpha == 0:
+            return self.loss.model_copy(update={"temperature": 1.0})
+        return self.loss
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the cache holds sampled entries, whose sums are unbiased; else it is a top-k."""
+        return cache_law(self.cache.manifest) is not None
+
+    def pack_length(self) -> int:
+        """Tokens of the longest sequence there can be, in the student's tokens."""
+        return self.vocabulary.pack_length()
+
+    def identity(self, world_size: int) -> RunIdentity:
+        """Return everything that decides the losses of the run."""
+        train = self.train.model_dump(mode="json")
+        for name in (
+            "save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "evaluate_before",
+            "resume_from_checkpoint", "timeout_s", "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+        ):  # fmt: skip
+            del train[name]
+        # How the global batch is divided among ranks and passes does not change it.
+        if self.data.batch_tokens is None:
+            train["packs_per_step"] = self.packs_per_step(world_size)
+        loss = self.loss.model_dump(mode="json")
+        del loss["chunk_rows"]
+        if loss["cross_tokenizer"] == "reject":
+            del loss["cross_tokenizer"]  # it rejects and changes nothing
+        digest = self.vocabulary.digest
+        lora = self.student.lora
+        adapters = {"lora": lora.model_dump(mode="json", exclude={"save_adapter"})}
+        return RunIdentity(
+            {
+                "cache": self.cache.manifest.identity_digest,
+                **({"vocabulary": digest} if digest is not None else {}),
+                "student": initial_identity(self.student, self.source),
+                "freeze": [list(self.student.freeze), _spectrum(self.student)],
+                "loss": loss,
+                "data": self.data.identity(),
+                "train": train,
+                "seed": self.seed,
+                **(adapters if lora.enabled else {}),
+            }
+        )
+
+    def packs_per_step(self, world_size: int) -> int:
+        """Packed sequences of one optimiser step, over all ranks."""
+        train = self.train
+        return train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size
+
+
+def open_inputs(
+    *,
+    cache_url: str,
+    student: StudentSettings,
+    loss: LossSettings,
+    data: DataSettings,
+    train: TrainSettings,
+    output: OutputSettings,
+    observe: ObserveSettings,
+    seed: int,
+) -> Inputs:
+    """Open the cache and resolve the student; reject what does not go together.
+
+    Raises:
+        CacheError: no complete cache there, nothing held out, or more entries asked for than held.
+        ConfigError: a loss that the cache's targets cannot serve, or adapters on layers that the
+            student does not have.
+        ModelError: the student cannot be reached, or has another tokenizer.
+    """
+    cache = open_cache(cache_url)
+    check_compatibility(loss, data, grid=cache.manifest.temperatures, law=cache_law(cache.manifest))
+    if not cache.source("heldout").shard_rows():
+        raise CacheError(
+            f"{cache_url}: no held-out rows",
+            expected="some, for the evaluation",
+            do="make the cache with a larger --corpus.heldout_fraction",
+        )
+    rows = cache.source(
+        "train",
+        top_k=data.max_entries,
+        tau_factor=data.tau_factor,
+        open_shards=2 * data.shuffle_shards,
+    )
+    source = resolve_source(student)
+    vocabulary = open_vocabulary(
+        source.path, cache, cross_tokenizer=loss.cross_tokenizer, train=rows
+    )
+    if student.lora.enabled:
+        check_lora_targets(source.path, student.lora, trust_remote_code=student.trust_remote_code)
+    return Inputs(
+        student, loss, data, train, output, observe, seed, cache_url, cache, source, vocabulary
+    )
+
+
+def _spectrum(student: StudentSettings) -> list[str]:
+    return (
+        read_unfrozen_parameters(student.layers_to_unfreeze) if student.layers_to_unfreeze else []
+    )

@@ -1,0 +1,69 @@
+"""The student on the held-out rows, all ranks together, and the names of what it scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.data.collate import Batch
+from pipeline.data.heldout import heldout_batches
+from pipeline.data.source import RowSource
+from pipeline.evaluate.heldout import merge_scores, score_batches
+from pipeline.evaluate.measures import HeldoutScores
+from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
+from pipeline.student.training.module import module_inputs
+
+__all__ = ["HeldoutEvaluation"]
+
+_TOKENS = 2048
+
+
+class HeldoutEvaluation:
+    """Scores the engine's student at temperature 1."""
+
+    def __init__(
+        self, engine: DeepSpeedEngine, rows: RowSource, *, longest: int, distance: str
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            engine: with the student.
+            rows: the held-out ones, in the student's tokens.
+            longest: tokens of the longest sequence.
+            distance: `kl` or `kl_bucketed`, or `uld` across tokenizers.
+        """
+        self._engine = engine
+        self._rows = rows
+        self._tokens = max(_TOKENS, longest)
+        self._distance = distance
+
+    def run(self) -> HeldoutScores:
+        """Score every row once over all ranks."""
+        distributed = self._engine.distributed
+        part = score_batches(
+            heldout_batches(
+                self._rows,
+                tokens_per_batch=self._tokens,
+                temperature=1.0,
+                rank=distributed.rank,
+                world_size=distributed.world_size,
+            ),
+            self._forward,
+            across_tokenizers=self._distance == "uld",
+        )
+        return merge_scores(self._engine.gather_objects(part))
+
+    def metrics(self, scores: HeldoutScores) -> dict[str, float]:
+        """Return the scores under the names in which they are logged."""
+        named = {scores.distance: self._distance}
+        values = {
+            f"heldout/{named.get(name, name)}": scores.mean(name).value for name in scores.sums
+        }
+        values["heldout/perplexity"] = scores.perplexity().value
+        ece = scores.calibration_error()
+        if ece is not None:
+            values["heldout/ece"] = ece.value
+        return values
+
+    def _forward(self, batch: Batch) -> Any:
+        inputs = module_inputs(batch.to(self._engine.device), scale=1.0)
+        return self._engine.evaluate({**inputs, "predictions": True, "temperature": 1.0})[1]

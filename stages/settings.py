@@ -1,0 +1,95 @@
+"""The settings of the two stages; imports nothing heavy, so `--help` stays quick.
+
+In one module, so that each stage can say of a flag that it belongs to the other.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from pipeline.config import Settings, option
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.data.settings import DataSettings
+from pipeline.loss.settings import LossSettings
+from pipeline.observe.settings import ObserveSettings, WorkerObserveSettings
+from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
+from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+
+__all__ = ["StudentRun", "TeacherRun"]
+
+
+class TeacherRun(Settings):
+    """All settings of stage one."""
+
+    cache_dir: str = option(
+        "runs/default/cache",
+        "where the cache goes: a folder, or any address fsspec opens (s3://bucket/cache)",
+    )
+    seed: int = option(42, "of the held-out split and whatever else is drawn", ge=0)
+    teacher: TeacherSettings = TeacherSettings()
+    corpus: CorpusSettings = CorpusSettings()
+    generate: GenerateSettings = GenerateSettings()
+    capture: CaptureSettings = CaptureSettings()
+    observe: WorkerObserveSettings = WorkerObserveSettings()
+
+    @model_validator(mode="after")
+    def _shards_hold_a_sample(self) -> Self:
+        if self.capture.shard_tokens < self.corpus.max_length:
+            raise ValueError(
+                f"capture.shard_tokens: found {self.capture.shard_tokens}, expected at least "
+                f"corpus.max_length ({self.corpus.max_length})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _responses_fit_the_corpus(self) -> Self:
+        corpus = self.corpus
+        mistakes = mistakes_with_corpus(self.generate, corpus.max_length, corpus.overlong)
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    @model_validator(mode="after")
+    def _capture_fits_the_path(self) -> Self:
+        through_api = self.teacher.capture_path == "prompt_logprobs"
+        if through_api and self.teacher.engine == "vllm" and self.capture.scheme != "top_k":
+            raise ValueError(
+                f"capture.scheme: found {self.capture.scheme} through prompt_logprobs, expected "
+                "top_k: vLLM's log-probs are those of the largest entries alone; use "
+                "--teacher.capture_path device to draw"
+            )
+        if through_api and self.teacher.engine == "vllm" and self.capture.temperatures != (1.0,):
+            raise ValueError(
+                f"capture.temperatures: found {list(self.capture.temperatures)} through "
+                "prompt_logprobs, expected [1.0]: vLLM's log-probs know no other normaliser; use "
+                "--teacher.capture_path device for more"
+            )
+        return self
+
+
+class StudentRun(Settings):
+    """All settings of stage two."""
+
+    cache_dir: str = option(
+        "runs/default/cache", "the cache: a folder, or any address fsspec opens (s3://bucket/cache)"
+    )
+    seed: int = option(42, "of the order of the samples", ge=0)
+    student: StudentSettings = StudentSettings()
+    loss: LossSettings = LossSettings()
+    data: DataSettings = DataSettings()
+    train: TrainSettings = TrainSettings()
+    output: OutputSettings = OutputSettings()
+    observe: ObserveSettings = ObserveSettings()
+
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> Self:
+        if self.data.batch_tokens is not None and self.train.per_device_train_batch_size != 1:
+            raise ValueError(
+                f"train.per_device_train_batch_size: found "
+                f"{self.train.per_device_train_batch_size} with data.batch_tokens, which counts "
+                "tokens instead; expected 1"
+            )
+        return self
