@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     run = command.settings
     from pipeline.observe.logs import configure_logging
+    from pipeline.observe.trackers import check_tracker
 
     configure_logging(run.observe.log_level)
     from pipeline.student.estimate import check_resources, estimate, print_estimate
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipeline.student.output.hub import require_hub_token
 
         require_hub_token()
+    for tracker in run.observe.report_to:
+        check_tracker(tracker)
     check_resources(inputs, expected)
     if "check" in command.switches:
         return 0

@@ -9,13 +9,24 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.cache.tools.bar import RowsBar
 from pipeline.cache.tools.commands import PROG, HelpShown, parse, usage
 from pipeline.errors import CacheError, ConfigError, run_command
+from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.cache.tools.verify import Finding
     from pipeline.storage import Store
+
+
+def _progress(description: str) -> Progress:
+    """Show rows; what takes less than ten seconds leaves no line in a log, which has the result."""
+    return Progress(
+        unit="rows",
+        description=description,
+        every_s=10.0,
+        summary=False,
+        emit=lambda line: print(line, file=sys.stderr, flush=True),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +85,7 @@ def _findings(store: Store, *, quick: bool, workers: int | None) -> tuple[list[F
     from pipeline.cache.tools.verify import verify_cache
     from pipeline.storage.parallel import default_workers
 
-    with RowsBar("verify") as bar:
+    with _progress("verify") as bar:
         findings = verify_cache(
             store,
             quick=quick,
@@ -124,7 +135,7 @@ def _stats(options: argparse.Namespace) -> int:
     from pipeline.storage.parallel import default_workers
 
     cache = open_cache(options.url)
-    with RowsBar("stats") as bar:
+    with _progress("stats") as bar:
         bar.start(sum(record.rows for record in cache.manifest.shards))
         workers = options.workers or default_workers()
         facts = cache_stats(cache, workers=workers, on_rows=bar.advance)
@@ -152,7 +163,7 @@ def _slice(options: argparse.Namespace) -> int:
             "nothing to leave out",
             expected="--top-k, --tau-factor, --samples, --fraction, --ids or --split",
         )
-    with RowsBar("slice") as bar:
+    with _progress("slice") as bar:
         rows = slice_cache(
             open_cache(options.url),
             Store(options.target),
@@ -171,7 +182,7 @@ def _merge(options: argparse.Namespace) -> int:
     from pipeline.storage import Store
     from pipeline.storage.parallel import default_workers
 
-    with RowsBar("merge") as bar:
+    with _progress("merge") as bar:
         rows = merge_caches(
             Store(options.target),
             options.urls,
@@ -205,7 +216,7 @@ def _export(options: argparse.Namespace) -> int:
     from pipeline.storage import Store
 
     cache = open_cache(options.url)
-    with RowsBar("export") as bar:
+    with _progress("export") as bar:
         bar.start(sum(record.rows for record in cache.manifest.shards))
         rows = export_plain(cache, Store(options.to), top_k=options.top_k, on_rows=bar.advance)
     print(f"{options.to}: {rows} rows as plain lists")

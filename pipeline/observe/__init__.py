@@ -17,8 +17,8 @@ from pipeline.observe.metrics import (
     open_sinks,
     read_metrics,
 )
-from pipeline.observe.progress import Progress
 from pipeline.observe.settings import ObserveSettings
+from pipeline.progress import Progress
 
 __all__ = [
     "METRICS_FILE",

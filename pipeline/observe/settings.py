@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from pipeline.config.schema import Settings, option
 
-__all__ = ["ObserveSettings", "Tracker", "WorkerObserveSettings"]
+__all__ = ["ObserveSettings", "WorkerObserveSettings"]
 
-Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+_TRACKERS = (
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb",
+)  # fmt: skip
+"""Known without a look into accelerate, whose import takes seconds; it may know more."""
 
 
 class ObserveSettings(Settings):
     """Logs, progress and trackers; nothing leaves the machine unless a tracker is named."""
 
-    report_to: tuple[Tracker, ...] = option(
+    report_to: tuple[str, ...] = option(
         (),
         "trackers that get every metric besides the local metrics.jsonl, which is always written: "
-        "any of tensorboard (local), trackio (local), wandb, mlflow",
+        "tensorboard (local), trackio (local), wandb, mlflow, or another that accelerate knows: "
+        "aim, clearml, comet_ml, dvclive, swanlab, ...",
         flag="report_to",
     )
     project_name: str = option(
@@ -37,6 +43,19 @@ class ObserveSettings(Settings):
         "least level that is logged; debug also lets the libraries talk",
         flag="log_level",
     )
+
+    @field_validator("report_to")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        others = [name for name in names if name not in _TRACKERS]
+        if others:
+            from pipeline.observe.accelerate_trackers import registered_trackers
+
+            known = sorted({*_TRACKERS, *registered_trackers()})
+            unknown = [name for name in others if name not in known]
+            if unknown:
+                raise ValueError(f"found {', '.join(unknown)}, expected any of {', '.join(known)}")
+        return names
 
 
 class WorkerObserveSettings(ObserveSettings):

@@ -1,4 +1,4 @@
-"""Adapters to experiment trackers; each imports its package only when it was asked for."""
+"""Experiment trackers, imported when asked for: four that resume, and accelerate's others."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.observe.accelerate_trackers import (
+    check_accelerate_tracker,
+    open_accelerate_tracker,
+)
 from pipeline.observe.settings import ObserveSettings
 
-__all__ = ["TrackerSink", "open_tracker"]
+__all__ = ["TrackerSink", "check_tracker", "open_tracker"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,21 +54,15 @@ def open_tracker(
 ) -> TrackerSink | None:
     """Open the tracker `name`; none, after one warning, if it is installed but does not start.
 
-    A resumed run continues its old entry: the identifiers that trackers give are kept in
-    `trackers.json` in the output folder.
+    With tensorboard, wandb, trackio and mlflow a resumed run continues its old entry: the
+    identifiers that trackers give are kept in `trackers.json` in the output folder. Any other
+    starts another entry.
 
     Raises:
         ConfigError: the tracker's package is not installed.
     """
-    opener, module, install = _TRACKERS[name]
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"report_to: {name} was asked for, but {error.name or module} is not installed",
-            expected="the tracker's package",
-            do=f"run `pip install {install}`, or leave {name} out of report_to",
-        ) from None
+    check_tracker(name)
+    opener = _TRACKERS[name][0] if name in _TRACKERS else partial(_open_other, name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         return opener(settings, directory, resume_step, config)
@@ -72,6 +71,26 @@ def open_tracker(
             "tracker %s did not start and is left out: %s: %s", name, type(error).__name__, error
         )
         return None
+
+
+def check_tracker(name: str) -> None:
+    """Reject a tracker that nobody knows, or whose package is missing.
+
+    Raises:
+        ConfigError: with what is known, or what to install.
+    """
+    if name not in _TRACKERS:
+        check_accelerate_tracker(name)
+        return
+    _, module, install = _TRACKERS[name]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"report_to: {name} was asked for, but {error.name or module} is not installed",
+            expected="the tracker's package",
+            do=f"run `pip install {install}`, or leave {name} out of report_to",
+        ) from None
 
 
 def _open_tensorboard(
@@ -156,6 +175,29 @@ def _open_mlflow(
     return TrackerSink(log, mlflow.end_run)
 
 
+def _open_other(
+    name: str,
+    settings: ObserveSettings,
+    directory: Path,
+    resume_step: int | None,
+    config: dict[str, Any],
+) -> TrackerSink:
+    if resume_step is not None:
+        _log.info("%s: the resumed run is another entry of the tracker", name)
+    tracker = open_accelerate_tracker(
+        name,
+        project=settings.project_name,
+        run_name=_run_name(settings, directory),
+        folder=directory,
+        config=config,
+    )
+
+    def log(step: int, values: dict[str, float]) -> None:
+        tracker.log(values, step=step)
+
+    return TrackerSink(log, tracker.finish)
+
+
 _Opener = Callable[[ObserveSettings, Path, int | None, dict[str, Any]], TrackerSink]
 
 _TRACKERS: dict[str, tuple[_Opener, str, str]] = {
@@ -172,7 +214,7 @@ def _run_name(settings: ObserveSettings, directory: Path) -> str:
 
 
 def _run_id(directory: Path, tracker: str, resume_step: int | None) -> str | None:
-    """Return the identifier of the entry to continue; none for a run that starts anew."""
+    """Return the identifier of the entry to continue; none for a run that is not resumed."""
     if resume_step is None:
         return None
     return _run_ids(directory).get(tracker)

@@ -38,7 +38,7 @@ ADAPTERS = {
     "optuna": {"pipeline/sweep/search.py"},
     "lm_eval": {"pipeline/evaluate/harness.py"},
     "s3fs": set(),
-    "accelerate": set(),
+    "accelerate": {"pipeline/observe/accelerate_trackers.py"},
     "trl": set(),
 }
 HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "pandas"}

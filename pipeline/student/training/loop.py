@@ -21,7 +21,7 @@ from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
 from pipeline.observe.memory import peak_rss_bytes
 from pipeline.observe.metrics import METRICS_FILE, MetricSink, read_metrics
-from pipeline.observe.progress import Progress
+from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.student.settings import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoints

@@ -36,8 +36,8 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import CacheError, ConfigError
 from pipeline.models.resolve import ResolvedModel, read_model_config, resolve_model
 from pipeline.models.tokenizer import load_tokenizer, tokenizer_files
-from pipeline.observe.progress import Progress
 from pipeline.observe.shares import Shares
+from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture.identity import cache_identity
 from pipeline.teacher.capture.plan import PlannedShard, WorkPlan, make_plan, settle_plan

@@ -24,8 +24,8 @@ from pipeline.cache.layout.quarantine import (
     set_aside,
 )
 from pipeline.errors import ModelError, StoreError
-from pipeline.observe.progress import Progress
 from pipeline.observe.shares import Shares
+from pipeline.progress import Progress
 from pipeline.teacher.capture.plan import PlannedShard
 from pipeline.teacher.engines.base import CaptureRequest, Engine
 from pipeline.teacher.fleet.background import Behind

@@ -19,7 +19,7 @@ from functools import partial
 from pipeline.cache.layout.manifest import RESPONSES
 from pipeline.cache.layout.quarantine import FailedRow
 from pipeline.errors import CacheError, ModelError
-from pipeline.observe.progress import Progress
+from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import make_plan
 from pipeline.teacher.capture.run import Prepared

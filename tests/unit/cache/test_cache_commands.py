@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
 
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.tools.bar import RowsBar
 from pipeline.cache.tools.commands import parse
 from pipeline.errors import ConfigError, run_command
 
@@ -59,25 +57,3 @@ def test_help_shows_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> N
             options = parse(shlex.split(example))
             assert options.command in COMMANDS
             assert arguments in ([], ["--help"]) or options.command == arguments[0]
-
-
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def _shown(stream: io.StringIO, seconds: float) -> str:
-    now = iter(range(1000))
-    with RowsBar("verify", every_s=10, stream=stream, clock=lambda: next(now) * seconds) as bar:
-        bar.start(40)
-        for _ in range(4):
-            bar.advance(10)
-    return stream.getvalue()
-
-
-def test_lines_where_there_is_no_terminal() -> None:
-    assert _shown(io.StringIO(), 4.0).splitlines() == ["verify: 30/40 rows (75.0 %)"]
-    assert _shown(io.StringIO(), 0.1) == ""
-    text = _shown(_Terminal(), 4.0)
-    assert "40/40" in text
-    assert "75.0 %" not in text

@@ -149,7 +149,7 @@ def test_certain_rows_among_sampled_ones(make_source: MakeSource) -> None:
     assert (batch.inclusion_NK[batch.sample_index_N == 0] < 1).any()
 
 
-@pytest.mark.parametrize("module", ["settings", "source", "order", "packing", "plan"])
+@pytest.mark.parametrize("module", ["settings", "source", "order.packing", "order.plan"])
 def test_planning_imports_no_torch(module: str) -> None:
     """Settings are read for `--help`; torch takes seconds to import."""
     code = f"import pipeline.data.{module}, sys; sys.exit('torch' in sys.modules)"

@@ -242,3 +242,21 @@ def test_heldout_row_longer_than_a_batch(make_source: MakeSource) -> None:
     source = make_source([4], longest=12)
     batches = list(heldout_batches(source, tokens_per_batch=1, temperature=1.0))
     assert [batch.num_sequences for batch in batches] == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("packs", "world_size", "accumulation", "fits"),
+    [(8, 2, 4, True), (4, 2, 4, False), (6, 2, 2, False), (12, 2, 3, True)],
+)
+def test_a_step_divides_among_ranks_and_micro_batches(
+    make_source: MakeSource, packs: int, world_size: int, accumulation: int, fits: bool
+) -> None:
+    """By the ranks alone is not enough: a micro-batch of a rank would be without packs."""
+    options = {"packs_per_step": packs, "world_size": world_size, "accumulation": accumulation}
+    source = make_source([20])
+    if fits:
+        make_stream(source, **options)
+        return
+    with pytest.raises(ConfigError) as caught:
+        make_stream(source, **options)
+    assert f"a multiple of {world_size * accumulation}" in str(caught.value)

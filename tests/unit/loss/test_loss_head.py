@@ -369,3 +369,29 @@ def test_settings_import_no_torch() -> None:
 
     code = "import pipeline.loss.settings, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_logit_scale_scales_the_bias_too(
+    make_targets: MakeTargets, generator: torch.Generator
+) -> None:
+    """The model multiplies the head's whole output, its bias included."""
+    targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=2.0)
+    hidden, weight, bias = inputs(generator)
+    head = nn.Linear(D, V, dtype=torch.float64)
+    head.weight, head.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    model: Any = SimpleNamespace(get_output_embeddings=lambda: head)
+    settings = LossSettings(temperature=2.0, alpha=0.5)
+    install_distill_head(model, settings, transform=LogitTransform(scale=0.25))
+    terms = head(hidden, targets)
+    terms.loss.backward()
+    loss, hidden_gradient, *gradients = dense(
+        hidden * 0.25,
+        weight,
+        bias * 0.25,
+        targets,
+        head.spec,  # type: ignore[arg-type]
+    )
+    torch.testing.assert_close(terms.loss.detach(), loss)
+    expected = (hidden_gradient * 0.25, gradients[0], gradients[1] * 0.25)
+    for tensor, gradient in zip((hidden, head.weight, head.bias), expected, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient)

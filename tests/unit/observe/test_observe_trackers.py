@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from pipeline.errors import ConfigError
 from pipeline.observe import ObserveSettings, open_sinks
 
 
@@ -117,3 +119,83 @@ def test_tensorboard_hides_what_the_killed_process_wrote(tmp_path: Path) -> None
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(8))
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """A tracker of the user's own in accelerate's registry; returns the calls that it gets."""
+    from accelerate import tracking
+
+    calls: list[tuple[str, Any]] = []
+
+    class Own(tracking.GeneralTracker):  # type: ignore[misc]
+        name = "own_tracker"
+        requires_logging_directory = True
+
+        def __init__(self, project: str, folder: str) -> None:
+            super().__init__()
+            calls.append(("init", (project, folder)))
+
+        @tracking.on_main_process
+        def start(self) -> None:
+            tracking.logger.debug("starting")
+            calls.append(("start", None))
+
+        @property
+        def tracker(self) -> Any:
+            return self
+
+        @tracking.on_main_process
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            calls.append(("config", values))
+
+        @tracking.on_main_process
+        def log(self, values: dict[str, float], step: int | None = None) -> None:
+            calls.append(("log", (step, values)))
+
+        @tracking.on_main_process
+        def finish(self) -> None:
+            calls.append(("finish", None))
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "own_tracker", Own)
+    return calls
+
+
+def test_any_tracker_of_accelerates_registry(
+    registered: list[tuple[str, Any]], tmp_path: Path
+) -> None:
+    from accelerate.state import PartialState
+
+    settings = ObserveSettings(report_to=("own_tracker",), project_name="p")
+    config = {"seed": 1, "loss": {"temperature": 2.0, "tail": None}, "layers": [1, 2]}
+    sink = open_sinks(settings, tmp_path, config=config)
+    sink.log(4, {"train/loss": 0.5})
+    sink.close()
+    assert registered == [
+        ("init", ("p", str(tmp_path))),
+        ("start", None),
+        (
+            "config",
+            {"seed": 1, "loss.temperature": 2.0, "loss.tail": None, "layers": "[1, 2]"},
+        ),
+        ("log", (4, {"train/loss": 0.5})),
+        ("finish", None),
+    ]
+    assert not PartialState._shared_state, "accelerate must not set up processes of its own"
+
+
+def test_a_tracker_that_accelerate_knows_but_is_not_installed(tmp_path: Path) -> None:
+    settings = ObserveSettings(report_to=("clearml",))
+    with pytest.raises(ConfigError) as caught:
+        open_sinks(settings, tmp_path)
+    message = str(caught.value)
+    assert "report_to: clearml was asked for, but is not installed" in message
+    assert "pip install clearml" in message
+
+
+def test_an_unknown_tracker_lists_the_known_ones(registered: list[tuple[str, Any]]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ObserveSettings(report_to=("tensorbord",))
+    message = str(caught.value)
+    assert "found tensorbord, expected any of aim, clearml, comet_ml" in message
+    assert "own_tracker" in message

@@ -16,7 +16,7 @@ from pipeline.cache.layout.manifest import ShardRecord, checksum, shard_name
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import ModelError, StoreError
-from pipeline.observe.progress import Progress
+from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import PlannedShard
 from pipeline.teacher.capture.worker import ShardMaker, make_all

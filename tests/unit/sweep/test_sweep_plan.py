@@ -1,0 +1,43 @@
+"""Planned runs: always resumed, and checked against the machine as many at a time as run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ResourceError
+from pipeline.sweep import plan
+from pipeline.sweep.plan import Cost, PlannedRun, check_resources
+from pipeline.sweep.space import Point
+from stages.settings import StudentRun
+
+GIB = 1 << 30
+
+
+def _run(folder: Path, name: str, memory: int) -> PlannedRun:
+    settings = StudentRun()
+    return PlannedRun(
+        name, Point({}, settings), folder / name, "", settings, Cost(1, 0, 0, memory, 0)
+    )
+
+
+@pytest.mark.parametrize("chosen", ["auto", "never", "some/folder"])
+def test_a_run_of_a_sweep_always_resumes(chosen: str, tmp_path: Path) -> None:
+    """`never` in the base would begin each run again at each call of the sweep."""
+    base = StudentRun.model_validate({"train": {"resume_from_checkpoint": chosen}})
+    placed = plan._placed(base, "cache", tmp_path)
+    assert isinstance(placed, StudentRun)
+    assert placed.train.resume_from_checkpoint == "auto"
+    assert (placed.cache_dir, placed.output.output_dir) == ("cache", str(tmp_path))
+
+
+def test_memory_is_that_of_the_runs_that_go_on_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "available_memory_bytes", lambda: 25 * GIB)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    runs = [_run(tmp_path, name, memory * GIB) for name, memory in (("a", 3), ("b", 10), ("c", 14))]
+    check_resources(runs, parallel=2, folder=tmp_path)
+    with pytest.raises(ResourceError, match=r"3 runs at a time need about 27.00 GiB"):
+        check_resources(runs, parallel=3, folder=tmp_path)
