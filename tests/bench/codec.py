@@ -4,7 +4,7 @@
 and of ours, and the drawn targets of the project's default. Every layout is a whole Parquet file of
 the targets' columns alone (zstd, no ids of the text), written and read as its writers would, by one
 thread, with numpy; the text's own ids are not counted anywhere. Times are CPU seconds of this
-process, the best of several; the ratios are against version 1 of the format in the same run.
+process, the best of several; the ratios are against Axolotl's layout in the same run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.gaps import CodecSpec
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
-from pipeline.cache.layout.schema import Spec, table_to_rows
+from pipeline.cache.layout.schema import table_to_rows
 from pipeline.teacher.sparsify.columns import to_targets
 from pipeline.teacher.sparsify.device import SparseScheme
 from tests.bench.codec_tried import tried
@@ -84,9 +83,9 @@ def _size(data: bytes) -> int:
 
 
 def ours(
-    name: str, rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: Spec
+    name: str, rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: CodecSpec
 ) -> Measured:
-    """Measure a version of the format through its own writer and reader."""
+    """Measure the format through its own writer and reader."""
     grid = rows[0].targets.temperatures
 
     def encode() -> bytes:
@@ -217,19 +216,18 @@ def main() -> None:
     one = _rows(hidden, weight_VD, T1)
     if arguments.tried:
         print(f"{len(hidden.gold_N)} counted tokens, V = {vocab}, drawn for T = 1; bytes a token")
-        for name, size in tried(*one, RankedSpec(vocab, T1.law, T1.grids)):
+        for name, size in tried(*one, CodecSpec(vocab, T1.law, T1.grids)):
             print(f"{name:<66} {size:6.2f}")
         return
     top = _rows(hidden, weight_VD, TOP)
     lines = [
-        ours("version 1 (gaps, bytes), k = 64", *top, CodecSpec(vocab)),
         *layouts(top[0]),
-        ours("version 2 (ranked), k = 64", *top, RankedSpec(vocab, grids=TOP.grids)),
-        ours("version 2, drawn for T = 1, tau 1/28", *one, RankedSpec(vocab, T1.law, T1.grids)),
+        ours("ranked, k = 64", *top, CodecSpec(vocab, grids=TOP.grids)),
+        ours("ranked, drawn for T = 1, tau 1/28", *one, CodecSpec(vocab, T1.law, T1.grids)),
         ours(
-            "version 2, drawn for T = 1 and 2",
+            "ranked, drawn for T = 1 and 2",
             *_rows(hidden, weight_VD, T2),
-            RankedSpec(vocab, T2.law, T2.grids),
+            CodecSpec(vocab, T2.law, T2.grids),
         ),
     ]
     base, drawn, swept = lines[0], *lines[-2:]

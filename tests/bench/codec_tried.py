@@ -24,8 +24,8 @@ from pipeline.cache.codec.encode import pack
 from pipeline.cache.codec.spec import (
     COLUMNS,
     Blobs,
+    CodecSpec,
     CodedRows,
-    RankedSpec,
     frequency_classes,
     order_of_classes,
 )
@@ -67,7 +67,7 @@ class Ids:
 
 
 def tried(
-    rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: RankedSpec
+    rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: CodecSpec
 ) -> Iterator[tuple[str, float]]:
     """Yield a name and bytes per counted token of each coding, of the ids unless it says more."""
     heads, coded = quantised(rows, spec, tails)
@@ -198,7 +198,7 @@ def _previous(
 
 
 def _dictionary(
-    coded: CodedRows, heads: Heads, order_V: NDArray[np.int32], spec: RankedSpec
+    coded: CodedRows, heads: Heads, order_V: NDArray[np.int32], spec: CodecSpec
 ) -> Iterator[tuple[str, float]]:
     """Yield sizes of the second half of the rows: columns, and one cell a row.
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
 from pipeline.cache.layout.schema import table_to_rows
@@ -63,7 +63,7 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
         )
         rows.append(CachedSequence(hidden.sample_ids[index], ids_L, counted_L, targets))
         tails.append(tail_N)
-    spec = RankedSpec(len(weight_VD), scheme.law, scheme.grids)
+    spec = CodecSpec(len(weight_VD), scheme.law, scheme.grids)
     record, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=scheme.temperatures,
         identity_digest="0" * 64, tails=tails,

@@ -15,7 +15,6 @@ from tests.unit.cache.sample_cache import write_cache
 from tests.unit.cache.sampled_cache import write_sampled_cache
 
 NAMES = ["sample_id", "num_tokens", "num_counted", "input_ids", "counted", *COLUMNS]
-OLD = Path(__file__).parents[1] / "golden/cache-v1"
 
 
 @pytest.fixture(scope="module", params=["top-k", "sampled"])
@@ -112,17 +111,3 @@ def test_pyarrow(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
         column = file.metadata.row_group(0).column(NAMES.index("certain_values"))
         assert column.compression == "ZSTD"
         assert "RLE_DICTIONARY" not in column.encodings
-
-
-def test_version_1_keeps_its_half_precision() -> None:
-    import duckdb
-    import pyarrow.parquet as pq
-
-    [(mean,)] = duckdb.sql(
-        f"SELECT avg(list_avg(tail_mass)) FROM '{OLD}/data/train/*.parquet'"
-    ).fetchall()
-    assert 0 < mean < 1
-    table = pq.read_table(OLD / "data/train/00000.parquet")
-    values = table.column("entropy").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    assert values.dtype == np.float16
-    assert np.isfinite(values).all()

@@ -1,4 +1,4 @@
-"""Rows of format version 2 to Arrow columns and back; all rows of a table in one go.
+"""Rows to Arrow columns and back; all rows of a table in one go.
 
 Legend: S rows, T tokens and N counted positions of all of them.
 """
@@ -18,8 +18,8 @@ from pipeline.cache.codec.encode import pack, quantise
 from pipeline.cache.codec.spec import (
     COLUMNS,
     Blobs,
+    CodecSpec,
     CodedRows,
-    RankedSpec,
     frequency_classes,
     order_of_classes,
     pack_classes,
@@ -30,7 +30,7 @@ from pipeline.errors import CacheError
 from pipeline.sampling.noise import dither, row_noise, sample_key
 
 __all__ = [
-    "RANKED_SCHEMA", "STATISTICS_COLUMNS", "Heads", "coded_rows", "coded_table",
+    "SHARD_SCHEMA", "STATISTICS_COLUMNS", "Heads", "coded_rows", "coded_table",
     "decoded_statistics", "quantised", "targets_of",
 ]  # fmt: skip
 
@@ -41,7 +41,7 @@ _HEADS = [
     pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
     pa.field("counted", pa.list_(pa.bool_()), nullable=False),
 ]
-RANKED_SCHEMA = pa.schema([*_HEADS, *(pa.field(n, pa.binary(), nullable=False) for n in COLUMNS)])
+SHARD_SCHEMA = pa.schema([*_HEADS, *(pa.field(n, pa.binary(), nullable=False) for n in COLUMNS)])
 STATISTICS_COLUMNS = [*(item.name for item in _HEADS), "gold", "log_z", "log_z_high", "entropy"]
 """What `decoded_statistics` needs; no entry is read."""
 _ORDER_KEY = b"distil_ranks"
@@ -130,7 +130,7 @@ class Heads:
 
 
 def quantised(
-    rows: Sequence[CachedSequence], spec: RankedSpec, tails: Sequence[NDArray[np.float32]]
+    rows: Sequence[CachedSequence], spec: CodecSpec, tails: Sequence[NDArray[np.float32]]
 ) -> tuple[Heads, CodedRows]:
     """Put rows on the codec's grids."""
     heads = Heads.of_rows(rows)
@@ -142,7 +142,7 @@ def quantised(
 
 
 def coded_table(
-    heads: Heads, coded: CodedRows, spec: RankedSpec, metadata: dict[bytes, bytes]
+    heads: Heads, coded: CodedRows, spec: CodecSpec, metadata: dict[bytes, bytes]
 ) -> pa.Table:
     """Write integers as an Arrow table; the order of the ids is that of these rows' own entries."""
     classes_V = frequency_classes(coded, spec.vocab_size)
@@ -156,12 +156,12 @@ def coded_table(
         pa.ListArray.from_arrays(starts, pa.array(heads.counted_T, pa.bool_())),
         *(_binary(blobs[name]) for name in COLUMNS),
     ]
-    schema = RANKED_SCHEMA.with_metadata({**metadata, _ORDER_KEY: pack_classes(classes_V)})
+    schema = SHARD_SCHEMA.with_metadata({**metadata, _ORDER_KEY: pack_classes(classes_V)})
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def coded_rows(
-    table: pa.Table, spec: RankedSpec, temperatures: tuple[float, ...]
+    table: pa.Table, spec: CodecSpec, temperatures: tuple[float, ...]
 ) -> tuple[Heads, CodedRows]:
     """Read the integers of a table's rows.
 
@@ -176,7 +176,7 @@ def coded_rows(
 
 
 def targets_of(
-    heads: Heads, coded: CodedRows, spec: RankedSpec, temperatures: tuple[float, ...]
+    heads: Heads, coded: CodedRows, spec: CodecSpec, temperatures: tuple[float, ...]
 ) -> list[CachedSequence]:
     """Return decoded rows.
 
@@ -200,7 +200,7 @@ def targets_of(
 
 
 def decoded_statistics(
-    table: pa.Table, spec: RankedSpec, temperatures: tuple[float, ...]
+    table: pa.Table, spec: CodecSpec, temperatures: tuple[float, ...]
 ) -> list[Statistics]:
     """Return what is known of each row's positions without its entries.
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.encode import expected_draws
-from pipeline.cache.codec.gaps import restore_largest
-from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodedRows, RankedSpec, Run
+from pipeline.cache.codec.restore_largest import restore_largest
+from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import MOST_INCLUSION
@@ -27,7 +27,7 @@ def unpack(
     columns: Mapping[str, Blobs],
     positions_S: NDArray[np.int64],
     order_V: NDArray[np.int32],
-    spec: RankedSpec,
+    spec: CodecSpec,
     temperatures: tuple[float, ...],
 ) -> CodedRows:
     """Read the integers of S rows.
@@ -86,7 +86,7 @@ def to_targets(
     coded: CodedRows,
     gold_ids_N: NDArray[np.int32],
     dither_N: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
     temperatures: tuple[float, ...],
 ) -> list[SparseTargets]:
     """Return the targets that the integers of S rows stand for.
@@ -152,7 +152,7 @@ def _assembled(
     gold_ids_N: NDArray[np.int32],
     dither_N: NDArray[np.float32],
     log_z_NG: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
     temperatures: tuple[float, ...],
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
     """Return ids, log p and inclusion of a sampled target's entries.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodedRows, RankedSpec, Run
+from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import CacheError
 
@@ -22,7 +22,7 @@ def quantise(
     targets: Sequence[SparseTargets],
     tails: Sequence[NDArray[np.float32]],
     dither_N: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
 ) -> CodedRows:
     """Put the targets of S rows on their grids.
 
@@ -63,7 +63,7 @@ def quantise(
     return CodedRows(positions_S, certain, drawn, gold_N, log_z_NG, entropy_NG, tail_N)
 
 
-def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: RankedSpec) -> dict[str, Blobs]:
+def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[str, Blobs]:
     """Write integers as byte columns.
 
     Args:
@@ -95,7 +95,7 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: RankedSpec) -> dict
     return blobs
 
 
-def expected_draws(gold_N: NDArray[np.uint8], certain: Run, spec: RankedSpec) -> NDArray[np.int64]:
+def expected_draws(gold_N: NDArray[np.uint8], certain: Run, spec: CodecSpec) -> NDArray[np.int64]:
     """Return how many draws the mass that is left makes likely, where one tau says it; else 0."""
     from pipeline.cache.codec.kernels_targets import rest_units
 
@@ -122,7 +122,7 @@ def _apart(
     logprobs_E: NDArray[np.float32],
     inclusion_E: NDArray[np.float32],
     dither_N: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
 ) -> tuple[Run, Run]:
     """Return the certain entries but gold, which needs no id, and the drawn ones."""
     from pipeline.cache.codec.kernels_targets import take_apart
@@ -214,7 +214,7 @@ def _statistics(
     tails: Sequence[NDArray[np.float32]],
     positions_S: NDArray[np.int64],
     dither_N: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8]]:
     grids = spec.grids
     temperatures = targets[0].temperatures if targets else (1.0,)

@@ -1,4 +1,4 @@
-"""Codec "ranked" of format version 2: what describes it, and its columns and integers.
+"""Codec "ranked": what describes it, and its columns and integers.
 
 Ids are replaced by their rank in an order of the vocabulary that lists the shard's own frequent
 tokens first, and written as gaps between ascending ranks (`kernels.py`); numbers lie on `grid.py`'s
@@ -26,8 +26,18 @@ from pipeline.sampling.inclusion import SamplingLaw
 from pipeline.sampling.quantisation import Grids
 
 __all__ = [
-    "COLUMNS", "MAX_VOCAB_SIZE", "STREAMS", "VALUE_STREAMS", "Blobs", "CodedRows", "RankedSpec",
-    "Run", "frequency_classes", "order_of_classes", "pack_classes", "unpack_order",
+    "COLUMNS",
+    "MAX_VOCAB_SIZE",
+    "STREAMS",
+    "VALUE_STREAMS",
+    "Blobs",
+    "CodecSpec",
+    "CodedRows",
+    "Run",
+    "frequency_classes",
+    "order_of_classes",
+    "pack_classes",
+    "unpack_order",
 ]  # fmt: skip
 
 MAX_VOCAB_SIZE = 1 << 18
@@ -126,12 +136,12 @@ class CodedRows:
             np.concatenate([part.tail_N for part in parts]),
         )
 
-    def num_entries(self, spec: RankedSpec) -> int:
+    def num_entries(self, spec: CodecSpec) -> int:
         """Entries of all rows; under a law each position's gold token is one."""
         gold = len(self.gold_N) if spec.law is not None else 0
         return len(self.certain.ids_E) + len(self.drawn.ids_E) + gold
 
-    def kept_mass_N(self, spec: RankedSpec) -> NDArray[np.float64]:
+    def kept_mass_N(self, spec: CodecSpec) -> NDArray[np.float64]:
         """Return the mass of each position's certain entries at temperature 1."""
         if spec.law is None:
             return 1.0 - spec.grids.tail_levels().astype(np.float64)[self.tail_N]
@@ -144,7 +154,7 @@ class CodedRows:
 
 
 @dataclass(frozen=True, slots=True)
-class RankedSpec:
+class CodecSpec:
     """Everything a reader needs to decode; stored in every shard and in the manifest."""
 
     vocab_size: int
@@ -186,7 +196,7 @@ class RankedSpec:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RankedSpec:
+    def from_json(cls, data: Mapping[str, Any]) -> CodecSpec:
         """Read the JSON form.
 
         Raises:

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import CodedRows, RankedSpec, Run
-from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.codec.spec import CodecSpec, CodedRows, Run
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import SamplingLaw
 from pipeline.sampling.noise import dither, mix
 
-__all__ = ["WHOLE", "Less", "check_less", "keep_top"]
+__all__ = ["WHOLE", "Less", "check_less"]
 
 _TOKENS = 1 << 32
 """Counters from here on: apart from those of the dither and of the draw."""
@@ -36,18 +35,11 @@ class Less:
     top_k: int | None = None
     tau_factor: float | None = None
 
-    def of_row(self, row: CachedSequence) -> CachedSequence:
-        """Return the row of a version 1 cache with its largest entries only."""
-        if self.top_k is None:
-            return row
-        no_tail_N = np.zeros(row.targets.num_positions, np.float32)
-        return replace(row, targets=keep_top(row.targets, no_tail_N, self.top_k)[0])
-
     def of_coded(
         self,
         coded: CodedRows,
         noise_N: Callable[[], NDArray[np.int64]],
-        spec: RankedSpec,
+        spec: CodecSpec,
         temperatures: tuple[float, ...],
     ) -> CodedRows:
         """Return the integers with fewer entries; `noise_N` gives each position's random bits."""
@@ -57,7 +49,7 @@ class Less:
             return coded
         return _thinned(coded, noise_N(), spec, temperatures, self.tau_factor)
 
-    def of_spec(self, spec: RankedSpec) -> RankedSpec:
+    def of_spec(self, spec: CodecSpec) -> CodecSpec:
         """Return the codec whose law the entries that are left were drawn by."""
         if self.tau_factor is None or spec.law is None:
             return spec
@@ -102,43 +94,6 @@ def check_less(less: Less, *, law: SamplingLaw | None, held: int | None, url: st
         )
 
 
-def keep_top(
-    targets: SparseTargets, tail_N: NDArray[np.float32], k: int
-) -> tuple[SparseTargets, NDArray[np.float32]]:
-    """Keep the k entries of highest probability of each position; of equal ones the lowest ids.
-
-    All other columns are over the whole vocabulary and stay as they are.
-
-    Args:
-        targets: of N positions, every entry certain.
-        tail_N: the mass outside the entries at temperature 1.
-        k: entries to keep, at least 1; a position with fewer keeps all.
-
-    Returns:
-        The targets, and the tail mass with what was left out added to it.
-
-    Raises:
-        CacheError: the targets are sampled. An entry that was drawn with probability pi stands for
-            many others; without it the estimate is biased, so there is no top-k of a sample.
-    """
-    if targets.inclusion_E is not None:
-        raise _no_largest("the cache")
-    assert k >= 1, k
-    counts_N = targets.counts_N
-    owner_E = np.repeat(np.arange(counts_N.size), counts_N)
-    # Rank within the position: by owner, then falling log p, then rising id.
-    kept_E = _first(np.lexsort((targets.token_ids_E, -targets.logprobs_E, owner_E)), counts_N, k)
-    mass_E = np.exp(targets.logprobs_E.astype(np.float64))
-    dropped_N = np.bincount(owner_E[~kept_E], mass_E[~kept_E], minlength=counts_N.size)
-    thinned = replace(
-        targets,
-        counts_N=np.minimum(counts_N, k).astype(np.int32),
-        token_ids_E=targets.token_ids_E[kept_E],
-        logprobs_E=targets.logprobs_E[kept_E],
-    )
-    return thinned, np.minimum(tail_N.astype(np.float64) + dropped_N, 1.0).astype(np.float32)
-
-
 def _no_largest(what: str) -> CacheError:
     return CacheError(
         f"{what} holds sampled targets, which have no largest entries to keep",
@@ -158,7 +113,7 @@ def _first(
     return kept_E
 
 
-def _largest(coded: CodedRows, k: int, spec: RankedSpec) -> CodedRows:
+def _largest(coded: CodedRows, k: int, spec: CodecSpec) -> CodedRows:
     """Keep the k entries of lowest level of each position; of equal ones the lowest ids."""
     run = coded.certain
     owner_E = run.of_positions(np.arange(len(run.counts_N)))
@@ -175,7 +130,7 @@ def _largest(coded: CodedRows, k: int, spec: RankedSpec) -> CodedRows:
 def _thinned(
     coded: CodedRows,
     noise_N: NDArray[np.int64],
-    spec: RankedSpec,
+    spec: CodecSpec,
     temperatures: tuple[float, ...],
     factor: float,
 ) -> CodedRows:

@@ -18,7 +18,7 @@ _BLOB_ENCODING = "DELTA_LENGTH_BYTE_ARRAY"
 """Lengths packed and in front of the bytes. Plain, four bytes before each row's, they take 3 % of a
 cache of drawn targets: twenty columns of a hundred bytes a row, and zstd loses its step at each."""
 _ZSTD_LEVEL = 1
-"""Of version 2's streams of symbols level 3 takes 2 % more: it finds repeats where none pay."""
+"""Of the streams of symbols level 3 takes 2 % more: it finds repeats where none pay."""
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import RankedSpec
 from pipeline.cache.codec.subsample import Less, check_less
 from pipeline.cache.codec.targets import CachedSequence, Statistics
 from pipeline.cache.io.local_copies import LocalCopies
@@ -73,7 +72,7 @@ class Cache:
     @property
     def law(self) -> SamplingLaw | None:
         """How entries were drawn; None: all are certain."""
-        return self.spec.law if isinstance(self.spec, RankedSpec) else None
+        return self.spec.law
 
     def source(
         self,
@@ -270,7 +269,7 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
         reason = f"checksum {found[:12]}..., not {record.xxh3_128[:12]}..."
         raise _damaged(cache.store, record, reason)
     try:
-        table = parquet_table(data, column_names(cache.spec))
+        table = parquet_table(data, column_names())
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(cache.store, record, f"not readable as Parquet ({error})") from None
     footer: dict[str, Any] = read_footer(table.schema.metadata)

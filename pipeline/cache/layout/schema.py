@@ -1,4 +1,4 @@
-"""A shard's footer, and its rows to Arrow columns and back, whatever the format version."""
+"""A shard's footer, and its rows to Arrow columns and back."""
 
 from __future__ import annotations
 
@@ -6,72 +6,61 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.cache.codec.arrow import (
-    RANKED_SCHEMA,
+    SHARD_SCHEMA,
     coded_rows,
-    coded_table,
     decoded_statistics,
-    quantised,
     targets_of,
 )
-from pipeline.cache.codec.arrow_v1 import SCHEMA, gaps_rows, gaps_table
-from pipeline.cache.codec.gaps import CodecSpec
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.subsample import WHOLE, Less
 from pipeline.cache.codec.targets import CachedSequence, Statistics
 from pipeline.errors import CacheError
 
 __all__ = [
     "FORMAT_VERSION",
-    "Spec",
     "check_rows",
     "column_names",
     "footer",
     "read_footer",
     "read_spec",
-    "rows_to_table",
     "table_to_rows",
     "table_to_statistics",
-    "version_of",
 ]
 
-FORMAT_VERSION = 2
-"""The newest version, which is the one written; older ones are read for ever."""
-
-Spec = CodecSpec | RankedSpec
+FORMAT_VERSION = 1
 _FOOTER_KEY = b"distil_cache"
 
 
-def version_of(spec: Spec) -> int:
-    """Return the format version that a codec belongs to."""
-    return 2 if isinstance(spec, RankedSpec) else 1
-
-
-def read_spec(data: dict[str, Any]) -> Spec:
+def read_spec(data: dict[str, Any]) -> CodecSpec:
     """Return the codec that its JSON form describes.
 
     Raises:
         CacheError: a codec this version does not know, or values it cannot have.
     """
-    if data.get("name") == "ranked":
-        return RankedSpec.from_json(data)
+    if data.get("name") != CodecSpec.name:
+        raise CacheError(
+            f"the cache's codec is {data.get('name')!r}",
+            expected=CodecSpec.name,
+            do="read it with the version of this project that wrote it, or a newer one",
+        )
     return CodecSpec.from_json(data)
 
 
-def column_names(spec: Spec) -> list[str]:
+def column_names() -> list[str]:
     """Return the columns a reader needs."""
-    names: list[str] = (RANKED_SCHEMA if isinstance(spec, RankedSpec) else SCHEMA).names
+    names: list[str] = SHARD_SCHEMA.names
     return names
 
 
-def footer(spec: Spec, temperatures: Sequence[float], identity_digest: str) -> dict[bytes, bytes]:
+def footer(
+    spec: CodecSpec, temperatures: Sequence[float], identity_digest: str
+) -> dict[bytes, bytes]:
     """Return the key-value metadata that lets a single shard explain itself."""
     data = {
-        "format_version": version_of(spec),
+        "format_version": FORMAT_VERSION,
         "identity_digest": identity_digest,
         "codec": spec.to_json(),
         "temperatures": list(temperatures),
@@ -104,27 +93,6 @@ def read_footer(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     return data
 
 
-def rows_to_table(
-    rows: Sequence[CachedSequence],
-    spec: Spec,
-    *,
-    temperatures: Sequence[float],
-    identity_digest: str,
-    tails: Sequence[NDArray[np.float32]],
-) -> pa.Table:
-    """Encode rows into an Arrow table; `tails[i]` is the tail mass of row i's N positions.
-
-    Raises:
-        CacheError: rows that do not fit the codec, or themselves.
-    """
-    check_rows(rows, temperatures)
-    metadata = footer(spec, temperatures, identity_digest)
-    if isinstance(spec, RankedSpec):
-        heads, coded = quantised(rows, spec, tails)
-        return coded_table(heads, coded, spec, metadata)
-    return gaps_table(rows, spec, tails, metadata)
-
-
 def check_rows(rows: Sequence[CachedSequence], temperatures: Sequence[float]) -> None:
     """Refuse rows of another temperature grid, or whose targets are not their counted tokens'.
 
@@ -139,7 +107,7 @@ def check_rows(rows: Sequence[CachedSequence], temperatures: Sequence[float]) ->
 
 
 def table_to_rows(
-    table: pa.Table, spec: Spec, temperatures: Sequence[float], less: Less = WHOLE
+    table: pa.Table, spec: CodecSpec, temperatures: Sequence[float], less: Less = WHOLE
 ) -> list[CachedSequence]:
     """Decode the rows of `table`, with as many entries as asked for.
 
@@ -147,23 +115,17 @@ def table_to_rows(
         CacheError: a row whose columns contradict each other.
     """
     grid = tuple(float(value) for value in temperatures)
-    if isinstance(spec, RankedSpec):
-        heads, coded = coded_rows(table, spec, grid)
-        coded = less.of_coded(coded, heads.noise_N, spec, grid)
-        return targets_of(heads, coded, less.of_spec(spec), grid)
-    return [less.of_row(row) for row in gaps_rows(table, spec, grid)]
+    heads, coded = coded_rows(table, spec, grid)
+    coded = less.of_coded(coded, heads.noise_N, spec, grid)
+    return targets_of(heads, coded, less.of_spec(spec), grid)
 
 
 def table_to_statistics(
-    table: pa.Table, spec: Spec, temperatures: Sequence[float]
+    table: pa.Table, spec: CodecSpec, temperatures: Sequence[float]
 ) -> list[Statistics]:
-    """Return what is stored of each row without its entries; of version 2 none is decoded.
+    """Return what is stored of each row without its entries, which are not decoded.
 
     Raises:
         CacheError: a row whose columns contradict each other.
     """
-    grid = tuple(float(value) for value in temperatures)
-    if isinstance(spec, RankedSpec):
-        return decoded_statistics(table, spec, grid)
-    targets = [row.targets for row in gaps_rows(table, spec, grid)]
-    return [Statistics(t.gold_logprob_N, t.log_z_NG, t.entropy_NG) for t in targets]
+    return decoded_statistics(table, spec, tuple(float(value) for value in temperatures))

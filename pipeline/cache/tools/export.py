@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.subsample import keep_top
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.layout.manifest import MANIFEST, PLAN, SPLITS
@@ -65,7 +63,7 @@ def export_plain(
     schema = _PLAIN if cache.law is None else _PLAIN_SAMPLED
     rows_done = 0
     for split in SPLITS:
-        source = cache.source(split)
+        source = cache.source(split, top_k=top_k)
         for shard, count in enumerate(source.shard_rows()):
             path = source.shards[shard].path
             if not target.exists(path):
@@ -75,7 +73,7 @@ def export_plain(
                         rows = source.read_rows(
                             shard, range(start, min(count, start + _BATCH_ROWS))
                         )
-                        writer.write_table(_table([_thinned(row, top_k) for row in rows], schema))
+                        writer.write_table(_table(rows, schema))
                 target.write(path, sink.getvalue().to_pybytes())
             rows_done += count
             if on_rows is not None:
@@ -103,13 +101,6 @@ def _claim_target(cache: Cache, target: Store, top_k: int | None) -> None:
                 f"{target.url}: holds an export of another cache or with another --top-k",
                 expected="an empty folder, or one that this command has begun",
             )
-
-
-def _thinned(row: CachedSequence, top_k: int | None) -> CachedSequence:
-    if top_k is None:
-        return row
-    no_tail_N = np.zeros(row.targets.num_positions, np.float32)
-    return replace(row, targets=keep_top(row.targets, no_tail_N, top_k)[0])
 
 
 def _table(rows: list[CachedSequence], schema: pa.Schema) -> pa.Table:

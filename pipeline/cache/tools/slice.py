@@ -6,17 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import xxhash
-from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import RankedSpec
-from pipeline.cache.codec.subsample import Less, check_less, keep_top
-from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.codec.subsample import Less, check_less
 from pipeline.cache.io.reader import Cache
-from pipeline.cache.io.tables import decode_table, encode_table, read_table
-from pipeline.cache.io.writer import encode_shard
+from pipeline.cache.io.tables import encode_table, read_table
 from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
 from pipeline.cache.layout.manifest import SPLITS, ShardRecord
 from pipeline.cache.tools.derive import check_apart, claim_folder, derived_counts, fill, finish
@@ -109,7 +104,7 @@ def slice_cache(
     if spec.top_k is not None:
         identity["scheme"] = {**source.identity["scheme"], "top_k": spec.top_k}
     codec = cache.spec
-    if isinstance(codec, RankedSpec) and codec.law is not None:
+    if codec.law is not None:
         codec = spec.less.of_spec(codec)
         assert codec.law is not None
         identity["scheme"] = {**source.identity["scheme"], "taus": list(codec.law.taus)}
@@ -126,16 +121,14 @@ def slice_cache(
     digest = fingerprint(identity)
 
     def make(place: int) -> tuple[ShardRecord, bytes]:
-        item, tables = shards[place], _gather(cache, groups[place])
-        if isinstance(codec, RankedSpec) or spec.top_k is None:
-            return encode_table(
-                tables,
-                split=item.split,
-                index=item.index,
-                identity_digest=digest,
-                less=spec.less,
-            )
-        return _thinned(cache, tables, item, spec.top_k, digest)
+        item = shards[place]
+        return encode_table(
+            _gather(cache, groups[place]),
+            split=item.split,
+            index=item.index,
+            identity_digest=digest,
+            less=spec.less,
+        )
 
     tokenizer = cache.tokenizer_files()
     claim_folder(target, plan, encode_plan(plan))
@@ -250,27 +243,3 @@ def _gather(cache: Cache, rows: Sequence[_Row]) -> list[pa.Table]:
         table = _table(cache, cache.manifest.shards[shard])
         parts.append(table.take(pa.array(wanted, pa.int64())))
     return parts
-
-
-def _thinned(
-    cache: Cache, tables: Sequence[pa.Table], item: PlannedRows, top_k: int, digest: str
-) -> tuple[ShardRecord, bytes]:
-    """Return a shard of format version 1 with fewer entries a position."""
-    rows: list[CachedSequence] = []
-    tails: list[NDArray[np.float32]] = []
-    table = pa.concat_tables(tables)
-    mass = table.column("tail_mass").combine_chunks()
-    for place, row in enumerate(decode_table(table)):
-        tail_N = mass[place].values.to_numpy(zero_copy_only=False).astype(np.float32)
-        targets, tail_N = keep_top(row.targets, tail_N, top_k)
-        rows.append(CachedSequence(row.sample_id, row.input_ids_L, row.counted_L, targets))
-        tails.append(tail_N)
-    return encode_shard(
-        rows,
-        cache.spec,
-        split=item.split,
-        index=item.index,
-        temperatures=cache.manifest.temperatures,
-        identity_digest=digest,
-        tails=tails,
-    )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import MAX_VOCAB_SIZE, RankedSpec
+from pipeline.cache.codec.spec import MAX_VOCAB_SIZE, CodecSpec
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize, intact_record
 from pipeline.cache.layout.manifest import (
@@ -80,7 +80,7 @@ class Prepared:
     tokenizer: Any
     corpus: Corpus
     scheme: SparseScheme
-    spec: RankedSpec
+    spec: CodecSpec
     identity: dict[str, Any]
     plan: WorkPlan
     responses: ResponsePlan | None = None
@@ -124,7 +124,7 @@ def prepare(
     else:
         built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
     scheme = capture_scheme(capture)
-    spec = RankedSpec(vocab_size, scheme.law, scheme.grids)
+    spec = CodecSpec(vocab_size, scheme.law, scheme.grids)
     identity = cache_identity(
         teacher=model,
         engine=engine,

@@ -8,27 +8,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.arrow import coded_table, quantised
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.cache.layout.manifest import Manifest, ShardRecord
+from pipeline.cache.layout.schema import check_rows, footer
 from pipeline.config import fingerprint
 from pipeline.storage import Store
 
 TEMPERATURES = (1.0, 2.0)
-SPEC = RankedSpec(vocab_size=500)
+SPEC = CodecSpec(vocab_size=500)
 SIZES = (("train", 0, 5), ("train", 1, 3), ("heldout", 0, 2))
 """Split, index and rows of the shards of `write_cache`."""
 SHARD = "data/train/00001.parquet"
 
 
+def rows_to_table(
+    rows: Sequence[CachedSequence],
+    spec: CodecSpec,
+    *,
+    temperatures: Sequence[float],
+    identity_digest: str,
+    tails: Sequence[NDArray[np.float32]],
+) -> pa.Table:
+    """Encode rows into an Arrow table; `tails[i]` is the tail mass of row i's N positions.
+
+    Raises:
+        CacheError: rows that do not fit the codec, or themselves.
+    """
+    check_rows(rows, temperatures)
+    metadata = footer(spec, temperatures, identity_digest)
+    heads, coded = quantised(rows, spec, tails)
+    return coded_table(heads, coded, spec, metadata)
+
+
 def sample_identity(**changes: Any) -> dict[str, Any]:
     """Return an identity of the real shape; `changes` replace parts of it."""
     return {
-        "format_version": 2,
+        "format_version": 1,
         "teacher": {
             "model": "tiny", "revision": "r1", "batch_tokens": 64, "engine": "numpy",
             "engine_version": "2", "dtype": "float32", "device": "cpu",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.cache.layout.manifest import Manifest
@@ -35,7 +35,7 @@ def sampled_row(
 
     `spread` is the standard deviation of the logits.
     """
-    spec = RankedSpec(vocab, law)
+    spec = CodecSpec(vocab, law)
     grids, grid = spec.grids, law.temperatures
     length = int(rng.integers(2, most))
     counted_L = rng.random(length) < 0.6
@@ -96,7 +96,7 @@ def sampled_rows(
 
 def write_sampled_cache(url: str, law: SamplingLaw = LAWS[1]) -> Manifest:
     """Write a whole cache of three shards and ten rows."""
-    spec = RankedSpec(VOCAB, law)
+    spec = CodecSpec(VOCAB, law)
     scheme: dict[str, Any] = {
         "name": "threshold", "temperatures": list(GRID), "taus": list(law.taus)
     }  # fmt: skip

@@ -13,7 +13,7 @@ from pipeline.cache.__main__ import main
 from pipeline.cache.io.reader import open_cache
 from pipeline.errors import CacheError
 
-GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "cache-v1"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "cache-v1-top-k"
 
 
 def test_lists_equal_the_decoded_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

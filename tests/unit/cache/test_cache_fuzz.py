@@ -1,4 +1,4 @@
-"""Damaged columns of version 2: our error or sane numbers, whatever the bytes; never a crash.
+"""Damaged columns: our error or sane numbers, whatever the bytes; never a crash.
 
 The decoder's loops are compiled without bounds checks, so the same cases run once more in a process
 where numba checks them: a read outside an array is an IndexError there.
@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.codec.spec import COLUMNS, RankedSpec
+from pipeline.cache.codec.spec import COLUMNS, CodecSpec
 from pipeline.cache.codec.subsample import Less
-from pipeline.cache.layout.schema import rows_to_table, table_to_rows
+from pipeline.cache.layout.schema import table_to_rows
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import SamplingLaw
-from tests.unit.cache.sample_cache import sample_rows
+from tests.unit.cache.sample_cache import rows_to_table, sample_rows
 from tests.unit.cache.sampled_cache import LAWS, VOCAB, sampled_rows
 
 GRID = (1.0, 2.0)
@@ -35,7 +35,7 @@ _METADATA = b"distil_ranks"
 @cache
 def _table(law: SamplingLaw | None) -> pa.Table:
     rows, tails = sample_rows(3, 2) if law is None else sampled_rows(3, 2, law)
-    spec = RankedSpec(VOCAB, law)
+    spec = CodecSpec(VOCAB, law)
     return rows_to_table(
         rows, spec, temperatures=GRID, identity_digest="0" * 64, tails=tails
     )  # fmt: skip
@@ -43,7 +43,7 @@ def _table(law: SamplingLaw | None) -> pa.Table:
 
 def _survives(table: pa.Table, law: SamplingLaw | None, less: Less) -> None:
     """Decode; either it is refused, or every number is one that a writer could have meant."""
-    spec = RankedSpec(VOCAB, law)
+    spec = CodecSpec(VOCAB, law)
     try:
         rows = table_to_rows(table, spec, GRID, less)
     except CacheError:
@@ -124,7 +124,7 @@ def test_a_damaged_order_is_refused(law: SamplingLaw | None, packed: bytes | Non
     metadata = {**table.schema.metadata, _METADATA: packed}
     tracemalloc.start()
     with pytest.raises(CacheError, match="the order of the vocabulary"):
-        table_to_rows(table.replace_schema_metadata(metadata), RankedSpec(VOCAB, law), GRID)
+        table_to_rows(table.replace_schema_metadata(metadata), CodecSpec(VOCAB, law), GRID)
     assert tracemalloc.get_traced_memory()[1] < 1 << 22
     tracemalloc.stop()
 
@@ -138,14 +138,14 @@ def test_counts_that_nothing_stands_behind_allocate_nothing() -> None:
     table = _with_cells(table, "counts_high", [b"\xff" * 2 * n for n in numbers])
     tracemalloc.start()
     with pytest.raises(CacheError, match="not as many as the counts say"):
-        table_to_rows(table, RankedSpec(VOCAB, LAWS[1]), GRID)
+        table_to_rows(table, CodecSpec(VOCAB, LAWS[1]), GRID)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
 
 def test_columns_of_the_rows_themselves() -> None:
     table = _table(LAWS[0])
-    spec = RankedSpec(VOCAB, LAWS[0])
+    spec = CodecSpec(VOCAB, LAWS[0])
     for name, values, found in (
         ("num_counted", [-1, 0, 1], "differ in length"),
         ("num_tokens", [1, 1, 1], "differ in length"),

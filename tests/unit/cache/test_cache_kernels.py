@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,3 +47,24 @@ def test_a_key_that_stands_twice_is_found(length: int, *, same_level: bool) -> N
         np.zeros((1, length), np.uint8), np.zeros((1, 1), np.int64),
     )  # fmt: skip
     assert found >= 0
+
+
+def test_kernels_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba refuses to decorate there; the kernels are compiled in the process then."""
+    import numba
+
+    from pipeline.cache.codec.jit import kernel
+
+    real = numba.njit
+
+    def njit(*, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+
+    def double(values: np.ndarray) -> int:
+        return 2 * len(values)
+
+    assert kernel(double)(np.zeros(3)) == 6

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.subsample import Less
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import open_cache
@@ -42,7 +42,7 @@ def _estimate(row: CachedSequence, temperature: float, vocab: int) -> np.ndarray
 def test_thinning_is_right_on_average(law: SamplingLaw, exact: int) -> None:
     """One captured row under many sample ids, so that only the thinning's draws differ."""
     vocab, copies = 60, 3000
-    spec = RankedSpec(vocab, law)
+    spec = CodecSpec(vocab, law)
     # A finer grid of certain values, so that their rounding does not hide a bias.
     row, tail_N = sampled_row(np.random.default_rng(5), law, vocab=vocab, most=6, exact=exact)
     while not row.targets.num_positions:
@@ -79,7 +79,7 @@ def test_thinning_is_right_on_average(law: SamplingLaw, exact: int) -> None:
 
 def test_drawn_entries_stay_with_the_ratio_of_the_laws() -> None:
     law = LAWS[1]
-    spec = RankedSpec(500, law)
+    spec = CodecSpec(500, law)
     rng = np.random.default_rng(1)
     rows, tails = zip(*(sampled_row(rng, law) for _ in range(60)), strict=True)
     _, data = encode_shard(

@@ -13,22 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.codec.spec import CodedRows, RankedSpec, frequency_classes, order_of_classes
+from pipeline.cache.codec.spec import CodecSpec, CodedRows, frequency_classes, order_of_classes
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.tables import encode_table, table_from_bytes
 from pipeline.cache.io.writer import encode_shard
-from pipeline.cache.layout.schema import rows_to_table, table_to_rows, table_to_statistics
+from pipeline.cache.layout.schema import table_to_rows, table_to_statistics
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import SamplingLaw
 from pipeline.sampling.quantisation import DRAWN_GRIDS, Grids
 from pipeline.storage import Store
-from tests.unit.cache.sample_cache import SPEC, TEMPERATURES, read_all, sample_rows
+from tests.unit.cache.sample_cache import SPEC, TEMPERATURES, read_all, rows_to_table, sample_rows
 from tests.unit.cache.sampled_cache import GRID, LAWS, VOCAB, sampled_rows, write_sampled_cache
 
 
-def _through(rows: list[CachedSequence], tails: list[Any], spec: RankedSpec) -> pa.Table:
+def _through(rows: list[CachedSequence], tails: list[Any], spec: CodecSpec) -> pa.Table:
     """Return what Parquet gives back of the rows."""
     _, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=GRID, identity_digest="0" * 64,
@@ -49,7 +49,7 @@ def test_sampled_rows_come_back(
     seed: int, number: int, law: SamplingLaw, exact: int, vocab: int
 ) -> None:
     rows, tails = sampled_rows(number, seed, law, exact=exact, vocab=vocab)
-    spec = RankedSpec(vocab, law)
+    spec = CodecSpec(vocab, law)
     table = _through(rows, tails, spec)
     got = table_to_rows(table, spec, GRID)
     assert len(got) == number
@@ -129,7 +129,7 @@ def test_frequent_tokens_get_short_ranks() -> None:
     rows, tails = sampled_rows(3, 1, LAWS[0])
     from pipeline.cache.codec.arrow import quantised
 
-    coded: CodedRows = quantised(rows, RankedSpec(VOCAB, LAWS[0]), tails)[1]
+    coded: CodedRows = quantised(rows, CodecSpec(VOCAB, LAWS[0]), tails)[1]
     classes_V = frequency_classes(coded, VOCAB)
     times_V = np.bincount(np.concatenate([coded.certain.ids_E, coded.drawn.ids_E]), minlength=VOCAB)
     wanted = [0 if not n else 1 + int(2 * np.log2(n) + 1e-9) for n in times_V.tolist()]
@@ -143,7 +143,7 @@ def test_frequent_tokens_get_short_ranks() -> None:
 @pytest.mark.parametrize("law", LAWS)
 def test_rows_move_between_shards_unchanged(law: SamplingLaw) -> None:
     """Written again, in one shard or several, a row decodes to the very same numbers."""
-    spec = RankedSpec(VOCAB, law)
+    spec = CodecSpec(VOCAB, law)
     rows, tails = sampled_rows(6, 3, law)
     table = _through(rows, tails, spec)
     whole = encode_table([table], split="train", index=0, identity_digest="0" * 64)
@@ -211,7 +211,7 @@ def test_rows_that_no_reader_could_use_are_refused(change: dict[str, Any], found
 
 def test_ids_beyond_the_codec_are_refused() -> None:
     with pytest.raises(CacheError, match=r"a vocabulary of 262145 tokens; expected 1 to 262144"):
-        RankedSpec((1 << 18) + 1)
+        CodecSpec((1 << 18) + 1)
 
 
 @pytest.mark.parametrize(
@@ -230,10 +230,10 @@ def test_ids_beyond_the_codec_are_refused() -> None:
     ],
 )
 def test_a_codec_no_writer_wrote_is_refused(change: dict[str, Any]) -> None:
-    good = RankedSpec(500, LAWS[1]).to_json()
-    assert RankedSpec.from_json(good) == RankedSpec(500, LAWS[1])
+    good = CodecSpec(500, LAWS[1]).to_json()
+    assert CodecSpec.from_json(good) == CodecSpec(500, LAWS[1])
     with pytest.raises(CacheError):
-        RankedSpec.from_json({**good, **change})
+        CodecSpec.from_json({**good, **change})
 
 
 def test_commands_on_a_sampled_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus import embedded as embedded_text
+from pipeline.corpus.sources import embedded as embedded_text
 from pipeline.corpus.sources.embedded import embedded_source
 from pipeline.corpus.sources.rows import Row
 from pipeline.errors import CorpusError

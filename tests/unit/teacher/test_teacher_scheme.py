@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.sampling.inclusion import SamplingLaw
 from pipeline.sampling.quantisation import DRAWN_GRIDS
 from pipeline.teacher.capture.identity import as_begun
@@ -59,7 +59,7 @@ def test_the_calibration_is_in_the_identity_and_can_be_taken_out() -> None:
     )  # fmt: skip
 
     def identity(of: SparseScheme, **corpus: Any) -> dict[str, Any]:
-        codec = RankedSpec(600, of.law, of.grids).to_json()
+        codec = CodecSpec(600, of.law, of.grids).to_json()
         return {"corpus": {"name": "x", **corpus}, "scheme": of.to_json(), "codec": codec}
 
     assert identity(after)["scheme"]["mean_entries"] == 12

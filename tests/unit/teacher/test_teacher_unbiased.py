@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
 from pipeline.cache.layout.schema import table_to_rows
@@ -67,7 +67,7 @@ def _cached(name: str) -> tuple[CachedSequence, ...]:
         targets, tail_N = to_targets(columns, scheme, sample_id=sample_id, gold_N=gold_N.numpy())
         rows.append(CachedSequence(sample_id, ids_L, counted_L, targets))
         tails.append(tail_N)
-    spec = RankedSpec(VOCAB, scheme.law, scheme.grids)
+    spec = CodecSpec(VOCAB, scheme.law, scheme.grids)
     _, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=scheme.temperatures,
         identity_digest="0" * 64, tails=tails,

@@ -1,8 +1,8 @@
-"""Made the caches tests/golden/cache-v2-* and their expected values, once; tests never run it.
+"""Made the caches tests/golden/cache-v1-* and their expected values, once; tests never run it.
 
-    PYTHONPATH=. .venv/bin/python tests/golden/make_cache_v2.py FOLDER
+    PYTHONPATH=. .venv/bin/python tests/golden/make_caches.py FOLDER
 
-writes FOLDER/cache-v2-NAME and FOLDER/cache-v2-NAME.expected.json and refuses to replace any.
+writes FOLDER/cache-v1-NAME and FOLDER/cache-v1-NAME.expected.json and refuses to replace any.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
@@ -87,17 +87,17 @@ def _certain_row(rng: np.random.Generator) -> tuple[CachedSequence, Any]:
 
 def _write(folder: Path, name: str, sample: Sample) -> None:
     law = sample.law
-    target, expected_file = folder / f"cache-v2-{name}", folder / f"cache-v2-{name}.expected.json"
+    target, expected_file = folder / f"cache-v1-{name}", folder / f"cache-v1-{name}.expected.json"
     if target.exists() or expected_file.exists():
         raise SystemExit("a frozen sample is never written anew")
     rng = np.random.default_rng(sample.seed)
-    spec = RankedSpec(VOCAB, law)
+    spec = CodecSpec(VOCAB, law)
     grid = (1.0, 2.0) if law is None else law.temperatures
     scheme: dict[str, Any] = {"name": name, "temperatures": list(grid)}
     if law is not None:
         scheme["taus"] = list(law.taus)
     identity: dict[str, Any] = {
-        "format_version": 2,
+        "format_version": 1,
         "teacher": {
             "model": "golden", "revision": None, "dtype": "float64", "engine": "numpy",
             "engine_version": "2", "device": "cpu", "batch_tokens": 16,
