@@ -20,7 +20,7 @@ from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.config import fingerprint
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.storage import Store
 from tests.unit.cache.sampled_cache import sampled_row
 
@@ -32,7 +32,7 @@ SIZES = {"train": [3, 1], "heldout": [1]}
 class Sample:
     """How one frozen cache is made."""
 
-    law: SamplingLaw | None
+    rule: InclusionRule | None
     most: int = 0
     """Tokens of a row."""
     exact: int = 0
@@ -44,26 +44,28 @@ class Sample:
 
 SAMPLES = {
     "top-k": Sample(None),
-    "threshold": Sample(SamplingLaw((1.0,), (1 / 150,)), most=30, flat=3.0),
-    "top-k-sampled": Sample(SamplingLaw((1.0, 6.0, 2.0), (1 / 10, 1 / 30, 0.0)), most=12, exact=3),
+    "threshold": Sample(InclusionRule((1.0,), (1 / 150,)), most=30, flat=3.0),
+    "top-k-sampled": Sample(
+        InclusionRule((1.0, 6.0, 2.0), (1 / 10, 1 / 30, 0.0)), most=12, exact=3
+    ),
     # Log Z below 0, counts told by what is left at one temperature of three, ranks 1022 and 1023.
     "threshold-of-three": Sample(
-        SamplingLaw((0.5, 1.0, 2.0), (0.0, 1 / 150, 0.0)), most=30, flat=2.0, seed=1
+        InclusionRule((0.5, 1.0, 2.0), (0.0, 1 / 150, 0.0)), most=30, flat=2.0, seed=1
     ),
-    # Drawn runs of more than 255 entries.
-    "threshold-long": Sample(SamplingLaw((1.0, 2.0), (1 / 100, 1 / 600)), most=5, flat=2.0),
-    # Drawn entries whose stored log p is above 0.
-    "threshold-coarse": Sample(SamplingLaw((1.0,), (0.9,)), most=30),
+    # Sampled runs of more than 255 entries.
+    "threshold-long": Sample(InclusionRule((1.0, 2.0), (1 / 100, 1 / 600)), most=5, flat=2.0),
+    # Sampled entries whose stored log p is above 0.
+    "threshold-coarse": Sample(InclusionRule((1.0,), (0.9,)), most=30),
 }
 
 
-def _certain_row(rng: np.random.Generator) -> tuple[CachedSequence, Any]:
+def _always_kept_row(rng: np.random.Generator) -> tuple[CachedSequence, Any]:
     """Return a row of the largest 0, 1, 3 or 300 entries a position."""
     grid, length = (1.0, 2.0), int(rng.integers(3, 12))
     ids = rng.integers(0, VOCAB, length).astype(np.int32)
-    counted = rng.random(length) < 0.6
-    counted[0], counted[-1] = False, True
-    where = np.flatnonzero(counted)
+    loss_mask = rng.random(length) < 0.6
+    loss_mask[0], loss_mask[-1] = False, True
+    where = np.flatnonzero(loss_mask)
     z = rng.normal(0, rng.choice([0.5, 3.0, 8.0], (where.size, 1)), (where.size, VOCAB))
     log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
     counts = rng.choice([0, 1, 3, 300], where.size)
@@ -79,23 +81,23 @@ def _certain_row(rng: np.random.Generator) -> tuple[CachedSequence, Any]:
         temperatures=grid,
         log_z_NG=log_z.astype(np.float32),
         entropy_NG=np.stack([-(np.exp(v) * v).sum(1) for v in log_p_t], 1).astype(np.float32),
-        gold_logprob_N=log_p[np.arange(where.size), ids[where]].astype(np.float32),
+        label_logprob_N=log_p[np.arange(where.size), ids[where]].astype(np.float32),
     )
     tails = np.array([max(0.0, 1 - np.exp(v).sum()) for v in values], np.float32)
-    return CachedSequence(rng.bytes(16).hex(), ids, counted, targets), tails
+    return CachedSequence(rng.bytes(16).hex(), ids, loss_mask, targets), tails
 
 
 def _write(folder: Path, name: str, sample: Sample) -> None:
-    law = sample.law
+    rule = sample.rule
     target, expected_file = folder / f"cache-v1-{name}", folder / f"cache-v1-{name}.expected.json"
     if target.exists() or expected_file.exists():
         raise SystemExit("a frozen sample is never written anew")
     rng = np.random.default_rng(sample.seed)
-    spec = CodecSpec(VOCAB, law)
-    grid = (1.0, 2.0) if law is None else law.temperatures
+    spec = CodecSpec(VOCAB, rule)
+    grid = (1.0, 2.0) if rule is None else rule.temperatures
     scheme: dict[str, Any] = {"name": name, "temperatures": list(grid)}
-    if law is not None:
-        scheme["taus"] = list(law.taus)
+    if rule is not None:
+        scheme["taus"] = list(rule.taus)
     identity: dict[str, Any] = {
         "format_version": 1,
         "teacher": {
@@ -112,10 +114,10 @@ def _write(folder: Path, name: str, sample: Sample) -> None:
     for split, shards in SIZES.items():
         for index, number in enumerate(shards):
             made = [
-                _certain_row(rng)
-                if law is None
+                _always_kept_row(rng)
+                if rule is None
                 else sampled_row(
-                    rng, law, vocab=VOCAB, most=sample.most, exact=sample.exact,
+                    rng, rule, vocab=VOCAB, most=sample.most, exact=sample.exact,
                     spread=sample.flat if (split, index) == ("train", 0) else 9.0,
                 )
                 for _ in range(number)
@@ -139,12 +141,12 @@ def _write(folder: Path, name: str, sample: Sample) -> None:
                 t = row.targets
                 rows.append({
                     "split": split, "shard": shard, "sample_id": row.sample_id,
-                    "input_ids": row.input_ids_L.tolist(), "counted": row.counted_L.tolist(),
+                    "input_ids": row.input_ids_L.tolist(), "loss_mask": row.loss_mask_L.tolist(),
                     "counts": t.counts_N.tolist(), "token_ids": t.token_ids_E.tolist(),
                     "logprobs": t.logprobs_E.tolist(),
                     "inclusion": None if t.inclusion_E is None else t.inclusion_E.tolist(),
                     "log_z": t.log_z_NG.tolist(), "entropy": t.entropy_NG.tolist(),
-                    "gold_logprob": t.gold_logprob_N.tolist(),
+                    "label_logprob": t.label_logprob_N.tolist(),
                 })  # fmt: skip
     expected_file.write_text(json.dumps({"rows": _rounded(rows)}), encoding="utf-8")
 

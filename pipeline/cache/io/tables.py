@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec.arrow import Heads, coded_rows
 from pipeline.cache.codec.spec import CodedRows
-from pipeline.cache.codec.subsample import WHOLE, Less
+from pipeline.cache.codec.subsample import ALL_ENTRIES, EntryLimit
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.parquet import parquet_table
 from pipeline.cache.io.writer import pack_shard
@@ -98,7 +98,7 @@ def decode_table(table: pa.Table) -> Iterator[CachedSequence]:
 
 
 def tail_mass(table: pa.Table) -> NDArray[np.float64]:
-    """Return what the certain entries of each counted position of a shard leave of 1.
+    """Return what the always-kept entries of each supervised position of a shard leave of 1.
 
     Raises:
         CacheError: damaged.
@@ -114,7 +114,7 @@ def encode_table(
     split: str,
     index: int,
     identity_digest: str,
-    less: Less = WHOLE,
+    limit: EntryLimit = ALL_ENTRIES,
 ) -> tuple[ShardRecord, bytes]:
     """Return a shard of the rows of some tables under another name and identity.
 
@@ -128,17 +128,17 @@ def encode_table(
         split: of the new shard.
         index: of the new shard.
         identity_digest: of the new cache.
-        less: which entries stay.
+        limit: which entries stay.
     """
     about = read_footer(tables[0].schema.metadata)
     spec, grid = read_spec(about["codec"]), tuple(float(value) for value in about["temperatures"])
     heads, coded = zip(*(coded_rows(table, spec, grid) for table in tables), strict=True)
     joined, rows = Heads.join(heads), CodedRows.join(coded)
-    rows = less.of_coded(rows, joined.noise_N, spec, grid)
+    rows = limit.of_coded(rows, joined.noise_N, spec, grid)
     return pack_shard(
         joined,
         rows,
-        less.of_spec(spec),
+        limit.of_spec(spec),
         split=split,
         index=index,
         temperatures=grid,

@@ -74,9 +74,9 @@ def pack_shard(
     data = parquet_bytes(
         coded_table(heads, coded, spec, footer(spec, temperatures, identity_digest))
     )
-    counted = int(coded.positions_S.sum())
-    levels_N = coded.entropy_NG[:, list(temperatures).index(1.0)]
-    entropy_N = spec.grids.entropy_value(levels_N, dither(heads.noise_N()))
+    loss_tokens = int(coded.positions_S.sum())
+    codes_N = coded.entropy_NG[:, list(temperatures).index(1.0)]
+    entropy_N = spec.quantisation.entropy_value(codes_N, dither(heads.noise_N()))
     entropy = float(entropy_N.sum(dtype=np.float64))
     lengths_S = np.diff(heads.starts)
     record = ShardRecord(
@@ -85,14 +85,14 @@ def pack_shard(
         path=shard_name(split, index),
         rows=len(heads.sample_ids),
         tokens=int(lengths_S.sum()),
-        counted=counted,
+        loss_tokens=loss_tokens,
         entries=coded.num_entries(spec),
         bytes=len(data),
         xxh3_128=checksum(data),
-        kept_mass=round(float(coded.kept_mass_N(spec).sum()) / max(counted, 1), 6),
-        entropy=round(entropy / max(counted, 1), 6),
+        kept_mass=round(float(coded.kept_mass_N(spec).sum()) / max(loss_tokens, 1), 6),
+        entropy=round(entropy / max(loss_tokens, 1), 6),
         row_tokens=tuple(lengths_S.tolist()),
-        row_counted=tuple(coded.positions_S.tolist()),
+        row_loss_tokens=tuple(coded.positions_S.tolist()),
     )
     return record, data
 

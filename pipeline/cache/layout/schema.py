@@ -14,8 +14,8 @@ from pipeline.cache.codec.arrow import (
     decoded_statistics,
     targets_of,
 )
-from pipeline.cache.codec.spec import CodecSpec
-from pipeline.cache.codec.subsample import WHOLE, Less
+from pipeline.cache.codec.spec import CODEC_NAME, CodecSpec
+from pipeline.cache.codec.subsample import ALL_ENTRIES, EntryLimit
 from pipeline.cache.codec.targets import CachedSequence, Statistics
 from pipeline.errors import CacheError
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-_FOOTER_KEY = b"distil_cache"
+_FOOTER_KEY = b"distill_cache"
 
 
 def read_spec(data: dict[str, Any]) -> CodecSpec:
@@ -40,10 +40,10 @@ def read_spec(data: dict[str, Any]) -> CodecSpec:
     Raises:
         CacheError: a codec this version does not know, or values it cannot have.
     """
-    if data.get("name") != CodecSpec.name:
+    if data.get("name") != CODEC_NAME:
         raise CacheError(
             f"the cache's codec is {data.get('name')!r}",
-            expected=CodecSpec.name,
+            expected=CODEC_NAME,
             do="read it with the version of this project that wrote it, or a newer one",
         )
     return CodecSpec.from_json(data)
@@ -77,12 +77,12 @@ def read_footer(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     raw = (metadata or {}).get(_FOOTER_KEY)
     if raw is None:
         raise CacheError(
-            "the Parquet file carries no distil_cache metadata", expected="a cache shard"
+            "the Parquet file carries no distill_cache metadata", expected="a cache shard"
         )
     try:
         data: dict[str, Any] = json.loads(raw)
     except ValueError:
-        raise CacheError("the shard's distil_cache metadata is damaged") from None
+        raise CacheError("the shard's distill_cache metadata is damaged") from None
     version = data.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CacheError(
@@ -94,7 +94,7 @@ def read_footer(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 
 def check_rows(rows: Sequence[CachedSequence], temperatures: Sequence[float]) -> None:
-    """Refuse rows of another temperature grid, or whose targets are not their counted tokens'.
+    """Refuse rows of another temperature grid, or whose targets are not their supervised tokens'.
 
     Raises:
         CacheError: there is one.
@@ -102,12 +102,12 @@ def check_rows(rows: Sequence[CachedSequence], temperatures: Sequence[float]) ->
     for row in rows:
         if row.targets.temperatures != tuple(temperatures):
             raise CacheError(f"row {row.sample_id} was captured on another temperature grid")
-        if int(row.counted_L.sum()) != row.targets.num_positions or row.counted_L[:1].any():
-            raise CacheError(f"row {row.sample_id}: its targets do not match its counted tokens")
+        if int(row.loss_mask_L.sum()) != row.targets.num_positions or row.loss_mask_L[:1].any():
+            raise CacheError(f"row {row.sample_id}: its targets do not match its supervised tokens")
 
 
 def table_to_rows(
-    table: pa.Table, spec: CodecSpec, temperatures: Sequence[float], less: Less = WHOLE
+    table: pa.Table, spec: CodecSpec, temperatures: Sequence[float], limit: EntryLimit = ALL_ENTRIES
 ) -> list[CachedSequence]:
     """Decode the rows of `table`, with as many entries as asked for.
 
@@ -116,8 +116,8 @@ def table_to_rows(
     """
     grid = tuple(float(value) for value in temperatures)
     heads, coded = coded_rows(table, spec, grid)
-    coded = less.of_coded(coded, heads.noise_N, spec, grid)
-    return targets_of(heads, coded, less.of_spec(spec), grid)
+    coded = limit.of_coded(coded, heads.noise_N, spec, grid)
+    return targets_of(heads, coded, limit.of_spec(spec), grid)
 
 
 def table_to_statistics(

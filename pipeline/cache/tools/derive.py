@@ -134,5 +134,5 @@ def derived_counts(records: Sequence[ShardRecord]) -> dict[str, int]:
         "train": sum(record.rows for record in records if record.split == "train"),
         "heldout": sum(record.rows for record in records if record.split == "heldout"),
         "tokens": sum(record.tokens for record in records),
-        "counted_tokens": sum(record.counted for record in records),
+        "loss_tokens": sum(record.loss_tokens for record in records),
     }

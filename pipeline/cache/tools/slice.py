@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from pipeline.cache.codec.subsample import Less, check_less
+from pipeline.cache.codec.subsample import EntryLimit, check_limit
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.io.tables import encode_table, read_table
 from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
@@ -41,9 +41,9 @@ class SliceSpec:
     split: str | None = None
 
     @property
-    def less(self) -> Less:
+    def limit(self) -> EntryLimit:
         """Which entries stay."""
-        return Less(self.top_k, self.tau_factor)
+        return EntryLimit(self.top_k, self.tau_factor)
 
     def to_json(self) -> dict[str, Any]:
         """Return what goes into the identity; of ids their digest."""
@@ -91,7 +91,7 @@ def slice_cache(
             source is damaged, or the target is no place for it.
     """
     check_apart(target, [cache.store])
-    _check_less(cache, spec.less)
+    _check_limit(cache, spec.limit)
     on_start(sum(record.rows for record in cache.manifest.shards))
     chosen = _choose(cache, spec, workers, on_rows)
     source = cache.manifest
@@ -104,10 +104,10 @@ def slice_cache(
     if spec.top_k is not None:
         identity["scheme"] = {**source.identity["scheme"], "top_k": spec.top_k}
     codec = cache.spec
-    if codec.law is not None:
-        codec = spec.less.of_spec(codec)
-        assert codec.law is not None
-        identity["scheme"] = {**source.identity["scheme"], "taus": list(codec.law.taus)}
+    if codec.rule is not None:
+        codec = spec.limit.of_spec(codec)
+        assert codec.rule is not None
+        identity["scheme"] = {**source.identity["scheme"], "taus": list(codec.rule.taus)}
         identity["codec"] = codec.to_json()
     groups: list[list[_Row]] = []
     shards: list[PlannedRows] = []
@@ -127,7 +127,7 @@ def slice_cache(
             split=item.split,
             index=item.index,
             identity_digest=digest,
-            less=spec.less,
+            limit=spec.limit,
         )
 
     tokenizer = cache.tokenizer_files()
@@ -147,10 +147,10 @@ def slice_cache(
     return sum(record.rows for record in records)
 
 
-def _check_less(cache: Cache, less: Less) -> None:
+def _check_limit(cache: Cache, limit: EntryLimit) -> None:
     """Refuse before anything is read: too many entries, or entries of the other kind."""
     held = cache.manifest.identity["scheme"].get("top_k")
-    check_less(less, law=cache.law, held=held, url=cache.store.url)
+    check_limit(limit, rule=cache.rule, held=held, url=cache.store.url)
 
 
 def _choose(

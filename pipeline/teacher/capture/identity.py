@@ -61,5 +61,5 @@ def as_begun(identity: dict[str, Any]) -> dict[str, Any]:
     scheme, codec = dict(identity["scheme"]), dict(identity["codec"])
     if "taus_before" in scheme:
         scheme["taus"] = scheme["taus_before"]
-        codec["law"] = {**codec["law"], "taus": scheme["taus_before"]}
+        codec["inclusion_rule"] = {**codec["inclusion_rule"], "taus": scheme["taus_before"]}
     return {**identity, "corpus": corpus, "scheme": scheme, "codec": codec}

@@ -65,11 +65,11 @@ def sample_identity(**changes: Any) -> dict[str, Any]:
 
 
 def sample_row(rng: np.random.Generator) -> tuple[CachedSequence, NDArray[np.float32]]:
-    """Return a row of random length and the tail mass of its counted positions."""
+    """Return a row of random length and the tail mass of its supervised positions."""
     length = int(rng.integers(2, 40))
-    counted = rng.random(length) < 0.5
-    counted[0] = False
-    number = int(counted.sum())
+    loss_mask = rng.random(length) < 0.5
+    loss_mask[0] = False
+    number = int(loss_mask.sum())
     logits = rng.normal(0, 3, (number, SPEC.vocab_size))
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     counts = rng.integers(0, 7, number).astype(np.int32)
@@ -85,11 +85,11 @@ def sample_row(rng: np.random.Generator) -> tuple[CachedSequence, NDArray[np.flo
         temperatures=TEMPERATURES,
         log_z_NG=log_z.astype(np.float32),
         entropy_NG=np.abs(log_z).astype(np.float32),
-        gold_logprob_N=log_p[:, 0].astype(np.float32),
+        label_logprob_N=log_p[:, 0].astype(np.float32),
     )
     ids_L = rng.integers(0, SPEC.vocab_size, length).astype(np.int32)
     tail_N = np.array([1 - np.exp(v).sum() for v in values], np.float32)
-    return CachedSequence(rng.bytes(16).hex(), ids_L, counted, targets), tail_N
+    return CachedSequence(rng.bytes(16).hex(), ids_L, loss_mask, targets), tail_N
 
 
 def sample_rows(number: int, seed: int) -> tuple[list[CachedSequence], list[NDArray[np.float32]]]:

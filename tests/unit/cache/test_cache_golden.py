@@ -24,28 +24,28 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
 SHA256 = {
     "top-k": (
-        "b7f008bfd090b099bb96be32251965fe0b8c3792a3b025f1bbc4fea3033734dc",
-        "5dd51f3d35ff64a688d2ded5b622c37719a03f7095fd4845daa3e8878734df8f",
+        "cd139f9c42d31dc61235299d7d21fc18ce6c261fe2bb1266b0086b035d5d879c",
+        "138bc987e54c4de51970558e031c7eeb6455ac4d1ba39c37874ccee8c94af5f7",
     ),
     "threshold": (
-        "5c5b5b1877ac0a3af919c9fd9c31b8e7b5dfd7c9b46522546a323a3791feff62",
-        "5700058f1280565fbcf69afbbabe64d55c0943af666bc730b0aa9afe1f43b084",
+        "f51b2fcc94bc842a2e733af523ae0550d7143508bea6e6a4d5bbb99e604376bc",
+        "0585b077cfdf5c9566a413c6d09316cfcb3958920e4218fc88b08e3fd5a4728d",
     ),
     "top-k-sampled": (
-        "8dcdd8dc36710bbcd7d65a4c2d1e2a6cbffdff278d6c749ed6de9a302eedf6d1",
-        "5c75d371a11b1985c22dd1182cf9e5ed200b72677afe05ad9f32d8d74abc5b4a",
+        "6b1b3ff16ac6697be7c1d4c731cc6bec228a2104aba3a25f68e4bdb739004b26",
+        "bf593076e06f195ac531d538c04c51f6c5bab87f12f9f4221fe8752697c15b16",
     ),
     "threshold-of-three": (
-        "6489d7a913ec5f0e0e60973465237732d315aeb3a4551001129ab2107c3edb08",
-        "ed57e65fe7073583bdda238eb5e2d6d77a865a1a1e443ca88dcabdb6bd8f8d18",
+        "635b9de74d101700a4913f0b0366e8066eb8bc3e4d33cfec449520eb9545ccc8",
+        "78c36bdc013b3cfb867debc872944495965cd9b938e6b15f9a40b0e79996eecb",
     ),
     "threshold-long": (
-        "92b566d5612281ff487412fac79008f5befdbee5274666de241610bad859d586",
-        "f7dcf87dbff2a59d5951f969030b8797b0b8572e1c250b7fdd837891531e2c93",
+        "68199fd57b31627fa4d09ea1c520f0bc41a6c68ed062597a5e17e02220431c46",
+        "b3354b861dc445ffba261cf768e920739c29ea6584f91a315b5ad486e4ecc305",
     ),
     "threshold-coarse": (
-        "72cc183bea78cd34ae274ef805c3763e666cacdb4a7f43207cfe47c7cc76a5c3",
-        "a76d5d60645044924d6b6b7910309c1318f1281d5d156f33df29d005c4f7666a",
+        "49003c240a857bbf72fcfdb20f3b0ecc67f4c38fb27e228c7a329deaf0a8b064",
+        "7e23fbbf0195bfb5b2186e2797cffb9b5b2d5d8168b4bde1e5f509c2a38deb3f",
     ),
 }
 """Of the manifest, which names every other file's checksum, and of the expected values."""
@@ -60,7 +60,7 @@ def _expected(name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", SHA256)
 def test_the_samples_are_frozen(name: str) -> None:
-    """A change of these files is a change of the format: add cache-v3, leave these alone."""
+    """A change of these files is a change of the format; after the release, of its version."""
     files = (f"cache-v1-{name}/_meta/manifest.json", f"cache-v1-{name}.expected.json")
     found = [hashlib.sha256((GOLDEN / file).read_bytes()).hexdigest() for file in files]
     assert tuple(found) == SHA256[name]
@@ -80,7 +80,7 @@ def test_our_reader_finds_what_was_frozen(name: str) -> None:
         targets = row.targets
         assert (split, shard, row.sample_id) == (want["split"], want["shard"], want["sample_id"])
         assert row.input_ids_L.tolist() == want["input_ids"]
-        assert row.counted_L.tolist() == want["counted"]
+        assert row.loss_mask_L.tolist() == want["loss_mask"]
         assert targets.counts_N.tolist() == want["counts"]
         assert targets.token_ids_E.tolist() == want["token_ids"]
         np.testing.assert_allclose(targets.logprobs_E, want["logprobs"], rtol=1e-6, atol=1e-9)
@@ -92,21 +92,21 @@ def test_our_reader_finds_what_was_frozen(name: str) -> None:
         np.testing.assert_allclose(targets.log_z_NG, log_z, rtol=1e-6)
         entropy = np.array(want["entropy"]).reshape(shape)
         np.testing.assert_allclose(targets.entropy_NG, entropy, rtol=1e-6)
-        np.testing.assert_allclose(targets.gold_logprob_N, want["gold_logprob"], rtol=1e-6)
+        np.testing.assert_allclose(targets.label_logprob_N, want["label_logprob"], rtol=1e-6)
 
 
 def test_the_samples_reach_every_part_of_the_format() -> None:
     counts = {count for row in _expected("top-k") for count in row["counts"]}
     assert counts == {0, 1, 3, 300}
     assert min(v for row in _expected("threshold-of-three") for vs in row["log_z"] for v in vs) < 0
-    drawn = [
+    sampled = [
         (logprob, pi)
         for row in _expected("threshold-coarse")
         for logprob, pi in zip(row["logprobs"], row["inclusion"], strict=True)
         if pi < 1
     ]
-    assert max(drawn) > (0, 0.999)
-    assert {1022, 1023} <= _drawn_ranks("threshold-of-three")
+    assert max(sampled) > (0, 0.999)
+    assert {1022, 1023} <= _sampled_ranks("threshold-of-three")
     tables = [
         pq.read_table(file).to_pylist() for file in GOLDEN.glob("cache-v1-*/data/*/*.parquet")
     ]
@@ -114,8 +114,8 @@ def test_the_samples_reach_every_part_of_the_format() -> None:
     assert filled == set(tables[0][0])
 
 
-def _drawn_ranks(name: str) -> set[int]:
-    """Return the ranks of the drawn entries of the first shard."""
+def _sampled_ranks(name: str) -> set[int]:
+    """Return the ranks of the sampled entries of the first shard."""
     table = pq.read_table(GOLDEN / f"cache-v1-{name}/data/train/00000.parquet")
     rank = {token: rank for rank, token in enumerate(_order(table))}
     return {
@@ -131,7 +131,7 @@ def _drawn_ranks(name: str) -> set[int]:
 
 def _order(table: Any) -> list[int]:
     """Return the token of each rank."""
-    frame = base64.b64decode(table.schema.metadata[b"distil_ranks"])
+    frame = base64.b64decode(table.schema.metadata[b"distill_ranks"])
     classes = zstandard.ZstdDecompressor().decompress(frame)
     return sorted(range(len(classes)), key=lambda token: (-classes[token], token))
 
@@ -169,11 +169,15 @@ def _dither(sample_id: str, r: int) -> float:
 
 
 def _runs(row: dict[str, bytes], kind: str, order: list[int]) -> Iterator[list[tuple[int, int]]]:
-    """Take counts by `send`, yield runs of (token, level)."""
+    """Take counts by `send`, yield runs of (token, code)."""
     ids = [_Stream(row[f"{kind}_ids_{stream}"]) for stream in range(4)]
     bits = _Bits(row[f"{kind}_bits"])
-    certain = kind == "certain"
-    names = ["certain_values"] if certain else [f"drawn_values_{stream}" for stream in range(3)]
+    always_kept = kind == "always_kept"
+    names = (
+        ["always_kept_values"]
+        if always_kept
+        else [f"sampled_values_{stream}" for stream in range(3)]
+    )
     values = [_Stream(row[name]) for name in names]
     run: list[tuple[int, int]] = []
     while True:
@@ -185,16 +189,16 @@ def _runs(row: dict[str, bytes], kind: str, order: list[int]) -> Iterator[list[t
             stream = 2 * (before >= 62) + (left == 1)
             c = ids[stream].next()
             before += (1 << c) + bits.take(c)
-            if certain:
-                level = values[0].next()
+            if always_kept:
+                code = values[0].next()
             else:
-                level = values[before >= 1023].half()
-                if level == 15:
-                    level = values[2].next()
-            run.append((order[before], level))
+                code = values[before >= 1023].half()
+                if code == 15:
+                    code = values[2].next()
+            run.append((order[before], code))
     assert all(stream.at == len(stream.data) for stream in ids)
     assert 0 <= bits.end - bits.at < 8
-    if certain:
+    if always_kept:
         assert values[0].at == len(values[0].data)
     else:
         assert [(v.at + 1) // 2 for v in values[:2]] == [len(v.data) for v in values[:2]]
@@ -205,11 +209,15 @@ def _runs(row: dict[str, bytes], kind: str, order: list[int]) -> Iterator[list[t
 def _read_row(
     row: dict[str, Any], codec: dict[str, Any], grid: list[float], order: list[int]
 ) -> dict[str, Any]:
-    grids, law = codec["grids"], codec["law"]
-    a, b, s = grids["certain_scale"], grids["certain_step"], grids["drawn_step"]
-    level_p = [-a * (math.exp(b * k) - 1) for k in range(256)]
-    mass = [math.floor(65536 * math.exp(v) + 0.5) for v in level_p]
-    places = [i for i, counted in enumerate(row["counted"]) if counted]
+    quantisation, rule = codec["quantisation"], codec["inclusion_rule"]
+    a, b, s = (
+        quantisation["always_kept_scale"],
+        quantisation["always_kept_step"],
+        quantisation["sampled_step"],
+    )
+    code_p = [-a * (math.exp(b * k) - 1) for k in range(256)]
+    mass = [math.floor(65536 * math.exp(v) + 0.5) for v in code_p]
+    places = [i for i, loss_mask in enumerate(row["loss_mask"]) if loss_mask]
     number, others = len(places), [t for t in grid if t != 1.0]
     dither = [_dither(row["sample_id"], i - 1) for i in places]
     high = row["counts_high"] or bytes(2 * number)
@@ -219,43 +227,43 @@ def _read_row(
         for g, t in enumerate(others):
             low, top = row["log_z"][g * number + n], row["log_z_high"][g * number + n]
             step = low | top << 8
-            values[t] = grids["log_z_step"] * (step - 65536 * (step >= 32768))
+            values[t] = quantisation["log_z_step"] * (step - 65536 * (step >= 32768))
         log_z.append([values[t] for t in grid])
         entropy.append([
-            grids["entropy_step"] * (row["entropy"][g * number + n] + dither[n])
+            quantisation["entropy_step"] * (row["entropy"][g * number + n] + dither[n])
             for g in range(len(grid))
         ])  # fmt: skip
-    used = [] if law is None else [g for g, tau in enumerate(law["taus"]) if tau > 0]
-    alone = law is not None and [grid[g] for g in used] == [1.0]
-    certain = _runs(row, "certain", order)
-    drawn = _runs(row, "drawn", order)
-    next(certain), next(drawn)
+    used = [] if rule is None else [g for g, tau in enumerate(rule["taus"]) if tau > 0]
+    alone = rule is not None and [grid[g] for g in used] == [1.0]
+    always_kept = _runs(row, "always_kept", order)
+    sampled = _runs(row, "sampled", order)
+    next(always_kept), next(sampled)
     counts, ids, logprobs, inclusion = [], [], [], []
     for n, place in enumerate(places):
-        own = certain.send(row["certain_counts"][n] | high[n] << 8)  # type: ignore[attr-defined]
-        u = row["drawn_counts"][n] | high[number + n] << 8
-        gold = row["gold"][n]
+        own = always_kept.send(row["always_kept_counts"][n] | high[n] << 8)  # type: ignore[attr-defined]
+        u = row["sampled_counts"][n] | high[number + n] << 8
+        label = row["label_logprob"][n]
         if alone:
-            t = max(1, math.floor(65536 * law["taus"][grid.index(1.0)] + 0.5))
-            rest = max(0, 65536 - mass[gold] - sum(mass[k] for _, k in own))
+            t = max(1, math.floor(65536 * rule["taus"][grid.index(1.0)] + 0.5))
+            rest = max(0, 65536 - mass[label] - sum(mass[k] for _, k in own))
             u = (rest + t // 2) // t + (u // 2 if u % 2 == 0 else -(u + 1) // 2)
-        far = drawn.send(u)  # type: ignore[attr-defined]
+        far = sampled.send(u)  # type: ignore[attr-defined]
         found: list[tuple[int, float, float]] = []
-        if law is not None:
-            found.append((row["input_ids"][place], level_p[gold], 1.0))
-        found += [(token, level_p[k], 1.0) for token, k in sorted(own)]
+        if rule is not None:
+            found.append((row["input_ids"][place], code_p[label], 1.0))
+        found += [(token, code_p[k], 1.0) for token, k in sorted(own)]
         for token, k in sorted(far):
             log_p = -s * (k + dither[n])
             total = sum(
-                (math.exp(log_p / grid[g] - log_z[n][g]) / law["taus"][g]) ** 2 for g in used
+                (math.exp(log_p / grid[g] - log_z[n][g]) / rule["taus"][g]) ** 2 for g in used
             )
             found.append((token, log_p, min(1 - 2**-20, math.sqrt(total))))
-        if law is None and found:
+        if rule is None and found:
             p = [math.exp(value) for _, value, _ in found]
-            levels = [k for _, k in sorted(own)]
-            m = levels.index(min(levels))
+            codes = [k for _, k in sorted(own)]
+            m = codes.index(min(codes))
             tail = row["tail"][n]
-            rest = 1 - (0.0 if tail == 255 else math.exp(-grids["tail_step"] * tail))
+            rest = 1 - (0.0 if tail == 255 else math.exp(-quantisation["tail_step"] * tail))
             rest -= sum(p[:m] + p[m + 1 :])
             bounded = min(max(rest, p[m] * math.exp(-b)), min(p[m] * math.exp(b), 1.0))
             found[m] = (found[m][0], math.log(bounded), 1.0)
@@ -263,10 +271,11 @@ def _read_row(
         ids += [token for token, _, _ in found]
         logprobs += [value for _, value, _ in found]
         inclusion += [pi for _, _, pi in found]
-    certain.send(None), drawn.send(None)  # type: ignore[attr-defined]
+    always_kept.send(None), sampled.send(None)  # type: ignore[attr-defined]
     return {
         "counts": counts, "token_ids": ids, "logprobs": logprobs, "inclusion": inclusion,
-        "log_z": log_z, "entropy": entropy, "gold_logprob": [level_p[k] for k in row["gold"]],
+        "log_z": log_z, "entropy": entropy,
+        "label_logprob": [code_p[k] for k in row["label_logprob"]],
     }  # fmt: skip
 
 
@@ -274,7 +283,7 @@ def _read_row(
 def test_a_stranger_reads_it_too(name: str) -> None:
     folder = GOLDEN / f"cache-v1-{name}"
     manifest = json.loads((folder / "_meta/manifest.json").read_text(encoding="utf-8"))
-    assert (manifest["format"], manifest["format_version"]) == ("distil-cache", 1)
+    assert (manifest["format"], manifest["format_version"]) == ("distill-cache", 1)
     codec, grid = manifest["codec"], manifest["temperatures"]
     assert codec["name"] == "ranked"
     wanted = iter(_expected(name))
@@ -282,7 +291,7 @@ def test_a_stranger_reads_it_too(name: str) -> None:
         data = (folder / record["path"]).read_bytes()
         assert xxhash.xxh3_128(data).digest().hex() == record["xxh3_128"]
         table = pq.read_table(folder / record["path"])
-        note = json.loads(table.schema.metadata[b"distil_cache"])
+        note = json.loads(table.schema.metadata[b"distill_cache"])
         assert note["identity_digest"] == manifest["identity_digest"]
         assert (note["codec"], note["temperatures"]) == (codec, grid)
         order = _order(table)
@@ -297,7 +306,7 @@ def test_a_stranger_reads_it_too(name: str) -> None:
             assert got["inclusion"] == pytest.approx(
                 want["inclusion"] or [1.0] * len(got["inclusion"]), rel=1e-4
             )
-            assert got["gold_logprob"] == pytest.approx(want["gold_logprob"], rel=1e-5)
+            assert got["label_logprob"] == pytest.approx(want["label_logprob"], rel=1e-5)
             for column in ("log_z", "entropy"):
                 for one, other in zip(got[column], want[column], strict=True):
                     assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
@@ -307,24 +316,31 @@ def test_a_stranger_reads_it_too(name: str) -> None:
 
 def test_the_worked_example() -> None:
     text = FORMAT.read_text(encoding="utf-8")
-    example = text[text.index("## 12. Version 2: worked example") :]
+    example = text[text.index("## 9. Worked example") :]
     codec = {
-        "law": {"temperatures": [1.0], "taus": [0.25]},
-        "grids": {
-            "certain_scale": 0.05, "certain_step": 0.06, "drawn_step": 2.0, "log_z_step": 1 / 64,
-            "entropy_step": 0.25, "tail_step": 1 / 16,
+        "inclusion_rule": {"temperatures": [1.0], "taus": [0.25]},
+        "quantisation": {
+            "always_kept_scale": 0.05, "always_kept_step": 0.06, "sampled_step": 2.0,
+            "log_z_step": 1 / 64, "entropy_step": 0.25, "tail_step": 1 / 16,
         },
     }  # fmt: skip
     row: dict[str, Any] = {
-        f"{kind}_ids_{n}": b"" for kind in ("certain", "drawn") for n in range(4)
+        f"{kind}_ids_{n}": b"" for kind in ("always_kept", "sampled") for n in range(4)
     }
-    row |= {f"drawn_values_{n}": b"" for n in range(3)}
-    names = ("certain_bits", "drawn_bits", "certain_values", "counts_high", "log_z", "log_z_high")
+    row |= {f"sampled_values_{n}": b"" for n in range(3)}
+    names = (
+        "always_kept_bits",
+        "sampled_bits",
+        "always_kept_values",
+        "counts_high",
+        "log_z",
+        "log_z_high",
+    )
     row |= dict.fromkeys(names, b"")
     for name, value in re.findall(r"`(\w+)` is `([0-9a-f]{2})`", example):
         row[name] = bytes.fromhex(value)
     row |= {
-        "sample_id": "0" * 32, "input_ids": [3, 2], "counted": [False, True], "entropy": b"\x00",
+        "sample_id": "0" * 32, "input_ids": [3, 2], "loss_mask": [False, True], "entropy": b"\x00",
     }  # fmt: skip
     got = _read_row(row, codec, [1.0], [0, 1, 2, 3])
     assert (got["counts"], got["token_ids"]) == ([2], [2, 0])
@@ -339,7 +355,12 @@ def test_format_page_names_every_column_and_member() -> None:
     text = FORMAT.read_text(encoding="utf-8")
     folder = GOLDEN / "cache-v1-threshold"
     manifest = json.loads((folder / "_meta/manifest.json").read_text())
-    names = {*manifest, *manifest["shards"][0], *manifest["codec"], *manifest["codec"]["grids"]}
+    names = {
+        *manifest,
+        *manifest["shards"][0],
+        *manifest["codec"],
+        *manifest["codec"]["quantisation"],
+    }
     names |= {
         re.sub(r"_\d$", "_", n) for n in pq.read_schema(folder / "data/train/00000.parquet").names
     }

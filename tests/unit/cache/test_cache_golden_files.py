@@ -53,7 +53,7 @@ def test_digests_checksums_and_sums(cache: Path) -> None:
     manifest = _parse((cache / "_meta/manifest.json").read_text(encoding="utf-8"))
     stored = manifest.pop("manifest_sha256")
     assert _digest(manifest) == stored
-    assert manifest["format"] == "distil-cache"
+    assert manifest["format"] == "distill-cache"
     assert int(manifest["format_version"]) == 1
     assert manifest["identity_digest"] == _digest(manifest["identity"])
     packed = (cache / "_meta/rows.bin").read_bytes()
@@ -69,15 +69,15 @@ def test_digests_checksums_and_sums(cache: Path) -> None:
         assert len(data) == int(record["bytes"])
         assert xxhash.xxh3_128(data).digest().hex() == record["xxh3_128"]
         table = pq.read_table(cache / record["path"])
-        note = json.loads(table.schema.metadata[b"distil_cache"])
+        note = json.loads(table.schema.metadata[b"distill_cache"])
         assert set(note) == {"format_version", "identity_digest", "codec", "temperatures"}
         rows = table.to_pylist()
         assert len(rows) == int(record["rows"])
         assert sum(row["num_tokens"] for row in rows) == int(record["tokens"])
-        assert sum(row["num_counted"] for row in rows) == int(record["counted"])
+        assert sum(row["num_loss_tokens"] for row in rows) == int(record["loss_tokens"])
         for row in rows:
-            assert (row["num_tokens"], row["num_counted"]) == lengths[number]
-            assert sum(row["counted"]) == row["num_counted"]
+            assert (row["num_tokens"], row["num_loss_tokens"]) == lengths[number]
+            assert sum(row["loss_mask"]) == row["num_loss_tokens"]
             number += 1
     assert number == len(lengths)
 
@@ -95,7 +95,9 @@ def test_records_repeat_the_manifest(cache: Path) -> None:
         before = sum(int(r["rows"]) for r in manifest["shards"][:start])
         own = lengths[before : before + int(note["rows"])]
         assert [int(n) for n in note.pop("row_tokens")] == [tokens for tokens, _ in own]
-        assert [int(n) for n in note.pop("row_counted")] == [counted for _, counted in own]
+        assert [int(n) for n in note.pop("row_loss_tokens")] == [
+            loss_tokens for _, loss_tokens in own
+        ]
         assert note == manifest["shards"][start]
 
 

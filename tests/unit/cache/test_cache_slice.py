@@ -90,7 +90,7 @@ def test_subsets_are_nested_and_untouched(made: Path, tmp_path: Path) -> None:
     assert half.keys() < before.keys()
     assert half.keys() <= six.keys() or six.keys() <= half.keys()  # one order of the samples
     for name, row in six.items():
-        for column in ("counts_N", "token_ids_E", "logprobs_E", "log_z_NG", "gold_logprob_N"):
+        for column in ("counts_N", "token_ids_E", "logprobs_E", "log_z_NG", "label_logprob_N"):
             a, b = getattr(row.targets, column), getattr(before[name].targets, column)
             assert a.tolist() == b.tolist()
 

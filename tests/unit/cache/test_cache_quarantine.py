@@ -12,9 +12,9 @@ import pytest
 from pipeline.cache.__main__ import main
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
-from pipeline.cache.layout.inventory import read_ledger
+from pipeline.cache.layout.inventory import read_inventory
 from pipeline.cache.layout.manifest import PLAN, read_manifest, record_name
-from pipeline.cache.layout.quarantine import FailedRow, failed_name, set_aside
+from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_name, quarantine_rows
 from pipeline.cache.tools.repair import plan_repair, repair_cache
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
@@ -32,7 +32,7 @@ from tests.unit.cache.sample_cache import (
     sample_shard,
 )
 
-LIST = failed_name("train-00001")
+LIST = quarantine_name("train-00001")
 KEY = ("train", 1)
 
 
@@ -43,15 +43,15 @@ def _write(url: str, lost: Sequence[int]) -> None:
     rows, tails = sample_rows(3, seed=1)
     kept = [place for place in range(3) if place not in lost]
     if lost:
-        failed = [FailedRow(rows[place].sample_id, "not finite", 3) for place in lost]
-        assert set_aside(store, "train-00001", failed)
+        failed = [QuarantinedRow(rows[place].sample_id, "not finite", 3) for place in lost]
+        assert quarantine_rows(store, "train-00001", failed)
     record, data = encode_shard(
         [rows[place] for place in kept], SPEC, split="train", index=1, temperatures=TEMPERATURES,
         identity_digest=fingerprint(identity), tails=[tails[place] for place in kept],
     )  # fmt: skip
     commit_shard(store, record, data)
     records = [sample_shard("train", 0, 5)[0], record, sample_shard("heldout", 0, 2)[0]]
-    counts = {"rows": 10, **({"rows_set_aside": len(lost)} if lost else {})}
+    counts = {"rows": 10, **({"rows_quarantined": len(lost)} if lost else {})}
     finalize(
         store, records, identity=identity, spec=SPEC, temperatures=TEMPERATURES,
         corpus_counts=counts, tokenizer_files=["tokenizer.json"], command="made by a test",
@@ -76,7 +76,7 @@ def _damaged(folder: Path, *, quick: bool = False) -> dict[str, str]:
 
 def _run_by_hand(folder: Path, plan_of: Path) -> Callable[[Sequence[str]], int]:
     """Return what stage one does to `folder`: it makes shard and manifest, and says that a row
-    is set aside."""
+    is quarantined."""
 
     def run(_arguments: Sequence[str]) -> int:
         for name in (SHARD, record_name(*KEY), LIST, PLAN, "_meta/rows.bin", "_meta/manifest.json"):
@@ -87,7 +87,7 @@ def _run_by_hand(folder: Path, plan_of: Path) -> Callable[[Sequence[str]], int]:
     return run
 
 
-def test_rows_set_aside_are_no_damage(without: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_quarantined_are_no_damage(without: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = digests(without)
     for quick in (False, True):
         assert _damaged(without, quick=quick) == {}
@@ -114,7 +114,7 @@ def test_a_damaged_or_lost_list_is_found_and_named(without: Path) -> None:
         assert set(_damaged(without)) == {LIST}, at
         assert file.exists()
     file.unlink()
-    assert _damaged(without) == {LIST: f"missing: 1 rows of {SHARD} were set aside"}
+    assert _damaged(without) == {LIST: f"missing: 1 rows of {SHARD} were quarantined"}
 
 
 def test_lists_that_say_something_else_than_the_shard(without: Path) -> None:
@@ -125,14 +125,16 @@ def test_lists_that_say_something_else_than_the_shard(without: Path) -> None:
         ([rows[0].sample_id, rows[1].sample_id], "plans 3 rows"),
     ):
         (without / LIST).unlink()
-        set_aside(store, "train-00001", [FailedRow(name, "x", 1) for name in ids])
+        quarantine_rows(store, "train-00001", [QuarantinedRow(name, "x", 1) for name in ids])
         assert any(says in reason for reason in _damaged(without).values())
     (without / LIST).unlink()
-    set_aside(store, "train-00001", [FailedRow(rows[1].sample_id, "not finite", 3)])
-    set_aside(store, "train-00009", [FailedRow(rows[1].sample_id, "x", 1)])
-    assert _damaged(without) == {failed_name("train-00009"): "belongs to no shard of this cache"}
+    quarantine_rows(store, "train-00001", [QuarantinedRow(rows[1].sample_id, "not finite", 3)])
+    quarantine_rows(store, "train-00009", [QuarantinedRow(rows[1].sample_id, "x", 1)])
+    assert _damaged(without) == {
+        quarantine_name("train-00009"): "belongs to no shard of this cache"
+    }
     plan = plan_repair(store, verify_cache(store))
-    assert plan.remove == (failed_name("train-00009"),)
+    assert plan.remove == (quarantine_name("train-00009"),)
     assert not plan.stage_one
 
 
@@ -149,7 +151,7 @@ def test_repair_makes_what_a_lost_list_leaves_open(without: Path) -> None:
     assert set(plan.remove) == {LIST, record_name(*KEY)}
 
 
-def test_a_stage_that_ends_with_rows_set_aside_has_repaired(
+def test_a_stage_that_ends_with_rows_quarantined_has_repaired(
     without: Path, made_without: Path
 ) -> None:
     store = Store(str(without))
@@ -184,13 +186,13 @@ def test_rows_that_are_answered_now_are_told(without: Path, tmp_path: Path) -> N
     assert _damaged(without) == {}
 
 
-def test_more_rows_set_aside_than_before_is_no_repair(without: Path, tmp_path: Path) -> None:
-    _write(str(tmp_path / "less"), [0, 1])
+def test_more_rows_quarantined_than_before_is_no_repair(without: Path, tmp_path: Path) -> None:
+    _write(str(tmp_path / "limit"), [0, 1])
     flip(without / SHARD, 30)
     store = Store(str(without))
     plan = plan_repair(store, verify_cache(store))
     with pytest.raises(CacheError, match="its bytes are not those of before"):
-        repair_cache(store, plan, _run_by_hand(without, tmp_path / "less"))
+        repair_cache(store, plan, _run_by_hand(without, tmp_path / "limit"))
 
 
 def _part(source: Path, target: Path, *lost: tuple[str, int]) -> Path:
@@ -217,7 +219,7 @@ def test_parts_keep_their_lists(without: Path, tmp_path: Path) -> None:
     differ = {name for name in wanted if found[name] != wanted[name]}
     assert differ <= {"README.md", "_meta/manifest.json"}
     manifest = read_manifest(Store(str(tmp_path / "sum")))
-    assert manifest.corpus_counts["rows_set_aside"] == 1
+    assert manifest.corpus_counts["rows_quarantined"] == 1
     # A second time nothing is written that was there.
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "sum/data").rglob("*.parquet")}
     assert _merge(tmp_path / "sum", one, two) == 0
@@ -230,12 +232,12 @@ def test_parts_keep_their_lists(without: Path, tmp_path: Path) -> None:
 
 def test_the_part_with_most_rows_is_taken(without: Path, tmp_path: Path) -> None:
     _write(str(tmp_path / "whole"), [])
-    _write(str(tmp_path / "less"), [0, 1])
+    _write(str(tmp_path / "limit"), [0, 1])
     parts = [
-        _part(folder, tmp_path / f"part-{folder.name}") for folder in (tmp_path / "less", without)
+        _part(folder, tmp_path / f"part-{folder.name}") for folder in (tmp_path / "limit", without)
     ]
     assert _merge(tmp_path / "sum", *parts) == 0
-    assert read_ledger(Store(str(tmp_path / "sum"))).rows_set_aside == 1
+    assert read_inventory(Store(str(tmp_path / "sum"))).rows_quarantined == 1
     # Later a worker has answered all: the same target takes its shard, and forgets the list.
     assert _merge(tmp_path / "sum", *parts, tmp_path / "whole") == 0
     assert not (tmp_path / "sum" / LIST).exists()
