@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         switches={
             "dry_run": "print the plan (samples, tokens, shards, bytes, memory, time from a short "
             "calibration) and exit",
-            "retry_quarantined": "make the rows that were quarantined again (give it to one worker)",
+            "retry_quarantined": "try the quarantined rows again (give it to one worker)",
         },
         examples=[
             f"{PROG} --config stages/configs/teacher.yaml",

@@ -156,8 +156,8 @@ def cache_teacher(
     """Make what is missing of the cache and return its manifest.
 
     Rows that the teacher cannot answer are quarantined (`cache/layout/quarantine.py`); the cache is
-    complete without them, and they are tried again only when `retry_quarantined` asks for it. A run over
-    a complete cache compares every checksum, makes damaged shards anew to the same bytes, and loads
+    complete without them, and they are tried again only when `retry_quarantined` asks for it. A run
+    over a complete cache compares every checksum, makes damaged shards anew to the same bytes, and loads
     no teacher when there is nothing to make.
 
     Raises:
