@@ -28,7 +28,7 @@ class TeacherRun(Settings):
         "runs/default/cache",
         "where the cache goes: a folder, or any address fsspec opens (s3://bucket/cache)",
     )
-    seed: int = option(42, "of the held-out split and whatever else is drawn", ge=0)
+    seed: int = option(42, "of the held-out split and whatever else is sampled", ge=0)
     teacher: TeacherSettings = TeacherSettings()
     corpus: CorpusSettings = CorpusSettings()
     generate: GenerateSettings = GenerateSettings()

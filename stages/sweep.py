@@ -121,10 +121,10 @@ class _Task:
 
 def _logged_objective(objective: str, points: Sequence[Point], cache_url: str) -> str:
     from pipeline.cache.io.reader import open_cache
-    from pipeline.student.compatibility import cache_law
+    from pipeline.student.compatibility import cache_inclusion_rule
     from pipeline.sweep.objective import logged_objective
 
-    sampled = cache_law(open_cache(cache_url).manifest) is not None
+    sampled = cache_inclusion_rule(open_cache(cache_url).manifest) is not None
     return logged_objective(objective, points, sampled=sampled)
 
 
@@ -230,7 +230,7 @@ def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
         # Of the tail only the finished cache knows whether it fits.
         loss = settings.loss.model_copy(update={"tail": "auto", "control_variate": None})
         try:
-            check_compatibility(loss, settings.data, grid=grid, law=None)
+            check_compatibility(loss, settings.data, grid=grid, rule=None)
         except ConfigError as error:
             mistakes |= dict.fromkeys(f"{point.label}: {line}" for line in error.mistakes)
     if mistakes:
@@ -238,12 +238,12 @@ def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
 
 
 def _make_cache(python: str, config: str, cache_url: str) -> None:
-    from stages.distill import ROWS_SET_ASIDE
+    from stages.distill import ROWS_QUARANTINED
 
     print("cache     is not complete; the teacher reads the corpus once", flush=True)
     command = [python, "-m", "stages.cache_teacher", "--config", config, "--cache_dir", cache_url]
     code = subprocess.run(command, check=False).returncode
-    if code not in (0, ROWS_SET_ASIDE):
+    if code not in (0, ROWS_QUARANTINED):
         raise DistillError(
             f"stages.cache_teacher ended with exit code {code}",
             do="mend what it says above and run the same command again",

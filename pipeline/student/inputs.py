@@ -15,7 +15,7 @@ from pipeline.student.build.freeze import read_unfrozen_parameters
 from pipeline.student.build.initial import initial_identity, resolve_source
 from pipeline.student.build.lora import check_lora_targets
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
-from pipeline.student.compatibility import cache_law, check_compatibility
+from pipeline.student.compatibility import cache_inclusion_rule, check_compatibility
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.training.checkpoint import RunIdentity
 
@@ -56,7 +56,7 @@ class Inputs:
     @property
     def sampled(self) -> bool:
         """Whether the cache holds sampled entries, whose sums are unbiased; else it is a top-k."""
-        return cache_law(self.cache.manifest) is not None
+        return cache_inclusion_rule(self.cache.manifest) is not None
 
     def pack_length(self) -> int:
         """Tokens of the longest sequence there can be, in the student's tokens."""
@@ -121,7 +121,9 @@ def open_inputs(
         ModelError: the student cannot be reached, or has another tokenizer.
     """
     cache = open_cache(cache_url)
-    check_compatibility(loss, data, grid=cache.manifest.temperatures, law=cache_law(cache.manifest))
+    check_compatibility(
+        loss, data, grid=cache.manifest.temperatures, rule=cache_inclusion_rule(cache.manifest)
+    )
     if not cache.source("heldout").shard_rows():
         raise CacheError(
             f"{cache_url}: no held-out rows",

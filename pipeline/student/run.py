@@ -19,7 +19,7 @@ from pipeline.student.build.freeze import apply_freezing
 from pipeline.student.build.initial import make_initial_student
 from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
-from pipeline.student.compatibility import cache_drawn_step, cache_law
+from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
@@ -162,13 +162,13 @@ def _build_student(run: _Run) -> _Student:
             gradient_checkpointing=settings.gradient_checkpointing,
             trust_remote_code=settings.trust_remote_code,
         )
-    law = cache_law(inputs.cache.manifest)
+    rule = cache_inclusion_rule(inputs.cache.manifest)
     install_distill_head(
         model,
         inputs.training_loss,
         valid_vocab=inputs.vocabulary.size,
-        drawn_log_step=cache_drawn_step(inputs.cache.manifest),
-        law_highest=law.highest if law else 0.0,
+        sampled_log_step=cache_sampled_step(inputs.cache.manifest),
+        rule_highest=rule.highest if rule else 0.0,
     )
     if settings.lora.enabled:
         add_lora(model, settings.lora, seed=inputs.seed)

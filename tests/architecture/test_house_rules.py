@@ -124,7 +124,7 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     from stages.settings import StudentRun, TeacherRun
     from stages.sweep import SweepRun
 
-    known = {"config", "config_file", "dry_run", "help", "retry_failed"}
+    known = {"config", "config_file", "dry_run", "help", "retry_quarantined"}
     for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}

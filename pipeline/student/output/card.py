@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.evaluate.harness import TaskScore
 from pipeline.evaluate.measures import HeldoutScores
-from pipeline.student.compatibility import cache_law
+from pipeline.student.compatibility import cache_inclusion_rule
 
 __all__ = ["CardFacts", "card_with_tasks", "student_card"]
 
@@ -103,7 +103,7 @@ A student of `{teacher["model"]}`, started from `{base}`{pruned}, {trained}
 | | |
 |---|---|
 {rows}
-{_heldout(before, after, sampled=cache_law(manifest) is not None)}
+{_heldout(before, after, sampled=cache_inclusion_rule(manifest) is not None)}
 ## Use
 
 ```python
@@ -189,8 +189,8 @@ def _heldout(before: HeldoutScores | None, after: HeldoutScores | None, *, sampl
     return f"""
 ## Held-out measures
 
-On {len(after.counted)} sequences ({sum(after.counted)} counted tokens) of the cache that were never
-trained on; standard errors over sequences. {meaning}
+On {len(after.loss_tokens)} sequences ({sum(after.loss_tokens)} supervised tokens) of the cache that
+were never trained on; standard errors over sequences. {meaning}
 
 | | {" | ".join(heads)} |
 |{"---|" * (len(heads) + 1)}

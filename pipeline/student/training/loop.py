@@ -143,8 +143,8 @@ class TrainLoop:
         distributed, loss = self._engine.distributed, self._settings.loss
         # A run that is resumed at this step draws the same numbers (dropout) as one that is not.
         torch.manual_seed(hash((self._settings.seed, batch.step, distributed.rank)) & 0x7FFFFFFF)
-        counted = max(batch.num_counted_tokens, 1)
-        scale = distributed.world_size * len(batch.micro_batches) / counted
+        loss_tokens = max(batch.num_loss_tokens, 1)
+        scale = distributed.world_size * len(batch.micro_batches) / loss_tokens
         rate = self._engine.learning_rate
         outputs = self._engine.train_step(
             [module_inputs(b.to(self._engine.device), scale) for b in batch.micro_batches]
@@ -154,7 +154,7 @@ class TrainLoop:
         divergence, entropy, stop = self._engine.sum_over_ranks(
             [divergence, entropy, float(self._stop_asked)]
         )
-        divergence, entropy = divergence / counted, entropy / counted
+        divergence, entropy = divergence / loss_tokens, entropy / loss_tokens
         values = {
             "train/loss": loss.alpha * loss.temperature**2 * divergence
             + (1 - loss.alpha) * entropy,
