@@ -92,7 +92,7 @@ def kill_while_exporting() -> None:
 
 def forbid_loading() -> None:
     """Make loading any model an error."""
-    from pipeline.teacher.capture.run import run as capture
+    from pipeline.teacher.capture import run as capture
 
     def refuse(*_args: Any, **_options: Any) -> None:
         raise AssertionError("the teacher was loaded")

@@ -116,7 +116,7 @@ def _measured(into: Counter[str], name: str, call: Callable[..., Any]) -> Callab
 def measured_worker(result: Path, flags: list[str]) -> None:
     """Run stage one in this process and write what its claims and the whole loop cost."""
     from pipeline.errors import run_command
-    from pipeline.teacher.capture.run import run as capture
+    from pipeline.teacher.capture import run as capture
     from pipeline.teacher.fleet import leases as claims
     from stages.cache_teacher import main
 

@@ -53,7 +53,7 @@ def write_corpus(file: Path, *, tokens: int, tokens_of: Callable[[Any], int]) ->
 
 def run_stage(flags: list[str]) -> None:
     """Run the stage in this process and print the peak at the end of each phase."""
-    from pipeline.teacher.capture.run import run as capture
+    from pipeline.teacher.capture import run as capture
     from stages.cache_teacher import main as stage_one
 
     peaks: list[int] = []
