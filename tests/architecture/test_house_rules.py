@@ -17,7 +17,7 @@ SOURCES = sorted(
 LONGEST = 400
 DOCUMENTS = [
     file
-    for folder in (".", "pipeline/**", "k8s/**", "docker", "docs/**")
+    for folder in (".", "pipeline/**", "stages/**", "k8s/**", "docker", "tests/**")
     for file in ROOT.glob(f"{folder}/*.md")
     if file.is_file()
 ]
@@ -125,7 +125,7 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     from stages.sweep import SweepRun
     from stages.train_student import StudentRun
 
-    known = {"config", "config_file", "dry_run", "help", "retry_quarantined"}
+    known = {"config", "config_file", "dry_run", "check", "help", "retry_quarantined"}
     for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}
@@ -139,3 +139,9 @@ def test_every_flag_that_a_document_shows_exists() -> None:
         if flag.rstrip(".-") in foreign or name in {f.replace("-", "_") for f in foreign}:
             continue
         assert name in known or name.removeprefix("no_") in known, f"README.md shows --{flag}"
+
+
+def test_the_page_of_options_is_what_the_settings_say() -> None:
+    from stages.options import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `make options`"
