@@ -28,14 +28,14 @@ _COMMANDS = (
 )
 _INTRODUCTION = """# Commands and their options
 
-`make options` writes this page from the settings; a test compares the two. Each command is a module,
-`python -m stages.NAME`, and a make target that installs what it needs first. Through make, options
-are passed as `ARGS="--option value"`.
+`make options` writes this page from the settings; a test compares the two. Each command is a
+module, `python -m stages.NAME`, and a make target that installs what it needs first. Through make,
+options are passed as `ARGS="--option value"`.
 
-- An option is named by its dotted path (`--teacher.model`) or by its short name (`--teacher_model`).
-  `-` and `_` are the same.
-- Values come from the defaults, then from files (`--config FILE`, YAML or JSON, may be repeated), then
-  from flags; the later wins. `configs/` holds files to start from.
+- An option is named by its dotted path (`--teacher.model`) or by its short name
+  (`--teacher_model`). `-` and `_` are the same.
+- Values come from the defaults, then from files (`--config FILE`, YAML or JSON, may be repeated),
+  then from flags; the later wins. `configs/` holds files to start from.
 - A list is `1,2` or several words. `--no-NAME` is false. `none` is no value, where the type has it.
 - All mistakes are reported at once, before anything starts.
 
@@ -46,9 +46,9 @@ Exit codes:
 | 0 | done |
 | 1 | an error that the message explains |
 | 2 | a mistake in the configuration |
-| 3 | corpus, model, cache or checkpoint do not serve; or the cache is complete but for quarantined rows |
+| 3 | corpus, model, cache or checkpoint do not serve; or a complete cache with quarantined rows |
 | 4 | the store fails, or memory or disk are too small |
-| 143 | stopped by a signal; the same command goes on |
+| 130, 143 | stopped by a signal; the same command goes on |
 """
 
 
