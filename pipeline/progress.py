@@ -1,6 +1,6 @@
 """Progress of a long loop, by tqdm: its bar on a terminal, a line every few seconds elsewhere.
 
-Here and not in `observe`: the cache's own commands, which stand below that, show progress too.
+Here and not in `observe`: the cache's own commands, a layer below that, show progress too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Progress:
     """Counts `done` towards a total and shows it; a context manager.
 
     Args:
-        total: how many units the whole work has, those done before included; none if unknown.
+        total: how many units the work has, those done before included; none if unknown.
         unit: what is counted, in the plural ("steps", "sequences").
         description: a word in front of the numbers.
         every_s: seconds between lines where there is no terminal.

@@ -15,7 +15,7 @@ PROG = "python -m stages.check_cache"
 
 
 class CheckRun(StudentRun):
-    """Everything stage two can be told, and what is expected of its cache."""
+    """All settings of stage two, and what is expected of its cache."""
 
     cache_identity: str | None = option(
         None,

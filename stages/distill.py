@@ -21,7 +21,7 @@ ROWS_QUARANTINED = 3
 
 
 class DistillRun(Settings):
-    """Where things go and which configurations are used; stage settings stand in those files."""
+    """Where things go and which configurations are used; stage settings are in those files."""
 
     run_dir: str = option("runs/default", "folder for cache, student, control and report")
     teacher_config: str = option("stages/configs/teacher.yaml", "configuration of stage one")
@@ -120,7 +120,7 @@ def _stage(title: str, command: list[str], *, also: int = 0) -> int:
 
 class _StageFailed(DistillError):
     def __init__(self, found: str, code: int) -> None:
-        super().__init__(found, do="mend what it says above and run the same command again")
+        super().__init__(found, do="correct what it says above and run the same command again")
         self.exit_code = code if code > 0 else 1
 
 

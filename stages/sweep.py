@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_space(file: SweepFile) -> Space:
-    """Return the space of a sweep file over its base; its mistakes stand in it.
+    """Return the space of a sweep file over its base; with its mistakes.
 
     Raises:
         ConfigError: the base itself is rejected.
@@ -173,8 +173,8 @@ def _run(task: _Task, runs: list[PlannedRun], shown: str) -> int:
     )
     print(f"sweep     {options.folder}, objective {task.objective}", flush=True)
     done = sweep.run()
-    refused = [] if search is None else search.refused
-    return _finish(options.folder, done, refused)
+    rejected = [] if search is None else search.rejected
+    return _finish(options.folder, done, rejected)
 
 
 def _search(task: _Task) -> SearchSource:
@@ -195,7 +195,7 @@ def _search(task: _Task) -> SearchSource:
     )
 
 
-def _finish(folder: Path, ledger: Ledger, refused: Sequence[tuple[str, str]]) -> int:
+def _finish(folder: Path, ledger: Ledger, rejected: Sequence[tuple[str, str]]) -> int:
     """Write the report of what finished; fail with a list of what did not."""
     from pipeline.sweep.run import SweepFailed
     from stages.report import write_sweep_report
@@ -205,11 +205,11 @@ def _finish(folder: Path, ledger: Ledger, refused: Sequence[tuple[str, str]]) ->
         print(f"report    {page}")
         print(f"best      {folder / 'runs' / ranked[0].name / 'model'}   ({ranked[0].label})")
     failed = [(e.label, e.error) for e in ledger.entries if e.state == "failed"]
-    failed += list(refused)
+    failed += list(rejected)
     if failed:
         lines = "".join(f"\n  - {label}: {error.rstrip('.')}" for label, error in failed)
         raise SweepFailed(
-            f"{len(failed)} of {len(ledger.entries) + len(refused)} runs failed:{lines}\n"
+            f"{len(failed)} of {len(ledger.entries) + len(rejected)} runs failed:{lines}\n"
             "the others are done",
             do="correct what the messages say and run the same command again; finished runs are "
             "not done again",
@@ -246,7 +246,7 @@ def _make_cache(python: str, config: str, cache_url: str) -> None:
     if code not in (0, ROWS_QUARANTINED):
         raise DistillError(
             f"stages.cache_teacher ended with exit code {code}",
-            do="mend what it says above and run the same command again",
+            do="correct what it says above and run the same command again",
         )
 
 

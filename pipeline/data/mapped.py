@@ -44,7 +44,7 @@ class MappedRows(RowsOver):
 
         Raises:
             ModelError: a sequence holds a piece that the student has no embedding for. As a target
-                such a piece is allowed: its mass lies outside the student's vocabulary.
+                such a piece is allowed: its mass is outside the student's vocabulary.
         """
         return [self._mapped(row) for row in self.source.read_rows(shard, rows)]
 

@@ -22,7 +22,7 @@ class DataSettings(Settings):
     )
     batch_tokens: int | None = option(
         None,
-        "most tokens of an optimiser step, over all processes: whole sequences up to this budget "
+        "most tokens of an optimiser step, over all processes: sequences up to this budget "
         "in place of a number of packs; at least three times the longest one",
         ge=6,
     )

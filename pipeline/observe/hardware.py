@@ -64,7 +64,7 @@ def git_commit(source: Path = _SOURCE) -> str | None:
     """Return the commit that `source` was checked out from, with `-dirty` if it was changed.
 
     An image without `.git` says it by the environment variable `DISTILL_COMMIT`. A package that
-    merely lies inside another repository (a virtual environment in a checkout) has no commit.
+    is merely inside another repository (a virtual environment in a checkout) has no commit.
     """
     stated = os.environ.get("DISTILL_COMMIT")
     if stated:

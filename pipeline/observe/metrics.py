@@ -78,7 +78,7 @@ class JsonLinesSink:
 
     Args:
         path: a local file; its folder is made.
-        resume_step: the step of the checkpoint that the run continues from; none starts anew.
+        resume_step: the step of the checkpoint that the run continues from; none starts a new file.
     """
 
     def __init__(self, path: str | Path, *, resume_step: int | None = None) -> None:
@@ -99,7 +99,7 @@ class JsonLinesSink:
         """Append one record and hand it to the system at once: a kill loses nothing before it.
 
         Raises:
-            StoreError: the disk refuses; the file is the run's record, so the run stops.
+            StoreError: the disk rejects it; the file is the run's record, so the run stops.
         """
         try:
             self._file.write(_to_line(step, values))
@@ -167,7 +167,7 @@ def open_sinks(
     Args:
         settings: which trackers, and how they name the run.
         directory: a local folder; trackers that write files write below it.
-        resume_step: the step of the checkpoint that the run continues from; none starts anew.
+        resume_step: the step of the checkpoint that the run continues from; none starts a new file.
         config: the resolved settings, shown by trackers beside the curves.
         is_writer: false on every rank but the first, which then gets a sink that keeps nothing.
 
@@ -194,7 +194,7 @@ def is_timing(key: str) -> bool:
 
 
 def read_metrics(path: str | Path) -> Iterator[MetricRecord]:
-    """Yield the whole records of a metrics file, which another process may be writing."""
+    """Yield the complete records of a metrics file, which another process may be writing."""
     for line in Path(path).read_bytes().splitlines(keepends=True):
         record = _from_line(line)
         if record is not None:

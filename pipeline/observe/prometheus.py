@@ -74,7 +74,7 @@ def serve_metrics(
 
 
 def _collector(shares: Shares, worker: str) -> Any:
-    """Return what turns the account into the library's metric families, anew at every scrape."""
+    """Return what turns the account into the library's metric families, again at every scrape."""
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,

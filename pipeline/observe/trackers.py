@@ -68,7 +68,7 @@ def open_tracker(
         return opener(settings, directory, resume_step, config)
     except Exception as error:
         _log.warning(
-            "tracker %s did not start and is left out: %s: %s", name, type(error).__name__, error
+            "tracker %s did not start and is skipped: %s: %s", name, type(error).__name__, error
         )
         return None
 
@@ -125,7 +125,7 @@ def _open_wandb(
         resume="allow" if known else None,
     )
     _keep_run_id(directory, "wandb", str(run.id))
-    # wandb's own step may only grow, so that the steps repeated after a kill would be refused;
+    # wandb's own step may only grow, so that the steps repeated after a kill would be rejected;
     # a step of ours as the x axis may repeat.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")

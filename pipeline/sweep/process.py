@@ -136,7 +136,7 @@ class RunProcess:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once; the last complete checkpoint is whole."""
+        """End it at once; the last complete checkpoint stays."""
         self._signal(signal.SIGKILL)
 
     def failure(self) -> str:

@@ -241,7 +241,7 @@ class Sweep:
                     active.process.kill()
                 time.sleep(self._poll_s)
             add_seconds(active.process.run.folder, active.process.seconds)
-            # One that ended meanwhile is found finished by the next call, and told to the source.
+            # The next call finds finished what ended meanwhile, and reports it to the source.
             self._note(active.process.run, "waiting")
         self._active.clear()
         for _, lock in self._blocked:

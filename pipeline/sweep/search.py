@@ -1,4 +1,4 @@
-"""A search by Optuna, its storage on disk: what is asked, what is told, what a kill left open."""
+"""A search by Optuna, its storage on disk: what it proposes, what it learns, what a kill left open."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SearchSource:
         objective: name of the metric, part of the study's name.
         maximize: whether larger is better.
         identity: what else decides an objective: the cache and the base.
-        plan: a point's run; may refuse.
+        plan: a point's run; may raise.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class SearchSource:
             pruner=_pruner(optuna, search),
         )
         self._open: dict[str, Any] = {}
-        self.refused: list[tuple[str, str]] = []
+        self.rejected: list[tuple[str, str]] = []
         """(label, reason) of proposed points that could not be planned."""
         self._orphans = self._running()
         self._retry_failed()
@@ -131,7 +131,7 @@ class SearchSource:
                 point = self._space.point(values)
                 run = self._plan(point)
             except DistillError as error:
-                self.refused.append((json.dumps(values, default=str), str(error)))
+                self.rejected.append((json.dumps(values, default=str), str(error)))
                 self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
                 continue
             trial.set_user_attr(_RUN, run.name)

@@ -63,13 +63,13 @@ class Space:
     """
 
     def __init__(self, base: Settings, file: SweepFile) -> None:
-        """Check every field and value by itself; what is wrong stands in `mistakes`."""
+        """Check every field and value by itself; what is wrong is in `mistakes`."""
         self.base = base
         self._model = type(base)
         self._leaves = list(leaves(self._model))
         self._data = base.model_dump(mode="python")
         self.mistakes: list[str] = []
-        """What was found wrong so far; refused values are left out of the points."""
+        """What was found wrong so far; rejected values are not in the points."""
         if file.overrides:
             self._override(file.overrides)
         self.axes: dict[str, list[Any] | Range] = {}
@@ -96,7 +96,7 @@ class Space:
     def corners(self) -> list[Point]:
         """Return one point for each choice and range end of a search, the rest at its first.
 
-        What the cache refuses of these it would refuse in the middle of the search.
+        What the cache rejects of these it would reject in the middle of the search.
         """
         ends = {name: _ends(axis) for name, axis in self.axes.items()}
         if not all(ends.values()):
@@ -116,7 +116,7 @@ class Space:
                 continue
             key = json.dumps(point.values, sort_keys=True, default=str)
             if key in found:
-                self.mistakes.append(f"{point.label}: this point stands twice")
+                self.mistakes.append(f"{point.label}: this point is listed twice")
             found[key] = point
         return list(found.values())
 
@@ -124,7 +124,7 @@ class Space:
         """Return the base with these values.
 
         Raises:
-            ConfigError: the schema refuses them.
+            ConfigError: the schema rejects them.
         """
         settings = self._validated(values)
         canonical = settings.model_dump(mode="json")
@@ -151,7 +151,7 @@ class Space:
             self._data = self.base.model_dump(mode="python")
 
     def _flat(self, data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Yield dotted names and values of nested sections; a field's own value is left whole."""
+        """Yield dotted names and values of nested sections; a field's own value is left as it is."""
         known = {leaf.dotted for leaf in self._leaves}
         for key, value in data.items():
             name = f"{prefix}{key}"

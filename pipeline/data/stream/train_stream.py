@@ -43,7 +43,7 @@ Agree = Callable[[Sequence[SkippedShard]], Sequence[SkippedShard]]
 
 
 class TrainStream:
-    """Training steps of one rank; its whole state is the number of the next step.
+    """Training steps of one rank; its state is the number of the next step.
 
     And, where shards are damaged and the user wants to go on, which of them are skipped.
     """

@@ -117,10 +117,10 @@ def adapter_files(
         if ".lora_" in name
     }
     targets = _targets(model, settings)
-    whole = _peft_config(
+    full = _peft_config(
         settings, _short(model, targets), transposed=_transposed(model, targets)
     ).to_dict()
-    config = {key: sorted(v) if isinstance(v, set) else v for key, v in whole.items()}
+    config = {key: sorted(v) if isinstance(v, set) else v for key, v in full.items()}
     config |= {"base_model_name_or_path": base, "inference_mode": True}
     return {
         "adapter_model.safetensors": save(weights, metadata={"format": "pt"}),
@@ -187,7 +187,7 @@ def _mistake(model: Any, target: str, linear: Sequence[str]) -> str:
     if any(name == target or name.endswith(f".{target}") for name in names):
         return (
             f"{found}, which is no linear layer inside the student's body; expected one of those "
-            "(its head holds the loss and stays whole)"
+            "(its head holds the loss and gets no adapter)"
         )
     short = sorted({name.rsplit(".", 1)[-1] for name in linear})
     pool = linear if "." in target else short

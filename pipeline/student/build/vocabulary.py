@@ -39,7 +39,7 @@ _PROBE_ROWS = 64
 
 @dataclass(frozen=True)
 class StudentVocabulary:
-    """How the student's tokens stand to the cache's."""
+    """How the student's tokens relate to the cache's."""
 
     cache: Cache
     size: int
@@ -53,7 +53,7 @@ class StudentVocabulary:
     wrap: Callable[[RowSource], RowSource] | None = None
     retokenised: bool = False
     rows: RowSource | None = None
-    """The training rows in the cache's tokens; None: all of them, whole."""
+    """The training rows in the cache's tokens; None: all of them, with all entries."""
 
     @cached_property
     def train(self) -> RowSource:
@@ -88,16 +88,17 @@ def open_vocabulary(
     """Compare the student's tokenizer with the cache's, by content.
 
     - The same pieces under the same ids: nothing to do.
-    - The same pieces under other ids, or some on one side alone, and text that both cut alike:
+    - The same pieces under other ids, or some on one side alone, and text that both split alike:
       ids are mapped, and what maps is logged.
-    - Anything else is another tokenizer: refused, unless `cross_tokenizer` says how to train
+    - Anything else is another tokenizer: rejected, unless `cross_tokenizer` says how to train
       across it.
 
     Args:
         student_folder: of the model that the student starts from.
         cache: the cache.
         cross_tokenizer: what to do about another tokenizer.
-        train: the training rows to read; None: all of the cache, whole.
+        train: the training rows to read; None: all of the cache, with all
+            entries.
 
     Raises:
         ModelError: another tokenizer, or one without what the mode needs.

@@ -29,7 +29,7 @@ def export_student(
     card: str,
     weights_dtype: WeightsDtype = "as_trained",
 ) -> None:
-    """Write `target` as `save_pretrained` does, whole or not at all; rank 0 only.
+    """Write `target` as `save_pretrained` does, complete or not at all; rank 0 only.
 
     Args:
         model: the student; only its configuration and tying are used.

@@ -89,7 +89,7 @@ def test_mlflow_stays_in_the_output_folder(fake: _Recorder, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("fake", ["wandb"], indirect=True)
-def test_a_tracker_that_does_not_start_warns_and_is_left_out(
+def test_a_tracker_that_does_not_start_warns_and_is_skipped(
     fake: _Recorder,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -103,7 +103,7 @@ def test_a_tracker_that_does_not_start_warns_and_is_left_out(
         sink = open_sinks(ObserveSettings(report_to=("wandb",)), tmp_path)
     sink.log(0, {"a": 1.0})
     sink.close()
-    assert "tracker wandb did not start and is left out: RuntimeError: no API key" in caplog.text
+    assert "tracker wandb did not start and is skipped: RuntimeError: no API key" in caplog.text
     assert (tmp_path / "metrics.jsonl").exists()
 
 

@@ -116,7 +116,7 @@ def test_a_value_is_judged_by_itself_even_where_the_base_disagrees() -> None:
 def test_the_same_point_twice() -> None:
     space = _space(grid={"temperature": [1, 1.0]})
     space.points()
-    assert space.mistakes == ["temperature 1: this point stands twice"]
+    assert space.mistakes == ["temperature 1: this point is listed twice"]
 
 
 @pytest.mark.parametrize(
