@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.report.charts.png import curves_png, png_curves, sweep_png
-from pipeline.report.data.records import Report
+from pipeline.report.data.report import Report
 from pipeline.report.html.page import render_page
 
 __all__ = ["read_report", "write_report"]

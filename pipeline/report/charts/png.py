@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.report.charts.scale import thin
-from pipeline.report.data.records import Curve, SweepFacts
+from pipeline.report.data.runs import Curve
+from pipeline.report.data.sweep import SweepFacts
 
 __all__ = ["curves_png", "png_curves", "sweep_png"]
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from pipeline.report.charts.scale import Axis, log_axis, nice_axis, thin, tick_label
-from pipeline.report.data.records import Curve, Measure, Row
-from pipeline.report.text.wording import Metric, format_measure, metric_decimals
+from pipeline.report.data.measures import Measure, Row
+from pipeline.report.data.runs import Curve
+from pipeline.report.text.metrics import DISTANCES, Metric, metric_decimals
+from pipeline.report.text.numbers import format_measure
 
 __all__ = [
     "RANK_STYLES",
@@ -48,7 +50,7 @@ def dot_chart(rows: Sequence[Row], metric: Metric, *, identity: str) -> Markup:
     known = [(row, measure) for row, measure in known if math.isfinite(measure.value)]
     decimals = metric_decimals(metric, rows)
     ends = [end for _, measure in known for end in _whisker(measure, metric)] or [0.0, 1.0]
-    zero = metric.key in ("kl", "ece") and not all(row.rank for row in rows)
+    zero = metric.key in (*DISTANCES, "ece") and not all(row.rank for row in rows)
     axis = nice_axis(ends, start=126.0, end=270.0, from_zero=zero, num_ticks=3)
     parts = [_vertical_grid(axis, top=top, bottom=height - bottom, label_y=height - 9)]
     told = []

@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from pipeline.report.charts.scale import Axis, log_axis, nice_axis, tick_label
 from pipeline.report.charts.svg import WIDTH, rank_class, rank_mark, svg_frame, svg_tag, svg_text
-from pipeline.report.data.records import Measure, SweepPoint
-from pipeline.report.text.wording import Metric
+from pipeline.report.data.measures import Measure
+from pipeline.report.data.sweep import SweepPoint
+from pipeline.report.text.metrics import Metric
 
 __all__ = ["value_chart"]
 

@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.charts.svg import averaged_over, curve_class, dot_chart, line_chart
-from pipeline.report.data.records import Curve, Difference, Report, Row
+from pipeline.report.data.measures import Difference, Row
+from pipeline.report.data.report import Report
+from pipeline.report.data.runs import Curve
 from pipeline.report.html.page_parts import Figure, Tile
 from pipeline.report.html.page_sweep import sweep_tiles, sweep_view
-from pipeline.report.text.wording import (
+from pipeline.report.text.headline import headline
+from pipeline.report.text.metrics import (
     METRICS,
-    difference_sentence,
+    distance_of,
+    lower_first,
+    metric_decimals,
+    shown_metrics,
+)
+from pipeline.report.text.numbers import (
     format_bytes,
     format_count,
     format_duration,
     format_measure,
-    headline,
-    metric_decimals,
-    shown_metrics,
 )
+from pipeline.report.text.sentences import difference_sentence
 
 __all__ = ["HEAT_STEPS_NATS", "render_page"]
 
@@ -78,25 +84,25 @@ def _tiles(report: Report) -> list[Tile]:
     by_kind: dict[str, Row] = {}
     for row in report.rows:
         by_kind.setdefault(row.kind, row)
-    tiles = []
     distilled, before, control = (by_kind.get(k) for k in ("distilled", "before", "control"))
-    if distilled is not None and "kl" in distilled.metrics:
-        kl = distilled.metrics["kl"].value
-        note = _compared("kl", control)
-        if before is not None and "kl" in before.metrics:
-            start = before.metrics["kl"].value
-            tiles.append(Tile("nats of KL to the teacher", f"{start:.2f} → {kl:.2f}", note))
+    tiles = []
+    metric = distance_of(distilled)
+    if distilled is not None and metric is not None:
+        kl = distilled.metrics[metric.key].value
+        label = f"{metric.unit} of {lower_first(metric.label)}"
+        note = _compared(metric.key, control)
+        if before is not None and metric.key in before.metrics:
+            start = before.metrics[metric.key].value
+            tiles.append(Tile(label, f"{start:.2f} → {kl:.2f}", note))
             if start > 0:
                 closed = f"{100 * (start - kl) / start:.0f} %"
                 tiles.append(Tile("of the distance closed", closed, "from before to after"))
         else:
-            tiles.append(Tile("nats of KL to the teacher", f"{kl:.2f}", note))
+            tiles.append(Tile(label, f"{kl:.2f}", note))
     if distilled is not None and "top1_agreement" in distilled.metrics:
         share = 100 * distilled.metrics["top1_agreement"].value
-        tiles.append(
-            Tile("same first choice as the teacher", f"{share:.1f} %",
-                  _compared("top1_agreement", control))
-        )  # fmt: skip
+        note = _compared("top1_agreement", control)
+        tiles.append(Tile("same first choice as the teacher", f"{share:.1f} %", note))
     return [*tiles, *_cache_tiles(report)]
 
 
@@ -156,7 +162,7 @@ def _compared_rows(report: Report) -> Sequence[Row]:
 def _dot_charts(rows: Sequence[Row]) -> list[Figure]:
     return [
         Figure(
-            heading=metric.label + (f", {metric.unit}" if metric.unit else ""),
+            heading=metric.heading,
             note=("lower is better: " if metric.lower_is_better else "higher is better: ")
             + metric.explanation,
             svg=dot_chart(rows, metric, identity=f"dots-{metric.key}"),

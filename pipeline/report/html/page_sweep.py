@@ -8,16 +8,14 @@ from typing import Any
 
 from pipeline.report.charts.svg import rank_class
 from pipeline.report.charts.svg_sweep import value_chart
-from pipeline.report.data.records import Report, Row, Speed, SweepFacts, SweepPoint
+from pipeline.report.data.measures import Row
+from pipeline.report.data.report import Report
+from pipeline.report.data.runs import Speed
+from pipeline.report.data.sweep import SweepFacts, SweepPoint
 from pipeline.report.html.page_parts import Figure, Tile
+from pipeline.report.text.metrics import Metric, metric_decimals, shown_metrics, upper_first
+from pipeline.report.text.numbers import format_duration, format_measure
 from pipeline.report.text.sweep_text import objective_metric, objective_text, verdict_text
-from pipeline.report.text.wording import (
-    Metric,
-    format_duration,
-    format_measure,
-    metric_decimals,
-    shown_metrics,
-)
 
 __all__ = ["sweep_tiles", "sweep_view"]
 
@@ -43,14 +41,14 @@ def sweep_view(report: Report) -> dict[str, Any] | None:
     if facts is None:
         return None
     metric = objective_metric(facts)
-    ranked = [point for point in facts.points if point.rank]
+    ranked = facts.ranked
     rows = {row.name: row for row in report.rows}
     others = [m for m in shown_metrics(report.rows) if m.key != metric.key]
     names = _field_names(facts.fields)
     return {
         "facts": facts,
         "metric": metric,
-        "heading": _upper(facts.label),
+        "heading": upper_first(facts.label),
         "better": "higher is better" if facts.maximize else "lower is better",
         "fields": [names[field] for field in facts.fields],
         "others": others,
@@ -71,7 +69,7 @@ def sweep_view(report: Report) -> dict[str, Any] | None:
 
 def sweep_tiles(facts: SweepFacts, speeds: Sequence[Speed]) -> list[Tile]:
     """Return the key figures of a sweep."""
-    ranked = [point for point in facts.points if point.rank]
+    ranked = facts.ranked
     if not ranked:
         return []
     metric = objective_metric(facts)
@@ -157,7 +155,7 @@ def _charts(
     unit = f", {metric.unit}" if metric.unit else ""
     return [
         Figure(
-            heading=f"{_upper(facts.label)} by {names[field]}{unit}",
+            heading=f"{upper_first(facts.label)} by {names[field]}{unit}",
             note="runs that share every other value are joined"
             if len(facts.fields) > 1
             else "each point is one run",
@@ -173,7 +171,3 @@ def _field_names(fields: Sequence[str]) -> dict[str, str]:
         field: last.replace("_", " ") if lasts.count(last) == 1 else field
         for field, last in zip(fields, lasts, strict=True)
     }
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

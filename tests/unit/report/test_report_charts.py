@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.report import Curve, Measure, Row
 from pipeline.report.charts.scale import log_axis, nice_axis, thin, tick_label
 from pipeline.report.charts.svg import averaged_over, dot_chart, line_chart
-from pipeline.report.text.wording import METRICS
+from pipeline.report.text.metrics import METRICS
 
 _NUMBERS = st.lists(st.floats(-1e9, 1e9, allow_subnormal=False), min_size=1, max_size=20)
 

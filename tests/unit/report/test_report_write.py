@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.observe.metrics import JsonLinesSink
 from pipeline.report import (
     Curve,
     Generation,
     Report,
-    curves_from_metrics,
     read_report,
     write_report,
 )
@@ -102,30 +100,3 @@ def test_curves_are_sorted_into_pictures_by_their_heading() -> None:
 def test_a_dollar_sign_in_a_name_starts_no_formula() -> None:
     curve = Curve("loss $x", ((0, 1.0), (1, 2.0)), "a $ b", unit="$")
     assert curves_png([curve, curve]).startswith(b"\x89PNG")
-
-
-def test_curves_come_from_the_metrics_file_of_a_run(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    sink = JsonLinesSink(path)
-    for step in range(1, 4):
-        sink.log(step, {"train/loss": 1.0 / step, "throughput/tokens_per_s": 10.0 * step})
-    sink.log(3, {"heldout/kl": 0.5})
-    sink.close()
-    curves = curves_from_metrics(
-        path,
-        names={
-            "train/loss": ("Training loss", "nats"),
-            "heldout/kl": ("Held-out KL", "nats"),
-            "heldout/absent": ("Absent", ""),
-            "throughput/tokens_per_s": ("Throughput", "tokens per s"),
-        },
-        series="control",
-        kind="control",
-    )
-    assert [(c.name, c.group, len(c.points)) for c in curves] == [
-        ("Training loss", "learning", 3),
-        ("Held-out KL", "learning", 1),
-        ("Throughput", "speed", 3),
-    ]
-    assert curves[1].points == ((3, 0.5),)
-    assert {c.kind for c in curves} == {"control"}
