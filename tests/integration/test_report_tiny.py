@@ -45,7 +45,7 @@ def _report(folder: Path) -> dict[str, Any]:
 
 def test_a_sweep(sweep: Path, stage: Stage) -> None:
     result = stage("report", ["--run_dir", sweep]).ok()
-    assert result.out.lstrip().startswith("Use temperature 1: held-out bucketed KL to the teacher ")
+    assert result.out.lstrip().startswith("Use temperature 1: held-out bucketed KL ")
     report = _report(sweep)
     good, worse, lost = report["sweep"]["points"]
     assert [point["label"] for point in (good, worse, lost)] == [

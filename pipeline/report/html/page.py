@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.charts.svg import averaged_over, curve_class, dot_chart, line_chart
+from pipeline.report.charts.dots import rows_scene
+from pipeline.report.charts.lines import averaged_over, curves_scene
+from pipeline.report.charts.styles import STYLES
 from pipeline.report.data.measures import Difference, Row
 from pipeline.report.data.report import Report
 from pipeline.report.data.runs import Curve
-from pipeline.report.html.page_parts import Figure, Tile
+from pipeline.report.html.page_parts import Figure, Tile, figure
 from pipeline.report.html.page_sweep import sweep_tiles, sweep_view
 from pipeline.report.text.headline import headline
 from pipeline.report.text.metrics import (
@@ -67,10 +69,11 @@ def render_page(report: Report) -> str:
         table=_result_table(report.rows),
         differences=[_difference(item, report.rows) for item in report.differences],
         dots=_dot_charts(_compared_rows(report)),
-        learning=_line_charts(report.curves, "learning", shared_legend=report.sweep is not None),
-        speed=_line_charts(report.curves, "speed", shared_legend=report.sweep is not None),
+        learning=_line_charts(report, "learning"),
+        speed=_line_charts(report, "speed"),
         sweep=sweep_view(report),
         heat=_heat,
+        styles=STYLES,
         heat_steps=HEAT_STEPS_NATS,
         environment=list(_flat(report.environment)),
     )
@@ -161,35 +164,31 @@ def _compared_rows(report: Report) -> Sequence[Row]:
 
 def _dot_charts(rows: Sequence[Row]) -> list[Figure]:
     return [
-        Figure(
-            heading=metric.heading,
+        figure(
+            rows_scene(rows, metric),
+            identity=f"dots-{metric.key}",
             note=("lower is better: " if metric.lower_is_better else "higher is better: ")
             + metric.explanation,
-            svg=dot_chart(rows, metric, identity=f"dots-{metric.key}"),
         )
         for metric in shown_metrics(rows)
     ]
 
 
-def _line_charts(
-    curves: Sequence[Curve], group: str, *, shared_legend: bool = False
-) -> list[Figure]:
+def _line_charts(report: Report, group: str) -> list[Figure]:
     by_name: dict[str, list[Curve]] = {}
-    for curve in curves:
+    for curve in report.curves:
         if curve.group == group and curve.points:
             by_name.setdefault(curve.name, []).append(curve)
     figures = []
-    for i, (name, members) in enumerate(by_name.items()):
-        averaged = averaged_over(members)
-        unit = f", {members[0].unit}" if members[0].unit else ""
+    for number, curves in enumerate(by_name.values()):
+        averaged = averaged_over(curves)
         figures.append(
-            Figure(
-                heading=name + unit,
+            figure(
+                curves_scene(curves),
+                identity=f"{group}-{number}",
                 note=f"each point is the mean of {averaged} logged values" if averaged > 1 else "",
-                svg=line_chart(members, identity=f"{group}-{i}"),
-                legend=()
-                if shared_legend
-                else tuple((curve_class(curve), curve.series or curve.kind) for curve in members),
+                # The runs of a sweep have one legend for all of their curves.
+                with_legend=report.sweep is None,
             )
         )
     return figures

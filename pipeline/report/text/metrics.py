@@ -59,7 +59,7 @@ METRICS: dict[str, Metric] = {
             explanation="how far the model's next-token distribution is from the teacher's",
         ),
         Metric(
-            "kl_bucketed", "Bucketed KL to the teacher", "nats", True, short="bucketed KL",
+            "kl_bucketed", "Bucketed KL", "nats", True, short="bucketed KL",
             explanation="how far the model's next-token distribution is from the teacher's, over "
             "the cached top-k and one entry for all other tokens",
             note="Bucketed KL: over the cached top-k and one entry for all other tokens, a lower "

@@ -193,7 +193,7 @@ def sample_sweep_report(*, seed: int = 5, num_steps: int = 300, runs: int = 8) -
         sweep=SweepFacts(
             "sample",
             "heldout/kl_bucketed",
-            "held-out bucketed KL to the teacher",
+            "held-out bucketed KL",
             "nats",
             False,
             ("loss.temperature", "loss.alpha", "student.layers_kept"),

@@ -41,8 +41,7 @@ ROWS = sample_report(num_steps=3).rows
         (
             Difference("distilled", "control", "kl_bucketed", -0.012, 0.01),
             "The distilled student and the cross-entropy control cannot be told apart in bucketed "
-            "KL to the teacher: they differ by 0.01 nats, 1.2 standard errors, which is within "
-            "noise.",
+            "KL: they differ by 0.01 nats, 1.2 standard errors, which is within noise.",
         ),
         (
             Difference("distilled", "control", "top1_agreement", -0.05, 0.005),
