@@ -17,11 +17,11 @@ __all__ = ["ROWS_SET_ASIDE", "DistillRun", "main", "trainer"]
 
 PROG = "python -m stages.distill"
 ROWS_SET_ASIDE = 3
-"""Exit code of a stage one that lacks some rows: the cache serves all the same."""
+"""Exit code of a stage one that lacks some rows: the cache can be used without them."""
 
 
 class DistillRun(Settings):
-    """Where things go and which configurations are used; stage settings stand in those files."""
+    """Where things go and which configurations are used; the stages' settings are in those files."""
 
     run_dir: str = option("runs/default", "folder for cache, student, control and report")
     teacher_config: str = option("stages/configs/teacher.yaml", "configuration of stage one")

@@ -28,7 +28,7 @@ class ReportRun(Settings):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report anew from what the runs left."""
+    """Write the report again from what the runs left."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     run = parse_command(ReportRun, arguments, prog=PROG, description=__doc__ or "").settings
     root = Path(run.run_dir)
@@ -54,7 +54,7 @@ def write_run_report(root: Path, *, command: str) -> Path:
 
     Args:
         root: holds `cache`, `student` and, where one was trained, `control`.
-        command: what made all of it.
+        command: that gives all of it.
 
     Raises:
         CacheError: no complete cache.

@@ -37,16 +37,16 @@ def curves_scene(
     y = linear_or_log(values, start=bottom, end=top, from_zero=not learning, may_log=learning)
     names = list(dict.fromkeys(curve.name for curve in curves))
     several = len(names) > 1
-    drawn: list[Line | Mark] = []
-    # The best of a sweep is drawn last, on top of the others, and so is what matters more.
+    shapes: list[Line | Mark] = []
+    # On top of the others: the best of a sweep, and what matters more.
     for curve, points in sorted(lines, key=lambda line: (_sparse(line[0]), -line[0].rank)):
         style = style_of(curve.kind, curve.rank)
         path = tuple((x.at(step), y.at(value)) for step, value in points)
         if len(path) > 1:
-            drawn.append(Line("line", (path,), style, several and not _sparse(curve)))
+            shapes.append(Line("line", (path,), style, several and not _sparse(curve)))
         if len(path) == 1 or (several and _sparse(curve)):
             size = 4.0 if len(path) == 1 else 2.5
-            drawn += [Mark(style, *place, "circle", size) for place in path]
+            shapes += [Mark(style, *place, "circle", size) for place in path]
     inside = [(x.at(tick), tick_label(tick)) for tick in ticks if x.low <= tick <= x.high]
     scale = ", logarithmic scale" if y.logarithmic else ""
     shown, unit = " and ".join(names), curves[0].unit
@@ -59,7 +59,7 @@ def curves_scene(
         parts=(
             *labelled_rows(y, left=left, right=right),
             *columns(inside, label_y=bottom + 16, name="step", name_x=(left + right) / 2),
-            *drawn,
+            *shapes,
         ),
         legend=tuple(
             Key(
@@ -73,7 +73,7 @@ def curves_scene(
 
 
 def averaged_over(curves: Sequence[Curve]) -> int:
-    """Return how many steps one drawn point stands for at most; 1 if every value is drawn."""
+    """Return how many steps one point of a line is the mean of at most; 1 if every value is shown."""
     return max((thin(curve.points)[1] for curve in curves), default=1)
 
 

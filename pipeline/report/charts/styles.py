@@ -12,7 +12,7 @@ Shape = Literal["circle", "square", "diamond", "up", "down"]
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How one run is drawn: never by colour alone."""
+    """How one run looks: never told apart by colour alone."""
 
     light: str
     dark: str

@@ -49,15 +49,15 @@ def value_scene(facts: SweepFacts, field: str, name: str) -> Scene:
         return x_of(point), y.at(_objective(point).value * metric.scale)
 
     joined = [Line("joined", (tuple(map(at, group)),)) for group in _same_elsewhere(points, field)]
-    drawn: list[Line | Mark] = [line for line in joined if len(line.strokes[0]) > 1]
-    # The best is drawn last, on top of the others.
+    shapes: list[Line | Mark] = [line for line in joined if len(line.strokes[0]) > 1]
+    # The best on top of the others.
     for point in sorted(points, key=lambda p: -p.rank):
         x, middle = at(point)
         low, high = (y.at(end) for end in whisker(_objective(point), metric))
         style = rank_style(point.rank)
         if abs(high - low) > 1:
-            drawn.append(Line("whisker", (((x, low), (x, high)),), style))
-        drawn.append(mark(style, x, middle))
+            shapes.append(Line("whisker", (((x, low), (x, high)),), style))
+        shapes.append(mark(style, x, middle))
     unit = f" in {metric.unit}" if metric.unit else ""
     shown = [f"{_objective(p).value * metric.scale:.{metric.decimals}f}" for p in points]
     return Scene(
@@ -72,7 +72,7 @@ def value_scene(facts: SweepFacts, field: str, name: str) -> Scene:
         parts=(
             *labelled_rows(y, left=_LEFT, right=WIDTH - 10),
             *columns(ticks, label_y=_BOTTOM + 16, name=name, name_x=(_LEFT + _RIGHT) / 2),
-            *drawn,
+            *shapes,
         ),
     )
 

@@ -25,7 +25,7 @@ class Curve:
     __pydantic_config__ = STRICT
 
     name: str
-    """What is drawn, as the chart's heading: "training loss", "held-out KL"."""
+    """What is shown, as the chart's heading: "training loss", "held-out KL"."""
     points: tuple[tuple[Count, Number], ...]
     """(step, value), by rising step."""
     series: str = ""

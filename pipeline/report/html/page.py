@@ -43,7 +43,7 @@ _TEMPLATES = Path(__file__).parent
 
 
 def render_page(report: Report) -> str:
-    """Return the whole page; every text of the report is escaped on the way in."""
+    """Return the page; every text of the report is escaped on the way in."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -113,8 +113,8 @@ def _cache_tiles(report: Report) -> list[Tile]:
     cache = report.cache
     if cache is None or not cache.counted_tokens:
         return []
-    size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.counted_tokens)} targets"
-    return [Tile("bytes per cached target", f"{cache.bytes_per_counted_token:.3g}", size)]
+    size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.counted_tokens)} sparse targets"
+    return [Tile("bytes per sparse target", f"{cache.bytes_per_counted_token:.3g}", size)]
 
 
 def _compared(key: str, control: Row | None) -> str:

@@ -1,4 +1,4 @@
-"""What the page's sections are made of: key figures and charts."""
+"""The parts of the page's sections: key figures and charts."""
 
 from __future__ import annotations
 

@@ -157,6 +157,6 @@ def upper_first(text: str) -> str:
 
 
 def lower_first(label: str) -> str:
-    """Return a label as it stands in a sentence."""
+    """Return a label as it is written inside a sentence."""
     # "KL to the teacher" keeps its capitals, "Cross-entropy" loses one.
     return label if label[:2].isupper() else label[:1].lower() + label[1:]
