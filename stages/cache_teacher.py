@@ -28,7 +28,7 @@ class TeacherRun(Settings):
         "runs/default/cache",
         "where the cache goes: a folder, or any address fsspec opens (s3://bucket/cache)",
     )
-    seed: int = option(42, "of the held-out split and whatever else is drawn", ge=0)
+    seed: int = option(42, "of the held-out split and whatever else is sampled", ge=0)
     teacher: TeacherSettings = TeacherSettings()
     corpus: CorpusSettings = CorpusSettings()
     generate: GenerateSettings = GenerateSettings()
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         switches={
             "dry_run": "print the plan (samples, tokens, shards, bytes, memory, time from a short "
             "calibration) and exit",
-            "retry_failed": "make the rows that were set aside again (give it to one worker)",
+            "retry_quarantined": "try the quarantined rows again (give it to one worker)",
         },
         examples=[
             f"{PROG} --config stages/configs/teacher.yaml",
@@ -91,12 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--cache_dir s3://bucket/cache",
             f"{PROG} --config stages/configs/teacher-writes.yaml",
             f"{PROG} --config stages/configs/teacher.yaml --dry-run",
-            f"{PROG} --config stages/configs/teacher.yaml --retry-failed",
+            f"{PROG} --config stages/configs/teacher.yaml --retry-quarantined",
         ],
         elsewhere={"stage two, train-student": StudentRun},
     )
     run = command.settings
-    from pipeline.cache.layout.quarantine import describe_set_aside, read_failures
+    from pipeline.cache.layout.quarantine import describe_quarantine, read_quarantine
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.prometheus import serve_metrics
     from pipeline.observe.shares import Shares, summary_line
@@ -159,21 +159,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             # How a worker logs and is watched is not the cache's: each would write it otherwise.
             resolved_config=dump_yaml(run, without=("observe",)),
             progress_every_s=run.observe.progress_every_s,
-            retry_failed="retry_failed" in command.switches,
+            retry_quarantined="retry_quarantined" in command.switches,
             shares=shares,
         )
-        failures = read_failures(store)
+        failures = read_quarantine(store)
     summary = shares.summary()
     if summary.counts:
         print(f"this worker: {summary_line(summary)}")
-    counted = sum(record.counted for record in manifest.shards)
+    loss_tokens = sum(record.loss_tokens for record in manifest.shards)
     size = sum(record.bytes for record in manifest.shards)
     print(
-        f"cache {run.cache_dir}: {len(manifest.shards)} shards, {counted} counted tokens, "
-        f"{size / counted:.1f} bytes each, identity {manifest.identity_digest[:12]}"
+        f"cache {run.cache_dir}: {len(manifest.shards)} shards, {loss_tokens} supervised tokens, "
+        f"{size / loss_tokens:.1f} bytes each, identity {manifest.identity_digest[:12]}"
     )
     if failures or prepared.unanswered:
-        raise describe_set_aside(
+        raise describe_quarantine(
             failures,
             unanswered=prepared.unanswered,
             planned_rows=prepared.corpus.counts.samples,

@@ -13,15 +13,15 @@ from pipeline.config.command import command_line
 from pipeline.errors import DistillError, run_command
 from stages.report import write_run_report
 
-__all__ = ["ROWS_SET_ASIDE", "DistillRun", "main", "trainer"]
+__all__ = ["ROWS_QUARANTINED", "DistillRun", "main", "trainer"]
 
 PROG = "python -m stages.distill"
-ROWS_SET_ASIDE = 3
+ROWS_QUARANTINED = 3
 """Exit code of a stage one that lacks some rows: the cache can be used without them."""
 
 
 class DistillRun(Settings):
-    """Where things go and which configurations are used; the stages' settings are in those files."""
+    """Where things go and which configurations are used; those hold the stages' settings."""
 
     run_dir: str = option("runs/default", "folder for cache, student, control and report")
     teacher_config: str = option("stages/configs/teacher.yaml", "configuration of stage one")
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
-    set_aside = _stage("1/4 teacher: reads the corpus once", teacher, also=ROWS_SET_ASIDE)
+    quarantined = _stage("1/4 teacher: reads the corpus once", teacher, also=ROWS_QUARANTINED)
     if run.nproc > 1:
         # One process says what is wrong once; a launcher says it once a rank.
         _stage("student: checked", [*trainer(1), *distilled, "--check"])
@@ -85,8 +85,8 @@ next      another student from the same cache:  make train-student ARGS="--cache
               --dataset_name NAME_OR_FILE --cache_dir FOLDER_OR_URL"
           what a run would take:                add --dry-run to ARGS"""
     )
-    if set_aside:
-        raise _StageFailed("the cache lacks the rows that stage one has listed above", set_aside)
+    if quarantined:
+        raise _StageFailed("the cache lacks the rows that stage one has listed above", quarantined)
     return 0
 
 

@@ -154,11 +154,11 @@ def write_sweep_report(root: Path) -> Path:
     from pipeline.report import Command
     from pipeline.report.compose.ranking import SweptRun
     from pipeline.report.compose.sweep_report import compose_sweep_report
-    from pipeline.sweep.ledger import read_ledger
+    from pipeline.sweep.ledger import read_inventory
     from pipeline.sweep.space import value_text
 
     configure_logging("warning")
-    ledger = read_ledger(root)
+    ledger = read_inventory(root)
     if not ledger.ranked():
         raise ConfigError(
             f"{root}: no run of this sweep is finished",

@@ -29,7 +29,8 @@ _BASE_BYTES = 1 << 30
 _ENTRY_BYTES = 2.2
 """Of an entry on disk after zstd: a gap of 1.2 bytes and a value of 1 (measured at k = 64)."""
 _SAMPLED_BYTES = 1.7
-"""Of a drawn scheme's entry, its share of everything beside it included (`make bench-fidelity`)."""
+"""Of a sampled scheme's entry, its share of everything beside it included (`make
+bench-fidelity`)."""
 _CALIBRATION_TOKENS = 768
 
 
@@ -39,7 +40,7 @@ class Forecast:
 
     samples: int
     tokens: int
-    counted: int
+    loss_tokens: int
     shards: int
     cache_bytes: int
     memory_bytes: int
@@ -50,7 +51,7 @@ class Forecast:
 def forecast(prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings) -> Forecast:
     """Estimate by arithmetic; loads nothing."""
     counts = prepared.corpus.counts
-    per_counted = _target_bytes(prepared.scheme, expected_entries(prepared.scheme))
+    per_loss_token = _target_bytes(prepared.scheme, expected_entries(prepared.scheme))
     config = read_model_config(prepared.model.path)
     stored = 2 if str(config.get("dtype") or config.get("torch_dtype")) != "float32" else 4
     weights = prepared.model.weight_bytes / stored * _DTYPE_BYTES[prepared.engine.dtype]
@@ -61,36 +62,36 @@ def forecast(prepared: Prepared, teacher: TeacherSettings, capture: CaptureSetti
     return Forecast(
         samples=counts.samples,
         tokens=counts.tokens,
-        counted=counts.counted_tokens,
+        loss_tokens=counts.loss_tokens,
         shards=len(prepared.plan.shards),
-        cache_bytes=int(counts.counted_tokens * per_counted + counts.tokens * 2.5),
+        cache_bytes=int(counts.loss_tokens * per_loss_token + counts.tokens * 2.5),
         memory_bytes=int(memory),
         at_most=prepared.responses is not None,
     )
 
 
 def expected_entries(scheme: SparseScheme) -> float:
-    """Estimate the mean entries of a position, gold included.
+    """Estimate the mean entries of a position, label included.
 
-    A law of temperature 1 keeps 7.8, 18.5 and 51 at taus of 1/16, 1/50 and 1/200 (SmolLM2-135M on
-    technical prose, a flat case), about tau^-0.75; at higher temperatures nearly all mass is in
-    entries below tau, and 1 / tau are kept.
+    An inclusion rule of temperature 1 keeps 7.8, 18.5 and 51 at taus of 1/16, 1/50 and 1/200
+    (SmolLM2-135M on technical prose, a flat case), about tau^-0.75; at higher temperatures nearly
+    all mass is in entries below tau, and 1 / tau are kept.
     """
-    if scheme.law is None:
+    if scheme.rule is None:
         return scheme.top_k
     if scheme.mean_entries is not None:
         return scheme.mean_entries
-    drawn = [
+    sampled = [
         tau**-0.75 if temperature <= 1 else 1 / tau
-        for temperature, tau in zip(scheme.law.temperatures, scheme.law.taus, strict=True)
+        for temperature, tau in zip(scheme.rule.temperatures, scheme.rule.taus, strict=True)
         if tau
     ]
-    return 1 + scheme.top_k + math.hypot(*drawn)
+    return 1 + scheme.top_k + math.hypot(*sampled)
 
 
 def _target_bytes(scheme: SparseScheme, entries: float) -> float:
     grid = len(scheme.temperatures)
-    if scheme.law is not None:
+    if scheme.rule is not None:
         return entries * _SAMPLED_BYTES + 2 * (grid - 1)
     return entries * _ENTRY_BYTES + 2 * (2 + 2 * grid)
 
@@ -149,7 +150,10 @@ def print_forecast(
     if prepared.responses is not None:
         print_responses(prepared.responses, store)
     print(f"samples      {plan.samples} ({counts.train} train, {counts.heldout} held out)")
-    print(f"tokens       {most}{plan.tokens}, {plan.counted} counted; {counts.tokens_cut} cut off")
+    print(
+        f"tokens       {most}{plan.tokens}, {plan.loss_tokens} supervised; "
+        f"{counts.tokens_cut} cut off"
+    )
     print(f"shards       {most}{plan.shards}, {done} of them done, at {store.url}")
     print(f"cache        {most or 'about '}{_gib(plan.cache_bytes)}")
     available = available_memory_bytes()
@@ -157,12 +161,12 @@ def print_forecast(
     print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
     check_resources(plan, store)
     rate, entries = _calibrate(prepared, teacher, capture, max_length=max_length)
-    if prepared.scheme.law is not None:
-        taus = ", ".join(f"{tau:.4g}" for tau in prepared.scheme.law.taus)
-        size = plan.counted * _target_bytes(prepared.scheme, entries) + plan.tokens * 2.5
+    if prepared.scheme.rule is not None:
+        taus = ", ".join(f"{tau:.4g}" for tau in prepared.scheme.rule.taus)
+        size = plan.loss_tokens * _target_bytes(prepared.scheme, entries) + plan.tokens * 2.5
         print(
-            f"entries      {entries:.1f} a counted token with capture.tau {taus} (calibrated); the "
-            f"cache then takes {most or 'about '}{_gib(size)}"
+            f"entries      {entries:.1f} a supervised token with capture.tau {taus} (calibrated); "
+            f"the cache then takes {most or 'about '}{_gib(size)}"
         )
     print(
         f"time         {most or 'about '}{_duration(plan.tokens / rate)} at {rate:.0f} tokens/s "
@@ -188,7 +192,7 @@ def print_responses(plan: ResponsePlan, store: Store) -> None:
 def _calibrate(
     prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings, *, max_length: int
 ) -> tuple[float, float]:
-    """Return tokens a second, and mean entries of a counted token."""
+    """Return tokens a second, and mean entries of a supervised token."""
     engine = open_engine(
         teacher,
         capture,

@@ -83,7 +83,7 @@ class CaptureSettings(Settings):
         120, "a shard whose worker gives no sign for this many seconds is taken over", gt=0
     )
     tries: int = option(
-        3, "how often a row may fail (not finite, an error, a crash) before it is set aside", ge=1
+        3, "how often a row may fail (not finite, an error, a crash) before it is quarantined", ge=1
     )
     max_failed_fraction: float = option(
         0.01, "a run stops when more of its rows than this (and more than one) fail", ge=0, le=1

@@ -1,4 +1,4 @@
-"""Rows that the teacher cannot answer are set aside; the rest is as if they were not planned."""
+"""Rows that the teacher cannot answer are quarantined; the rest is as if they were not planned."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _run(
 def _is_complete_without(cache: Path, whole: Path, lost: Sequence[str], shard: int) -> None:
     """Check everything that a reader sees of a cache that lost rows of one training shard."""
     assert cache_command(["verify", str(cache)]) == 0
-    assert open_cache(str(cache)).manifest.corpus_counts["rows_set_aside"] == len(lost)
+    assert open_cache(str(cache)).manifest.corpus_counts["rows_quarantined"] == len(lost)
     expected = [[name for name in names if name not in lost] for names in _ids(whole)]
     assert _ids(cache) == expected
     here, there = digests(cache / "data"), digests(whole / "data")
@@ -55,7 +55,7 @@ def _is_complete_without(cache: Path, whole: Path, lost: Sequence[str], shard: i
 
 
 @pytest.mark.parametrize("kind", ["raises", "nan"])
-def test_a_row_that_fails_is_set_aside_and_can_be_made_again(
+def test_a_row_that_fails_is_quarantined_and_can_be_made_again(
     kind: str, tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
 ) -> None:
     folder, lost = tmp_path / "cache", _ids(tiny_cache)[2][1]
@@ -65,7 +65,7 @@ def test_a_row_that_fails_is_set_aside_and_can_be_made_again(
     assert f"  - sample {lost} (train/00002), 3 tries: " in message
     assert what in message
     assert "complete but for 1 of 56 rows" in message
-    assert "--retry-failed" in message
+    assert "--retry-quarantined" in message
     assert "56 of" not in first.out
     _is_complete_without(folder, tiny_cache, [lost], 2)
     before = _cache_digests(folder)
@@ -73,12 +73,12 @@ def test_a_row_that_fails_is_set_aside_and_can_be_made_again(
     assert _run(stage, tiny, folder, hook=("forbid_loading",)).refused(3) == message
     assert _cache_digests(folder) == before
     # It still fails: the same bytes, the same list.
-    again = _run(stage, tiny, folder, "--retry-failed", hook=("poison", kind, [lost]))
+    again = _run(stage, tiny, folder, "--retry-quarantined", hook=("poison", kind, [lost]))
     assert again.refused(3) == message
     assert _cache_digests(folder) == before
     untouched = folder / "data/train/00001.parquet"
     time = untouched.stat().st_mtime_ns
-    _run(stage, tiny, folder, "--retry-failed").ok()
+    _run(stage, tiny, folder, "--retry-quarantined").ok()
     assert _cache_digests(folder) == _cache_digests(tiny_cache)
     assert untouched.stat().st_mtime_ns == time, "exactly the shard with the row is made again"
 
@@ -92,7 +92,7 @@ def test_a_failure_that_passes_leaves_no_trace(
     assert _cache_digests(tmp_path / "cache") == _cache_digests(tiny_cache)
 
 
-def test_several_workers_agree_on_what_is_set_aside(
+def test_several_workers_agree_on_what_is_quarantined(
     tiny: Tiny, tiny_cache: Path, stage: Stage, start: Callable[..., Running], tmp_path: Path
 ) -> None:
     ids = _ids(tiny_cache)
@@ -124,7 +124,7 @@ def test_a_row_that_kills_its_process_is_found(
     assert f"  - sample {lost} (train/00002), 2 tries: the process died while" in message
     _is_complete_without(folder, tiny_cache, [lost], 2)
     assert not list((folder / "_meta/claims").iterdir())
-    _run(stage, tiny, folder, "--retry-failed").ok()
+    _run(stage, tiny, folder, "--retry-quarantined").ok()
     assert _cache_digests(folder) == _cache_digests(tiny_cache)
 
 
@@ -198,7 +198,7 @@ def test_a_list_that_is_lost_or_damaged_makes_its_shard_again(
         ("other", lambda file: file.write_text(file.read_text().replace(lost, "0" * 32))),
     ):
         folder = Path(shutil.copytree(made, tmp_path / name))
-        spoil(folder / "_meta/failed/train-00002.json")
+        spoil(folder / "_meta/quarantine/train-00002.json")
         _run(stage, tiny, folder).ok()
         assert _cache_digests(folder) == _cache_digests(tiny_cache), name
 

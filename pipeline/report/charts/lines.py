@@ -73,7 +73,7 @@ def curves_scene(
 
 
 def averaged_over(curves: Sequence[Curve]) -> int:
-    """Return how many steps one point of a line is the mean of at most; 1 if every value is shown."""
+    """Return the most steps that one point is the mean of; 1 if every value is shown."""
     return max((thin(curve.points)[1] for curve in curves), default=1)
 
 

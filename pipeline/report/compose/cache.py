@@ -24,26 +24,26 @@ def cache_facts(cache: Cache) -> CacheFacts:
     manifest = cache.manifest
     identity = manifest.identity
     records = manifest.shards
-    counted = sum(record.counted for record in records)
+    loss_tokens = sum(record.loss_tokens for record in records)
     return CacheFacts(
         teacher=str(identity["teacher"]["model"]),
         teacher_revision=str(identity["teacher"]["revision"]),
         corpus=str(identity["corpus"].get("source")),
         samples=sum(record.rows for record in records),
         tokens=sum(record.tokens for record in records),
-        counted_tokens=counted,
+        loss_tokens=loss_tokens,
         size_bytes=sum(record.bytes for record in records),
         scheme=_scheme_words(identity["scheme"]),
         identity=manifest.identity_digest,
         temperatures=manifest.temperatures,
-        kept_mass_mean=sum(r.kept_mass * r.counted for r in records) / max(counted, 1),
-        entropy_mean=sum(r.entropy * r.counted for r in records) / max(counted, 1),
+        kept_mass_mean=sum(r.kept_mass * r.loss_tokens for r in records) / max(loss_tokens, 1),
+        entropy_mean=sum(r.entropy * r.loss_tokens for r in records) / max(loss_tokens, 1),
         shards=tuple(
             ShardFacts(
                 name=f"{r.split}/{r.index:05d}",
                 split=r.split,
                 samples=r.rows,
-                counted_tokens=r.counted,
+                loss_tokens=r.loss_tokens,
                 size_bytes=r.bytes,
                 kept_mass_mean=r.kept_mass,
                 entropy_mean=r.entropy,

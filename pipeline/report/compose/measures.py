@@ -35,7 +35,7 @@ def teacher_row(cache: Cache, *, bucketed: bool) -> Row:
     source = cache.source("heldout")
     for shard, rows in enumerate(source.shard_rows()):
         for row in source.read_rows(shard, range(rows)):
-            sums.append(-float(row.targets.gold_logprob_N.sum(dtype=np.float64)))
+            sums.append(-float(row.targets.label_logprob_N.sum(dtype=np.float64)))
             counts.append(row.targets.num_positions)
     entropy = _measure(ratio_mean(sums, counts))
     perplexity = float(np.exp(entropy.value))

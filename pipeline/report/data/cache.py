@@ -18,7 +18,7 @@ class ShardFacts:
     name: str
     split: str
     samples: Count
-    counted_tokens: Count
+    loss_tokens: Count
     size_bytes: Count
     kept_mass_mean: Number | None = None
     entropy_mean: Number | None = None
@@ -35,7 +35,7 @@ class CacheFacts:
     corpus: str
     samples: Count
     tokens: Count
-    counted_tokens: Count
+    loss_tokens: Count
     size_bytes: Count
     scheme: str
     """The capture scheme in words, as in "top-64 with the mass of the rest"."""
@@ -47,6 +47,6 @@ class CacheFacts:
     shards: tuple[ShardFacts, ...] = ()
 
     @property
-    def bytes_per_counted_token(self) -> float:
+    def bytes_per_loss_token(self) -> float:
         """The price of one sparse target; 0 for an empty cache."""
-        return self.size_bytes / self.counted_tokens if self.counted_tokens else 0.0
+        return self.size_bytes / self.loss_tokens if self.loss_tokens else 0.0

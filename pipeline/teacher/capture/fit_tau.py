@@ -1,8 +1,9 @@
-"""Scales a sampling law until a position keeps the wanted number of entries, once for a cache.
+"""Scales an inclusion rule until a position keeps the wanted number of entries, once for a cache.
 
-The first samples are captured under the law as it stands. Every kept entry stands for 1 / pi of
-its kind, so the mean number under a law scaled by f is estimated by sum min(1, pi_f) / pi over the
-kept entries (Horvitz and Thompson 1952), for every f at once: no second pass of the teacher.
+The first samples are captured under the inclusion rule as it stands. Every kept entry stands for 1
+/ pi of its kind, so the mean number under an inclusion rule scaled by f is estimated by sum min(1,
+pi_f) / pi over the kept entries (Horvitz and Thompson 1952), for every f at once: no second pass of
+the teacher.
 
 The result is written to the cache by create-only write: of several workers that start together,
 each of which finds the same, one is first and the others read it.
@@ -23,7 +24,7 @@ from pipeline.cache.layout.manifest import describe_difference
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
 from pipeline.errors import CacheError, ConfigError, ModelError
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.storage import Store
 from pipeline.teacher.capture.identity import as_begun
 from pipeline.teacher.capture.plan import another_identity
@@ -33,7 +34,7 @@ from pipeline.teacher.generation.identity import planned_cache
 from pipeline.teacher.settings import MOST_ENTRIES, CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["CALIBRATION", "calibrated", "calibrated_scheme", "mean_entries", "scale_law"]
+__all__ = ["CALIBRATION", "calibrated", "calibrated_scheme", "mean_entries", "scale_rule"]
 
 CALIBRATION = "_meta/calibration.json"
 SLICE_TOKENS = 2048
@@ -51,7 +52,7 @@ def calibrated(
     max_length: int,
     keep: bool = True,
 ) -> Prepared:
-    """Return the run with its law scaled to `capture.mean_entries`; as it is where that is unset.
+    """Return the run with its rule scaled to `capture.mean_entries`; as it is where that is unset.
 
     The teacher is loaded only where the result is not yet known.
 
@@ -65,7 +66,7 @@ def calibrated(
 
     Raises:
         CacheError: the store holds another cache, or the calibration of one.
-        ConfigError: no law of this form keeps so few or so many.
+        ConfigError: no inclusion rule of this form keeps so few or so many.
         ModelError: the teacher's logits of the first samples are not finite.
     """
     if prepared.scheme.mean_entries is None:
@@ -89,7 +90,7 @@ def calibrated(
         prepared.scheme, prepared.scheme.mean_entries, store=store,
         samples=prepared.corpus.samples, identity=identity, capture=columns, keep=keep,
     )  # fmt: skip
-    spec = replace(prepared.spec, law=scheme.law)
+    spec = replace(prepared.spec, rule=scheme.rule)
     changed = {**prepared.identity, "scheme": scheme.to_json(), "codec": spec.to_json()}
     return replace(prepared, scheme=scheme, spec=spec, identity=changed)
 
@@ -104,20 +105,21 @@ def calibrated_scheme(
     capture: Callable[[list[Sample]], list[NDArray[np.float32]]],
     keep: bool = True,
 ) -> SparseScheme:
-    """Return the scheme with its law scaled to `wanted` entries a position, gold included.
+    """Return the scheme with its rule scaled to `wanted` entries a position, label included.
 
     Args:
-        scheme: with a law.
+        scheme: with an inclusion rule.
         wanted: mean entries.
         store: the cache's root, where the result is kept or already lies.
         samples: of the corpus; the first few are captured.
-        identity: the cache's, with the law as it stands; another one's result is refused.
+        identity: the cache's, with the inclusion rule as it stands; another one's result is
+            refused.
         capture: the teacher's columns of some samples.
         keep: write the result; False for a forecast.
 
     Raises:
         CacheError: the store holds the calibration of another cache.
-        ConfigError: no law of this form keeps so few or so many.
+        ConfigError: no inclusion rule of this form keeps so few or so many.
     """
     digest = fingerprint({"identity": identity, "mean_entries": wanted})
     try:
@@ -128,27 +130,29 @@ def calibrated_scheme(
     tokens = 0
     for sample in samples:
         chosen.append(sample)
-        tokens += int(sample.counted.sum())
+        tokens += int(sample.loss_mask.sum())
         if tokens >= SLICE_TOKENS:
             break
-    law = scale_law(np.concatenate(capture(chosen)), scheme, wanted)
-    _log.info("capture.tau is %s for %g entries a position", list(law.taus), wanted)
+    rule = scale_rule(np.concatenate(capture(chosen)), scheme, wanted)
+    _log.info("capture.tau is %s for %g entries a position", list(rule.taus), wanted)
     if not keep:
-        return replace(scheme, law=law)
-    content = {"digest": digest, "mean_entries": wanted, "taus": list(law.taus)}
+        return replace(scheme, rule=rule)
+    content = {"digest": digest, "mean_entries": wanted, "taus": list(rule.taus)}
     store.create(CALIBRATION, json.dumps(content, indent=1).encode())
     return _read(store, scheme, digest)
 
 
-def scale_law(columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: float) -> SamplingLaw:
-    """Return the scheme's law, scaled so that `mean_entries` is `wanted`; taus to four digits.
+def scale_rule(
+    columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: float
+) -> InclusionRule:
+    """Return the scheme's rule, scaled so that `mean_entries` is `wanted`; taus to four digits.
 
     Raises:
         ConfigError: out of reach.
         ModelError: not one row of the columns is finite.
     """
-    law = scheme.law
-    assert law is not None
+    rule = scheme.rule
+    assert rule is not None
     columns_NC = columns_NC[np.isfinite(columns_NC).all(axis=1)]
     if not len(columns_NC):
         raise ModelError(
@@ -158,9 +162,9 @@ def scale_law(columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: flo
         )
     # Mean entries fall with the factor; it may neither push a tau to 1 nor ask for more places
     # than settings allow.
-    most_places = sum(1 / tau for tau in law.taus if tau)
+    most_places = sum(1 / tau for tau in rule.taus if tau)
     low = max(1 / _WIDEST, most_places / MOST_ENTRIES)
-    high = min(_WIDEST, 0.99 / max(law.taus))
+    high = min(_WIDEST, 0.99 / max(rule.taus))
     most, least = (mean_entries(columns_NC, scheme, factor) for factor in (low, high))
     if not least < wanted < most:
         raise ConfigError(
@@ -174,30 +178,30 @@ def scale_law(columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: flo
             low = middle
         else:
             high = middle
-    taus = tuple(float(f"{tau * high:.4g}") for tau in law.taus)
-    return SamplingLaw(law.temperatures, taus)
+    taus = tuple(float(f"{tau * high:.4g}") for tau in rule.taus)
+    return InclusionRule(rule.temperatures, taus)
 
 
 def mean_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme, factor: float) -> float:
-    """Estimate the entries a position keeps under the law scaled by `factor`, gold included."""
-    law = scheme.law
-    assert law is not None
+    """Estimate the entries a position keeps under the rule scaled by `factor`, label included."""
+    rule = scheme.rule
+    assert rule is not None
     grid = len(scheme.temperatures)
-    start, places = 2 + 2 * grid, scheme.certain_places + scheme.drawn_places
+    start, places = 2 + 2 * grid, scheme.always_kept_places + scheme.sampled_places
     kept_NP = columns_NC[:, start : start + places] >= 0
     values_E = columns_NC[:, start + places :][kept_NP]
     log_z_EG = np.repeat(columns_NC[:, 2 : 2 + grid], kept_NP.sum(axis=1), axis=0)
-    before_E = law.inclusion(values_E, log_z_EG)
-    after_E = law.scaled(factor).inclusion(values_E, log_z_EG)
+    before_E = rule.inclusion(values_E, log_z_EG)
+    after_E = rule.scaled(factor).inclusion(values_E, log_z_EG)
     place_E = np.nonzero(kept_NP)[1]
-    before_E[place_E < scheme.certain_places] = 1.0
+    before_E[place_E < scheme.always_kept_places] = 1.0
     after_E[place_E < scheme.top_k] = 1.0
     return 1.0 + float((after_E / before_E).sum()) / max(len(columns_NC), 1)
 
 
 def _read(store: Store, scheme: SparseScheme, digest: str) -> SparseScheme:
     content = store.read(CALIBRATION)
-    assert scheme.law is not None
+    assert scheme.rule is not None
     try:
         data = json.loads(content)
         taus = tuple(float(tau) for tau in data["taus"])
@@ -212,4 +216,4 @@ def _read(store: Store, scheme: SparseScheme, digest: str) -> SparseScheme:
             expected="an empty folder, or a cache made with these settings",
             do="choose another --cache_dir, or delete that cache",
         )
-    return replace(scheme, law=SamplingLaw(scheme.law.temperatures, taus))
+    return replace(scheme, rule=InclusionRule(scheme.rule.temperatures, taus))

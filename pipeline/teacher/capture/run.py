@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import MAX_VOCAB_SIZE, RankedSpec
+from pipeline.cache.codec.spec import MAX_VOCAB_SIZE, CodecSpec
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize, intact_record
 from pipeline.cache.layout.manifest import (
@@ -24,10 +24,10 @@ from pipeline.cache.layout.manifest import (
     record_name,
 )
 from pipeline.cache.layout.quarantine import (
-    FAILED,
-    FailedRow,
-    forget_failures,
-    read_failures,
+    QUARANTINE,
+    QuarantinedRow,
+    clear_quarantine,
+    read_quarantine,
 )
 from pipeline.config import fingerprint
 from pipeline.corpus.build import build_corpus
@@ -66,7 +66,7 @@ _LOOKS_AT_ONCE = 16
 thousands."""
 _ROUNDS = 3
 _FOLDERS = (
-    "", "_meta", "_meta/shards", "_meta/tokenizer", CLAIMS, FAILED,
+    "", "_meta", "_meta/shards", "_meta/tokenizer", CLAIMS, QUARANTINE,
     *(f"data/{split}" for split in SPLITS),
 )  # fmt: skip
 
@@ -80,13 +80,13 @@ class Prepared:
     tokenizer: Any
     corpus: Corpus
     scheme: SparseScheme
-    spec: RankedSpec
+    spec: CodecSpec
     identity: dict[str, Any]
     plan: WorkPlan
     responses: ResponsePlan | None = None
     """What the teacher has still to write. Corpus and plan are upper bounds then, and the identity
     lacks what only the responses decide; see `responses.write_responses`."""
-    unanswered: Mapping[str, tuple[FailedRow, ...]] = field(default_factory=dict)
+    unanswered: Mapping[str, tuple[QuarantinedRow, ...]] = field(default_factory=dict)
     """Responses that the teacher could not write, by shard of responses; not in the corpus."""
 
     @property
@@ -124,7 +124,7 @@ def prepare(
     else:
         built = build_corpus(corpus, tokenizer=tokenizer, seed=seed)
     scheme = capture_scheme(capture)
-    spec = RankedSpec(vocab_size, scheme.law, scheme.grids)
+    spec = CodecSpec(vocab_size, scheme.rule, scheme.quantisation)
     identity = cache_identity(
         teacher=model,
         engine=engine,
@@ -150,14 +150,14 @@ def cache_teacher(
     command: str,
     resolved_config: str,
     progress_every_s: float,
-    retry_failed: bool = False,
+    retry_quarantined: bool = False,
     shares: Shares | None = None,
 ) -> Manifest:
     """Make what is missing of the cache and return its manifest.
 
-    Rows that the teacher cannot answer are set aside (`cache/layout/quarantine.py`); the cache is
-    complete without them, and they are tried again only when `retry_failed` asks for it. A run over
-    a complete cache compares every checksum, makes damaged shards anew to the same bytes, and loads
+    Rows that the teacher cannot answer are quarantined (`cache/layout/quarantine.py`); the cache is
+    complete without them, and they are tried again only when `retry_quarantined` asks for it. A run
+    over a complete cache compares every checksum, makes damaged shards anew to the same bytes, and loads
     no teacher when there is nothing to make.
 
     Raises:
@@ -168,8 +168,8 @@ def cache_teacher(
     shares.inside("teacher", "sparsifier", SPARSIFIER.seconds)
     shares.level(planned_tokens=sum(shard.num_tokens for shard in prepared.plan.shards))
     settle_plan(store, prepared.plan, prepared.identity)
-    if retry_failed:
-        _log.info("%d rows were set aside and are made again", forget_failures(store))
+    if retry_quarantined:
+        _log.info("%d rows were quarantined and are made again", clear_quarantine(store))
     complete = _complete_manifest(store)
     records, missing_tokens = _drop_damaged(prepared.plan, store, check_bytes=complete is not None)
     done_tokens = sum(shard.num_tokens for shard in prepared.plan.shards) - missing_tokens
@@ -230,9 +230,9 @@ def cache_teacher(
             do="run the same command again; it makes only what is missing",
         )
     counts: dict[str, int] = asdict(prepared.corpus.counts)
-    failed = sum(map(len, read_failures(store).values()))
+    failed = sum(map(len, read_quarantine(store).values()))
     if failed:  # no member where nothing failed: a retry that succeeds leaves no trace
-        counts["rows_set_aside"] = failed
+        counts["rows_quarantined"] = failed
     manifest = finalize(
         store,
         records,
@@ -250,12 +250,12 @@ def cache_teacher(
 
 
 def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
-    """Return what the engine is asked for: a counted token's target stands one row before it."""
+    """Return what the engine is asked for: a supervised token's target stands one row before it."""
     return [
         CaptureRequest(
             sample_id=sample.sample_id,
             input_ids_L=sample.input_ids,
-            rows_N=np.flatnonzero(sample.counted).astype(np.int64) - 1,
+            rows_N=np.flatnonzero(sample.loss_mask).astype(np.int64) - 1,
         )
         for sample in samples
     ]
@@ -270,7 +270,7 @@ def _drop_damaged(
     more than the work lost. Readers compare checksums anyway.
     """
     recorded = set(store.list("_meta/shards"))
-    failures = read_failures(store)
+    failures = read_quarantine(store)
 
     def look(shard: PlannedShard) -> ShardRecord | None:
         name = record_name(shard.split, shard.index)
@@ -291,9 +291,9 @@ def _drop_damaged(
 
 
 def _is_covered(
-    shard: PlannedShard, record: ShardRecord, failures: Mapping[str, tuple[FailedRow, ...]]
+    shard: PlannedShard, record: ShardRecord, failures: Mapping[str, tuple[QuarantinedRow, ...]]
 ) -> bool:
-    """Whether the rows of the record and those set aside are the rows of the plan."""
+    """Whether the rows of the record and those quarantined are the rows of the plan."""
     return record.rows + len(failures.get(shard.name, ())) == len(shard.samples)
 
 
@@ -315,9 +315,11 @@ def write_shard(
                 columns_NC,
                 prepared.scheme,
                 sample_id=sample.sample_id,
-                gold_N=sample.input_ids[sample.counted],
+                label_N=sample.input_ids[sample.loss_mask],
             )
-            rows.append(CachedSequence(sample.sample_id, sample.input_ids, sample.counted, targets))
+            rows.append(
+                CachedSequence(sample.sample_id, sample.input_ids, sample.loss_mask, targets)
+            )
             tails.append(tail_N)
         record, data = encode_shard(
             rows,

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pipeline.cache.io.writer import intact_record
 from pipeline.cache.layout.manifest import ShardRecord, record_name
 from pipeline.cache.layout.quarantine import (
-    FailedRow,
-    failed_name,
-    read_failed,
-    read_failures,
-    set_aside,
+    QuarantinedRow,
+    quarantine_name,
+    quarantine_rows,
+    read_quarantine,
+    read_quarantined_rows,
 )
 from pipeline.errors import ModelError, StoreError
 from pipeline.observe.progress import Progress
@@ -80,8 +80,8 @@ class ShardMaker:
             board: this worker's claims.
             progress: told of tokens.
             shards: the whole plan.
-            tries: how often a row may fail before it is set aside.
-            most_failed: rows of the plan that may be set aside in all.
+            tries: how often a row may fail before it is quarantined.
+            most_failed: rows of the plan that may be quarantined in all.
             bytes_per_token: a shard's size on the store by its tokens, where known, else 0.
             shares: the worker's account of time and counts.
         """
@@ -158,7 +158,7 @@ class ShardMaker:
                 "shard %s: %d attempts ended badly; row after row now", shard.name, claim.attempt
             )
             crumb = Breadcrumb(self._store, shard.name)
-        known = read_failed(self._store, shard.name)
+        known = read_quarantined_rows(self._store, shard.name)
         while True:
             answered = engine.capture(
                 self._requests(shard),
@@ -169,20 +169,20 @@ class ShardMaker:
             if _ids(answered.failed) == _ids(known):
                 return answered
             self._check_share(shard, answered.failed)
-            if set_aside(self._store, shard.name, answered.failed):
+            if quarantine_rows(self._store, shard.name, answered.failed):
                 return answered
             # Another worker's list, or that of one that died before its record.
-            known = read_failed(self._store, shard.name)
+            known = read_quarantined_rows(self._store, shard.name)
             if _ids(known) < _ids(answered.failed):
-                self._store.delete(failed_name(shard.name))
+                self._store.delete(quarantine_name(shard.name))
                 known = ()
 
     def _advance(self, shard: PlannedShard, tokens: int) -> None:
         self.shares.add(tokens=tokens)
         self._progress.advance(tokens, shard=shard.name)
 
-    def _check_share(self, shard: PlannedShard, failed: Sequence[FailedRow]) -> None:
-        others = read_failures(self._store)
+    def _check_share(self, shard: PlannedShard, failed: Sequence[QuarantinedRow]) -> None:
+        others = read_quarantine(self._store)
         others.pop(shard.name, None)
         count = len(failed) + sum(map(len, others.values()))
         if count > self._most_failed:
@@ -228,7 +228,7 @@ class ShardMaker:
             self._board.done(claim)
             return
         ids = _ids(answered.failed)
-        if _ids(read_failed(self._store, shard.name)) != ids:
+        if _ids(read_quarantined_rows(self._store, shard.name)) != ids:
             # Overtaken while paused, by a worker for which other rows failed: its word stands.
             _log.warning("shard %s: another worker set other rows aside", shard.name)
             self._board.give_up(claim)
@@ -236,7 +236,7 @@ class ShardMaker:
         record = self._write(shard, answered.columns, ids)
         if record.tokens:
             self._bytes_per_token = max(self._bytes_per_token, record.bytes / record.tokens)
-        self.shares.add(shards=1, counted=record.counted, bytes=record.bytes)
+        self.shares.add(shards=1, loss_tokens=record.loss_tokens, bytes=record.bytes)
         self._board.done(claim)
 
 
@@ -307,5 +307,5 @@ def _record_file(shard: PlannedShard) -> str:
     return record_name(shard.split, shard.index).rsplit("/", 1)[-1]
 
 
-def _ids(rows: Sequence[FailedRow]) -> frozenset[str]:
+def _ids(rows: Sequence[QuarantinedRow]) -> frozenset[str]:
     return frozenset(row.sample_id for row in rows)

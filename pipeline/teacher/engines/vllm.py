@@ -307,8 +307,8 @@ def _capture_options(
             "architecture": architecture,
             "top_k": scheme.top_k,
             "temperatures": list(scheme.temperatures),
-            "taus": list(scheme.law.taus) if scheme.law else None,
-            "grids": scheme.grids.to_json(),
+            "taus": list(scheme.rule.taus) if scheme.rule else None,
+            "quantisation": scheme.quantisation.to_json(),
             "head_rows": capture.head_rows,
         }
     )

@@ -18,9 +18,9 @@ from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise
-from pipeline.sampling.quantisation import Grids
+from pipeline.sampling.quantisation import Quantisation
 from pipeline.teacher.engines.vllm_plugin import CAPTURE_PREFIX, CAPTURE_VARIABLE
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
@@ -50,7 +50,7 @@ class CapturePooler(Pooler):
         return {_TASK}
 
     def get_pooling_updates(self, task: Any) -> PoolingParamsUpdate:
-        """Ask for the prompt's ids: the gold token of a row is the next one."""
+        """Ask for the prompt's ids: the label token of a row is the next one."""
         return PoolingParamsUpdate(requires_token_ids=True)
 
     def forward(
@@ -62,7 +62,7 @@ class CapturePooler(Pooler):
         ends = cursor.seq_lens_cpu.tolist()
         prompts = pooling_metadata.get_prompt_token_ids_cpu()
         rows: list[torch.Tensor] = []
-        gold: list[torch.Tensor] = []
+        label: list[torch.Tensor] = []
         noise: list[torch.Tensor] = []
         counts: list[int] = []
         offset = 0
@@ -72,12 +72,12 @@ class CapturePooler(Pooler):
             wanted = _wanted_rows(params, prompts[index].numel())
             inside = wanted[(wanted >= start) & (wanted < ends[index])]
             rows.append(inside - start + offset)
-            gold.append(prompts[index][inside + 1].to(torch.int64))
+            label.append(prompts[index][inside + 1].to(torch.int64))
             noise.append(_noise(params, inside))
             counts.append(int(inside.numel()))
             offset += count
         columns_RC = self._columns(
-            hidden_states, torch.cat(rows), torch.cat(gold), torch.cat(noise)
+            hidden_states, torch.cat(rows), torch.cat(label), torch.cat(noise)
         )
         outputs: list[torch.Tensor | None] = []
         finished = cursor.get_finished_mask()
@@ -94,11 +94,11 @@ class CapturePooler(Pooler):
         self,
         hidden_TD: torch.Tensor,
         rows_R: torch.Tensor,
-        gold_R: torch.Tensor,
+        label_R: torch.Tensor,
         noise_R: torch.Tensor,
     ) -> torch.Tensor:
         device = hidden_TD.device
-        rows_R, gold_R, noise_R = rows_R.to(device), gold_R.to(device), noise_R.to(device)
+        rows_R, label_R, noise_R = rows_R.to(device), label_R.to(device), noise_R.to(device)
         parts = []
         for start in range(0, rows_R.numel(), self._head_rows):
             stop = start + self._head_rows
@@ -107,7 +107,7 @@ class CapturePooler(Pooler):
                 shape = (rows_R[start:stop].numel(), self._scheme.num_columns)
                 parts.append(hidden_TD.new_zeros(shape, dtype=torch.float32))
             else:
-                part = sparsify(logits_RV, gold_R[start:stop], self._scheme, noise_R[start:stop])
+                part = sparsify(logits_RV, label_R[start:stop], self._scheme, noise_R[start:stop])
                 parts.append(part)
         if not parts:
             return hidden_TD.new_zeros((0, self._scheme.num_columns), dtype=torch.float32)
@@ -156,7 +156,7 @@ def _wanted_capture() -> tuple[SparseScheme, int]:
     scheme = SparseScheme(
         top_k=int(wanted["top_k"]),
         temperatures=temperatures,
-        law=SamplingLaw(temperatures, tuple(map(float, taus))) if taus else None,
-        grids=Grids.from_json(wanted["grids"]),
+        rule=InclusionRule(temperatures, tuple(map(float, taus))) if taus else None,
+        quantisation=Quantisation.from_json(wanted["quantisation"]),
     )
     return scheme, int(wanted["head_rows"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import DistillError, ModelError
 from pipeline.teacher.engines.base import CaptureRequest, Engine
 from pipeline.teacher.fleet.inflight import Breadcrumb
@@ -32,7 +32,7 @@ class Answered:
 
     columns: list[NDArray[np.float32]]
     """Of the rows that did not fail, in order."""
-    failed: tuple[FailedRow, ...]
+    failed: tuple[QuarantinedRow, ...]
 
 
 class EngineLost(ModelError):
@@ -61,7 +61,7 @@ class GuardedEngine:
         self,
         requests: Sequence[CaptureRequest],
         *,
-        known: Sequence[FailedRow] = (),
+        known: Sequence[QuarantinedRow] = (),
         crumb: Breadcrumb | None = None,
         on_tokens: Callable[[int], None] | None = None,
     ) -> Answered:
@@ -69,7 +69,7 @@ class GuardedEngine:
 
         Args:
             requests: the shard's rows.
-            known: rows that are set aside already.
+            known: rows that are quarantined already.
             crumb: where to note each row before the engine gets it; for a shard whose attempts
                 end with their process.
             on_tokens: told of each token once, however often it is computed.
@@ -104,7 +104,7 @@ class GuardedEngine:
     def _capture_rest(
         self,
         requests: Sequence[CaptureRequest],
-        failed: dict[str, FailedRow],
+        failed: dict[str, QuarantinedRow],
         on_tokens: Callable[[], Callable[[int], None]],
     ) -> list[NDArray[np.float32]]:
         """Return the columns of one call with all rows but the failed; adds to `failed`."""
@@ -160,12 +160,12 @@ class GuardedEngine:
                     raise
         raise AssertionError("unreachable")
 
-    def _blame(self, requests: Sequence[CaptureRequest]) -> dict[str, FailedRow]:
+    def _blame(self, requests: Sequence[CaptureRequest]) -> dict[str, QuarantinedRow]:
         """Return the rows for which the engine raises each time, by halving."""
         if len(requests) == 1:
             row = self._alone(requests[0], 0)
             return {} if row is None else {row.sample_id: row}
-        found: dict[str, FailedRow] = {}
+        found: dict[str, QuarantinedRow] = {}
         middle = len(requests) // 2
         for part in (requests[:middle], requests[middle:]):
             try:
@@ -176,7 +176,7 @@ class GuardedEngine:
                 found |= self._blame(part)
         return found
 
-    def _alone(self, request: CaptureRequest, tries: int) -> FailedRow | None:
+    def _alone(self, request: CaptureRequest, tries: int) -> QuarantinedRow | None:
         """Try one row by itself until it is answered or has failed often enough."""
         error = ""
         while tries < self._tries:
@@ -192,27 +192,30 @@ class GuardedEngine:
             if where is None:
                 return None
             error = _not_finite(where)
-        return FailedRow(request.sample_id, error, tries)
+        return QuarantinedRow(request.sample_id, error, tries)
 
     def _try_not_finite(
         self,
         request: CaptureRequest,
         where: int,
         tries: dict[str, int],
-        failed: dict[str, FailedRow],
+        failed: dict[str, QuarantinedRow],
     ) -> None:
         name = request.sample_id
         tries[name] = tries.get(name, 0) + 1
         row = self._alone(request, tries[name])
         if row is None and tries[name] >= self._tries:  # finite alone, never among the others
-            row = FailedRow(name, _not_finite(where), tries[name])
+            row = QuarantinedRow(name, _not_finite(where), tries[name])
         if row is not None:
             # Without an attempt alone (tries: 1) the error is that of the batch.
-            failed[name] = FailedRow(name, row.error or _not_finite(where), row.tries)
-            _log.warning("sample %s is set aside: %s", name, failed[name].error)
+            failed[name] = QuarantinedRow(name, row.error or _not_finite(where), row.tries)
+            _log.warning("sample %s is quarantined: %s", name, failed[name].error)
 
     def _probe(
-        self, requests: Sequence[CaptureRequest], crumb: Breadcrumb, failed: dict[str, FailedRow]
+        self,
+        requests: Sequence[CaptureRequest],
+        crumb: Breadcrumb,
+        failed: dict[str, QuarantinedRow],
     ) -> None:
         """Hand the engine row after row; of a row that kills the process, the note is left.
 
@@ -237,8 +240,10 @@ class GuardedEngine:
             if index < len(requests):
                 self._hand_over(requests[index], crumb)
         for name in crumb.dead:
-            failed[name] = FailedRow(name, "the process died while the engine had it", self._tries)
-            _log.warning("sample %s is set aside: %s", name, failed[name].error)
+            failed[name] = QuarantinedRow(
+                name, "the process died while the engine had it", self._tries
+            )
+            _log.warning("sample %s is quarantined: %s", name, failed[name].error)
 
     def _hand_over(self, request: CaptureRequest, crumb: Breadcrumb) -> None:
         try:
@@ -248,14 +253,14 @@ class GuardedEngine:
                 crumb.take_back()
                 raise
             # An error of the row alone is found again, and counted, with the whole shard.
-            self._check_engine(FailedRow(request.sample_id, short_error(error), 1))
+            self._check_engine(QuarantinedRow(request.sample_id, short_error(error), 1))
         except BaseException:
             crumb.take_back()
             raise
         else:
             self._answered_before = True
 
-    def _check_engine(self, row: FailedRow) -> None:
+    def _check_engine(self, row: QuarantinedRow) -> None:
         """Return where the engine still answers for rows of other shards."""
         if self._answers_any(self._elsewhere()):
             self._answered_before = True
@@ -265,7 +270,7 @@ class GuardedEngine:
             f"the teacher answers for no row; of sample {row.sample_id}: {row.error}",
             expected="finite logits",
             do="run the teacher in bfloat16 or float32 (float16 overflows), check its weights and "
-            "the engine's memory, then run the same command again; no row was set aside for this",
+            "the engine's memory, then run the same command again; no row was quarantined for this",
         )
 
     def _answers_any(self, requests: Sequence[CaptureRequest]) -> bool:
@@ -287,7 +292,7 @@ def _first_not_finite(columns_NC: NDArray[np.float32]) -> int | None:
 
 
 def _not_finite(where: int) -> str:
-    return f"the logits of counted position {where} are not finite"
+    return f"the logits of supervised position {where} are not finite"
 
 
 def short_error(error: BaseException) -> str:

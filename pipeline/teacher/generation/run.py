@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline.cache.layout.manifest import RESPONSES
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import CacheError, ModelError
 from pipeline.observe.progress import Progress
 from pipeline.storage import Store
@@ -169,7 +169,7 @@ class _Writer:
         written = write_patiently(
             self._generator, requests, tries=self._tries, on_responses=self._progress.advance
         )
-        answered = [one for one in written if not isinstance(one, FailedRow)]
+        answered = [one for one in written if not isinstance(one, QuarantinedRow)]
         tokens = sum(int(response.token_ids_N.size) for response in answered)
         seconds = time.monotonic() - started
         _log.info(
@@ -177,7 +177,7 @@ class _Writer:
             shard.name, tokens, seconds, tokens / max(seconds, 1e-9),
         )  # fmt: skip
         for request, response in zip(requests, written, strict=True):
-            if isinstance(response, FailedRow):
+            if isinstance(response, QuarantinedRow):
                 continue
             largest = int(response.token_ids_N.max())
             if not 0 <= response.token_ids_N.min() <= largest < self._plan.vocabulary:
@@ -198,12 +198,14 @@ class _Writer:
         self,
         shard: ResponseShard,
         requests: Sequence[WriteRequest],
-        written: Sequence[Written | FailedRow],
+        written: Sequence[Written | QuarantinedRow],
     ) -> list[ResponseText]:
         decode = partial(self._prepared.tokenizer.decode, skip_special_tokens=False)
         each = self._plan.settings.responses
         prompts = [prompt for prompt in shard.prompts for _ in range(each)]
-        ids = [[] if isinstance(one, FailedRow) else one.token_ids_N.tolist() for one in written]
+        ids = [
+            [] if isinstance(one, QuarantinedRow) else one.token_ids_N.tolist() for one in written
+        ]
         return [
             ResponseText(
                 response_id=request.response_id,

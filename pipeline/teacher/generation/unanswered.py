@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import DistillError, ModelError
 from pipeline.teacher.fleet.quarantine import short_error, told_once
 from pipeline.teacher.generation.base import Generator, WriteRequest, Written
@@ -25,7 +25,7 @@ def write_patiently(
     *,
     tries: int,
     on_responses: Callable[[int], None] | None = None,
-) -> list[Written | FailedRow]:
+) -> list[Written | QuarantinedRow]:
     """Return each response, or why there is none.
 
     Args:
@@ -38,7 +38,7 @@ def write_patiently(
         ModelError: the teacher answers none of the requests, or fails for all together though for
             none alone.
     """
-    rest, failed = list(requests), dict[str, FailedRow]()
+    rest, failed = list(requests), dict[str, QuarantinedRow]()
     new_call = told_once(on_responses)
     while rest:
         written = _write(generator, rest, tries, new_call)
@@ -86,14 +86,14 @@ def _write(
 
 def _blame(
     generator: Generator, requests: Sequence[WriteRequest], tries: int, error: str
-) -> dict[str, FailedRow]:
+) -> dict[str, QuarantinedRow]:
     """Return the requests that fail each time, by halving requests that fail together."""
     if len(requests) == 1:
         name = requests[0].response_id
         _log.warning("response %s is left out: %s", name, error)
-        return {name: FailedRow(name, error, tries)}
+        return {name: QuarantinedRow(name, error, tries)}
     middle = len(requests) // 2
-    found: dict[str, FailedRow] = {}
+    found: dict[str, QuarantinedRow] = {}
     for part in (requests[:middle], requests[middle:]):
         # Alone as often as asked for; in company once, because its members are tried again.
         written = _write(generator, part, tries if len(part) == 1 else 1)

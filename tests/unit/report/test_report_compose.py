@@ -23,7 +23,7 @@ def _folder(root: Path, name: str, *, kl: float, temperature: float = 1.0) -> Ru
     folder.mkdir()
     scores = {
         "sample_ids": ["a", "b", "c"],
-        "counted": [10, 20, 30],
+        "loss_tokens": [10, 20, 30],
         "sums": {"kl": [10 * kl, 21 * kl, 29 * kl], "cross_entropy": [20.0, 41.0, 59.0]},
         "confidence_bins": [],
     }

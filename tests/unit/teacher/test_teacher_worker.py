@@ -30,9 +30,9 @@ ROWS, TOKENS = 3, 10
 
 def _shards(count: int) -> list[PlannedShard]:
     def sample(shard: int, row: int) -> Sample:
-        counted = np.arange(TOKENS) > 3
+        loss_mask = np.arange(TOKENS) > 3
         name = f"{shard:016x}{row:016x}"
-        return Sample(name, "train", np.arange(TOKENS, dtype=np.int32), counted, shard, row)
+        return Sample(name, "train", np.arange(TOKENS, dtype=np.int32), loss_mask, shard, row)
 
     return [
         PlannedShard("train", index, SampleTable.of([sample(index, row) for row in range(ROWS)]))
@@ -42,7 +42,7 @@ def _shards(count: int) -> list[PlannedShard]:
 
 def _requests(shard: PlannedShard) -> list[CaptureRequest]:
     return [
-        CaptureRequest(s.sample_id, s.input_ids, np.flatnonzero(s.counted) - 1)
+        CaptureRequest(s.sample_id, s.input_ids, np.flatnonzero(s.loss_mask) - 1)
         for s in shard.samples
     ]
 
@@ -82,7 +82,7 @@ def _maker(
         data = f"{shard.name} without {len(failed)}".encode()
         record = ShardRecord(
             split="train", index=shard.index, path=shard_name("train", shard.index),
-            rows=len(columns), tokens=ROWS * TOKENS, counted=1, entries=1, bytes=len(data),
+            rows=len(columns), tokens=ROWS * TOKENS, loss_tokens=1, entries=1, bytes=len(data),
             xxh3_128=checksum(data), kept_mass=1.0, entropy=0.0,
         )  # fmt: skip
         commit_shard(store, record, data)
