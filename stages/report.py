@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["ReportRun", "main", "write_run_report", "write_single_report", "write_sweep_report"]
 
 PROG = "python -m stages.report"
-_NOTES = (
-    "KL is that of the cached entries with all other tokens as one outcome: a lower bound of the "
-    "full KL.",
-    "Standard errors are over held-out sequences; differences are paired by sequence.",
-)
+_ERRORS = "Standard errors are over held-out sequences; differences are paired by sequence."
 
 
 class ReportRun(Settings):
@@ -32,7 +28,7 @@ class ReportRun(Settings):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report anew from what the runs left."""
+    """Write the report again from what the runs left."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     run = parse_command(ReportRun, arguments, prog=PROG, description=__doc__ or "").settings
     root = Path(run.run_dir)
@@ -58,7 +54,7 @@ def write_run_report(root: Path, *, command: str) -> Path:
 
     Args:
         root: holds `cache`, `student` and, where one was trained, `control`.
-        command: what made all of it.
+        command: that gives all of it.
 
     Raises:
         CacheError: no complete cache.
@@ -67,7 +63,8 @@ def write_run_report(root: Path, *, command: str) -> Path:
     from pipeline.cache.io.reader import open_cache
     from pipeline.observe.logs import configure_logging
     from pipeline.report import Command
-    from pipeline.report.data.compose import RunFolder, compose_report
+    from pipeline.report.compose.run_report import compose_report
+    from pipeline.report.compose.runs import RunFolder
 
     configure_logging("warning")
     cache = open_cache(str(root / "cache"))
@@ -99,7 +96,7 @@ def write_run_report(root: Path, *, command: str) -> Path:
                 for what, stage, config in configs
             ),
         ],
-        notes=[*_NOTES, *missing],
+        notes=[_ERRORS, *missing],
         title="Distillation report",
     )
     return _write(report, root)
@@ -119,7 +116,8 @@ def write_single_report(root: Path) -> Path:
     from pipeline.config.files import read_config_file
     from pipeline.observe.logs import configure_logging
     from pipeline.report import Command
-    from pipeline.report.data.compose import RunFolder, compose_report
+    from pipeline.report.compose.run_report import compose_report
+    from pipeline.report.compose.runs import RunFolder
 
     configure_logging("warning")
     settings = read_config_file(str(root / "config.yaml"))
@@ -135,7 +133,7 @@ def write_single_report(root: Path) -> Path:
             ),
             Command("this page", f"make report RUN={root}"),
         ],
-        notes=[*_NOTES, *missing],
+        notes=[_ERRORS, *missing],
         title=f"Student {root.name}",
     )
     return _write(report, root)
@@ -154,7 +152,8 @@ def write_sweep_report(root: Path) -> Path:
     from pipeline.cache.io.reader import open_cache
     from pipeline.observe.logs import configure_logging
     from pipeline.report import Command
-    from pipeline.report.data.compose_sweep import SweptRun, compose_sweep_report
+    from pipeline.report.compose.ranking import SweptRun
+    from pipeline.report.compose.sweep_report import compose_sweep_report
     from pipeline.sweep.ledger import read_inventory
     from pipeline.sweep.space import value_text
 
@@ -192,7 +191,7 @@ def write_sweep_report(root: Path) -> Path:
             Command("this page alone", f"make report RUN={root}"),
         ],
         notes=[
-            *_NOTES,
+            _ERRORS,
             "The errors are those of the held-out text. Another seed moves every run as well; a "
             "sweep over `seed` with the rest fixed shows by how much.",
             *missing,

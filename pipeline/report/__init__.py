@@ -1,25 +1,21 @@
-"""The report people look at: data in, one self-contained page, PNGs and a terminal table out."""
+"""The report people look at: records in, one self-contained page, PNGs and a terminal table out."""
 
-from pipeline.report.data.curves import curves_from_metrics
-from pipeline.report.data.records import (
-    CacheFacts,
+from pipeline.report.data.cache import CacheFacts, ShardFacts
+from pipeline.report.data.measures import Difference, Measure, Row
+from pipeline.report.data.report import Report
+from pipeline.report.data.runs import (
     Command,
     Curve,
-    Difference,
     Generation,
-    Measure,
     Passage,
-    Report,
-    Row,
     SettingDifference,
-    ShardFacts,
     Speed,
-    SweepFacts,
-    SweepPoint,
     TokenView,
 )
+from pipeline.report.data.sweep import SweepFacts, SweepPoint
+from pipeline.report.text.headline import headline
+from pipeline.report.text.sentences import difference_sentence
 from pipeline.report.text.table import terminal_table
-from pipeline.report.text.wording import difference_sentence, headline
 from pipeline.report.write import read_report, write_report
 
 __all__ = [
@@ -38,7 +34,6 @@ __all__ = [
     "SweepFacts",
     "SweepPoint",
     "TokenView",
-    "curves_from_metrics",
     "difference_sentence",
     "headline",
     "read_report",

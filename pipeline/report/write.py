@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.report.charts.png import curves_png, png_curves, sweep_png
-from pipeline.report.data.records import Report
+from pipeline.report.charts.png import pictures
+from pipeline.report.data.report import Report
 from pipeline.report.html.page import render_page
 
 __all__ = ["read_report", "write_report"]
@@ -26,7 +26,7 @@ def write_report(report: Report, directory: str | Path) -> Path:
 
     Args:
         report: what to show.
-        directory: a local folder; it is made.
+        directory: a local folder; created where it is missing.
 
     Returns:
         The path of the page.
@@ -35,10 +35,7 @@ def write_report(report: Report, directory: str | Path) -> Path:
         StoreError: the folder cannot be written.
     """
     folder = Path(directory)
-    files = {"report.json": _json_text(report)}
-    files |= {name: curves_png(curves) for name, curves in png_curves(report.curves).items()}
-    if report.sweep is not None and (picture := sweep_png(report.sweep)) is not None:
-        files["sweep.png"] = picture
+    files = {"report.json": _json_text(report), **pictures(report)}
     files["report.html"] = render_page(report).encode("utf-8")
     try:
         folder.mkdir(parents=True, exist_ok=True)

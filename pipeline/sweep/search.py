@@ -1,4 +1,4 @@
-"""A search by Optuna, its storage on disk: what it proposes, what it learns, what a kill left open."""
+"""A search by Optuna, its storage on disk: proposals, results, trials that a kill left open."""
 
 from __future__ import annotations
 

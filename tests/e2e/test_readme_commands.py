@@ -60,7 +60,7 @@ def test_default_run_beats_its_control_clearly(default_run: str) -> None:
     for row in report["rows"]:
         shown = re.search(rf"^{re.escape(row['name'])} +(\d+\.\d+)", default_run, re.MULTILINE)
         assert shown, f"no line for {row['name']!r}"
-        assert float(shown[1]) == pytest.approx(row["metrics"]["kl"]["value"], abs=6e-3)
+        assert float(shown[1]) == pytest.approx(row["metrics"]["kl_bucketed"]["value"], abs=6e-3)
 
 
 def test_second_call_redoes_nothing(default_run: str) -> None:

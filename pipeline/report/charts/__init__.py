@@ -1,1 +1,1 @@
-"""Charts as SVG for the page and as PNG files."""
+"""Charts: data to shapes at places, then to SVG for the page and to PNG files."""

@@ -1,4 +1,4 @@
-"""The learning curves as PNG files, for slides, pull requests and model cards."""
+"""Charts as PNG files, for slides, pull requests and model cards."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.report.charts.scale import thin
-from pipeline.report.data.records import Curve, SweepFacts
+from pipeline.report.charts.dots import objective_scene
+from pipeline.report.charts.lines import curves_scene
+from pipeline.report.charts.scene import Label, Line, Scene, outline
+from pipeline.report.charts.styles import STYLES
+from pipeline.report.data.report import Report
+from pipeline.report.data.runs import Curve
+from pipeline.report.text.metrics import upper_first
 
-__all__ = ["curves_png", "png_curves", "sweep_png"]
+__all__ = ["chosen_curves", "curves_png", "pictures", "png"]
 
-_COLORS = {"distilled": "#0072B2", "control": "#D55E00", "before": "#6C7580", "teacher": "#009E73"}
-_STYLES = {"distilled": "-", "control": "--", "before": ":", "teacher": "-."}
-
-_RANKED = ("#0072B2", "#C25000", "#00805D", "#A34E87", "#7A6A00", "#1A6F8F", "#59636E", "#1A1F26")
-_RANKED_STYLES = (
-    "-",
-    "--",
-    ":",
-    "-.",
-    (0, (8, 2)),
-    (0, (3, 1)),
-    (0, (6, 2, 1, 2, 1, 2)),
-    (0, (1, 3)),
-)
-_OTHER = "#AAB3BC"
-_DENSE_POINTS = 100
-_MOST_BARS = 40
+_WIDTH, _HEIGHT = 525.0, 300.0
+"""In points; at two pixels a point the text is as large as a slide needs it."""
+_DPI = 144
+_TEXT, _MUTED, _GRID, _JOINED, _GROUND = "#1a1f26", "#59636e", "#e3e8ed", "#d6dce2", "#ffffff"
+_WIDTHS = {"grid": 0.8, "joined": 1.5, "whisker": 1.75}
+_COLUMNS_BELOW = 30
+"""Labels shorter than this many characters fit side by side in the legend."""
 
 
-def png_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+def pictures(report: Report) -> dict[str, bytes]:
+    """Return the PNG files for which there is data: `loss.png`, `kl.png`, `sweep.png`."""
+    files = {name: curves_png(curves) for name, curves in chosen_curves(report.curves).items()}
+    facts = report.sweep
+    if facts and (scene := objective_scene(facts, report.rows, width=_WIDTH)):
+        files["sweep.png"] = png(scene)
+    return files
+
+
+def chosen_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     """Return which curves go into which file: `loss.png` and `kl.png`, if there are any."""
     chosen: dict[str, list[Curve]] = {}
     for curve in curves:
@@ -45,94 +49,75 @@ def png_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
 
 def curves_png(curves: Sequence[Curve]) -> bytes:
     """Draw curves into one chart; the same curves give the same bytes."""
+    return png(curves_scene(curves, width=_WIDTH, height=_HEIGHT, most=600))
+
+
+def png(scene: Scene) -> bytes:
+    """Draw a chart under its heading, with a legend below where there is more than one line."""
     # The object interface: pyplot would keep the figure alive and could pick a window toolkit.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Circle, Polygon
 
-    figure: Any = Figure(figsize=(7.0, 4.0), dpi=150, layout="constrained")
+    figure: Any = Figure(figsize=(scene.width / 72, scene.height / 72), dpi=_DPI)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    several_names = len({curve.name for curve in curves}) > 1
-    for curve in curves:
-        points, _ = thin(curve.points, most=600)
-        parts = [part for part in (curve.name if several_names else "", curve.series) if part]
-        # A noisy line of every step would hide the few measured points that matter more.
-        dense = len(points) > _DENSE_POINTS
-        pale = several_names and dense
-        axes.plot(
-            [step for step, _ in points],
-            [value for _, value in points],
-            color=_color(curve.rank) if curve.rank else _COLORS[curve.kind],
-            linestyle=_style(curve.rank) if curve.rank else _STYLES[curve.kind],
-            alpha=0.45 if pale else 1.0,
-            linewidth=1.0 if pale else 1.6,
-            zorder=2 if pale else 3,
-            marker=None if dense else "o",
-            markersize=3.5,
-            label=_plain(", ".join(parts)) or None,
-        )
-    unit = f" ({curves[0].unit})" if curves[0].unit else ""
-    axes.set_xlabel("step")
-    axes.set_ylabel(_plain(("KL" if several_names else curves[0].name) + unit))
-    axes.grid(color="#E3E8ED", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1:
-        axes.legend(frameon=False, fontsize="small" if len(curves) > 6 else None)
-    return _saved(figure)
-
-
-def sweep_png(facts: SweepFacts) -> bytes | None:
-    """Draw the objective of every run, the best on top, with two standard errors; none of none."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    points = [p for p in facts.points if p.rank and p.objective is not None][:_MOST_BARS]
-    if not points:
-        return None
-    figure: Any = Figure(figsize=(7.0, 1.2 + 0.34 * len(points)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for place, point in enumerate(points):
-        assert point.objective is not None
-        error = point.objective.standard_error
-        axes.errorbar(
-            point.objective.value,
-            -place,
-            xerr=None if error is None else 2 * error,
-            fmt="o",
-            color=_color(point.rank),
-            capsize=3,
-        )
-    names = [f"#{p.rank} {p.label}" + (" *" if p.verdict == "within noise" else "") for p in points]
-    axes.set_yticks([-place for place in range(len(points))], [_plain(_cut(n)) for n in names])
-    unit = f" ({facts.unit})" if facts.unit else ""
-    noise = any(p.verdict == "within noise" for p in points)
-    axes.set_xlabel(_plain(facts.label + unit) + ("    * within noise of the best" * noise))
-    axes.grid(axis="x", color="#E3E8ED", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    return _saved(figure)
-
-
-def _saved(figure: Any) -> bytes:
+    # One unit of the axes is one point of the scene, with y downwards.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, scene.width), ylim=(scene.height, 0))
+    axes.set_axis_off()
+    for order, part in enumerate(scene.parts):
+        if isinstance(part, Label):
+            axes.text(part.x, part.y, _plain(part.text), ha=_ALIGN[part.anchor], zorder=order,
+                      fontsize=11 if part.kind == "tick" else 12,
+                      color=_MUTED if part.kind == "tick" else _TEXT)  # fmt: skip
+        elif isinstance(part, Line):
+            for stroke in part.strokes:
+                xs, ys = zip(*stroke, strict=True)
+                axes.add_line(Line2D(xs, ys, zorder=order, **_pen(part)))
+        else:
+            color = STYLES[part.style].light
+            look: dict[str, Any] = {
+                "ec": color,
+                "fc": _GROUND if part.open else color,
+                "lw": 2,
+                "zorder": order,
+            }
+            round_ = part.shape == "circle"
+            shape = Circle((part.x, part.y), part.size, **look) if round_ else None
+            axes.add_patch(shape or Polygon(outline(part), **look))
+    axes.text(
+        0, -14, _plain(upper_first(scene.heading)), fontsize=12, fontweight="bold", color=_TEXT
+    )
+    if len(scene.legend) > 1:
+        handles = [
+            Line2D([], [], label=_plain(key.label), **_pen(Line("line", (), key.style, key.pale)))
+            for key in scene.legend
+        ]
+        short = max(len(key.label) for key in scene.legend) < _COLUMNS_BELOW
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, scene.height + 4),
+                    bbox_transform=axes.transData, frameon=False, fontsize=11,
+                    ncols=2 if short else 1, handlelength=3, borderaxespad=0)  # fmt: skip
     buffer = io.BytesIO()
     # Without this the file names the version of matplotlib, and equal runs differ in bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    metadata = {"Software": None}
+    figure.savefig(buffer, format="png", metadata=metadata, bbox_inches="tight", pad_inches=0.12)
     return buffer.getvalue()
 
 
-def _color(rank: int) -> str:
-    return _RANKED[rank - 1] if rank <= len(_RANKED) else _OTHER
+_ALIGN = {"start": "left", "middle": "center", "end": "right"}
 
 
-def _style(rank: int) -> Any:
-    return _RANKED_STYLES[rank - 1] if rank <= len(_RANKED_STYLES) else "-"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 48 else text[:47] + "…"
+def _pen(line: Line) -> dict[str, Any]:
+    if line.kind == "line":
+        style = STYLES[line.style]
+        width = 1.0 if line.pale else style.width
+        pen = {"color": style.light, "linewidth": width, "alpha": 0.45 if line.pale else 1.0}
+        # The dashes are in points; matplotlib takes them as so many line widths.
+        dashes = tuple(length / width for length in style.dash)
+        return {**pen, "linestyle": (0, dashes) if dashes else "-"}
+    color = {"grid": _GRID, "joined": _JOINED}.get(line.kind) or STYLES[line.style].light
+    return {"color": color, "linewidth": _WIDTHS[line.kind]}
 
 
 def _plain(text: str) -> str:

@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Axis", "log_axis", "nice_axis", "thin", "tick_label"]
+__all__ = ["Axis", "linear_or_log", "log_axis", "nice_axis", "thin", "tick_label"]
+
+_LOG_ABOVE_RATIO = 20.0
+"""Positive values further apart than this are read better on a logarithmic axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,15 @@ def nice_axis(
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(i * step for i in range(first, last + 1))
     return Axis(ticks[0], ticks[-1], ticks, start, end)
+
+
+def linear_or_log(
+    values: Sequence[float], *, start: float, end: float, from_zero: bool, may_log: bool = True
+) -> Axis:
+    """Return a logarithmic axis for positive values that are far apart, else a linear one."""
+    if may_log and min(values) > 0 and max(values) / min(values) > _LOG_ABOVE_RATIO:
+        return log_axis(values, start=start, end=end)
+    return nice_axis(values, start=start, end=end, from_zero=from_zero)
 
 
 def log_axis(values: Sequence[float], *, start: float, end: float) -> Axis:

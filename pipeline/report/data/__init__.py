@@ -1,1 +1,1 @@
-"""Finished runs to the records that the report is made from."""
+"""The report as frozen records, without any opinion on how they look; to JSON and back."""

@@ -7,21 +7,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.charts.svg import averaged_over, curve_class, dot_chart, line_chart
-from pipeline.report.data.records import Curve, Difference, Report, Row
-from pipeline.report.html.page_parts import Figure, Tile
+from pipeline.report.charts.dots import rows_scene
+from pipeline.report.charts.lines import averaged_over, curves_scene
+from pipeline.report.charts.styles import STYLES
+from pipeline.report.data.measures import Difference, Row
+from pipeline.report.data.report import Report
+from pipeline.report.data.runs import Curve
+from pipeline.report.html.page_parts import Figure, Tile, figure
 from pipeline.report.html.page_sweep import sweep_tiles, sweep_view
-from pipeline.report.text.wording import (
+from pipeline.report.text.headline import headline
+from pipeline.report.text.metrics import (
     METRICS,
-    difference_sentence,
+    distance_of,
+    lower_first,
+    metric_decimals,
+    shown_metrics,
+)
+from pipeline.report.text.numbers import (
     format_bytes,
     format_count,
     format_duration,
     format_measure,
-    headline,
-    metric_decimals,
-    shown_metrics,
 )
+from pipeline.report.text.sentences import difference_sentence
 
 __all__ = ["HEAT_STEPS_NATS", "render_page"]
 
@@ -35,7 +43,7 @@ _TEMPLATES = Path(__file__).parent
 
 
 def render_page(report: Report) -> str:
-    """Return the whole page; every text of the report is escaped on the way in."""
+    """Return the page; every text of the report is escaped on the way in."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -61,10 +69,11 @@ def render_page(report: Report) -> str:
         table=_result_table(report.rows),
         differences=[_difference(item, report.rows) for item in report.differences],
         dots=_dot_charts(_compared_rows(report)),
-        learning=_line_charts(report.curves, "learning", shared_legend=report.sweep is not None),
-        speed=_line_charts(report.curves, "speed", shared_legend=report.sweep is not None),
+        learning=_line_charts(report, "learning"),
+        speed=_line_charts(report, "speed"),
         sweep=sweep_view(report),
         heat=_heat,
+        styles=STYLES,
         heat_steps=HEAT_STEPS_NATS,
         environment=list(_flat(report.environment)),
     )
@@ -78,25 +87,25 @@ def _tiles(report: Report) -> list[Tile]:
     by_kind: dict[str, Row] = {}
     for row in report.rows:
         by_kind.setdefault(row.kind, row)
-    tiles = []
     distilled, before, control = (by_kind.get(k) for k in ("distilled", "before", "control"))
-    if distilled is not None and "kl" in distilled.metrics:
-        kl = distilled.metrics["kl"].value
-        note = _compared("kl", control)
-        if before is not None and "kl" in before.metrics:
-            start = before.metrics["kl"].value
-            tiles.append(Tile("nats of KL to the teacher", f"{start:.2f} → {kl:.2f}", note))
+    tiles = []
+    metric = distance_of(distilled)
+    if distilled is not None and metric is not None:
+        kl = distilled.metrics[metric.key].value
+        label = f"{metric.unit} of {lower_first(metric.label)}"
+        note = _compared(metric.key, control)
+        if before is not None and metric.key in before.metrics:
+            start = before.metrics[metric.key].value
+            tiles.append(Tile(label, f"{start:.2f} → {kl:.2f}", note))
             if start > 0:
                 closed = f"{100 * (start - kl) / start:.0f} %"
                 tiles.append(Tile("of the distance closed", closed, "from before to after"))
         else:
-            tiles.append(Tile("nats of KL to the teacher", f"{kl:.2f}", note))
+            tiles.append(Tile(label, f"{kl:.2f}", note))
     if distilled is not None and "top1_agreement" in distilled.metrics:
         share = 100 * distilled.metrics["top1_agreement"].value
-        tiles.append(
-            Tile("same first choice as the teacher", f"{share:.1f} %",
-                  _compared("top1_agreement", control))
-        )  # fmt: skip
+        note = _compared("top1_agreement", control)
+        tiles.append(Tile("same first choice as the teacher", f"{share:.1f} %", note))
     return [*tiles, *_cache_tiles(report)]
 
 
@@ -104,8 +113,8 @@ def _cache_tiles(report: Report) -> list[Tile]:
     cache = report.cache
     if cache is None or not cache.loss_tokens:
         return []
-    size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.loss_tokens)} targets"
-    return [Tile("bytes per cached target", f"{cache.bytes_per_loss_token:.3g}", size)]
+    size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.loss_tokens)} sparse targets"
+    return [Tile("bytes per sparse target", f"{cache.bytes_per_loss_token:.3g}", size)]
 
 
 def _compared(key: str, control: Row | None) -> str:
@@ -155,35 +164,31 @@ def _compared_rows(report: Report) -> Sequence[Row]:
 
 def _dot_charts(rows: Sequence[Row]) -> list[Figure]:
     return [
-        Figure(
-            heading=metric.label + (f", {metric.unit}" if metric.unit else ""),
+        figure(
+            rows_scene(rows, metric),
+            identity=f"dots-{metric.key}",
             note=("lower is better: " if metric.lower_is_better else "higher is better: ")
             + metric.explanation,
-            svg=dot_chart(rows, metric, identity=f"dots-{metric.key}"),
         )
         for metric in shown_metrics(rows)
     ]
 
 
-def _line_charts(
-    curves: Sequence[Curve], group: str, *, shared_legend: bool = False
-) -> list[Figure]:
+def _line_charts(report: Report, group: str) -> list[Figure]:
     by_name: dict[str, list[Curve]] = {}
-    for curve in curves:
+    for curve in report.curves:
         if curve.group == group and curve.points:
             by_name.setdefault(curve.name, []).append(curve)
     figures = []
-    for i, (name, members) in enumerate(by_name.items()):
-        averaged = averaged_over(members)
-        unit = f", {members[0].unit}" if members[0].unit else ""
+    for number, curves in enumerate(by_name.values()):
+        averaged = averaged_over(curves)
         figures.append(
-            Figure(
-                heading=name + unit,
+            figure(
+                curves_scene(curves),
+                identity=f"{group}-{number}",
                 note=f"each point is the mean of {averaged} logged values" if averaged > 1 else "",
-                svg=line_chart(members, identity=f"{group}-{i}"),
-                legend=()
-                if shared_legend
-                else tuple((curve_class(curve), curve.series or curve.kind) for curve in members),
+                # The runs of a sweep have one legend for all of their curves.
+                with_legend=report.sweep is None,
             )
         )
     return figures

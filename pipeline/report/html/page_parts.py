@@ -1,4 +1,4 @@
-"""What the page's sections are made of: key figures and charts."""
+"""The parts of the page's sections: key figures and charts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-__all__ = ["Figure", "Tile"]
+from pipeline.report.charts.scene import Key, Scene
+from pipeline.report.charts.svg import svg
+
+__all__ = ["Figure", "Tile", "figure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +28,10 @@ class Figure:
     heading: str
     note: str
     svg: Markup
-    legend: tuple[tuple[str, str], ...] = ()
-    """(class, series), if there is more than one line."""
+    legend: tuple[Key, ...]
+
+
+def figure(scene: Scene, *, identity: str, note: str, with_legend: bool = True) -> Figure:
+    """Return a chart for the page; `identity` makes the ids inside unique on it."""
+    legend = scene.legend if with_legend else ()
+    return Figure(scene.heading, note, svg(scene, identity=identity), legend)

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.charts.svg import rank_class
-from pipeline.report.charts.svg_sweep import value_chart
-from pipeline.report.data.records import Report, Row, Speed, SweepFacts, SweepPoint
-from pipeline.report.html.page_parts import Figure, Tile
+from pipeline.report.charts.styles import rank_style
+from pipeline.report.charts.swept import value_scene
+from pipeline.report.data.measures import Row
+from pipeline.report.data.report import Report
+from pipeline.report.data.runs import Speed
+from pipeline.report.data.sweep import SweepFacts, SweepPoint
+from pipeline.report.html.page_parts import Figure, Tile, figure
+from pipeline.report.text.metrics import Metric, metric_decimals, shown_metrics, upper_first
+from pipeline.report.text.numbers import format_duration, format_measure
 from pipeline.report.text.sweep_text import objective_metric, objective_text, verdict_text
-from pipeline.report.text.wording import (
-    Metric,
-    format_duration,
-    format_measure,
-    metric_decimals,
-    shown_metrics,
-)
 
 __all__ = ["sweep_tiles", "sweep_view"]
 
@@ -43,14 +41,14 @@ def sweep_view(report: Report) -> dict[str, Any] | None:
     if facts is None:
         return None
     metric = objective_metric(facts)
-    ranked = [point for point in facts.points if point.rank]
+    ranked = facts.ranked
     rows = {row.name: row for row in report.rows}
     others = [m for m in shown_metrics(report.rows) if m.key != metric.key]
     names = _field_names(facts.fields)
     return {
         "facts": facts,
         "metric": metric,
-        "heading": _upper(facts.label),
+        "heading": upper_first(facts.label),
         "better": "higher is better" if facts.maximize else "lower is better",
         "fields": [names[field] for field in facts.fields],
         "others": others,
@@ -64,14 +62,14 @@ def sweep_view(report: Report) -> dict[str, Any] | None:
             if row.kind in ("before", "teacher")
         ],
         "unfinished": [point for point in facts.points if not point.rank],
-        "charts": _charts(ranked, facts, metric, names),
-        "legend": [(rank_class(point.rank), f"#{point.rank} {point.label}") for point in ranked],
+        "charts": _charts(facts, names),
+        "legend": [(rank_style(point.rank), f"#{point.rank} {point.label}") for point in ranked],
     }
 
 
 def sweep_tiles(facts: SweepFacts, speeds: Sequence[Speed]) -> list[Tile]:
     """Return the key figures of a sweep."""
-    ranked = [point for point in facts.points if point.rank]
+    ranked = facts.ranked
     if not ranked:
         return []
     metric = objective_metric(facts)
@@ -115,7 +113,7 @@ def _line(
     seconds = next((s.seconds for s in report.speeds if s.name == point.label), None)
     return _Line(
         point=point,
-        style=rank_class(point.rank),
+        style=rank_style(point.rank),
         values=tuple(point.values.get(field, "") for field in facts.fields),
         objective=format_measure(
             point.objective, metric, decimals=_decimals(metric, facts, report)
@@ -149,20 +147,13 @@ def _decimals(metric: Metric, facts: SweepFacts, report: Report) -> int:
     return metric_decimals(metric, report.rows) if measured else metric.decimals
 
 
-def _charts(
-    ranked: Sequence[SweepPoint], facts: SweepFacts, metric: Metric, names: dict[str, str]
-) -> list[Figure]:
-    if not ranked:
+def _charts(facts: SweepFacts, names: dict[str, str]) -> list[Figure]:
+    if not facts.ranked:
         return []
-    unit = f", {metric.unit}" if metric.unit else ""
+    several = len(facts.fields) > 1
+    note = "runs that share every other value are joined" if several else "each point is one run"
     return [
-        Figure(
-            heading=f"{_upper(facts.label)} by {names[field]}{unit}",
-            note="runs that share every other value are joined"
-            if len(facts.fields) > 1
-            else "each point is one run",
-            svg=value_chart(ranked, field, names[field], metric, identity=f"swept-{number}"),
-        )
+        figure(value_scene(facts, field, names[field]), identity=f"swept-{number}", note=note)
         for number, field in enumerate(facts.fields)
     ]
 
@@ -173,7 +164,3 @@ def _field_names(fields: Sequence[str]) -> dict[str, str]:
         field: last.replace("_", " ") if lasts.count(last) == 1 else field
         for field, last in zip(fields, lasts, strict=True)
     }
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -1,1 +1,1 @@
-"""The report's sentences and its terminal table."""
+"""The report's words: names of measures, numbers as read, sentences, the terminal table."""

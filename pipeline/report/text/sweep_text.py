@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
-from pipeline.report.data.records import Difference, Measure, SweepFacts, SweepPoint
-from pipeline.report.text.wording import METRICS, Metric, certainty
+from pipeline.report.data.measures import Difference, Measure
+from pipeline.report.data.sweep import SweepFacts, SweepPoint
+from pipeline.report.text.metrics import METRICS, Metric
+from pipeline.report.text.numbers import format_standard_errors
+from pipeline.report.text.sentences import certainty
 
 __all__ = ["objective_metric", "objective_text", "sweep_headline", "verdict_text"]
 
@@ -27,7 +30,7 @@ def objective_text(measure: Measure | None, metric: Metric, *, decimals: int) ->
 
 def sweep_headline(facts: SweepFacts) -> str:
     """Answer: which setting, by how much is it better, and can it be believed?"""
-    ranked = [point for point in facts.points if point.rank]
+    ranked = facts.ranked
     if not ranked:
         return "No run of this sweep has a result."
     metric = objective_metric(facts)
@@ -86,10 +89,9 @@ def _errors(points: list[SweepPoint]) -> str:
     distances = [
         point.difference.standard_errors or 0.0 for point in points if point.difference is not None
     ]
-    low, high = min(distances), max(distances)
-    if f"{low:.1f}" == f"{high:.1f}":
-        return f"{high:.1f} standard errors, paired over the same tokens"
-    return f"{low:.1f} to {high:.1f} standard errors, paired over the same tokens"
+    low, high = (format_standard_errors(found(distances)) for found in (min, max))
+    span = high if low == high else f"{low.removesuffix(' standard errors')} to {high}"
+    return f"{span}, paired over the same tokens"
 
 
 def _listed(names: list[str]) -> str:

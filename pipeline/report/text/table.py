@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import textwrap
 
-from pipeline.report.data.records import Report, Row
-from pipeline.report.text.wording import (
-    Metric,
-    difference_sentence,
-    format_measure,
-    headline,
-    metric_decimals,
-    shown_metrics,
-)
+from pipeline.report.data.measures import Row
+from pipeline.report.data.report import Report
+from pipeline.report.text.headline import headline
+from pipeline.report.text.metrics import Metric, metric_decimals, shown_metrics
+from pipeline.report.text.numbers import format_measure
+from pipeline.report.text.sentences import difference_sentence
 
 __all__ = ["WIDTH", "terminal_table"]
 
@@ -28,6 +25,7 @@ def terminal_table(report: Report) -> str:
     lines = textwrap.wrap(headline(report), WIDTH)
     if report.rows:
         lines += ["", *_table(report.rows)]
+        lines += [metric.note for metric in shown_metrics(report.rows) if metric.note]
     told = report.differences
     if report.sweep is not None:
         # Three sentences a run would bury the answer; those of the objective are enough.
@@ -77,15 +75,7 @@ def _column(metric: Metric, rows: tuple[Row, ...]) -> list[str]:
 
 
 def _header(metric: Metric) -> str:
-    short = {
-        "kl": "KL",
-        "uld": "ULD",
-        "cross_entropy": "CE",
-        "perplexity": "perplexity",
-        "top1_agreement": "top-1",
-        "ece": "ECE",
-    }[metric.key]
-    return f"{short} ({metric.unit})" if metric.unit else short
+    return f"{metric.short} ({metric.unit})" if metric.unit else metric.short
 
 
 def _width(column: list[str]) -> int:

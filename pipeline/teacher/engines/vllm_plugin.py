@@ -7,7 +7,7 @@ import os
 __all__ = ["CAPTURE_PREFIX", "CAPTURE_VARIABLE", "register"]
 
 CAPTURE_VARIABLE = "DISTILL_VLLM_CAPTURE"
-CAPTURE_PREFIX = "DistilCapture"
+CAPTURE_PREFIX = "DistillCapture"
 
 
 def register() -> None:

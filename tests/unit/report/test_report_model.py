@@ -7,11 +7,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from pydantic_core import PydanticSerializationError
 
 from pipeline.errors import ConfigError
 from pipeline.report import CacheFacts, Difference, Measure, Report, Row, TokenView
-from pipeline.report.data.jsonable import to_jsonable
 from tests.unit.report.sample import sample_report
 
 
@@ -35,15 +36,10 @@ def test_non_finite_numbers_survive_as_valid_json() -> None:
     assert math.isnan(measure.standard_error)
 
 
-def test_array_scalars_become_plain_numbers() -> None:
-    class Scalar:
-        def item(self) -> float:
-            return 0.5
-
-    assert to_jsonable(Measure(Scalar())) == {  # type: ignore[arg-type]
-        "value": 0.5,
-        "standard_error": None,
-    }
+def test_a_number_that_is_none_of_json_is_a_mistake_of_ours_and_raises() -> None:
+    row = Row("x", "distilled", {"kl": Measure(0.5)}, num_parameters=np.int64(3))
+    with pytest.raises(PydanticSerializationError):
+        Report("t", (row,)).to_json()
 
 
 def _without_title(data: dict[str, Any]) -> None:
@@ -59,11 +55,15 @@ def _wrong_kind(data: dict[str, Any]) -> None:
 
 
 def _text_for_number(data: dict[str, Any]) -> None:
-    data["rows"][0]["metrics"]["kl"]["value"] = "much"
+    data["rows"][0]["metrics"]["kl_bucketed"]["value"] = "much"
 
 
 def _pair_of_three(data: dict[str, Any]) -> None:
     data["curves"][0]["points"][0] = [1, 2.0, 3.0]
+
+
+def _list_for_row(data: dict[str, Any]) -> None:
+    data["rows"][0] = ["x"]
 
 
 def _newer_format(data: dict[str, Any]) -> None:
@@ -77,11 +77,12 @@ def _true_for_integer(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_without_title, "title"),
-        (_unknown_field, r"report\.rows\[0\]: found \['colour'\]"),
-        (_wrong_kind, r"report\.rows\[1\]\.kind: found 'teached'; expected one of 'before'"),
-        (_text_for_number, r"report\.rows\[0\]\.metrics\.kl\.value: found 'much'.*a number"),
-        (_pair_of_three, r"report\.curves\[0\]\.points\[0\]"),
+        (_without_title, r"report\.title: missing"),
+        (_unknown_field, r"report\.rows\[0\]\.colour: unknown, with 'red'"),
+        (_wrong_kind, r"report\.rows\[1\]\.kind: found 'teached'; expected 'before', 'control', "),
+        (_text_for_number, r"\.rows\[0\]\.metrics\.kl_bucketed\.value: found 'much'.*a number"),
+        (_pair_of_three, r"report\.curves\[0\]\.points\[0\]: found \[1, 2\.0, 3\.0\]; expected"),
+        (_list_for_row, r"report\.rows\[0\]: found \['x'\]; expected a "),
         (_newer_format, "format 2; expected format 1"),
         (_true_for_integer, r"report\.cache\.samples: found True; expected an integer"),
     ],

@@ -167,7 +167,7 @@ def test_dark_phone_print_and_reduced_motion_are_thought_of(html: str, page: _Pa
     )
 
 
-def test_the_answer_stands_on_top_and_noise_is_called_noise(html: str) -> None:
+def test_the_answer_is_on_top_and_noise_is_called_noise(html: str) -> None:
     (head,) = re.findall(r"<h1>(.*?)</h1>", html)
     assert head.startswith("The distilled student is 0.313 nats closer to the teacher")
     badges = re.findall(r'class="badge (\w+)">([^<]+)<', html)

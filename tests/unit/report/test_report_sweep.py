@@ -13,8 +13,9 @@ import pytest
 
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.report import Report, read_report, terminal_table, write_report
-from pipeline.report.charts.png import sweep_png
-from pipeline.report.data.compose_sweep import SweptRun, rank_points
+from pipeline.report.charts.png import pictures
+from pipeline.report.compose.ranking import SweptRun, rank_points
+from pipeline.report.compose.sweep_report import finished_runs
 from pipeline.report.html.page import render_page
 from pipeline.report.text.sweep_text import objective_metric, sweep_headline, verdict_text
 from tests.unit.report.sample import sample_sweep_report
@@ -48,9 +49,15 @@ def _run(
     return SweptRun(label, folder, values, {k: str(v) for k, v in values.items()}, state)
 
 
-def _ranked(runs: list[SweptRun], objective: str = "heldout/kl", maximize: bool = False) -> Any:
+def _ranked(
+    swept: list[SweptRun],
+    objective: str = "heldout/kl",
+    maximize: bool = False,
+    bucketed: bool = False,
+) -> Any:
+    runs = finished_runs(swept, bucketed=bucketed)
     return rank_points(
-        runs, name="s", objective=objective, maximize=maximize, fields=("loss.alpha",)
+        swept, runs, name="s", objective=objective, maximize=maximize, fields=("loss.alpha",)
     )
 
 
@@ -89,6 +96,19 @@ def test_larger_can_be_better_and_other_metrics_have_no_error(runs: list[SweptRu
     assert [p.label for p in facts.points[:3]] == ["best", "same", "worse"]
     assert facts.points[1].verdict == "not comparable"
     assert "this metric has no standard error" in sweep_headline(facts)
+
+
+def test_over_a_top_k_the_objective_is_the_bucketed_kl(runs: list[SweptRun]) -> None:
+    facts = _ranked(runs, "heldout/kl_bucketed", bucketed=True)
+    assert [p.label for p in facts.points[:3]] == ["best", "same", "worse"]
+    assert facts.points[2].difference is not None
+    assert facts.points[2].difference.metric == "kl_bucketed"
+    assert sweep_headline(facts).startswith("Use best: held-out bucketed KL 1.")
+
+
+def test_a_finished_run_that_lost_its_scores_has_no_result(runs: list[SweptRun]) -> None:
+    (runs[0].path / "heldout-after.json").unlink()
+    assert [(p.label, p.rank) for p in _ranked(runs).points[2:]] == [("worse", 0), ("broken", 0)]
 
 
 def test_rows_of_another_cache_are_not_paired(tmp_path: Path) -> None:
@@ -160,10 +180,10 @@ def test_an_older_report_json_is_still_read() -> None:
 
 
 def test_the_picture_is_the_same_each_time() -> None:
-    facts = sample_sweep_report(num_steps=5).sweep
-    assert facts is not None
-    picture = sweep_png(facts)
-    assert picture is not None
+    report = sample_sweep_report(num_steps=5)
+    assert report.sweep is not None
+    picture = pictures(report)["sweep.png"]
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
-    assert sweep_png(facts) == picture
-    assert sweep_png(replace(facts, points=facts.points[-2:])) is None
+    assert pictures(report)["sweep.png"] == picture
+    without = replace(report.sweep, points=report.sweep.points[-2:])
+    assert "sweep.png" not in pictures(replace(report, sweep=without))

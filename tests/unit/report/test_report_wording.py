@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.report import Difference, Measure, Report, Row, difference_sentence, headline
-from pipeline.report.text.wording import METRICS, format_bytes, format_count, format_measure
+from pipeline.report.text.metrics import METRICS, kl_note
+from pipeline.report.text.numbers import format_bytes, format_count, format_measure
 from tests.unit.report.sample import sample_report
 
 ROWS = sample_report(num_steps=3).rows
@@ -28,9 +29,19 @@ ROWS = sample_report(num_steps=3).rows
             "control (51 standard errors).",
         ),
         (
+            Difference("distilled", "control", "kl_bucketed", -0.3127, 0.0061),
+            "The distilled student is 0.313 nats closer to the teacher (bucketed KL) than the "
+            "cross-entropy control (51 standard errors, paired over the same tokens).",
+        ),
+        (
             Difference("distilled", "control", "kl", -0.012, 0.01),
             "The distilled student and the cross-entropy control cannot be told apart in KL to "
             "the teacher: they differ by 0.01 nats, 1.2 standard errors, which is within noise.",
+        ),
+        (
+            Difference("distilled", "control", "kl_bucketed", -0.012, 0.01),
+            "The distilled student and the cross-entropy control cannot be told apart in bucketed "
+            "KL: they differ by 0.01 nats, 1.2 standard errors, which is within noise.",
         ),
         (
             Difference("distilled", "control", "top1_agreement", -0.05, 0.005),
@@ -69,8 +80,8 @@ def test_the_headline_prefers_the_control_and_the_paired_difference() -> None:
 def test_without_a_measured_difference_the_headline_takes_the_rows() -> None:
     report = replace(sample_report(num_steps=3), differences=())
     assert headline(report) == (
-        "The distilled student is 0.313 nats closer to the teacher than the cross-entropy control "
-        "(32 standard errors)."
+        "The distilled student is 0.313 nats closer to the teacher (bucketed KL) than the "
+        "cross-entropy control (32 standard errors)."
     )
 
 
@@ -106,3 +117,9 @@ def test_counts_and_bytes() -> None:
     assert format_count(134_515_008) == "135 million"
     assert format_bytes(999) == "999 bytes"
     assert format_bytes(3 << 29) == "1.5 GiB"
+
+
+def test_a_lower_bound_is_called_one_and_an_unbiased_estimate_is_not() -> None:
+    assert "a lower bound of the KL" in kl_note(bucketed=True)
+    assert "unbiased" in kl_note(bucketed=False)
+    assert not METRICS["kl"].note

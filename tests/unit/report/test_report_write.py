@@ -10,16 +10,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.observe.metrics import JsonLinesSink
 from pipeline.report import (
     Curve,
     Generation,
     Report,
-    curves_from_metrics,
     read_report,
     write_report,
 )
-from pipeline.report.charts.png import curves_png, png_curves
+from pipeline.report.charts.png import chosen_curves, curves_png
 from tests.unit.report.sample import sample_report
 
 
@@ -33,7 +31,9 @@ def test_all_files_are_written_and_the_json_reads_back(tmp_path: Path) -> None:
     for name in ("kl.png", "loss.png"):
         data = (page.parent / name).read_bytes()
         assert data.startswith(b"\x89PNG")
-        assert struct.unpack(">II", data[16:24]) == (1050, 600)
+        width, height = struct.unpack(">II", data[16:24])
+        assert width > 1050, "wide enough for a slide, with a margin"
+        assert 600 < height < 900, "chart, heading and legend"
 
 
 def test_a_second_write_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_curves_are_sorted_into_pictures_by_their_heading() -> None:
         Curve("loss", ()),
         Curve("loss time", ((0, 1.0),), group="speed"),
     ]
-    chosen = png_curves(curves)
+    chosen = chosen_curves(curves)
     assert {name: [c.name for c in some] for name, some in chosen.items()} == {
         "loss.png": ["Training loss"],
         "kl.png": ["train/kl", "Held-out KL"],
@@ -102,30 +102,3 @@ def test_curves_are_sorted_into_pictures_by_their_heading() -> None:
 def test_a_dollar_sign_in_a_name_starts_no_formula() -> None:
     curve = Curve("loss $x", ((0, 1.0), (1, 2.0)), "a $ b", unit="$")
     assert curves_png([curve, curve]).startswith(b"\x89PNG")
-
-
-def test_curves_come_from_the_metrics_file_of_a_run(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    sink = JsonLinesSink(path)
-    for step in range(1, 4):
-        sink.log(step, {"train/loss": 1.0 / step, "throughput/tokens_per_s": 10.0 * step})
-    sink.log(3, {"heldout/kl": 0.5})
-    sink.close()
-    curves = curves_from_metrics(
-        path,
-        names={
-            "train/loss": ("Training loss", "nats"),
-            "heldout/kl": ("Held-out KL", "nats"),
-            "heldout/absent": ("Absent", ""),
-            "throughput/tokens_per_s": ("Throughput", "tokens per s"),
-        },
-        series="control",
-        kind="control",
-    )
-    assert [(c.name, c.group, len(c.points)) for c in curves] == [
-        ("Training loss", "learning", 3),
-        ("Held-out KL", "learning", 1),
-        ("Throughput", "speed", 3),
-    ]
-    assert curves[1].points == ((3, 0.5),)
-    assert {c.kind for c in curves} == {"control"}

@@ -24,10 +24,10 @@ class _Engine:
 
     def __init__(self, rank: int) -> None:
         self.distributed = Distributed(rank=rank, local_rank=rank, world_size=2)
-        self.drawn: list[torch.Tensor] = []
+        self.sampled: list[torch.Tensor] = []
 
     def train_step(self, micro_batches: list[Any]) -> list[Any]:
-        self.drawn.append(torch.rand(8))
+        self.sampled.append(torch.rand(8))
         none = torch.zeros(0)
         return [(none.sum(), LossTerms(none.sum(), none, none)) for _ in micro_batches]
 
@@ -42,7 +42,7 @@ class _Stream:
     steps_per_epoch = 4
 
 
-def _drawn(*steps: int, rank: int = 0, seed: int = 7) -> list[torch.Tensor]:
+def _sampled(*steps: int, rank: int = 0, seed: int = 7) -> list[torch.Tensor]:
     engine: Any = _Engine(rank)
     nothing: Any = None
     stream: Any = _Stream()
@@ -59,18 +59,18 @@ def _drawn(*steps: int, rank: int = 0, seed: int = 7) -> list[torch.Tensor]:
         values, stop = loop._step(batch)
         assert {"train/loss", "train/kl", "train/cross_entropy"} <= set(values)
         assert not stop
-    return engine.drawn
+    return engine.sampled
 
 
 def test_each_step_has_a_mask_of_its_own_and_a_resumed_run_the_same() -> None:
-    first, second, third = _drawn(0, 1, 2)
+    first, second, third = _sampled(0, 1, 2)
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
-    (resumed,) = _drawn(2)
+    (resumed,) = _sampled(2)
     assert torch.equal(resumed, third)
 
 
 def test_ranks_and_seeds_differ() -> None:
-    ((ours,), (theirs,), (other,)) = (_drawn(3), _drawn(3, rank=1), _drawn(3, seed=8))
+    ((ours,), (theirs,), (other,)) = (_sampled(3), _sampled(3, rank=1), _sampled(3, seed=8))
     assert not torch.equal(ours, theirs)
     assert not torch.equal(ours, other)

@@ -1,0 +1,61 @@
+"""What a cache's manifest says, as the report shows it, and what its KL is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.cache.io.reader import Cache
+from pipeline.report.data.cache import CacheFacts, ShardFacts
+
+__all__ = ["cache_facts", "kl_is_bucketed"]
+
+
+def kl_is_bucketed(cache: Cache) -> bool:
+    """Whether a KL from this cache is over a top-k and its tail bucket: a lower bound.
+
+    A cache that samples the tail gives an unbiased estimate of the KL over the vocabulary.
+    """
+    return str(cache.manifest.identity["scheme"]["name"]) == "top-k"
+
+
+def cache_facts(cache: Cache) -> CacheFacts:
+    """Return what the manifest says."""
+    manifest = cache.manifest
+    identity = manifest.identity
+    records = manifest.shards
+    loss_tokens = sum(record.loss_tokens for record in records)
+    return CacheFacts(
+        teacher=str(identity["teacher"]["model"]),
+        teacher_revision=str(identity["teacher"]["revision"]),
+        corpus=str(identity["corpus"].get("source")),
+        samples=sum(record.rows for record in records),
+        tokens=sum(record.tokens for record in records),
+        loss_tokens=loss_tokens,
+        size_bytes=sum(record.bytes for record in records),
+        scheme=_scheme_words(identity["scheme"]),
+        identity=manifest.identity_digest,
+        temperatures=manifest.temperatures,
+        kept_mass_mean=sum(r.kept_mass * r.loss_tokens for r in records) / max(loss_tokens, 1),
+        entropy_mean=sum(r.entropy * r.loss_tokens for r in records) / max(loss_tokens, 1),
+        shards=tuple(
+            ShardFacts(
+                name=f"{r.split}/{r.index:05d}",
+                split=r.split,
+                samples=r.rows,
+                loss_tokens=r.loss_tokens,
+                size_bytes=r.bytes,
+                kept_mass_mean=r.kept_mass,
+                entropy_mean=r.entropy,
+            )
+            for r in records
+        ),
+    )
+
+
+def _scheme_words(scheme: Mapping[str, Any]) -> str:
+    if "taus" not in scheme:
+        return f"top-{scheme['top_k']} with the mass of the rest"
+    taus = ", ".join(f"{tau:.4g}" for tau in scheme["taus"])
+    kept = f"top-{scheme['top_k']}" if "top_k" in scheme else "the largest entries"
+    return f"{kept} and a sample of the rest, tau {taus}"

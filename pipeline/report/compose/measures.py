@@ -1,0 +1,82 @@
+"""Held-out scores to the report's rows and differences, each with its standard error."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pipeline.cache.io.reader import Cache
+from pipeline.evaluate.measures import HeldoutScores, MeanError, paired_difference, ratio_mean
+from pipeline.report.compose.runs import Run
+from pipeline.report.data.measures import Difference, Measure, Row
+
+__all__ = ["before_rows", "metrics_of", "paired_differences", "row_of", "teacher_row"]
+
+
+def row_of(run: Run, *, detail: str | None = None) -> Row:
+    """Return a trained student's row; `detail` in place of the folder's own."""
+    folder = run.folder
+    said = folder.detail if detail is None else detail
+    metrics = metrics_of(run.after)
+    return Row(folder.name, folder.kind, metrics, run.num_parameters, said, folder.rank)
+
+
+def before_rows(run: Run, name: str, detail: str, num_parameters: int | None) -> tuple[Row, ...]:
+    """Return the row of the student before training; none where it was not measured."""
+    if run.before is None:
+        return ()
+    return (Row(name, "before", metrics_of(run.before), num_parameters, detail),)
+
+
+def teacher_row(cache: Cache, *, bucketed: bool) -> Row:
+    """The teacher's own cross-entropy is in the cache; it agrees with itself by definition."""
+    sums, counts = [], []
+    source = cache.source("heldout")
+    for shard, rows in enumerate(source.shard_rows()):
+        for row in source.read_rows(shard, range(rows)):
+            sums.append(-float(row.targets.label_logprob_N.sum(dtype=np.float64)))
+            counts.append(row.targets.num_positions)
+    entropy = _measure(ratio_mean(sums, counts))
+    perplexity = float(np.exp(entropy.value))
+    error = entropy.standard_error
+    return Row(
+        "teacher",
+        "teacher",
+        {
+            "kl_bucketed" if bucketed else "kl": Measure(0.0),
+            "cross_entropy": entropy,
+            "perplexity": Measure(perplexity, None if error is None else perplexity * error),
+            "top1_agreement": Measure(1.0),
+        },
+        None,
+        str(cache.manifest.identity["teacher"]["model"]),
+    )
+
+
+def metrics_of(scores: HeldoutScores) -> dict[str, Measure]:
+    """Return every measure of a row."""
+    metrics = {name: _measure(scores.mean(name)) for name in scores.sums}
+    metrics["perplexity"] = _measure(scores.perplexity())
+    ece = scores.calibration_error()
+    if ece is not None:
+        metrics["ece"] = _measure(ece)
+    return metrics
+
+
+def paired_differences(
+    a: str, scores_a: HeldoutScores, b: str, scores_b: HeldoutScores
+) -> tuple[Difference, ...]:
+    """Return every metric of a minus that of b, subtracted sequence by sequence."""
+    found = []
+    for metric in scores_a.metrics:
+        if metric in scores_b.metrics:
+            mean = _measure(paired_difference(scores_a, scores_b, metric))
+            found.append(Difference(a, b, metric, mean.value, mean.standard_error, paired=True))
+    return tuple(found)
+
+
+def _measure(mean: MeanError) -> Measure:
+    """Return a mean with its standard error, none where that is not a number."""
+    error = mean.standard_error
+    return Measure(mean.value, error if math.isfinite(error) else None)
