@@ -156,7 +156,7 @@ def test_an_engine_that_fails_for_every_row_sets_nothing_aside(
     for kind in ("raises", "nan"):
         message = _run(stage, tiny, folder, *flags, hook=("poison", kind, [])).refused(3)
         assert message.startswith("the teacher answers for no row; of sample ")
-        assert not list((folder / "_meta").glob("failed/*"))
+        assert not list((folder / "_meta").glob("quarantine/*"))
         assert not list((folder / "_meta/shards").glob("*"))
     _run(stage, tiny, folder).ok()
     assert _cache_digests(folder) == _cache_digests(tiny_cache)
@@ -170,7 +170,7 @@ def test_too_many_rows_stop_the_run(
     message = _run(stage, tiny, folder, hook=("poison", "nan", lost)).refused(3)
     assert message.startswith("2 of 56 rows fail, the last of them sample ")
     assert "expected at most 1 (capture.max_failed_fraction)" in message
-    assert len(list((folder / "_meta").glob("failed/*"))) == 1
+    assert len(list((folder / "_meta").glob("quarantine/*"))) == 1
     assert not (folder / "_meta/manifest.json").exists()
 
 
