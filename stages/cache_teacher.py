@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
@@ -15,6 +15,11 @@ from pipeline.errors import run_command
 from pipeline.observe.settings import WorkerObserveSettings
 from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+
+if TYPE_CHECKING:
+    from pipeline.cache.layout.manifest import Manifest
+    from pipeline.cache.layout.quarantine import FailedRow
+    from pipeline.observe.shares import Shares
 
 __all__ = ["TeacherRun", "main"]
 
@@ -82,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         switches={
             "dry_run": "print the plan (samples, tokens, shards, bytes, memory, time from a short "
-            "calibration) and exit",
-            "retry_failed": "make the rows that were set aside again (give it to one worker)",
+            "timing run) and exit",
+            "retry_quarantined": "try the quarantined rows again (give it to one worker)",
         },
         examples=[
             f"{PROG} --config stages/configs/teacher.yaml",
@@ -91,95 +96,112 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--cache_dir s3://bucket/cache",
             f"{PROG} --config stages/configs/teacher-writes.yaml",
             f"{PROG} --config stages/configs/teacher.yaml --dry-run",
-            f"{PROG} --config stages/configs/teacher.yaml --retry-failed",
+            f"{PROG} --config stages/configs/teacher.yaml --retry-quarantined",
         ],
         elsewhere={"stage two, train-student": StudentRun},
     )
     run = command.settings
-    from pipeline.cache.layout.quarantine import describe_set_aside, read_failures
+    from pipeline.cache.layout.quarantine import read_failures
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.prometheus import serve_metrics
-    from pipeline.observe.shares import Shares, summary_line
+    from pipeline.observe.shares import Shares
     from pipeline.storage import Store
-    from pipeline.teacher.capture.fit_tau import calibrated
-    from pipeline.teacher.capture.run import cache_teacher, prepare
-    from pipeline.teacher.estimate import check_resources, forecast, print_forecast
-    from pipeline.teacher.fleet.leases import worker_name
+    from pipeline.teacher.capture.fit_tau import fit_tau
+    from pipeline.teacher.capture.run import fill_cache
+    from pipeline.teacher.estimate import check_resources, estimate, print_estimate
+    from pipeline.teacher.fleet.processes import worker_name
     from pipeline.teacher.fleet.signals import interruptible
-    from pipeline.teacher.generation.run import with_responses, write_responses
+    from pipeline.teacher.generation.identity import reject_written_responses
+    from pipeline.teacher.generation.read import finished_responses
+    from pipeline.teacher.generation.run import write_responses
+    from pipeline.teacher.prepare import prepare
 
     configure_logging(run.observe.log_level)
     store = Store(run.cache_dir)
     shares = Shares()
-    dry = "dry_run" in command.switches
-    port = None if dry else run.observe.prometheus_port
-    shard_tokens = run.capture.shard_tokens
+    dry_run = "dry_run" in command.switches
     # Before anything else: a port that is taken is said at once, not after the tokenising.
     endpoint = serve_metrics(
-        shares, port=port, host=run.observe.prometheus_host, worker=worker_name()
+        shares,
+        port=None if dry_run else run.observe.prometheus_port,
+        host=run.observe.prometheus_host,
+        worker=worker_name(),
     )
+    responses = None
     with interruptible(), endpoint:
         with shares.spent("preparing"):
             prepared = prepare(
                 run.teacher, run.corpus, run.capture, seed=run.seed, generate=run.generate
             )
-        if dry:
-            prepared = with_responses(prepared, store=store, shard_tokens=shard_tokens)
-            if prepared.responses is None:
-                prepared = calibrated(
-                    prepared, run.teacher, run.capture, store=store,
-                    max_length=run.corpus.max_length, keep=False,
-                )  # fmt: skip
-            plan = forecast(prepared, run.teacher, run.capture)
-            print_forecast(
-                prepared, plan, run.teacher, run.capture, store, max_length=run.corpus.max_length
-            )
+        task, writing = prepared.capture, prepared.writing
+        if dry_run:
+            if writing is not None:
+                responses = finished_responses(writing, store)
+            if responses is not None:
+                task, writing = task.with_corpus(responses.corpus), None
+            if writing is None:
+                task = fit_tau(task, store, keep=False)
+            print_estimate(task, writing, store)
             return 0
-        check_resources(forecast(prepared, run.teacher, run.capture), store)
-        prepared = write_responses(
-            prepared,
-            run.teacher,
-            run.capture,
+        check_resources(estimate(task, writing), store)
+        if writing is None:
+            reject_written_responses(store, task.identity)
+        else:
+            responses = write_responses(
+                writing, store=store, progress_every_s=run.observe.progress_every_s
+            )
+            task = task.with_corpus(responses.corpus)
+        task = fit_tau(task, store)
+        if responses is not None:
+            check_resources(estimate(task), store)
+        manifest = fill_cache(
+            task,
             store=store,
-            max_length=run.corpus.max_length,
-            progress_every_s=run.observe.progress_every_s,
-        )
-        prepared = calibrated(
-            prepared, run.teacher, run.capture, store=store, max_length=run.corpus.max_length
-        )
-        if run.generate.enabled:
-            check_resources(forecast(prepared, run.teacher, run.capture), store)
-        manifest = cache_teacher(
-            prepared,
-            run.teacher,
-            run.capture,
-            store=store,
-            max_length=run.corpus.max_length,
             command=command_line(PROG, arguments),
             # How a worker logs and is watched is not the cache's: each would write it otherwise.
             resolved_config=dump_yaml(run, without=("observe",)),
             progress_every_s=run.observe.progress_every_s,
-            retry_failed="retry_failed" in command.switches,
+            retry_quarantined="retry_quarantined" in command.switches,
             shares=shares,
         )
-        failures = read_failures(store)
+        rows = read_failures(store)
+    _report(manifest, shares, run.cache_dir)
+    _report_quarantined(
+        rows,
+        {} if responses is None else responses.quarantined,
+        planned_rows=task.corpus.counts.samples,
+        url=run.cache_dir,
+    )
+    return 0
+
+
+def _report(manifest: Manifest, shares: Shares, url: str) -> None:
+    """Print what this worker did, and what the cache holds."""
+    from pipeline.observe.shares import summary_line
+
     summary = shares.summary()
     if summary.counts:
         print(f"this worker: {summary_line(summary)}")
-    counted = sum(record.counted for record in manifest.shards)
+    tokens = sum(record.counted for record in manifest.shards)
     size = sum(record.bytes for record in manifest.shards)
     print(
-        f"cache {run.cache_dir}: {len(manifest.shards)} shards, {counted} counted tokens, "
-        f"{size / counted:.1f} bytes each, identity {manifest.identity_digest[:12]}"
+        f"cache {url}: {len(manifest.shards)} shards, {tokens} supervised tokens, "
+        f"{size / tokens:.1f} bytes each, identity {manifest.identity_digest[:12]}"
     )
-    if failures or prepared.unanswered:
-        raise describe_set_aside(
-            failures,
-            unanswered=prepared.unanswered,
-            planned_rows=prepared.corpus.counts.samples,
-            url=run.cache_dir,
-        )
-    return 0
+
+
+def _report_quarantined(
+    rows: Mapping[str, tuple[FailedRow, ...]],
+    responses: Mapping[str, tuple[FailedRow, ...]],
+    *,
+    planned_rows: int,
+    url: str,
+) -> None:
+    """End the run with an error that lists what is quarantined, if anything is."""
+    from pipeline.cache.layout.quarantine import describe_set_aside
+
+    if rows or responses:
+        raise describe_set_aside(rows, unanswered=responses, planned_rows=planned_rows, url=url)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pipeline.data.stream.skipped_shards import read_left_out, write_left_out
 from pipeline.data.stream.train_stream import TrainStream
 from pipeline.errors import CacheError
 from pipeline.loss.settings import LossSettings
-from pipeline.models.resolve import ResolvedModel
+from pipeline.models.resolved import ResolvedModel
 from pipeline.observe.metrics import open_sinks
 from pipeline.observe.settings import ObserveSettings
 from pipeline.storage import Store

@@ -83,14 +83,14 @@ class CaptureSettings(Settings):
         120, "a shard whose worker gives no sign for this many seconds is taken over", gt=0
     )
     tries: int = option(
-        3, "how often a row may fail (not finite, an error, a crash) before it is set aside", ge=1
+        3, "how often a row may fail (not finite, an error, a crash) before it is quarantined", ge=1
     )
-    max_failed_fraction: float = option(
+    max_quarantined_fraction: float = option(
         0.01, "a run stops when more of its rows than this (and more than one) fail", ge=0, le=1
     )
     head_rows: int = option(256, "positions whose logits exist at the same time", ge=1, le=65_536)
 
-    # Of one field each, so that both are told together with the mistakes of others.
+    # Of one field each, so that both are reported together with the mistakes of others.
     @field_validator("temperatures")
     @classmethod
     def _sane_grid(cls, grid: tuple[float, ...]) -> tuple[float, ...]:

@@ -125,7 +125,7 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     from stages.sweep import SweepRun
     from stages.train_student import StudentRun
 
-    known = {"config", "config_file", "dry_run", "help", "retry_failed"}
+    known = {"config", "config_file", "dry_run", "help", "retry_quarantined"}
     for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}

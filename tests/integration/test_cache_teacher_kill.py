@@ -36,7 +36,7 @@ def test_the_command_twice_gives_the_same_bytes(
     result = real_stage("cache_teacher", [*tiny.stage_one, "--cache_dir", tmp_path / "cache"])
     result.ok()
     assert re.search(
-        r"cache .*: \d+ shards, \d+ counted tokens, .* identity [0-9a-f]{12}", result.out
+        r"cache .*: \d+ shards, \d+ supervised tokens, .* identity [0-9a-f]{12}", result.out
     )
     assert _bytes_of_a_cache(tmp_path / "cache") == _bytes_of_a_cache(tiny_cache)
     names = set(digests(tiny_cache))

@@ -124,7 +124,7 @@ def describe_set_aside(
         (
             f"{{}} of {planned_rows} rows, which the teacher could not answer",
             failures,
-            "--retry-failed makes those rows again",
+            "--retry-quarantined makes those rows again",
         ),
         (
             "{} responses, which the teacher could not write",

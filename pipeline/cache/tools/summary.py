@@ -107,7 +107,7 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     if facts["rows_set_aside"]:
         yield (
             f"set aside    {facts['rows_set_aside']} rows that the teacher could not answer, "
-            f"listed in {FAILED}; cache-teacher --retry-failed makes them again"
+            f"listed in {FAILED}; cache-teacher --retry-quarantined makes them again"
         )
     for split, s in facts["splits"].items():
         yield (

@@ -3,9 +3,9 @@
 `argmax(logits + noise)` with independent Gumbel noise is a draw from softmax(logits) (Gumbel 1954;
 Maddison, Tarlow and Minka, "A* sampling", 2014). The noise of token v at step t of a response is a
 hash of (seed, t, v), the finaliser of SplitMix64 as in `pipeline.data.order.permutation`, so
-neither the other rows of a batch nor their order enter. It is computed where the logits are, in 64-bit integers and
-float64. A running sum of probabilities would need one random number only, but CUDA's cumsum is not
-deterministic.
+neither the other rows of a batch nor their order enter. It is computed where the logits are, in
+64-bit integers and float64. A running sum of probabilities would need one random number only, but
+CUDA's cumsum is not deterministic.
 
 Shape suffixes: B responses of a batch, L tokens so far, V vocabulary.
 """

@@ -43,7 +43,7 @@ class SparseScheme:
     grids: Grids = field(default_factory=Grids)
     """The law is evaluated on what is stored, so that readers know the very probability."""
     mean_entries: float | None = None
-    """What the law is scaled to (`calibrate.py`), from `taus_before`; None: it stands as it is."""
+    """What tau is fitted to (`capture/fit_tau.py`), from `taus_before`; None: not at all."""
     taus_before: tuple[float, ...] = ()
 
     @property

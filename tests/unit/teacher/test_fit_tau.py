@@ -13,7 +13,7 @@ from pipeline.errors import CacheError, ConfigError
 from pipeline.sampling.inclusion import SamplingLaw
 from pipeline.sampling.noise import row_noise
 from pipeline.storage import Store
-from pipeline.teacher.capture.fit_tau import CALIBRATION, calibrated_scheme, scale_law
+from pipeline.teacher.capture.fit_tau import FITTED_TAU, fit_scheme, scale_law
 from pipeline.teacher.sparsify.columns import to_targets
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
@@ -66,20 +66,20 @@ def test_all_workers_agree_and_another_cache_is_refused(tmp_path: Path) -> None:
         return [_columns(scheme, 300)]
 
     def run(wanted: float, *, keep: bool = True) -> SparseScheme:
-        return calibrated_scheme(
+        return fit_scheme(
             scheme, wanted, store=store, samples=samples, identity={"a": 1}, capture=capture,
             keep=keep,
         )  # fmt: skip
 
-    forecast = run(12.0, keep=False)
-    assert not store.exists(CALIBRATION)
+    estimated = run(12.0, keep=False)
+    assert not store.exists(FITTED_TAU)
     first = run(12.0)
-    assert first == forecast
+    assert first == estimated
     assert captured == [5, 5]
     assert run(12.0) == first
     assert len(captured) == 2  # the second worker reads
-    with pytest.raises(CacheError, match="calibrated for another"):
+    with pytest.raises(CacheError, match="its tau was fitted for another"):
         run(13.0)
-    store.write(CALIBRATION, b"{")
+    store.write(FITTED_TAU, b"{")
     with pytest.raises(CacheError, match="damaged"):
         run(12.0)
