@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,26 @@ def test_all_workers_agree_and_another_cache_is_refused(tmp_path: Path) -> None:
     store.write(FITTED_TAU, b"{")
     with pytest.raises(CacheError, match="damaged"):
         run(12.0)
+
+
+def test_the_loser_of_the_race_keeps_the_winners_result(tmp_path: Path) -> None:
+    """Both found no file; the winner's logits differ in their last bits, and so do its taus."""
+    store = Store(str(tmp_path))
+    scheme = SparseScheme(0, GRID, SamplingLaw(GRID, (1 / 10, 1 / 20)))
+    sample = Sample("0" * 32, "train", np.zeros(2, np.int32), np.array([False, True]), 0, 0)
+
+    def fit(capture: Callable[[list[Sample]], list[np.ndarray]]) -> SparseScheme:
+        return fit_scheme(
+            scheme, 12.0, store=store, samples=[sample], identity={"a": 1}, capture=capture
+        )
+
+    won: list[SparseScheme] = []
+
+    def overtaken(_chosen: list[Sample]) -> list[np.ndarray]:
+        won.append(fit(lambda _chosen: [_columns(scheme, 200)]))
+        return [_columns(scheme, 400)]
+
+    lost = fit(overtaken)
+    alone = scale_law(_columns(scheme, 400), scheme, 12.0)
+    assert alone != won[0].law
+    assert lost == won[0]
