@@ -12,7 +12,7 @@ from pipeline.errors import DistillError
 
 __all__ = ["LogFollower", "follow_logs", "list_jobs"]
 
-_PROJECT = "app.kubernetes.io/part-of=offline-distil"
+_PROJECT = "app.kubernetes.io/part-of=offline-distill"
 
 
 class LogFollower:

@@ -118,7 +118,7 @@ def prefetch_job(
             "metadata": {
                 "name": "prefetch-config",
                 "namespace": job["metadata"]["namespace"],
-                "labels": {"app.kubernetes.io/part-of": "offline-distil"},
+                "labels": {"app.kubernetes.io/part-of": "offline-distill"},
             },
             "data": files,
         },

@@ -140,7 +140,7 @@ def train_job(rendered: RenderedJob) -> list[Object]:
             },
             "runtimePatches": [
                 {
-                    "manager": "offline-distil/render",
+                    "manager": "offline-distill/render",
                     "trainingRuntimeSpec": {
                         "template": {
                             "spec": {

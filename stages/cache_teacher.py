@@ -18,8 +18,10 @@ from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
 if TYPE_CHECKING:
     from pipeline.cache.layout.manifest import Manifest
-    from pipeline.cache.layout.quarantine import FailedRow
+    from pipeline.cache.layout.quarantine import QuarantinedRow
     from pipeline.observe.shares import Shares
+    from pipeline.storage import Store
+    from pipeline.teacher.prepare import Prepared
 
 __all__ = ["TeacherRun", "main"]
 
@@ -27,13 +29,13 @@ PROG = "python -m stages.cache_teacher"
 
 
 class TeacherRun(Settings):
-    """Everything stage one can be told."""
+    """Every setting of stage one."""
 
     cache_dir: str = option(
         "runs/default/cache",
         "where the cache goes: a folder, or any address fsspec opens (s3://bucket/cache)",
     )
-    seed: int = option(42, "of the held-out split and whatever else is drawn", ge=0)
+    seed: int = option(42, "of the held-out split and whatever else is sampled", ge=0)
     teacher: TeacherSettings = TeacherSettings()
     corpus: CorpusSettings = CorpusSettings()
     generate: GenerateSettings = GenerateSettings()
@@ -64,7 +66,7 @@ class TeacherRun(Settings):
             raise ValueError(
                 f"capture.scheme: found {self.capture.scheme} through prompt_logprobs, expected "
                 "top_k: vLLM's log-probs are those of the largest entries alone; use "
-                "--teacher.capture_path device to draw"
+                "--teacher.capture_path device to sample"
             )
         if through_api and self.teacher.engine == "vllm" and self.capture.temperatures != (1.0,):
             raise ValueError(
@@ -101,18 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         elsewhere={"stage two, train-student": StudentRun},
     )
     run = command.settings
-    from pipeline.cache.layout.quarantine import read_failures
+    from pipeline.cache.layout.quarantine import read_quarantine
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.prometheus import serve_metrics
     from pipeline.observe.shares import Shares
     from pipeline.storage import Store
     from pipeline.teacher.capture.fit_tau import fit_tau
     from pipeline.teacher.capture.run import fill_cache
-    from pipeline.teacher.estimate import check_resources, estimate, print_estimate
+    from pipeline.teacher.estimate import check_resources, estimate
     from pipeline.teacher.fleet.processes import worker_name
     from pipeline.teacher.fleet.signals import interruptible
     from pipeline.teacher.generation.identity import reject_written_responses
-    from pipeline.teacher.generation.read import finished_responses
     from pipeline.teacher.generation.run import write_responses
     from pipeline.teacher.prepare import prepare
 
@@ -133,16 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepared = prepare(
                 run.teacher, run.corpus, run.capture, seed=run.seed, generate=run.generate
             )
-        task, writing = prepared.capture, prepared.writing
         if dry_run:
-            if writing is not None:
-                responses = finished_responses(writing, store)
-            if responses is not None:
-                task, writing = task.with_corpus(responses.corpus), None
-            if writing is None:
-                task = fit_tau(task, store, keep=False)
-            print_estimate(task, writing, store)
+            _print_plan(prepared, store)
             return 0
+        task, writing = prepared.capture, prepared.writing
+        del prepared  # an upper bound's samples leave the scratch disk with the task that held them
         check_resources(estimate(task, writing), store)
         if writing is None:
             reject_written_responses(store, task.identity)
@@ -164,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             retry_quarantined="retry_quarantined" in command.switches,
             shares=shares,
         )
-        rows = read_failures(store)
+        rows = read_quarantine(store)
     _report(manifest, shares, run.cache_dir)
     _report_quarantined(
         rows,
@@ -175,6 +171,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_plan(prepared: Prepared, store: Store) -> None:
+    """Print what a run would take, by what is there of responses and tau; write nothing."""
+    from pipeline.teacher.capture.fit_tau import fit_tau
+    from pipeline.teacher.estimate import print_estimate
+    from pipeline.teacher.generation.read import finished_responses
+
+    task, writing = prepared.capture, prepared.writing
+    responses = None if writing is None else finished_responses(writing, store)
+    if responses is not None:
+        task, writing = task.with_corpus(responses.corpus), None
+    if writing is None:
+        task = fit_tau(task, store, keep=False)
+    print_estimate(task, writing, store)
+
+
 def _report(manifest: Manifest, shares: Shares, url: str) -> None:
     """Print what this worker did, and what the cache holds."""
     from pipeline.observe.shares import summary_line
@@ -182,7 +193,7 @@ def _report(manifest: Manifest, shares: Shares, url: str) -> None:
     summary = shares.summary()
     if summary.counts:
         print(f"this worker: {summary_line(summary)}")
-    tokens = sum(record.counted for record in manifest.shards)
+    tokens = sum(record.loss_tokens for record in manifest.shards)
     size = sum(record.bytes for record in manifest.shards)
     print(
         f"cache {url}: {len(manifest.shards)} shards, {tokens} supervised tokens, "
@@ -191,17 +202,17 @@ def _report(manifest: Manifest, shares: Shares, url: str) -> None:
 
 
 def _report_quarantined(
-    rows: Mapping[str, tuple[FailedRow, ...]],
-    responses: Mapping[str, tuple[FailedRow, ...]],
+    rows: Mapping[str, tuple[QuarantinedRow, ...]],
+    responses: Mapping[str, tuple[QuarantinedRow, ...]],
     *,
     planned_rows: int,
     url: str,
 ) -> None:
     """End the run with an error that lists what is quarantined, if anything is."""
-    from pipeline.cache.layout.quarantine import describe_set_aside
+    from pipeline.cache.layout.quarantine import describe_quarantine
 
     if rows or responses:
-        raise describe_set_aside(rows, unanswered=responses, planned_rows=planned_rows, url=url)
+        raise describe_quarantine(rows, responses=responses, planned_rows=planned_rows, url=url)
 
 
 if __name__ == "__main__":

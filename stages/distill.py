@@ -13,10 +13,10 @@ from pipeline.config.command import command_line
 from pipeline.errors import DistillError, run_command
 from stages.report import write_run_report
 
-__all__ = ["ROWS_SET_ASIDE", "DistillRun", "main", "trainer"]
+__all__ = ["ROWS_QUARANTINED", "DistillRun", "main", "trainer"]
 
 PROG = "python -m stages.distill"
-ROWS_SET_ASIDE = 3
+ROWS_QUARANTINED = 3
 """Exit code of a stage one that lacks some rows: the cache serves all the same."""
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
-    set_aside = _stage("1/4 teacher: reads the corpus once", teacher, also=ROWS_SET_ASIDE)
+    quarantine_rows = _stage("1/4 teacher: reads the corpus once", teacher, also=ROWS_QUARANTINED)
     if run.nproc > 1:
         # One process says what is wrong once; a launcher says it once a rank.
         _stage("student: checked", [*trainer(1), *distilled, "--check"])
@@ -85,8 +85,10 @@ next      another student from the same cache:  make train-student ARGS="--cache
               --dataset_name NAME_OR_FILE --cache_dir FOLDER_OR_URL"
           what a run would take:                add --dry-run to ARGS"""
     )
-    if set_aside:
-        raise _StageFailed("the cache lacks the rows that stage one has listed above", set_aside)
+    if quarantine_rows:
+        raise _StageFailed(
+            "the cache lacks the rows that stage one has listed above", quarantine_rows
+        )
     return 0
 
 

@@ -155,11 +155,11 @@ def write_sweep_report(root: Path) -> Path:
     from pipeline.observe.logs import configure_logging
     from pipeline.report import Command
     from pipeline.report.data.compose_sweep import SweptRun, compose_sweep_report
-    from pipeline.sweep.ledger import read_ledger
+    from pipeline.sweep.ledger import read_inventory
     from pipeline.sweep.space import value_text
 
     configure_logging("warning")
-    ledger = read_ledger(root)
+    ledger = read_inventory(root)
     if not ledger.ranked():
         raise ConfigError(
             f"{root}: no run of this sweep is finished",

@@ -215,7 +215,7 @@ def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
         # Of the tail only the finished cache knows whether it fits.
         loss = settings.loss.model_copy(update={"tail": "auto", "control_variate": None})
         try:
-            check_fit(loss, settings.data, grid=grid, law=None)
+            check_fit(loss, settings.data, grid=grid, rule=None)
         except ConfigError as error:
             mistakes |= dict.fromkeys(f"{point.label}: {line}" for line in error.mistakes)
     if mistakes:
@@ -223,12 +223,12 @@ def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
 
 
 def _make_cache(python: str, config: str, cache_url: str) -> None:
-    from stages.distill import ROWS_SET_ASIDE
+    from stages.distill import ROWS_QUARANTINED
 
     print("cache     is not complete; the teacher reads the corpus once", flush=True)
     command = [python, "-m", "stages.cache_teacher", "--config", config, "--cache_dir", cache_url]
     code = subprocess.run(command, check=False).returncode
-    if code not in (0, ROWS_SET_ASIDE):
+    if code not in (0, ROWS_QUARANTINED):
         raise DistillError(
             f"stages.cache_teacher ended with exit code {code}",
             do="mend what it says above and run the same command again",

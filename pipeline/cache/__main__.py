@@ -70,7 +70,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _findings(store: Store, *, quick: bool, workers: int | None) -> tuple[list[Finding], int]:
     """Verify with a progress bar; return the findings and the number of shards."""
-    from pipeline.cache.layout.inventory import read_ledger
+    from pipeline.cache.layout.inventory import read_inventory
     from pipeline.cache.tools.verify import verify_cache
     from pipeline.storage.parallel import default_workers
 
@@ -82,9 +82,9 @@ def _findings(store: Store, *, quick: bool, workers: int | None) -> tuple[list[F
             on_start=bar.start,
             on_rows=bar.advance,
         )
-    ledger = read_ledger(store)
-    keys = {(record.split, record.index) for record in ledger.records}
-    keys |= {(item.split, item.index) for item in ledger.planned}
+    inventory = read_inventory(store)
+    keys = {(record.split, record.index) for record in inventory.records}
+    keys |= {(item.split, item.index) for item in inventory.planned}
     return findings, len(keys)
 
 
@@ -113,7 +113,7 @@ def _repair(options: argparse.Namespace) -> int:
             do="run verify for the reasons",
         )
     by_hand = f"; to be removed by hand: {', '.join(plan.leave)}" if plan.leave else ""
-    own = f"; {answered} rows that were set aside are in it now" if answered else ""
+    own = f"; {answered} rows that were quarantined are in it now" if answered else ""
     print(f"{options.url}: {len(findings)} files mended, {shards} shards whole{own}{by_hand}")
     return 0
 

@@ -58,7 +58,7 @@ class _Work(Intake):
         return conversation
 
     def described(self, conversation: Conversation) -> list[Any]:
-        return [conversation.messages, conversation.first_counted, conversation.tools]
+        return [conversation.messages, conversation.first_supervised, conversation.tools]
 
     def rendered(self, template: ChatTemplate, conversation: Conversation, row: Row) -> Rendered:
         everything = self.settings.loss_on == "all"
@@ -79,22 +79,24 @@ class _Work(Intake):
         elif self.settings.overlong == "truncate":
             self.count("truncated_rows")
             self.count("tokens_cut", length - limit)
-            yield 0, Tokens(tokens.input_ids[:limit], tokens.counted[:limit])
+            yield 0, Tokens(tokens.input_ids[:limit], tokens.loss_mask[:limit])
         else:
             self.count("split_rows")
             for part, start in enumerate(range(0, length, limit)):
                 self.count("split_parts")
                 piece = slice(start, start + limit)
-                yield part, Tokens(tokens.input_ids[piece], tokens.counted[piece])
+                yield part, Tokens(tokens.input_ids[piece], tokens.loss_mask[piece])
 
     def _keep(self, taken: Taken, part: int, piece: Tokens) -> None:
-        counted = piece.counted.copy()
-        counted[:1] = False
-        if not counted.any():
+        loss_mask = piece.loss_mask.copy()
+        loss_mask[:1] = False
+        if not loss_mask.any():
             self.count("dropped_no_labels")
             return
         name = sample_id(self.source.name, taken.row.key, part)
-        self.samples.append(Sample(name, taken.split, piece.input_ids, counted, taken.index, part))
+        self.samples.append(
+            Sample(name, taken.split, piece.input_ids, loss_mask, taken.index, part)
+        )
 
     def finish(self, format_name: str) -> Corpus:
         """Count, report and describe what was built."""
@@ -127,7 +129,7 @@ class _Work(Intake):
             train=train,
             heldout=heldout,
             tokens=self.samples.num_tokens,
-            counted_tokens=self.samples.num_counted,
+            loss_tokens=self.samples.num_loss_tokens,
             **{name: self.tally.get(name, 0) for name in names},
         )
 
@@ -143,7 +145,7 @@ class _Work(Intake):
         _log.info(
             "corpus %s: %d rows -> %d samples (%d train, %d held out), %d tokens, %d of them count",
             self.settings.dataset_name, counts.rows, counts.samples, counts.train, counts.heldout,
-            counts.tokens, counts.counted_tokens,
+            counts.tokens, counts.loss_tokens,
         )  # fmt: skip
         if counts.truncated_rows:
             _log.warning(

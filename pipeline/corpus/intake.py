@@ -1,4 +1,4 @@
-"""Takes rows in: which part each belongs to, its text and tokens, and what is counted on the way.
+"""Takes rows in: which part each belongs to, its text and tokens, and the counts on the way.
 
 What samples (`build.py`) and prompts (`prompts.py`) of one source have in common.
 """

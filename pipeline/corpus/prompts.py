@@ -176,7 +176,7 @@ class _Work(Intake):
             train=len(self.prompts) - heldout,
             heldout=heldout,
             tokens=sum(len(prompt.input_ids) for prompt in self.prompts),
-            counted_tokens=0,
+            loss_tokens=0,
             split_rows=0,
             split_parts=0,
             **{name: self.tally.get(name, 0) for name in names},

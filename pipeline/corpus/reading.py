@@ -69,7 +69,7 @@ def with_system(item: Conversation, system: str | None) -> Conversation:
     if system is None or item.messages[0]["role"] == "system":
         return item
     first = {"role": "system", "content": system}
-    return Conversation([first, *item.messages], item.first_counted + 1, item.tools)
+    return Conversation([first, *item.messages], item.first_supervised + 1, item.tools)
 
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:

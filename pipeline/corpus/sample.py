@@ -22,8 +22,8 @@ class Sample:
     split: SplitName
     """The same for all parts of one row."""
     input_ids: NDArray[np.int32]
-    counted: NDArray[np.bool_]
-    """counted[i]: token i is a label. Never at i = 0, which nothing precedes."""
+    loss_mask: NDArray[np.bool_]
+    """loss_mask[i]: token i is a label. Never at i = 0, which nothing precedes."""
     source_index: int
     """The row's number among the rows read, from 0."""
     part: int
@@ -41,7 +41,7 @@ class CorpusCounts:
     heldout: int
     tokens: int
     """Tokens of all samples."""
-    counted_tokens: int
+    loss_tokens: int
     """Tokens of all samples that count as labels."""
     truncated_rows: int
     tokens_cut: int

@@ -29,7 +29,7 @@ _SPREAD = 16
 _RECORD = np.dtype(
     [
         ("sample_id", "u1", 16), ("offset", "<i8"), ("before", "<i8"), ("source_index", "<i8"),
-        ("length", "<i4"), ("counted", "<i4"), ("part", "<i4"),
+        ("length", "<i4"), ("loss_tokens", "<i4"), ("part", "<i4"),
     ]
 )  # fmt: skip
 _PACKED_RECORD = struct.Struct("<16s3q3i")
@@ -63,8 +63,8 @@ class SampleWriter:
             ResourceError: there is no folder for temporary files.
         """
         self._files = _Files()
-        self.num_counted = 0
-        """Counted tokens of all samples so far."""
+        self.num_loss_tokens = 0
+        """Supervised tokens of all samples so far."""
 
     def num_samples(self, split: str) -> int:
         """Return the samples of one split so far."""
@@ -83,18 +83,18 @@ class SampleWriter:
         """
         files, split = self._files, _number(sample.split)
         length = int(sample.input_ids.size)
-        counted = int(np.count_nonzero(sample.counted))
+        loss_tokens = int(np.count_nonzero(sample.loss_mask))
         ids = np.ascontiguousarray(sample.input_ids, "<i4").tobytes()
-        offset = files.tokens.append(ids + np.packbits(sample.counted).tobytes())
+        offset = files.tokens.append(ids + np.packbits(sample.loss_mask).tobytes())
         files.order.append(_PACKED_ORDER.pack(files.num_samples(split) * 2 + split))
         files.records[split].append(
             _PACKED_RECORD.pack(
                 bytes.fromhex(sample.sample_id), offset, files.num_tokens[split],
-                sample.source_index, length, counted, sample.part,
+                sample.source_index, length, loss_tokens, sample.part,
             )
         )  # fmt: skip
         files.num_tokens[split] += length
-        self.num_counted += counted
+        self.num_loss_tokens += loss_tokens
 
     def finish(self) -> SampleTable:
         """Return what was written. Nothing may be added afterwards.
@@ -189,7 +189,7 @@ class SampleTable(Sequence[Sample]):
                 sample_id=bytes(sample_id).hex(),
                 split=split,
                 input_ids=raw[: 4 * length].view("<i4"),
-                counted=np.unpackbits(raw[4 * length :], count=length).view(np.bool_),
+                loss_mask=np.unpackbits(raw[4 * length :], count=length).view(np.bool_),
                 source_index=source_index,
                 part=part,
             )

@@ -1,6 +1,6 @@
 """Rows of the cache to one flat batch of torch tensors: position ids restart, no mask, no padding.
 
-Shapes: T tokens of all sequences in a row, N counted tokens, K entries of the fullest one,
+Shapes: T tokens of all sequences in a row, N supervised tokens, K entries of the fullest one,
 E entries of all.
 """
 
@@ -39,21 +39,21 @@ class Batch:
     position_ids_1T: Tensor
     """int64; 0 at the start of each sequence."""
     label_index_N: Tensor
-    """int64; where the hidden state that PREDICTS the counted token is: its place minus one."""
-    gold_ids_N: Tensor
-    """int64; the counted tokens themselves."""
+    """int64; where the hidden state that PREDICTS the supervised token is: its place minus one."""
+    label_ids_N: Tensor
+    """int64; the supervised tokens themselves."""
     ids_NK: Tensor
     """int64; the teacher's entries, 0 at padding."""
     logprobs_NK: Tensor
     """float32; log p at temperature 1, -inf at padding."""
     inclusion_NK: Tensor | None
-    """float32; 1 at padding. None: all entries are certain."""
+    """float32; 1 at padding. None: all entries are always kept."""
     log_z_N: Tensor
     """float32; at `temperature`."""
     entropy_N: Tensor
     """float32; the teacher's, at `temperature`, in nats."""
-    gold_logprob_N: Tensor
-    """float32; the teacher's log p of the counted token at temperature 1."""
+    label_logprob_N: Tensor
+    """float32; the teacher's log p of the supervised token at temperature 1."""
     sample_index_N: Tensor
     """int64; which sequence of the batch the token belongs to."""
     sample_ids: tuple[str, ...]
@@ -71,7 +71,7 @@ class Batch:
         return self.input_ids_1T.shape[1] if self.sample_ids else 0
 
     @property
-    def num_counted_tokens(self) -> int:
+    def num_loss_tokens(self) -> int:
         """N."""
         return self.label_index_N.shape[0]
 
@@ -110,7 +110,7 @@ def collate(
     lengths = [len(sequence.input_ids_L) for sequence in sequences]
     starts = np.cumsum([0, *lengths])
     ids_T = np.concatenate([sequence.input_ids_L for sequence in sequences]).astype(np.int64)
-    places = [np.flatnonzero(sequence.counted_L) for sequence in sequences]
+    places = [np.flatnonzero(sequence.loss_mask_L) for sequence in sequences]
     place_N = np.concatenate([p + start for p, start in zip(places, starts, strict=False)])
     counts_N = np.concatenate([target.counts_N for target in targets])
     logprobs_E = np.concatenate([target.logprobs_E for target in targets])
@@ -128,14 +128,14 @@ def collate(
             None
         ],
         label_index_N=torch.from_numpy(place_N - 1),
-        gold_ids_N=torch.from_numpy(ids_T[place_N]),
+        label_ids_N=torch.from_numpy(ids_T[place_N]),
         ids_NK=torch.from_numpy(ids_NK),
         logprobs_NK=torch.from_numpy(logprobs_NK),
         inclusion_NK=None if inclusion_NK is None else torch.from_numpy(inclusion_NK),
         log_z_N=log_z_N,
         entropy_N=entropy_N,
-        gold_logprob_N=torch.from_numpy(
-            np.concatenate([target.gold_logprob_N for target in targets]).astype(np.float32)
+        label_logprob_N=torch.from_numpy(
+            np.concatenate([target.label_logprob_N for target in targets]).astype(np.float32)
         ),
         sample_index_N=torch.from_numpy(
             np.repeat(np.arange(len(sequences)), [len(p) for p in places])
@@ -215,13 +215,13 @@ def _empty(temperature: float) -> Batch:
         input_ids_1T=torch.zeros(1, 1, dtype=torch.int64),
         position_ids_1T=torch.zeros(1, 1, dtype=torch.int64),
         label_index_N=none,
-        gold_ids_N=none,
+        label_ids_N=none,
         ids_NK=none.reshape(0, 0),
         logprobs_NK=reals.reshape(0, 0),
         inclusion_NK=None,
         log_z_N=reals,
         entropy_N=reals,
-        gold_logprob_N=reals,
+        label_logprob_N=reals,
         sample_index_N=none,
         sample_ids=(),
         temperature=temperature,

@@ -35,9 +35,9 @@ class MappedRows(RowsOver):
         """Return the source's: pieces map one to one."""
         return self.source.lengths()
 
-    def counted_counts(self) -> NDArray[np.int32]:
+    def loss_token_counts(self) -> NDArray[np.int32]:
         """Return the source's."""
-        return self.source.counted_counts()
+        return self.source.loss_token_counts()
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Read and map.

@@ -4,7 +4,7 @@ The teacher's ids are decoded and the text is tokenised anew. A target carries o
 tokenizers begin a token at the same character: there both predict what follows the same text. All
 other student tokens keep their cross-entropy and have a target without entries.
 
-Shapes: L tokens of the teacher's sequence, M of the student's, C segments, N counted tokens, E
+Shapes: L tokens of the teacher's sequence, M of the student's, C segments, N supervised tokens, E
 entries of all.
 """
 
@@ -49,26 +49,26 @@ class Aligner:
 def retokenise(row: CachedSequence, aligner: Aligner) -> CachedSequence:
     """Return the row in the student's tokens.
 
-    Of sampled targets only the certain entries are kept, less a gold token that is certain for
-    being gold alone: what is left is the head of the sorted distribution, which cross-tokenizer
-    losses compare.
+    Of sampled targets only the always-kept entries are kept, less a label token that is always kept
+    for being label alone: what is left is the head of the sorted distribution, which
+    cross-tokenizer losses compare.
     """
     ids, starts, at = _student_tokens(row, aligner)
-    target_of_L = np.cumsum(row.counted_L) - 1
-    counted_M = np.zeros(len(ids), np.bool_)
+    target_of_L = np.cumsum(row.loss_mask_L) - 1
+    loss_mask_M = np.zeros(len(ids), np.bool_)
     target_M = np.full(len(ids), -1, np.int64)
     for j, (start, place) in enumerate(zip(starts, at, strict=True)):
         # A student's first token predicts nothing, as the teacher's.
-        if j == 0 or not row.counted_L[place]:
+        if j == 0 or not row.loss_mask_L[place]:
             continue
-        counted_M[j] = True
+        loss_mask_M[j] = True
         if start:
             target_M[j] = target_of_L[place]
     return CachedSequence(
         sample_id=row.sample_id,
         input_ids_L=np.asarray(ids, np.int32),
-        counted_L=counted_M,
-        targets=_pick(row.targets, target_M[counted_M]),
+        loss_mask_L=loss_mask_M,
+        targets=_pick(row.targets, target_M[loss_mask_M]),
     )
 
 
@@ -82,8 +82,8 @@ class RetokenisedRows(RowsOver):
         """Return the student's tokens of every row."""
         return self._sizes[:, 0]
 
-    def counted_counts(self) -> NDArray[np.int32]:
-        """Return the student's counted tokens of every row."""
+    def loss_token_counts(self) -> NDArray[np.int32]:
+        """Return the student's supervised tokens of every row."""
         return self._sizes[:, 1]
 
     def aligned_counts(self) -> NDArray[np.int32]:
@@ -164,7 +164,7 @@ def _begins(texts: Sequence[str | None]) -> tuple[list[bool], list[int]]:
 def _pick(targets: SparseTargets, chosen_N: NDArray[np.int64]) -> SparseTargets:
     """Return the targets of the chosen positions, in that order; -1 stands for one of no entries.
 
-    Its log Z and entropy are 0, and its gold log-probability NaN: nobody knows them.
+    Its log Z and entropy are 0, and its label log-probability NaN: nobody knows them.
     """
     kept_E = _head_of_distribution(targets)
     owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)[kept_E]
@@ -191,7 +191,7 @@ def _pick(targets: SparseTargets, chosen_N: NDArray[np.int64]) -> SparseTargets:
         temperatures=targets.temperatures,
         log_z_NG=_rows(targets.log_z_NG, safe_N, there_N, 0.0),
         entropy_NG=_rows(targets.entropy_NG, safe_N, there_N, 0.0),
-        gold_logprob_N=_rows(targets.gold_logprob_N, safe_N, there_N, np.nan),
+        label_logprob_N=_rows(targets.label_logprob_N, safe_N, there_N, np.nan),
     )
 
 
@@ -211,7 +211,7 @@ def _head_of_distribution(targets: SparseTargets) -> NDArray[np.bool_]:
     if inclusion_E is None:
         return np.ones(len(targets.token_ids_E), np.bool_)
     kept_E = inclusion_E >= 1
-    # The first of each position is the gold token, whatever its probability.
+    # The first of each position is the label token, whatever its probability.
     start = 0
     for count in targets.counts_N.tolist():
         others = targets.logprobs_E[start + 1 : start + count][kept_E[start + 1 : start + count]]

@@ -32,8 +32,8 @@ class RowSource(Protocol):
         """Return the tokens of every row [R], shard after shard."""
         ...
 
-    def counted_counts(self) -> NDArray[np.int32]:
-        """Return the counted tokens of every row [R], shard after shard."""
+    def loss_token_counts(self) -> NDArray[np.int32]:
+        """Return the supervised tokens of every row [R], shard after shard."""
         ...
 
     def shard_name(self, shard: int) -> str:

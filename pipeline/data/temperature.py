@@ -1,6 +1,6 @@
 """log Z and entropy of the teacher at a temperature: from the grid, or approximated off it.
 
-Shapes: N counted tokens, K entries of the fullest one, G temperatures of the grid.
+Shapes: N supervised tokens, K entries of the fullest one, G temperatures of the grid.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def self_normalised(
 ) -> tuple[Tensor, Tensor]:
     """Return log Z and entropy at T as if the entries, each as often as it stands for, were all.
 
-    Biased: of top-k entries by the mass that they lack at T, of drawn ones as any ratio of
+    Biased: of top-k entries by the mass that they lack at T, of sampled ones as any ratio of
     estimates is. A position without entries gets 0 and 0.
     """
     scaled_NK = logprobs_NK.double() / temperature

@@ -44,7 +44,7 @@ def score_batches(
     scores = PartialScores()
     for batch in batches:
         terms = forward(batch)
-        if not batch.num_counted_tokens:
+        if not batch.num_loss_tokens:
             continue
         argmax_N = terms.argmax_N.cpu()
         distance = "uld" if across_tokenizers else "kl"
@@ -54,7 +54,7 @@ def score_batches(
         }
         if not across_tokenizers:
             # The teacher's likeliest token is its largest entry: top-k always holds it, a sample
-            # does where any token is certain.
+            # does where any token is always kept.
             best_N = batch.logprobs_NK.argmax(-1, keepdim=True)
             teacher_top_N = batch.ids_NK.gather(-1, best_N).squeeze(-1)
             per_token["top1_agreement"] = (argmax_N == teacher_top_N).double().numpy()
@@ -76,7 +76,7 @@ def score_batches(
                 zip(batch.sample_ids, known.astype(int).tolist(), strict=True)
             )
         confidence = terms.argmax_logprob_N.double().exp().cpu().numpy()
-        right = (argmax_N == batch.gold_ids_N).numpy()
+        right = (argmax_N == batch.label_ids_N).numpy()
         which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
         for index in range(_BINS):
             inside = which == index
@@ -110,7 +110,7 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
     ]
     return HeldoutScores(
         sample_ids=tuple(names),
-        counted=tuple(rows[name][0] for name in names),
+        loss_tokens=tuple(rows[name][0] for name in names),
         sums={
             metric: tuple(rows[name][1][metric] for name in names)
             for metric in (UNLIKE_METRICS if known else METRICS)

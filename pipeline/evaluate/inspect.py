@@ -39,8 +39,8 @@ def compare_tokens(model: Any, row: CachedSequence, *, top: int = 5) -> list[Tok
     """Return each token of `row` with the teacher's and the student's likeliest tokens before it.
 
     The KL is over the cached entries and one outcome for the rest (see pipeline.loss): a lower
-    bound. Of sampled entries it and the teacher's tokens are of the certain ones: single draws say
-    nothing of one position.
+    bound. Of sampled entries it and the teacher's tokens are of the always-kept ones: single draws
+    say nothing of one position.
     """
     import torch
 
@@ -51,18 +51,18 @@ def compare_tokens(model: Any, row: CachedSequence, *, top: int = 5) -> list[Tok
     starts = np.concatenate([[0], np.cumsum(row.targets.counts_N)])
     compared: list[TokenComparison] = []
     place = 0
-    for position, (token_id, counted) in enumerate(
-        zip(row.input_ids_L.tolist(), row.counted_L.tolist(), strict=True)
+    for position, (token_id, loss_mask) in enumerate(
+        zip(row.input_ids_L.tolist(), row.loss_mask_L.tolist(), strict=True)
     ):
-        if not counted:
+        if not loss_mask:
             compared.append(TokenComparison(token_id, None))
             continue
         entries = slice(int(starts[place]), int(starts[place + 1]))
         place += 1
         inclusion_E = row.targets.inclusion_E
-        certain = slice(None) if inclusion_E is None else inclusion_E[entries] >= 1
-        ids = torch.from_numpy(row.targets.token_ids_E[entries][certain].astype(np.int64))
-        log_p = torch.from_numpy(row.targets.logprobs_E[entries][certain].copy())
+        always_kept = slice(None) if inclusion_E is None else inclusion_E[entries] >= 1
+        ids = torch.from_numpy(row.targets.token_ids_E[entries][always_kept].astype(np.int64))
+        log_p = torch.from_numpy(row.targets.logprobs_E[entries][always_kept].copy())
         log_q_V = log_q_LV[position - 1]
         compared.append(
             TokenComparison(

@@ -37,21 +37,23 @@ class HeldoutScores:
     """Sums of each held-out sequence; sequences, not tokens, are the independent draws."""
 
     sample_ids: tuple[str, ...]
-    counted: tuple[int, ...]
-    """Counted tokens of each sequence."""
+    loss_tokens: tuple[int, ...]
+    """Supervised tokens of each sequence."""
     sums: dict[str, tuple[float, ...]]
-    """For each metric the sum over the counted tokens of each sequence."""
+    """For each metric the sum over the supervised tokens of each sequence."""
     confidence_bins: tuple[tuple[float, float, int], ...] = field(default=())
     """Per bin: sum of the student's confidence, number right, number of tokens."""
     confidence_gaps: tuple[tuple[float, ...], ...] = field(default=())
     """Of each sequence and bin: the sum of the confidence less the number right."""
     with_target: tuple[int, ...] = field(default=())
-    """Counted tokens of each sequence that have entries, where `uld` is measured; it is their
+    """Supervised tokens of each sequence that have entries, where `uld` is measured; it is their
     mean."""
 
     def mean(self, metric: str) -> MeanError:
         """Return the token mean of `kl`, `cross_entropy` (nats), `top1_agreement` or `uld`."""
-        return ratio_mean(self.sums[metric], self.with_target if metric == "uld" else self.counted)
+        return ratio_mean(
+            self.sums[metric], self.with_target if metric == "uld" else self.loss_tokens
+        )
 
     @property
     def distance(self) -> str:
@@ -77,7 +79,7 @@ class HeldoutScores:
         value = sum(abs(conf - right) for conf, right, _ in self.confidence_bins) / total
         if not self.confidence_gaps:
             return MeanError(value, math.nan)
-        return MeanError(value, ratio_mean(self.sums_of("ece"), self.counted).standard_error)
+        return MeanError(value, ratio_mean(self.sums_of("ece"), self.loss_tokens).standard_error)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ class HeldoutScores:
         """Read the JSON form."""
         return cls(
             sample_ids=tuple(data["sample_ids"]),
-            counted=tuple(data["counted"]),
+            loss_tokens=tuple(data["loss_tokens"]),
             sums={name: tuple(values) for name, values in data["sums"].items()},
             confidence_bins=tuple(
                 (float(a), float(b), int(n)) for a, b, n in data["confidence_bins"]
@@ -142,4 +144,4 @@ def paired_difference(a: HeldoutScores, b: HeldoutScores, metric: str) -> MeanEr
     """Return mean(a) - mean(b) on the same sequences; pairing removes what both share."""
     assert a.sample_ids == b.sample_ids, "paired scores need the same sequences"
     difference = np.asarray(a.sums_of(metric)) - np.asarray(b.sums_of(metric))
-    return ratio_mean(difference.tolist(), a.counted)
+    return ratio_mean(difference.tolist(), a.loss_tokens)

@@ -9,11 +9,11 @@ Whether a sum over kept entries and a rest is exact:
 - all tokens kept: exact, for each divergence;
 - top-k, the rest as one outcome (`bucket`): a lower bound (data processing inequality), biased
   where teacher and student differ within the rest;
-- drawn entries with known p (`sampled`): unbiased in value and gradient, f being evaluated at
+- sampled entries with known p (`sampled`): unbiased in value and gradient, f being evaluated at
   exact p and only the SUM over the tail estimated. Not so for `reverse_kl`, whose terms grow
-  without bound as p goes to 0: there drawn entries join the rest.
+  without bound as p goes to 0: there sampled entries join the rest.
 
-Shapes: N counted tokens, K entries of the fullest one.
+Shapes: N supervised tokens, K entries of the fullest one.
 """
 
 from __future__ import annotations

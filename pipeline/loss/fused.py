@@ -4,7 +4,7 @@ The gradient is computed in the forward pass, chunk by chunk, as the logits are 
 backward pass only multiplies it by the gradient that comes in. After Liger-Kernel's fused linear
 cross-entropy (Hsu et al. 2024), here with sparse teacher targets.
 
-Shapes: N counted tokens, D hidden, V rows of the head, U of them in use (the vocabulary).
+Shapes: N supervised tokens, D hidden, V rows of the head, U of them in use (the vocabulary).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def fused_head_loss(
     it. A second backward pass or a second derivative raises RuntimeError.
 
     Args:
-        hidden_ND: the hidden states that predict the counted tokens, in the weight's dtype.
+        hidden_ND: the hidden states that predict the supervised tokens, in the weight's dtype.
         weight_VD: the head's weight.
         bias_V: the head's bias, or None.
         targets: of the same N tokens.

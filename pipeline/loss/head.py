@@ -1,6 +1,6 @@
 """The student's head with the loss inside it, so that ZeRO-3 gathers the weight for both.
 
-Shapes: N counted tokens, D hidden.
+Shapes: N supervised tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DistillHead(nn.Linear):
         """Return logits of any shape [..., V], or the loss of N tokens.
 
         Args:
-            input: hidden states; [N, D] of the counted tokens when `targets` are given.
+            input: hidden states; [N, D] of the supervised tokens when `targets` are given.
             targets: of the same N tokens; None makes this the plain linear layer.
             temperature: measure instead of train: the forward KL at this temperature (the one
                 that `targets.log_z_N` belongs to) as near to the true one as the targets allow,
@@ -84,8 +84,8 @@ def install_distill_head(
     *,
     valid_vocab: int | None = None,
     transform: LogitTransform | None = None,
-    drawn_log_step: float = 0.0,
-    law_highest: float = 0.0,
+    sampled_log_step: float = 0.0,
+    rule_highest: float = 0.0,
 ) -> DistillHead:
     """Turn a causal language model's output head into a `DistillHead`, in place.
 
@@ -97,8 +97,8 @@ def install_distill_head(
         valid_vocab: tokens of the tokenizer; head rows from here on are padding and get no mass
             and no gradient. None: all rows are valid.
         transform: what the model does to the head's output; None reads the model's config.
-        drawn_log_step: of the cache (`cache_drawn_step`); see `LossSpec`.
-        law_highest: of the cache's law.
+        sampled_log_step: of the cache (`cache_sampled_step`); see `LossSpec`.
+        rule_highest: of the cache's inclusion rule.
 
     Raises:
         ModelError: the model has no linear output head, or fewer rows than `valid_vocab`.
@@ -133,8 +133,8 @@ def install_distill_head(
             jsd_beta=settings.jsd_beta,
             skew_alpha=settings.skew_alpha,
             cross_tokenizer=settings.cross_tokenizer,
-            drawn_log_step=drawn_log_step,
-            law_highest=law_highest,
+            sampled_log_step=sampled_log_step,
+            rule_highest=rule_highest,
         ),
         chunk_rows=settings.chunk_rows,
         softcap=transform.softcap,

@@ -1,6 +1,6 @@
 """The loss as its definition reads: dense, float64, one row at a time; for tests, not for use.
 
-Shapes: N counted tokens, K entries of the fullest one, V vocabulary.
+Shapes: N supervised tokens, K entries of the fullest one, V vocabulary.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def dense_divergence(logits_NV: Tensor, teacher_logprobs_NV: Tensor, spec: LossS
     return outcome(spec, p_NV, q_NV).sum(-1)
 
 
-def cross_entropy(logits_NV: Tensor, gold_N: Tensor) -> Tensor:
-    """Return -log q(gold) of each token at temperature 1, in nats."""
-    return torch.nn.functional.cross_entropy(logits_NV.double(), gold_N, reduction="none")
+def cross_entropy(logits_NV: Tensor, label_N: Tensor) -> Tensor:
+    """Return -log q(label) of each token at temperature 1, in nats."""
+    return torch.nn.functional.cross_entropy(logits_NV.double(), label_N, reduction="none")
 
 
 def sparse_divergence(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> Tensor:
@@ -88,7 +88,7 @@ def _sorted_distance_of_head(logits_NV: Tensor, targets: HeadTargets) -> Tensor:
 def loss_sum(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> Tensor:
     """Return `alpha * T^2 * sum(D) + (1 - alpha) * sum(CE)`."""
     kd_N = sparse_divergence(logits_NV, targets, spec)
-    ce_N = cross_entropy(logits_NV, targets.gold_N)
+    ce_N = cross_entropy(logits_NV, targets.label_N)
     return spec.alpha * spec.temperature**2 * kd_N.sum() + (1 - spec.alpha) * ce_N.sum()
 
 
@@ -156,25 +156,25 @@ def _without_entries(q_V: Tensor, tail: str, spec: LossSpec) -> Tensor:
 def _estimate(
     q_V: Tensor, entries: list[tuple[int, Tensor, float]], share: float | None, spec: LossSpec
 ) -> Tensor:
-    """Return the certain entries' terms and the estimate of the tail's; see `sampled`."""
-    certain = [(token, p) for token, p, pi in entries if pi >= 1]
-    drawn = [(token, p, pi) for token, p, pi in entries if pi < 1]
-    inside = [token for token, _ in certain if token < len(q_V)]
+    """Return the always-kept entries' terms and the estimate of the tail's; see `sampled`."""
+    always_kept = [(token, p) for token, p, pi in entries if pi >= 1]
+    sampled = [(token, p, pi) for token, p, pi in entries if pi < 1]
+    inside = [token for token, _ in always_kept if token < len(q_V)]
     in_tail = torch.ones(len(q_V), dtype=torch.bool)
     in_tail[inside] = False
     tail_q = q_V[in_tail].sum()
-    tail_p = max(0.0, 1 - sum(float(p) for _, p in certain))
+    tail_p = max(0.0, 1 - sum(float(p) for _, p in always_kept))
     tau, upsilon = 0.0, 0.0
     if share is None and tail_p > 0:
         apart = torch.as_tensor(tail_p).log() * tail_p - tail_p * tail_q.detach().log()
         squares, mass = torch.zeros_like(tail_q), torch.zeros_like(tail_q)
-        for token, p in certain:
+        for token, p in always_kept:
             if token < len(q_V):
                 ratio = p.log() - q_V[token].detach().log()
                 apart = apart + p * ratio
                 squares, mass = squares + p * ratio**2, mass + p
         spread = squares / mass if mass > 0 else mass
-        share = float(row_share(apart, spread, spec.temperature, spec.law_highest))
+        share = float(row_share(apart, spread, spec.temperature, spec.rule_highest))
     if share is not None and tail_p > 0 and len(inside) < len(q_V):
         ratio = torch.tensor(
             tail_p / float(tail_q.detach()), dtype=torch.float64, requires_grad=True
@@ -188,11 +188,11 @@ def _estimate(
     nothing = torch.zeros((), dtype=torch.float64)
     upsilon += (1 - share) * float(outcome(spec, nothing, nothing + 1))
     value = tau * tail_p + upsilon * tail_q
-    for token, p in certain:
+    for token, p in always_kept:
         if token < len(q_V):
             value = value + outcome(spec, p, q_V[token])
-    log_bias, value_bias = dither_bias(spec.drawn_log_step, spec.temperature)
-    for token, rounded_p, pi in drawn:
+    log_bias, value_bias = dither_bias(spec.sampled_log_step, spec.temperature)
+    for token, rounded_p, pi in sampled:
         p = rounded_p * math.exp(-log_bias)
         value = value - tau * p / pi
         if token < len(q_V):

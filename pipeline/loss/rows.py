@@ -63,7 +63,7 @@ class Entries(NamedTuple):
     """0 where not known."""
     z_NK: Tensor
     """Their logits in the working precision, -inf where not known."""
-    z_gold_N: Tensor
+    z_label_N: Tensor
 
 
 class TailSums(NamedTuple):
@@ -85,7 +85,7 @@ class EntryTerms(NamedTuple):
     ce_N: Tensor
     log_z_1_N: Tensor
     kept_NK: Tensor | None
-    """Gradient of the kept entries but for the gold token's own; None without gradient."""
+    """Gradient of the kept entries but for the label token's own; None without gradient."""
     factor_T_N: Tensor | None
     """Of exp((z - max) / T), for each other token."""
     factor_1_N: Tensor | None
@@ -100,11 +100,11 @@ def take_entries_(
     known_NK = known_entries(targets, tail=tail, vocab_size=x_NV.shape[1])
     ids_NK = targets.ids_NK.masked_fill(~known_NK, 0)
     z_NK = x_NV.gather(1, ids_NK).to(dtype).masked_fill_(~known_NK, -torch.inf)
-    z_gold_N = x_NV.gather(1, targets.gold_N[:, None])[:, 0].to(dtype)
+    z_label_N = x_NV.gather(1, targets.label_N[:, None])[:, 0].to(dtype)
     # Adding -inf, or 0 at padding, keeps padded entries from hiding the token they point at.
     hide_NK = torch.zeros_like(ids_NK, dtype=x_NV.dtype).masked_fill_(known_NK, -torch.inf)
     x_NV.scatter_add_(1, ids_NK, hide_NK)
-    return Entries(tail, known_NK, ids_NK, z_NK, z_gold_N)
+    return Entries(tail, known_NK, ids_NK, z_NK, z_label_N)
 
 
 def entry_terms(
@@ -125,7 +125,7 @@ def entry_terms(
         entries, targets, spec, scaled_NK - log_z_T_N[:, None], tail.log_sum_T_N - log_z_T_N,
         vocab_size,
     )  # fmt: skip
-    ce_N = log_z_1_N - entries.z_gold_N
+    ce_N = log_z_1_N - entries.z_label_N
     if not gradient:
         return EntryTerms(kd.value_N, ce_N, log_z_1_N, None, None, None)
     # d(alpha T^2 D)/dz = alpha T dD/d(z/T), and the tail's softmax is exp_T / sum_T.
@@ -156,7 +156,7 @@ def _divergence(
         return sampled_terms(
             _f_divergence(spec), targets, log_q_NK, log_q_tail_N, known_NK, temperature=temperature,
             share=0.0 if tail == "zero" else spec.control_variate, vocab_size=vocab_size,
-            log_step=spec.drawn_log_step, law_highest=spec.law_highest,
+            log_step=spec.sampled_log_step, rule_highest=spec.rule_highest,
         )  # fmt: skip
     teacher = teacher_weights(
         targets, known_NK, temperature=temperature, tail=tail, vocab_size=vocab_size,

@@ -17,7 +17,7 @@ CrossTokenizer = Literal["refuse", "uld"]
 
 
 class LossSettings(Settings):
-    """`alpha * T^2 * D(p_T, q_T) + (1 - alpha) * CE(gold)`, summed over counted tokens."""
+    """`alpha * T^2 * D(p_T, q_T) + (1 - alpha) * CE(label)`, summed over supervised tokens."""
 
     temperature: float = option(
         2.0, "T, which softens teacher and student alike", flag="temperature", gt=0.0
@@ -44,7 +44,7 @@ class LossSettings(Settings):
     tail: TailPolicy = option(
         "auto",
         "the teacher's mass outside the exactly known entries: one extra outcome (bucket; biased, "
-        "without noise); estimated from the drawn entries (zero: plainly; control_variate: with "
+        "without noise); estimated from the sampled entries (zero: plainly; control_variate: with "
         "less noise; both unbiased on a sampled cache, and zero leaves the mass out on a top-k "
         "cache); or spread over the kept ones (renormalise; biased). auto: control_variate where "
         "the cache is sampled, bucket where it is top-k",

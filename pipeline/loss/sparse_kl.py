@@ -86,8 +86,8 @@ def _block_(
             x_NV, exp_1_NV, spec.temperature, terms.factor_T_N[:, None], terms.factor_1_N[:, None]
         )
         x_NV.scatter_add_(1, entries.ids_NK, terms.kept_NK)  # kept entries hold 0 by now
-        gold_N1 = torch.full_like(entries.z_gold_N, spec.alpha - 1)[:, None]
-        x_NV.scatter_add_(1, targets.gold_N[:, None], gold_N1)
+        label_N1 = torch.full_like(entries.z_label_N, spec.alpha - 1)[:, None]
+        x_NV.scatter_add_(1, targets.label_N[:, None], label_N1)
     return RowTerms(
         kd_N=terms.kd_N,
         ce_N=terms.ce_N,

@@ -24,17 +24,17 @@ class LossSpec:
     """Share of the student's tail in the estimate of the teacher's; None: `row_share`."""
     jsd_beta: float = 0.5
     skew_alpha: float = 0.1
-    drawn_log_step: float = 0.0
-    """Nats; the grid that log p of drawn entries was rounded to, with dither. 0: it is exact."""
-    law_highest: float = 0.0
-    """Highest temperature that the entries were drawn for; 0: not known."""
+    sampled_log_step: float = 0.0
+    """Nats; the grid that log p of sampled entries was rounded to, with dither. 0: it is exact."""
+    rule_highest: float = 0.0
+    """Highest temperature that the entries were sampled for; 0: not known."""
 
     cross_tokenizer: CrossTokenizer = "refuse"
     """`uld`: the targets' ids are of another vocabulary, and D is the distance of sorted
     probabilities."""
 
     def tail_for(self, *, sampled: bool) -> TailPolicy:
-        """Return the policy in force: without drawn entries the control variate is the bucket.
+        """Return the policy in force: without sampled entries the control variate is the bucket.
 
         `auto` takes the bucket over sampled entries too where their sum cannot be estimated: for
         the reverse KL.
@@ -47,7 +47,7 @@ class LossSpec:
 
     @property
     def estimable(self) -> bool:
-        """Whether drawn entries give an unbiased D."""
+        """Whether sampled entries give an unbiased D."""
         return self.divergence != "reverse_kl"
 
     def for_measuring(self, temperature: float) -> LossSpec:

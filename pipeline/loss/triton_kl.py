@@ -58,10 +58,11 @@ def triton_loss_(
         entries, tail, targets, spec, vocab_size=logits_NV.shape[1], gradient=gradient
     )
     if terms.kept_NK is not None and terms.factor_T_N is not None and terms.factor_1_N is not None:
-        _combine_(logits_NV, tail.max_N, terms.factor_T_N, terms.factor_1_N, targets.gold_N, spec)
-        # The gold token's own part is added before rounding: of a well-learnt token little is left.
-        is_gold_NK = (entries.ids_NK == targets.gold_N[:, None]) & entries.known_NK
-        kept_NK = terms.kept_NK.add_(is_gold_NK, alpha=spec.alpha - 1)
+        _combine_(logits_NV, tail.max_N, terms.factor_T_N, terms.factor_1_N, targets.label_N, spec)
+        # The label token's own part is added before rounding: of a well-learnt token little is
+        # left.
+        is_label_NK = (entries.ids_NK == targets.label_N[:, None]) & entries.known_NK
+        kept_NK = terms.kept_NK.add_(is_label_NK, alpha=spec.alpha - 1)
         logits_NV.scatter_add_(1, entries.ids_NK, kept_NK.to(logits_NV.dtype))
     return RowTerms(
         kd_N=terms.kd_N,
@@ -95,14 +96,14 @@ def _combine_(
     max_N: Tensor,
     factor_T_N: Tensor,
     factor_1_N: Tensor,
-    gold_N: Tensor,
+    label_N: Tensor,
     spec: LossSpec,
 ) -> None:
-    """Overwrite what is not hidden by its gradient, the gold token's own part included."""
+    """Overwrite what is not hidden by its gradient, the label token's own part included."""
     rows, vocab_size = x_NV.shape
     if rows:
         _combine_kernel[(rows,)](
-            x_NV, max_N, factor_T_N, factor_1_N, gold_N, x_NV.stride(0), vocab_size,
+            x_NV, max_N, factor_T_N, factor_1_N, label_N, x_NV.stride(0), vocab_size,
             1.0 / spec.temperature, spec.alpha - 1.0,
             BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
@@ -133,7 +134,8 @@ def _sums_kernel(
 
 @triton.jit
 def _combine_kernel(
-    x_ptr, max_ptr, factor_t_ptr, factor_1_ptr, gold_ptr, stride, vocab_size, inverse_t, gold_part,
+    x_ptr, max_ptr, factor_t_ptr, factor_1_ptr, label_ptr, stride, vocab_size, inverse_t,
+    label_part,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -141,13 +143,13 @@ def _combine_kernel(
     largest = tl.load(max_ptr + row)
     factor_t = tl.load(factor_t_ptr + row)
     factor_1 = tl.load(factor_1_ptr + row)
-    gold = tl.load(gold_ptr + row)
+    label = tl.load(label_ptr + row)
     for start in range(0, vocab_size, BLOCK):
         at = start + tl.arange(0, BLOCK)
         inside = at < vocab_size
         x = tl.load(x_ptr + at, mask=inside, other=float("-inf")).to(tl.float32)
         below = x - largest
         gradient = factor_t * tl.exp(below * inverse_t) + factor_1 * tl.exp(below)
-        visible_gold = (at == gold) & (x > float("-inf"))
-        gradient = tl.where(visible_gold, gradient + gold_part, gradient)
+        visible_label = (at == label) & (x > float("-inf"))
+        gradient = tl.where(visible_label, gradient + label_part, gradient)
         tl.store(x_ptr + at, gradient.to(x_ptr.dtype.element_ty), mask=inside)

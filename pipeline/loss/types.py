@@ -1,6 +1,6 @@
 """What goes into the fused head and what comes out, as tuples that DeepSpeed can walk.
 
-Shapes: N counted tokens, K entries of the fullest one.
+Shapes: N supervised tokens, K entries of the fullest one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["HeadTargets", "LossTerms"]
 
 
 class HeadTargets(NamedTuple):
-    """The teacher's sparse targets of N counted tokens, padded to K entries.
+    """The teacher's sparse targets of N supervised tokens, padded to K entries.
 
     Token ids within a row are distinct. An id outside the student's vocabulary is allowed: it gets
     no gradient, and its mass is known not to be among the student's tokens. A named tuple, not a
@@ -25,13 +25,13 @@ class HeadTargets(NamedTuple):
     logprobs_NK: Tensor
     """float32; log p at temperature 1 over the whole vocabulary; -inf at padding."""
     inclusion_NK: Tensor | None
-    """float32 in (0, 1]; probability that the entry was kept, 1 for a certain one. None: all are
-    certain (top-k)."""
+    """float32 in (0, 1]; probability that the entry was kept, 1 for an always-kept one. None:
+    all are always kept (top-k)."""
     log_z_N: Tensor
     """float32; log sum_j p_j^(1/T) over the whole vocabulary, at the loss's temperature."""
     entropy_N: Tensor
     """float32; the teacher's over the whole vocabulary at the loss's temperature, in nats."""
-    gold_N: Tensor
+    label_N: Tensor
     """int64; the token that really follows, inside the student's vocabulary."""
 
     def rows(self, start: int, stop: int) -> HeadTargets:
@@ -43,19 +43,19 @@ class HeadTargets(NamedTuple):
             inclusion_NK=None if inclusion is None else inclusion[start:stop],
             log_z_N=self.log_z_N[start:stop],
             entropy_N=self.entropy_N[start:stop],
-            gold_N=self.gold_N[start:stop],
+            label_N=self.label_N[start:stop],
         )
 
 
 class LossTerms(NamedTuple):
-    """The loss of N counted tokens; only `loss` carries a gradient."""
+    """The loss of N supervised tokens; only `loss` carries a gradient."""
 
     loss: Tensor
     """Scalar: `alpha * T^2 * sum(kd) + (1 - alpha) * sum(ce)`. A sum; the caller scales it."""
     kd_N: Tensor
     """Divergence of each token at temperature T, in nats, without the factor T^2."""
     ce_N: Tensor
-    """-log q(gold) of each token at temperature 1, in nats."""
+    """-log q(label) of each token at temperature 1, in nats."""
     argmax_N: Tensor | None = None
     """int64; the student's likeliest token, when predictions were asked for."""
     argmax_logprob_N: Tensor | None = None

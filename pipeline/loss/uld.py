@@ -41,11 +41,11 @@ def uld_loss_(
     """Compute `alpha * D + (1 - alpha) * CE` of each token; the logits become its gradient.
 
     The signature is that of `sparse_loss_`. The ids of the entries are the teacher's and are not
-    looked at; the gold tokens are the student's.
+    looked at; the label tokens are the student's.
 
     Args:
         logits_NV: float64, float32, bfloat16 or float16; DESTROYED.
-        targets: the teacher's largest entries, all certain, in any order.
+        targets: the teacher's largest entries, all always kept, in any order.
         spec: alpha; the temperature is 1.
         gradient: False leaves the logits in an undefined state.
         predictions: also return the argmax and its log-probability.
@@ -69,7 +69,7 @@ def _block_(x_NV: Tensor, targets: HeadTargets, spec: LossSpec, predictions: boo
     vocab_size = x_NV.shape[1]
     ranks = min(targets.logprobs_NK.shape[1], vocab_size)
     p_NR, known_NR = _sorted_teacher(targets, ranks, x_NV.dtype)
-    z_gold_N = x_NV.gather(1, targets.gold_N[:, None])[:, 0]
+    z_label_N = x_NV.gather(1, targets.label_N[:, None])[:, 0]
     top_NR = x_NV.topk(max(ranks, 1), dim=-1)
     max_N1 = top_NR.values[:, :1].clone()
     ids_NR = top_NR.indices[:, :ranks]
@@ -87,20 +87,20 @@ def _block_(x_NV: Tensor, targets: HeadTargets, spec: LossSpec, predictions: boo
     has_rest_N = known_NR.sum(-1) < vocab_size
     rest_N = torch.where(has_rest_N & known_NR.any(-1), rest_N, 0.0)
     kd_N = difference_NR.abs().sum(-1) + rest_N.abs()
-    ce_N = log_z_N - z_gold_N
+    ce_N = log_z_N - z_label_N
     best_N = top_NR.indices[:, 0] if predictions else None
     best_logprob_N = top_NR.values[:, 0] - log_z_N if predictions else None
 
     # dD/dq is one sign for each known rank and one for all the rest; through the softmax
-    # dD/dz = q (s - sum s q). Cross-entropy adds q and takes one from the gold token.
+    # dD/dz = q (s - sum s q). Cross-entropy adds q and takes one from the label token.
     sign_rest_N1 = torch.sign(rest_N)[:, None]
     above_NR = torch.where(known_NR, torch.sign(difference_NR) - sign_rest_N1, 0.0)
     mean_N1 = sign_rest_N1 + (above_NR * q_NR).sum(-1, keepdim=True)
     alpha = spec.alpha
     q_NV.mul_(alpha * (sign_rest_N1 - mean_N1) + (1 - alpha))
     q_NV.scatter_add_(1, ids_NR, alpha * above_NR * q_NR)
-    gold_N1 = torch.full_like(z_gold_N, alpha - 1)[:, None]
-    q_NV.scatter_add_(1, targets.gold_N[:, None], gold_N1)
+    label_N1 = torch.full_like(z_label_N, alpha - 1)[:, None]
+    q_NV.scatter_add_(1, targets.label_N[:, None], label_N1)
     return RowTerms(kd_N, ce_N, best_N, best_logprob_N)
 
 

@@ -1,6 +1,6 @@
 """Deterministic targets: cached entries to K weights and one for the rest, by tail policy.
 
-Shapes: N counted tokens, K entries of the fullest one.
+Shapes: N supervised tokens, K entries of the fullest one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TeacherWeights(NamedTuple):
 def known_entries(targets: HeadTargets, *, tail: TailPolicy, vocab_size: int) -> Tensor:
     """Return bool [N, K]: entries that have a logit of the student and a weight of their own.
 
-    Under `bucket` a drawn entry has none: that one token of the rest happened to be drawn says
+    Under `bucket` a sampled entry has none: that one token of the rest happened to be sampled says
     nothing about the rest, and its weight alone would be biased.
     """
     known_NK = torch.isfinite(targets.logprobs_NK) & (targets.ids_NK < vocab_size)

@@ -33,7 +33,7 @@ def embedded_model() -> ResolvedModel:
     """
     gguf = _gguf_file()
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
-    home = Path(os.environ.get("DISTILL_HOME") or Path.home() / ".cache" / "distil")
+    home = Path(os.environ.get("DISTILL_HOME") or Path.home() / ".cache" / "distill")
     # The last part counts the way the folder is made; a change of that way needs a new folder.
     folder = home / "models" / f"smollm2-135m-instruct-{digest[:12]}-v1"
     if not (folder / "config.json").exists():

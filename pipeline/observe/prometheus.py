@@ -13,7 +13,7 @@ __all__ = ["serve_metrics"]
 
 _HELP = {
     "tokens": "Tokens that the teacher of this worker has read",
-    "counted": "Positions whose targets this worker has written",
+    "loss_tokens": "Positions whose targets this worker has written",
     "shards": "Shards that this worker has committed",
     "bytes": "Bytes of shards that this worker has committed",
     "planned_tokens": "Tokens of the whole plan, all workers",
@@ -28,16 +28,16 @@ def serve_metrics(
 ) -> Iterator[None]:
     """Answer `http://host:port/metrics` with the account while open; nothing without a port.
 
-    Each count is a counter `distil_<name>_total`, its rate a gauge `distil_<name>_per_second`, each
-    level a gauge `distil_<name>`; time is `distil_time_seconds_total{part="teacher"}`, to be
-    compared with `distil_wall_seconds_total`. The usual `process_*` metrics come with them. The
+    Each count is a counter `distill_<name>_total`, its rate a gauge `distill_<name>_per_second`,
+    each level a gauge `distill_<name>`; time is `distill_time_seconds_total{part="teacher"}`, to be
+    compared with `distill_wall_seconds_total`. The usual `process_*` metrics come with them. The
     library's global registry is left alone: vLLM fills it with its own.
 
     Args:
         shares: asked at every scrape.
         port: none or 0 serves nothing.
         host: the address to listen on; 0.0.0.0 for scrapers from outside.
-        worker: named in `distil_worker_info`.
+        worker: named in `distill_worker_info`.
 
     Raises:
         ConfigError: the port is taken or may not be used, the host is not this machine's, or the
@@ -89,10 +89,10 @@ def _collector(shares: Shares, worker: str) -> Any:
 
         def collect(self) -> Iterator[Metric]:
             summary = shares.summary()
-            yield InfoMetricFamily("distil_worker", "This worker", value={"worker": worker})
-            yield CounterMetricFamily("distil_wall_seconds", "Wall time", value=summary.wall_s)
+            yield InfoMetricFamily("distill_worker", "This worker", value={"worker": worker})
+            yield CounterMetricFamily("distill_wall_seconds", "Wall time", value=summary.wall_s)
             time = CounterMetricFamily(
-                "distil_time_seconds",
+                "distill_time_seconds",
                 "Time by part; parts run beside each other, so they may add up to more than wall",
                 labels=["part"],
             )
@@ -104,13 +104,13 @@ def _collector(shares: Shares, worker: str) -> Any:
             yield time
             for name, count in sorted(summary.counts.items()):
                 text = _HELP.get(name, name)
-                yield CounterMetricFamily(f"distil_{name}", text, value=count)
+                yield CounterMetricFamily(f"distill_{name}", text, value=count)
                 yield GaugeMetricFamily(
-                    f"distil_{name}_per_second",
+                    f"distill_{name}_per_second",
                     f"{text}, per second over the last minute",
                     value=summary.rates[name],
                 )
             for name, value in sorted(summary.levels.items()):
-                yield GaugeMetricFamily(f"distil_{name}", _HELP.get(name, name), value=value)
+                yield GaugeMetricFamily(f"distill_{name}", _HELP.get(name, name), value=value)
 
     return SharesCollector()

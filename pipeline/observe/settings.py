@@ -21,7 +21,7 @@ class ObserveSettings(Settings):
         flag="report_to",
     )
     project_name: str = option(
-        "distil-logits",
+        "distill-logits",
         "project or experiment under which trackers file the run",
         flag="project_name",
         min_length=1,

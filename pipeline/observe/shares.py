@@ -40,7 +40,7 @@ class Summary:
     seconds: Mapping[str, float]
     """By part. Parts of different threads overlap, so their sum may exceed `wall_s`."""
     counts: Mapping[str, int]
-    """`tokens`, `counted`, `shards`, `bytes`, ... done by this worker."""
+    """`tokens`, `loss_mask`, `shards`, `bytes`, ... done by this worker."""
     rates: Mapping[str, float]
     """Of each count, per second over the last minute."""
     levels: Mapping[str, float]

@@ -1,10 +1,10 @@
-"""The sampling law of the teacher's tail: with what probability a token is kept, from its log p.
+"""The inclusion rule of the teacher's tail: with what probability a token is kept, from its log p.
 
 A token outside the exact entries is kept with probability
 
     pi = min(1, sqrt( sum_g (p_g / tau_g)^2 )),   p_g = p^(1/T_g) / Z_g
 
-over the temperatures T_g that the law covers. A kept token then stands for p_g / pi.
+over the temperatures T_g that the inclusion rule covers. A kept token then stands for p_g / pi.
 
 Why unbiased. E[1{kept} p_g / pi] = p_g, whatever pi > 0 is (Horvitz and Thompson 1952): so is every
 sum over the vocabulary that is linear in p_g, at every temperature, covered or not, and the forward
@@ -25,11 +25,11 @@ The draw is systematic (Madow 1949): one random offset a position, steps of 1 al
 of pi. Each token keeps its pi; the number of kept ones is within one of its mean, which takes the
 noise of the number out (4 % of the error at T = 1 against independent draws).
 
-Log p of drawn tokens is stored on a coarse grid with subtractive dither (Schuchman 1964): with d
+Log p of sampled tokens is stored on a coarse grid with subtractive dither (Schuchman 1964): with d
 uniform over a step, the rounded log p is log p + u, u uniform over +-step/2 and independent of p.
 pi is evaluated on the ROUNDED value, which the reader has, so that 1 / pi is the probability that
 was used; over d the mean of p_g is off by the factor E[exp(u / T_g)], which is known and taken off.
-Which entries are certain must not depend on d: exact p decides (`ratio`).
+Which entries are always kept must not depend on d: exact p decides (`ratio`).
 
 Shapes: E entries, G temperatures.
 """
@@ -45,21 +45,22 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CacheError
 
-__all__ = ["MOST_INCLUSION", "SamplingLaw"]
+__all__ = ["MOST_INCLUSION", "InclusionRule"]
 
 MOST_INCLUSION = 1 - 2.0**-20
-"""Of a drawn entry, so that 1 means certain and nothing else. It costs a millionth of a weight."""
+"""Of a sampled entry, so that 1 means always kept and nothing else. It costs a millionth of a
+weight."""
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingLaw:
-    """One tau for each temperature of the grid; 0 where the law does not look at it."""
+class InclusionRule:
+    """One tau for each temperature of the grid; 0 where the inclusion rule does not look at it."""
 
     temperatures: tuple[float, ...]
     taus: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a law that keeps nothing or is no probability.
+        """Refuse an inclusion rule that keeps nothing or is no probability.
 
         Raises:
             CacheError: lengths differ, a tau is outside [0, 1), or all are 0.
@@ -67,26 +68,26 @@ class SamplingLaw:
         taus, grid = self.taus, self.temperatures
         if len(taus) != len(grid) or not all(0 <= tau < 1 for tau in taus) or not any(taus):
             raise CacheError(
-                f"a sampling law with taus {list(taus)} at temperatures {list(grid)}",
+                f"an inclusion rule with taus {list(taus)} at temperatures {list(grid)}",
                 expected="one tau in [0, 1) for each temperature, not all 0",
             )
 
     @property
     def highest(self) -> float:
-        """The highest temperature that entries are drawn for.
+        """The highest temperature that entries are sampled for.
 
         Above it pi falls faster than p_T as p goes to 0: the variance is the deep tail's. Below,
-        p_T falls faster than pi, and the law of a higher temperature serves.
+        p_T falls faster than pi, and the inclusion rule of a higher temperature serves.
         """
         return max(t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau)
 
     @property
-    def max_certain(self) -> int:
-        """Most certain entries of a position: their ratios sum to at most sum_g 1 / tau_g."""
+    def max_always_kept(self) -> int:
+        """Most always-kept entries of a position: their ratios sum to at most sum_g 1 / tau_g."""
         return int(sum(1 / tau for tau in self.taus if tau)) + 1
 
-    def max_drawn(self, log_slack: float) -> int:
-        """Most drawn entries of a position; a draw keeps at most 1 more than its mean.
+    def max_sampled(self, log_slack: float) -> int:
+        """Most sampled entries of a position; a draw keeps at most 1 more than its mean.
 
         Args:
             log_slack: by how much log p of ALL tokens of a position may be too large, because they
@@ -99,7 +100,7 @@ class SamplingLaw:
     def inclusion(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
     ) -> NDArray[np.float64]:
-        """Return pi of drawn entries, at most `MOST_INCLUSION`.
+        """Return pi of sampled entries, at most `MOST_INCLUSION`.
 
         Args:
             logprobs_E: log p at temperature 1, as stored.
@@ -111,7 +112,7 @@ class SamplingLaw:
     def ratio(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
     ) -> NDArray[np.float64]:
-        """Return pi before it is cut: an entry whose EXACT p gives 1 or more is certain."""
+        """Return pi before it is cut: an entry whose EXACT p gives 1 or more is always kept."""
         total_E = np.zeros(len(logprobs_E))
         for g, (temperature, tau) in enumerate(zip(self.temperatures, self.taus, strict=True)):
             if tau:
@@ -120,13 +121,13 @@ class SamplingLaw:
         ratio_E: NDArray[np.float64] = np.sqrt(total_E)
         return ratio_E
 
-    def scaled(self, factor: float) -> SamplingLaw:
-        """Return the law with every tau times `factor`; above 1 it keeps fewer entries."""
-        return SamplingLaw(self.temperatures, tuple(tau * factor for tau in self.taus))
+    def scaled(self, factor: float) -> InclusionRule:
+        """Return the rule with every tau times `factor`; above 1 it keeps fewer entries."""
+        return InclusionRule(self.temperatures, tuple(tau * factor for tau in self.taus))
 
     @property
     def covered(self) -> tuple[float, ...]:
-        """The temperatures that the law looks at."""
+        """The temperatures that the inclusion rule looks at."""
         return tuple(t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau)
 
     def to_json(self) -> dict[str, Sequence[float]]:
@@ -134,7 +135,7 @@ class SamplingLaw:
         return {"temperatures": list(self.temperatures), "taus": list(self.taus)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Sequence[float]]) -> SamplingLaw:
+    def from_json(cls, data: Mapping[str, Sequence[float]]) -> InclusionRule:
         """Read the JSON form.
 
         Raises:

@@ -1,7 +1,7 @@
 """Random numbers by arithmetic: a hash of (sample, position, ...), the same for everybody.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
-number generators", 2014). There is no state, so a row can be drawn again alone, by any worker, in
+number generators", 2014). There is no state, so a row can be sampled again alone, by any worker, in
 any order.
 """
 

@@ -1,8 +1,8 @@
 """The grids on which real numbers are stored: which error each may have, and why.
 
-A target's error counts where it moves a gradient, so log p of certain entries is fine where p is
-large and coarse where it is small; of drawn entries only the law's probability matters, and any
-grid is right on which the draw itself was made.
+A target's error counts where it moves a gradient, so log p of always-kept entries is fine where p
+is large and coarse where it is small; of sampled entries only the inclusion rule's probability
+matters, and any grid is right on which the draw itself was made.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DRAWN_GRIDS", "Grids", "rounding_log_bias"]
+__all__ = ["SAMPLED_QUANTISATION", "Quantisation", "rounding_log_bias"]
 
 Reals = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Grids:
+class Quantisation:
     """All constants of the stored numbers; part of the codec's description."""
 
-    certain_scale: float = 0.05
-    certain_step: float = 0.06
+    always_kept_scale: float = 0.05
+    always_kept_step: float = 0.06
     """log p = -scale * expm1(step * k): 0.003 nats at p = 1, 0.06 at p = 0.37, 0.2 at p = 0.05;
     the error of p itself is below 1 % of 1 everywhere."""
-    drawn_step: float = 2.0
+    sampled_step: float = 2.0
     """log p = -step * (k + d) with the position's dither d: whatever p is, rounding is right on
     average, up to a factor that is known (`rounding_log_bias`). A step of 1 costs 4 % more entries
     for the same error than exact values would, and saves 2 bits an entry against 1/4."""
@@ -40,59 +40,59 @@ class Grids:
     tail_step: float = 1 / 16
     """-log of the tail's mass: 3 % of the tail at most."""
 
-    def certain_levels(self) -> NDArray[np.float32]:
-        """Return log p of each of 256 levels."""
+    def always_kept_values(self) -> NDArray[np.float32]:
+        """Return log p of each of 256 codes."""
         k = np.arange(256)
-        levels: NDArray[np.float64] = -self.certain_scale * np.expm1(self.certain_step * k)
-        return levels.astype(np.float32)
+        codes: NDArray[np.float64] = -self.always_kept_scale * np.expm1(self.always_kept_step * k)
+        return codes.astype(np.float32)
 
-    def drawn_value(
-        self, levels: NDArray[np.uint8], dither: NDArray[np.float32]
+    def sampled_value(
+        self, codes: NDArray[np.uint8], dither: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return log p of drawn entries."""
-        return (-(levels.astype(np.float32) + dither)) * np.float32(self.drawn_step)
+        """Return log p of sampled entries."""
+        return (-(codes.astype(np.float32) + dither)) * np.float32(self.sampled_step)
 
-    def certain_level(self, logprobs: Reals) -> NDArray[np.uint8]:
-        """Return the level nearest to log p."""
-        ratio = np.maximum(-np.asarray(logprobs, np.float64), 0.0) / self.certain_scale
-        return _level(np.log1p(ratio) / self.certain_step)
+    def always_kept_code(self, logprobs: Reals) -> NDArray[np.uint8]:
+        """Return the code nearest to log p."""
+        ratio = np.maximum(-np.asarray(logprobs, np.float64), 0.0) / self.always_kept_scale
+        return _code(np.log1p(ratio) / self.always_kept_step)
 
-    def drawn_level(self, logprobs: Reals, dither: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return the level of a log p that lies on its position's grid."""
-        values = np.asarray(logprobs, np.float64) / -self.drawn_step
+    def sampled_code(self, logprobs: Reals, dither: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the code of a log p that lies on its position's grid."""
+        values = np.asarray(logprobs, np.float64) / -self.sampled_step
         values -= dither
-        return _level(values)
+        return _code(values)
 
-    def log_z_level(self, log_z: Reals) -> NDArray[np.int16]:
+    def log_z_code(self, log_z: Reals) -> NDArray[np.int16]:
         """Return log Z as int16 steps; ends at 512 nats."""
         steps = np.rint(np.asarray(log_z, np.float64) / self.log_z_step)
         return np.clip(steps, -32768, 32767).astype(np.int16)
 
-    def entropy_level(self, entropy: Reals, dither: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def entropy_code(self, entropy: Reals, dither: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the entropy as steps; ends above log 2^18."""
-        return _level(np.asarray(entropy, np.float64) / self.entropy_step - dither)
+        return _code(np.asarray(entropy, np.float64) / self.entropy_step - dither)
 
     def entropy_value(
-        self, levels: NDArray[np.uint8], dither: NDArray[np.float32]
+        self, codes: NDArray[np.uint8], dither: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Return the entropy; up to half a step below 0: cut there, its mean would be too large."""
-        return (levels.astype(np.float32) + dither) * np.float32(self.entropy_step)
+        return (codes.astype(np.float32) + dither) * np.float32(self.entropy_step)
 
-    def tail_level(self, tail: Reals) -> NDArray[np.uint8]:
-        """Return -log of the tail's mass as steps; the last level stands for no mass at all."""
+    def tail_code(self, tail: Reals) -> NDArray[np.uint8]:
+        """Return -log of the tail's mass as steps; the last code stands for no mass at all."""
         mass = np.clip(np.asarray(tail, np.float64), 1e-30, 1.0)
-        return _level(-np.log(mass) / self.tail_step)
+        return _code(-np.log(mass) / self.tail_step)
 
-    def tail_levels(self) -> NDArray[np.float32]:
-        """Return the tail's mass of each of 256 levels."""
+    def tail_values(self) -> NDArray[np.float32]:
+        """Return the tail's mass of each of 256 codes."""
         mass: NDArray[np.float64] = np.exp(-np.arange(256) * self.tail_step)
         mass[-1] = 0.0
         return mass.astype(np.float32)
 
     def mass_units(self) -> NDArray[np.int64]:
-        """Return p of each level of certain entries in units of 2^-16, rounded."""
+        """Return p of each code of always-kept entries in units of 2^-16, rounded."""
         k = np.arange(256)
-        p_K = np.exp(-self.certain_scale * np.expm1(self.certain_step * k))
+        p_K = np.exp(-self.always_kept_scale * np.expm1(self.always_kept_step * k))
         units_K: NDArray[np.int64] = np.floor(65536 * p_K + 0.5).astype(np.int64)
         return units_K
 
@@ -101,25 +101,29 @@ class Grids:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Grids:
+    def from_json(cls, data: Mapping[str, Any]) -> Quantisation:
         """Read the JSON form.
 
         Raises:
             ValueError, TypeError: it is none, or a step is out of range.
         """
-        grids = cls(**{name: float(value) for name, value in data.items()})
-        steps = grids.to_json()
+        quantisation = cls(**{name: float(value) for name, value in data.items()})
+        steps = quantisation.to_json()
         if not all(1 / 1024 <= value <= 4 for value in steps.values()):
             raise ValueError(f"grids {steps}, expected steps of 1/1024 to 4")
-        if grids.certain_step > 0.25:  # the last level must be a finite float32
-            raise ValueError(f"a certain_step of {grids.certain_step}, expected at most 0.25")
-        return grids
+        if quantisation.always_kept_step > 0.25:  # the last code must be a finite float32
+            raise ValueError(
+                f"a always_kept_step of {quantisation.always_kept_step}, expected at most 0.25"
+            )
+        return quantisation
 
 
-DRAWN_GRIDS = Grids(certain_step=0.12, drawn_step=1.5, log_z_step=1 / 32, entropy_step=2.0)
-"""Of sampled targets. Only p of at least about tau is certain there: log p is off by
+SAMPLED_QUANTISATION = Quantisation(
+    always_kept_step=0.12, sampled_step=1.5, log_z_step=1 / 32, entropy_step=2.0
+)
+"""Of sampled targets. Only p of at least about tau is always kept there: log p is off by
 at most 0.2 nats (p = 1/30), 0.045 at p = 0.5, which costs 0.001 nats of KL. At 4 % gradient error
-and T = 1 steps of 1, 1.5, 2, 2.5 of drawn ones take 20.3, 20.3, 20.7, 21.3 bytes a token; for two
+and T = 1 steps of 1, 1.5, 2, 2.5 of sampled ones take 20.3, 20.3, 20.7, 21.3 bytes a token; for two
 temperatures squared error times bytes is 1 and 2 % lower at 1.5 than at 1 and 2. The entropy is
 right on average (dither), training does not need it: 10,000 tokens' mean is good to 0.006. Log Z
 moves a position's probabilities by 1.6 % at most, against a draw's 50 % and more."""
@@ -134,7 +138,7 @@ def rounding_log_bias(step: float, temperature: float) -> float:
     return math.log(math.sinh(half) / half)
 
 
-def _level(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Return the nearest of 256 levels; `values` are the caller's own and are overwritten."""
+def _code(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return the nearest of 256 codes; `values` are the caller's own and are overwritten."""
     np.rint(values, out=values)
     return np.clip(values, 0, 255, out=values).astype(np.uint8)

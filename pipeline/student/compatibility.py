@@ -8,24 +8,28 @@ from pipeline.cache.layout.manifest import Manifest
 from pipeline.data.settings import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 
-__all__ = ["cache_drawn_step", "cache_law", "check_fit"]
-
-
-def cache_law(manifest: Manifest) -> SamplingLaw | None:
-    """Return the law that the cache's tail was drawn by; None for top-k, all entries certain."""
-    law = manifest.codec.get("law")
-    return SamplingLaw(tuple(law["temperatures"]), tuple(law["taus"])) if law else None
+__all__ = ["cache_inclusion_rule", "cache_sampled_step", "check_fit"]
 
 
-def cache_drawn_step(manifest: Manifest) -> float:
-    """Return the step, in nats, that log p of drawn entries was rounded to; 0 without any."""
-    return float(manifest.codec["grids"]["drawn_step"]) if manifest.codec.get("law") else 0.0
+def cache_inclusion_rule(manifest: Manifest) -> InclusionRule | None:
+    """Return the rule that the cache's tail was sampled by; None for top-k."""
+    rule = manifest.codec.get("inclusion_rule")
+    return InclusionRule(tuple(rule["temperatures"]), tuple(rule["taus"])) if rule else None
+
+
+def cache_sampled_step(manifest: Manifest) -> float:
+    """Return the step, in nats, that log p of sampled entries was rounded to; 0 without any."""
+    return (
+        float(manifest.codec["quantisation"]["sampled_step"])
+        if manifest.codec.get("inclusion_rule")
+        else 0.0
+    )
 
 
 def check_fit(
-    loss: LossSettings, data: DataSettings, *, grid: Sequence[float], law: SamplingLaw | None
+    loss: LossSettings, data: DataSettings, *, grid: Sequence[float], rule: InclusionRule | None
 ) -> None:
     """Refuse settings that the cache's targets cannot serve.
 
@@ -33,13 +37,13 @@ def check_fit(
         loss: of the run.
         data: of the run.
         grid: the cache's temperatures.
-        law: from `cache_law`.
+        rule: from `cache_inclusion_rule`.
 
     Raises:
         ConfigError: with every mistake.
     """
-    mistakes = [*_temperature(loss, grid, law), *_tail(loss, law)]
-    if law is not None and data.max_entries is not None:
+    mistakes = [*_temperature(loss, grid, rule), *_tail(loss, rule)]
+    if rule is not None and data.max_entries is not None:
         mistakes.append(
             f"data.max_entries: found {data.max_entries} with a cache of sampled entries; expected "
             "none: the largest entries of a sample alone are a biased target"
@@ -48,7 +52,9 @@ def check_fit(
         raise ConfigError(mistakes=mistakes)
 
 
-def _temperature(loss: LossSettings, grid: Sequence[float], law: SamplingLaw | None) -> list[str]:
+def _temperature(
+    loss: LossSettings, grid: Sequence[float], rule: InclusionRule | None
+) -> list[str]:
     # Cross-entropy alone has no temperature.
     if loss.alpha == 0:
         return []
@@ -59,11 +65,15 @@ def _temperature(loss: LossSettings, grid: Sequence[float], law: SamplingLaw | N
         or loss.off_grid == "self_normalised"
         or (between and loss.off_grid == "interpolated")
     ):
-        if law is None or loss.tail == "bucket" or law.highest >= min(loss.temperature, max(grid)):
+        if (
+            rule is None
+            or loss.tail == "bucket"
+            or rule.highest >= min(loss.temperature, max(grid))
+        ):
             return []
         return [
-            f"{found}at most {law.highest:g}, the highest temperature that the cache's entries "
-            "were drawn for: above, the estimate is unbiased but nearly all noise; choose a "
+            f"{found}at most {rule.highest:g}, the highest temperature that the cache's entries "
+            "were sampled for: above, the estimate is unbiased but nearly all noise; choose a "
             "lower one, or loss.tail bucket (biased), or cache the teacher again with a tau for "
             f"{loss.temperature:g}"
         ]
@@ -75,10 +85,10 @@ def _temperature(loss: LossSettings, grid: Sequence[float], law: SamplingLaw | N
     ]
 
 
-def _tail(loss: LossSettings, law: SamplingLaw | None) -> list[str]:
-    if law is None:
+def _tail(loss: LossSettings, rule: InclusionRule | None) -> list[str]:
+    if rule is None:
         mistakes = []
-        top_k = "with a top-k cache, which has no drawn entries; expected"
+        top_k = "with a top-k cache, which has no sampled entries; expected"
         if loss.tail == "control_variate":
             mistakes.append(
                 f"loss.tail: found control_variate {top_k} auto, bucket, zero or renormalise"

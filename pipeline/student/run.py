@@ -25,7 +25,7 @@ from pipeline.student.build.initial import initial_identity, make_initial_studen
 from pipeline.student.build.lora import add_lora, check_lora_targets
 from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
-from pipeline.student.compatibility import cache_drawn_step, cache_law, check_fit
+from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step, check_fit
 from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import CheckpointUploads
 from pipeline.student.output.publish import Delivery, push_if_asked
@@ -130,7 +130,9 @@ def open_inputs(
         ModelError: the student cannot be reached, or has another tokenizer.
     """
     cache = open_cache(cache_url)
-    check_fit(loss, data, grid=cache.manifest.temperatures, law=cache_law(cache.manifest))
+    check_fit(
+        loss, data, grid=cache.manifest.temperatures, rule=cache_inclusion_rule(cache.manifest)
+    )
     if not cache.source("heldout").shard_rows():
         raise CacheError(
             f"{cache_url}: no held-out rows",
@@ -217,13 +219,13 @@ def _train(
     loss = inputs.loss
     if loss.alpha == 0:
         loss = loss.model_copy(update={"temperature": 1.0})
-    law = cache_law(cache.manifest)
+    rule = cache_inclusion_rule(cache.manifest)
     install_distill_head(
         model,
         loss,
         valid_vocab=inputs.vocabulary.size,
-        drawn_log_step=cache_drawn_step(cache.manifest),
-        law_highest=law.highest if law else 0.0,
+        sampled_log_step=cache_sampled_step(cache.manifest),
+        rule_highest=rule.highest if rule else 0.0,
     )
     if inputs.student.lora.enabled:
         add_lora(model, inputs.student.lora, seed=inputs.seed)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pipeline.errors import ConfigError
 from pipeline.storage import Store
 
-__all__ = ["LEDGER_FILE", "Entry", "Ledger", "State", "read_ledger"]
+__all__ = ["LEDGER_FILE", "Entry", "Ledger", "State", "read_inventory"]
 
 LEDGER_FILE = "sweep.json"
 _FORMAT = 1
@@ -72,7 +72,7 @@ class Ledger:
         Store(str(folder)).write(LEDGER_FILE, text.encode())
 
 
-def read_ledger(folder: Path) -> Ledger:
+def read_inventory(folder: Path) -> Ledger:
     """Read the ledger of a sweep's folder.
 
     Raises:

@@ -121,7 +121,7 @@ class SearchSource:
         while True:
             if self._orphans:
                 trial = self._optuna.trial.Trial(self._study, self._orphans.pop(0))
-            elif self._counted() < self._search.trials:
+            elif self._supervised() < self._search.trials:
                 self._seed_sampler()
                 trial = self._study.ask()
             else:
@@ -210,7 +210,7 @@ class SearchSource:
                 self._study.set_user_attr(_RETRIED, retried)
                 self._study.enqueue_trial(trial.params)
 
-    def _counted(self) -> int:
+    def _supervised(self) -> int:
         retried = self._study.user_attrs.get(_RETRIED, [])
         trials = self._study.get_trials(deepcopy=False)
         return sum(t.state.name != "WAITING" and t.number not in retried for t in trials)

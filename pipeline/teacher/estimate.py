@@ -27,7 +27,8 @@ _BASE_BYTES = 1 << 30
 _ENTRY_BYTES = 2.2
 """Of an entry on disk after zstd: a gap of 1.2 bytes and a value of 1 (measured at k = 64)."""
 _SAMPLED_BYTES = 1.7
-"""Of a drawn scheme's entry, its share of everything beside it included (`make bench-fidelity`)."""
+"""Of an entry of a sampled scheme, with its share of everything beside it
+(`make bench-fidelity`)."""
 _TIMED_TOKENS = 768
 
 
@@ -37,7 +38,7 @@ class Estimate:
 
     samples: int
     tokens: int
-    supervised_tokens: int
+    loss_tokens: int
     shards: int
     cache_bytes: int
     memory_bytes: int
@@ -65,36 +66,36 @@ def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
     return Estimate(
         samples=counts.samples,
         tokens=counts.tokens,
-        supervised_tokens=counts.counted_tokens,
+        loss_tokens=counts.loss_tokens,
         shards=len(task.plan.shards),
-        cache_bytes=int(counts.counted_tokens * per_token + counts.tokens * 2.5),
+        cache_bytes=int(counts.loss_tokens * per_token + counts.tokens * 2.5),
         memory_bytes=int(memory),
         at_most=writing is not None,
     )
 
 
 def expected_entries(scheme: SparseScheme) -> float:
-    """Estimate the mean entries of a position, gold included.
+    """Estimate the mean entries of a position, the label included.
 
-    A law of temperature 1 keeps 7.8, 18.5 and 51 at taus of 1/16, 1/50 and 1/200 (SmolLM2-135M on
+    A rule of temperature 1 keeps 7.8, 18.5 and 51 at taus of 1/16, 1/50 and 1/200 (SmolLM2-135M on
     technical prose, a flat case), about tau^-0.75; at higher temperatures nearly all mass is in
     entries below tau, and 1 / tau are kept.
     """
-    if scheme.law is None:
+    if scheme.rule is None:
         return scheme.top_k
     if scheme.mean_entries is not None:
         return scheme.mean_entries
-    drawn = [
+    sampled = [
         tau**-0.75 if temperature <= 1 else 1 / tau
-        for temperature, tau in zip(scheme.law.temperatures, scheme.law.taus, strict=True)
+        for temperature, tau in zip(scheme.rule.temperatures, scheme.rule.taus, strict=True)
         if tau
     ]
-    return 1 + scheme.top_k + math.hypot(*drawn)
+    return 1 + scheme.top_k + math.hypot(*sampled)
 
 
 def _target_bytes(scheme: SparseScheme, entries: float) -> float:
     grid = len(scheme.temperatures)
-    if scheme.law is not None:
+    if scheme.rule is not None:
         return entries * _SAMPLED_BYTES + 2 * (grid - 1)
     return entries * _ENTRY_BYTES + 2 * (2 + 2 * grid)
 
@@ -151,7 +152,7 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
         _print_responses(writing.plan, store)
     print(f"samples      {plan.samples} ({counts.train} train, {counts.heldout} held out)")
     print(
-        f"tokens       {most}{plan.tokens}, {plan.supervised_tokens} supervised; "
+        f"tokens       {most}{plan.tokens}, {plan.loss_tokens} supervised; "
         f"{counts.tokens_cut} cut off"
     )
     print(f"shards       {most}{plan.shards}, {done} of them done, at {store.url}")
@@ -161,9 +162,9 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
     print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
     check_resources(plan, store)
     rate, entries = _timing_run(task)
-    if task.scheme.law is not None:
-        taus = ", ".join(f"{tau:.4g}" for tau in task.scheme.law.taus)
-        size = plan.supervised_tokens * _target_bytes(task.scheme, entries) + plan.tokens * 2.5
+    if task.scheme.rule is not None:
+        taus = ", ".join(f"{tau:.4g}" for tau in task.scheme.rule.taus)
+        size = plan.loss_tokens * _target_bytes(task.scheme, entries) + plan.tokens * 2.5
         print(
             f"entries      {entries:.1f} a supervised token with capture.tau {taus} (timing run); "
             f"the cache then takes {most or 'about '}{_gib(size)}"

@@ -21,7 +21,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import numpy as np
 
 from pipeline.models.resolve import read_model_config, resolve_model
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.teacher.engines.base import CaptureRequest
 from pipeline.teacher.engines.vllm import VllmEngine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
@@ -30,9 +30,9 @@ from pipeline.teacher.sparsify.device import SparseScheme
 ROUNDS = 3
 SCHEMES = {
     "top64": SparseScheme(64, (1.0, 2.0)),
-    "threshold": SparseScheme(0, (1.0,), SamplingLaw((1.0,), (1 / 30,))),
+    "threshold": SparseScheme(0, (1.0,), InclusionRule((1.0,), (1 / 30,))),
     "threshold, two temperatures": SparseScheme(
-        0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (1 / 12, 1 / 25))
+        0, (1.0, 2.0), InclusionRule((1.0, 2.0), (1 / 12, 1 / 25))
     ),
 }
 
@@ -168,9 +168,9 @@ def main() -> None:
         else:
             folder, requests, length = embedded(arguments.tokens)
         tokens = sum(r.input_ids_L.size for r in requests)
-        counted = sum(r.rows_N.size for r in requests)
+        loss_tokens = sum(r.rows_N.size for r in requests)
         ratios = measure(folder, requests, length)
-    print(f"{tokens} tokens, {counted} counted; CPU time over the bare prefill of the same engine")
+    print(f"{tokens} tokens, {loss_tokens} supervised; CPU time over the bare prefill, same engine")
     for name, ratio in ratios.items():
         print(f"  {name:<28} {ratio:.3f}")
     suffix = "_7b" if arguments.shape == "7b" else ""

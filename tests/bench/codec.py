@@ -1,10 +1,10 @@
 """Layouts of sparse targets on the same real teacher outputs: bytes, encode, decode.
 
 `make bench-codec`. The targets are the embedded teacher's: the fixed top-64 of the peers' layouts
-and of ours, and the drawn targets of the project's default. Every layout is a whole Parquet file of
-the targets' columns alone (zstd, no ids of the text), written and read as its writers would, by one
-thread, with numpy; the text's own ids are not counted anywhere. Times are CPU seconds of this
-process, the best of several; the ratios are against version 1 of the format in the same run.
+and of ours, and the sampled targets of the project's default. Every layout is a whole Parquet file
+of the targets' columns alone (zstd, no ids of the text), written and read as its writers would, by
+one thread, with numpy; the text's own ids are not counted anywhere. Times are CPU seconds of this
+process, the best of several; the ratios are against Axolotl's layout in the same run.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.gaps import CodecSpec
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
-from pipeline.cache.layout.schema import Spec, table_to_rows
+from pipeline.cache.layout.schema import table_to_rows
 from pipeline.teacher.sparsify.columns import to_targets
 from pipeline.teacher.sparsify.device import SparseScheme
 from tests.bench.codec_tried import tried
-from tests.bench.fidelity import drawn
+from tests.bench.fidelity import sampled
 from tests.bench.fidelity_cache import column_sizes, columns_of, order_size, whole_table
 from tests.bench.fidelity_data import Hidden, hidden_states
 
 _TRIES = 15
 TOP_K = 64
-T1, T2 = drawn(1 / 28), drawn(1 / 9, 1 / 23.5)
+T1, T2 = sampled(1 / 28), sampled(1 / 9, 1 / 23.5)
 TOP = SparseScheme(TOP_K, (1.0, 2.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One line of the table, per counted token."""
+    """One line of the table, per supervised token."""
 
     name: str
     size: float
@@ -56,12 +55,12 @@ def _rows(
     columns_NC = columns_of(hidden, weight_VD, scheme)
     rows, tails, start = [], [], 0
     for index, count in enumerate(hidden.counts_S):
-        ids_L, counted_L = hidden.input_ids[index], hidden.counted[index]
+        ids_L, loss_mask_L = hidden.input_ids[index], hidden.loss_mask[index]
         targets, tail_N = to_targets(
             columns_NC[start : start + count], scheme, sample_id=hidden.sample_ids[index],
-            gold_N=ids_L[counted_L],
+            label_N=ids_L[loss_mask_L],
         )  # fmt: skip
-        rows.append(CachedSequence(hidden.sample_ids[index], ids_L, counted_L, targets))
+        rows.append(CachedSequence(hidden.sample_ids[index], ids_L, loss_mask_L, targets))
         tails.append(tail_N)
         start += count
     return rows, tails
@@ -84,9 +83,9 @@ def _size(data: bytes) -> int:
 
 
 def ours(
-    name: str, rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: Spec
+    name: str, rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: CodecSpec
 ) -> Measured:
-    """Measure a version of the format through its own writer and reader."""
+    """Measure the format through its own writer and reader."""
     grid = rows[0].targets.temperatures
 
     def encode() -> bytes:
@@ -216,24 +215,27 @@ def main() -> None:
     vocab = len(hidden.weight_VD)
     one = _rows(hidden, weight_VD, T1)
     if arguments.tried:
-        print(f"{len(hidden.gold_N)} counted tokens, V = {vocab}, drawn for T = 1; bytes a token")
-        for name, size in tried(*one, RankedSpec(vocab, T1.law, T1.grids)):
+        print(
+            f"{len(hidden.label_N)} supervised tokens, V = {vocab}, sampled for T = 1; bytes each"
+        )
+        for name, size in tried(*one, CodecSpec(vocab, T1.rule, T1.quantisation)):
             print(f"{name:<66} {size:6.2f}")
         return
     top = _rows(hidden, weight_VD, TOP)
     lines = [
-        ours("version 1 (gaps, bytes), k = 64", *top, CodecSpec(vocab)),
         *layouts(top[0]),
-        ours("version 2 (ranked), k = 64", *top, RankedSpec(vocab, grids=TOP.grids)),
-        ours("version 2, drawn for T = 1, tau 1/28", *one, RankedSpec(vocab, T1.law, T1.grids)),
+        ours("ranked, k = 64", *top, CodecSpec(vocab, quantisation=TOP.quantisation)),
         ours(
-            "version 2, drawn for T = 1 and 2",
+            "ranked, sampled for T = 1, tau 1/28", *one, CodecSpec(vocab, T1.rule, T1.quantisation)
+        ),
+        ours(
+            "ranked, sampled for T = 1 and 2",
             *_rows(hidden, weight_VD, T2),
-            RankedSpec(vocab, T2.law, T2.grids),
+            CodecSpec(vocab, T2.rule, T2.quantisation),
         ),
     ]
-    base, drawn, swept = lines[0], *lines[-2:]
-    print(f"{len(hidden.gold_N)} counted tokens of {len(hidden.sample_ids)} rows, V = {vocab}")
+    base, sampled, swept = lines[0], *lines[-2:]
+    print(f"{len(hidden.label_N)} supervised tokens of {len(hidden.sample_ids)} rows, V = {vocab}")
     print(f"{'layout':<48} {'bytes':>7} {'ratio':>6} {'encode/s':>9} {'ratio':>6} "
           f"{'decode/s':>9} {'ratio':>6}")  # fmt: skip
     for line in lines:
@@ -241,9 +243,9 @@ def main() -> None:
             f"{line.name:<48} {line.size:7.1f} {line.size / base.size:6.2f} {line.encode:9.0f} "
             f"{line.encode / base.encode:6.2f} {line.decode:9.0f} {line.decode / base.decode:6.2f}"
         )
-    print(f"FIGURE codec_bytes_per_token {drawn.size:.2f}")
-    print(f"FIGURE encode_tokens_per_s {drawn.encode:.0f}")
-    print(f"FIGURE decode_tokens_per_s {drawn.decode:.0f}")
+    print(f"FIGURE codec_bytes_per_token {sampled.size:.2f}")
+    print(f"FIGURE encode_tokens_per_s {sampled.encode:.0f}")
+    print(f"FIGURE decode_tokens_per_s {sampled.decode:.0f}")
     print(f"FIGURE encode_tokens_per_s_t1_and_t2 {swept.encode:.0f}")
     print(f"FIGURE decode_tokens_per_s_t1_and_t2 {swept.decode:.0f}")
 

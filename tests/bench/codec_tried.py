@@ -1,10 +1,10 @@
-"""What was tried for the ids of drawn targets, beside what the codec does: bytes alone.
+"""What was tried for the ids of sampled targets, beside what the codec does: bytes alone.
 
 `make bench-codec ARGS=--tried`. The entries are the same for all, on the same rows; ids are most of
 a target's bytes. Sizes are as written (Parquet with zstd), or what the text of a line says.
 Entropies are bounds: of symbols by their own frequencies, with no table and no coder's loss.
 
-Legend: N counted positions, E entries of all runs, V vocabulary.
+Legend: N supervised positions, E entries of all runs, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pipeline.cache.codec.encode import pack
 from pipeline.cache.codec.spec import (
     COLUMNS,
     Blobs,
+    CodecSpec,
     CodedRows,
-    RankedSpec,
     frequency_classes,
     order_of_classes,
 )
@@ -43,8 +43,8 @@ _LEVEL = 3
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """All runs of a shard, one after the other: first the certain ones of all positions, then the
-    drawn ones."""
+    """All runs of a shard, one after the other: first the always-kept ones of all positions, then
+    the sampled ones."""
 
     ids_E: NDArray[np.int64]
     """By ascending id within a run."""
@@ -56,8 +56,8 @@ class Ids:
     @classmethod
     def of(cls, coded: CodedRows, rank_V: NDArray[np.int32]) -> Ids:
         """Take the ids out of a shard's integers."""
-        counts_R = np.concatenate([coded.certain.counts_N, coded.drawn.counts_N])
-        ids_E = np.concatenate([coded.certain.ids_E, coded.drawn.ids_E]).astype(np.int64)
+        counts_R = np.concatenate([coded.always_kept.counts_N, coded.sampled.counts_N])
+        ids_E = np.concatenate([coded.always_kept.ids_E, coded.sampled.ids_E]).astype(np.int64)
         run_E = np.repeat(np.arange(len(counts_R)), counts_R)
         ranks_E = rank_V[ids_E].astype(np.int64)
         return cls(
@@ -67,11 +67,11 @@ class Ids:
 
 
 def tried(
-    rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: RankedSpec
+    rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: CodecSpec
 ) -> Iterator[tuple[str, float]]:
-    """Yield a name and bytes per counted token of each coding, of the ids unless it says more."""
+    """Yield a name and bytes a supervised token of each coding, of the ids unless it says more."""
     heads, coded = quantised(rows, spec, tails)
-    tokens = len(coded.gold_N)
+    tokens = len(coded.label_N)
     order_V = order_of_classes(frequency_classes(coded, spec.vocab_size))
     rank_V = np.empty(spec.vocab_size, np.int32)
     rank_V[order_V] = np.arange(spec.vocab_size, dtype=np.int32)
@@ -127,8 +127,8 @@ def _ideal(
 ) -> tuple[float, float]:
     """Return the bits of symbols by entropy, and the bits that follow them."""
     classes_E, stream_E = _classes(ranks_E, run_E)
-    drawn_E = run_E >= len(counts_R) // 2
-    context_E = stream_E + 4 * drawn_E
+    sampled_E = run_E >= len(counts_R) // 2
+    context_E = stream_E + 4 * sampled_E
     symbols = sum(_entropy(classes_E[context_E == context]) for context in range(8))
     return symbols, float(classes_E.sum())
 
@@ -158,15 +158,15 @@ def _previous(
     """Return bits of saying which tokens come again, bits of the others, and the share of those.
 
     A token of the positions before is a candidate; that it comes again is coded by entropy, in the
-    context of which of them hold it. Candidates are those of any kind, gold tokens among them.
+    context of which of them hold it. Candidates are those of any kind, label tokens among them.
     """
-    positions = len(coded.gold_N)
+    positions = len(coded.label_N)
     row_N = np.repeat(np.arange(len(coded.positions_S)), coded.positions_S)
     held = np.concatenate(
-        [np.arange(positions) << 18 | heads.gold_ids_N]
+        [np.arange(positions) << 18 | heads.label_ids_N]
         + [
             np.repeat(np.arange(positions), run.counts_N) << 18 | run.ids_E
-            for run in (coded.certain, coded.drawn)
+            for run in (coded.always_kept, coded.sampled)
         ]
     )
     keys, lags = [], []
@@ -181,7 +181,7 @@ def _previous(
     np.bitwise_or.at(context_C, owner, np.concatenate(lags))
     again = rest = 0.0
     found = total = 0
-    for kind, run in enumerate((coded.certain, coded.drawn)):
+    for kind, run in enumerate((coded.always_kept, coded.sampled)):
         owner_E = np.repeat(np.arange(positions), run.counts_N)
         entries_E = owner_E << 18 | run.ids_E
         hit_C = np.isin(candidates_C, entries_E)
@@ -198,7 +198,7 @@ def _previous(
 
 
 def _dictionary(
-    coded: CodedRows, heads: Heads, order_V: NDArray[np.int32], spec: RankedSpec
+    coded: CodedRows, heads: Heads, order_V: NDArray[np.int32], spec: CodecSpec
 ) -> Iterator[tuple[str, float]]:
     """Yield sizes of the second half of the rows: columns, and one cell a row.
 

@@ -1,9 +1,10 @@
-"""Expected squared error of the weight gradient by the share of the control variate, not drawn.
+"""Expected squared error of the weight gradient by the share of the control variate, not sampled.
 
 `make bench-control`. A draw's error is sum_j (p_j - kappa q_j) (d_j / pi_j - 1), d_j whether entry
-j is drawn, so its square is expected to be sum_j (p_j - kappa q_j)^2 (1 / pi_j - 1), over the whole
-vocabulary (draws of one position as if independent). Rare entries count as they should, which no
-number of draws that one can wait for shows. Rows are weighted by |h|^2, as in the head's gradient.
+j is sampled, so its square is expected to be sum_j (p_j - kappa q_j)^2 (1 / pi_j - 1), over the
+whole vocabulary (draws of one position as if independent). Rare entries count as they should, which
+no number of draws that one can wait for shows. Rows are weighted by |h|^2, as in the head's
+gradient.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.loss.sampled import row_share
-from tests.bench.fidelity import drawn
+from tests.bench.fidelity import sampled
 from tests.bench.fidelity_data import Hidden, hidden_states
 from tests.bench.quality import with_cut_student
 
 CHUNK = 64
 CASES = (
-    ("law of T = 1 (tau 1/28), T = 1", drawn(1 / 28), 1.0),
-    ("law of T = 1, 2 (1/9, 1/23.5), T = 1", drawn(1 / 9, 1 / 23.5), 1.0),
-    ("law of T = 1, 2 (1/9, 1/23.5), T = 2", drawn(1 / 9, 1 / 23.5), 2.0),
+    ("inclusion rule of T = 1 (tau 1/28), T = 1", sampled(1 / 28), 1.0),
+    ("inclusion rule of T = 1, 2 (1/9, 1/23.5), T = 1", sampled(1 / 9, 1 / 23.5), 1.0),
+    ("inclusion rule of T = 1, 2 (1/9, 1/23.5), T = 2", sampled(1 / 9, 1 / 23.5), 2.0),
 )
 CONSTANT = (0.15, 0.3, 0.7)
 
@@ -32,19 +33,19 @@ CONSTANT = (0.15, 0.3, 0.7)
 def quadratics(hidden: Hidden, weight_VD: Tensor) -> list[NDArray[np.float64]]:
     """Return for each case [5, N]: a, b, c of a row's error a - 2 b s + c s^2, D and v."""
     found: list[list[Tensor]] = [[] for _ in CASES]
-    for start in range(0, len(hidden.gold_N), CHUNK):
+    for start in range(0, len(hidden.label_N), CHUNK):
         rows = slice(start, start + CHUNK)
         h_RD = torch.from_numpy(hidden.student_ND[rows]).float()
         teacher_RV = (torch.from_numpy(hidden.teacher_ND[rows]).float() @ weight_VD.t()).double()
         student_RV = (h_RD @ weight_VD.t()).double()
-        gold_R1 = torch.from_numpy(hidden.gold_N[rows].astype(np.int64))[:, None]
+        label_R1 = torch.from_numpy(hidden.label_N[rows].astype(np.int64))[:, None]
         norm_R = h_RD.double().square().sum(-1)
         for (_, scheme, temperature), parts in zip(CASES, found, strict=True):
-            assert scheme.law is not None
-            taus = zip(scheme.temperatures, scheme.law.taus, strict=True)
+            assert scheme.rule is not None
+            taus = zip(scheme.temperatures, scheme.rule.taus, strict=True)
             terms = [(torch.softmax(teacher_RV / t, -1) / tau).square() for t, tau in taus]
             pi_RV = torch.stack(terms).sum(0).sqrt()
-            tail_RV = (pi_RV < 1).scatter_(1, gold_R1, False)
+            tail_RV = (pi_RV < 1).scatter_(1, label_R1, False)
             odds_RV = torch.where(tail_RV, 1 / pi_RV - 1, 0.0)
             log_p_RV = torch.log_softmax(teacher_RV / temperature, -1)
             log_q_RV = torch.log_softmax(student_RV / temperature, -1)
@@ -81,15 +82,15 @@ def main() -> None:
     if arguments.cut:
         hidden = with_cut_student(hidden)
     cases = quadratics(hidden, torch.from_numpy(hidden.weight_VD))
-    print(f"{len(hidden.gold_N)} tokens; expected squared error over that without control variate")
+    print(f"{len(hidden.label_N)} tokens; expected squared error over that without control variate")
     names = (*(f"{share:g}" for share in CONSTANT), "best one", "by row", "oracle")
     print(f"{'':<38} " + " ".join(f"{name:>8}" for name in names))
     ours = []
     for (name, scheme, temperature), case in zip(CASES, cases, strict=True):
-        assert scheme.law is not None
+        assert scheme.rule is not None
         a_N, b_N, c_N, *seen = case
         apart_N, spread_N = map(torch.from_numpy, seen)
-        by_row_N = row_share(apart_N, spread_N, temperature, scheme.law.highest).numpy()
+        by_row_N = row_share(apart_N, spread_N, temperature, scheme.rule.highest).numpy()
         oracle_N = np.divide(b_N, c_N, out=np.zeros_like(b_N), where=c_N > 0)
         shares = (*CONSTANT, b_N.sum() / c_N.sum(), by_row_N, oracle_N)
         errors = [np.sum(a_N - 2 * b_N * s + c_N * s * s) / a_N.sum() for s in shares]

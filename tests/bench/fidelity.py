@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pipeline.data.collate import Batch
 from pipeline.loss.sparse_kl import LossSpec, sparse_loss_
-from pipeline.sampling.inclusion import SamplingLaw
-from pipeline.sampling.quantisation import DRAWN_GRIDS
+from pipeline.sampling.inclusion import InclusionRule
+from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
 from pipeline.teacher.sparsify.device import SparseScheme
 from tests.bench import fidelity_peers as peers
 from tests.bench.fidelity_cache import head_targets, through_the_cache
@@ -37,21 +37,21 @@ all of them would take most of the time. Errors then move by 1 to 2 % of themsel
 SHORT, LONG, DRAWS = 8192, 65_536, 4
 
 
-def drawn(*taus: float, top_k: int = 0) -> SparseScheme:
+def sampled(*taus: float, top_k: int = 0) -> SparseScheme:
     """Return the scheme of one tau a temperature, as `capture.scheme` makes it."""
     grid = GRID[: len(taus)]
-    return SparseScheme(top_k, grid, SamplingLaw(grid, taus), DRAWN_GRIDS)
+    return SparseScheme(top_k, grid, InclusionRule(grid, taus), SAMPLED_QUANTISATION)
 
 
 SCHEMES = {
     "top-16 + bucket": SparseScheme(16, GRID),
     "top-64 + bucket": SparseScheme(64, GRID),
-    **{f"threshold, tau = 1/{n}": drawn(1 / n) for n in (8, 16, 28, 64, 128)},
+    **{f"threshold, tau = 1/{n}": sampled(1 / n) for n in (8, 16, 28, 64, 128)},
     **{
-        f"threshold, tau = 1/{a}, 1/{b}": drawn(1 / a, 1 / b)
+        f"threshold, tau = 1/{a}, 1/{b}": sampled(1 / a, 1 / b)
         for a, b in ((5, 12), (9, 23.5), (19, 50))
     },
-    "top-8 + drawn tail": drawn(1 / 9, 1 / 23.5, top_k=8),
+    "top-8 + sampled tail": sampled(1 / 9, 1 / 23.5, top_k=8),
 }
 T2_SCHEME, BUCKET = "threshold, tau = 1/9, 1/23.5", "top-64 + bucket"
 
@@ -110,13 +110,13 @@ def run(
         draws: of a scheme that draws; one alone is off by some 5 %.
     """
     weight_VD = torch.from_numpy(hidden.weight_VD)
-    tokens, width = len(hidden.gold_N), weight_VD.shape[1]
+    tokens, width = len(hidden.label_N), weight_VD.shape[1]
     generator = torch.Generator().manual_seed(0)
     sketch_DS = torch.linalg.qr(torch.randn(width, SKETCH, generator=generator)).Q
     batches: dict[tuple[str, float], list[Batch]] = {}
     table: Table = {}
     for name, scheme in schemes.items():
-        for draw in range(draws if scheme.law else 1):
+        for draw in range(draws if scheme.rule else 1):
             cached = through_the_cache(hidden.redrawn(draw), weight_VD, scheme)
             table.setdefault(name, Errors(cached.entries, cached.bytes_per_token))
             for temperature in temperatures:
@@ -170,9 +170,13 @@ def _gradient(
     """Return d KL / d (z / T) of the loss that trains, from the cache's targets."""
     logits_RV = student_RV.clone()
     targets = head_targets(batch).rows(rows.start, rows.stop)
-    highest = scheme.law.highest if scheme.law else 0.0
+    highest = scheme.rule.highest if scheme.rule else 0.0
     spec = LossSpec(
-        temperature, 1.0, "auto", drawn_log_step=scheme.grids.drawn_step, law_highest=highest
+        temperature,
+        1.0,
+        "auto",
+        sampled_log_step=scheme.quantisation.sampled_step,
+        rule_highest=highest,
     )
     sparse_loss_(logits_RV, targets, spec)
     return logits_RV.div_(temperature)
@@ -245,7 +249,7 @@ def _short(hidden: Hidden, tokens: int, draws: int) -> None:
 
 
 def _long(hidden: Hidden, tokens: int, draws: int) -> None:
-    """Show that the drawn targets' error falls with the root of the tokens and the bucket's not."""
+    """Show that sampled targets' error falls with the root of the tokens and the bucket's not."""
     marks = tuple(tokens // n for n in (16, 8, 4, 2))
     schemes = {name: SCHEMES[name] for name in (T2_SCHEME, BUCKET)}
     print("T = 2")
@@ -273,7 +277,7 @@ def _at(tokens: int, counts: tuple[int, ...], errors: list[float]) -> float:
 
 
 def _bytes_at(table: Table, error: float) -> float:
-    """Interpolate, in logarithms, the bytes at which the laws of T = 1 alone reach `error`."""
+    """Interpolate, in logarithms, the bytes at which the rules of T = 1 alone reach `error`."""
     points = sorted(
         (row.at[1.0][-1], row.bytes_per_token)
         for name, row in table.items()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
 from pipeline.cache.layout.schema import table_to_rows
@@ -27,7 +27,7 @@ __all__ = [
     "whole_table",
 ]  # fmt: skip
 
-_NOT_TARGET = ("sample_id", "num_tokens", "num_counted", "input_ids", "counted")
+_NOT_TARGET = ("sample_id", "num_tokens", "num_loss_tokens", "input_ids", "loss_mask")
 _ROWS = 256
 
 
@@ -40,7 +40,7 @@ class Cached:
     """Of all target columns with Parquet's own overhead, and of the vocabulary's order as it is
     shared in a shard of the default size."""
     entries: float
-    """Mean entries of a counted token."""
+    """Mean entries of a supervised token."""
 
     def batch(self, temperature: float) -> Batch:
         """Return all sequences as one batch."""
@@ -54,16 +54,16 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
     ends = np.cumsum(hidden.counts_S)
     for index, end in enumerate(ends):
         start = end - hidden.counts_S[index]
-        ids_L, counted_L = hidden.input_ids[index], hidden.counted[index]
+        ids_L, loss_mask_L = hidden.input_ids[index], hidden.loss_mask[index]
         targets, tail_N = to_targets(
             columns_NC[start:end],
             scheme,
             sample_id=hidden.sample_ids[index],
-            gold_N=ids_L[counted_L],
+            label_N=ids_L[loss_mask_L],
         )
-        rows.append(CachedSequence(hidden.sample_ids[index], ids_L, counted_L, targets))
+        rows.append(CachedSequence(hidden.sample_ids[index], ids_L, loss_mask_L, targets))
         tails.append(tail_N)
-    spec = RankedSpec(len(weight_VD), scheme.law, scheme.grids)
+    spec = CodecSpec(len(weight_VD), scheme.rule, scheme.quantisation)
     record, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=scheme.temperatures,
         identity_digest="0" * 64, tails=tails,
@@ -72,8 +72,8 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
     shared = order_size(data) / CaptureSettings().shard_tokens
     decoded = table_to_rows(table, spec, scheme.temperatures)
     entries = sum(int(row.targets.counts_N.sum()) for row in decoded)
-    size = sum(column_sizes(data).values()) / record.counted
-    return Cached(decoded, size + shared, entries / record.counted)
+    size = sum(column_sizes(data).values()) / record.loss_tokens
+    return Cached(decoded, size + shared, entries / record.loss_tokens)
 
 
 def column_sizes(data: bytes) -> dict[str, int]:
@@ -92,7 +92,7 @@ def column_sizes(data: bytes) -> dict[str, int]:
 def order_size(data: bytes) -> int:
     """Return the bytes that a shard's footer has of the order of the vocabulary."""
     metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-    return len(metadata.get(b"distil_ranks", b""))
+    return len(metadata.get(b"distill_ranks", b""))
 
 
 def whole_table(data: bytes) -> pa.Table:
@@ -108,20 +108,20 @@ def head_targets(batch: Batch) -> HeadTargets:
         inclusion_NK=batch.inclusion_NK,
         log_z_N=batch.log_z_N,
         entropy_N=batch.entropy_N,
-        gold_N=batch.gold_ids_N,
+        label_N=batch.label_ids_N,
     )
 
 
 def columns_of(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> np.ndarray:
-    """Return what the engine would: columns of every counted row, noise by sample and place."""
-    noise, gold_N = [], torch.from_numpy(hidden.gold_N)
-    for sample_id, counted_L in zip(hidden.sample_ids, hidden.counted, strict=True):
-        rows_N = np.flatnonzero(counted_L).astype(np.int64) - 1
+    """Return what the engine would: columns of every supervised row, noise by sample and place."""
+    noise, label_N = [], torch.from_numpy(hidden.label_N)
+    for sample_id, loss_mask_L in zip(hidden.sample_ids, hidden.loss_mask, strict=True):
+        rows_N = np.flatnonzero(loss_mask_L).astype(np.int64) - 1
         noise.append(row_noise(sample_key(sample_id), rows_N))
     noise_N = torch.from_numpy(np.concatenate(noise))
     parts = []
-    for start in range(0, len(gold_N), _ROWS):
+    for start in range(0, len(label_N), _ROWS):
         some = slice(start, start + _ROWS)
         logits_RV = torch.from_numpy(hidden.teacher_ND[some]).float() @ weight_VD.t()
-        parts.append(sparsify(logits_RV, gold_N[some], scheme, noise_N[some]).numpy())
+        parts.append(sparsify(logits_RV, label_N[some], scheme, noise_N[some]).numpy())
     return np.concatenate(parts)

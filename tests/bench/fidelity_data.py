@@ -30,23 +30,23 @@ FOLDER = Path("runs/bench")
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """N counted tokens of whole sequences, in order; D hidden, V head rows, S sequences."""
+    """N supervised tokens of whole sequences, in order; D hidden, V head rows, S sequences."""
 
     teacher_ND: NDArray[np.float16]
     student_ND: NDArray[np.float16]
     weight_VD: NDArray[np.float32]
-    gold_N: NDArray[np.int64]
+    label_N: NDArray[np.int64]
     sample_ids: list[str]
     input_ids: list[NDArray[np.int32]]
-    counted: list[NDArray[np.bool_]]
+    loss_mask: list[NDArray[np.bool_]]
 
     @property
     def counts_S(self) -> list[int]:
-        """Counted tokens of each sequence."""
-        return [int(counted.sum()) for counted in self.counted]
+        """Supervised tokens of each sequence."""
+        return [int(loss_mask.sum()) for loss_mask in self.loss_mask]
 
     def head(self, tokens: int) -> Hidden:
-        """Return the first sequences that hold at least `tokens` counted ones."""
+        """Return the first sequences that hold at least `tokens` supervised ones."""
         ends = np.cumsum(self.counts_S)
         return self.part(0, min(int(np.searchsorted(ends, tokens)) + 1, len(ends)))
 
@@ -62,15 +62,15 @@ class Hidden:
         ends = np.cumsum([0, *self.counts_S])
         tokens, some = slice(ends[first], ends[last]), slice(first, last)
         return Hidden(
-            self.teacher_ND[tokens], self.student_ND[tokens], self.weight_VD, self.gold_N[tokens],
-            self.sample_ids[some], self.input_ids[some], self.counted[some],
+            self.teacher_ND[tokens], self.student_ND[tokens], self.weight_VD, self.label_N[tokens],
+            self.sample_ids[some], self.input_ids[some], self.loss_mask[some],
         )  # fmt: skip
 
 
 def hidden_states(
     tokens: int, *, model: str = "embedded", dropped: tuple[int, ...] = (12, 20)
 ) -> Hidden:
-    """Return the last hidden states of at least `tokens` counted tokens of the embedded corpus."""
+    """Return the last hidden states of at least `tokens` tokens of the embedded corpus."""
     if model == GEMMA:
         model = str(gemma_folder(FOLDER))
     resolved = resolve_model(model, revision=None, role="teacher")
@@ -80,7 +80,7 @@ def hidden_states(
     ).eval()
     weight_VD = network.get_output_embeddings().weight.detach().numpy()
     name, layers_dropped = Path(model).name, "-".join(map(str, dropped))
-    total = sum(int(sample.counted.sum()) for sample in samples)
+    total = sum(int(sample.loss_mask.sum()) for sample in samples)
     made = _made(f"hidden-{name}-", f"-{layers_dropped}.npz", tokens)
     if made is not None:
         data = np.load(made)
@@ -101,10 +101,10 @@ def hidden_states(
         teacher_ND,
         student_ND,
         weight_VD,
-        np.concatenate([s.input_ids[s.counted] for s in samples]).astype(np.int64),
+        np.concatenate([s.input_ids[s.loss_mask] for s in samples]).astype(np.int64),
         [s.sample_id for s in samples],
         [s.input_ids for s in samples],
-        [s.counted for s in samples],
+        [s.loss_mask for s in samples],
     )
 
 
@@ -125,10 +125,10 @@ def _samples(folder: Path, tokens: int) -> list[Any]:
     chosen = []
     for index in np.random.default_rng(0).permutation(len(samples)):
         chosen.append(samples[index])
-        tokens -= int(samples[index].counted.sum())
+        tokens -= int(samples[index].loss_mask.sum())
         if tokens <= 0:
             return chosen
-    raise SystemExit(f"the embedded corpus has {-tokens} counted tokens too few")
+    raise SystemExit(f"the embedded corpus has {-tokens} supervised tokens too few")
 
 
 @torch.inference_mode()
@@ -136,7 +136,7 @@ def _run(network: Any, samples: list[Any]) -> NDArray[np.float16]:
     parts = []
     for sample in samples:
         ids_1L = torch.from_numpy(sample.input_ids.astype(np.int64))[None]
-        rows_N = np.flatnonzero(sample.counted) - 1
+        rows_N = np.flatnonzero(sample.loss_mask) - 1
         hidden_LD = network.model(ids_1L, use_cache=False).last_hidden_state[0]
         parts.append(hidden_LD[rows_N].numpy().astype(np.float16))
     return np.concatenate(parts)

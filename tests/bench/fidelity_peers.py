@@ -38,9 +38,9 @@ def renormalised_both(p_1_RV: Tensor, kept_RV: Tensor, q_RV: Tensor, temperature
 def draws(p_1_RV: Tensor, count: int, q_RV: Tensor, temperature: float, seed: int) -> Tensor:
     """`count` draws from p with replacement (random-sampling KD), re-tempered where T != 1."""
     generator = torch.Generator().manual_seed(seed)
-    drawn_RN = torch.multinomial(p_1_RV, count, replacement=True, generator=generator)
+    sampled_RN = torch.multinomial(p_1_RV, count, replacement=True, generator=generator)
     weight_RV = torch.zeros_like(p_1_RV).scatter_add_(
-        1, drawn_RN, torch.full(drawn_RN.shape, 1 / count)
+        1, sampled_RN, torch.full(sampled_RN.shape, 1 / count)
     )
     if temperature != 1.0:  # p^(1/T) / p times the estimate of p, renormalised
         weight_RV = weight_RV * p_1_RV ** (1 / temperature - 1)

@@ -16,10 +16,10 @@ __all__ = ["plot", "save"]
 RESULTS = Path("runs/bench")
 _BLUE, _GREEN, _ORANGE, _PINK = "#0072b2", "#009e73", "#e69f00", "#cc79a7"
 _FAMILIES = (
-    ("drawn, for one temperature", _BLUE, "o"),
-    ("drawn, T = 1 and 2 from one cache", _GREEN, "s"),
+    ("sampled, for one temperature", _BLUE, "o"),
+    ("sampled, T = 1 and 2 from one cache", _GREEN, "s"),
     ("top-k and one bucket", _ORANGE, "^"),
-    ("top-8 and a drawn tail", _PINK, "D"),
+    ("top-8 and a sampled tail", _PINK, "D"),
 )
 _BESIDE = {
     "verl": (7, -5, "left"),

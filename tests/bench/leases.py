@@ -43,7 +43,7 @@ LEASE_S = 120.0
 def _commit_empty(shard: PlannedShard, store: Store) -> None:
     record = ShardRecord(
         split=shard.split, index=shard.index, path=shard_name(shard.split, shard.index),
-        rows=0, tokens=0, counted=0, entries=0, bytes=1, xxh3_128=checksum(b"x"),
+        rows=0, tokens=0, loss_tokens=0, entries=0, bytes=1, xxh3_128=checksum(b"x"),
         kept_mass=0.0, entropy=0.0,
     )  # fmt: skip
     # As `commit_shard` does, but not synced: the disk's syncs are not what leases cost.

@@ -30,12 +30,12 @@ from torch.nn import functional
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 
 ALPHA, TOP_K, CHUNK = 0.5, 64, 512
 HIDDEN = {49_152: 576, 151_936: 896}
 """Hidden sizes of the models with these vocabularies: SmolLM2-135M, Qwen2.5-0.5B."""
-LAWS = {1.0: SamplingLaw((1.0,), (1 / 22,)), 2.0: SamplingLaw((1.0, 2.0), (0.0, 1 / 22))}
+RULES = {1.0: InclusionRule((1.0,), (1 / 22,)), 2.0: InclusionRule((1.0, 2.0), (0.0, 1 / 22))}
 
 
 @dataclass
@@ -46,19 +46,19 @@ class Case:
     weight_VD: Tensor
     teacher_NV: Tensor
     """Dense log p at T = 1, for those that need it; not counted as memory."""
-    gold_N: Tensor
+    label_N: Tensor
 
     def top_k(self, temperature: float) -> HeadTargets:
         """Return the teacher's likeliest tokens."""
         logprobs_NK, ids_NK = self.teacher_NV.topk(TOP_K)
         return HeadTargets(
-            ids_NK, logprobs_NK, None, self._log_z(temperature), self._zeros(), self.gold_N
+            ids_NK, logprobs_NK, None, self._log_z(temperature), self._zeros(), self.label_N
         )
 
     def sampled(self, temperature: float) -> HeadTargets:
-        """Return a draw of the tail and all that is certain, about twenty entries a token."""
-        law, log_p = LAWS[temperature], self.teacher_NV.double()
-        tau = law.taus[law.temperatures.index(temperature)]
+        """Return a draw of the tail and all that is always kept, about twenty entries a token."""
+        rule, log_p = RULES[temperature], self.teacher_NV.double()
+        tau = rule.taus[rule.temperatures.index(temperature)]
         log_z_N1 = torch.logsumexp(log_p / temperature, -1, keepdim=True)
         pi_NV = ((log_p / temperature - log_z_N1).exp() / tau).clamp(max=1)
         generator = torch.Generator().manual_seed(1)
@@ -69,14 +69,14 @@ class Case:
             ids_NK,
             self.teacher_NV.gather(1, ids_NK).masked_fill(there_NK == 0, -torch.inf),
             pi_NV.gather(1, ids_NK).float().masked_fill(there_NK == 0, 1.0),
-            self._log_z(temperature), self._zeros(), self.gold_N,
+            self._log_z(temperature), self._zeros(), self.label_N,
         )  # fmt: skip
 
     def _log_z(self, temperature: float) -> Tensor:
         return torch.logsumexp(self.teacher_NV / temperature, -1)
 
     def _zeros(self) -> Tensor:
-        return torch.zeros(len(self.gold_N))
+        return torch.zeros(len(self.label_N))
 
 
 def make_case(tokens: int, vocab: int) -> Case:
@@ -87,8 +87,8 @@ def make_case(tokens: int, vocab: int) -> Case:
     weight_VD = torch.randn(vocab, width, generator=generator) / width**0.5
     teacher_NV = torch.randn(tokens, vocab, generator=generator).mul_(3.2)
     teacher_NV = torch.log_softmax(teacher_NV, -1)
-    gold_N = torch.multinomial(teacher_NV.exp(), 1, generator=generator)[:, 0]
-    return Case(hidden_ND.requires_grad_(), weight_VD.requires_grad_(), teacher_NV, gold_N)
+    label_N = torch.multinomial(teacher_NV.exp(), 1, generator=generator)[:, 0]
+    return Case(hidden_ND.requires_grad_(), weight_VD.requires_grad_(), teacher_NV, label_N)
 
 
 Step = Callable[[], Any]
@@ -125,7 +125,7 @@ def with_head(case: Case, temperature: float, divergence_of: Callable[[Tensor], 
     def step() -> None:
         logits_NV = functional.linear(case.hidden_ND, case.weight_VD)
         kd = divergence_of(logits_NV)
-        ce = functional.cross_entropy(logits_NV, case.gold_N, reduction="sum")
+        ce = functional.cross_entropy(logits_NV, case.label_N, reduction="sum")
         loss = ALPHA * temperature**2 * kd + (1 - ALPHA) * ce
         torch.autograd.grad(loss, (case.hidden_ND, case.weight_VD))
 
@@ -206,7 +206,7 @@ def liger(case: Case, temperature: float) -> Step:
                 kd = kd + 0.5 * functional.kl_div(
                     log_m_nV, log_q_nV, reduction="sum", log_target=True
                 )
-                ce = functional.cross_entropy(z_nV, case.gold_N[rows], reduction="sum")
+                ce = functional.cross_entropy(z_nV, case.label_N[rows], reduction="sum")
                 loss = ALPHA * temperature**2 * kd + (1 - ALPHA) * ce
             grads = torch.autograd.grad(loss, (h_nD, w_VD))
             grad_hidden[rows] = grads[0]
@@ -218,7 +218,7 @@ def liger(case: Case, temperature: float) -> Step:
 def contenders(case: Case, temperature: float) -> dict[str, Step]:
     """Return the steps by name; names of this project's start with `here`."""
     top_k, sampled = case.top_k(temperature), case.sampled(temperature)
-    count = int(torch.isfinite(sampled.logprobs_NK).sum()) / len(case.gold_N)
+    count = int(torch.isfinite(sampled.logprobs_NK).sum()) / len(case.label_N)
     skew = LossSpec(temperature, ALPHA, divergence="skew_kl")
     across = {}
     if temperature == 1.0:

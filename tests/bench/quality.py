@@ -27,14 +27,14 @@ from pipeline.models.resolve import resolve_model
 from pipeline.student.build.prune import cut_model
 from pipeline.student.build.reconstruct import repair_cut_student
 from tests.bench import fidelity_peers as peers
-from tests.bench.fidelity import drawn
+from tests.bench.fidelity import sampled
 from tests.bench.fidelity_cache import head_targets, through_the_cache
 from tests.bench.fidelity_data import FOLDER, Hidden, hidden_states
 
 LAYERS = (0, 6, 12, 18, 24, 29)
 RESULTS = FOLDER / "quality"
 LEARNING_RATE = 4e-4
-SCHEMES = {1.0: drawn(1 / 28), 2.0: drawn(1 / 9, 1 / 23.5)}
+SCHEMES = {1.0: sampled(1 / 28), 2.0: sampled(1 / 9, 1 / 23.5)}
 TARGETS = ("dense", "sampled", "top-64 truncated", "DistillKit budget")
 
 
@@ -97,7 +97,7 @@ def run(
 
 def _hidden(model: Any, data: Hidden, index: int) -> Tensor:
     ids_1L = torch.from_numpy(data.input_ids[index].astype(np.int64))[None]
-    rows_N = torch.from_numpy(np.flatnonzero(data.counted[index]) - 1)
+    rows_N = torch.from_numpy(np.flatnonzero(data.loss_mask[index]) - 1)
     states: Tensor = model.base_model(ids_1L, use_cache=False).last_hidden_state
     return states[0].index_select(0, rows_N)
 
@@ -106,13 +106,13 @@ _Loss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
 
 
 def _loss(target: str, temperature: float, train: Hidden, weight_VD: Tensor) -> _Loss:
-    """Return the summed loss of the counted tokens of some sequences: T^2 KL, as in training."""
+    """Return the summed loss of the supervised tokens of some sequences: T^2 KL, as in training."""
     starts = np.cumsum([0, *train.counts_S])
     if target == "sampled":
         cached = through_the_cache(train, weight_VD, SCHEMES[temperature])
-        step = SCHEMES[temperature].grids.drawn_step
+        step = SCHEMES[temperature].quantisation.sampled_step
         loss = LossSpec(
-            temperature, alpha=1.0, tail="auto", drawn_log_step=step, law_highest=temperature
+            temperature, alpha=1.0, tail="auto", sampled_log_step=step, rule_highest=temperature
         )
         spec = FusedSpec(loss, chunk_rows=512)
 

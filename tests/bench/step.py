@@ -1,6 +1,6 @@
 """A training step from the cache, over plain fine-tuning of the same student in the same engine.
 
-    python -m tests.bench.step [--tokens 1024] [--rounds 5] [--layers 10] [--counted 1.0]
+    python -m tests.bench.step [--tokens 1024] [--rounds 5] [--layers 10] [--supervised 1.0]
 
 Three processes, one thread each, take turns, one step a turn; a time is the median of the CPU
 seconds of a step, all threads of the process counted. All train the embedded student (10 of the 30
@@ -39,8 +39,8 @@ ARMS = ("cache", "finetune", "online")
 Step = Callable[[], None]
 
 
-def make_cache(folder: Path, *, tokens: int, rows: int, counted: float) -> Path:
-    """Run stage one on `rows` chats of at least `tokens` tokens, `counted` of them the answer's."""
+def make_cache(folder: Path, *, tokens: int, rows: int, supervised: float) -> Path:
+    """Run stage one on `rows` chats of `tokens` tokens or more, a share `supervised` the answer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -71,10 +71,10 @@ def make_cache(folder: Path, *, tokens: int, rows: int, counted: float) -> Path:
 
     lines = []
     for _ in range(rows + 5):
-        if counted >= 1:
+        if supervised >= 1:
             lines.append({"text": text(2 * tokens)})
             continue
-        question, answer = text(int(tokens * (1 - counted))), text(2 * tokens)
+        question, answer = text(int(tokens * (1 - supervised))), text(2 * tokens)
         lines.append(
             {
                 "messages": [
@@ -163,7 +163,7 @@ def _token_ids(stream: Any, rounds: int) -> Iterator[dict[str, Any]]:
     for number in range(rounds):
         (batch,) = stream._load(stream.plan.step(number)).micro_batches
         labels = batch.input_ids_1T.new_full(batch.input_ids_1T.shape, -100)
-        labels[0, batch.label_index_N + 1] = batch.gold_ids_N
+        labels[0, batch.label_index_N + 1] = batch.label_ids_N
         batches.append(
             {
                 "input_ids": batch.input_ids_1T,
@@ -205,14 +205,14 @@ def _online(model: Any) -> Any:
             self.model = model
 
         def forward(self, labels: Any, **inputs: Any) -> Any:
-            counted = labels[0, 1:] != -100
+            supervised = labels[0, 1:] != -100
             with torch.no_grad():
-                teacher_NV = teacher(**inputs, use_cache=False).logits[0, :-1][counted]
+                teacher_NV = teacher(**inputs, use_cache=False).logits[0, :-1][supervised]
                 log_p_NV = teacher_NV.log_softmax(-1)
-            logits_NV = self.model(**inputs, use_cache=False).logits[0, :-1][counted]
+            logits_NV = self.model(**inputs, use_cache=False).logits[0, :-1][supervised]
             log_q_NV = logits_NV.log_softmax(-1)
             kl = functional.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True)
-            return (0.5 * kl + 0.5 * functional.nll_loss(log_q_NV, labels[0, 1:][counted]),)
+            return (0.5 * kl + 0.5 * functional.nll_loss(log_q_NV, labels[0, 1:][supervised]),)
 
     return Online()
 
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024, help="of a pack, one pack a step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--counted", type=float, default=1.0, help="share of tokens that count")
+    parser.add_argument("--supervised", type=float, default=1.0, help="share of the tokens")
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -250,7 +250,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as root:
         folder, steps = Path(root), args.rounds + 1
-        cache = make_cache(folder, tokens=args.tokens, rows=steps, counted=args.counted)
+        cache = make_cache(folder, tokens=args.tokens, rows=steps, supervised=args.supervised)
         student = cut_student(folder, args.layers)
         pipes: dict[str, Any] = {}
         for arm in args.arms:

@@ -71,7 +71,7 @@ def baseline_rate(plain: Path, scratch: Path) -> float:
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {
             "input_ids": pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True),
-            "counted": pad_sequence([torch.tensor(row["counted"]) for row in rows], True),
+            "loss_mask": pad_sequence([torch.tensor(row["loss_mask"]) for row in rows], True),
             "target_ids": torch.cat([torch.tensor(row["target_ids"]) for row in rows]),
             "target_logprobs": torch.cat([torch.tensor(row["target_logprobs"]) for row in rows]),
         }
@@ -117,7 +117,7 @@ class Lengths:
         """Tokens of each row."""
         return self._lengths
 
-    counted_counts = lengths
+    loss_token_counts = lengths
 
 
 def plan_seconds(rows: int) -> float:
@@ -164,10 +164,10 @@ def measure(root: Path, *, rows: int, repeats: int, epochs: int) -> None:
     write_cache(small, 500, top_k=8)
     export_plain(open_cache(str(cache)), Store(str(plain)))
     source = open_cache(str(cache)).source("train")
-    tokens, counted = int(source.lengths().sum()), int(source.counted_counts().sum())
+    tokens, loss_tokens = int(source.lengths().sum()), int(source.loss_token_counts().sum())
     print(
-        f"cache: {len(source.lengths())} rows, {tokens} tokens, {100 * counted / tokens:.0f} % "
-        f"counted, top-{TOP_K}; packs of {MAX_LENGTH}, {PACKS_PER_STEP} a step\n"
+        f"cache: {len(source.lengths())} rows, {tokens} tokens, {100 * loss_tokens / tokens:.0f} % "
+        f"supervised, top-{TOP_K}; packs of {MAX_LENGTH}, {PACKS_PER_STEP} a step\n"
     )
     stream_rate(cache)  # imports, allocator
     ways: dict[str, list[float]] = {"datasets + DataLoader": [], "packs": [], "token budget": []}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.gaps import CodecSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.config import fingerprint
@@ -22,9 +22,9 @@ ROWS_PER_SHARD = 1500
 
 
 def write_cache(folder: Path, rows: int, *, top_k: int = TOP_K) -> None:
-    """Write a cache of chat-like rows: log-normal lengths, the last part of each is counted.
+    """Write a cache of chat-like rows: log-normal lengths, the last part of each is supervised.
 
-    About three quarters of the tokens are counted, as in a chat whose answers are.
+    About three quarters of the tokens are supervised, as in a chat whose answers are.
     """
     spec = CodecSpec(vocab_size=VOCAB)
     identity = {
@@ -69,8 +69,8 @@ def write_cache(folder: Path, rows: int, *, top_k: int = TOP_K) -> None:
 
 def _row(rng: np.random.Generator, top_k: int) -> tuple[CachedSequence, NDArray[np.float32]]:
     length = int(np.clip(rng.lognormal(4.8, 0.7), 16, MAX_LENGTH))
-    counted_L = np.arange(length) >= max(1, int(length * rng.uniform(0.05, 0.45)))
-    number = int(counted_L.sum())
+    loss_mask_L = np.arange(length) >= max(1, int(length * rng.uniform(0.05, 0.45)))
+    number = int(loss_mask_L.sum())
     # Distinct ascending ids, most of them of frequent tokens, as a language model's are.
     gaps_NK = rng.geometric(rng.uniform(0.002, 0.2, (number, top_k))).astype(np.int64)
     ids_NK = np.minimum(np.cumsum(gaps_NK, axis=1), VOCAB - top_k - 1) + np.arange(top_k)
@@ -87,7 +87,7 @@ def _row(rng: np.random.Generator, top_k: int) -> tuple[CachedSequence, NDArray[
         temperatures=TEMPERATURES,
         log_z_NG=moments,
         entropy_NG=moments,
-        gold_logprob_N=-moments[:, 0],
+        label_logprob_N=-moments[:, 0],
     )
     ids_L = rng.integers(0, VOCAB, length).astype(np.int32)
-    return CachedSequence(rng.bytes(16).hex(), ids_L, counted_L, targets), tail_N
+    return CachedSequence(rng.bytes(16).hex(), ids_L, loss_mask_L, targets), tail_N

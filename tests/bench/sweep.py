@@ -144,8 +144,8 @@ def loss_from_cache(model: Any, batch: Any) -> Any:
 
     loss, _ = StudentModule(model)(
         batch.input_ids_1T, batch.position_ids_1T, batch.label_index_N, batch.ids_NK,
-        batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N, batch.gold_ids_N,
-        scale=1.0 / max(batch.num_counted_tokens, 1),
+        batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N, batch.label_ids_N,
+        scale=1.0 / max(batch.num_loss_tokens, 1),
     )  # fmt: skip
     return loss
 
@@ -167,7 +167,7 @@ def loss_in_the_loop(teacher: Any) -> Callable[[Any, Any], Any]:
             functional.softmax(teacher_NV / TEMPERATURE, -1),
             reduction="batchmean",
         )
-        entropy = functional.cross_entropy(student_NV, batch.gold_ids_N)
+        entropy = functional.cross_entropy(student_NV, batch.label_ids_N)
         return ALPHA * TEMPERATURE**2 * divergence + (1 - ALPHA) * entropy
 
     return loss_of

@@ -10,12 +10,11 @@ import pytest
 
 from pipeline.cache.codec.spec import COLUMNS
 from pipeline.cache.io.reader import open_cache
-from pipeline.sampling.quantisation import Grids
+from pipeline.sampling.quantisation import Quantisation
 from tests.unit.cache.sample_cache import write_cache
 from tests.unit.cache.sampled_cache import write_sampled_cache
 
-NAMES = ["sample_id", "num_tokens", "num_counted", "input_ids", "counted", *COLUMNS]
-OLD = Path(__file__).parents[1] / "golden/cache-v1"
+NAMES = ["sample_id", "num_tokens", "num_loss_tokens", "input_ids", "loss_mask", *COLUMNS]
 
 
 @pytest.fixture(scope="module", params=["top-k", "sampled"])
@@ -47,13 +46,15 @@ def _same(found: list[dict[str, Any]], rows: list[Any]) -> None:
         assert list(got) == NAMES
         assert got["sample_id"] == row.sample_id
         assert got["num_tokens"] == row.input_ids_L.size == len(got["input_ids"])
-        assert got["num_counted"] == targets.num_positions == sum(got["counted"])
+        assert got["num_loss_tokens"] == targets.num_positions == sum(got["loss_mask"])
         assert list(got["input_ids"]) == row.input_ids_L.tolist()
-        assert list(got["counted"]) == row.counted_L.tolist()
+        assert list(got["loss_mask"]) == row.loss_mask_L.tolist()
         assert all(isinstance(got[name], bytes) for name in COLUMNS)
-        assert len(got["gold"]) == targets.num_positions
-        levels = np.frombuffer(got["gold"], np.uint8)
-        assert Grids().certain_levels()[levels].tolist() == targets.gold_logprob_N.tolist()
+        assert len(got["label_logprob"]) == targets.num_positions
+        levels = np.frombuffer(got["label_logprob"], np.uint8)
+        assert (
+            Quantisation().always_kept_values()[levels].tolist() == targets.label_logprob_N.tolist()
+        )
         assert len(got["entropy"]) == targets.entropy_NG.size
 
 
@@ -70,7 +71,7 @@ def test_datasets(
     assert set(found) == {"train", "heldout"}
     for split, rows in expected.items():
         _same([dict(row) for row in found[split]], rows)
-        assert found[split].features["gold"].dtype == "binary"
+        assert found[split].features["label_logprob"].dtype == "binary"
         assert found[split].features["input_ids"].feature.dtype == "int32"
 
 
@@ -82,9 +83,9 @@ def test_duckdb(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
         names = query.columns
         _same([dict(zip(names, row, strict=True)) for row in query.fetchall()], rows)
     [(total,)] = duckdb.sql(
-        f"SELECT sum(num_counted) FROM '{cache_dir}/data/**/*.parquet'"
+        f"SELECT sum(num_loss_tokens) FROM '{cache_dir}/data/**/*.parquet'"
     ).fetchall()
-    assert total == sum(record.counted for record in open_cache(str(cache_dir)).manifest.shards)
+    assert total == sum(record.loss_tokens for record in open_cache(str(cache_dir)).manifest.shards)
 
 
 def test_polars(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
@@ -109,20 +110,6 @@ def test_pyarrow(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
         # Damage that reached the file unnoticed is found by page checksums as well.
         file = pq.ParquetFile(files[0], page_checksum_verification=True)
         assert file.read().num_rows == file.metadata.num_rows
-        column = file.metadata.row_group(0).column(NAMES.index("certain_values"))
+        column = file.metadata.row_group(0).column(NAMES.index("always_kept_values"))
         assert column.compression == "ZSTD"
         assert "RLE_DICTIONARY" not in column.encodings
-
-
-def test_version_1_keeps_its_half_precision() -> None:
-    import duckdb
-    import pyarrow.parquet as pq
-
-    [(mean,)] = duckdb.sql(
-        f"SELECT avg(list_avg(tail_mass)) FROM '{OLD}/data/train/*.parquet'"
-    ).fetchall()
-    assert 0 < mean < 1
-    table = pq.read_table(OLD / "data/train/00000.parquet")
-    values = table.column("entropy").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    assert values.dtype == np.float16
-    assert np.isfinite(values).all()

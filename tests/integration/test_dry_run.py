@@ -21,9 +21,9 @@ def test_stage_one(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -
     train, heldout = (
         sum(r.rows for r in shards if r.split == name) for name in ("train", "heldout")
     )
-    tokens, counted = sum(r.tokens for r in shards), sum(r.counted for r in shards)
+    tokens, loss_tokens = sum(r.tokens for r in shards), sum(r.loss_tokens for r in shards)
     assert plan["samples"] == f"{train + heldout} ({train} train, {heldout} held out)"
-    assert plan["tokens"].startswith(f"{tokens}, {counted} supervised; ")
+    assert plan["tokens"].startswith(f"{tokens}, {loss_tokens} supervised; ")
     assert plan["shards"].startswith(f"{len(shards)}, 0 of them done, at {tmp_path / 'cache'}")
     assert re.fullmatch(r"about \d+\.\d\d GiB", plan["cache"])
     assert re.fullmatch(r"about \d+\.\d\d GiB, \d+\.\d\d GiB free", plan["memory"])

@@ -124,7 +124,10 @@ def test_the_card_says_what_it_is_and_how_good(
         kl, agreement = scores.mean("kl"), scores.mean("top1_agreement")
         assert f"{kl.value:.3f} ± {kl.standard_error:.3f}" in line
         assert f"{100 * agreement.value:.1f} %" in line
-    assert f"On {len(scores.counted)} sequences ({sum(scores.counted)} counted tokens)" in card
+    assert (
+        f"On {len(scores.loss_tokens)} sequences ({sum(scores.loss_tokens)} supervised tokens)"
+        in card
+    )
 
 
 def test_frozen_parameters_do_not_move(

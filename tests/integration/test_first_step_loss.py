@@ -37,7 +37,7 @@ def _targets(row: Any, temperature: float) -> HeadTargets:
         inclusion_NK=None,
         log_z_N=torch.from_numpy(targets.log_z_NG[:, column].copy()),
         entropy_N=torch.from_numpy(targets.entropy_NG[:, column].copy()),
-        gold_N=torch.from_numpy(row.input_ids_L[row.counted_L].astype(np.int64)),
+        label_N=torch.from_numpy(row.input_ids_L[row.loss_mask_L].astype(np.int64)),
     )
 
 
@@ -59,11 +59,11 @@ def _reference(
         for row in source.read_rows(pack.shard, pack.rows):
             ids_1L = torch.from_numpy(row.input_ids_L.astype(np.int64))[None]
             logits_LV = model(input_ids=ids_1L).logits[0, :, :vocabulary]
-            places: NDArray[np.int64] = np.flatnonzero(row.counted_L) - 1
+            places: NDArray[np.int64] = np.flatnonzero(row.loss_mask_L) - 1
             targets = _targets(row, temperature)
             logits_NV = logits_LV[torch.from_numpy(places)]
             kd.append(sparse_divergence(logits_NV, targets, LossSpec(temperature, 1.0)))
-            ce.append(cross_entropy(logits_NV, targets.gold_N))
+            ce.append(cross_entropy(logits_NV, targets.label_N))
     return torch.cat(kd).mean(), torch.cat(ce).mean()
 
 
@@ -147,7 +147,7 @@ def test_the_cached_entries_give_a_lower_bound_of_the_dense_divergence(
     source = open_cache(str(tiny_cache)).source("train")
     (row,) = source.read_rows(0, [0])
     ids_1L = torch.from_numpy(row.input_ids_L.astype(np.int64))[None]
-    places = torch.from_numpy(np.flatnonzero(row.counted_L) - 1)
+    places = torch.from_numpy(np.flatnonzero(row.loss_mask_L) - 1)
     torch.manual_seed(3)
     with torch.no_grad():
         teacher_NV = teacher(input_ids=ids_1L).logits[0, places].double()

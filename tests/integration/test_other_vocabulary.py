@@ -114,14 +114,14 @@ def test_across_tokenizers(
             "--alpha", alpha, "--max_steps", "40", "--save_steps", "100",
         ]  # fmt: skip
         result = stage("train_student", flags).ok()
-        found = re.search(r"across tokenizers: ([\d.]+) % of the student's counted", result.err)
+        found = re.search(r"across tokenizers: ([\d.]+) % of the student's supervised", result.err)
         assert found
         assert 30 < float(found[1]) < 100
     before = HeldoutScores.read(str(runs["uld"] / "heldout-before.json"))
     after = HeldoutScores.read(str(runs["uld"] / "heldout-after.json"))
     control = HeldoutScores.read(str(runs["control"] / "heldout-after.json"))
     assert set(after.sums) == {"uld", "cross_entropy"}
-    assert 0 < sum(after.with_target) < sum(after.counted)
+    assert 0 < sum(after.with_target) < sum(after.loss_tokens)
     # It learns both, and comes nearer to the teacher's shape than cross-entropy alone does.
     assert after.mean("uld").value < 0.5 * before.mean("uld").value
     assert after.mean("cross_entropy").value < before.mean("cross_entropy").value - 1

@@ -1,4 +1,4 @@
-"""Drawn targets from the command line to a student: both engines, every scheme, every refusal."""
+"""Sampled targets from the command line to a student: both engines, every scheme, every refusal."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _targets(cache: Cache, split: str = "train") -> list[SparseTargets]:
 
 
 def _entries(cache: Path) -> float:
-    """Return the mean entries of a counted token."""
+    """Return the mean entries of a supervised token."""
     shards = open_cache(str(cache)).manifest.shards
-    return sum(r.entries for r in shards) / sum(r.counted for r in shards)
+    return sum(r.entries for r in shards) / sum(r.loss_tokens for r in shards)
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +64,15 @@ def test_what_is_written(name: str, caches: dict[str, Path]) -> None:
     assert scheme["name"] == name
     assert scheme["taus"] == [0.08, 0.04]
     assert scheme.get("top_k") == (4 if name == "top-k-sampled" else None)
-    assert cache.manifest.codec["law"]["taus"] == [0.08, 0.04]
+    assert cache.manifest.codec["inclusion_rule"]["taus"] == [0.08, 0.04]
     for targets in _targets(cache):
         assert targets.inclusion_E is not None
-        certain_E = targets.inclusion_E == 1
+        always_kept_E = targets.inclusion_E == 1
         owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)
-        assert (np.bincount(owner_E[certain_E]) >= (4 if name == "top-k-sampled" else 1)).all()
-        # What is drawn stands for the rest: the mass is 1 but for the draw's own noise.
+        assert (np.bincount(owner_E[always_kept_E]) >= (4 if name == "top-k-sampled" else 1)).all()
+        # What is sampled stands for the rest: the mass is 1 but for the draw's own noise.
         # The known factor of the dither is the loss's to take off.
-        factor_E = np.where(certain_E, 0.0, rounding_log_bias(targets.drawn_step, 1.0))
+        factor_E = np.where(always_kept_E, 0.0, rounding_log_bias(targets.sampled_step, 1.0))
         weight_E = np.exp(targets.logprobs_E - factor_E) / targets.inclusion_E
         mass_N = np.bincount(owner_E, weight_E)
         assert abs(mass_N.mean() - 1) < 0.1
@@ -132,7 +132,7 @@ def test_mean_entries_are_measured_once_and_frozen(
     assert scheme["mean_entries"] == 12
     assert scheme["taus_before"] == [1 / 9, 1 / 23.5]
     assert scheme["taus"] != scheme["taus_before"]
-    assert manifest.codec["law"]["taus"] == scheme["taus"]
+    assert manifest.codec["inclusion_rule"]["taus"] == scheme["taus"]
     # The teacher that is not loaded again has nothing to say; nor has one that measures anew.
     before = digests(folder)
     flags = [*tiny.stage_one, "--cache_dir", folder, *MEAN]
@@ -166,7 +166,7 @@ def test_killed_after_the_calibration(
 def test_dry_run(tiny: Tiny, stage: Stage, caches: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     out = stage("cache_teacher", [*tiny.stage_one, *MEAN, "--cache_dir", folder, "--dry-run"]).ok()
-    found = re.search(r"^entries +([\d.]+) a counted token with capture.tau ", out.out, re.M)
+    found = re.search(r"^entries +([\d.]+) a supervised token with capture.tau ", out.out, re.M)
     assert found is not None, out.out
     assert float(found[1]) == pytest.approx(12, rel=0.2)
     assert re.search(r"^cache +about \d+\.\d\d GiB$", out.out, re.M)
@@ -180,8 +180,8 @@ def test_dry_run(tiny: Tiny, stage: Stage, caches: dict[str, Path], tmp_path: Pa
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        (["--capture.tau", "0.1,0.1"], "of the drawn schemes: found them with capture.scheme"),
-        (["--capture.mean_entries", "9"], "of the drawn schemes: found them with capture.scheme"),
+        (["--capture.tau", "0.1,0.1"], "of the sampled schemes: found them with capture.scheme"),
+        (["--capture.mean_entries", "9"], "of the sampled schemes: found them with capture.scheme"),
         (["T", "--capture.tau", "1.0,0.1"], "capture.tau: found [1.0, 0.1], expected values in"),
         (["T", "--capture.tau=-0.1,0.1"], "capture.tau: found [-0.1, 0.1], expected values in (0"),
         (["T", "--capture.tau", "nan,0.1"], "capture.tau: found 'nan', expected a finite number"),
@@ -228,7 +228,7 @@ def test_a_vocabulary_that_is_too_large(tiny: Tiny, stage: Stage, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_rows_that_are_not_finite_are_named_and_set_aside(
+def test_rows_that_are_not_finite_are_named_and_quarantined(
     name: str, caches: dict[str, Path], tiny: Tiny, stage: Stage, tmp_path: Path
 ) -> None:
     source = open_cache(str(caches[name])).source("train")
@@ -240,9 +240,9 @@ def test_rows_that_are_not_finite_are_named_and_set_aside(
     hook = ("poison", "nan", [row.sample_id])
     message = stage("cache_teacher", flags, hook=hook).refused(3)
     assert f"sample {row.sample_id}" in message
-    assert "the logits of counted position 1 are not finite" in message
+    assert "the logits of supervised position 1 are not finite" in message
     counts = open_cache(str(tmp_path / "cache")).manifest.corpus_counts
-    assert counts["rows_set_aside"] == 1
+    assert counts["rows_quarantined"] == 1
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.cache.io.reader import open_cache
 from pipeline.evaluate.measures import HeldoutScores
-from pipeline.sweep.ledger import read_ledger
+from pipeline.sweep.ledger import read_inventory
 from pipeline.sweep.process import LOCK_FILE
 from tests.conftest import Stage, Tiny
 from tests.stage_runner import ENVIRONMENT, ROOT, real_stage
@@ -161,7 +161,7 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not(
     message = result.refused(1)
     assert message.startswith("1 of 3 runs failed:")
     assert "freeze" in message.splitlines()[1], "nothing is left to learn"
-    ledger = read_ledger(out)
+    ledger = read_inventory(out)
     assert sorted(e.state for e in ledger.entries) == ["failed", "finished", "finished"]
     # The first point is the run that nobody disturbed, to the last bit.
     first = out / "runs" / ledger.entries[0].name / "heldout-after.json"
@@ -189,7 +189,7 @@ def test_a_search_gives_up_bad_runs_by_their_held_out_kl(
     content = {**base, "overrides": {"train.eval_steps": 2}}
     file = _write(tmp_path / "s.yaml", content, search=search)
     real_stage("sweep", _flags(file, "--parallel", "2"), timeout=600).ok()
-    ledger = read_ledger(tmp_path / "out")
+    ledger = read_inventory(tmp_path / "out")
     assert len(ledger.entries) == 4
     assert {entry.state for entry in ledger.entries} <= {"finished", "pruned"}
     finished = [entry for entry in ledger.entries if entry.state == "finished"]
@@ -200,5 +200,5 @@ def test_a_search_gives_up_bad_runs_by_their_held_out_kl(
         assert mark.exists() or entry.state == "pruned"
     # The journal holds what a later call goes on from.
     real_stage("sweep", _flags(file), timeout=600).ok()
-    assert len(read_ledger(tmp_path / "out").entries) == 4
+    assert len(read_inventory(tmp_path / "out").entries) == 4
     assert (tmp_path / "out/report/report.html").exists()

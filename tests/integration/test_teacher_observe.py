@@ -37,7 +37,7 @@ def test_the_endpoint_answers_while_the_worker_works(
     flags = ["--cache_dir", tmp_path / "cache", "--observe.prometheus_port", str(port)]
     worker = start("cache_teacher", [*tiny.stage_one, *flags])
     text, end = "", time.monotonic() + 60
-    while "distil_tokens_total" not in text:
+    while "distill_tokens_total" not in text:
         assert time.monotonic() < end, text
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -45,8 +45,8 @@ def test_the_endpoint_answers_while_the_worker_works(
         except OSError:
             time.sleep(0.01)
     worker.wait().ok()
-    assert 'distil_time_seconds_total{part="teacher"}' in text
-    assert float(re.search(r"^distil_planned_tokens (\S+)$", text, re.MULTILINE)[1]) > 0
+    assert 'distill_time_seconds_total{part="teacher"}' in text
+    assert float(re.search(r"^distill_planned_tokens (\S+)$", text, re.MULTILINE)[1]) > 0
 
 
 def test_a_taken_port_is_said_before_any_work(tiny: Tiny, stage: Stage, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows that the teacher cannot answer are set aside; the rest is as if they were not planned."""
+"""Rows that the teacher cannot answer are quarantined; the rest is as if they were not planned."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _run(
 def _is_complete_without(cache: Path, whole: Path, lost: Sequence[str], shard: int) -> None:
     """Check everything that a reader sees of a cache that lost rows of one training shard."""
     assert cache_command(["verify", str(cache)]) == 0
-    assert open_cache(str(cache)).manifest.corpus_counts["rows_set_aside"] == len(lost)
+    assert open_cache(str(cache)).manifest.corpus_counts["rows_quarantined"] == len(lost)
     expected = [[name for name in names if name not in lost] for names in _ids(whole)]
     assert _ids(cache) == expected
     here, there = digests(cache / "data"), digests(whole / "data")
@@ -55,7 +55,7 @@ def _is_complete_without(cache: Path, whole: Path, lost: Sequence[str], shard: i
 
 
 @pytest.mark.parametrize("kind", ["raises", "nan"])
-def test_a_row_that_fails_is_set_aside_and_can_be_made_again(
+def test_a_row_that_fails_is_quarantined_and_can_be_made_again(
     kind: str, tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
 ) -> None:
     folder, lost = tmp_path / "cache", _ids(tiny_cache)[2][1]
@@ -92,7 +92,7 @@ def test_a_failure_that_passes_leaves_no_trace(
     assert _cache_digests(tmp_path / "cache") == _cache_digests(tiny_cache)
 
 
-def test_several_workers_agree_on_what_is_set_aside(
+def test_several_workers_agree_on_what_is_quarantined(
     tiny: Tiny, tiny_cache: Path, stage: Stage, start: Callable[..., Running], tmp_path: Path
 ) -> None:
     ids = _ids(tiny_cache)
@@ -148,7 +148,7 @@ def test_a_row_that_breaks_the_engine_for_good_is_found(
     _is_complete_without(folder, tiny_cache, [lost], 2)
 
 
-def test_an_engine_that_fails_for_every_row_sets_nothing_aside(
+def test_an_engine_that_fails_for_every_row_quarantines_nothing(
     tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cache"
@@ -156,7 +156,7 @@ def test_an_engine_that_fails_for_every_row_sets_nothing_aside(
     for kind in ("raises", "nan"):
         message = _run(stage, tiny, folder, *flags, hook=("poison", kind, [])).refused(3)
         assert message.startswith("the teacher answers for no row; of sample ")
-        assert not list((folder / "_meta").glob("failed/*"))
+        assert not list((folder / "_meta").glob("quarantine/*"))
         assert not list((folder / "_meta/shards").glob("*"))
     _run(stage, tiny, folder).ok()
     assert _cache_digests(folder) == _cache_digests(tiny_cache)
@@ -170,7 +170,7 @@ def test_too_many_rows_stop_the_run(
     message = _run(stage, tiny, folder, hook=("poison", "nan", lost)).refused(3)
     assert message.startswith("2 of 56 rows fail, the last of them sample ")
     assert "expected at most 1 (capture.max_quarantined_fraction)" in message
-    assert len(list((folder / "_meta").glob("failed/*"))) == 1
+    assert len(list((folder / "_meta").glob("quarantine/*"))) == 1
     assert not (folder / "_meta/manifest.json").exists()
 
 
@@ -198,7 +198,7 @@ def test_a_list_that_is_lost_or_damaged_makes_its_shard_again(
         ("other", lambda file: file.write_text(file.read_text().replace(lost, "0" * 32))),
     ):
         folder = Path(shutil.copytree(made, tmp_path / name))
-        spoil(folder / "_meta/failed/train-00002.json")
+        spoil(folder / "_meta/quarantine/train-00002.json")
         _run(stage, tiny, folder).ok()
         assert _cache_digests(folder) == _cache_digests(tiny_cache), name
 

@@ -27,9 +27,9 @@ def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Pat
     for name, row in cached.items():
         ids = responses[name]["token_ids"]
         assert row.input_ids_L[-len(ids) :].tolist() == ids
-        assert row.counted_L.tolist() == [False] * (row.input_ids_L.size - len(ids)) + [True] * len(
-            ids
-        )
+        assert row.loss_mask_L.tolist() == [False] * (row.input_ids_L.size - len(ids)) + [
+            True
+        ] * len(ids)
         assert row.input_ids_L.size <= 96
         # Rows that only pad the head are never drawn, though a random teacher likes them.
         assert max(ids) < TALKER_VOCABULARY
@@ -39,7 +39,7 @@ def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Pat
         assert responses[name]["finished"] or len(ids) == 14
         # What the capture says of each token is what it was drawn with (stored in steps of 6 %).
         np.testing.assert_allclose(
-            row.targets.gold_logprob_N, responses[name]["logprobs"], rtol=0.031, atol=2e-3
+            row.targets.label_logprob_N, responses[name]["logprobs"], rtol=0.031, atol=2e-3
         )
     finished = sum(row["finished"] for row in responses.values())
     assert 10 < finished < 72
@@ -64,7 +64,7 @@ def test_it_says_whose_the_responses_are(written: Path) -> None:
     shown = run_python(["-m", "pipeline.cache", "inspect", written]).ok().out
     assert f"responses    {line}" in shown
     assert "whole" in run_python(["-m", "pipeline.cache", "verify", written]).ok().out
-    assert manifest.corpus_counts["counted_tokens"] == told["tokens"]
+    assert manifest.corpus_counts["loss_tokens"] == told["tokens"]
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_what_cannot_fit_is_said_before_a_token_is_written(
 
 
 def _prompt_ids(folder: Path) -> list[Any]:
-    return [row.input_ids_L[~row.counted_L] for row in cached_rows(folder).values()]
+    return [row.input_ids_L[~row.loss_mask_L] for row in cached_rows(folder).values()]
 
 
 def test_a_student_learns_from_it(
@@ -250,6 +250,6 @@ def test_documents_begin_and_the_teacher_goes_on(
     stage("cache_teacher", every).ok()
     rows = cached_rows(tmp_path / "cache")
     assert len(rows) == 12
-    assert all((~row.counted_L).sum() == 4 for row in rows.values())
+    assert all((~row.loss_mask_L).sum() == 4 for row in rows.values())
     prompts = {row["prompt"] for row in response_rows(tmp_path / "cache").values()}
     assert all(any(text.startswith(prompt) for text in texts) for prompt in prompts)

@@ -62,7 +62,7 @@ class Captured:
             columns = np.concatenate([data[str(n)] for n in range(len(data.files))])
         size = len(grid)
         self.columns: NDArray[np.float32] = columns
-        self.gold, self.tail = columns[:, 0], columns[:, 1]
+        self.label, self.tail = columns[:, 0], columns[:, 1]
         self.log_z = columns[:, 2 : 2 + size]
         self.entropy = columns[:, 2 + size : 2 + 2 * size]
         ids = columns[:, 2 + 2 * size : 2 + 2 * size + TOP_K].astype(int)
@@ -135,7 +135,7 @@ def test_vllm_agrees_with_transformers(captured: dict[str, Captured]) -> None:
     ours, theirs = captured["device-0"], captured["transformers-0"]
     same = _same_ids(ours, theirs)
     np.testing.assert_allclose(ours.logprobs[same], theirs.logprobs[same], atol=1e-3)
-    np.testing.assert_allclose(ours.gold, theirs.gold, atol=1e-3)
+    np.testing.assert_allclose(ours.label, theirs.label, atol=1e-3)
     np.testing.assert_allclose(ours.tail, theirs.tail, atol=1e-3)
     np.testing.assert_allclose(ours.log_z, theirs.log_z, atol=1e-3)
     np.testing.assert_allclose(ours.entropy, theirs.entropy, atol=1e-3)
@@ -147,7 +147,7 @@ def test_the_device_path_agrees_with_prompt_logprobs(captured: dict[str, Capture
     ours, api = captured["device-0"], captured["api-0"]
     same = _same_ids(ours, api)
     np.testing.assert_allclose(ours.logprobs[same], api.logprobs[same], atol=1e-4)
-    np.testing.assert_allclose(ours.gold, api.gold, atol=1e-4)
+    np.testing.assert_allclose(ours.label, api.label, atol=1e-4)
     np.testing.assert_allclose(ours.tail, api.tail, atol=1e-4)
 
 
@@ -155,7 +155,7 @@ def test_chunked_prefill_changes_nothing(captured: dict[str, Captured]) -> None:
     ours, chunked = captured["device-0"], captured["chunked-0"]
     same = _same_ids(ours, chunked)
     np.testing.assert_allclose(ours.logprobs[same], chunked.logprobs[same], atol=1e-4)
-    np.testing.assert_allclose(ours.gold, chunked.gold, atol=1e-4)
+    np.testing.assert_allclose(ours.label, chunked.label, atol=1e-4)
     np.testing.assert_allclose(ours.entropy, chunked.entropy, atol=1e-3)
 
 

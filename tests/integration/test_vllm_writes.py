@@ -1,4 +1,4 @@
-"""vLLM writes what transformers would: greedy tokens, the law of the draws, and the capture after.
+"""vLLM writes what transformers would: greedy tokens, the rule of the draws, and the capture after.
 
 One process of vLLM writes, closes its engine and captures over what it wrote; then stage one does.
 """
@@ -83,10 +83,10 @@ for request, (ids, _) in zip(requests, first):
     whole = np.concatenate([request.prompt_ids_L, np.array(ids, np.int32)])
     start = request.prompt_ids_L.size - 1
     captures.append(CaptureRequest(request.response_id, whole, np.arange(start, whole.size - 1)))
-gold = [columns[:, 0].astype(float).tolist() for columns in engine.capture(captures)]
+label = [columns[:, 0].astype(float).tolist() for columns in engine.capture(captures)]
 engine.close()
 Path(sys.argv[2]).write_text(json.dumps({
-    "greedy": greedy, "first": first, "second": second, "part": part, "gold": gold,
+    "greedy": greedy, "first": first, "second": second, "part": part, "label": label,
     "many": [ids[0] for ids, _ in many],
 }))
 print("WRITTEN")
@@ -162,11 +162,11 @@ def test_a_call_gives_the_same_tokens_and_a_draw_does_not_see_its_neighbours(
 
 
 def test_the_capture_says_what_the_sampling_saw(written: dict[str, Any]) -> None:
-    for gold, (_, logprobs) in zip(written["gold"], written["first"], strict=True):
-        np.testing.assert_allclose(gold, logprobs, atol=1e-3)
+    for label, (_, logprobs) in zip(written["label_logprob"], written["first"], strict=True):
+        np.testing.assert_allclose(label, logprobs, atol=1e-3)
 
 
-def test_draws_follow_the_law(talker: Path, written: dict[str, Any]) -> None:
+def test_draws_follow_the_rule(talker: Path, written: dict[str, Any]) -> None:
     """The filters in the order that `seeded_sampling` takes them in."""
     p = np.exp(_logprobs(talker, _requests()[1].prompt_ids_L.tolist()) / FILTERS["temperature"])
     p[VOCABULARY:] = 0
@@ -217,7 +217,7 @@ def test_stage_one_writes_and_captures_to_the_same_bytes_twice(
     assert len(rows) == len(responses) == 48
     for row in rows:
         response = responses[row.sample_id]
-        assert row.input_ids_L[row.counted_L].tolist() == response["token_ids"]
+        assert row.input_ids_L[row.loss_mask_L].tolist() == response["token_ids"]
         np.testing.assert_allclose(
-            row.targets.gold_logprob_N, response["logprobs"], rtol=0.031, atol=2e-3
+            row.targets.label_logprob_N, response["logprobs"], rtol=0.031, atol=2e-3
         )

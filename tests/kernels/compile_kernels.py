@@ -11,8 +11,8 @@ from pipeline.loss import triton_kl
 SUMS = {"x_ptr": "", "max_ptr": "*fp32", "sum_t_ptr": "*fp32", "sum_1_ptr": "*fp32",
         "stride": "i32", "vocab_size": "i32", "inverse_t": "fp32"}  # fmt: skip
 COMBINE = {"x_ptr": "", "max_ptr": "*fp32", "factor_t_ptr": "*fp32", "factor_1_ptr": "*fp32",
-           "gold_ptr": "*i64", "stride": "i32", "vocab_size": "i32", "inverse_t": "fp32",
-           "gold_part": "fp32"}  # fmt: skip
+           "label_ptr": "*i64", "stride": "i32", "vocab_size": "i32", "inverse_t": "fp32",
+           "label_part": "fp32"}  # fmt: skip
 BLOCK = {"BLOCK": triton_kl._BLOCK}
 
 for architecture in (80, 90):

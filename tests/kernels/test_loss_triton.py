@@ -61,10 +61,10 @@ def make(seed: int, *, tokens: int, vocab: int, sampled: bool, temperature: floa
         inclusion_NK=inclusion_NK.masked_fill(padding_NK, 1.0) if sampled else None,
         log_z_N=torch.logsumexp(log_p_NV / temperature, -1).float(),
         entropy_N=torch.ones(tokens),
-        gold_N=torch.randint(0, vocab, (tokens,), generator=generator),
+        label_N=torch.randint(0, vocab, (tokens,), generator=generator),
     )
-    # Gold tokens among the entries, too.
-    targets.gold_N[::2] = targets.ids_NK[::2, 0].clamp(max=vocab - 1)
+    # Label tokens among the entries, too.
+    targets.label_N[::2] = targets.ids_NK[::2, 0].clamp(max=vocab - 1)
     return torch.randn(tokens, vocab, generator=generator) * 3, targets
 
 
@@ -101,11 +101,11 @@ def test_float32_is_the_reference(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("sampled", [False, True])
 def test_16_bit_logits_are_rounded_once(dtype: torch.dtype, sampled: bool) -> None:
-    """The stored gradient is within one rounding of the float64 one, gold tokens included."""
+    """The stored gradient is within one rounding of the float64 one, label tokens included."""
     logits_NV, targets = make(1, tokens=11, vocab=150, sampled=sampled, temperature=2.0)
     logits_NV = logits_NV.to(dtype)
-    # A gold token that is all but learnt: what is left of its gradient is a small difference.
-    logits_NV[0, targets.gold_N[0]] = 14.0
+    # A label token that is all but learnt: what is left of its gradient is a small difference.
+    logits_NV[0, targets.label_N[0]] = 14.0
     spec = LossSpec(2.0, 0.5)
     kd_N, grad_NV = dense(logits_NV, targets, spec)
     buffer = logits_NV.clone()
@@ -159,7 +159,7 @@ def test_no_tokens_all_kept_and_far_logits() -> None:
     for few_NV in (logits_NV[:, :9] + 1e3, logits_NV[:, :9] - 1e3):
         ids_NK = torch.arange(9).expand(9, 9).contiguous()
         whole = targets._replace(
-            ids_NK=ids_NK, logprobs_NK=torch.full((9, 9), -2.0), gold_N=torch.arange(9)
+            ids_NK=ids_NK, logprobs_NK=torch.full((9, 9), -2.0), label_N=torch.arange(9)
         )
         kd_N, grad_NV = dense(few_NV, whole, spec)
         buffer = few_NV.clone()

@@ -1,6 +1,6 @@
-"""Rows of format version 2 to Arrow columns and back; all rows of a table in one go.
+"""Rows to Arrow columns and back; all rows of a table in one go.
 
-Legend: S rows, T tokens and N counted positions of all of them.
+Legend: S rows, T tokens and N supervised positions of all of them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pipeline.cache.codec.encode import pack, quantise
 from pipeline.cache.codec.spec import (
     COLUMNS,
     Blobs,
+    CodecSpec,
     CodedRows,
-    RankedSpec,
     frequency_classes,
     order_of_classes,
     pack_classes,
@@ -30,21 +30,27 @@ from pipeline.errors import CacheError
 from pipeline.sampling.noise import dither, row_noise, sample_key
 
 __all__ = [
-    "RANKED_SCHEMA", "STATISTICS_COLUMNS", "Heads", "coded_rows", "coded_table",
+    "SHARD_SCHEMA", "STATISTICS_COLUMNS", "Heads", "coded_rows", "coded_table",
     "decoded_statistics", "quantised", "targets_of",
 ]  # fmt: skip
 
 _HEADS = [
     pa.field("sample_id", pa.string(), nullable=False),
     pa.field("num_tokens", pa.int32(), nullable=False),
-    pa.field("num_counted", pa.int32(), nullable=False),
+    pa.field("num_loss_tokens", pa.int32(), nullable=False),
     pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
-    pa.field("counted", pa.list_(pa.bool_()), nullable=False),
+    pa.field("loss_mask", pa.list_(pa.bool_()), nullable=False),
 ]
-RANKED_SCHEMA = pa.schema([*_HEADS, *(pa.field(n, pa.binary(), nullable=False) for n in COLUMNS)])
-STATISTICS_COLUMNS = [*(item.name for item in _HEADS), "gold", "log_z", "log_z_high", "entropy"]
+SHARD_SCHEMA = pa.schema([*_HEADS, *(pa.field(n, pa.binary(), nullable=False) for n in COLUMNS)])
+STATISTICS_COLUMNS = [
+    *(item.name for item in _HEADS),
+    "label_logprob",
+    "log_z",
+    "log_z_high",
+    "entropy",
+]
 """What `decoded_statistics` needs; no entry is read."""
-_ORDER_KEY = b"distil_ranks"
+_ORDER_KEY = b"distill_ranks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Heads:
 
     sample_ids: list[str]
     input_ids_T: NDArray[np.int32]
-    counted_T: NDArray[np.bool_]
+    loss_mask_T: NDArray[np.bool_]
     starts: NDArray[np.int64]
     """S + 1 offsets of the rows' tokens, the first 0."""
 
@@ -64,7 +70,7 @@ class Heads:
         return cls(
             [row.sample_id for row in rows],
             np.concatenate([np.zeros(0, np.int32), *(row.input_ids_L for row in rows)]),
-            np.concatenate([np.zeros(0, bool), *(row.counted_L for row in rows)]),
+            np.concatenate([np.zeros(0, bool), *(row.loss_mask_L for row in rows)]),
             np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         )
 
@@ -76,16 +82,16 @@ class Heads:
             CacheError: columns that contradict each other.
         """
         ids, id_starts = _lists(table.column("input_ids"))
-        counted, counted_starts = _lists(table.column("counted"))
-        heads = cls(table.column("sample_id").to_pylist(), ids, counted, id_starts)
+        loss_mask, mask_starts = _lists(table.column("loss_mask"))
+        heads = cls(table.column("sample_id").to_pylist(), ids, loss_mask, id_starts)
         if not (
             np.array_equal(np.diff(id_starts), _numbers(table.column("num_tokens")))
-            and np.array_equal(id_starts, counted_starts)
-            and np.array_equal(heads.positions_S, _numbers(table.column("num_counted")))
+            and np.array_equal(id_starts, mask_starts)
+            and np.array_equal(heads.positions_S, _numbers(table.column("num_loss_tokens")))
         ):
             raise CacheError("the columns of a row differ in length")
         first_S = id_starts[:-1][np.diff(id_starts) > 0]
-        if counted[first_S].any():
+        if loss_mask[first_S].any():
             raise CacheError("a row counts its first token, which nothing precedes")
         return heads
 
@@ -96,21 +102,21 @@ class Heads:
         return cls(
             [name for part in parts for name in part.sample_ids],
             np.concatenate([part.input_ids_T for part in parts]),
-            np.concatenate([part.counted_T for part in parts]),
+            np.concatenate([part.loss_mask_T for part in parts]),
             np.concatenate([[0], np.cumsum(lengths)]),
         )
 
     @property
     def positions_S(self) -> NDArray[np.int64]:
-        """Counted positions of each row."""
-        sums = np.concatenate([[0], np.cumsum(self.counted_T, dtype=np.int64)])
+        """Supervised positions of each row."""
+        sums = np.concatenate([[0], np.cumsum(self.loss_mask_T, dtype=np.int64)])
         positions_S: NDArray[np.int64] = np.diff(sums[self.starts])
         return positions_S
 
     @property
-    def gold_ids_N(self) -> NDArray[np.int32]:
-        """The counted tokens."""
-        return self.input_ids_T[self.counted_T].astype(np.int32)
+    def label_ids_N(self) -> NDArray[np.int32]:
+        """The supervised tokens."""
+        return self.input_ids_T[self.loss_mask_T].astype(np.int32)
 
     def keys_S(self) -> NDArray[np.uint64]:
         """The key of each row's random numbers.
@@ -122,27 +128,27 @@ class Heads:
         return np.array(keys, np.uint64)
 
     def noise_N(self) -> NDArray[np.int64]:
-        """Random bits of every counted position; its row is the one that predicts it."""
-        places_N = np.flatnonzero(self.counted_T)
+        """Random bits of every supervised position; its row is the one that predicts it."""
+        places_N = np.flatnonzero(self.loss_mask_T)
         positions_S = self.positions_S
         rows_N = places_N - np.repeat(self.starts[:-1], positions_S) - 1
         return row_noise(np.repeat(self.keys_S(), positions_S), rows_N)
 
 
 def quantised(
-    rows: Sequence[CachedSequence], spec: RankedSpec, tails: Sequence[NDArray[np.float32]]
+    rows: Sequence[CachedSequence], spec: CodecSpec, tails: Sequence[NDArray[np.float32]]
 ) -> tuple[Heads, CodedRows]:
     """Put rows on the codec's grids."""
     heads = Heads.of_rows(rows)
-    gold_N = heads.gold_ids_N
-    if gold_N.size and gold_N.max() >= spec.vocab_size:
-        raise CacheError(f"a counted token is outside the vocabulary of {spec.vocab_size}")
+    label_N = heads.label_ids_N
+    if label_N.size and label_N.max() >= spec.vocab_size:
+        raise CacheError(f"a supervised token is outside the vocabulary of {spec.vocab_size}")
     dither_N = dither(heads.noise_N())
     return heads, quantise([row.targets for row in rows], tails, dither_N, spec)
 
 
 def coded_table(
-    heads: Heads, coded: CodedRows, spec: RankedSpec, metadata: dict[bytes, bytes]
+    heads: Heads, coded: CodedRows, spec: CodecSpec, metadata: dict[bytes, bytes]
 ) -> pa.Table:
     """Write integers as an Arrow table; the order of the ids is that of these rows' own entries."""
     classes_V = frequency_classes(coded, spec.vocab_size)
@@ -153,15 +159,15 @@ def coded_table(
         pa.array(np.diff(heads.starts), pa.int32()),
         pa.array(coded.positions_S, pa.int32()),
         pa.ListArray.from_arrays(starts, pa.array(heads.input_ids_T, pa.int32())),
-        pa.ListArray.from_arrays(starts, pa.array(heads.counted_T, pa.bool_())),
+        pa.ListArray.from_arrays(starts, pa.array(heads.loss_mask_T, pa.bool_())),
         *(_binary(blobs[name]) for name in COLUMNS),
     ]
-    schema = RANKED_SCHEMA.with_metadata({**metadata, _ORDER_KEY: pack_classes(classes_V)})
+    schema = SHARD_SCHEMA.with_metadata({**metadata, _ORDER_KEY: pack_classes(classes_V)})
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def coded_rows(
-    table: pa.Table, spec: RankedSpec, temperatures: tuple[float, ...]
+    table: pa.Table, spec: CodecSpec, temperatures: tuple[float, ...]
 ) -> tuple[Heads, CodedRows]:
     """Read the integers of a table's rows.
 
@@ -176,23 +182,24 @@ def coded_rows(
 
 
 def targets_of(
-    heads: Heads, coded: CodedRows, spec: RankedSpec, temperatures: tuple[float, ...]
+    heads: Heads, coded: CodedRows, spec: CodecSpec, temperatures: tuple[float, ...]
 ) -> list[CachedSequence]:
     """Return decoded rows.
 
     Raises:
-        CacheError: counted tokens outside the vocabulary, or entries that cannot have been drawn.
+        CacheError: supervised tokens outside the vocabulary, or entries that cannot have been
+            sampled.
     """
-    gold_N = heads.gold_ids_N
-    if gold_N.size and not 0 <= gold_N.min() <= gold_N.max() < spec.vocab_size:
-        raise CacheError(f"a counted token is outside the vocabulary of {spec.vocab_size}")
-    targets = to_targets(coded, gold_N, dither(heads.noise_N()), spec, temperatures)
+    label_N = heads.label_ids_N
+    if label_N.size and not 0 <= label_N.min() <= label_N.max() < spec.vocab_size:
+        raise CacheError(f"a supervised token is outside the vocabulary of {spec.vocab_size}")
+    targets = to_targets(coded, label_N, dither(heads.noise_N()), spec, temperatures)
     ends = heads.starts.tolist()
     return [
         CachedSequence(
             sample_id=heads.sample_ids[row],
             input_ids_L=heads.input_ids_T[ends[row] : ends[row + 1]],
-            counted_L=heads.counted_T[ends[row] : ends[row + 1]],
+            loss_mask_L=heads.loss_mask_T[ends[row] : ends[row + 1]],
             targets=target,
         )
         for row, target in enumerate(targets)
@@ -200,7 +207,7 @@ def targets_of(
 
 
 def decoded_statistics(
-    table: pa.Table, spec: RankedSpec, temperatures: tuple[float, ...]
+    table: pa.Table, spec: CodecSpec, temperatures: tuple[float, ...]
 ) -> list[Statistics]:
     """Return what is known of each row's positions without its entries.
 
@@ -210,14 +217,16 @@ def decoded_statistics(
     heads = Heads.of_table(table)
     columns = {name: _blobs(table.column(name)) for name in STATISTICS_COLUMNS[len(_HEADS) :]}
     positions_S = heads.positions_S
-    gold_N, steps_NG, entropy_NG = unpack_statistics(columns, positions_S, temperatures)
-    log_z_NG = np.zeros((len(gold_N), len(temperatures)), np.float32)
-    log_z_NG[:, [t != 1.0 for t in temperatures]] = steps_NG * np.float32(spec.grids.log_z_step)
-    gold_logprob_N = spec.grids.certain_levels()[gold_N]
-    entropies_NG = spec.grids.entropy_value(entropy_NG, dither(heads.noise_N())[:, None])
+    label_N, steps_NG, entropy_NG = unpack_statistics(columns, positions_S, temperatures)
+    log_z_NG = np.zeros((len(label_N), len(temperatures)), np.float32)
+    log_z_NG[:, [t != 1.0 for t in temperatures]] = steps_NG * np.float32(
+        spec.quantisation.log_z_step
+    )
+    label_logprob_N = spec.quantisation.always_kept_values()[label_N]
+    entropies_NG = spec.quantisation.entropy_value(entropy_NG, dither(heads.noise_N())[:, None])
     ends = np.cumsum(positions_S)
     return [
-        Statistics(gold_logprob_N[begin:end], log_z_NG[begin:end], entropies_NG[begin:end])
+        Statistics(label_logprob_N[begin:end], log_z_NG[begin:end], entropies_NG[begin:end])
         for begin, end in zip((ends - positions_S).tolist(), ends.tolist(), strict=True)
     ]
 

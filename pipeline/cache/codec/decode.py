@@ -1,6 +1,6 @@
 """The byte columns of codec "ranked" back to integers and to targets; trusts no byte.
 
-Legend: S rows, N counted positions of all of them, E entries (e: of one kind), G temperatures.
+Legend: S rows, N supervised positions of all of them, E entries (e: of one kind), G temperatures.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.encode import expected_draws
-from pipeline.cache.codec.gaps import restore_largest
-from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodedRows, RankedSpec, Run
+from pipeline.cache.codec.restore_largest import restore_largest
+from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import MOST_INCLUSION
@@ -20,21 +20,21 @@ from pipeline.sampling.inclusion import MOST_INCLUSION
 __all__ = ["to_targets", "unpack", "unpack_statistics"]
 
 _LEAST = 1e-30
-"""No entry of a smaller probability was ever drawn; 1 / pi stays finite."""
+"""No entry of a smaller probability was ever sampled; 1 / pi stays finite."""
 
 
 def unpack(
     columns: Mapping[str, Blobs],
     positions_S: NDArray[np.int64],
     order_V: NDArray[np.int32],
-    spec: RankedSpec,
+    spec: CodecSpec,
     temperatures: tuple[float, ...],
 ) -> CodedRows:
     """Read the integers of S rows.
 
     Args:
         columns: as `pack` returned them.
-        positions_S: counted positions of each row.
+        positions_S: supervised positions of each row.
         order_V: the token of each rank.
         spec: the codec.
         temperatures: the grid.
@@ -42,83 +42,83 @@ def unpack(
     Raises:
         CacheError: the bytes cannot have been written by the encoder.
     """
-    gold_N, log_z_NG, entropy_NG = unpack_statistics(columns, positions_S, temperatures)
-    _expect(columns["tail"], positions_S * (spec.law is None), "tail")
-    _expect(columns["certain_counts"], positions_S, "certain_counts")
-    _expect(columns["drawn_counts"], positions_S, "drawn_counts")
+    label_N, log_z_NG, entropy_NG = unpack_statistics(columns, positions_S, temperatures)
+    _expect(columns["tail"], positions_S * (spec.rule is None), "tail")
+    _expect(columns["always_kept_counts"], positions_S, "always_kept_counts")
+    _expect(columns["sampled_counts"], positions_S, "sampled_counts")
     high_KN = _high_counts(columns["counts_high"], positions_S)
-    certain_N = columns["certain_counts"].data + (high_KN[0] << 8)
-    certain = _read("certain", columns, certain_N, positions_S, order_V)
-    drawn_N = columns["drawn_counts"].data + (high_KN[1] << 8)
+    always_kept_N = columns["always_kept_counts"].data + (high_KN[0] << 8)
+    always_kept = _read("always_kept", columns, always_kept_N, positions_S, order_V)
+    sampled_N = columns["sampled_counts"].data + (high_KN[1] << 8)
     if spec.tau_units:
-        drawn_N = np.where(drawn_N & 1, -(drawn_N + 1 >> 1), drawn_N >> 1)
-        drawn_N = drawn_N + expected_draws(gold_N, certain, spec)
-    if drawn_N.size and (drawn_N.min() < 0 or drawn_N.max() > 0xFFFF):
-        raise CacheError("a position has an impossible number of drawn entries")
-    if spec.law is None and drawn_N.any():
-        raise CacheError("drawn entries in a cache that draws none")
-    drawn = _read("drawn", columns, drawn_N, positions_S, order_V)
+        sampled_N = np.where(sampled_N & 1, -(sampled_N + 1 >> 1), sampled_N >> 1)
+        sampled_N = sampled_N + expected_draws(label_N, always_kept, spec)
+    if sampled_N.size and (sampled_N.min() < 0 or sampled_N.max() > 0xFFFF):
+        raise CacheError("a position has an impossible number of sampled entries")
+    if spec.rule is None and sampled_N.any():
+        raise CacheError("sampled entries in a cache that draws none")
+    sampled = _read("sampled", columns, sampled_N, positions_S, order_V)
     return CodedRows(
-        positions_S, certain, drawn, gold_N, log_z_NG, entropy_NG, columns["tail"].data
+        positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, columns["tail"].data
     )
 
 
 def unpack_statistics(
     columns: Mapping[str, Blobs], positions_S: NDArray[np.int64], temperatures: tuple[float, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8]]:
-    """Read gold's levels [N], log Z's [N, G - 1] and the entropies' [N, G], and nothing else.
+    """Read label's codes [N], log Z's [N, G - 1] and the entropies' [N, G], and nothing else.
 
     Raises:
         CacheError: the bytes cannot have been written by the encoder.
     """
     grid = len(temperatures)
-    _expect(columns["gold"], positions_S, "gold")
+    _expect(columns["label_logprob"], positions_S, "label_logprob")
     _expect(columns["log_z"], (grid - 1) * positions_S, "log_z")
     _expect(columns["log_z_high"], (grid - 1) * positions_S, "log_z_high")
     _expect(columns["entropy"], grid * positions_S, "entropy")
     low_GN = _unstacked(columns["log_z"], positions_S, grid - 1).astype(np.uint16)
     high_GN = _unstacked(columns["log_z_high"], positions_S, grid - 1).astype(np.uint16)
     entropy_GN = _unstacked(columns["entropy"], positions_S, grid)
-    return columns["gold"].data, (low_GN | high_GN << 8).view(np.int16).T, entropy_GN.T
+    return columns["label_logprob"].data, (low_GN | high_GN << 8).view(np.int16).T, entropy_GN.T
 
 
 def to_targets(
     coded: CodedRows,
-    gold_ids_N: NDArray[np.int32],
+    label_ids_N: NDArray[np.int32],
     dither_N: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
     temperatures: tuple[float, ...],
 ) -> list[SparseTargets]:
     """Return the targets that the integers of S rows stand for.
 
     Args:
         coded: the rows.
-        gold_ids_N: the counted tokens of all rows, within the vocabulary.
+        label_ids_N: the supervised tokens of all rows, within the vocabulary.
         dither_N: of each position, from `counter.dither`.
         spec: the codec.
         temperatures: the grid.
 
     Raises:
-        CacheError: an entry that the law cannot have drawn.
+        CacheError: an entry that the inclusion rule cannot have sampled.
     """
-    grids = spec.grids
-    certain_K = grids.certain_levels()
-    log_z_NG = np.zeros((len(coded.gold_N), len(temperatures)), np.float32)
+    quantisation = spec.quantisation
+    always_kept_K = quantisation.always_kept_values()
+    log_z_NG = np.zeros((len(coded.label_N), len(temperatures)), np.float32)
     others = [g for g, temperature in enumerate(temperatures) if temperature != 1.0]
-    log_z_NG[:, others] = coded.log_z_NG * np.float32(grids.log_z_step)
-    entropy_NG = grids.entropy_value(coded.entropy_NG, dither_N[:, None])
-    gold_N = certain_K[coded.gold_N]
+    log_z_NG[:, others] = coded.log_z_NG * np.float32(quantisation.log_z_step)
+    entropy_NG = quantisation.entropy_value(coded.entropy_NG, dither_N[:, None])
+    label_N = always_kept_K[coded.label_N]
     inclusion_E = None
-    if spec.law is None:
-        counts_N = coded.certain.counts_N.astype(np.int32)
-        ids_E = coded.certain.ids_E
-        logprobs_E = certain_K[coded.certain.levels_E]
-        tail_N = grids.tail_levels()[coded.tail_N]
-        restore_largest(logprobs_E, counts_N, tail_N, grids.certain_step)
+    if spec.rule is None:
+        counts_N = coded.always_kept.counts_N.astype(np.int32)
+        ids_E = coded.always_kept.ids_E
+        logprobs_E = always_kept_K[coded.always_kept.codes_E]
+        tail_N = quantisation.tail_values()[coded.tail_N]
+        restore_largest(logprobs_E, counts_N, tail_N, quantisation.always_kept_step)
     else:
-        counts_N = (coded.certain.counts_N + coded.drawn.counts_N + 1).astype(np.int32)
+        counts_N = (coded.always_kept.counts_N + coded.sampled.counts_N + 1).astype(np.int32)
         ids_E, logprobs_E, inclusion_E = _assembled(
-            coded, gold_ids_N, dither_N, log_z_NG, spec, temperatures
+            coded, label_ids_N, dither_N, log_z_NG, spec, temperatures
         )
     ends_S = np.cumsum(coded.positions_S)
     ends_N = np.concatenate([[0], np.cumsum(counts_N, dtype=np.int64)])
@@ -139,8 +139,8 @@ def to_targets(
                 temperatures=temperatures,
                 log_z_NG=log_z_NG[begin:end],
                 entropy_NG=entropy_NG[begin:end],
-                gold_logprob_N=gold_N[begin:end],
-                drawn_step=0.0 if spec.law is None else grids.drawn_step,
+                label_logprob_N=label_N[begin:end],
+                sampled_step=0.0 if spec.rule is None else quantisation.sampled_step,
             )
         )
         begin = end
@@ -149,24 +149,24 @@ def to_targets(
 
 def _assembled(
     coded: CodedRows,
-    gold_ids_N: NDArray[np.int32],
+    label_ids_N: NDArray[np.int32],
     dither_N: NDArray[np.float32],
     log_z_NG: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
     temperatures: tuple[float, ...],
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
     """Return ids, log p and inclusion of a sampled target's entries.
 
     pi = sqrt(sum_g (p^(1/T_g) / (Z_g tau_g))^2) falls apart into a factor of the position and one
-    of the level, since log p = -step (k + d): one exponential a position, none an entry.
+    of the code, since log p = -step (k + d): one exponential a position, none an entry.
     """
     from pipeline.cache.codec.kernels_targets import assemble
 
-    law, step = spec.law, spec.grids.drawn_step
-    assert law is not None
+    rule, step = spec.rule, spec.quantisation.sampled_step
+    assert rule is not None
     used = [
         (g, temperature, tau)
-        for g, (temperature, tau) in enumerate(zip(temperatures, law.taus, strict=True))
+        for g, (temperature, tau) in enumerate(zip(temperatures, rule.taus, strict=True))
         if tau
     ]
     dither = dither_N.astype(np.float64)
@@ -180,15 +180,15 @@ def _assembled(
     ids_E, logprobs_E = np.empty(total, np.int32), np.empty(total, np.float32)
     inclusion_E = np.empty(total, np.float32)
     damaged = assemble(
-        gold_ids_N, coded.gold_N,
-        coded.certain.counts_N, coded.certain.ids_E, coded.certain.levels_E,
-        coded.drawn.counts_N, coded.drawn.ids_E, coded.drawn.levels_E,
-        dither_N, spec.grids.certain_levels(), np.float32(step),
+        label_ids_N, coded.label_N,
+        coded.always_kept.counts_N, coded.always_kept.ids_E, coded.always_kept.codes_E,
+        coded.sampled.counts_N, coded.sampled.ids_E, coded.sampled.codes_E,
+        dither_N, spec.quantisation.always_kept_values(), np.float32(step),
         np.stack(scale_GN, axis=1), np.stack(square_GK), MOST_INCLUSION, _LEAST,
         ids_E, logprobs_E, inclusion_E,
     )  # fmt: skip
     if damaged >= 0:
-        raise CacheError(f"an entry of counted position {damaged} cannot have been drawn")
+        raise CacheError(f"an entry of supervised position {damaged} cannot have been sampled")
     return ids_E, logprobs_E, inclusion_E
 
 
@@ -236,24 +236,24 @@ def _read(
     ends_S = np.cumsum(positions_S)
     per_row_S = sums[ends_S] - sums[ends_S - positions_S]
     ids = [columns[f"{kind}_ids_{stream}"] for stream in range(STREAMS)]
-    values = [columns[f"{kind}_values"]] if kind == "certain" else [
-        columns[f"drawn_values_{stream}"] for stream in range(VALUE_STREAMS)
+    values = [columns[f"{kind}_values"]] if kind == "always_kept" else [
+        columns[f"sampled_values_{stream}"] for stream in range(VALUE_STREAMS)
     ]  # fmt: skip
     # Before anything of that size is allocated: as many symbols must be there as are announced.
     if not np.array_equal(sum(blob.lengths_S for blob in ids), per_row_S):
         raise CacheError(f"the {kind} ids are not as many as the counts say")
     symbols, symbol_starts_CS = _joined(ids)
-    levels, value_starts_DS = _joined(values)
+    codes, value_starts_DS = _joined(values)
     bits = columns[f"{kind}_bits"]
     ids_e = np.empty(int(sums[-1]), np.int32)
-    levels_e = np.empty(len(ids_e), np.uint8)
+    codes_e = np.empty(len(ids_e), np.uint8)
     fault, row = read_runs(
         symbols, symbol_starts_CS, np.concatenate([bits.data, np.zeros(PADDING, np.uint8)]),
-        bits.starts, levels, value_starts_DS, counts_N, positions_S, order_V, ids_e, levels_e,
+        bits.starts, codes, value_starts_DS, counts_N, positions_S, order_V, ids_e, codes_e,
     )  # fmt: skip
     if fault:
         raise CacheError(f"the {kind} ids of row {row} are damaged: {READ_FAULTS[fault]}")
-    return Run(counts_N, ids_e, levels_e)
+    return Run(counts_N, ids_e, codes_e)
 
 
 def _joined(blobs: list[Blobs]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

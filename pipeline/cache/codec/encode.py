@@ -1,6 +1,6 @@
 """Targets to integers on their grids, and integers to the byte columns of codec "ranked".
 
-Legend: S rows, N counted positions of all of them, E entries (e: of one kind), G temperatures.
+Legend: S rows, N supervised positions of all of them, E entries (e: of one kind), G temperatures.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodedRows, RankedSpec, Run
+from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import CacheError
 
@@ -22,13 +22,13 @@ def quantise(
     targets: Sequence[SparseTargets],
     tails: Sequence[NDArray[np.float32]],
     dither_N: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
 ) -> CodedRows:
     """Put the targets of S rows on their grids.
 
     Args:
-        targets: of each row; under a law with the runs that `SparseTargets` describes.
-        tails: mass outside the certain entries; stored where there is no law.
+        targets: of each row; under an inclusion rule with the runs that `SparseTargets` describes.
+        tails: mass outside the always-kept entries; stored where there is no inclusion rule.
         dither_N: of each position, from `counter.dither`.
         spec: the codec.
 
@@ -46,24 +46,24 @@ def quantise(
         raise CacheError(f"a token id is outside the vocabulary of {spec.vocab_size}")
     if not np.isfinite(logprobs_E).all():
         raise CacheError("a log-probability is not finite")
-    if spec.law is None:
-        levels_E = spec.grids.certain_level(logprobs_E)
-        certain = Run(counts_N, ids_E, levels_E)
-        drawn = Run(0 * counts_N, ids_E[:0], levels_E[:0])
+    if spec.rule is None:
+        codes_E = spec.quantisation.always_kept_code(logprobs_E)
+        always_kept = Run(counts_N, ids_E, codes_E)
+        sampled = Run(0 * counts_N, ids_E[:0], codes_E[:0])
     else:
         if counts_N.size and counts_N.min() < 1:
-            raise CacheError("a position of a sampled target lacks its gold entry")
+            raise CacheError("a position of a sampled target lacks its label entry")
         inclusion_E = _joined([_inclusion(target) for target in targets], np.float32)
         if inclusion_E.size != ids_E.size:
             raise CacheError("counts, ids and log-probs of a sequence differ in length")
-        certain, drawn = _apart(counts_N, ids_E, logprobs_E, inclusion_E, dither_N, spec)
-    if max(certain.counts_N.max(initial=0), drawn.counts_N.max(initial=0)) > 0xFFFF:
+        always_kept, sampled = _apart(counts_N, ids_E, logprobs_E, inclusion_E, dither_N, spec)
+    if max(always_kept.counts_N.max(initial=0), sampled.counts_N.max(initial=0)) > 0xFFFF:
         raise CacheError("a position has more than 65,535 entries")
-    gold_N, log_z_NG, entropy_NG, tail_N = _statistics(targets, tails, positions_S, dither_N, spec)
-    return CodedRows(positions_S, certain, drawn, gold_N, log_z_NG, entropy_NG, tail_N)
+    label_N, log_z_NG, entropy_NG, tail_N = _statistics(targets, tails, positions_S, dither_N, spec)
+    return CodedRows(positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, tail_N)
 
 
-def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: RankedSpec) -> dict[str, Blobs]:
+def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[str, Blobs]:
     """Write integers as byte columns.
 
     Args:
@@ -77,31 +77,35 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: RankedSpec) -> dict
     positions_S = coded.positions_S
     rank_V = np.empty(spec.vocab_size, np.int32)
     rank_V[order_V] = np.arange(spec.vocab_size, dtype=np.int32)
-    blobs = _write("certain", coded.certain, rank_V, positions_S)
-    blobs |= _write("drawn", coded.drawn, rank_V, positions_S)
-    drawn_N = coded.drawn.counts_N - expected_draws(coded.gold_N, coded.certain, spec)
+    blobs = _write("always_kept", coded.always_kept, rank_V, positions_S)
+    blobs |= _write("sampled", coded.sampled, rank_V, positions_S)
+    sampled_N = coded.sampled.counts_N - expected_draws(coded.label_N, coded.always_kept, spec)
     if spec.tau_units:
-        drawn_N = np.where(drawn_N < 0, -2 * drawn_N - 1, 2 * drawn_N)
-    counts_KN = np.stack([coded.certain.counts_N, drawn_N])
-    blobs["certain_counts"] = Blobs.of_lengths(_low(counts_KN[0]), positions_S)
-    blobs["drawn_counts"] = Blobs.of_lengths(_low(counts_KN[1]), positions_S)
+        sampled_N = np.where(sampled_N < 0, -2 * sampled_N - 1, 2 * sampled_N)
+    counts_KN = np.stack([coded.always_kept.counts_N, sampled_N])
+    blobs["always_kept_counts"] = Blobs.of_lengths(_low(counts_KN[0]), positions_S)
+    blobs["sampled_counts"] = Blobs.of_lengths(_low(counts_KN[1]), positions_S)
     blobs["counts_high"] = _high_counts(counts_KN >> 8, positions_S)
-    blobs["gold"] = Blobs.of_lengths(coded.gold_N, positions_S)
+    blobs["label_logprob"] = Blobs.of_lengths(coded.label_N, positions_S)
     steps_GN = coded.log_z_NG.T.astype(np.int64) & 0xFFFF
     blobs["log_z"] = _stacked(_low(steps_GN), positions_S)
     blobs["log_z_high"] = _stacked(_low(steps_GN >> 8), positions_S)
     blobs["entropy"] = _stacked(coded.entropy_NG.T, positions_S)
-    blobs["tail"] = Blobs.of_lengths(coded.tail_N, positions_S * (spec.law is None))
+    blobs["tail"] = Blobs.of_lengths(coded.tail_N, positions_S * (spec.rule is None))
     return blobs
 
 
-def expected_draws(gold_N: NDArray[np.uint8], certain: Run, spec: RankedSpec) -> NDArray[np.int64]:
+def expected_draws(
+    label_N: NDArray[np.uint8], always_kept: Run, spec: CodecSpec
+) -> NDArray[np.int64]:
     """Return how many draws the mass that is left makes likely, where one tau says it; else 0."""
     from pipeline.cache.codec.kernels_targets import rest_units
 
     if not spec.tau_units:
-        return np.zeros(len(gold_N), np.int64)
-    rest_N = rest_units(gold_N, certain.levels_E, certain.counts_N, spec.grids.mass_units())
+        return np.zeros(len(label_N), np.int64)
+    rest_N = rest_units(
+        label_N, always_kept.codes_E, always_kept.counts_N, spec.quantisation.mass_units()
+    )
     expected_N = (rest_N + spec.tau_units // 2) // spec.tau_units
     return expected_N.astype(np.int64, copy=False)
 
@@ -122,26 +126,31 @@ def _apart(
     logprobs_E: NDArray[np.float32],
     inclusion_E: NDArray[np.float32],
     dither_N: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
 ) -> tuple[Run, Run]:
-    """Return the certain entries but gold, which needs no id, and the drawn ones."""
+    """Return the always-kept entries but label, which needs no id, and the sampled ones."""
     from pipeline.cache.codec.kernels_targets import take_apart
 
     kinds = [
         (np.empty_like(counts_N), np.empty_like(ids_E), np.empty_like(logprobs_E)) for _ in range(2)
     ]
-    certain_e, drawn_e = take_apart(
+    always_kept_e, sampled_e = take_apart(
         counts_N, ids_E, logprobs_E, inclusion_E, *kinds[0], *kinds[1]
     )  # fmt: skip
-    (certain_N, certain_ids, certain_logprobs), (drawn_N, drawn_ids, drawn_logprobs) = kinds
-    drawn_levels_e = spec.grids.drawn_level(drawn_logprobs[:drawn_e], np.repeat(dither_N, drawn_N))
+    (
+        (always_kept_N, always_kept_ids, always_kept_logprobs),
+        (sampled_N, sampled_ids, sampled_logprobs),
+    ) = kinds
+    sampled_codes_e = spec.quantisation.sampled_code(
+        sampled_logprobs[:sampled_e], np.repeat(dither_N, sampled_N)
+    )
     return (
         Run(
-            certain_N,
-            certain_ids[:certain_e],
-            spec.grids.certain_level(certain_logprobs[:certain_e]),
+            always_kept_N,
+            always_kept_ids[:always_kept_e],
+            spec.quantisation.always_kept_code(always_kept_logprobs[:always_kept_e]),
         ),
-        Run(drawn_N, drawn_ids[:drawn_e], drawn_levels_e),
+        Run(sampled_N, sampled_ids[:sampled_e], sampled_codes_e),
     )
 
 
@@ -151,9 +160,9 @@ def _write(
     """Return ids and values of one kind of entries, in ascending rank within a position."""
     from pipeline.cache.codec.kernels import sort_runs, write_runs
 
-    ranks_e, levels_e = rank_V[run.ids_E], run.levels_E.copy()
-    sort_runs(ranks_e, levels_e, run.counts_N)
-    value_streams = VALUE_STREAMS if kind == "drawn" else 1
+    ranks_e, codes_e = rank_V[run.ids_E], run.codes_E.copy()
+    sort_runs(ranks_e, codes_e, run.counts_N)
+    value_streams = VALUE_STREAMS if kind == "sampled" else 1
     symbols_CE = np.empty((STREAMS, len(ranks_e)), np.uint8)
     values_DE = np.zeros((value_streams, len(ranks_e)), np.uint8)
     bits = np.empty(3 * len(ranks_e) + len(positions_S), np.uint8)
@@ -161,7 +170,7 @@ def _write(
     value_ends_DS = np.zeros((value_streams, len(positions_S)), np.int64)
     bit_ends_S = np.zeros(len(positions_S), np.int64)
     twice = write_runs(
-        ranks_e, levels_e, run.counts_N, positions_S, symbols_CE, symbol_ends_CS, bits, bit_ends_S,
+        ranks_e, codes_e, run.counts_N, positions_S, symbols_CE, symbol_ends_CS, bits, bit_ends_S,
         values_DE, value_ends_DS,
     )  # fmt: skip
     if twice >= 0:
@@ -170,7 +179,7 @@ def _write(
     for stream in range(STREAMS):
         blobs[f"{kind}_ids_{stream}"] = _ending(symbols_CE[stream], symbol_ends_CS[stream])
     for stream in range(value_streams):
-        name = f"{kind}_values_{stream}" if kind == "drawn" else f"{kind}_values"
+        name = f"{kind}_values_{stream}" if kind == "sampled" else f"{kind}_values"
         blobs[name] = _ending(values_DE[stream], value_ends_DS[stream])
     return blobs
 
@@ -185,7 +194,7 @@ def _low(values: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
 
 
 def _high_counts(high_KN: NDArray[np.int64], positions_S: NDArray[np.int64]) -> Blobs:
-    """Return the counts' high bytes, of certain entries, then of drawn ones; empty if all are 0."""
+    """Return the counts' high bytes, of always-kept, then of sampled ones; empty if all are 0."""
     row_N = np.repeat(np.arange(len(positions_S)), positions_S)
     needed_S = np.zeros(len(positions_S), bool)
     needed_S[row_N[high_KN.any(axis=0)]] = True
@@ -214,25 +223,25 @@ def _statistics(
     tails: Sequence[NDArray[np.float32]],
     positions_S: NDArray[np.int64],
     dither_N: NDArray[np.float32],
-    spec: RankedSpec,
+    spec: CodecSpec,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8]]:
-    grids = spec.grids
+    quantisation = spec.quantisation
     temperatures = targets[0].temperatures if targets else (1.0,)
     others = [g for g, temperature in enumerate(temperatures) if temperature != 1.0]
-    gold_N = _joined([target.gold_logprob_N for target in targets], np.float32)
+    label_N = _joined([target.label_logprob_N for target in targets], np.float32)
     log_z = _joined([t.log_z_NG for t in targets], np.float32).reshape(-1, len(temperatures))
     entropy = _joined([t.entropy_NG for t in targets], np.float32).reshape(-1, len(temperatures))
     total = int(positions_S.sum())
-    if not len(gold_N) == len(log_z) == len(entropy) == total:
+    if not len(label_N) == len(log_z) == len(entropy) == total:
         raise CacheError("the statistics of a sequence differ in length from its positions")
-    if not (np.isfinite(gold_N).all() and np.isfinite(log_z).all() and np.isfinite(entropy).all()):
+    if not (np.isfinite(label_N).all() and np.isfinite(log_z).all() and np.isfinite(entropy).all()):
         raise CacheError("a statistic of the teacher is not finite")
     tail_N = _joined(list(tails), np.float64)
-    if spec.law is None and (len(tail_N) != total or not np.isfinite(tail_N).all()):
+    if spec.rule is None and (len(tail_N) != total or not np.isfinite(tail_N).all()):
         raise CacheError("the tail masses of a sequence differ in length from its positions")
     return (
-        grids.certain_level(gold_N),
-        grids.log_z_level(log_z[:, others]),
-        grids.entropy_level(entropy, dither_N[:, None]),
-        grids.tail_level(tail_N) if spec.law is None else np.zeros(0, np.uint8),
+        quantisation.always_kept_code(label_N),
+        quantisation.log_z_code(log_z[:, others]),
+        quantisation.entropy_code(entropy, dither_N[:, None]),
+        quantisation.tail_code(tail_N) if spec.rule is None else np.zeros(0, np.uint8),
     )

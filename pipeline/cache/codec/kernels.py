@@ -39,9 +39,9 @@ PADDING = 8
 _FAR = 62
 """Ranks before this are `near`: below, gaps are short."""
 _RARE = 1023
-"""From this rank on drawn entries have small values."""
+"""From this rank on sampled entries have small values."""
 _ESCAPE = 15
-"""Two drawn levels share a byte: alone they have 2 bits each, in which zstd's search for repeats
+"""Two sampled codes share a byte: alone they have 2 bits each, in which zstd's search for repeats
 finds what costs more than it saves (3.5 bytes a token against 2.65). This one and above go on in a
 stream of their own."""
 
@@ -77,18 +77,18 @@ def _sort(
     smaller: NDArray[np.int32],
     count: int,
     keys_E: Ints,
-    levels_E: Bytes,
+    codes_E: Bytes,
     begin: int,
 ) -> None:
-    """Write a run's keys and levels to `begin` and after, by ascending key.
+    """Write a run's keys and codes to `begin` and after, by ascending key.
 
     Args:
-        run: key << 8 | level, so that they move as one number (26 bits). Where one stands
+        run: key << 8 | code, so that they move as one number (26 bits). Where one stands
             twice its second place is not written.
         smaller: room for how many of the run are smaller than each.
         count: entries of the run; it and `smaller` have room for 7 more.
         keys_E: out.
-        levels_E: out.
+        codes_E: out.
         begin: first place.
     """
     if count <= _FEW:
@@ -96,10 +96,10 @@ def _sort(
             key = run[at]
             to = begin + at
             while to > begin and keys_E[to - 1] > key >> 8:
-                keys_E[to], levels_E[to] = keys_E[to - 1], levels_E[to - 1]
+                keys_E[to], codes_E[to] = keys_E[to - 1], codes_E[to - 1]
                 to -= 1
             keys_E[to] = key >> 8
-            levels_E[to] = key & 255
+            codes_E[to] = key & 255
         return
     if count > _COUNTED:
         run[:count].sort()
@@ -123,11 +123,11 @@ def _sort(
     for at in range(count):
         sorted_to = np.uint64(begin) + np.uint64(smaller[at])
         keys_E[sorted_to] = run[at] >> 8
-        levels_E[sorted_to] = run[at] & 255
+        codes_E[sorted_to] = run[at] & 255
 
 
 @kernel
-def sort_runs(keys_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
+def sort_runs(keys_E: Ints, codes_E: Bytes, counts_N: Ints) -> None:
     """Sort each run by key, values along with it, in place.
 
     A key that stands twice leaves two alike, or a -1: `write_runs` takes neither for ascending.
@@ -137,16 +137,16 @@ def sort_runs(keys_E: Ints, levels_E: Bytes, counts_N: Ints) -> None:
     for count in counts_N:
         for place in range(count):
             at = np.uint64(begin + place)
-            run[place] = np.int32(keys_E[at]) << 8 | np.int32(levels_E[at])
+            run[place] = np.int32(keys_E[at]) << 8 | np.int32(codes_E[at])
             keys_E[at] = -1
-        _sort(run, smaller, count, keys_E, levels_E, begin)
+        _sort(run, smaller, count, keys_E, codes_E, begin)
         begin += count
 
 
 @kernel
 def write_runs(
     ranks_E: Ints,
-    levels_E: Bytes,
+    codes_E: Bytes,
     counts_N: Ints,
     positions_S: Ints,
     symbols_CE: Bytes,
@@ -187,18 +187,18 @@ def write_runs(
                 stream = _stream(before, left)
                 symbols_CE[stream, np.uint64(at_C[stream])] = c
                 at_C[stream] += 1
-                level = levels_E[np.uint64(entry)]
+                code = codes_E[np.uint64(entry)]
                 if value_streams == 1:
-                    values_DE[0, np.uint64(value_at_D[0])] = level
+                    values_DE[0, np.uint64(value_at_D[0])] = code
                     value_at_D[0] += 1
                 else:
                     stream = int(rank >= _RARE)
                     half = value_at_D[stream]
                     value_at_D[stream] += 1
                     at = np.uint64(half >> 1)
-                    values_DE[stream, at] |= min(level, _ESCAPE) << (4 * (half & 1))
-                    if level >= _ESCAPE:
-                        values_DE[2, value_at_D[2]] = level
+                    values_DE[stream, at] |= min(code, _ESCAPE) << (4 * (half & 1))
+                    if code >= _ESCAPE:
+                        values_DE[2, value_at_D[2]] = code
                         value_at_D[2] += 1
                 window |= np.uint64(gap - (1 << c)) << np.uint64(filled)
                 filled += c
@@ -240,9 +240,9 @@ def read_runs(
     positions_S: Ints,
     order_V: Ints,
     ids_E: Ints,
-    levels_E: Bytes,
+    codes_E: Bytes,
 ) -> tuple[int, int]:
-    """Read ids and levels of all rows, by ascending id within a position.
+    """Read ids and codes of all rows, by ascending id within a position.
 
     Whatever the order of a shard's ranks, a row decodes alike.
 
@@ -257,7 +257,7 @@ def read_runs(
         positions_S: of each row.
         order_V: the token of each rank.
         ids_E: out.
-        levels_E: out.
+        codes_E: out.
 
     Returns:
         0 and -1, or the place in `READ_FAULTS` and the row that is damaged.
@@ -335,16 +335,16 @@ def read_runs(
                         return 7, row
                     for place in range(some):
                         nibble = np.uint64(half + place)
-                        level = np.int32(values[nibble >> np.uint64(1)])
-                        level = level >> 4 * np.int32(nibble & np.uint64(1)) & 15
-                        if level == _ESCAPE:
+                        code = np.int32(values[nibble >> np.uint64(1)])
+                        code = code >> 4 * np.int32(nibble & np.uint64(1)) & 15
+                        if code == _ESCAPE:
                             if value_at_D[2] >= value_starts_DS[2, row + 1]:
                                 return 7, row
-                            level = np.int32(values[value_at_D[2]])
+                            code = np.int32(values[value_at_D[2]])
                             value_at_D[2] += 1
                         to = np.uint64(first + place)
-                        run[to] = order_V[np.uint64(run[to])] << 8 | level
-            _sort(run, smaller, count, ids_E, levels_E, entry)
+                        run[to] = order_V[np.uint64(run[to])] << 8 | code
+            _sort(run, smaller, count, ids_E, codes_E, entry)
             entry += count
         if bit_end - bit >= 8:
             return 5, row

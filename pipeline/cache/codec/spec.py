@@ -1,11 +1,11 @@
-"""Codec "ranked" of format version 2: what describes it, and its columns and integers.
+"""Codec "ranked": what describes it, and its columns and integers.
 
 Ids are replaced by their rank in an order of the vocabulary that lists the shard's own frequent
 tokens first, and written as gaps between ascending ranks (`kernels.py`); numbers lie on `grid.py`'s
 grids. Each kind of byte is a Parquet column of its own, so that zstd's entropy coder sees one
 distribution at a time and readers take what they need. FORMAT.md is normative.
 
-Legend: S rows, N counted positions of all of them, E entries, G temperatures, V vocabulary.
+Legend: S rows, N supervised positions of all of them, E entries, G temperatures, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,24 +22,37 @@ import zstandard
 from numpy.typing import NDArray
 
 from pipeline.errors import CacheError
-from pipeline.sampling.inclusion import SamplingLaw
-from pipeline.sampling.quantisation import Grids
+from pipeline.sampling.inclusion import InclusionRule
+from pipeline.sampling.quantisation import Quantisation
 
 __all__ = [
-    "COLUMNS", "MAX_VOCAB_SIZE", "STREAMS", "VALUE_STREAMS", "Blobs", "CodedRows", "RankedSpec",
-    "Run", "frequency_classes", "order_of_classes", "pack_classes", "unpack_order",
+    "CODEC_NAME",
+    "COLUMNS",
+    "MAX_VOCAB_SIZE",
+    "STREAMS",
+    "VALUE_STREAMS",
+    "Blobs",
+    "CodecSpec",
+    "CodedRows",
+    "Run",
+    "frequency_classes",
+    "order_of_classes",
+    "pack_classes",
+    "unpack_order",
 ]  # fmt: skip
 
 MAX_VOCAB_SIZE = 1 << 18
+CODEC_NAME = "ranked"
 MAX_TEMPERATURES = 16
 STREAMS = 4
 VALUE_STREAMS = 3
 COLUMNS = (
-    "certain_counts", "drawn_counts", "counts_high",
-    *(f"certain_ids_{stream}" for stream in range(STREAMS)), "certain_bits", "certain_values",
-    *(f"drawn_ids_{stream}" for stream in range(STREAMS)), "drawn_bits",
-    *(f"drawn_values_{stream}" for stream in range(VALUE_STREAMS)),
-    "gold", "log_z", "log_z_high", "entropy", "tail",
+    "always_kept_counts", "sampled_counts", "counts_high",
+    *(f"always_kept_ids_{stream}" for stream in range(STREAMS)),
+    "always_kept_bits", "always_kept_values",
+    *(f"sampled_ids_{stream}" for stream in range(STREAMS)), "sampled_bits",
+    *(f"sampled_values_{stream}" for stream in range(VALUE_STREAMS)),
+    "label_logprob", "log_z", "log_z_high", "entropy", "tail",
 )  # fmt: skip
 _U8 = NDArray[np.uint8]
 
@@ -69,7 +82,7 @@ class Run:
 
     counts_N: NDArray[np.int64]
     ids_E: NDArray[np.int32]
-    levels_E: _U8
+    codes_E: _U8
     """Places on the kind's grid of log p."""
 
     def of_positions(self, values_N: NDArray[Any]) -> NDArray[Any]:
@@ -80,7 +93,7 @@ class Run:
         """Return the entries that are kept."""
         owner_E = self.of_positions(np.arange(len(self.counts_N)))
         counts_N = np.bincount(owner_E[kept_E], minlength=len(self.counts_N)).astype(np.int64)
-        return Run(counts_N, self.ids_E[kept_E], self.levels_E[kept_E])
+        return Run(counts_N, self.ids_E[kept_E], self.codes_E[kept_E])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +104,16 @@ class CodedRows:
     """
 
     positions_S: NDArray[np.int64]
-    """Counted positions of each row."""
-    certain: Run
-    """Under a law without the gold token, which is always an entry and has no id here."""
-    drawn: Run
-    gold_N: _U8
+    """Supervised positions of each row."""
+    always_kept: Run
+    """Under an rule without the label token, which is always an entry and has no id here."""
+    sampled: Run
+    label_N: _U8
     log_z_NG: NDArray[np.int16]
     """Of the temperatures other than 1."""
     entropy_NG: _U8
     tail_N: _U8
-    """Empty under a law."""
+    """Empty under an inclusion rule."""
 
     @classmethod
     def join(cls, parts: Sequence[CodedRows]) -> CodedRows:
@@ -113,46 +126,47 @@ class CodedRows:
             return Run(
                 np.concatenate([run.counts_N for run in runs]),
                 np.concatenate([run.ids_E for run in runs]),
-                np.concatenate([run.levels_E for run in runs]),
+                np.concatenate([run.codes_E for run in runs]),
             )
 
         return cls(
             np.concatenate([part.positions_S for part in parts]),
-            joined("certain"),
-            joined("drawn"),
-            np.concatenate([part.gold_N for part in parts]),
+            joined("always_kept"),
+            joined("sampled"),
+            np.concatenate([part.label_N for part in parts]),
             np.concatenate([part.log_z_NG for part in parts]),
             np.concatenate([part.entropy_NG for part in parts]),
             np.concatenate([part.tail_N for part in parts]),
         )
 
-    def num_entries(self, spec: RankedSpec) -> int:
-        """Entries of all rows; under a law each position's gold token is one."""
-        gold = len(self.gold_N) if spec.law is not None else 0
-        return len(self.certain.ids_E) + len(self.drawn.ids_E) + gold
+    def num_entries(self, spec: CodecSpec) -> int:
+        """Entries of all rows; under an inclusion rule each position's label token is one."""
+        label = len(self.label_N) if spec.rule is not None else 0
+        return len(self.always_kept.ids_E) + len(self.sampled.ids_E) + label
 
-    def kept_mass_N(self, spec: RankedSpec) -> NDArray[np.float64]:
-        """Return the mass of each position's certain entries at temperature 1."""
-        if spec.law is None:
-            return 1.0 - spec.grids.tail_levels().astype(np.float64)[self.tail_N]
-        mass_K = np.exp(spec.grids.certain_levels().astype(np.float64))
-        owner_E = self.certain.of_positions(np.arange(len(self.gold_N)))
-        mass_N = mass_K[self.gold_N] + np.bincount(
-            owner_E, mass_K[self.certain.levels_E], minlength=len(self.gold_N)
+    def kept_mass_N(self, spec: CodecSpec) -> NDArray[np.float64]:
+        """Return the mass of each position's always-kept entries at temperature 1."""
+        if spec.rule is None:
+            return 1.0 - spec.quantisation.tail_values().astype(np.float64)[self.tail_N]
+        mass_K = np.exp(spec.quantisation.always_kept_values().astype(np.float64))
+        owner_E = self.always_kept.of_positions(np.arange(len(self.label_N)))
+        mass_N = mass_K[self.label_N] + np.bincount(
+            owner_E, mass_K[self.always_kept.codes_E], minlength=len(self.label_N)
         )
         return np.minimum(mass_N, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class RankedSpec:
+class CodecSpec:
     """Everything a reader needs to decode; stored in every shard and in the manifest."""
 
     vocab_size: int
     """Rows of the teacher's head; ids are below."""
-    law: SamplingLaw | None = None
-    """How entries that are not certain were drawn; None: all are certain, gold has no entry."""
-    grids: Grids = field(default_factory=Grids)
-    name: str = "ranked"
+    rule: InclusionRule | None = None
+    """How entries that are not always kept were sampled; None: all are always kept, label has no
+    entry."""
+    quantisation: Quantisation = field(default_factory=Quantisation)
+    name: str = CODEC_NAME
 
     def __post_init__(self) -> None:
         """Refuse a vocabulary whose ids do not fit.
@@ -168,36 +182,36 @@ class RankedSpec:
 
     @property
     def tau_units(self) -> int:
-        """Tau in units of 2^-16 where the law looks at temperature 1 alone, else 0.
+        """Tau in units of 2^-16 where the inclusion rule looks at temperature 1 alone, else 0.
 
-        There the number of drawn entries follows from what the certain ones leave of 1.
+        There the number of sampled entries follows from what the always-kept ones leave of 1.
         """
-        if self.law is None or self.law.covered != (1.0,):
+        if self.rule is None or self.rule.covered != (1.0,):
             return 0
-        return max(1, int(np.floor(65536 * max(self.law.taus) + 0.5)))
+        return max(1, int(np.floor(65536 * max(self.rule.taus) + 0.5)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
             "name": self.name,
             "vocab_size": self.vocab_size,
-            "law": None if self.law is None else self.law.to_json(),
-            "grids": self.grids.to_json(),
+            "inclusion_rule": None if self.rule is None else self.rule.to_json(),
+            "quantisation": self.quantisation.to_json(),
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RankedSpec:
+    def from_json(cls, data: Mapping[str, Any]) -> CodecSpec:
         """Read the JSON form.
 
         Raises:
             CacheError: values it cannot have.
         """
         try:
-            law = data["law"]
+            rule = data["inclusion_rule"]
             return cls(
                 vocab_size=int(data["vocab_size"]),
-                law=None if law is None else SamplingLaw.from_json(law),
-                grids=Grids.from_json(data["grids"]),
+                rule=None if rule is None else InclusionRule.from_json(rule),
+                quantisation=Quantisation.from_json(data["quantisation"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CacheError(f"the cache's codec cannot be read ({error})") from None
@@ -208,7 +222,7 @@ def frequency_classes(coded: CodedRows, vocab_size: int) -> _U8:
 
     In integers, so that every machine finds the same.
     """
-    ids_E = np.concatenate([coded.certain.ids_E, coded.drawn.ids_E])
+    ids_E = np.concatenate([coded.always_kept.ids_E, coded.sampled.ids_E])
     squares_V = np.bincount(ids_E, minlength=vocab_size).astype(np.int64) ** 2
     return np.searchsorted(2 ** np.arange(62, dtype=np.int64), squares_V, "right").astype(np.uint8)
 

@@ -1,11 +1,11 @@
-"""Fewer entries than a cache holds: the largest of a top-k, or a sample thinned without bias.
+"""Fewer entries than a cache holds: the largest of a top-k, or an unbiased subsample.
 
-A sample drawn by a law of taus is thinned to what the law with every tau `factor` times larger
-keeps: an entry that was there with probability pi stays with probability pi' / pi, so it is there
-with pi' in all. Certain entries that the larger tau would not keep for certain are put on the grid
-of drawn values with the position's own dither, as if they had been drawn. The random numbers are a
-hash of sample, position and token: everybody gets the same entries, and of two factors the larger
-one's are among the smaller one's.
+What was sampled by a rule of taus is subsampled to what the rule with every tau `factor` times
+larger keeps: an entry that was there with probability pi stays with probability pi' / pi, so it is
+there with pi' in all. Always-kept entries that the larger tau would not keep always are put on the
+grid of sampled values with the position's own dither, as if they had been sampled. The random
+numbers are a hash of sample, position and token: everybody gets the same entries, and of two
+factors the larger one's are among the smaller one's.
 """
 
 from __future__ import annotations
@@ -17,37 +17,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import CodedRows, RankedSpec, Run
-from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.codec.spec import CodecSpec, CodedRows, Run
 from pipeline.errors import CacheError
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import dither, mix
 
-__all__ = ["WHOLE", "Less", "check_less", "keep_top"]
+__all__ = ["ALL_ENTRIES", "EntryLimit", "check_limit"]
 
 _TOKENS = 1 << 32
 """Counters from here on: apart from those of the dither and of the draw."""
 
 
 @dataclass(frozen=True, slots=True)
-class Less:
+class EntryLimit:
     """How many entries a reader wants; at most one of the two."""
 
     top_k: int | None = None
     tau_factor: float | None = None
 
-    def of_row(self, row: CachedSequence) -> CachedSequence:
-        """Return the row of a version 1 cache with its largest entries only."""
-        if self.top_k is None:
-            return row
-        no_tail_N = np.zeros(row.targets.num_positions, np.float32)
-        return replace(row, targets=keep_top(row.targets, no_tail_N, self.top_k)[0])
-
     def of_coded(
         self,
         coded: CodedRows,
         noise_N: Callable[[], NDArray[np.int64]],
-        spec: RankedSpec,
+        spec: CodecSpec,
         temperatures: tuple[float, ...],
     ) -> CodedRows:
         """Return the integers with fewer entries; `noise_N` gives each position's random bits."""
@@ -55,95 +47,60 @@ class Less:
             return _largest(coded, self.top_k, spec)
         if self.tau_factor is None or self.tau_factor == 1:
             return coded
-        return _thinned(coded, noise_N(), spec, temperatures, self.tau_factor)
+        return _subsampled(coded, noise_N(), spec, temperatures, self.tau_factor)
 
-    def of_spec(self, spec: RankedSpec) -> RankedSpec:
-        """Return the codec whose law the entries that are left were drawn by."""
-        if self.tau_factor is None or spec.law is None:
+    def of_spec(self, spec: CodecSpec) -> CodecSpec:
+        """Return the codec whose inclusion rule the entries that are left were sampled by."""
+        if self.tau_factor is None or spec.rule is None:
             return spec
-        return replace(spec, law=spec.law.scaled(self.tau_factor))
+        return replace(spec, rule=spec.rule.scaled(self.tau_factor))
 
 
-WHOLE = Less()
+ALL_ENTRIES = EntryLimit()
 
 
-def check_less(less: Less, *, law: SamplingLaw | None, held: int | None, url: str) -> None:
+def check_limit(
+    limit: EntryLimit, *, rule: InclusionRule | None, held: int | None, url: str
+) -> None:
     """Refuse what a cache cannot give.
 
     Args:
-        less: what is asked for.
-        law: the cache's.
+        limit: what is asked for.
+        rule: the cache's.
         held: entries a position of a top-k; None where they differ.
         url: the cache, for the message.
 
     Raises:
         CacheError: more than it holds, or of the other kind.
     """
-    if less.top_k is not None:
-        if law is not None:
+    if limit.top_k is not None:
+        if rule is not None:
             raise _no_largest(url)
-        if less.top_k < 1 or (held is not None and less.top_k > held):
+        if limit.top_k < 1 or (held is not None and limit.top_k > held):
             raise CacheError(
-                f"{url}: holds {held} entries a position, {less.top_k} asked for",
+                f"{url}: holds {held} entries a position, {limit.top_k} asked for",
                 expected=f"a top_k of 1 to {held}",
             )
-    if less.tau_factor is None:
+    if limit.tau_factor is None:
         return
-    if law is None:
+    if rule is None:
         raise CacheError(
-            f"{url}: tau_factor {less.tau_factor:g} asked for, but nothing in it was drawn",
+            f"{url}: tau_factor {limit.tau_factor:g} asked for, but nothing in it was sampled",
             expected="top_k to read fewer entries of a top-k cache",
         )
-    largest = 1 / max(law.taus)
-    if not 1 <= less.tau_factor < largest:
+    largest = 1 / max(rule.taus)
+    if not 1 <= limit.tau_factor < largest:
         raise CacheError(
-            f"{url}: tau_factor {less.tau_factor:g} asked for",
+            f"{url}: tau_factor {limit.tau_factor:g} asked for",
             expected=f"at least 1 (what it holds) and below {largest:g}, where nothing is left",
         )
-
-
-def keep_top(
-    targets: SparseTargets, tail_N: NDArray[np.float32], k: int
-) -> tuple[SparseTargets, NDArray[np.float32]]:
-    """Keep the k entries of highest probability of each position; of equal ones the lowest ids.
-
-    All other columns are over the whole vocabulary and stay as they are.
-
-    Args:
-        targets: of N positions, every entry certain.
-        tail_N: the mass outside the entries at temperature 1.
-        k: entries to keep, at least 1; a position with fewer keeps all.
-
-    Returns:
-        The targets, and the tail mass with what was left out added to it.
-
-    Raises:
-        CacheError: the targets are sampled. An entry that was drawn with probability pi stands for
-            many others; without it the estimate is biased, so there is no top-k of a sample.
-    """
-    if targets.inclusion_E is not None:
-        raise _no_largest("the cache")
-    assert k >= 1, k
-    counts_N = targets.counts_N
-    owner_E = np.repeat(np.arange(counts_N.size), counts_N)
-    # Rank within the position: by owner, then falling log p, then rising id.
-    kept_E = _first(np.lexsort((targets.token_ids_E, -targets.logprobs_E, owner_E)), counts_N, k)
-    mass_E = np.exp(targets.logprobs_E.astype(np.float64))
-    dropped_N = np.bincount(owner_E[~kept_E], mass_E[~kept_E], minlength=counts_N.size)
-    thinned = replace(
-        targets,
-        counts_N=np.minimum(counts_N, k).astype(np.int32),
-        token_ids_E=targets.token_ids_E[kept_E],
-        logprobs_E=targets.logprobs_E[kept_E],
-    )
-    return thinned, np.minimum(tail_N.astype(np.float64) + dropped_N, 1.0).astype(np.float32)
 
 
 def _no_largest(what: str) -> CacheError:
     return CacheError(
         f"{what} holds sampled targets, which have no largest entries to keep",
         expected="a cache of a top-k scheme",
-        do="thin a sample with a tau factor instead, which keeps it right on average",
+        do="subsample a sample with a tau factor instead, which keeps it right on average",
     )
 
 
@@ -158,50 +115,55 @@ def _first(
     return kept_E
 
 
-def _largest(coded: CodedRows, k: int, spec: RankedSpec) -> CodedRows:
-    """Keep the k entries of lowest level of each position; of equal ones the lowest ids."""
-    run = coded.certain
+def _largest(coded: CodedRows, k: int, spec: CodecSpec) -> CodedRows:
+    """Keep the k entries of lowest code of each position; of equal ones the lowest ids."""
+    run = coded.always_kept
     owner_E = run.of_positions(np.arange(len(run.counts_N)))
-    kept_E = _first(np.lexsort((run.ids_E, run.levels_E, owner_E)), run.counts_N, k)
-    mass_K = np.exp(spec.grids.certain_levels().astype(np.float64))
+    kept_E = _first(np.lexsort((run.ids_E, run.codes_E, owner_E)), run.counts_N, k)
+    mass_K = np.exp(spec.quantisation.always_kept_values().astype(np.float64))
     dropped_N = np.bincount(
-        owner_E[~kept_E], mass_K[run.levels_E[~kept_E]], minlength=len(run.counts_N)
+        owner_E[~kept_E], mass_K[run.codes_E[~kept_E]], minlength=len(run.counts_N)
     )
-    tail_N = spec.grids.tail_levels()[coded.tail_N] + dropped_N
-    tail_N = np.where(dropped_N > 0, spec.grids.tail_level(tail_N), coded.tail_N)
-    return replace(coded, certain=run.where(kept_E), tail_N=tail_N.astype(np.uint8))
+    tail_N = spec.quantisation.tail_values()[coded.tail_N] + dropped_N
+    tail_N = np.where(dropped_N > 0, spec.quantisation.tail_code(tail_N), coded.tail_N)
+    return replace(coded, always_kept=run.where(kept_E), tail_N=tail_N.astype(np.uint8))
 
 
-def _thinned(
+def _subsampled(
     coded: CodedRows,
     noise_N: NDArray[np.int64],
-    spec: RankedSpec,
+    spec: CodecSpec,
     temperatures: tuple[float, ...],
     factor: float,
 ) -> CodedRows:
-    """Thin the entries of a sample; the gold token, which costs nothing, stays."""
-    law, grids, run = spec.law, spec.grids, coded.certain
-    assert law is not None
-    larger = law.scaled(factor)
-    log_z_NG = np.zeros((len(coded.gold_N), len(temperatures)))
-    log_z_NG[:, [t != 1.0 for t in temperatures]] = coded.log_z_NG * grids.log_z_step
+    """Thin the entries of a sample; the label token, which costs nothing, stays."""
+    rule, quantisation, run = spec.rule, spec.quantisation, coded.always_kept
+    assert rule is not None
+    larger = rule.scaled(factor)
+    log_z_NG = np.zeros((len(coded.label_N), len(temperatures)))
+    log_z_NG[:, [t != 1.0 for t in temperatures]] = coded.log_z_NG * quantisation.log_z_step
     dither_N = dither(noise_N)
-    # A certain entry that the cache's own law would not keep for certain is of its exact top-k.
-    logprobs_e = grids.certain_levels()[run.levels_E]
+    # An always-kept entry that the cache's own inclusion rule would not keep always is of its exact
+    # top-k.
+    logprobs_e = quantisation.always_kept_values()[run.codes_E]
     log_z_eG = run.of_positions(log_z_NG)
-    leaves_e = (larger.ratio(logprobs_e, log_z_eG) < 1) & (law.ratio(logprobs_e, log_z_eG) >= 1)
+    leaves_e = (larger.ratio(logprobs_e, log_z_eG) < 1) & (rule.ratio(logprobs_e, log_z_eG) >= 1)
     stays = run.where(~leaves_e)
     leaves = run.where(leaves_e)
-    leaves.levels_E[:] = grids.drawn_level(logprobs_e[leaves_e], leaves.of_positions(dither_N))
+    leaves.codes_E[:] = quantisation.sampled_code(
+        logprobs_e[leaves_e], leaves.of_positions(dither_N)
+    )
     parts = []
-    for candidates, before in ((leaves, None), (coded.drawn, law)):
-        drawn_e = grids.drawn_value(candidates.levels_E, candidates.of_positions(dither_N))
+    for candidates, before in ((leaves, None), (coded.sampled, rule)):
+        sampled_e = quantisation.sampled_value(
+            candidates.codes_E, candidates.of_positions(dither_N)
+        )
         log_z_eG = candidates.of_positions(log_z_NG)
-        pi_e = larger.inclusion(drawn_e, log_z_eG)
+        pi_e = larger.inclusion(sampled_e, log_z_eG)
         if before is not None:
-            pi_e /= before.inclusion(drawn_e, log_z_eG)
+            pi_e /= before.inclusion(sampled_e, log_z_eG)
         parts.append(candidates.where(_uniform(candidates, noise_N) < pi_e))
-    return replace(coded, certain=stays, drawn=_together(*parts))
+    return replace(coded, always_kept=stays, sampled=_together(*parts))
 
 
 def _uniform(run: Run, noise_N: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -219,5 +181,5 @@ def _together(one: Run, other: Run) -> Run:
     return Run(
         one.counts_N + other.counts_N,
         np.concatenate([one.ids_E, other.ids_E])[order_e],
-        np.concatenate([one.levels_E, other.levels_E])[order_e],
+        np.concatenate([one.codes_E, other.codes_E])[order_e],
     )

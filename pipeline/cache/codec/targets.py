@@ -1,4 +1,4 @@
-"""The sparse teacher target: ragged entries and exact side statistics of counted positions."""
+"""The sparse teacher target: ragged entries and exact side statistics of supervised positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["CachedSequence", "SparseTargets", "Statistics"]
 
 @dataclass(frozen=True, slots=True)
 class SparseTargets:
-    """Targets of N counted positions; E entries in all; G temperatures.
+    """Targets of N supervised positions; E entries in all; G temperatures.
 
     All logarithms are natural. Position n owns `counts_N[n]` consecutive entries.
     """
@@ -20,25 +20,24 @@ class SparseTargets:
     counts_N: NDArray[np.int32]
     """Entries of each position."""
     token_ids_E: NDArray[np.int32]
-    """Token ids in the teacher's vocabulary. Sampled: three runs
-    within a position, the gold token (always kept, certain), the other certain entries, the drawn
-    ones."""
+    """Token ids in the teacher's vocabulary. Sampled: three runs within a position, the label token
+    (always kept), the other always-kept entries, the sampled ones."""
     logprobs_E: NDArray[np.float32]
     """log p of each entry at temperature 1, normalised over the WHOLE vocabulary."""
     inclusion_E: NDArray[np.float32] | None
-    """Probability that the entry was kept, 1 for a certain one; None where all are certain (top-k).
-    An unbiased estimate divides by it."""
+    """Probability that the entry was kept, 1 for an always-kept one; None where all are always kept
+    (top-k). An unbiased estimate divides by it."""
     temperatures: tuple[float, ...]
     """The grid; always contains 1.0."""
     log_z_NG: NDArray[np.float32]
     """log sum_j p_j^(1/T) over the whole vocabulary; 0 at T = 1."""
     entropy_NG: NDArray[np.float32]
     """Entropy of p_T over the whole vocabulary, in nats."""
-    gold_logprob_N: NDArray[np.float32]
+    label_logprob_N: NDArray[np.float32]
     """log p, at temperature 1, of the token that really follows."""
-    drawn_step: float = 0.0
-    """Step, in nats, of the grid on which drawn entries' log p was rounded with dither; 0 where it
-    was not. p^(1/T) is then too large on average by a known factor (`grid.rounding_log_bias`),
+    sampled_step: float = 0.0
+    """Step, in nats, of the grid on which sampled entries' log p was rounded with dither; 0 where
+    it was not. p^(1/T) is then too large on average by a known factor (`grid.rounding_log_bias`),
     which is taken off before it is used."""
 
     @property
@@ -54,16 +53,16 @@ class CachedSequence:
     sample_id: str
     """32 hexadecimal digits; the same for the same source and index, whatever the order."""
     input_ids_L: NDArray[np.int32]
-    counted_L: NDArray[np.bool_]
-    """counted_L[i]: token i is a label; its target is p(. | tokens before i). Never at i = 0."""
+    loss_mask_L: NDArray[np.bool_]
+    """loss_mask_L[i]: token i is a label; its target is p(. | tokens before i). Never at i = 0."""
     targets: SparseTargets
-    """Of the positions where `counted_L` holds, in order."""
+    """Of the positions where `loss_mask_L` holds, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is known of N counted positions without their entries; see `SparseTargets`."""
+    """What is known of N supervised positions without their entries; see `SparseTargets`."""
 
-    gold_logprob_N: NDArray[np.float32]
+    label_logprob_N: NDArray[np.float32]
     log_z_NG: NDArray[np.float32]
     entropy_NG: NDArray[np.float32]

@@ -11,14 +11,15 @@ __all__ = ["parquet_bytes", "parquet_table"]
 
 _ROW_GROUP_ROWS = 1024
 _SMALL_LEVEL = 13
-_SMALL = ("certain_counts", "drawn_counts", "drawn_ids_3", "entropy")
+_SMALL = ("always_kept_counts", "sampled_counts", "sampled_ids_3", "entropy")
 """Streams of few bytes: a level that prices its repeats takes 0.12 of 20 bytes a token, for a tenth
 of the time to encode; for the large ones it would halve the rate."""
 _BLOB_ENCODING = "DELTA_LENGTH_BYTE_ARRAY"
 """Lengths packed and in front of the bytes. Plain, four bytes before each row's, they take 3 % of a
-cache of drawn targets: twenty columns of a hundred bytes a row, and zstd loses its step at each."""
+cache of sampled targets: twenty columns of a hundred bytes a row, and zstd loses its step at
+each."""
 _ZSTD_LEVEL = 1
-"""Of version 2's streams of symbols level 3 takes 2 % more: it finds repeats where none pay."""
+"""Of the streams of symbols level 3 takes 2 % more: it finds repeats where none pay."""
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -35,7 +36,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
         use_dictionary=False,
         column_encoding=dict.fromkeys(blobs, _BLOB_ENCODING),
         write_page_checksum=True,
-        write_statistics=["num_tokens", "num_counted"],
+        write_statistics=["num_tokens", "num_loss_tokens"],
     )
     return bytes(sink.getvalue().to_pybytes())
 

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import RankedSpec
-from pipeline.cache.codec.subsample import Less, check_less
+from pipeline.cache.codec.subsample import EntryLimit, check_limit
 from pipeline.cache.codec.targets import CachedSequence, Statistics
 from pipeline.cache.io.local_copies import LocalCopies
 from pipeline.cache.io.parquet import parquet_table
@@ -35,7 +34,7 @@ from pipeline.cache.layout.schema import (
     table_to_statistics,
 )
 from pipeline.errors import CacheError, StoreError
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.storage import Store
 
 __all__ = ["Cache", "ShardDamaged", "SplitSource", "open_cache"]
@@ -71,9 +70,9 @@ class Cache:
         """Where shards are kept once they are read; None reads them from the store each time."""
 
     @property
-    def law(self) -> SamplingLaw | None:
-        """How entries were drawn; None: all are certain."""
-        return self.spec.law if isinstance(self.spec, RankedSpec) else None
+    def rule(self) -> InclusionRule | None:
+        """How entries were sampled; None: all are always kept."""
+        return self.spec.rule
 
     def source(
         self,
@@ -88,17 +87,17 @@ class Cache:
         Args:
             split: its name.
             top_k: only the largest entries of each position, of a top-k cache.
-            tau_factor: thin drawn entries without bias, as if every tau had been larger by this
-                factor; the same entries for everybody.
+            tau_factor: subsample sampled entries without bias, as if every tau had been larger by
+                this factor; the same entries for everybody.
             open_shards: shards kept in memory, compressed entries and all.
 
         Raises:
             CacheError: the cache holds less, or entries of the other kind.
         """
         assert split in SPLITS, split
-        less = Less(top_k, tau_factor)
+        limit = EntryLimit(top_k, tau_factor)
         held = self.manifest.identity.get("scheme", {}).get("top_k")
-        check_less(less, law=self.law, held=held, url=self.store.url)
+        check_limit(limit, rule=self.rule, held=held, url=self.store.url)
         shards = self.manifest.of_split(split)
         ordered = list(self.manifest.shards)
         starts = np.cumsum([0] + [record.rows for record in ordered])
@@ -108,7 +107,7 @@ class Cache:
             if record.split == split
         ]
         index_R2 = np.concatenate(picked) if picked else np.zeros((0, 2), np.int32)
-        return SplitSource(self, shards, index_R2, open_shards, less)
+        return SplitSource(self, shards, index_R2, open_shards, limit)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return the tokenizer's files by name, as the teacher used them.
@@ -142,11 +141,11 @@ class SplitSource:
         shards: tuple[ShardRecord, ...],
         index_R2: NDArray[np.int32],
         open_shards: int,
-        less: Less,
+        limit: EntryLimit,
     ) -> None:
         """Use `Cache.source`."""
         self._cache = cache
-        self._less = less
+        self._less = limit
         self._open_shards = open_shards
         self._loading: dict[int, Future[pa.Table]] = {}
         self.shards = shards
@@ -166,8 +165,8 @@ class SplitSource:
         """Return the tokens of every row, shard after shard."""
         return self._index_R2[:, 0]
 
-    def counted_counts(self) -> NDArray[np.int32]:
-        """Return the counted tokens of every row, shard after shard."""
+    def loss_token_counts(self) -> NDArray[np.int32]:
+        """Return the supervised tokens of every row, shard after shard."""
         return self._index_R2[:, 1]
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
@@ -270,7 +269,7 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
         reason = f"checksum {found[:12]}..., not {record.xxh3_128[:12]}..."
         raise _damaged(cache.store, record, reason)
     try:
-        table = parquet_table(data, column_names(cache.spec))
+        table = parquet_table(data, column_names())
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(cache.store, record, f"not readable as Parquet ({error})") from None
     footer: dict[str, Any] = read_footer(table.schema.metadata)

@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.arrow import Heads, coded_rows
-from pipeline.cache.codec.arrow_v1 import SCHEMA
-from pipeline.cache.codec.spec import CodedRows, RankedSpec
-from pipeline.cache.codec.subsample import WHOLE, Less
+from pipeline.cache.codec.spec import CodedRows
+from pipeline.cache.codec.subsample import ALL_ENTRIES, EntryLimit
 from pipeline.cache.codec.targets import CachedSequence
-from pipeline.cache.io.parquet import parquet_bytes, parquet_table
+from pipeline.cache.io.parquet import parquet_table
 from pipeline.cache.io.writer import pack_shard
-from pipeline.cache.layout.manifest import ShardRecord, checksum, shard_name
-from pipeline.cache.layout.schema import column_names, footer, read_footer, read_spec, table_to_rows
+from pipeline.cache.layout.manifest import ShardRecord, checksum
+from pipeline.cache.layout.schema import column_names, read_footer, read_spec, table_to_rows
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -76,8 +75,8 @@ def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
     """
     try:
         about = read_footer(pq.read_schema(pa.BufferReader(data)).metadata)
-        names = column_names(read_spec(about["codec"]))
-        table = parquet_table(data, names)
+        read_spec(about["codec"])  # another codec has other columns
+        table = parquet_table(data, column_names())
     except (pa.ArrowException, OSError, KeyError) as error:
         raise CacheError(f"not readable as Parquet ({error})") from None
     digest = about.get("identity_digest")
@@ -99,18 +98,14 @@ def decode_table(table: pa.Table) -> Iterator[CachedSequence]:
 
 
 def tail_mass(table: pa.Table) -> NDArray[np.float64]:
-    """Return what the certain entries of each counted position of a shard leave of 1.
+    """Return what the always-kept entries of each supervised position of a shard leave of 1.
 
     Raises:
         CacheError: damaged.
     """
     about = read_footer(table.schema.metadata)
     spec = read_spec(about["codec"])
-    if isinstance(spec, RankedSpec):
-        return 1.0 - coded_rows(table, spec, tuple(about["temperatures"]))[1].kept_mass_N(spec)
-    flat = table.column("tail_mass").combine_chunks().flatten()
-    tail_N: NDArray[np.float64] = flat.to_numpy(zero_copy_only=False).astype(np.float64)
-    return tail_N
+    return 1.0 - coded_rows(table, spec, tuple(about["temperatures"]))[1].kept_mass_N(spec)
 
 
 def encode_table(
@@ -119,7 +114,7 @@ def encode_table(
     split: str,
     index: int,
     identity_digest: str,
-    less: Less = WHOLE,
+    limit: EntryLimit = ALL_ENTRIES,
 ) -> tuple[ShardRecord, bytes]:
     """Return a shard of the rows of some tables under another name and identity.
 
@@ -133,55 +128,22 @@ def encode_table(
         split: of the new shard.
         index: of the new shard.
         identity_digest: of the new cache.
-        less: which entries stay; only of version 2.
+        limit: which entries stay.
     """
     about = read_footer(tables[0].schema.metadata)
     spec, grid = read_spec(about["codec"]), tuple(float(value) for value in about["temperatures"])
-    if isinstance(spec, RankedSpec):
-        heads, coded = zip(*(coded_rows(table, spec, grid) for table in tables), strict=True)
-        joined, rows = Heads.join(heads), CodedRows.join(coded)
-        rows = less.of_coded(rows, joined.noise_N, spec, grid)
-        return pack_shard(
-            joined,
-            rows,
-            less.of_spec(spec),
-            split=split,
-            index=index,
-            temperatures=grid,
-            identity_digest=identity_digest,
-        )
-    assert less == WHOLE
-    table = pa.concat_tables(tables)
-    # Parquet names the items of a list otherwise than Arrow does, and the file repeats the names.
-    columns = [table.column(item.name).combine_chunks().cast(item.type) for item in SCHEMA]
-    schema = SCHEMA.with_metadata(footer(spec, grid, identity_digest))
-    table = pa.Table.from_arrays(columns, schema=schema)
-    data = parquet_bytes(table)
-    at_one = list(grid).index(1.0)
-    entries, entropy = 0, 0.0
-    for row in decode_table(table):
-        entries += int(row.targets.token_ids_E.size)
-        entropy += float(row.targets.entropy_NG[:, at_one].sum(dtype=np.float64))
-    tokens = table.column("num_tokens").to_pylist()
-    counted = table.column("num_counted").to_pylist()
-    tail_mass = table.column("tail_mass").combine_chunks().flatten()
-    kept = float((1 - tail_mass.to_numpy(zero_copy_only=False).astype(np.float64)).sum())
-    total = sum(counted)
-    return ShardRecord(
+    heads, coded = zip(*(coded_rows(table, spec, grid) for table in tables), strict=True)
+    joined, rows = Heads.join(heads), CodedRows.join(coded)
+    rows = limit.of_coded(rows, joined.noise_N, spec, grid)
+    return pack_shard(
+        joined,
+        rows,
+        limit.of_spec(spec),
         split=split,
         index=index,
-        path=shard_name(split, index),
-        rows=table.num_rows,
-        tokens=sum(tokens),
-        counted=total,
-        entries=entries,
-        bytes=len(data),
-        xxh3_128=checksum(data),
-        kept_mass=round(kept / max(total, 1), 6),
-        entropy=round(entropy / max(total, 1), 6),
-        row_tokens=tuple(tokens),
-        row_counted=tuple(counted),
-    ), data
+        temperatures=grid,
+        identity_digest=identity_digest,
+    )
 
 
 def short_ids(names: Sequence[str]) -> NDArray[np.bytes_]:

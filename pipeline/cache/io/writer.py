@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.arrow import Heads, coded_table, quantised
-from pipeline.cache.codec.spec import CodedRows, RankedSpec
+from pipeline.cache.codec.spec import CodecSpec, CodedRows
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.parquet import parquet_bytes
 from pipeline.cache.layout.card import card_text
@@ -26,7 +26,7 @@ from pipeline.cache.layout.manifest import (
     shard_name,
     tokenizer_name,
 )
-from pipeline.cache.layout.schema import Spec, check_rows, footer, rows_to_table, version_of
+from pipeline.cache.layout.schema import FORMAT_VERSION, check_rows, footer
 from pipeline.errors import CacheError
 from pipeline.sampling.noise import dither
 from pipeline.storage import Store
@@ -38,7 +38,7 @@ __all__ = [
 
 def encode_shard(
     rows: Sequence[CachedSequence],
-    spec: Spec,
+    spec: CodecSpec,
     *,
     split: str,
     index: int,
@@ -48,47 +48,22 @@ def encode_shard(
 ) -> tuple[ShardRecord, bytes]:
     """Return a shard's record and its Parquet bytes; a pure function of its arguments."""
     check_rows(rows, temperatures)
-    if isinstance(spec, RankedSpec):
-        heads, coded = quantised(rows, spec, tails)
-        return pack_shard(
-            heads,
-            coded,
-            spec,
-            split=split,
-            index=index,
-            temperatures=temperatures,
-            identity_digest=identity_digest,
-        )
-    table = rows_to_table(
-        rows, spec, temperatures=temperatures, identity_digest=identity_digest, tails=tails
-    )
-    data = parquet_bytes(table)
-    at_one = list(temperatures).index(1.0)
-    counted = sum(row.targets.num_positions for row in rows)
-    kept = sum(float((1 - tail_N.astype(np.float64)).sum()) for tail_N in tails)
-    entropy = sum(float(row.targets.entropy_NG[:, at_one].sum(dtype=np.float64)) for row in rows)
-    record = ShardRecord(
+    heads, coded = quantised(rows, spec, tails)
+    return pack_shard(
+        heads,
+        coded,
+        spec,
         split=split,
         index=index,
-        path=shard_name(split, index),
-        rows=len(rows),
-        tokens=sum(int(row.input_ids_L.size) for row in rows),
-        counted=counted,
-        entries=sum(int(row.targets.token_ids_E.size) for row in rows),
-        bytes=len(data),
-        xxh3_128=checksum(data),
-        kept_mass=round(kept / max(counted, 1), 6),
-        entropy=round(entropy / max(counted, 1), 6),
-        row_tokens=tuple(int(row.input_ids_L.size) for row in rows),
-        row_counted=tuple(row.targets.num_positions for row in rows),
+        temperatures=temperatures,
+        identity_digest=identity_digest,
     )
-    return record, data
 
 
 def pack_shard(
     heads: Heads,
     coded: CodedRows,
-    spec: RankedSpec,
+    spec: CodecSpec,
     *,
     split: str,
     index: int,
@@ -99,9 +74,9 @@ def pack_shard(
     data = parquet_bytes(
         coded_table(heads, coded, spec, footer(spec, temperatures, identity_digest))
     )
-    counted = int(coded.positions_S.sum())
-    levels_N = coded.entropy_NG[:, list(temperatures).index(1.0)]
-    entropy_N = spec.grids.entropy_value(levels_N, dither(heads.noise_N()))
+    loss_tokens = int(coded.positions_S.sum())
+    codes_N = coded.entropy_NG[:, list(temperatures).index(1.0)]
+    entropy_N = spec.quantisation.entropy_value(codes_N, dither(heads.noise_N()))
     entropy = float(entropy_N.sum(dtype=np.float64))
     lengths_S = np.diff(heads.starts)
     record = ShardRecord(
@@ -110,14 +85,14 @@ def pack_shard(
         path=shard_name(split, index),
         rows=len(heads.sample_ids),
         tokens=int(lengths_S.sum()),
-        counted=counted,
+        loss_tokens=loss_tokens,
         entries=coded.num_entries(spec),
         bytes=len(data),
         xxh3_128=checksum(data),
-        kept_mass=round(float(coded.kept_mass_N(spec).sum()) / max(counted, 1), 6),
-        entropy=round(entropy / max(counted, 1), 6),
+        kept_mass=round(float(coded.kept_mass_N(spec).sum()) / max(loss_tokens, 1), 6),
+        entropy=round(entropy / max(loss_tokens, 1), 6),
         row_tokens=tuple(lengths_S.tolist()),
-        row_counted=tuple(coded.positions_S.tolist()),
+        row_loss_tokens=tuple(coded.positions_S.tolist()),
     )
     return record, data
 
@@ -159,7 +134,7 @@ def finalize(
     records: Sequence[ShardRecord],
     *,
     identity: Mapping[str, Any],
-    spec: Spec,
+    spec: CodecSpec,
     temperatures: Sequence[float],
     corpus_counts: Mapping[str, int],
     tokenizer_files: Sequence[str],
@@ -185,7 +160,7 @@ def finalize(
         corpus_counts=dict(corpus_counts),
         tokenizer_xxh3_128=tokenizer,
         rows_xxh3_128=checksum(rows_index),
-        format_version=version_of(spec),
+        format_version=FORMAT_VERSION,
     )
     store.write(ROWS, rows_index)
     store.write("README.md", card_text(manifest, command).encode())

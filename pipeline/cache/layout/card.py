@@ -45,15 +45,15 @@ without running the teacher again.
 | vocabulary | {manifest.codec["vocab_size"]} |
 | identity (SHA-256) | `{manifest.identity_digest}` |
 
-| split | shards | sequences | tokens | counted tokens | bytes per counted token | kept mass |
+| split | shards | sequences | tokens | supervised tokens | bytes per supervised token | kept mass |
 |---|---|---|---|---|---|---|
 {table}
 
 ## Reading it
 
 The files are ordinary Parquet with zstd: `datasets.load_dataset(folder)`, DuckDB, polars and
-pyarrow read them as they lie. Columns: `sample_id`, `input_ids`, `counted` (true where a token is
-a label), and the teacher's distributions before those tokens as columns of bytes, which
+pyarrow read them as they lie. Columns: `sample_id`, `input_ids`, `loss_mask` (true where a token
+is a label), and the teacher's distributions before those tokens as columns of bytes, which
 `pipeline.cache` decodes ({_format(manifest)}):
 
 ```python
@@ -65,7 +65,7 @@ for row in cache.source("train").read_rows(0, range(3)):
 ```
 
 ```sql
-SELECT sum(num_counted) / sum(num_tokens) FROM 'data/train/*.parquet';
+SELECT sum(num_loss_tokens) / sum(num_tokens) FROM 'data/train/*.parquet';
 ```
 
 ## Made by
@@ -88,7 +88,7 @@ def _scheme_text(scheme: Mapping[str, Any]) -> str:
         parts.append(f"{scheme['top_k']} entries a position")
     if "taus" in scheme:
         taus = ", ".join(f"{tau:.4g}" for tau in scheme["taus"])
-        parts.append(f"the rest drawn with tau {taus}")
+        parts.append(f"the rest sampled with tau {taus}")
     else:
         parts.append("tail mass kept")
     return ", ".join(parts)
@@ -100,22 +100,22 @@ def responses_text(identity: Mapping[str, Any]) -> str | None:
     if "responses" not in corpus:
         return None
     # A cache merged of several teachers' holds a list of what differs.
-    all_drawn, all_written = _listed(corpus["generate"]), _listed(corpus["responses"])
-    drawn = all_drawn[0]
+    all_sampled, all_written = _listed(corpus["generate"]), _listed(corpus["responses"])
+    sampled = all_sampled[0]
     filters = [
-        f"{label} {drawn[name]:g}"
+        f"{label} {sampled[name]:g}"
         for name, label, off in (
             ("top_p", "top-p", 1), ("top_k", "top-k", 0), ("min_p", "min-p", 0),
         )
-        if drawn[name] != off
+        if sampled[name] != off
     ]  # fmt: skip
-    how = ", ".join([f"temperature {drawn['temperature']:g}", *filters, f"seed {corpus['seed']}"])
+    how = ", ".join([f"temperature {sampled['temperature']:g}", *filters, f"seed {corpus['seed']}"])
     count, tokens, unfinished = (
         sum(written[name] for written in all_written) for name in ("count", "tokens", "unfinished")
     )
-    if len(all_drawn) > 1:
-        how = f"{len(all_drawn)} settings of sampling"
-    limit = max(settings["max_new_tokens"] for settings in all_drawn)
+    if len(all_sampled) > 1:
+        how = f"{len(all_sampled)} settings of sampling"
+    limit = max(settings["max_new_tokens"] for settings in all_sampled)
     # A derived cache holds rows, not the text; and of a slice these are the source's numbers.
     where = "counted in its sources" if identity.get("derived") else "text in `_meta/responses`"
     return (
@@ -130,11 +130,11 @@ def _listed(value: Any) -> list[Any]:
 
 def _split_line(manifest: Manifest, split: str) -> str:
     records = manifest.of_split(split)
-    counted = sum(record.counted for record in records)
+    loss_tokens = sum(record.loss_tokens for record in records)
     size = sum(record.bytes for record in records)
-    kept = sum(record.kept_mass * record.counted for record in records) / max(counted, 1)
+    kept = sum(record.kept_mass * record.loss_tokens for record in records) / max(loss_tokens, 1)
     return (
         f"| {split} | {len(records)} | {sum(r.rows for r in records)} "
-        f"| {sum(r.tokens for r in records)} | {counted} | {size / max(counted, 1):.1f} "
+        f"| {sum(r.tokens for r in records)} | {loss_tokens} | {size / max(loss_tokens, 1):.1f} "
         f"| {kept:.4f} |"
     )

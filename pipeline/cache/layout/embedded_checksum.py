@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from pipeline.cache.layout.manifest import checksum
 
-__all__ = ["OPEN_SEAL", "is_sealed", "seal"]
+__all__ = ["CHECKSUM_PLACE", "has_valid_checksum", "with_checksum"]
 
 _MARK = b"xxh3-128:"
 _ZEROS = b"0" * 32
-OPEN_SEAL = (_MARK + _ZEROS).decode()
-"""Text that a file holds once before it is sealed."""
+CHECKSUM_PLACE = (_MARK + _ZEROS).decode()
+"""Text that a file contains once before its checksum is filled in."""
 
 
-def seal(data: bytes) -> bytes:
-    """Return the file with its checksum in the last place of `OPEN_SEAL`."""
+def with_checksum(data: bytes) -> bytes:
+    """Return the file with its checksum in the last place of `CHECKSUM_PLACE`."""
     at = _place(data)
     assert data[at : at + len(_ZEROS)] == _ZEROS
     return _with(data, at, checksum(data).encode())
 
 
-def is_sealed(data: bytes) -> bool:
-    """Whether the file is the one that was sealed."""
+def has_valid_checksum(data: bytes) -> bool:
+    """Whether the file is the one whose checksum was filled in."""
     at = _place(data)
     return checksum(_with(data, at, _ZEROS)).encode() == data[at : at + len(_ZEROS)]
 

@@ -16,13 +16,13 @@ from pipeline.cache.layout.manifest import (
     read_manifest,
     record_name,
 )
-from pipeline.cache.layout.quarantine import FAILED, FailedRow, decode_failed
+from pipeline.cache.layout.quarantine import QUARANTINE, QuarantinedRow, decode_quarantine
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.storage.parallel import in_threads
 
-__all__ = ["Ledger", "Plan", "PlannedRows", "decode_plan", "encode_plan", "read_ledger"]
+__all__ = ["Inventory", "Plan", "PlannedRows", "decode_plan", "encode_plan", "read_inventory"]
 
 _READS_AT_ONCE = 16
 """Small files read side by side: an object store answers each in 20 to 50 ms, and there are
@@ -42,7 +42,7 @@ class PlannedRows:
 
     @property
     def name(self) -> str:
-        """The shard's name in claims and lists, such as `train-00000`."""
+        """The shard's name in leases and lists, such as `train-00000`."""
         return f"{self.split}-{self.index:05d}"
 
 
@@ -55,7 +55,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class Inventory:
     """The shards that a cache should hold, from the best witness there is."""
 
     manifest: Manifest | None
@@ -65,7 +65,7 @@ class Ledger:
     planned: tuple[PlannedRows, ...]
     records: tuple[ShardRecord, ...]
     """All of the manifest; without one, the intact records of committed shards."""
-    failed: dict[str, tuple[FailedRow, ...] | None]
+    failed: dict[str, tuple[QuarantinedRow, ...] | None]
     """Rows of the plan that the teacher could not answer, by shard; None for a damaged list."""
     damaged: tuple[tuple[str, str], ...]
     """Files of the whole cache that are missing or damaged, each with the reason."""
@@ -75,12 +75,12 @@ class Ledger:
         """SHA-256 of the identity."""
         return None if self.identity is None else fingerprint(self.identity)
 
-    def failed_rows(self, shard: str) -> tuple[FailedRow, ...]:
+    def failed_rows(self, shard: str) -> tuple[QuarantinedRow, ...]:
         """Return the rows that a shard such as `train-00000` lacks."""
         return self.failed.get(shard) or ()
 
     @property
-    def rows_set_aside(self) -> int:
+    def rows_quarantined(self) -> int:
         """Rows of all readable lists."""
         return sum(len(rows or ()) for rows in self.failed.values())
 
@@ -126,7 +126,7 @@ def decode_plan(raw: bytes) -> Plan | None:
     return Plan(identity, shards) if all(item.split in SPLITS for item in shards) else None
 
 
-def read_ledger(store: Store) -> Ledger:
+def read_inventory(store: Store) -> Inventory:
     """Return what the cache says of itself.
 
     Raises:
@@ -144,7 +144,7 @@ def read_ledger(store: Store) -> Ledger:
     if raw is not None:
         try:
             manifest = read_manifest(store)
-            return Ledger(
+            return Inventory(
                 manifest,
                 plan_raw,
                 manifest.identity,
@@ -164,7 +164,7 @@ def read_ledger(store: Store) -> Ledger:
         missing = len(planned) - len(records)
         damaged.append((MANIFEST, f"missing ({missing} shards are not made yet)"))
     identity = plan.identity if plan else None
-    return Ledger(None, plan_raw, identity, planned, records, failed, tuple(damaged))
+    return Inventory(None, plan_raw, identity, planned, records, failed, tuple(damaged))
 
 
 def _records(store: Store) -> tuple[ShardRecord, ...]:
@@ -182,13 +182,13 @@ def _records(store: Store) -> tuple[ShardRecord, ...]:
     return tuple(sorted(found, key=lambda record: (SPLITS.index(record.split), record.index)))
 
 
-def _failed(store: Store) -> dict[str, tuple[FailedRow, ...] | None]:
-    """Return the lists of rows set aside; reads only, where stage one removes damaged ones."""
-    names = [name for name in store.list(FAILED) if name.endswith(".json")]
+def _failed(store: Store) -> dict[str, tuple[QuarantinedRow, ...] | None]:
+    """Return the lists of rows quarantined; reads only, where stage one removes damaged ones."""
+    names = [name for name in store.list(QUARANTINE) if name.endswith(".json")]
     shards = [name.removesuffix(".json") for name in names]
-    raws = in_threads(lambda name: _read(store, f"{FAILED}/{name}"), names, _READS_AT_ONCE)
+    raws = in_threads(lambda name: _read(store, f"{QUARANTINE}/{name}"), names, _READS_AT_ONCE)
     return {
-        shard: decode_failed(raw, shard)
+        shard: decode_quarantine(raw, shard)
         for shard, raw in zip(shards, raws, strict=True)
         if raw is not None
     }
@@ -198,7 +198,7 @@ def _is_whole(manifest: bytes) -> bool:
     try:
         data = json.loads(manifest)
         stored = data.pop("manifest_sha256")
-        return bool(fingerprint(data) == stored and data.get("format") == "distil-cache")
+        return bool(fingerprint(data) == stored and data.get("format") == "distill-cache")
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -53,27 +53,27 @@ class ShardRecord:
     """Relative to the cache, `data/<split>/<index>.parquet`."""
     rows: int
     tokens: int
-    counted: int
+    loss_tokens: int
     entries: int
     bytes: int
     xxh3_128: str
     kept_mass: float
-    """Mean over counted positions of the mass in the stored entries at temperature 1."""
+    """Mean over supervised positions of the mass in the stored entries at temperature 1."""
     entropy: float
     """Mean entropy at temperature 1, nats."""
     row_tokens: Sequence[int] = field(default=(), hash=False)
     """Tokens of each row; kept as int32, eight times smaller than a tuple of integers."""
-    row_counted: Sequence[int] = field(default=(), hash=False)
+    row_loss_tokens: Sequence[int] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         """Pack the per-row numbers: a worker holds those of all shards before the manifest."""
         object.__setattr__(self, "row_tokens", array("i", self.row_tokens))
-        object.__setattr__(self, "row_counted", array("i", self.row_counted))
+        object.__setattr__(self, "row_loss_tokens", array("i", self.row_loss_tokens))
 
     def to_json(self, *, with_rows: bool) -> dict[str, Any]:
         """Return the JSON form; the manifest leaves the per-row numbers to `rows.bin`."""
         data = asdict(self)
-        for name in ("row_tokens", "row_counted"):
+        for name in ("row_tokens", "row_loss_tokens"):
             rows = data.pop(name)
             if with_rows:
                 data[name] = rows.tolist()
@@ -97,7 +97,7 @@ class Manifest:
     tokenizer_xxh3_128: dict[str, str]
     """The tokenizer's files below `_meta/tokenizer`, each with its checksum."""
     rows_xxh3_128: str
-    """Checksum of `rows.bin`: zstd of int32 [rows, 2], (tokens, counted) in shard order."""
+    """Checksum of `rows.bin`: zstd of int32 [rows, 2], (tokens, loss tokens) in shard order."""
     format_version: int
 
     @property
@@ -112,7 +112,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the file's content; byte-identical for the same cache."""
         data = {
-            "format": "distil-cache",
+            "format": "distill-cache",
             "format_version": self.format_version,
             "identity_digest": self.identity_digest,
             "identity": self.identity,
@@ -168,7 +168,7 @@ def read_manifest(store: Store) -> Manifest:
             expected=f"at most {FORMAT_VERSION}",
             do="upgrade this project to read it",
         )
-    if damaged or data.get("format") != "distil-cache":
+    if damaged or data.get("format") != "distill-cache":
         raise CacheError(
             f"{store.full_url(MANIFEST)}: damaged (its checksum does not match)",
             do="delete it and run cache-teacher again: finished shards are kept and checked",
@@ -186,7 +186,7 @@ def read_manifest(store: Store) -> Manifest:
 
 
 def read_rows_index(store: Store, manifest: Manifest) -> NDArray[np.int32]:
-    """Return int32 [rows, 2]: tokens and counted tokens of every row, train then held-out.
+    """Return int32 [rows, 2]: tokens and supervised tokens of every row, train then held-out.
 
     Raises:
         CacheError: the file is missing, damaged, or disagrees with the manifest.
@@ -209,7 +209,7 @@ def read_rows_index(store: Store, manifest: Manifest) -> NDArray[np.int32]:
 
 def pack_rows_index(records: Sequence[ShardRecord]) -> bytes:
     """Return the content of `rows.bin` for records that carry their per-row numbers."""
-    columns = ([r.row_tokens for r in records], [r.row_counted for r in records])
+    columns = ([r.row_tokens for r in records], [r.row_loss_tokens for r in records])
     rows_R2 = np.stack([_joined(column) for column in columns], axis=1)
     return zstandard.ZstdCompressor(level=9).compress(rows_R2.data)
 

@@ -1,4 +1,4 @@
-"""Does a cache hold what was planned, and nothing else: its plan, rows set aside, stray files."""
+"""Does a cache hold what was planned, and nothing else: its plan, rows quarantined, stray files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.cache.layout.embedded_checksum import is_sealed
-from pipeline.cache.layout.inventory import Ledger, PlannedRows, decode_plan
+from pipeline.cache.layout.embedded_checksum import has_valid_checksum
+from pipeline.cache.layout.inventory import Inventory, PlannedRows, decode_plan
 from pipeline.cache.layout.manifest import (
     PLAN,
     RESPONSES,
@@ -16,7 +16,7 @@ from pipeline.cache.layout.manifest import (
     record_name,
     shard_name,
 )
-from pipeline.cache.layout.quarantine import failed_name
+from pipeline.cache.layout.quarantine import quarantine_name
 from pipeline.storage import Store
 
 __all__ = [
@@ -42,18 +42,18 @@ class Finding:
     """The file belongs to no shard of the cache."""
 
 
-def plan_findings(store: Store, ledger: Ledger) -> Iterator[Finding]:
+def plan_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
     """Yield what is wrong with the plan: each planned shard is listed once, and nothing else."""
-    manifest = ledger.manifest
-    if ledger.plan_raw is None:
+    manifest = inventory.manifest
+    if inventory.plan_raw is None:
         if store.exists("_meta/config.yaml"):
             yield Finding(PLAN, "missing")
         return
-    plan = decode_plan(ledger.plan_raw)
+    plan = decode_plan(inventory.plan_raw)
     if plan is None:
         return  # the ledger has said so
-    as_written = json.dumps(json.loads(ledger.plan_raw), indent=1, ensure_ascii=False).encode()
-    if as_written != ledger.plan_raw:
+    as_written = json.dumps(json.loads(inventory.plan_raw), indent=1, ensure_ascii=False).encode()
+    if as_written != inventory.plan_raw:
         yield Finding(PLAN, "not as it was written (white space or number format)")
     elif manifest is not None and plan.identity != manifest.identity:
         yield Finding(PLAN, "of another identity than the manifest")
@@ -63,7 +63,7 @@ def plan_findings(store: Store, ledger: Ledger) -> Iterator[Finding]:
         if sorted(planned) != sorted(listed):
             yield Finding(PLAN, f"plans {len(planned)} shards, the manifest lists {len(listed)}")
     if manifest is None:
-        have = {(record.split, record.index) for record in ledger.records}
+        have = {(record.split, record.index) for record in inventory.records}
         files = set(store.list("_meta/shards"))
         for item in plan.shards:
             if (item.split, item.index) not in have:
@@ -73,36 +73,36 @@ def plan_findings(store: Store, ledger: Ledger) -> Iterator[Finding]:
                 yield Finding(name, reason, (item.split, item.index))
 
 
-def failed_findings(ledger: Ledger) -> Iterator[Finding]:
-    """Yield lists of rows set aside that are damaged, lost, or of no shard.
+def failed_findings(inventory: Inventory) -> Iterator[Finding]:
+    """Yield lists of rows quarantined that are damaged, lost, or of no shard.
 
     Stage one makes a shard again whose list is lost or damaged, and so does a repair.
     """
-    planned = {item.name: item for item in ledger.planned}
-    held = {f"{record.split}-{record.index:05d}": record for record in ledger.records}
-    for shard, rows in ledger.failed.items():
+    planned = {item.name: item for item in inventory.planned}
+    held = {f"{record.split}-{record.index:05d}": record for record in inventory.records}
+    for shard, rows in inventory.failed.items():
         record = held.get(shard)
         if rows is None:
             key = (record.split, record.index) if record else None
-            yield Finding(failed_name(shard), "damaged (its checksum does not match)", key)
+            yield Finding(quarantine_name(shard), "damaged (its checksum does not match)", key)
         elif shard not in planned and shard not in held and (planned or held):
-            yield Finding(failed_name(shard), "belongs to no shard of this cache", stray=True)
-    counts = ledger.manifest.corpus_counts if ledger.manifest else {}
-    if counts.get("rows_set_aside", 0) <= ledger.rows_set_aside:
+            yield Finding(quarantine_name(shard), "belongs to no shard of this cache", stray=True)
+    counts = inventory.manifest.corpus_counts if inventory.manifest else {}
+    if counts.get("rows_quarantined", 0) <= inventory.rows_quarantined:
         return
     for shard, item in planned.items():
         record = held.get(shard)
-        if record is not None and record.rows < item.rows and shard not in ledger.failed:
-            text = f"missing: {item.rows - record.rows} rows of {record.path} were set aside"
-            yield Finding(failed_name(shard), text, (record.split, record.index))
+        if record is not None and record.rows < item.rows and shard not in inventory.failed:
+            text = f"missing: {item.rows - record.rows} rows of {record.path} were quarantined"
+            yield Finding(quarantine_name(shard), text, (record.split, record.index))
 
 
-def stray_findings(store: Store, ledger: Ledger) -> Iterator[Finding]:
+def stray_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
     """Yield files of no shard: other readers take each Parquet file of a split for a part of it."""
-    keys = {(record.split, record.index) for record in ledger.records}
-    keys |= {(item.split, item.index) for item in ledger.planned}
+    keys = {(record.split, record.index) for record in inventory.records}
+    keys |= {(item.split, item.index) for item in inventory.planned}
     shards = {shard_name(*key) for key in keys}
-    known = ledger.manifest is not None or bool(ledger.planned)
+    known = inventory.manifest is not None or bool(inventory.planned)
     reason = "belongs to no shard of this cache" if known else "no intact record says what it is"
     for split in SPLITS:
         for file in store.list(f"data/{split}"):
@@ -129,21 +129,21 @@ def response_findings(store: Store) -> Iterator[Finding]:
     for file in sorted(wanted | {name for name in present if name.endswith(".parquet")}):
         if file not in present:
             yield Finding(f"{RESPONSES}/{file}", "missing")
-        elif not is_sealed(store.read(f"{RESPONSES}/{file}")):
+        elif not has_valid_checksum(store.read(f"{RESPONSES}/{file}")):
             yield Finding(f"{RESPONSES}/{file}", "damaged (its checksum does not match)")
 
 
-def plan_reason(plan: PlannedRows, listed: ShardRecord, ledger: Ledger) -> str:
-    """Say how a shard differs from its plan; rows that were set aside are planned and not there."""
-    if ledger.failed.get(plan.name, ()) is None:
+def plan_reason(plan: PlannedRows, listed: ShardRecord, inventory: Inventory) -> str:
+    """Say how a shard differs from its plan; quarantined rows are planned and not there."""
+    if inventory.failed.get(plan.name, ()) is None:
         return ""  # the damaged list has been named
-    missing = len(ledger.failed_rows(plan.name))
+    missing = len(inventory.failed_rows(plan.name))
     if plan.rows == listed.rows + missing and (plan.tokens == listed.tokens or missing):
         return ""
-    counts = ledger.manifest.corpus_counts if ledger.manifest else {}
-    lost = counts.get("rows_set_aside", 0) > ledger.rows_set_aside
-    if lost and listed.rows < plan.rows and plan.name not in ledger.failed:
+    counts = inventory.manifest.corpus_counts if inventory.manifest else {}
+    lost = counts.get("rows_quarantined", 0) > inventory.rows_quarantined
+    if lost and listed.rows < plan.rows and plan.name not in inventory.failed:
         return ""  # the lost list has been named
     text = f"plans {plan.rows} rows of {plan.tokens} tokens for {listed.path}"
-    aside = f", and {missing} set aside" if missing else ""
+    aside = f", and {missing} quarantined" if missing else ""
     return f"{text}, which has {listed.rows} of {listed.tokens}{aside}"

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.io.writer import commit_shard, finalize, intact_record
 from pipeline.cache.layout.inventory import Plan, PlannedRows
 from pipeline.cache.layout.manifest import (
@@ -19,7 +20,6 @@ from pipeline.cache.layout.manifest import (
     read_manifest,
     tokenizer_name,
 )
-from pipeline.cache.layout.schema import Spec
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -106,7 +106,7 @@ def finish(
     records: Sequence[ShardRecord],
     *,
     identity: Mapping[str, Any],
-    spec: Spec,
+    spec: CodecSpec,
     temperatures: Sequence[float],
     tokenizer: Mapping[str, bytes],
     corpus_counts: Mapping[str, int],
@@ -134,5 +134,5 @@ def derived_counts(records: Sequence[ShardRecord]) -> dict[str, int]:
         "train": sum(record.rows for record in records if record.split == "train"),
         "heldout": sum(record.rows for record in records if record.split == "heldout"),
         "tokens": sum(record.tokens for record in records),
-        "counted_tokens": sum(record.counted for record in records),
+        "loss_tokens": sum(record.loss_tokens for record in records),
     }

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.subsample import keep_top
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.layout.manifest import MANIFEST, PLAN, SPLITS
@@ -26,13 +24,13 @@ _PLAIN = pa.schema(
     [
         pa.field("sample_id", pa.string()),
         pa.field("input_ids", pa.list_(pa.int32())),
-        pa.field("counted", pa.list_(pa.bool_())),
+        pa.field("loss_mask", pa.list_(pa.bool_())),
         pa.field("target_ids", pa.list_(pa.list_(pa.int32()))),
         pa.field("target_logprobs", pa.list_(pa.list_(pa.float16()))),
     ]
 )
 _PLAIN_SAMPLED = _PLAIN.append(pa.field("target_inclusion", pa.list_(pa.list_(pa.float32()))))
-"""Of sampled targets: without it the drawn entries would be taken for a biased top-k."""
+"""Of sampled targets: without it the sampled entries would be taken for a biased top-k."""
 
 
 def export_plain(
@@ -44,9 +42,9 @@ def export_plain(
 ) -> int:
     """Write every shard as `data/<split>/<index>.parquet` of plain lists; return the rows.
 
-    `target_ids` and `target_logprobs` hold one list for each counted token, in order: the
+    `target_ids` and `target_logprobs` hold one list for each supervised token, in order: the
     teacher's entries before that token, and log p at temperature 1 in float16. Of a sampled cache
-    `target_inclusion` holds the probability with which each was kept, 1 for certain ones:
+    `target_inclusion` holds the probability with which each was kept, 1 for always-kept ones:
     exp(log p) / inclusion is an unbiased target at temperature 1. A shard that is there already is
     kept, so a killed export goes on; `_EXPORT` says what it is an export of.
 
@@ -62,10 +60,10 @@ def export_plain(
     """
     check_apart(target, [cache.store])
     _claim_target(cache, target, top_k)
-    schema = _PLAIN if cache.law is None else _PLAIN_SAMPLED
+    schema = _PLAIN if cache.rule is None else _PLAIN_SAMPLED
     rows_done = 0
     for split in SPLITS:
-        source = cache.source(split)
+        source = cache.source(split, top_k=top_k)
         for shard, count in enumerate(source.shard_rows()):
             path = source.shards[shard].path
             if not target.exists(path):
@@ -75,7 +73,7 @@ def export_plain(
                         rows = source.read_rows(
                             shard, range(start, min(count, start + _BATCH_ROWS))
                         )
-                        writer.write_table(_table([_thinned(row, top_k) for row in rows], schema))
+                        writer.write_table(_table(rows, schema))
                 target.write(path, sink.getvalue().to_pybytes())
             rows_done += count
             if on_rows is not None:
@@ -105,18 +103,11 @@ def _claim_target(cache: Cache, target: Store, top_k: int | None) -> None:
             )
 
 
-def _thinned(row: CachedSequence, top_k: int | None) -> CachedSequence:
-    if top_k is None:
-        return row
-    no_tail_N = np.zeros(row.targets.num_positions, np.float32)
-    return replace(row, targets=keep_top(row.targets, no_tail_N, top_k)[0])
-
-
 def _table(rows: list[CachedSequence], schema: pa.Schema) -> pa.Table:
     columns = [
         pa.array([row.sample_id for row in rows]),
         pa.array([row.input_ids_L for row in rows], pa.list_(pa.int32())),
-        pa.array([row.counted_L for row in rows], pa.list_(pa.bool_())),
+        pa.array([row.loss_mask_L for row in rows], pa.list_(pa.bool_())),
         pa.array([list(_positions(row, row.targets.token_ids_E)) for row in rows],
                  pa.list_(pa.list_(pa.int32()))),
         pa.array([list(_positions(row, _logprobs(row))) for row in rows],
@@ -134,17 +125,17 @@ def _inclusion(row: CachedSequence) -> NDArray[np.float32]:
 
 
 def _logprobs(row: CachedSequence) -> NDArray[np.float16]:
-    """Return log p at temperature 1; of drawn entries less what rounding adds on average."""
+    """Return log p at temperature 1; of sampled entries less what rounding adds on average."""
     targets = row.targets
     logprobs_E = targets.logprobs_E
-    if targets.inclusion_E is not None and targets.drawn_step:
-        bias = np.float32(rounding_log_bias(targets.drawn_step, 1.0))
+    if targets.inclusion_E is not None and targets.sampled_step:
+        bias = np.float32(rounding_log_bias(targets.sampled_step, 1.0))
         logprobs_E = np.where(targets.inclusion_E < 1, logprobs_E - bias, logprobs_E)
     return logprobs_E.astype(np.float16)
 
 
 def _positions(row: CachedSequence, values_E: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    """Yield the values of each counted token."""
+    """Yield the values of each supervised token."""
     ends = np.cumsum(row.targets.counts_N)
     for start, end in zip(ends - row.targets.counts_N, ends, strict=True):
         yield values_E[start:end]

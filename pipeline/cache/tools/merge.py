@@ -10,14 +10,20 @@ from numpy.typing import NDArray
 
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.cache.io.tables import encode_table, read_table, short_ids
-from pipeline.cache.layout.inventory import Ledger, Plan, PlannedRows, encode_plan, read_ledger
+from pipeline.cache.layout.inventory import (
+    Inventory,
+    Plan,
+    PlannedRows,
+    encode_plan,
+    read_inventory,
+)
 from pipeline.cache.layout.manifest import (
     SPLITS,
     ShardRecord,
     describe_difference,
 )
 from pipeline.cache.tools.derive import check_apart, claim_folder, derived_counts, fill, finish
-from pipeline.cache.tools.merge_partial import unite_parts
+from pipeline.cache.tools.merge_partial import merge_parts
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -52,30 +58,32 @@ def merge_caches(
     if len({store.root for store in sources}) < len(sources):
         raise CacheError("a cache is named twice", expected="different caches to merge")
     check_apart(target, sources)
-    ledgers = [read_ledger(store) for store in sources]
-    unknown = [s.url for s, ledger in zip(sources, ledgers, strict=True) if not ledger.identity]
+    inventories = [read_inventory(store) for store in sources]
+    unknown = [
+        s.url for s, inventory in zip(sources, inventories, strict=True) if not inventory.identity
+    ]
     if unknown:
         raise CacheError(
             f"{', '.join(unknown)}: manifest and plan are damaged, so nobody knows what is in it",
             do="repair it first",
         )
-    if len({ledger.identity_digest for ledger in ledgers}) == 1:
-        return unite_parts(
-            target, sources, ledgers, command=command, on_start=on_start, on_rows=on_rows
+    if len({inventory.identity_digest for inventory in inventories}) == 1:
+        return merge_parts(
+            target, sources, inventories, command=command, on_start=on_start, on_rows=on_rows
         )
-    caches = _open_all(sources, ledgers)
+    caches = _open_all(sources, inventories)
     return _append(
         target, caches, command=command, workers=workers, on_start=on_start, on_rows=on_rows
     )
 
 
-def _open_all(sources: Sequence[Store], ledgers: Sequence[Ledger]) -> list[Cache]:
+def _open_all(sources: Sequence[Store], inventories: Sequence[Inventory]) -> list[Cache]:
     """Open whole caches of several identities; say at once all that keeps them apart."""
     mistakes: list[str] = []
     caches: list[Cache] = []
-    digests = [ledger.identity_digest for ledger in ledgers]
-    for store, ledger in zip(sources, ledgers, strict=True):
-        if digests.count(ledger.identity_digest) > 1:
+    digests = [inventory.identity_digest for inventory in inventories]
+    for store, inventory in zip(sources, inventories, strict=True):
+        if digests.count(inventory.identity_digest) > 1:
             mistakes.append(f"{store.url}: of the same identity as another; merge these two first")
         try:
             caches.append(open_cache(store.url))

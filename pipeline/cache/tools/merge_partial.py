@@ -8,12 +8,12 @@ from itertools import pairwise
 
 from pipeline.cache.io.tables import read_shard
 from pipeline.cache.layout.inventory import (
-    Ledger,
+    Inventory,
     Plan,
     PlannedRows,
     decode_plan,
     encode_plan,
-    read_ledger,
+    read_inventory,
 )
 from pipeline.cache.layout.manifest import (
     RESPONSES,
@@ -23,13 +23,13 @@ from pipeline.cache.layout.manifest import (
     record_name,
     tokenizer_name,
 )
-from pipeline.cache.layout.quarantine import decode_failed, failed_name
+from pipeline.cache.layout.quarantine import decode_quarantine, quarantine_name
 from pipeline.cache.layout.schema import read_spec
 from pipeline.cache.tools.derive import claim_folder, derived_counts, fill, finish
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["unite_parts"]
+__all__ = ["merge_parts"]
 
 _CONFIG = "_meta/config.yaml"
 _Progress = Callable[[int], None]
@@ -43,15 +43,15 @@ class _Candidate:
     record: ShardRecord
 
     def read(self, item: PlannedRows) -> tuple[ShardRecord, bytes, bytes | None] | None:
-        """Return the record, the file and the list of rows set aside; None where one is damaged."""
+        """Return record, file and list of quarantined rows; None where one is damaged."""
         try:
             record = decode_record(self.store.read(record_name(item.split, item.index)))
             if record is None or record.xxh3_128 != self.record.xxh3_128:
                 return None
             failed = None
             if record.rows != item.rows:
-                failed = self.store.read(failed_name(item.name))
-                rows = decode_failed(failed, item.name)
+                failed = self.store.read(quarantine_name(item.name))
+                rows = decode_quarantine(failed, item.name)
                 if rows is None or record.rows + len(rows) != item.rows:
                     return None
             return record, read_shard(self.store, record), failed
@@ -64,18 +64,18 @@ class _Parts:
     """Caches of one identity, finished or not."""
 
     stores: Sequence[Store]
-    ledgers: Sequence[Ledger]
+    ledgers: Sequence[Inventory]
 
     @property
-    def whole(self) -> Ledger | None:
+    def whole(self) -> Inventory | None:
         """The first that has a manifest."""
-        return next((ledger for ledger in self.ledgers if ledger.manifest), None)
+        return next((inventory for inventory in self.ledgers if inventory.manifest), None)
 
     def found(self) -> dict[tuple[str, int], list[_Candidate]]:
         """Return where each shard lies; first where it holds most of its planned rows."""
         found: dict[tuple[str, int], list[_Candidate]] = {}
-        for store, ledger in zip(self.stores, self.ledgers, strict=True):
-            for record in ledger.records:
+        for store, inventory in zip(self.stores, self.ledgers, strict=True):
+            for record in inventory.records:
                 candidate = _Candidate(store, record)
                 found.setdefault((record.split, record.index), []).append(candidate)
         return {
@@ -85,10 +85,10 @@ class _Parts:
 
     def plan(self) -> tuple[Plan, bytes]:
         """Return the plan and its file, as the stage wrote it where one has it."""
-        for ledger in self.ledgers:
-            plan = decode_plan(ledger.plan_raw) if ledger.plan_raw else None
-            if plan is not None and ledger.plan_raw is not None:
-                return plan, ledger.plan_raw
+        for inventory in self.ledgers:
+            plan = decode_plan(inventory.plan_raw) if inventory.plan_raw else None
+            if plan is not None and inventory.plan_raw is not None:
+                return plan, inventory.plan_raw
         assert self.whole is not None
         assert self.whole.identity is not None
         shards = [
@@ -106,8 +106,8 @@ class _Parts:
 
     def tokenizer(self) -> dict[str, bytes]:
         """Return the tokenizer's files, by the manifest's checksums where there is a manifest."""
-        for store, ledger in zip(self.stores, self.ledgers, strict=True):
-            names = ledger.manifest.tokenizer_xxh3_128 if ledger.manifest else {}
+        for store, inventory in zip(self.stores, self.ledgers, strict=True):
+            names = inventory.manifest.tokenizer_xxh3_128 if inventory.manifest else {}
             names = names or dict.fromkeys(store.list("_meta/tokenizer"), "")
             try:
                 files = {name: store.read(tokenizer_name(name)) for name in names}
@@ -122,10 +122,10 @@ class _Parts:
         return next((s.read(_CONFIG) for s in self.stores if s.exists(_CONFIG)), None)
 
 
-def unite_parts(
+def merge_parts(
     target: Store,
     sources: Sequence[Store],
-    ledgers: Sequence[Ledger],
+    ledgers: Sequence[Inventory],
     *,
     command: str,
     on_start: _Progress,
@@ -134,7 +134,7 @@ def unite_parts(
     """Write the union of the intact shards to `target`, byte for byte; return its rows.
 
     Of a shard that lacks different rows in two sources (the teacher could not answer them), the
-    one with most rows is taken, with its list of rows set aside.
+    one with most rows is taken, with its list of rows quarantined.
 
     Args:
         target: the new cache's root.
@@ -177,9 +177,9 @@ def unite_parts(
             if made is not None:
                 record, data, failed = made
                 # The list before the record, as stage one does: together they are the plan's rows.
-                target.delete(failed_name(item.name))
+                target.delete(quarantine_name(item.name))
                 if failed is not None:
-                    target.write(failed_name(item.name), failed)
+                    target.write(quarantine_name(item.name), failed)
                 return record, data
         return None
 
@@ -204,10 +204,10 @@ def unite_parts(
     whole = parts.whole.manifest if parts.whole else None
     scheme = plan.identity["scheme"]
     counts = dict(whole.corpus_counts) if whole else derived_counts(records)
-    counts.pop("rows_set_aside", None)
-    aside = read_ledger(target).rows_set_aside
+    counts.pop("rows_quarantined", None)
+    aside = read_inventory(target).rows_quarantined
     if aside:
-        counts["rows_set_aside"] = aside
+        counts["rows_quarantined"] = aside
     finish(
         target,
         records,

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline.cache.io.tables import read_table
 from pipeline.cache.io.writer import intact_record
-from pipeline.cache.layout.inventory import Ledger, read_ledger
+from pipeline.cache.layout.inventory import Inventory, read_inventory
 from pipeline.cache.layout.manifest import (
     MANIFEST,
     PLAN,
@@ -36,7 +36,7 @@ from pipeline.cache.layout.manifest import (
     record_name,
     shard_name,
 )
-from pipeline.cache.layout.quarantine import failed_name
+from pipeline.cache.layout.quarantine import quarantine_name
 from pipeline.cache.tools.verify import Finding
 from pipeline.errors import CacheError, Interrupted
 from pipeline.storage import Store
@@ -78,10 +78,10 @@ def restore_manifest(store: Store) -> None:
     name = f"{_KEPT}/manifest.json"
     if store.exists(MANIFEST) or not store.exists(name):
         return
-    identity = read_ledger(store).identity
+    identity = read_inventory(store).identity
     store.write(MANIFEST, store.read(name))
     try:
-        same = identity in (None, read_ledger(store).identity)
+        same = identity in (None, read_inventory(store).identity)
     except CacheError:
         same = False
     if not same:  # the folder was cleared and used for another cache
@@ -91,25 +91,25 @@ def restore_manifest(store: Store) -> None:
 
 def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
     """Decide what each finding needs; reads, but writes nothing."""
-    ledger = read_ledger(store)
+    inventory = read_inventory(store)
     names = {finding.name for finding in findings}
     strays = [finding.name for finding in findings if finding.stray]
     numbered = re.compile(r"data/\w+/\d{5}\.parquet|_meta/(shards|failed)/\w+-\d{5}\.json")
     rewrite: dict[str, bytes] = {}
     make: list[tuple[str, int]] = []
     for key in sorted({f.shard for f in findings if f.shard}, key=lambda key: (key[0], key[1])):
-        listed = _listed(ledger, key)
+        listed = _listed(inventory, key)
         record = None
         spoiled = {shard_name(*key), _failed_list(key)} & names
-        if ledger.manifest is not None and listed is not None and not spoiled:
-            record = _record_of(store, listed, ledger)
+        if inventory.manifest is not None and listed is not None and not spoiled:
+            record = _record_of(store, listed, inventory)
         if record is None:
             make.append(key)
         else:
             rewrite[record_name(*key)] = encode_record(record)
     meta = names - set(strays) - {f.name for f in findings if f.shard}
     if ROWS in meta and not make:
-        packed = _rows_index(store, ledger, rewrite)
+        packed = _rows_index(store, inventory, rewrite)
         if packed is not None:
             rewrite[ROWS] = packed
             meta.discard(ROWS)
@@ -121,7 +121,7 @@ def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
     # one that finds a damaged manifest and no plan refuses.
     if ((meta - {PLAN} and not make) or MANIFEST in meta) and store.exists(MANIFEST):
         remove.append(MANIFEST)
-    if ledger.identity is None:
+    if inventory.identity is None:
         strays = []  # nobody knows what belongs to the cache
     return RepairPlan(
         rewrite=rewrite,
@@ -143,7 +143,7 @@ def repair_cache(
         run: runs stage one with these arguments and returns its exit code; `run_stage_one`.
 
     Returns:
-        Rows that were set aside before and that the teacher has answered now.
+        Rows that were quarantined before and that the teacher has answered now.
 
     Raises:
         CacheError: the cache's own configuration cannot make what is missing.
@@ -164,7 +164,7 @@ def repair_cache(
     except BaseException:
         _put_back(store, removed)
         raise
-    # With rows set aside a run ends non-zero each time, and the cache is complete all the same.
+    # With rows quarantined a run ends non-zero each time, and the cache is complete all the same.
     if code and not _is_finished(store, plan, removed):
         _put_back(store, removed)
         if code in (143, 130, -signal.SIGTERM):
@@ -185,7 +185,7 @@ def repair_cache(
     _forget(store)
     answered = 0
     if before is not None:
-        answered = _rows_set_aside(json.loads(before)) - read_ledger(store).rows_set_aside
+        answered = _rows_quarantined(json.loads(before)) - read_inventory(store).rows_quarantined
     if before is not None and answered <= 0 and store.read(MANIFEST) != before:
         raise CacheError(
             f"{store.url}: the cache is whole again, but its bytes are not those of before",
@@ -222,7 +222,7 @@ def _run_with_config(store: Store, run: Callable[[Sequence[str]], int]) -> int:
 
 
 def _check_can_make(store: Store) -> None:
-    identity = read_ledger(store).identity or {}
+    identity = read_inventory(store).identity or {}
     if "derived" in identity:
         how = identity["derived"].get("how", {}).get("command", "the command")
         raise CacheError(
@@ -243,47 +243,47 @@ def _check_can_make(store: Store) -> None:
 
 
 def _failed_list(key: tuple[str, int]) -> str:
-    return failed_name(f"{key[0]}-{key[1]:05d}")
+    return quarantine_name(f"{key[0]}-{key[1]:05d}")
 
 
-def _rows_set_aside(manifest: Mapping[str, Any]) -> int:
-    return int(manifest["corpus_counts"].get("rows_set_aside", 0))
+def _rows_quarantined(manifest: Mapping[str, Any]) -> int:
+    return int(manifest["corpus_counts"].get("rows_quarantined", 0))
 
 
 def _is_finished(store: Store, plan: RepairPlan, removed: Mapping[str, bytes]) -> bool:
-    """Whether stage one made everything and ended non-zero only for rows that are set aside."""
-    ledger = read_ledger(store)
+    """Whether stage one made everything and ended non-zero only for rows that are quarantined."""
+    inventory = read_inventory(store)
     return (
-        ledger.manifest is not None
-        and ledger.rows_set_aside > 0
+        inventory.manifest is not None
+        and inventory.rows_quarantined > 0
         and all(store.exists(name) for name in (PLAN, MANIFEST) if name in removed)
         and all(intact_record(store, *key, check_bytes=True) is not None for key in plan.make)
     )
 
 
-def _listed(ledger: Ledger, key: tuple[str, int]) -> ShardRecord | None:
-    return next((r for r in ledger.records if (r.split, r.index) == key), None)
+def _listed(inventory: Inventory, key: tuple[str, int]) -> ShardRecord | None:
+    return next((r for r in inventory.records if (r.split, r.index) == key), None)
 
 
-def _record_of(store: Store, listed: ShardRecord, ledger: Ledger) -> ShardRecord | None:
+def _record_of(store: Store, listed: ShardRecord, inventory: Inventory) -> ShardRecord | None:
     """Return the record of a whole shard: the manifest has the sums, the shard has the rows."""
     try:
-        table = read_table(store, listed, ledger.identity_digest)
+        table = read_table(store, listed, inventory.identity_digest)
     except CacheError:
         return None
     return replace(
         listed,
         row_tokens=tuple(table.column("num_tokens").to_pylist()),
-        row_counted=tuple(table.column("num_counted").to_pylist()),
+        row_loss_tokens=tuple(table.column("num_loss_tokens").to_pylist()),
     )
 
 
-def _rows_index(store: Store, ledger: Ledger, rewritten: dict[str, bytes]) -> bytes | None:
+def _rows_index(store: Store, inventory: Inventory, rewritten: dict[str, bytes]) -> bytes | None:
     """Return the content of `rows.bin` from all records, where it is what the manifest wants."""
-    if ledger.manifest is None:
+    if inventory.manifest is None:
         return None
     records = []
-    for listed in ledger.records:
+    for listed in inventory.records:
         name = record_name(listed.split, listed.index)
         try:
             record = decode_record(rewritten.get(name) or store.read(name))
@@ -293,13 +293,13 @@ def _rows_index(store: Store, ledger: Ledger, rewritten: dict[str, bytes]) -> by
             return None
         records.append(record)
     packed = pack_rows_index(tuple(records))
-    return packed if checksum(packed) == ledger.manifest.rows_xxh3_128 else None
+    return packed if checksum(packed) == inventory.manifest.rows_xxh3_128 else None
 
 
 def _keep(store: Store) -> dict[str, bytes]:
     """Copy what a stage writes anew; an earlier repair's copies are the older and stay."""
     kept: dict[str, bytes] = {}
-    whole = read_ledger(store).manifest is not None
+    whole = read_inventory(store).manifest is not None
     for name in (*_REWRITTEN, *((MANIFEST,) if whole else ())):
         copy = f"{_KEPT}/{name.rsplit('/', 1)[-1]}"
         with contextlib.suppress(FileNotFoundError):

@@ -6,17 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import xxhash
-from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import RankedSpec
-from pipeline.cache.codec.subsample import Less, check_less, keep_top
-from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.codec.subsample import EntryLimit, check_limit
 from pipeline.cache.io.reader import Cache
-from pipeline.cache.io.tables import decode_table, encode_table, read_table
-from pipeline.cache.io.writer import encode_shard
+from pipeline.cache.io.tables import encode_table, read_table
 from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
 from pipeline.cache.layout.manifest import SPLITS, ShardRecord
 from pipeline.cache.tools.derive import check_apart, claim_folder, derived_counts, fill, finish
@@ -46,9 +41,9 @@ class SliceSpec:
     split: str | None = None
 
     @property
-    def less(self) -> Less:
+    def limit(self) -> EntryLimit:
         """Which entries stay."""
-        return Less(self.top_k, self.tau_factor)
+        return EntryLimit(self.top_k, self.tau_factor)
 
     def to_json(self) -> dict[str, Any]:
         """Return what goes into the identity; of ids their digest."""
@@ -96,7 +91,7 @@ def slice_cache(
             source is damaged, or the target is no place for it.
     """
     check_apart(target, [cache.store])
-    _check_less(cache, spec.less)
+    _check_limit(cache, spec.limit)
     on_start(sum(record.rows for record in cache.manifest.shards))
     chosen = _choose(cache, spec, workers, on_rows)
     source = cache.manifest
@@ -109,10 +104,10 @@ def slice_cache(
     if spec.top_k is not None:
         identity["scheme"] = {**source.identity["scheme"], "top_k": spec.top_k}
     codec = cache.spec
-    if isinstance(codec, RankedSpec) and codec.law is not None:
-        codec = spec.less.of_spec(codec)
-        assert codec.law is not None
-        identity["scheme"] = {**source.identity["scheme"], "taus": list(codec.law.taus)}
+    if codec.rule is not None:
+        codec = spec.limit.of_spec(codec)
+        assert codec.rule is not None
+        identity["scheme"] = {**source.identity["scheme"], "taus": list(codec.rule.taus)}
         identity["codec"] = codec.to_json()
     groups: list[list[_Row]] = []
     shards: list[PlannedRows] = []
@@ -126,16 +121,14 @@ def slice_cache(
     digest = fingerprint(identity)
 
     def make(place: int) -> tuple[ShardRecord, bytes]:
-        item, tables = shards[place], _gather(cache, groups[place])
-        if isinstance(codec, RankedSpec) or spec.top_k is None:
-            return encode_table(
-                tables,
-                split=item.split,
-                index=item.index,
-                identity_digest=digest,
-                less=spec.less,
-            )
-        return _thinned(cache, tables, item, spec.top_k, digest)
+        item = shards[place]
+        return encode_table(
+            _gather(cache, groups[place]),
+            split=item.split,
+            index=item.index,
+            identity_digest=digest,
+            limit=spec.limit,
+        )
 
     tokenizer = cache.tokenizer_files()
     claim_folder(target, plan, encode_plan(plan))
@@ -154,10 +147,10 @@ def slice_cache(
     return sum(record.rows for record in records)
 
 
-def _check_less(cache: Cache, less: Less) -> None:
+def _check_limit(cache: Cache, limit: EntryLimit) -> None:
     """Refuse before anything is read: too many entries, or entries of the other kind."""
     held = cache.manifest.identity["scheme"].get("top_k")
-    check_less(less, law=cache.law, held=held, url=cache.store.url)
+    check_limit(limit, rule=cache.rule, held=held, url=cache.store.url)
 
 
 def _choose(
@@ -250,27 +243,3 @@ def _gather(cache: Cache, rows: Sequence[_Row]) -> list[pa.Table]:
         table = _table(cache, cache.manifest.shards[shard])
         parts.append(table.take(pa.array(wanted, pa.int64())))
     return parts
-
-
-def _thinned(
-    cache: Cache, tables: Sequence[pa.Table], item: PlannedRows, top_k: int, digest: str
-) -> tuple[ShardRecord, bytes]:
-    """Return a shard of format version 1 with fewer entries a position."""
-    rows: list[CachedSequence] = []
-    tails: list[NDArray[np.float32]] = []
-    table = pa.concat_tables(tables)
-    mass = table.column("tail_mass").combine_chunks()
-    for place, row in enumerate(decode_table(table)):
-        tail_N = mass[place].values.to_numpy(zero_copy_only=False).astype(np.float32)
-        targets, tail_N = keep_top(row.targets, tail_N, top_k)
-        rows.append(CachedSequence(row.sample_id, row.input_ids_L, row.counted_L, targets))
-        tails.append(tail_N)
-    return encode_shard(
-        rows,
-        cache.spec,
-        split=item.split,
-        index=item.index,
-        temperatures=cache.manifest.temperatures,
-        identity_digest=digest,
-        tails=tails,
-    )

@@ -28,13 +28,13 @@ _BINS = 1 << 16
 
 @dataclass(slots=True)
 class Tally:
-    """Sums and histograms over counted positions; two of them add up."""
+    """Sums and histograms over supervised positions; two of them add up."""
 
     rows: int = 0
     tokens: int = 0
-    gold_logprob: float = 0.0
+    label_logprob: float = 0.0
     """Sum of log p of the tokens that really follow."""
-    gold_kept: int = 0
+    label_kept: int = 0
     """Positions whose own token is among the entries."""
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
     """Positions by number of entries."""
@@ -49,8 +49,8 @@ class Tally:
         """Add another's numbers to these."""
         self.rows += other.rows
         self.tokens += other.tokens
-        self.gold_logprob += other.gold_logprob
-        self.gold_kept += other.gold_kept
+        self.label_logprob += other.label_logprob
+        self.label_kept += other.label_kept
         self.counts += other.counts
         self.tails += other.tails
         self.entropies += other.entropies
@@ -58,33 +58,33 @@ class Tally:
             self.bytes_by_column[name] = self.bytes_by_column.get(name, 0) + size
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers that people read, all over counted positions at temperature 1."""
-        counted = int(self.counts.sum())
+        """Return the numbers that people read, all over supervised positions at temperature 1."""
+        loss_tokens = int(self.counts.sum())
         grid = np.arange(_BINS, dtype=np.float64)
         halves = np.arange(_BINS, dtype=np.uint16).view(np.float16).astype(np.float64)
         by_count = _Distribution(grid, self.counts)
         tail, entropy = _Distribution(halves, self.tails), _Distribution(halves, self.entropies)
-        each = max(counted, 1)
+        each = max(loss_tokens, 1)
         columns = {name: size / each for name, size in sorted(self.bytes_by_column.items())}
         return {
             "rows": self.rows,
             "tokens": self.tokens,
-            "counted_tokens": counted,
+            "loss_tokens": loss_tokens,
             "entries_per_position": {
                 "mean": by_count.mean(),
                 "p50": by_count.quantile(0.5),
                 "p95": by_count.quantile(0.95),
                 "max": by_count.quantile(1.0),
             },
-            "bytes_per_counted_token": {"all": sum(columns.values()), **columns},
+            "bytes_per_loss_token": {"all": sum(columns.values()), **columns},
             "kept_mass": {"mean": 1 - tail.mean(), "p5": 1 - tail.quantile(0.95)},
             "entropy_nats": {
                 "mean": entropy.mean(),
                 **{f"p{q}": entropy.quantile(q / 100) for q in (5, 50, 95)},
             },
-            "gold_logprob": self.gold_logprob / each,
-            "teacher_cross_entropy": -self.gold_logprob / each,
-            "gold_within_entries": self.gold_kept / each,
+            "label_logprob": self.label_logprob / each,
+            "teacher_cross_entropy": -self.label_logprob / each,
+            "label_within_entries": self.label_kept / each,
         }
 
 
@@ -163,10 +163,10 @@ def _count(table: pa.Table, *, at_one: int) -> Tally:
         tally.tokens += int(row.input_ids_L.size)
         counts.append(targets.counts_N)
         entropies.append(targets.entropy_NG[:, at_one].astype(np.float16))
-        tally.gold_logprob += float(targets.gold_logprob_N.sum(dtype=np.float64))
+        tally.label_logprob += float(targets.label_logprob_N.sum(dtype=np.float64))
         owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)
-        gold_E = row.input_ids_L[row.counted_L][owner_E]
-        tally.gold_kept += np.unique(owner_E[targets.token_ids_E == gold_E]).size
+        label_E = row.input_ids_L[row.loss_mask_L][owner_E]
+        tally.label_kept += np.unique(owner_E[targets.token_ids_E == label_E]).size
     tally.counts += np.bincount(np.concatenate(counts), minlength=_BINS)
     tally.entropies += _by_bits(np.concatenate(entropies))
     tally.tails += _by_bits(tail_mass(table))
@@ -186,19 +186,19 @@ def stats_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'':<38}" + "".join(f"{name:>14}" for name in splits)
     for label, path in _ROWS:
         yield f"{label:<38}" + "".join(f"{_shown(s, path):>14}" for s in splits.values())
-    columns = sorted({name for s in splits.values() for name in s["bytes_per_counted_token"]})
+    columns = sorted({name for s in splits.values() for name in s["bytes_per_loss_token"]})
     for name in sorted(columns, key=lambda name: (name != "all", name)):
-        values = (f"{s['bytes_per_counted_token'].get(name, 0):>14.2f}" for s in splits.values())
-        yield f"{'bytes/counted token, ' + name:<38}" + "".join(values)
+        values = (f"{s['bytes_per_loss_token'].get(name, 0):>14.2f}" for s in splits.values())
+        yield f"{'bytes/supervised token, ' + name:<38}" + "".join(values)
     yield ""
     yield (
-        f"{'shard':<28}{'rows':>8}{'tokens':>11}{'counted':>11}{'entries':>9}{'bytes':>8}"
+        f"{'shard':<28}{'rows':>8}{'tokens':>11}{'loss_tokens':>11}{'entries':>9}{'bytes':>8}"
         f"{'kept':>9}{'entropy':>9}{'loss':>9}"
     )
     for s in facts["shards"]:
         yield (
-            f"{s['shard']:<28}{s['rows']:>8}{s['tokens']:>11}{s['counted_tokens']:>11}"
-            f"{s['entries_per_position']['mean']:>9.1f}{s['bytes_per_counted_token']['all']:>8.1f}"
+            f"{s['shard']:<28}{s['rows']:>8}{s['tokens']:>11}{s['loss_tokens']:>11}"
+            f"{s['entries_per_position']['mean']:>9.1f}{s['bytes_per_loss_token']['all']:>8.1f}"
             f"{s['kept_mass']['mean']:>9.4f}{s['entropy_nats']['mean']:>9.3f}"
             f"{s['teacher_cross_entropy']:>9.3f}"
         )
@@ -207,16 +207,16 @@ def stats_lines(facts: Mapping[str, Any]) -> Iterator[str]:
 _ROWS = [
     ("rows", ("rows",)),
     ("tokens", ("tokens",)),
-    ("counted tokens", ("counted_tokens",)),
+    ("supervised tokens", ("loss_tokens",)),
     *[
         (f"entries/position, {n}", ("entries_per_position", n))
         for n in ("mean", "p50", "p95", "max")
     ],
     *[(f"kept mass, {n}", ("kept_mass", n)) for n in ("mean", "p5")],
     *[(f"entropy (nats), {n}", ("entropy_nats", n)) for n in ("mean", "p5", "p50", "p95")],
-    ("gold log p, mean", ("gold_logprob",)),
+    ("label log p, mean", ("label_logprob",)),
     ("teacher's own cross-entropy (nats)", ("teacher_cross_entropy",)),
-    ("gold token within the entries", ("gold_within_entries",)),
+    ("label token within the entries", ("label_within_entries",)),
 ]
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.cache.layout.card import responses_text
-from pipeline.cache.layout.inventory import Ledger, read_ledger
+from pipeline.cache.layout.inventory import Inventory, read_inventory
 from pipeline.cache.layout.manifest import MANIFEST, SPLITS, ShardRecord
-from pipeline.cache.layout.quarantine import FAILED
+from pipeline.cache.layout.quarantine import QUARANTINE
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -21,52 +21,52 @@ def summarize(store: Store) -> dict[str, Any]:
     Raises:
         CacheError: there is no cache, its manifest or plan is damaged, or it is of a newer format.
     """
-    ledger = read_ledger(store)
-    if ledger.identity is None or (ledger.manifest is None and store.exists(MANIFEST)):
-        names = " and ".join(name for name, _ in ledger.damaged)
+    inventory = read_inventory(store)
+    if inventory.identity is None or (inventory.manifest is None and store.exists(MANIFEST)):
+        names = " and ".join(name for name, _ in inventory.damaged)
         raise CacheError(
             f"{store.url}: {names} missing or damaged",
             do=f"python -m pipeline.cache verify {store.url} lists every damaged file",
         )
-    identity = ledger.identity
+    identity = inventory.identity
     return {
         "url": store.url,
-        "complete": ledger.manifest is not None,
-        "identity_digest": ledger.identity_digest,
+        "complete": inventory.manifest is not None,
+        "identity_digest": inventory.identity_digest,
         "teacher": identity.get("teacher", {}),
         "scheme": identity.get("scheme", {}),
         "codec": identity.get("codec", {}),
         "corpus": identity.get("corpus", {}),
         "derived": identity.get("derived"),
-        "rows_set_aside": ledger.rows_set_aside,
-        "splits": {split: _split(ledger, split) for split in SPLITS},
+        "rows_quarantined": inventory.rows_quarantined,
+        "splits": {split: _split(inventory, split) for split in SPLITS},
     }
 
 
-def _split(ledger: Ledger, split: str) -> dict[str, Any]:
-    records = [record for record in ledger.records if record.split == split]
-    planned = [item for item in ledger.planned if item.split == split]
-    counted = sum(record.counted for record in records)
-    whole = ledger.manifest is not None
+def _split(inventory: Inventory, split: str) -> dict[str, Any]:
+    records = [record for record in inventory.records if record.split == split]
+    planned = [item for item in inventory.planned if item.split == split]
+    loss_tokens = sum(record.loss_tokens for record in records)
+    whole = inventory.manifest is not None
     return {
         "shards": len(records),
         "shards_planned": len(records) if whole else len(planned),
         "sequences": sum(record.rows for record in records),
         "tokens": sum(record.tokens for record in records),
         "tokens_planned": sum(item.tokens for item in (records if whole else planned)),
-        "counted_tokens": counted,
+        "loss_tokens": loss_tokens,
         "bytes": sum(record.bytes for record in records),
-        "bytes_per_counted_token": sum(record.bytes for record in records) / max(counted, 1),
-        "entries_per_position": sum(record.entries for record in records) / max(counted, 1),
+        "bytes_per_loss_token": sum(record.bytes for record in records) / max(loss_tokens, 1),
+        "entries_per_position": sum(record.entries for record in records) / max(loss_tokens, 1),
         "kept_mass": _mean(records, [record.kept_mass for record in records]),
         "entropy_nats": _mean(records, [record.entropy for record in records]),
     }
 
 
 def _mean(records: Sequence[ShardRecord], values: Sequence[float]) -> float:
-    counted = [record.counted for record in records]
-    total = sum(value * count for value, count in zip(values, counted, strict=True))
-    return total / max(sum(counted), 1)
+    loss_tokens = [record.loss_tokens for record in records]
+    total = sum(value * count for value, count in zip(values, loss_tokens, strict=True))
+    return total / max(sum(loss_tokens), 1)
 
 
 def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -104,16 +104,16 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         sources = [sources] if isinstance(sources, str) else sources
         how = " ".join(f"{key}={value}" for key, value in derived.get("how", {}).items())
         yield f"derived      from {', '.join(source[:12] for source in sources)}: {how}"
-    if facts["rows_set_aside"]:
+    if facts["rows_quarantined"]:
         yield (
-            f"set aside    {facts['rows_set_aside']} rows that the teacher could not answer, "
-            f"listed in {FAILED}; cache-teacher --retry-quarantined makes them again"
+            f"quarantined  {facts['rows_quarantined']} rows that the teacher fails on, "
+            f"listed in {QUARANTINE}; cache-teacher --retry-quarantined tries them again"
         )
     for split, s in facts["splits"].items():
         yield (
             f"{split:<12} {s['shards']} shards, {s['sequences']} sequences, "
-            f"{s['tokens']} tokens, {s['counted_tokens']} counted, "
-            f"{s['bytes_per_counted_token']:.1f} bytes/counted token, "
+            f"{s['tokens']} tokens, {s['loss_tokens']} supervised, "
+            f"{s['bytes_per_loss_token']:.1f} bytes/supervised token, "
             f"{s['entries_per_position']:.1f} entries/position, kept mass {s['kept_mass']:.4f}, "
             f"entropy {s['entropy_nats']:.3f} nats"
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.io.tables import decode_table, read_table, short_ids
-from pipeline.cache.layout.inventory import Ledger, PlannedRows, read_ledger
+from pipeline.cache.layout.inventory import Inventory, PlannedRows, read_inventory
 from pipeline.cache.layout.manifest import (
     PLAN,
     ROWS,
@@ -20,7 +20,7 @@ from pipeline.cache.layout.manifest import (
     record_name,
     tokenizer_name,
 )
-from pipeline.cache.layout.quarantine import failed_name
+from pipeline.cache.layout.quarantine import quarantine_name
 from pipeline.cache.tools.coverage import (
     Finding,
     failed_findings,
@@ -70,47 +70,49 @@ def verify_cache(
         CacheError: there is no cache at all, or one of a newer format.
         StoreError: the store cannot be reached.
     """
-    ledger = read_ledger(store)
-    findings = [Finding(name, reason) for name, reason in ledger.damaged]
-    rows_index = _rows_index(store, ledger, findings)
-    findings += _tokenizer(store, ledger)
-    findings += plan_findings(store, ledger)
-    findings += failed_findings(ledger)
-    findings += stray_findings(store, ledger)
+    inventory = read_inventory(store)
+    findings = [Finding(name, reason) for name, reason in inventory.damaged]
+    rows_index = _rows_index(store, inventory, findings)
+    findings += _tokenizer(store, inventory)
+    findings += plan_findings(store, inventory)
+    findings += failed_findings(inventory)
+    findings += stray_findings(store, inventory)
     findings += response_findings(store)
-    on_start(sum(record.rows for record in ledger.records))
-    starts = np.cumsum([0] + [record.rows for record in ledger.records])
-    planned = {(item.split, item.index): item for item in ledger.planned}
+    on_start(sum(record.rows for record in inventory.records))
+    starts = np.cumsum([0] + [record.rows for record in inventory.records])
+    planned = {(item.split, item.index): item for item in inventory.planned}
 
     def check(position: int) -> _Seen:
-        record = ledger.records[position]
+        record = inventory.records[position]
         wanted = None
         if rows_index is not None:
             wanted = rows_index[starts[position] : starts[position + 1]]
         plan = planned.get((record.split, record.index))
-        return _check_shard(store, record, wanted, plan, ledger, quick)
+        return _check_shard(store, record, wanted, plan, inventory, quick)
 
     seen: list[_Seen] = []
-    for position, one in enumerate(in_threads(check, range(len(ledger.records)), workers)):
+    for position, one in enumerate(in_threads(check, range(len(inventory.records)), workers)):
         findings += one.findings
         seen.append(one)
-        on_rows(ledger.records[position].rows)
-    findings += _repeated(ledger, seen)
+        on_rows(inventory.records[position].rows)
+    findings += _repeated(inventory, seen)
     return _without_twins(findings)
 
 
-def _rows_index(store: Store, ledger: Ledger, findings: list[Finding]) -> NDArray[np.int32] | None:
-    if ledger.manifest is None:
+def _rows_index(
+    store: Store, inventory: Inventory, findings: list[Finding]
+) -> NDArray[np.int32] | None:
+    if inventory.manifest is None:
         return None
     try:
-        return read_rows_index(store, ledger.manifest)
+        return read_rows_index(store, inventory.manifest)
     except CacheError as error:
         findings.append(Finding(ROWS, _reason(error, store, ROWS)))
         return None
 
 
-def _tokenizer(store: Store, ledger: Ledger) -> Iterator[Finding]:
-    for file, wanted in ledger.manifest.tokenizer_xxh3_128.items() if ledger.manifest else ():
+def _tokenizer(store: Store, inventory: Inventory) -> Iterator[Finding]:
+    for file, wanted in inventory.manifest.tokenizer_xxh3_128.items() if inventory.manifest else ():
         try:
             found = checksum(store.read(tokenizer_name(file)))
         except FileNotFoundError:
@@ -126,16 +128,16 @@ def _check_shard(
     listed: ShardRecord,
     rows_R2: NDArray[np.int32] | None,
     plan: PlannedRows | None,
-    ledger: Ledger,
+    inventory: Inventory,
     quick: bool,
 ) -> _Seen:
     key = (listed.split, listed.index)
     findings: list[Finding] = []
-    reason = _record_reason(store, listed, rows_R2, ledger)
+    reason = _record_reason(store, listed, rows_R2, inventory)
     if reason:
         findings.append(Finding(record_name(*key), reason, key))
     if plan is not None:
-        text = plan_reason(plan, listed, ledger)
+        text = plan_reason(plan, listed, inventory)
         findings += [Finding(PLAN, text)] if text else []
     ids = np.zeros(0, "S16")
     if quick:
@@ -145,7 +147,7 @@ def _check_shard(
             findings.append(Finding(listed.path, text, key))
         return _Seen(tuple(findings), ids)
     try:
-        ids, samples_sha256 = _read_rows(store, listed, rows_R2, ledger)
+        ids, samples_sha256 = _read_rows(store, listed, rows_R2, inventory)
     except CacheError as error:
         findings.append(Finding(listed.path, error.found, key))
         return _Seen(tuple(findings), ids)
@@ -153,19 +155,19 @@ def _check_shard(
     lacking = plan is not None and plan.rows != listed.rows
     if plan is not None and not lacking and plan.samples_sha256 not in (None, samples_sha256):
         findings.append(Finding(PLAN, f"plans other samples than {listed.path} holds"))
-    failed = ledger.failed_rows(f"{listed.split}-{listed.index:05d}")
+    failed = inventory.failed_rows(f"{listed.split}-{listed.index:05d}")
     both = np.isin(short_ids([row.sample_id for row in failed]), ids).sum() if failed else 0
     if both:
-        name = failed_name(f"{listed.split}-{listed.index:05d}")
+        name = quarantine_name(f"{listed.split}-{listed.index:05d}")
         findings.append(Finding(name, f"{both} of its rows are in {listed.path} all the same", key))
     return _Seen(tuple(findings), ids)
 
 
 def _record_reason(
-    store: Store, listed: ShardRecord, rows_R2: NDArray[np.int32] | None, ledger: Ledger
+    store: Store, listed: ShardRecord, rows_R2: NDArray[np.int32] | None, inventory: Inventory
 ) -> str:
     """Say what is wrong with a shard's record, which a cache made again would rely on."""
-    if ledger.manifest is None:
+    if inventory.manifest is None:
         return ""  # the records are what the shards are judged by, and they were whole
     try:
         record = decode_record(store.read(record_name(listed.split, listed.index)))
@@ -177,53 +179,53 @@ def _record_reason(
         return "shard record differs from the manifest"
     if rows_R2 is not None and (
         list(record.row_tokens) != rows_R2[:, 0].tolist()
-        or list(record.row_counted) != rows_R2[:, 1].tolist()
+        or list(record.row_loss_tokens) != rows_R2[:, 1].tolist()
     ):
         return f"shard record differs from {ROWS}"
     return ""
 
 
 def _read_rows(
-    store: Store, listed: ShardRecord, rows_R2: NDArray[np.int32] | None, ledger: Ledger
+    store: Store, listed: ShardRecord, rows_R2: NDArray[np.int32] | None, inventory: Inventory
 ) -> tuple[NDArray[np.bytes_], str]:
     """Decode every row of a shard; return the ids as 16 bytes each, and the digest of them all."""
-    table = read_table(store, listed, ledger.identity_digest)
+    table = read_table(store, listed, inventory.identity_digest)
     names: list[str] = []
     tokens: list[int] = []
-    counted: list[int] = []
+    loss_tokens: list[int] = []
     entries = 0
     for row in decode_table(table):
         names.append(row.sample_id)
         tokens.append(int(row.input_ids_L.size))
-        counted.append(row.targets.num_positions)
+        loss_tokens.append(row.targets.num_positions)
         entries += int(row.targets.token_ids_E.size)
-    found = (len(names), sum(tokens), sum(counted), entries)
-    wanted = (listed.rows, listed.tokens, listed.counted, listed.entries)
-    words = "rows, tokens, counted tokens, entries"
+    found = (len(names), sum(tokens), sum(loss_tokens), entries)
+    wanted = (listed.rows, listed.tokens, listed.loss_tokens, listed.entries)
+    words = "rows, tokens, supervised tokens, entries"
     if found != wanted:
         raise CacheError(f"holds {found} {words}, its record says {wanted}")
     if rows_R2 is not None and (
-        tokens != rows_R2[:, 0].tolist() or counted != rows_R2[:, 1].tolist()
+        tokens != rows_R2[:, 0].tolist() or loss_tokens != rows_R2[:, 1].tolist()
     ):
         raise CacheError(f"its rows have other lengths than {ROWS} says")
     return short_ids(names), fingerprint(names)
 
 
-def _repeated(ledger: Ledger, seen: Sequence[_Seen]) -> Iterator[Finding]:
+def _repeated(inventory: Inventory, seen: Sequence[_Seen]) -> Iterator[Finding]:
     """A sample stands in the cache once, but for those that a merge brought in several times."""
     ids = [one.ids_R for one in seen]
     if not ids:
         return
     every = np.concatenate(ids)
     owner = np.repeat(np.arange(len(ids)), [part.size for part in ids])
-    heldout = np.array([record.split != "train" for record in ledger.records])[owner]
+    heldout = np.array([record.split != "train" for record in inventory.records])[owner]
     order = np.argsort(every, kind="stable")
     every, owner, heldout = every[order], owner[order], heldout[order]
     again = np.flatnonzero(every[1:] == every[:-1]) + 1
     both = again[heldout[again] != heldout[again - 1]]
-    allowed = int((ledger.identity or {}).get("derived", {}).get("repeated_samples", 0))
+    allowed = int((inventory.identity or {}).get("derived", {}).get("repeated_samples", 0))
     for position in np.unique(owner[both]).tolist():
-        listed = ledger.records[position]
+        listed = inventory.records[position]
         yield Finding(
             listed.path,
             f"{int((owner[both] == position).sum())} of its samples are in the other split too",
@@ -231,7 +233,7 @@ def _repeated(ledger: Ledger, seen: Sequence[_Seen]) -> Iterator[Finding]:
         )
     if again.size > allowed and not both.size:
         for position in np.unique(owner[again]).tolist():
-            listed = ledger.records[position]
+            listed = inventory.records[position]
             yield Finding(
                 listed.path,
                 f"{int((owner[again] == position).sum())} of its samples are in the cache twice",

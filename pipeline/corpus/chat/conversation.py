@@ -38,7 +38,7 @@ class Conversation:
     """Messages for a chat template."""
 
     messages: list[Message]
-    first_counted: int = 0
+    first_supervised: int = 0
     """Messages before this one are context only, whoever speaks."""
     tools: list[Any] | None = None
 
@@ -108,7 +108,7 @@ def _text(content: object, place: str) -> str:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise CorpusError(
                 f"{place}: a content part of type {kind!r}",
-                expected="text parts only: this pipeline distils language models without images",
+                expected="text parts only: this pipeline distills language models without images",
             )
         texts.append(text)
     return "".join(texts)

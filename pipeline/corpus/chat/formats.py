@@ -163,7 +163,7 @@ def _prompt_completion_reader(*, answered: bool) -> Interpreter:
         completion = _side(row, "completion", "assistant") if there else []
         if answered and not completion:
             return Conversation([])
-        return Conversation([*prompt, *completion], first_counted=len(prompt), tools=_tools(row))
+        return Conversation([*prompt, *completion], first_supervised=len(prompt), tools=_tools(row))
 
     return read
 

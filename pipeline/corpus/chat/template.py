@@ -57,18 +57,18 @@ class ChatTemplate:
             CorpusError: the assistant's turns cannot be located in what the template renders.
         """
         messages, tools = conversation.messages, conversation.tools
-        counted = [
+        supervised = [
             number
             for number, message in enumerate(messages)
-            if message["role"] == "assistant" and number >= conversation.first_counted
+            if message["role"] == "assistant" and number >= conversation.first_supervised
         ]
-        if not everything and counted and _GENERATION.search(self.text):
-            return self._render_marked(conversation, counted)
+        if not everything and supervised and _GENERATION.search(self.text):
+            return self._render_marked(conversation, supervised)
         text = self._apply(messages, tools)
         if everything:
             return Rendered(text, [(0, len(text))])
         spans = []
-        for number in counted:
+        for number in supervised:
             start = self._start_of(number, text, messages, tools)
             end = self._end_of(number, text, messages, tools)
             if start is None or end is None or end < start:
@@ -116,7 +116,7 @@ class ChatTemplate:
             )
         return str(text)
 
-    def _render_marked(self, conversation: Conversation, counted: list[int]) -> Rendered:
+    def _render_marked(self, conversation: Conversation, supervised: list[int]) -> Rendered:
         from transformers.utils import chat_template_utils
 
         render: Any = chat_template_utils.render_jinja_template
@@ -134,7 +134,7 @@ class ChatTemplate:
         spans = [(int(start), int(end)) for start, end in marked[0]]
         speakers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         if len(spans) == len(speakers):
-            spans = [span for span, n in zip(spans, speakers, strict=True) if n in set(counted)]
+            spans = [span for span, n in zip(spans, speakers, strict=True) if n in set(supervised)]
         return Rendered(str(texts[0]), spans)
 
     def _start_of(

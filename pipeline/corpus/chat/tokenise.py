@@ -20,7 +20,7 @@ class Tokens:
     """One row's tokens, of any length."""
 
     input_ids: NDArray[np.int32]
-    counted: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,10 @@ def tokenise(rows: Sequence[Rendered | str], *, tokenizer: Any, ends: DocumentEn
         tokens = np.asarray(ids, dtype=np.int32)
         if isinstance(row, str):
             tokens = _with_ends(tokens, ends)
-            counted = np.ones(tokens.shape, dtype=np.bool_)
+            loss_mask = np.ones(tokens.shape, dtype=np.bool_)
         else:
-            counted = _mask(row.spans, np.asarray(offsets, dtype=np.int64).reshape(-1, 2))
-        result.append(Tokens(tokens, counted))
+            loss_mask = _mask(row.spans, np.asarray(offsets, dtype=np.int64).reshape(-1, 2))
+        result.append(Tokens(tokens, loss_mask))
     return result
 
 
@@ -100,7 +100,7 @@ def _mask(spans: list[tuple[int, int]], offsets: NDArray[np.int64]) -> NDArray[n
     prompt alone, the model is never asked for it.
     """
     starts, ends = offsets[:, 0], offsets[:, 1]
-    counted = np.zeros(len(offsets), dtype=np.bool_)
+    loss_mask = np.zeros(len(offsets), dtype=np.bool_)
     for begin, stop in spans:
-        counted |= (starts >= begin) & (starts < stop) & (ends > starts)
-    return counted
+        loss_mask |= (starts >= begin) & (starts < stop) & (ends > starts)
+    return loss_mask

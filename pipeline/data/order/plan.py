@@ -48,7 +48,7 @@ class StepPlan:
     packs: tuple[Pack, ...]
     num_tokens: int
     """Of all ranks."""
-    num_counted_tokens: int
+    num_loss_tokens: int
     """Of all ranks; what the loss is divided by. Can be 0 in a corpus with such rows."""
     pack_tokens: tuple[int, ...] | None = None
     """Of each pack, where micro-batches are windows of tokens; None: as many packs in each."""
@@ -94,7 +94,7 @@ class TrainPlan:
         """Pack every shard once: about 1 s for a million rows.
 
         Args:
-            source: asked for shard sizes, lengths and counted tokens only.
+            source: asked for shard sizes, lengths and supervised tokens only.
             seed: any integer.
             packs_per_step: G, over all ranks and micro-batches; of no effect with `batch_tokens`.
             pack_length: most tokens of a pack.
@@ -115,7 +115,7 @@ class TrainPlan:
         self._lengths_R = np.asarray(source.lengths())
         # On the axis of tokens a row without any would start where no window is.
         self._sizes_R = np.maximum(self._lengths_R, 1)
-        self._counted_R = np.asarray(source.counted_counts())
+        self._loss_tokens_R = np.asarray(source.loss_token_counts())
         self._starts = np.cumsum([0, *source.shard_rows()])
         _check(self._lengths_R, self._starts, pack_length, batch_tokens)
         bounds = list(zip(self._starts, self._starts[1:], strict=False))
@@ -172,7 +172,7 @@ class TrainPlan:
             epoch=step // self._steps_per_epoch,
             packs=packs,
             num_tokens=int(lengths.sum()),
-            num_counted_tokens=int(self._counted_R[rows].sum()),
+            num_loss_tokens=int(self._loss_tokens_R[rows].sum()),
             pack_tokens=tuple(self._sizes_R[rows].tolist()) if by_tokens else None,
             num_rows_left_out=sum(len(pack.rows) for pack in planned) - len(rows),
         )

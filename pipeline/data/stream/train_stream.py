@@ -28,7 +28,7 @@ class StepBatch:
     epoch: int
     micro_batches: list[Batch]
     """As many as `accumulation`, on every rank; a short step has empty ones (N = 0)."""
-    num_counted_tokens: int
+    num_loss_tokens: int
     """Of ALL ranks and micro-batches; what the summed loss is divided by."""
     num_tokens: int
     """Of all ranks and micro-batches."""
@@ -213,7 +213,7 @@ class TrainStream:
                 )
                 for packs in micro_packs
             ],
-            num_counted_tokens=plan.num_counted_tokens,
+            num_loss_tokens=plan.num_loss_tokens,
             num_tokens=plan.num_tokens,
             num_rows_left_out=plan.num_rows_left_out,
             damaged=tuple(damaged),

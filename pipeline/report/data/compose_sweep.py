@@ -58,7 +58,7 @@ _LOGGED = {
     "memory/peak_gib": ("peak memory", "GiB"),
 }
 _MOST_CURVES = 24
-"""Runs whose curves are drawn; more are a fog, and the page grows by 100 kB with each."""
+"""Runs whose curves are sampled; more are a fog, and the page grows by 100 kB with each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def compose_sweep_report(
     ]  # fmt: skip
     best = folders[0]
     tokenizer = tokenizer_from_files(cache.tokenizer_files())
-    drawn = folders[:_MOST_CURVES]
+    sampled = folders[:_MOST_CURVES]
     speeds = [run_speed(folder) for folder in folders]
     commands = [
         *commands,
@@ -125,15 +125,15 @@ def compose_sweep_report(
             for folder in folders
         ),
     ]
-    hidden = len(folders) - len(drawn)
-    more = [f"Curves are drawn for the best {len(drawn)} runs."] if hidden else []
+    hidden = len(folders) - len(sampled)
+    more = [f"Curves are sampled for the best {len(sampled)} runs."] if hidden else []
     return Report(
         title=f"Sweep “{name}”: {len(runs)} students from one cache",
         rows=_rows(cache, folders, facts),
         differences=tuple(
             found for folder in folders[1:] for found in _all_differences(folder, best)
         ),
-        curves=tuple(curve for folder in drawn for curve in run_curves(folder)),
+        curves=tuple(curve for folder in sampled for curve in run_curves(folder)),
         cache=cache_facts(cache),
         passages=passages(cache, best.path / "model", tokenizer),
         generations=generations(

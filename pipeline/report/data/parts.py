@@ -139,7 +139,7 @@ def teacher_row(cache: Cache) -> Row:
     source = cache.source("heldout")
     for shard, rows in enumerate(source.shard_rows()):
         for row in source.read_rows(shard, range(rows)):
-            sums.append(-float(row.targets.gold_logprob_N.sum(dtype=np.float64)))
+            sums.append(-float(row.targets.label_logprob_N.sum(dtype=np.float64)))
             counts.append(row.targets.num_positions)
     entropy = measure(ratio_mean(sums, counts))
     perplexity = float(np.exp(entropy.value))
@@ -199,7 +199,7 @@ def cache_facts(cache: Cache) -> CacheFacts:
     manifest = cache.manifest
     identity = manifest.identity
     records = manifest.shards
-    counted = sum(record.counted for record in records)
+    loss_tokens = sum(record.loss_tokens for record in records)
     scheme = identity["scheme"]
     return CacheFacts(
         teacher=str(identity["teacher"]["model"]),
@@ -207,19 +207,19 @@ def cache_facts(cache: Cache) -> CacheFacts:
         corpus=str(identity["corpus"].get("source")),
         samples=sum(record.rows for record in records),
         tokens=sum(record.tokens for record in records),
-        counted_tokens=counted,
+        loss_tokens=loss_tokens,
         size_bytes=sum(record.bytes for record in records),
         scheme=f"top-{scheme['top_k']} with the mass of the rest",
         identity=manifest.identity_digest,
         temperatures=manifest.temperatures,
-        kept_mass_mean=sum(r.kept_mass * r.counted for r in records) / max(counted, 1),
-        entropy_mean=sum(r.entropy * r.counted for r in records) / max(counted, 1),
+        kept_mass_mean=sum(r.kept_mass * r.loss_tokens for r in records) / max(loss_tokens, 1),
+        entropy_mean=sum(r.entropy * r.loss_tokens for r in records) / max(loss_tokens, 1),
         shards=tuple(
             ShardFacts(
                 name=f"{r.split}/{r.index:05d}",
                 split=r.split,
                 samples=r.rows,
-                counted_tokens=r.counted,
+                loss_tokens=r.loss_tokens,
                 size_bytes=r.bytes,
                 kept_mass_mean=r.kept_mass,
                 entropy_mean=r.entropy,

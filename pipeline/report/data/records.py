@@ -90,7 +90,7 @@ class Curve:
     """One line of one chart: curves of the same `name` share a chart, `series` tells them apart."""
 
     name: str
-    """What is drawn, as the chart's heading: "training loss", "held-out KL"."""
+    """What is sampled, as the chart's heading: "training loss", "held-out KL"."""
     points: tuple[tuple[int, float], ...]
     """(step, value), by rising step."""
     series: str = ""
@@ -109,7 +109,7 @@ class ShardFacts:
     name: str
     split: str
     samples: int
-    counted_tokens: int
+    loss_tokens: int
     size_bytes: int
     kept_mass_mean: float | None = None
     entropy_mean: float | None = None
@@ -124,7 +124,7 @@ class CacheFacts:
     corpus: str
     samples: int
     tokens: int
-    counted_tokens: int
+    loss_tokens: int
     size_bytes: int
     scheme: str
     """The capture scheme in words, as in "top-64 with the rest as one bucket"."""
@@ -136,9 +136,9 @@ class CacheFacts:
     shards: tuple[ShardFacts, ...] = ()
 
     @property
-    def bytes_per_counted_token(self) -> float:
+    def bytes_per_loss_token(self) -> float:
         """The price of one teacher target; 0 for an empty cache."""
-        return self.size_bytes / self.counted_tokens if self.counted_tokens else 0.0
+        return self.size_bytes / self.loss_tokens if self.loss_tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,10 +102,10 @@ def _tiles(report: Report) -> list[Tile]:
 
 def _cache_tiles(report: Report) -> list[Tile]:
     cache = report.cache
-    if cache is None or not cache.counted_tokens:
+    if cache is None or not cache.loss_tokens:
         return []
-    size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.counted_tokens)} targets"
-    return [Tile("bytes per cached target", f"{cache.bytes_per_counted_token:.3g}", size)]
+    size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.loss_tokens)} targets"
+    return [Tile("bytes per cached target", f"{cache.bytes_per_loss_token:.3g}", size)]
 
 
 def _compared(key: str, control: Row | None) -> str:

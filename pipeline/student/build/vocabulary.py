@@ -176,26 +176,26 @@ def _across(
 ) -> StudentVocabulary:
     aligner = _aligner(folder, teacher, student, rows=mapping.size)
     probe = RetokenisedRows(_Few(_first_rows(cache.source("heldout"))), aligner)
-    counted, aligned = int(probe.counted_counts().sum()), int(probe.aligned_counts().sum())
+    loss_tokens, aligned = int(probe.loss_token_counts().sum()), int(probe.aligned_counts().sum())
     if not aligned:
         raise ModelError(
-            f"{folder}: of {counted} counted tokens of the student none begins where one of the "
+            f"{folder}: of {loss_tokens} supervised tokens of the student none begins where one of "
             "teacher's does",
             expected="tokenizers that give back the text that they are given",
             do="choose another student, or train on cross-entropy alone with --alpha 0",
         )
-    share = aligned / counted
+    share = aligned / loss_tokens
     _log.info(
-        "across tokenizers: %.1f %% of the student's counted tokens (%d of %d in the first "
+        "across tokenizers: %.1f %% of the student's supervised tokens (%d of %d in the first "
         "held-out rows) begin where a token of the teacher does and have a target; the rest has "
         "cross-entropy alone; every row is now tokenised once to know its length",
-        100 * share, aligned, counted,
+        100 * share, aligned, loss_tokens,
     )  # fmt: skip
     return StudentVocabulary(
         cache,
         mapping.size,
         _student_files(student, teacher),
-        sentence=f"another tokenizer than the teacher's; {100 * share:.1f} % of the counted tokens "
+        sentence=f"another tokenizer than the teacher's; {100 * share:.1f} % of the supervised "
         "begin where one of the teacher's does",
         digest=vocabulary_fingerprint(student),
         wrap=lambda source: RetokenisedRows(source, aligner),
@@ -268,7 +268,7 @@ class _Few:
     def lengths(self) -> Any:
         return np.asarray([len(row.input_ids_L) for row in self.rows], np.int32)
 
-    def counted_counts(self) -> Any:
+    def loss_token_counts(self) -> Any:
         return np.asarray([row.targets.num_positions for row in self.rows], np.int32)
 
     def shard_name(self, _shard: int) -> str:

@@ -172,8 +172,8 @@ def _heldout(before: HeldoutScores | None, after: HeldoutScores | None) -> str:
     return f"""
 ## Held-out measures
 
-On {len(after.counted)} sequences ({sum(after.counted)} counted tokens) of the cache that were never
-trained on; standard errors over sequences. {meaning}
+On {len(after.loss_tokens)} sequences ({sum(after.loss_tokens)} supervised tokens) of the cache that
+were never trained on; standard errors over sequences. {meaning}
 
 | | {" | ".join(heads)} |
 |{"---|" * (len(heads) + 1)}

@@ -185,8 +185,8 @@ class TrainLoop:
         world, loss = self._engine.world, self._inputs.loss
         # A run that is resumed at this step draws the same numbers (dropout) as one that is not.
         torch.manual_seed(hash((self._inputs.seed, batch.step, world.rank)) & 0x7FFFFFFF)
-        counted = max(batch.num_counted_tokens, 1)
-        scale = world.size * len(batch.micro_batches) / counted
+        loss_tokens = max(batch.num_loss_tokens, 1)
+        scale = world.size * len(batch.micro_batches) / loss_tokens
         rate = self._engine.learning_rate
         outputs = self._engine.train_step(
             [_module_inputs(b.to(self._engine.device), scale) for b in batch.micro_batches]
@@ -196,7 +196,7 @@ class TrainLoop:
         divergence, entropy, stop = self._engine.sum_over_ranks(
             [divergence, entropy, float(self._stop_asked)]
         )
-        divergence, entropy = divergence / counted, entropy / counted
+        divergence, entropy = divergence / loss_tokens, entropy / loss_tokens
         values = {
             "train/loss": loss.alpha * loss.temperature**2 * divergence
             + (1 - loss.alpha) * entropy,
@@ -271,7 +271,7 @@ def _module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
         "inclusion_NK": batch.inclusion_NK,
         "log_z_N": batch.log_z_N,
         "entropy_N": batch.entropy_N,
-        "gold_N": batch.gold_ids_N,
+        "label_N": batch.label_ids_N,
         "scale": scale,
     }
 

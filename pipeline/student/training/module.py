@@ -1,6 +1,6 @@
 """The module DeepSpeed wraps: the student's body, then the fused head with the loss inside.
 
-Legend: T tokens of a flattened micro-batch, N counted tokens, K entries, D hidden.
+Legend: T tokens of a flattened micro-batch, N supervised tokens, K entries, D hidden.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["StudentModule"]
 
 
 class StudentModule(nn.Module):
-    """Hidden states of packed sequences, picked where a counted token is predicted, to the loss.
+    """Hidden states of packed sequences, picked where a supervised token is predicted, to the loss.
 
     The loss is computed inside the head module, so that ZeRO 3 gathers its weight in time.
     """
@@ -36,7 +36,7 @@ class StudentModule(nn.Module):
         inclusion_NK: torch.Tensor | None,
         log_z_N: torch.Tensor,
         entropy_N: torch.Tensor,
-        gold_N: torch.Tensor,
+        label_N: torch.Tensor,
         scale: float,
         predictions: bool = False,
         temperature: float | None = None,
@@ -46,15 +46,16 @@ class StudentModule(nn.Module):
         Args:
             input_ids_1T: int64, sequences one after the other.
             position_ids_1T: int64, starting at 0 with each sequence; this alone separates them.
-            label_index_N: int64, for each counted token the place t whose hidden state predicts it.
+            label_index_N: int64, for each supervised token the place t whose hidden state predicts
+                it.
             ids_NK: see `HeadTargets`, as the next five.
             logprobs_NK: float32.
             inclusion_NK: float32 or None.
             log_z_N: float32.
             entropy_N: float32.
-            gold_N: int64.
-            scale: world * accumulation / counted tokens of the global batch, which makes the sum
-                of all micro-batches' losses the mean over counted tokens after DeepSpeed has
+            label_N: int64.
+            scale: world * accumulation / supervised tokens of the global batch, which makes the sum
+                of all micro-batches' losses the mean over supervised tokens after DeepSpeed has
                 divided by accumulation and averaged over ranks.
             predictions: also return the student's top token and its log-probability.
             temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
@@ -62,7 +63,7 @@ class StudentModule(nn.Module):
         body = self.model.base_model
         output = body(input_ids=input_ids_1T, position_ids=position_ids_1T, use_cache=False)
         hidden_ND = output.last_hidden_state[0].index_select(0, label_index_N)
-        targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, gold_N)
+        targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N)
         head = self.model.get_output_embeddings()
         terms: LossTerms = head(
             hidden_ND, targets, predictions=predictions, temperature=temperature

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from pipeline.cache.layout.quarantine import (
-    FailedRow,
-    failed_name,
-    read_failed,
-    read_failures,
-    set_aside,
+    QuarantinedRow,
+    quarantine_name,
+    quarantine_rows,
+    read_quarantine,
+    read_quarantined_rows,
 )
 from pipeline.errors import ModelError
 from pipeline.storage import Store
@@ -28,11 +28,11 @@ class QuarantineLists:
         self._planned_rows = planned_rows
         self._most = max(1, math.floor(max_fraction * planned_rows))
 
-    def read(self, shard: str) -> tuple[FailedRow, ...]:
+    def read(self, shard: str) -> tuple[QuarantinedRow, ...]:
         """Return the rows of a shard that are quarantined already."""
-        return read_failed(self._store, shard)
+        return read_quarantined_rows(self._store, shard)
 
-    def settle(self, shard: str, known: Sequence[FailedRow], answered: Answered) -> bool:
+    def settle(self, shard: str, known: Sequence[QuarantinedRow], answered: Answered) -> bool:
         """Make the rows that failed the shard's list; False where another worker's came first.
 
         Args:
@@ -46,26 +46,26 @@ class QuarantineLists:
         if answered.quarantined_ids == _ids(known):
             return True
         self._check_limit(shard, answered.quarantined)
-        return set_aside(self._store, shard, answered.quarantined)
+        return quarantine_rows(self._store, shard, answered.quarantined)
 
-    def read_other(self, shard: str, answered: Answered) -> tuple[FailedRow, ...]:
+    def read_other(self, shard: str, answered: Answered) -> tuple[QuarantinedRow, ...]:
         """Return the list that came first, which the next call goes by.
 
         It may be that of a worker that died before its record, for which fewer rows failed: then
         none of it is kept, and the next call starts without a list.
         """
-        known = read_failed(self._store, shard)
+        known = read_quarantined_rows(self._store, shard)
         if _ids(known) < answered.quarantined_ids:
-            self._store.delete(failed_name(shard))
+            self._store.delete(quarantine_name(shard))
             return ()
         return known
 
     def contradicts(self, shard: str, answered: Answered) -> bool:
         """Return whether the list now names other rows than those that these columns go without."""
-        return _ids(read_failed(self._store, shard)) != answered.quarantined_ids
+        return _ids(read_quarantined_rows(self._store, shard)) != answered.quarantined_ids
 
-    def _check_limit(self, shard: str, rows: Sequence[FailedRow]) -> None:
-        others = read_failures(self._store)
+    def _check_limit(self, shard: str, rows: Sequence[QuarantinedRow]) -> None:
+        others = read_quarantine(self._store)
         # The shard's own list may be an earlier attempt's: its rows are among `rows`.
         others.pop(shard, None)
         count = len(rows) + sum(map(len, others.values()))
@@ -78,5 +78,5 @@ class QuarantineLists:
             )
 
 
-def _ids(rows: Sequence[FailedRow]) -> frozenset[str]:
+def _ids(rows: Sequence[QuarantinedRow]) -> frozenset[str]:
     return frozenset(row.sample_id for row in rows)

@@ -42,9 +42,9 @@ def encode_columns(
             columns_NC,
             task.scheme,
             sample_id=sample.sample_id,
-            gold_N=sample.input_ids[sample.counted],
+            label_N=sample.input_ids[sample.loss_mask],
         )
-        rows.append(CachedSequence(sample.sample_id, sample.input_ids, sample.counted, targets))
+        rows.append(CachedSequence(sample.sample_id, sample.input_ids, sample.loss_mask, targets))
         tails.append(tail_N)
     return encode_shard(
         rows,

@@ -23,7 +23,7 @@ from pipeline.cache.layout.manifest import describe_difference
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
 from pipeline.errors import CacheError, ConfigError, ModelError
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.storage import Store
 from pipeline.teacher.capture.identity import as_begun
 from pipeline.teacher.capture.plan import another_identity, begun_identity, capture_requests
@@ -31,7 +31,7 @@ from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.settings import MOST_ENTRIES
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["FITTED_TAU", "fit_scheme", "fit_tau", "mean_entries", "scale_law"]
+__all__ = ["FITTED_TAU", "fit_scheme", "fit_tau", "mean_entries", "scale_rule"]
 
 FITTED_TAU = "_meta/fitted_tau.json"
 _SLICE_TOKENS = 2048
@@ -110,28 +110,30 @@ def fit_scheme(
     tokens = 0
     for sample in samples:
         chosen.append(sample)
-        tokens += int(sample.counted.sum())
+        tokens += int(sample.loss_mask.sum())
         if tokens >= _SLICE_TOKENS:
             break
-    law = scale_law(np.concatenate(capture(chosen)), scheme, wanted)
-    _log.info("capture.tau is %s for %g entries a position", list(law.taus), wanted)
+    rule = scale_rule(np.concatenate(capture(chosen)), scheme, wanted)
+    _log.info("capture.tau is %s for %g entries a position", list(rule.taus), wanted)
     if not keep:
-        return replace(scheme, law=law)
-    content = {"digest": digest, "mean_entries": wanted, "taus": list(law.taus)}
+        return replace(scheme, rule=rule)
+    content = {"digest": digest, "mean_entries": wanted, "taus": list(rule.taus)}
     store.create(FITTED_TAU, json.dumps(content, indent=1).encode())
     # Of this worker or of one that was faster: what is written is what all go by.
     return _read(store, scheme, digest)
 
 
-def scale_law(columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: float) -> SamplingLaw:
-    """Return the scheme's law, scaled so that `mean_entries` is `wanted`; taus to four digits.
+def scale_rule(
+    columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: float
+) -> InclusionRule:
+    """Return the scheme's rule, scaled so that `mean_entries` is `wanted`; taus to four digits.
 
     Raises:
         ConfigError: out of reach.
         ModelError: not one row of the columns is finite.
     """
-    law = scheme.law
-    assert law is not None
+    rule = scheme.rule
+    assert rule is not None
     columns_NC = columns_NC[np.isfinite(columns_NC).all(axis=1)]
     if not len(columns_NC):
         raise ModelError(
@@ -141,9 +143,9 @@ def scale_law(columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: flo
         )
     # Mean entries fall with the factor; it may neither push a tau to 1 nor ask for more places
     # than settings allow.
-    most_places = sum(1 / tau for tau in law.taus if tau)
+    most_places = sum(1 / tau for tau in rule.taus if tau)
     low = max(1 / _WIDEST, most_places / MOST_ENTRIES)
-    high = min(_WIDEST, 0.99 / max(law.taus))
+    high = min(_WIDEST, 0.99 / max(rule.taus))
     most, least = (mean_entries(columns_NC, scheme, factor) for factor in (low, high))
     if not least < wanted < most:
         raise ConfigError(
@@ -157,30 +159,30 @@ def scale_law(columns_NC: NDArray[np.float32], scheme: SparseScheme, wanted: flo
             low = middle
         else:
             high = middle
-    taus = tuple(float(f"{tau * high:.4g}") for tau in law.taus)
-    return SamplingLaw(law.temperatures, taus)
+    taus = tuple(float(f"{tau * high:.4g}") for tau in rule.taus)
+    return InclusionRule(rule.temperatures, taus)
 
 
 def mean_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme, factor: float) -> float:
-    """Estimate the entries a position keeps under the law scaled by `factor`, gold included."""
-    law = scheme.law
-    assert law is not None
+    """Estimate the entries kept at a position by the rule scaled by `factor`, label included."""
+    rule = scheme.rule
+    assert rule is not None
     grid = len(scheme.temperatures)
-    start, places = 2 + 2 * grid, scheme.certain_places + scheme.drawn_places
+    start, places = 2 + 2 * grid, scheme.always_kept_places + scheme.sampled_places
     kept_NP = columns_NC[:, start : start + places] >= 0
     values_E = columns_NC[:, start + places :][kept_NP]
     log_z_EG = np.repeat(columns_NC[:, 2 : 2 + grid], kept_NP.sum(axis=1), axis=0)
-    before_E = law.inclusion(values_E, log_z_EG)
-    after_E = law.scaled(factor).inclusion(values_E, log_z_EG)
+    before_E = rule.inclusion(values_E, log_z_EG)
+    after_E = rule.scaled(factor).inclusion(values_E, log_z_EG)
     place_E = np.nonzero(kept_NP)[1]
-    before_E[place_E < scheme.certain_places] = 1.0
+    before_E[place_E < scheme.always_kept_places] = 1.0
     after_E[place_E < scheme.top_k] = 1.0
     return 1.0 + float((after_E / before_E).sum()) / max(len(columns_NC), 1)
 
 
 def _read(store: Store, scheme: SparseScheme, digest: str) -> SparseScheme:
     content = store.read(FITTED_TAU)
-    assert scheme.law is not None
+    assert scheme.rule is not None
     try:
         data = json.loads(content)
         taus = tuple(float(tau) for tau in data["taus"])
@@ -195,4 +197,4 @@ def _read(store: Store, scheme: SparseScheme, digest: str) -> SparseScheme:
             expected="an empty folder, or a cache made with these settings",
             do="choose another --cache_dir, or delete that cache",
         )
-    return replace(scheme, law=SamplingLaw(scheme.law.temperatures, taus))
+    return replace(scheme, rule=InclusionRule(scheme.rule.temperatures, taus))

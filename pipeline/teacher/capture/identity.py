@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.cache.layout.schema import Spec, version_of
+from pipeline.cache.codec.spec import CodecSpec
+from pipeline.cache.layout.schema import FORMAT_VERSION
 from pipeline.models.resolved import ResolvedModel
 from pipeline.models.tokenizer import vocabulary_fingerprint
 from pipeline.teacher.engines.base import EngineInfo
@@ -21,7 +22,7 @@ def cache_identity(
     tokenizer: Any,
     corpus_identity: dict[str, Any],
     scheme: SparseScheme,
-    spec: Spec,
+    spec: CodecSpec,
     shard_tokens: int,
     batch_tokens: int,
     head_rows: int,
@@ -32,7 +33,7 @@ def cache_identity(
     of the matrix products, and with them the last bits of the logits.
     """
     return {
-        "format_version": version_of(spec),
+        "format_version": FORMAT_VERSION,
         "teacher": {
             "model": teacher.name,
             "revision": teacher.revision,
@@ -60,5 +61,5 @@ def as_begun(identity: dict[str, Any]) -> dict[str, Any]:
     scheme, codec = dict(identity["scheme"]), dict(identity["codec"])
     if "taus_before" in scheme:
         scheme["taus"] = scheme["taus_before"]
-        codec["law"] = {**codec["law"], "taus": scheme["taus_before"]}
+        codec["inclusion_rule"] = {**codec["inclusion_rule"], "taus": scheme["taus_before"]}
     return {**identity, "corpus": corpus, "scheme": scheme, "codec": codec}

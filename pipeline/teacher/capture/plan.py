@@ -81,7 +81,7 @@ def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
         CaptureRequest(
             sample_id=sample.sample_id,
             input_ids_L=sample.input_ids,
-            rows_N=np.flatnonzero(sample.counted).astype(np.int64) - 1,
+            rows_N=np.flatnonzero(sample.loss_mask).astype(np.int64) - 1,
         )
         for sample in samples
     ]

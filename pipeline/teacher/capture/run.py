@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from pipeline.cache.io.writer import finalize
 from pipeline.cache.layout.manifest import MANIFEST, SPLITS, Manifest
-from pipeline.cache.layout.quarantine import FAILED, forget_failures, read_failures
+from pipeline.cache.layout.quarantine import QUARANTINE, clear_quarantine, read_quarantine
 from pipeline.errors import CacheError
 from pipeline.models.tokenizer import tokenizer_files
 from pipeline.observe.progress import Progress
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _ROUNDS = 3
 _FOLDERS = (
-    "", "_meta", "_meta/shards", "_meta/tokenizer", LEASES, FAILED,
+    "", "_meta", "_meta/shards", "_meta/tokenizer", LEASES, QUARANTINE,
     *(f"data/{split}" for split in SPLITS),
 )  # fmt: skip
 
@@ -59,7 +59,7 @@ def fill_cache(
     shares.level(planned_tokens=task.plan.num_tokens)
     settle_plan(store, task.plan, task.identity)
     if retry_quarantined:
-        _log.info("%d quarantined rows are tried again", forget_failures(store))
+        _log.info("%d quarantined rows are tried again", clear_quarantine(store))
     complete = readable_manifest(store)
     found = survey(task.plan, store, check_bytes=complete is not None)
     if not found.missing_tokens and complete is not None:
@@ -116,9 +116,9 @@ def _finish(
 ) -> Manifest:
     """Write the manifest and remove what killed workers left."""
     counts: dict[str, int] = asdict(task.corpus.counts)
-    quarantined = sum(map(len, read_failures(store).values()))
+    quarantined = sum(map(len, read_quarantine(store).values()))
     if quarantined:  # no member where there is none: a retry that succeeds leaves no trace
-        counts["rows_set_aside"] = quarantined
+        counts["rows_quarantined"] = quarantined
     manifest = finalize(
         store,
         found.records,

@@ -15,7 +15,7 @@ from pipeline.cache.layout.manifest import (
     read_manifest,
     record_name,
 )
-from pipeline.cache.layout.quarantine import FailedRow, read_failures
+from pipeline.cache.layout.quarantine import QuarantinedRow, read_quarantine
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import PlannedShard, WorkPlan
@@ -49,7 +49,7 @@ def survey(plan: WorkPlan, store: Store, *, check_bytes: bool) -> Survey:
     more than the work lost. Readers compare checksums anyway.
     """
     recorded = set(store.list("_meta/shards"))
-    failures = read_failures(store)
+    failures = read_quarantine(store)
 
     def look(shard: PlannedShard) -> ShardRecord | None:
         if shard.file_name not in recorded:
@@ -80,7 +80,7 @@ def readable_manifest(store: Store) -> Manifest | None:
 
 
 def _is_covered(
-    shard: PlannedShard, record: ShardRecord, failures: Mapping[str, tuple[FailedRow, ...]]
+    shard: PlannedShard, record: ShardRecord, failures: Mapping[str, tuple[QuarantinedRow, ...]]
 ) -> bool:
     """Whether the rows of the record and the quarantined ones are the rows of the plan."""
     return record.rows + len(failures.get(shard.name, ())) == len(shard.samples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.config import fingerprint
 from pipeline.corpus.corpus import Corpus
 from pipeline.teacher.capture.identity import cache_identity
@@ -28,7 +28,7 @@ class CaptureTask:
     corpus: Corpus
     plan: WorkPlan
     scheme: SparseScheme
-    spec: RankedSpec
+    spec: CodecSpec
     identity: dict[str, Any]
 
     @property
@@ -47,7 +47,7 @@ class CaptureTask:
 
     def with_scheme(self, scheme: SparseScheme) -> CaptureTask:
         """Return the task with another scheme: the one whose tau was fitted."""
-        spec = replace(self.spec, law=scheme.law)
+        spec = replace(self.spec, rule=scheme.rule)
         return replace(
             self,
             scheme=scheme,
@@ -69,7 +69,7 @@ class CaptureTask:
 def capture_task(teacher: Teacher, settings: CaptureSettings, corpus: Corpus) -> CaptureTask:
     """Return the task of capturing a corpus by these settings."""
     scheme = capture_scheme(settings)
-    spec = RankedSpec(teacher.vocab_size, scheme.law, scheme.grids)
+    spec = CodecSpec(teacher.vocab_size, scheme.rule, scheme.quantisation)
     identity = cache_identity(
         teacher=teacher.model,
         engine=teacher.info,

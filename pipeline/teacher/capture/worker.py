@@ -174,7 +174,7 @@ class CaptureWorker:
             commit_shard(self._store, record, data)
         if record.tokens:
             self._bytes_per_token = max(self._bytes_per_token, record.bytes / record.tokens)
-        self._shares.add(shards=1, counted=record.counted, bytes=record.bytes)
+        self._shares.add(shards=1, loss_tokens=record.loss_tokens, bytes=record.bytes)
         self._board.done(lease)
 
     def _open_engine(self) -> GuardedEngine:

@@ -158,12 +158,12 @@ class TransformersEngine:
         import torch
 
         rows = torch.from_numpy(rows_R).to(self._device)
-        gold_R = torch.from_numpy(request.input_ids_L[rows_R + 1].astype(np.int64))
+        label_R = torch.from_numpy(request.input_ids_L[rows_R + 1].astype(np.int64))
         logits_RV = _logits(self._model, hidden_LD.index_select(0, rows))
         noise_R = None
-        if self._scheme.law is not None:
+        if self._scheme.rule is not None:
             noise_R = torch.from_numpy(row_noise(request.key, rows_R)).to(self._device)
-        columns = sparsify(logits_RV, gold_R.to(self._device), self._scheme, noise_R)
+        columns = sparsify(logits_RV, label_R.to(self._device), self._scheme, noise_R)
         return np.asarray(columns.cpu().numpy())
 
 

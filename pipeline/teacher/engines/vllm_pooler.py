@@ -46,7 +46,7 @@ class CapturePooler(Pooler):
         return {_TASK}
 
     def get_pooling_updates(self, task: Any) -> PoolingParamsUpdate:
-        """Ask for the prompt's ids: the gold token of a row is the next one."""
+        """Ask for the prompt's ids: the label token of a row is the next one."""
         return PoolingParamsUpdate(requires_token_ids=True)
 
     def forward(
@@ -58,7 +58,7 @@ class CapturePooler(Pooler):
         ends = cursor.seq_lens_cpu.tolist()
         prompts = pooling_metadata.get_prompt_token_ids_cpu()
         rows: list[torch.Tensor] = []
-        gold: list[torch.Tensor] = []
+        label: list[torch.Tensor] = []
         noise: list[torch.Tensor] = []
         counts: list[int] = []
         offset = 0
@@ -68,12 +68,12 @@ class CapturePooler(Pooler):
             wanted = _wanted_rows(params, prompts[index].numel())
             inside = wanted[(wanted >= start) & (wanted < ends[index])]
             rows.append(inside - start + offset)
-            gold.append(prompts[index][inside + 1].to(torch.int64))
+            label.append(prompts[index][inside + 1].to(torch.int64))
             noise.append(_noise(params, inside))
             counts.append(int(inside.numel()))
             offset += count
         columns_RC = self._columns(
-            hidden_states, torch.cat(rows), torch.cat(gold), torch.cat(noise)
+            hidden_states, torch.cat(rows), torch.cat(label), torch.cat(noise)
         )
         outputs: list[torch.Tensor | None] = []
         finished = cursor.get_finished_mask()
@@ -90,11 +90,11 @@ class CapturePooler(Pooler):
         self,
         hidden_TD: torch.Tensor,
         rows_R: torch.Tensor,
-        gold_R: torch.Tensor,
+        label_R: torch.Tensor,
         noise_R: torch.Tensor,
     ) -> torch.Tensor:
         device = hidden_TD.device
-        rows_R, gold_R, noise_R = rows_R.to(device), gold_R.to(device), noise_R.to(device)
+        rows_R, label_R, noise_R = rows_R.to(device), label_R.to(device), noise_R.to(device)
         parts = []
         for start in range(0, rows_R.numel(), self._head_rows):
             stop = start + self._head_rows
@@ -103,7 +103,7 @@ class CapturePooler(Pooler):
                 shape = (rows_R[start:stop].numel(), self._scheme.num_columns)
                 parts.append(hidden_TD.new_zeros(shape, dtype=torch.float32))
             else:
-                part = sparsify(logits_RV, gold_R[start:stop], self._scheme, noise_R[start:stop])
+                part = sparsify(logits_RV, label_R[start:stop], self._scheme, noise_R[start:stop])
                 parts.append(part)
         if not parts:
             return hidden_TD.new_zeros((0, self._scheme.num_columns), dtype=torch.float32)

@@ -39,8 +39,8 @@ def set_variable(plan: CapturePlan) -> None:
             "architecture": plan.architecture,
             "top_k": scheme.top_k,
             "temperatures": list(scheme.temperatures),
-            "taus": list(scheme.law.taus) if scheme.law else None,
-            "grids": scheme.grids.to_json(),
+            "taus": list(scheme.rule.taus) if scheme.rule else None,
+            "quantisation": scheme.quantisation.to_json(),
             "head_rows": plan.head_rows,
         }
     )
@@ -48,8 +48,8 @@ def set_variable(plan: CapturePlan) -> None:
 
 def read_variable() -> CapturePlan:
     """Return what `set_variable` said."""
-    from pipeline.sampling.inclusion import SamplingLaw
-    from pipeline.sampling.quantisation import Grids
+    from pipeline.sampling.inclusion import InclusionRule
+    from pipeline.sampling.quantisation import Quantisation
     from pipeline.teacher.sparsify.device import SparseScheme
 
     wanted = json.loads(os.environ[_VARIABLE])
@@ -58,7 +58,7 @@ def read_variable() -> CapturePlan:
     scheme = SparseScheme(
         top_k=int(wanted["top_k"]),
         temperatures=temperatures,
-        law=SamplingLaw(temperatures, tuple(map(float, taus))) if taus else None,
-        grids=Grids.from_json(wanted["grids"]),
+        rule=InclusionRule(temperatures, tuple(map(float, taus))) if taus else None,
+        quantisation=Quantisation.from_json(wanted["quantisation"]),
     )
     return CapturePlan(str(wanted["architecture"]), scheme, int(wanted["head_rows"]))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import DistillError, ModelError
 
 __all__ = ["HalvingSearch", "Report", "short_error"]
@@ -56,7 +56,7 @@ class HalvingSearch(Generic[R, A]):
     def answer(
         self,
         rows: Sequence[R],
-        quarantined: dict[str, FailedRow],
+        quarantined: dict[str, QuarantinedRow],
         on_done: Report | None = None,
     ) -> list[A]:
         """Return the answers to all rows but the quarantined, of one call; adds to `quarantined`.
@@ -99,7 +99,7 @@ class HalvingSearch(Generic[R, A]):
                     failed = self._alone(row, fault, failures)
                     if failed is None and failures >= self.tries:
                         # Right alone, never among the others.
-                        failed = FailedRow(row.row_id, fault, failures)
+                        failed = QuarantinedRow(row.row_id, fault, failures)
                     if failed is not None:
                         found[row.row_id] = failed
             for failed in found.values():
@@ -123,11 +123,11 @@ class HalvingSearch(Generic[R, A]):
                 )  # fmt: skip
         return error
 
-    def _halve(self, rows: Sequence[R], error: str) -> dict[str, FailedRow]:
+    def _halve(self, rows: Sequence[R], error: str) -> dict[str, QuarantinedRow]:
         """Return the rows that fail alone, of rows that have failed together all times."""
         if len(rows) == 1:
-            return {rows[0].row_id: FailedRow(rows[0].row_id, error, self.tries)}
-        found: dict[str, FailedRow] = {}
+            return {rows[0].row_id: QuarantinedRow(rows[0].row_id, error, self.tries)}
+        found: dict[str, QuarantinedRow] = {}
         middle = len(rows) // 2
         for part in (rows[:middle], rows[middle:]):
             if len(part) == 1:
@@ -147,7 +147,7 @@ class HalvingSearch(Generic[R, A]):
             return True
         return False
 
-    def _alone(self, row: R, error: str, failures: int) -> FailedRow | None:
+    def _alone(self, row: R, error: str, failures: int) -> QuarantinedRow | None:
         """Try one row by itself until it is answered or has failed often enough."""
         while failures < self.tries:
             failures += 1
@@ -162,7 +162,7 @@ class HalvingSearch(Generic[R, A]):
             if fault is None:
                 return None
             error = fault
-        return FailedRow(row.row_id, error, failures)
+        return QuarantinedRow(row.row_id, error, failures)
 
 
 class _Once:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import DistillError, ModelError
 from pipeline.teacher.engines.base import CaptureRequest, Engine
 from pipeline.teacher.fleet.halving import HalvingSearch, Report, short_error
@@ -32,7 +32,7 @@ class Answered:
 
     columns: list[NDArray[np.float32]]
     """Of the rows that are not quarantined, in order."""
-    quarantined: tuple[FailedRow, ...]
+    quarantined: tuple[QuarantinedRow, ...]
 
     @property
     def quarantined_ids(self) -> frozenset[str]:
@@ -67,7 +67,7 @@ class GuardedEngine:
         self,
         requests: Sequence[CaptureRequest],
         *,
-        known: Sequence[FailedRow] = (),
+        known: Sequence[QuarantinedRow] = (),
         marker: InFlightMarker | None = None,
         on_tokens: Report | None = None,
     ) -> Answered:
@@ -122,7 +122,7 @@ class GuardedEngine:
         self,
         requests: Sequence[CaptureRequest],
         marker: InFlightMarker,
-        quarantined: dict[str, FailedRow],
+        quarantined: dict[str, QuarantinedRow],
     ) -> None:
         """Hand the engine row after row; of a row that kills the process, the marker is left.
 
@@ -147,7 +147,7 @@ class GuardedEngine:
             if index < len(requests):
                 self._hand_over(requests[index], marker)
         for name in marker.dead:
-            quarantined[name] = FailedRow(
+            quarantined[name] = QuarantinedRow(
                 name, "the process died while the engine had it", self._tries
             )
             _log.warning("%s is quarantined: %s", name, quarantined[name].error)
@@ -160,12 +160,12 @@ class GuardedEngine:
                 marker.take_back()
                 raise
             # An error of the row alone is found again, and counted, with all of the shard.
-            self._check_engine(FailedRow(request.row_id, short_error(error), 1))
+            self._check_engine(QuarantinedRow(request.row_id, short_error(error), 1))
         except BaseException:
             marker.take_back()
             raise
 
-    def _check_engine(self, row: FailedRow) -> None:
+    def _check_engine(self, row: QuarantinedRow) -> None:
         """Return where the engine still answers for rows of other shards."""
         if self._answers_any(self._witnesses()):
             return

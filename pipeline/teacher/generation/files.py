@@ -13,9 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.cache.layout.embedded_checksum import OPEN_SEAL, is_sealed, seal
+from pipeline.cache.layout.embedded_checksum import (
+    CHECKSUM_PLACE,
+    has_valid_checksum,
+    with_checksum,
+)
 from pipeline.cache.layout.manifest import RESPONSES
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.teacher.generation.base import Written
 
 __all__ = [
@@ -26,8 +30,8 @@ __all__ = [
     "response_file",
 ]
 
-_KEY = "distil_responses"
-_CHECKSUM_KEY = "distil_checksum"
+_KEY = "distill_responses"
+_CHECKSUM_KEY = "distill_checksum"
 _FIELDS = [
     pa.field("response_id", pa.string(), nullable=False),
     pa.field("split", pa.string(), nullable=False),
@@ -61,7 +65,7 @@ def response_file(index: int) -> str:
 
 def encode_responses(
     texts: Sequence[ResponseText],
-    written: Sequence[Written | FailedRow],
+    written: Sequence[Written | QuarantinedRow],
     *,
     identity_digest: str,
 ) -> bytes:
@@ -73,8 +77,8 @@ def encode_responses(
         identity_digest: of everything that is known before responses are written.
     """
     empty = Written(np.zeros(0, np.int32), np.zeros(0, np.float32))
-    responses = [empty if isinstance(one, FailedRow) else one for one in written]
-    failed = [one if isinstance(one, FailedRow) else None for one in written]
+    responses = [empty if isinstance(one, QuarantinedRow) else one for one in written]
+    failed = [one if isinstance(one, QuarantinedRow) else None for one in written]
     columns: list[Any] = [
         [text.response_id for text in texts],
         [text.split for text in texts],
@@ -100,8 +104,8 @@ def encode_responses(
     with pq.ParquetWriter(sink, schema, compression="zstd", store_schema=False) as file:
         file.write_table(table)
         note = json.dumps({"identity_digest": identity_digest})
-        file.add_key_value_metadata({_KEY: note, _CHECKSUM_KEY: OPEN_SEAL})
-    return seal(bytes(sink.getvalue().to_pybytes()))
+        file.add_key_value_metadata({_KEY: note, _CHECKSUM_KEY: CHECKSUM_PLACE})
+    return with_checksum(bytes(sink.getvalue().to_pybytes()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ class ReadResponses:
 
     tokens: list[NDArray[np.int32]]
     """Of each response; empty where it is quarantined."""
-    quarantined: tuple[FailedRow, ...]
+    quarantined: tuple[QuarantinedRow, ...]
 
 
 def decode_responses(
@@ -124,7 +128,7 @@ def decode_responses(
         identity_digest: as it was given to `encode_responses`.
     """
     # The bytes first: what is damaged never reaches the Parquet reader.
-    if not is_sealed(data):
+    if not has_valid_checksum(data):
         return None
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     note = json.loads((file.metadata.metadata or {}).get(_KEY.encode(), b"{}"))
@@ -143,7 +147,7 @@ def decode_responses(
     return ReadResponses(
         parts,
         tuple(
-            FailedRow(row["response_id"], row["error"], row["tries"])
+            QuarantinedRow(row["response_id"], row["error"], row["tries"])
             for row in errors
             if row["error"] is not None
         ),

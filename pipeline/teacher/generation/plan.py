@@ -149,9 +149,9 @@ class ResponsePlan:
                     continue
                 length = prompt.input_ids.size + limit
                 ids_L = np.broadcast_to(np.int32(0), (length,))
-                counted_L = np.broadcast_to(np.True_, (length,))
+                loss_mask_L = np.broadcast_to(np.True_, (length,))
                 samples.append(
-                    Sample(name, prompt.split, ids_L, counted_L, prompt.source_index, number)
+                    Sample(name, prompt.split, ids_L, loss_mask_L, prompt.source_index, number)
                 )
         counts = self._counts(samples, len(samples) * limit)
         return Corpus(SampleTable.of(samples), counts, self.identity())
@@ -161,7 +161,7 @@ class ResponsePlan:
             numbers = range(self.settings.responses)
             yield prompt, [response_id(prompt.prompt_id, number) for number in numbers]
 
-    def _counts(self, samples: Sequence[Sample], counted: int) -> CorpusCounts:
+    def _counts(self, samples: Sequence[Sample], loss_tokens: int) -> CorpusCounts:
         train = sum(sample.split == "train" for sample in samples)
         return replace(
             self.prompts.counts,
@@ -169,7 +169,7 @@ class ResponsePlan:
             train=train,
             heldout=len(samples) - train,
             tokens=sum(int(sample.input_ids.size) for sample in samples),
-            counted_tokens=counted,
+            loss_tokens=loss_tokens,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def end_tokens(folder: Path, tokenizer: Any, end_of_turn: int | None) -> tuple[i
 
 
 def _sample(prompt: Prompt, name: str, number: int, ids_N: NDArray[np.int32]) -> Sample:
-    counted_L = np.zeros(prompt.input_ids.size + ids_N.size, np.bool_)
-    counted_L[prompt.input_ids.size :] = True
+    loss_mask_L = np.zeros(prompt.input_ids.size + ids_N.size, np.bool_)
+    loss_mask_L[prompt.input_ids.size :] = True
     ids_L = np.concatenate([prompt.input_ids, ids_N]).astype(np.int32)
-    return Sample(name, prompt.split, ids_L, counted_L, prompt.source_index, number)
+    return Sample(name, prompt.split, ids_L, loss_mask_L, prompt.source_index, number)

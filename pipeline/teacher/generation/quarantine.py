@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import ModelError
 from pipeline.teacher.fleet.halving import HalvingSearch, Report
 from pipeline.teacher.generation.base import Generator, WriteRequest, Written
@@ -18,7 +18,7 @@ def write_or_quarantine(
     *,
     tries: int,
     on_responses: Report | None = None,
-) -> list[Written | FailedRow]:
+) -> list[Written | QuarantinedRow]:
     """Return each response, or why there is none.
 
     Args:
@@ -35,7 +35,7 @@ def write_or_quarantine(
     def write(rows: Sequence[WriteRequest], on_done: Report | None) -> list[Written]:
         return generator.write(rows, on_responses=on_done)
 
-    quarantined: dict[str, FailedRow] = {}
+    quarantined: dict[str, QuarantinedRow] = {}
     remedy = "lower teacher.batch_tokens or generate.shard_prompts"
     search = HalvingSearch(write, tries, "responses", remedy)
     written = search.answer(requests, quarantined, on_responses)

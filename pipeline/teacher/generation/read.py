@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.cache.layout.manifest import RESPONSES
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.config import fingerprint
 from pipeline.corpus.corpus import Corpus
 from pipeline.errors import CacheError, ModelError
@@ -36,7 +36,7 @@ class Responses:
 
     corpus: Corpus
     """Prompts and responses."""
-    quarantined: Mapping[str, tuple[FailedRow, ...]]
+    quarantined: Mapping[str, tuple[QuarantinedRow, ...]]
     """Responses that the teacher could not write, by shard of responses; not in the corpus."""
 
 

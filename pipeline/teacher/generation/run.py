@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pipeline.cache.layout.manifest import RESPONSES
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.config import fingerprint
 from pipeline.errors import ModelError
 from pipeline.observe.progress import Progress
@@ -108,7 +108,7 @@ class _Writer:
 
     def _write(
         self, shard: ResponseShard, requests: Sequence[WriteRequest]
-    ) -> list[Written | FailedRow]:
+    ) -> list[Written | QuarantinedRow]:
         """Let the teacher answer a shard's prompts."""
         if self._generator is None:
             self._generator = self._open_generator()
@@ -139,11 +139,11 @@ class _Writer:
         )
 
     def _check_vocabulary(
-        self, requests: Sequence[WriteRequest], written: Sequence[Written | FailedRow]
+        self, requests: Sequence[WriteRequest], written: Sequence[Written | QuarantinedRow]
     ) -> None:
         vocabulary = self._task.plan.vocabulary
         for request, response in zip(requests, written, strict=True):
-            if isinstance(response, FailedRow):
+            if isinstance(response, QuarantinedRow):
                 continue
             largest = int(response.token_ids_N.max())
             if not 0 <= response.token_ids_N.min() <= largest < vocabulary:
@@ -159,7 +159,7 @@ class _Writer:
         self,
         shard: ResponseShard,
         requests: Sequence[WriteRequest],
-        written: Sequence[Written | FailedRow],
+        written: Sequence[Written | QuarantinedRow],
     ) -> list[ResponseText]:
         plan = self._task.plan
         decode = partial(self._task.teacher.tokenizer.decode, skip_special_tokens=False)

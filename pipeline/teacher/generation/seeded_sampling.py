@@ -30,7 +30,7 @@ class SeededSampler:
     """A logits processor of transformers after which greedy search is a seeded draw.
 
     Filters are transformers' own, in vLLM's order (temperature, min-p, top-k, top-p), so that both
-    engines draw from one law.
+    engines draw from one inclusion rule.
     """
 
     def __init__(

@@ -17,15 +17,15 @@ def to_targets(
     scheme: SparseScheme,
     *,
     sample_id: str,
-    gold_N: NDArray[np.integer],
+    label_N: NDArray[np.integer],
 ) -> tuple[SparseTargets, NDArray[np.float32]]:
-    """Turn one sequence's columns into targets and the mass outside the certain entries.
+    """Turn one sequence's columns into targets and the mass outside the always-kept entries.
 
     Args:
         columns_NC: from `sparsify`.
         scheme: the one they were made with.
         sample_id: for messages.
-        gold_N: the counted tokens; the first entry of each position of a sampled target.
+        label_N: the supervised tokens; the first entry of each position of a sampled target.
 
     Raises:
         ModelError: the teacher produced NaN or infinite logits; named by sample and position.
@@ -34,20 +34,21 @@ def to_targets(
     if not finite_N.all():
         where = int(np.flatnonzero(~finite_N)[0])
         raise ModelError(
-            f"the teacher's logits of sample {sample_id}, counted position {where}, are not finite",
+            f"the teacher's logits of sample {sample_id}, supervised position {where}, "
+            "are not finite",
             expected="finite logits",
             do="run the teacher in bfloat16 or float32 (float16 overflows), or drop the sample",
         )
     grid = len(scheme.temperatures)
     start = 2 + 2 * grid
-    places = scheme.certain_places + scheme.drawn_places
+    places = scheme.always_kept_places + scheme.sampled_places
     ids_NP = columns_NC[:, start : start + places].astype(np.int32)
     values_NP = np.minimum(columns_NC[:, start + places :], 0)
     log_z_NG = columns_NC[:, 2 : 2 + grid]
-    if scheme.law is None:
-        parts = _certain(ids_NP, values_NP)
+    if scheme.rule is None:
+        parts = _always_kept(ids_NP, values_NP)
     else:
-        parts = _sampled(ids_NP, values_NP, scheme, columns_NC[:, 0], gold_N, log_z_NG)
+        parts = _sampled(ids_NP, values_NP, scheme, columns_NC[:, 0], label_N, log_z_NG)
     counts_N, ids_E, values_E, inclusion_E = parts
     targets = SparseTargets(
         counts_N=counts_N,
@@ -57,18 +58,18 @@ def to_targets(
         temperatures=scheme.temperatures,
         log_z_NG=log_z_NG,
         entropy_NG=np.maximum(columns_NC[:, 2 + grid : start], 0),
-        gold_logprob_N=columns_NC[:, 0],
-        drawn_step=0.0 if scheme.law is None else scheme.grids.drawn_step,
+        label_logprob_N=columns_NC[:, 0],
+        sampled_step=0.0 if scheme.rule is None else scheme.quantisation.sampled_step,
     )
     return targets, columns_NC[:, 1]
 
 
 def kept_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme) -> float:
-    """Return the mean entries of a position, the gold token of a scheme with a law included."""
+    """Return the mean entries of a position, the label token of a scheme with an rule included."""
     start = 2 + 2 * len(scheme.temperatures)
-    places = scheme.certain_places + scheme.drawn_places
+    places = scheme.always_kept_places + scheme.sampled_places
     kept = int((columns_NC[:, start : start + places] >= 0).sum())
-    return kept / max(len(columns_NC), 1) + (scheme.law is not None)
+    return kept / max(len(columns_NC), 1) + (scheme.rule is not None)
 
 
 _Parts = tuple[
@@ -76,7 +77,7 @@ _Parts = tuple[
 ]
 
 
-def _certain(ids_NK: NDArray[np.int32], values_NK: NDArray[np.float32]) -> _Parts:
+def _always_kept(ids_NK: NDArray[np.int32], values_NK: NDArray[np.float32]) -> _Parts:
     order_NK = np.argsort(ids_NK, axis=1, kind="stable")
     return (
         np.full(len(ids_NK), ids_NK.shape[1], np.int32),
@@ -90,25 +91,25 @@ def _sampled(
     ids_NP: NDArray[np.int32],
     values_NP: NDArray[np.float32],
     scheme: SparseScheme,
-    gold_logprob_N: NDArray[np.float32],
-    gold_N: NDArray[np.integer],
+    label_logprob_N: NDArray[np.float32],
+    label_N: NDArray[np.integer],
     log_z_NG: NDArray[np.float32],
 ) -> _Parts:
-    """Gold first, then the other certain entries, then the drawn ones, each run ascending."""
-    law, split = scheme.law, scheme.certain_places
-    assert law is not None
+    """Label first, then the other always-kept ones, then the sampled ones, each run ascending."""
+    rule, split = scheme.rule, scheme.always_kept_places
+    assert rule is not None
     order_NK = np.argsort(ids_NP[:, :split], axis=1, kind="stable")
     ids_NP[:, :split] = np.take_along_axis(ids_NP[:, :split], order_NK, axis=1)
     values_NP[:, :split] = np.take_along_axis(values_NP[:, :split], order_NK, axis=1)
-    ids_NP = np.concatenate([gold_N[:, None].astype(np.int32), ids_NP], axis=1)
-    values_NP = np.concatenate([np.minimum(gold_logprob_N, 0)[:, None], values_NP], axis=1)
+    ids_NP = np.concatenate([label_N[:, None].astype(np.int32), ids_NP], axis=1)
+    values_NP = np.concatenate([np.minimum(label_logprob_N, 0)[:, None], values_NP], axis=1)
     filled_NP = ids_NP >= 0
-    drawn_NP = np.zeros_like(filled_NP)
-    drawn_NP[:, split + 1 :] = filled_NP[:, split + 1 :]
+    sampled_NP = np.zeros_like(filled_NP)
+    sampled_NP[:, split + 1 :] = filled_NP[:, split + 1 :]
     counts_N = filled_NP.sum(axis=1).astype(np.int32)
-    drawn_E = drawn_NP[filled_NP]
+    sampled_E = sampled_NP[filled_NP]
     values_E = values_NP[filled_NP].astype(np.float32)
     inclusion_E = np.ones(len(values_E), np.float32)
-    log_z_EG = np.repeat(log_z_NG, counts_N, axis=0)[drawn_E]
-    inclusion_E[drawn_E] = law.inclusion(values_E[drawn_E], log_z_EG)
+    log_z_EG = np.repeat(log_z_NG, counts_N, axis=0)[sampled_E]
+    inclusion_E[sampled_E] = rule.inclusion(values_E[sampled_E], log_z_EG)
     return counts_N, ids_NP[filled_NP], values_E, inclusion_E

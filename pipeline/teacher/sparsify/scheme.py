@@ -1,9 +1,9 @@
-"""The capture settings as a scheme: which entries are certain, and the law that draws the rest."""
+"""The capture settings as a scheme: entries that are always kept, and the rule for the rest."""
 
 from __future__ import annotations
 
-from pipeline.sampling.inclusion import SamplingLaw
-from pipeline.sampling.quantisation import DRAWN_GRIDS
+from pipeline.sampling.inclusion import InclusionRule
+from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
@@ -23,15 +23,15 @@ def capture_scheme(settings: CaptureSettings) -> SparseScheme:
     return SparseScheme(
         settings.top_k if settings.scheme == "top_k_sampled" else 0,
         grid,
-        SamplingLaw(grid, taus),
-        DRAWN_GRIDS,
+        InclusionRule(grid, taus),
+        SAMPLED_QUANTISATION,
         mean_entries=settings.mean_entries,
         taus_before=() if settings.mean_entries is None else taus,
     )
 
 
 def _default_taus(grid: tuple[float, ...]) -> tuple[float, ...]:
-    """One temperature: its own tau. Several: 1 and the largest are drawn for, the rest profits."""
+    """One temperature: its own tau. Several: for 1 and the largest, and the rest profits."""
     highest = max(grid)
     if highest == 1.0:
         return tuple(_TAU_ALONE if value == 1.0 else 0.0 for value in grid)

@@ -8,27 +8,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.arrow import coded_table, quantised
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.cache.layout.manifest import Manifest, ShardRecord
+from pipeline.cache.layout.schema import check_rows, footer
 from pipeline.config import fingerprint
 from pipeline.storage import Store
 
 TEMPERATURES = (1.0, 2.0)
-SPEC = RankedSpec(vocab_size=500)
+SPEC = CodecSpec(vocab_size=500)
 SIZES = (("train", 0, 5), ("train", 1, 3), ("heldout", 0, 2))
 """Split, index and rows of the shards of `write_cache`."""
 SHARD = "data/train/00001.parquet"
 
 
+def rows_to_table(
+    rows: Sequence[CachedSequence],
+    spec: CodecSpec,
+    *,
+    temperatures: Sequence[float],
+    identity_digest: str,
+    tails: Sequence[NDArray[np.float32]],
+) -> pa.Table:
+    """Encode rows into an Arrow table; `tails[i]` is the tail mass of row i's N positions.
+
+    Raises:
+        CacheError: rows that do not fit the codec, or themselves.
+    """
+    check_rows(rows, temperatures)
+    metadata = footer(spec, temperatures, identity_digest)
+    heads, coded = quantised(rows, spec, tails)
+    return coded_table(heads, coded, spec, metadata)
+
+
 def sample_identity(**changes: Any) -> dict[str, Any]:
     """Return an identity of the real shape; `changes` replace parts of it."""
     return {
-        "format_version": 2,
+        "format_version": 1,
         "teacher": {
             "model": "tiny", "revision": "r1", "batch_tokens": 64, "engine": "numpy",
             "engine_version": "2", "dtype": "float32", "device": "cpu",
@@ -43,11 +65,11 @@ def sample_identity(**changes: Any) -> dict[str, Any]:
 
 
 def sample_row(rng: np.random.Generator) -> tuple[CachedSequence, NDArray[np.float32]]:
-    """Return a row of random length and the tail mass of its counted positions."""
+    """Return a row of random length and the tail mass of its supervised positions."""
     length = int(rng.integers(2, 40))
-    counted = rng.random(length) < 0.5
-    counted[0] = False
-    number = int(counted.sum())
+    loss_mask = rng.random(length) < 0.5
+    loss_mask[0] = False
+    number = int(loss_mask.sum())
     logits = rng.normal(0, 3, (number, SPEC.vocab_size))
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     counts = rng.integers(0, 7, number).astype(np.int32)
@@ -63,11 +85,11 @@ def sample_row(rng: np.random.Generator) -> tuple[CachedSequence, NDArray[np.flo
         temperatures=TEMPERATURES,
         log_z_NG=log_z.astype(np.float32),
         entropy_NG=np.abs(log_z).astype(np.float32),
-        gold_logprob_N=log_p[:, 0].astype(np.float32),
+        label_logprob_N=log_p[:, 0].astype(np.float32),
     )
     ids_L = rng.integers(0, SPEC.vocab_size, length).astype(np.int32)
     tail_N = np.array([1 - np.exp(v).sum() for v in values], np.float32)
-    return CachedSequence(rng.bytes(16).hex(), ids_L, counted, targets), tail_N
+    return CachedSequence(rng.bytes(16).hex(), ids_L, loss_mask, targets), tail_N
 
 
 def sample_rows(number: int, seed: int) -> tuple[list[CachedSequence], list[NDArray[np.float32]]]:

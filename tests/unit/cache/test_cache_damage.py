@@ -41,7 +41,7 @@ def _header(file: Path) -> int:
 
 def _data_page(file: Path) -> int:
     chunk = pq.ParquetFile(file).metadata.row_group(0).column(9)
-    assert chunk.path_in_schema == "certain_ids_1"
+    assert chunk.path_in_schema == "always_kept_ids_1"
     return chunk.data_page_offset + chunk.total_compressed_size - 3
 
 
@@ -160,7 +160,7 @@ def test_rows_index_that_disagrees_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "cache"))
     record, data = sample_shard("train", 0, 5)
     commit_shard(store, record, data)
-    finish(store, [replace(record, row_tokens=(1,), row_counted=(1,))], sample_identity())
+    finish(store, [replace(record, row_tokens=(1,), row_loss_tokens=(1,))], sample_identity())
     with pytest.raises(CacheError, match=r"rows.bin: 8 bytes for 5 rows"):
         open_cache(store.url)
 
@@ -185,7 +185,9 @@ def test_intact_record_is_none_where_a_shard_has_to_be_made_again(cache_dir: Pat
     commit_shard(store, record, data)
     assert intact() == record
     text = note.read_text()
-    changed = text.replace(f'"counted": {record.counted}', f'"counted": {record.counted + 1}')
+    changed = text.replace(
+        f'"loss_tokens": {record.loss_tokens}', f'"loss_tokens": {record.loss_tokens + 1}'
+    )
     assert changed != text
     for damaged in (changed, text[:-9], "[]", "{}", "3", "\x00"):
         note.write_text(damaged)
@@ -218,5 +220,5 @@ def test_parquet_without_our_footer_is_refused(cache_dir: Path) -> None:
 
     manifest["shards"][1].update(bytes=len(data), xxh3_128=checksum(data))
     rewrite_manifest(cache_dir, shards=manifest["shards"])
-    with pytest.raises(CacheError, match="no distil_cache metadata"):
+    with pytest.raises(CacheError, match="no distill_cache metadata"):
         open_cache(str(cache_dir)).source("train").read_rows(1, [0])

@@ -17,7 +17,7 @@ from pipeline.storage import Store
 from tests.conftest import digests
 from tests.unit.cache.sample_cache import SIZES, finish, read_all, sample_identity, sample_shard
 
-DRAWN = {"temperature": 0.9, "top_p": 1, "top_k": 0, "min_p": 0, "max_new_tokens": 14}
+SAMPLED = {"temperature": 0.9, "top_p": 1, "top_k": 0, "min_p": 0, "max_new_tokens": 14}
 
 
 def _write(folder: Path, name: str, corpus: dict[str, Any] | None = None) -> Path:
@@ -61,11 +61,11 @@ def test_teachers_that_wrote_their_responses(
 ) -> None:
     corpus: dict[str, Any] = {"source": "prompts", "seed": 1, "max_length": 9}
     written = {"count": 3, "tokens": 40, "unfinished": 1}
-    one = _write(tmp_path / "1", "A", {**corpus, "generate": DRAWN, "responses": written})
+    one = _write(tmp_path / "1", "A", {**corpus, "generate": SAMPLED, "responses": written})
     second = dict(corpus)
     if other != "not written":
-        drawn = {**DRAWN, "temperature": 0.5} if other == "other settings" else DRAWN
-        second |= {"generate": drawn, "responses": {"count": 4, "tokens": 5, "unfinished": 0}}
+        sampled = {**SAMPLED, "temperature": 0.5} if other == "other settings" else SAMPLED
+        second |= {"generate": sampled, "responses": {"count": 4, "tokens": 5, "unfinished": 0}}
     two = _write(tmp_path / "2", "B", second)
     assert main(["merge", str(tmp_path / "sum"), str(one), str(two)]) == 0
     _whole(tmp_path / "sum")

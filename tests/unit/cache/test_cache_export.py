@@ -13,7 +13,7 @@ from pipeline.cache.__main__ import main
 from pipeline.cache.io.reader import open_cache
 from pipeline.errors import CacheError
 
-GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "cache-v1"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "cache-v1-top-k"
 
 
 def test_lists_equal_the_decoded_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +29,7 @@ def test_lists_equal_the_decoded_rows(tmp_path: Path, capsys: pytest.CaptureFixt
             for got, row in zip(plain, rows, strict=True):
                 assert got["sample_id"] == row.sample_id
                 assert got["input_ids"] == row.input_ids_L.tolist()
-                assert got["counted"] == row.counted_L.tolist()
+                assert got["loss_mask"] == row.loss_mask_L.tolist()
                 assert [len(ids) for ids in got["target_ids"]] == row.targets.counts_N.tolist()
                 assert (
                     list(chain.from_iterable(got["target_ids"])) == row.targets.token_ids_E.tolist()

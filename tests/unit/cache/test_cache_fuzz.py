@@ -1,4 +1,4 @@
-"""Damaged columns of version 2: our error or sane numbers, whatever the bytes; never a crash.
+"""Damaged columns: our error or sane numbers, whatever the bytes; never a crash.
 
 The decoder's loops are compiled without bounds checks, so the same cases run once more in a process
 where numba checks them: a read outside an array is an IndexError there.
@@ -20,32 +20,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.codec.spec import COLUMNS, RankedSpec
-from pipeline.cache.codec.subsample import Less
-from pipeline.cache.layout.schema import rows_to_table, table_to_rows
+from pipeline.cache.codec.spec import COLUMNS, CodecSpec
+from pipeline.cache.codec.subsample import EntryLimit
+from pipeline.cache.layout.schema import table_to_rows
 from pipeline.errors import CacheError
-from pipeline.sampling.inclusion import SamplingLaw
-from tests.unit.cache.sample_cache import sample_rows
-from tests.unit.cache.sampled_cache import LAWS, VOCAB, sampled_rows
+from pipeline.sampling.inclusion import InclusionRule
+from tests.unit.cache.sample_cache import rows_to_table, sample_rows
+from tests.unit.cache.sampled_cache import RULES, VOCAB, sampled_rows
 
 GRID = (1.0, 2.0)
-_METADATA = b"distil_ranks"
+_METADATA = b"distill_ranks"
 
 
 @cache
-def _table(law: SamplingLaw | None) -> pa.Table:
-    rows, tails = sample_rows(3, 2) if law is None else sampled_rows(3, 2, law)
-    spec = RankedSpec(VOCAB, law)
+def _table(rule: InclusionRule | None) -> pa.Table:
+    rows, tails = sample_rows(3, 2) if rule is None else sampled_rows(3, 2, rule)
+    spec = CodecSpec(VOCAB, rule)
     return rows_to_table(
         rows, spec, temperatures=GRID, identity_digest="0" * 64, tails=tails
     )  # fmt: skip
 
 
-def _survives(table: pa.Table, law: SamplingLaw | None, less: Less) -> None:
+def _survives(table: pa.Table, rule: InclusionRule | None, limit: EntryLimit) -> None:
     """Decode; either it is refused, or every number is one that a writer could have meant."""
-    spec = RankedSpec(VOCAB, law)
+    spec = CodecSpec(VOCAB, rule)
     try:
-        rows = table_to_rows(table, spec, GRID, less)
+        rows = table_to_rows(table, spec, GRID, limit)
     except CacheError:
         return
     for row in rows:
@@ -54,14 +54,19 @@ def _survives(table: pa.Table, law: SamplingLaw | None, less: Less) -> None:
         assert targets.counts_N.sum() == targets.token_ids_E.size == targets.logprobs_E.size
         assert targets.token_ids_E.min(initial=0) >= 0
         assert targets.token_ids_E.max(initial=0) < VOCAB
-        numbers = [targets.logprobs_E, targets.log_z_NG, targets.entropy_NG, targets.gold_logprob_N]
+        numbers = [
+            targets.logprobs_E,
+            targets.log_z_NG,
+            targets.entropy_NG,
+            targets.label_logprob_N,
+        ]
         if targets.inclusion_E is not None:
             numbers += [targets.inclusion_E, 1 / targets.inclusion_E]
             assert targets.inclusion_E.min(initial=1) > 0
             assert targets.inclusion_E.max(initial=0) <= 1
         assert all(np.isfinite(values).all() for values in numbers)
         owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)
-        if law is None:
+        if rule is None:
             assert len(set(zip(owner_E.tolist(), targets.token_ids_E.tolist(), strict=True))) == (
                 targets.token_ids_E.size
             )
@@ -72,12 +77,12 @@ def _with_cells(table: pa.Table, name: str, cells: list[bytes]) -> pa.Table:
     return table.set_column(at, table.schema.field(at), pa.array(cells, pa.binary()))
 
 
-@given(data=st.data(), law=st.sampled_from([None, *LAWS]), name=st.sampled_from(COLUMNS))
+@given(data=st.data(), rule=st.sampled_from([None, *RULES]), name=st.sampled_from(COLUMNS))
 @settings(max_examples=300, deadline=None)
 def test_a_damaged_column_is_refused_or_harmless(
-    data: st.DataObject, law: SamplingLaw | None, name: str
+    data: st.DataObject, rule: InclusionRule | None, name: str
 ) -> None:
-    table = _table(law)
+    table = _table(rule)
     cells = table.column(name).to_pylist()
     row = data.draw(st.integers(0, len(cells) - 1))
     cell = bytearray(cells[row])
@@ -95,64 +100,68 @@ def test_a_damaged_column_is_refused_or_harmless(
         else:
             del cell[at:]
     cells[row] = bytes(cell)
-    less = data.draw(st.sampled_from([Less(), Less(top_k=2) if law is None else Less(None, 2.0)]))
-    _survives(_with_cells(table, name, cells), law, less)
+    limit = data.draw(
+        st.sampled_from(
+            [EntryLimit(), EntryLimit(top_k=2) if rule is None else EntryLimit(None, 2.0)]
+        )
+    )
+    _survives(_with_cells(table, name, cells), rule, limit)
 
 
-@given(data=st.data(), law=st.sampled_from([None, *LAWS]))
+@given(data=st.data(), rule=st.sampled_from([None, *RULES]))
 @settings(max_examples=60, deadline=None)
 def test_several_damaged_columns_are_refused_or_harmless(
-    data: st.DataObject, law: SamplingLaw | None
+    data: st.DataObject, rule: InclusionRule | None
 ) -> None:
     """Lengths that agree with each other and with nothing else."""
-    table = _table(law)
+    table = _table(rule)
     for name in data.draw(st.sets(st.sampled_from(COLUMNS), min_size=2, max_size=6)):
         cells = table.column(name).to_pylist()
         cells = [bytes(data.draw(st.binary(min_size=len(c), max_size=len(c)))) for c in cells]
         table = _with_cells(table, name, cells)
-    _survives(table, law, Less())
+    _survives(table, rule, EntryLimit())
 
 
-@pytest.mark.parametrize("law", [None, *LAWS])
+@pytest.mark.parametrize("rule", [None, *RULES])
 @pytest.mark.parametrize("packed", [b"", b"\x00" * 40, None], ids=["missing", "no zstd", "a bomb"])
-def test_a_damaged_order_is_refused(law: SamplingLaw | None, packed: bytes | None) -> None:
+def test_a_damaged_order_is_refused(rule: InclusionRule | None, packed: bytes | None) -> None:
     import zstandard
 
     if packed is None:
         packed = base64.b64encode(zstandard.ZstdCompressor().compress(bytes(1 << 28)))
-    table = _table(law)
+    table = _table(rule)
     metadata = {**table.schema.metadata, _METADATA: packed}
     tracemalloc.start()
     with pytest.raises(CacheError, match="the order of the vocabulary"):
-        table_to_rows(table.replace_schema_metadata(metadata), RankedSpec(VOCAB, law), GRID)
+        table_to_rows(table.replace_schema_metadata(metadata), CodecSpec(VOCAB, rule), GRID)
     assert tracemalloc.get_traced_memory()[1] < 1 << 22
     tracemalloc.stop()
 
 
 def test_counts_that_nothing_stands_behind_allocate_nothing() -> None:
     """65,535 entries a position are announced, a few hundred symbols are there."""
-    table = _table(LAWS[1])
-    numbers = table.column("num_counted").to_pylist()
-    for name in ("certain_counts", "drawn_counts"):
+    table = _table(RULES[1])
+    numbers = table.column("num_loss_tokens").to_pylist()
+    for name in ("always_kept_counts", "sampled_counts"):
         table = _with_cells(table, name, [b"\xff" * n for n in numbers])
     table = _with_cells(table, "counts_high", [b"\xff" * 2 * n for n in numbers])
     tracemalloc.start()
     with pytest.raises(CacheError, match="not as many as the counts say"):
-        table_to_rows(table, RankedSpec(VOCAB, LAWS[1]), GRID)
+        table_to_rows(table, CodecSpec(VOCAB, RULES[1]), GRID)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
 
 def test_columns_of_the_rows_themselves() -> None:
-    table = _table(LAWS[0])
-    spec = RankedSpec(VOCAB, LAWS[0])
+    table = _table(RULES[0])
+    spec = CodecSpec(VOCAB, RULES[0])
     for name, values, found in (
-        ("num_counted", [-1, 0, 1], "differ in length"),
+        ("num_loss_tokens", [-1, 0, 1], "differ in length"),
         ("num_tokens", [1, 1, 1], "differ in length"),
         ("sample_id", ["x" * 32] * 3, "expected 32 hexadecimal digits"),
         ("input_ids", [[VOCAB] * n for n in table.column("num_tokens").to_pylist()], "vocabulary"),
         ("input_ids", [[-1] * n for n in table.column("num_tokens").to_pylist()], "vocabulary"),
-        ("counted", [[True] * n for n in table.column("num_tokens").to_pylist()], "differ|first"),
+        ("loss_mask", [[True] * n for n in table.column("num_tokens").to_pylist()], "differ|first"),
     ):
         at = table.schema.get_field_index(name)
         damaged = table.set_column(

@@ -1,12 +1,13 @@
-"""The frozen version-1 cache, read by our reader and by a stranger's who only has FORMAT.md."""
+"""The frozen caches, read by our reader and by a stranger's who only has FORMAT.md."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
 import re
-import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +18,57 @@ import xxhash
 import zstandard
 
 import pipeline.cache
-from pipeline.cache.codec.gaps import CodecSpec, decode_entries
 from pipeline.cache.io.reader import open_cache
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-CACHE = GOLDEN / "cache-v1"
 FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
-MANIFEST_SHA256 = "0e7e3032f9fa5b3327fdc5112edd082f29ccfe45f634a6a65061de5b26b3f1a5"
-EXPECTED_SHA256 = "d36a9b5f8d5fbbf9258a44dbc236eecab6014689646097d0468067e08f9f37a4"
+SHA256 = {
+    "top-k": (
+        "cd139f9c42d31dc61235299d7d21fc18ce6c261fe2bb1266b0086b035d5d879c",
+        "138bc987e54c4de51970558e031c7eeb6455ac4d1ba39c37874ccee8c94af5f7",
+    ),
+    "threshold": (
+        "f51b2fcc94bc842a2e733af523ae0550d7143508bea6e6a4d5bbb99e604376bc",
+        "0585b077cfdf5c9566a413c6d09316cfcb3958920e4218fc88b08e3fd5a4728d",
+    ),
+    "top-k-sampled": (
+        "6b1b3ff16ac6697be7c1d4c731cc6bec228a2104aba3a25f68e4bdb739004b26",
+        "bf593076e06f195ac531d538c04c51f6c5bab87f12f9f4221fe8752697c15b16",
+    ),
+    "threshold-of-three": (
+        "635b9de74d101700a4913f0b0366e8066eb8bc3e4d33cfec449520eb9545ccc8",
+        "78c36bdc013b3cfb867debc872944495965cd9b938e6b15f9a40b0e79996eecb",
+    ),
+    "threshold-long": (
+        "68199fd57b31627fa4d09ea1c520f0bc41a6c68ed062597a5e17e02220431c46",
+        "b3354b861dc445ffba261cf768e920739c29ea6584f91a315b5ad486e4ecc305",
+    ),
+    "threshold-coarse": (
+        "49003c240a857bbf72fcfdb20f3b0ecc67f4c38fb27e228c7a329deaf0a8b064",
+        "7e23fbbf0195bfb5b2186e2797cffb9b5b2d5d8168b4bde1e5f509c2a38deb3f",
+    ),
+}
+"""Of the manifest, which names every other file's checksum, and of the expected values."""
+NAMES = tuple(SHA256)
 
 
-@pytest.fixture(scope="module")
-def expected() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((GOLDEN / "cache-v1.expected.json").read_text())["rows"]
+def _expected(name: str) -> list[dict[str, Any]]:
+    file = GOLDEN / f"cache-v1-{name}.expected.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
     return rows
 
 
-def test_the_sample_is_frozen() -> None:
-    """A change of these files is a change of the format: add cache-v2, leave cache-v1 alone."""
-    for file, wanted in (
-        (CACHE / "_meta/manifest.json", MANIFEST_SHA256),
-        (GOLDEN / "cache-v1.expected.json", EXPECTED_SHA256),
-    ):
-        assert hashlib.sha256(file.read_bytes()).hexdigest() == wanted
+@pytest.mark.parametrize("name", SHA256)
+def test_the_samples_are_frozen(name: str) -> None:
+    """A change of these files is a change of the format; after the release, of its version."""
+    files = (f"cache-v1-{name}/_meta/manifest.json", f"cache-v1-{name}.expected.json")
+    found = [hashlib.sha256((GOLDEN / file).read_bytes()).hexdigest() for file in files]
+    assert tuple(found) == SHA256[name]
 
 
-def test_our_reader_finds_what_was_frozen(expected: list[dict[str, Any]]) -> None:
-    cache = open_cache(str(CACHE))
-    assert cache.manifest.temperatures == (1.0, 2.0, 0.5)
-    assert list(cache.tokenizer_files()) == ["tokenizer.json"]
+@pytest.mark.parametrize("name", NAMES)
+def test_our_reader_finds_what_was_frozen(name: str) -> None:
+    cache, expected = open_cache(str(GOLDEN / f"cache-v1-{name}")), _expected(name)
     found = [
         (split, shard, row)
         for split in ("train", "heldout")
@@ -57,184 +80,289 @@ def test_our_reader_finds_what_was_frozen(expected: list[dict[str, Any]]) -> Non
         targets = row.targets
         assert (split, shard, row.sample_id) == (want["split"], want["shard"], want["sample_id"])
         assert row.input_ids_L.tolist() == want["input_ids"]
-        assert row.counted_L.tolist() == want["counted"]
+        assert row.loss_mask_L.tolist() == want["loss_mask"]
         assert targets.counts_N.tolist() == want["counts"]
         assert targets.token_ids_E.tolist() == want["token_ids"]
-        np.testing.assert_allclose(targets.logprobs_E, want["logprobs"], rtol=1e-6)
-        np.testing.assert_allclose(targets.logprobs_E, want["true_logprobs"], atol=1.5 / 12)
-        assert targets.log_z_NG.tolist() == want["log_z"]
-        assert targets.entropy_NG.tolist() == want["entropy"]
-        assert targets.gold_logprob_N.tolist() == want["gold_logprob"]
-    assert {0, 1, 8} <= {count for row in expected for count in row["counts"]}
+        np.testing.assert_allclose(targets.logprobs_E, want["logprobs"], rtol=1e-6, atol=1e-9)
+        assert (targets.inclusion_E is None) == (want["inclusion"] is None)
+        if targets.inclusion_E is not None:
+            np.testing.assert_allclose(targets.inclusion_E, want["inclusion"], rtol=1e-5)
+        shape = targets.log_z_NG.shape
+        log_z = np.array(want["log_z"]).reshape(shape)
+        np.testing.assert_allclose(targets.log_z_NG, log_z, rtol=1e-6)
+        entropy = np.array(want["entropy"]).reshape(shape)
+        np.testing.assert_allclose(targets.entropy_NG, entropy, rtol=1e-6)
+        np.testing.assert_allclose(targets.label_logprob_N, want["label_logprob"], rtol=1e-6)
+
+
+def test_the_samples_reach_every_part_of_the_format() -> None:
+    counts = {count for row in _expected("top-k") for count in row["counts"]}
+    assert counts == {0, 1, 3, 300}
+    assert min(v for row in _expected("threshold-of-three") for vs in row["log_z"] for v in vs) < 0
+    sampled = [
+        (logprob, pi)
+        for row in _expected("threshold-coarse")
+        for logprob, pi in zip(row["logprobs"], row["inclusion"], strict=True)
+        if pi < 1
+    ]
+    assert max(sampled) > (0, 0.999)
+    assert {1022, 1023} <= _sampled_ranks("threshold-of-three")
+    tables = [
+        pq.read_table(file).to_pylist() for file in GOLDEN.glob("cache-v1-*/data/*/*.parquet")
+    ]
+    filled = {name for rows in tables for row in rows for name, value in row.items() if value}
+    assert filled == set(tables[0][0])
+
+
+def _sampled_ranks(name: str) -> set[int]:
+    """Return the ranks of the sampled entries of the first shard."""
+    table = pq.read_table(GOLDEN / f"cache-v1-{name}/data/train/00000.parquet")
+    rank = {token: rank for rank, token in enumerate(_order(table))}
+    return {
+        rank[token]
+        for row in _expected(name)[: table.num_rows]
+        for token, pi in zip(row["token_ids"], row["inclusion"], strict=True)
+        if pi < 1
+    }
 
 
 # ---- A stranger's reader: from FORMAT.md alone, nothing of pipeline below this line. ----
 
 
-class _Number(str):
-    """A number literal as it stands in the file."""
+def _order(table: Any) -> list[int]:
+    """Return the token of each rank."""
+    frame = base64.b64decode(table.schema.metadata[b"distill_ranks"])
+    classes = zstandard.ZstdDecompressor().decompress(frame)
+    return sorted(range(len(classes)), key=lambda token: (-classes[token], token))
 
 
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_int=_Number, parse_float=_Number)
+class _Stream:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def next(self) -> int:
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def half(self) -> int:
+        self.at += 1
+        return self.data[(self.at - 1) // 2] >> 4 * ((self.at - 1) % 2) & 15
 
 
-def _canonical(value: Any) -> str:
-    if isinstance(value, _Number):
-        return str(value)
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, str):
-        short = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f",
-                 "\r": "\\r"}  # fmt: skip
-        escaped = (short.get(c) or (f"\\u{ord(c):04x}" if c < " " else c) for c in value)
-        return '"' + "".join(escaped) + '"'
-    if isinstance(value, list):
-        return "[" + ",".join(map(_canonical, value)) + "]"
-    members = (f"{_canonical(name)}:{_canonical(value[name])}" for name in sorted(value))
-    return "{" + ",".join(members) + "}"
+class _Bits:
+    def __init__(self, data: bytes) -> None:
+        self.number, self.at, self.end = int.from_bytes(data, "little"), 0, 8 * len(data)
+
+    def take(self, count: int) -> int:
+        value = self.number >> self.at & (1 << count) - 1
+        self.at += count
+        assert self.at <= self.end
+        return value
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+def _dither(sample_id: str, r: int) -> float:
+    x = ((r + 1) * 0x9E3779B97F4A7C15 + int(sample_id[:16], 16)) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    x ^= x >> 31
+    return (x >> 10) % 2**24 / 2**24 - 0.5
 
 
-def _entries(
-    blob: bytes, num_counted: int, vocab: int, step: float, tail: list[float]
-) -> tuple[list[int], list[int], list[float]]:
-    counts = list(struct.unpack_from(f"<{num_counted}H", blob))
-    total, planes = sum(counts), 2 if vocab <= 65536 else 3
-    assert len(blob) == 2 * num_counted + (planes + 1) * total
-    ids: list[int] = []
-    logprobs: list[float] = []
-    at = 0
-    for n, count in enumerate(counts):
-        before = -1
-        grid = []
-        for e in range(at, at + count):
-            start = 2 * num_counted
-            gap = sum(blob[start + p * total + e] << (8 * p) for p in range(planes))
-            before = before + 1 + gap
-            assert before < vocab
-            ids.append(before)
-            grid.append(blob[start + planes * total + e])
-        at += count
-        if not count:
-            continue
-        p = [math.exp(-step * q) for q in grid]
-        m = grid.index(min(grid))
-        rest = 1 - tail[n] - sum(p[:m] + p[m + 1 :])
-        low, high = p[m] * math.exp(-step), min(p[m] * math.exp(step), 1.0)
-        values = [-step * q for q in grid]
-        values[m] = math.log(min(max(rest, low), high))
-        logprobs += values
-    return counts, ids, logprobs
+def _runs(row: dict[str, bytes], kind: str, order: list[int]) -> Iterator[list[tuple[int, int]]]:
+    """Take counts by `send`, yield runs of (token, code)."""
+    ids = [_Stream(row[f"{kind}_ids_{stream}"]) for stream in range(4)]
+    bits = _Bits(row[f"{kind}_bits"])
+    always_kept = kind == "always_kept"
+    names = (
+        ["always_kept_values"]
+        if always_kept
+        else [f"sampled_values_{stream}" for stream in range(3)]
+    )
+    values = [_Stream(row[name]) for name in names]
+    run: list[tuple[int, int]] = []
+    while True:
+        count = yield run
+        if count is None:
+            break
+        before, run = -1, []
+        for left in range(count, 0, -1):
+            stream = 2 * (before >= 62) + (left == 1)
+            c = ids[stream].next()
+            before += (1 << c) + bits.take(c)
+            if always_kept:
+                code = values[0].next()
+            else:
+                code = values[before >= 1023].half()
+                if code == 15:
+                    code = values[2].next()
+            run.append((order[before], code))
+    assert all(stream.at == len(stream.data) for stream in ids)
+    assert 0 <= bits.end - bits.at < 8
+    if always_kept:
+        assert values[0].at == len(values[0].data)
+    else:
+        assert [(v.at + 1) // 2 for v in values[:2]] == [len(v.data) for v in values[:2]]
+        assert values[2].at == len(values[2].data)
+    yield []
 
 
-def test_a_stranger_reads_it_too(expected: list[dict[str, Any]]) -> None:
-    manifest = _parse((CACHE / "_meta/manifest.json").read_text(encoding="utf-8"))
-    stored = manifest.pop("manifest_sha256")
-    assert _digest(manifest) == stored
-    assert manifest["format"] == "distil-cache"
-    assert int(manifest["format_version"]) == 1
-    assert manifest["identity_digest"] == _digest(manifest["identity"])
-    codec = manifest["codec"]
-    assert codec["name"] == "gaps-u8"
-    vocab, step = int(codec["vocab_size"]), float(codec["step_nats"])
-    grid = len(manifest["temperatures"])
+def _read_row(
+    row: dict[str, Any], codec: dict[str, Any], grid: list[float], order: list[int]
+) -> dict[str, Any]:
+    quantisation, rule = codec["quantisation"], codec["inclusion_rule"]
+    a, b, s = (
+        quantisation["always_kept_scale"],
+        quantisation["always_kept_step"],
+        quantisation["sampled_step"],
+    )
+    code_p = [-a * (math.exp(b * k) - 1) for k in range(256)]
+    mass = [math.floor(65536 * math.exp(v) + 0.5) for v in code_p]
+    places = [i for i, loss_mask in enumerate(row["loss_mask"]) if loss_mask]
+    number, others = len(places), [t for t in grid if t != 1.0]
+    dither = [_dither(row["sample_id"], i - 1) for i in places]
+    high = row["counts_high"] or bytes(2 * number)
+    log_z, entropy = [], []
+    for n in range(number):
+        values = {1.0: 0.0}
+        for g, t in enumerate(others):
+            low, top = row["log_z"][g * number + n], row["log_z_high"][g * number + n]
+            step = low | top << 8
+            values[t] = quantisation["log_z_step"] * (step - 65536 * (step >= 32768))
+        log_z.append([values[t] for t in grid])
+        entropy.append([
+            quantisation["entropy_step"] * (row["entropy"][g * number + n] + dither[n])
+            for g in range(len(grid))
+        ])  # fmt: skip
+    used = [] if rule is None else [g for g, tau in enumerate(rule["taus"]) if tau > 0]
+    alone = rule is not None and [grid[g] for g in used] == [1.0]
+    always_kept = _runs(row, "always_kept", order)
+    sampled = _runs(row, "sampled", order)
+    next(always_kept), next(sampled)
+    counts, ids, logprobs, inclusion = [], [], [], []
+    for n, place in enumerate(places):
+        own = always_kept.send(row["always_kept_counts"][n] | high[n] << 8)  # type: ignore[attr-defined]
+        u = row["sampled_counts"][n] | high[number + n] << 8
+        label = row["label_logprob"][n]
+        if alone:
+            t = max(1, math.floor(65536 * rule["taus"][grid.index(1.0)] + 0.5))
+            rest = max(0, 65536 - mass[label] - sum(mass[k] for _, k in own))
+            u = (rest + t // 2) // t + (u // 2 if u % 2 == 0 else -(u + 1) // 2)
+        far = sampled.send(u)  # type: ignore[attr-defined]
+        found: list[tuple[int, float, float]] = []
+        if rule is not None:
+            found.append((row["input_ids"][place], code_p[label], 1.0))
+        found += [(token, code_p[k], 1.0) for token, k in sorted(own)]
+        for token, k in sorted(far):
+            log_p = -s * (k + dither[n])
+            total = sum(
+                (math.exp(log_p / grid[g] - log_z[n][g]) / rule["taus"][g]) ** 2 for g in used
+            )
+            found.append((token, log_p, min(1 - 2**-20, math.sqrt(total))))
+        if rule is None and found:
+            p = [math.exp(value) for _, value, _ in found]
+            codes = [k for _, k in sorted(own)]
+            m = codes.index(min(codes))
+            tail = row["tail"][n]
+            rest = 1 - (0.0 if tail == 255 else math.exp(-quantisation["tail_step"] * tail))
+            rest -= sum(p[:m] + p[m + 1 :])
+            bounded = min(max(rest, p[m] * math.exp(-b)), min(p[m] * math.exp(b), 1.0))
+            found[m] = (found[m][0], math.log(bounded), 1.0)
+        counts.append(len(found))
+        ids += [token for token, _, _ in found]
+        logprobs += [value for _, value, _ in found]
+        inclusion += [pi for _, _, pi in found]
+    always_kept.send(None), sampled.send(None)  # type: ignore[attr-defined]
+    return {
+        "counts": counts, "token_ids": ids, "logprobs": logprobs, "inclusion": inclusion,
+        "log_z": log_z, "entropy": entropy,
+        "label_logprob": [code_p[k] for k in row["label_logprob"]],
+    }  # fmt: skip
 
-    packed = (CACHE / "_meta/rows.bin").read_bytes()
-    assert xxhash.xxh3_128(packed).digest().hex() == manifest["rows_xxh3_128"]
-    index = zstandard.ZstdDecompressor().decompress(packed)
-    lengths = list(struct.iter_unpack("<ii", index))
-    for name, checksum in manifest["tokenizer_xxh3_128"].items():
-        data = (CACHE / "_meta/tokenizer" / name).read_bytes()
-        assert xxhash.xxh3_128(data).digest().hex() == checksum
 
-    wanted = iter(expected)
-    number = 0
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stranger_reads_it_too(name: str) -> None:
+    folder = GOLDEN / f"cache-v1-{name}"
+    manifest = json.loads((folder / "_meta/manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["format"], manifest["format_version"]) == ("distill-cache", 1)
+    codec, grid = manifest["codec"], manifest["temperatures"]
+    assert codec["name"] == "ranked"
+    wanted = iter(_expected(name))
     for record in manifest["shards"]:
-        data = (CACHE / record["path"]).read_bytes()
-        assert record["path"] == f"data/{record['split']}/{int(record['index']):05d}.parquet"
-        assert len(data) == int(record["bytes"])
+        data = (folder / record["path"]).read_bytes()
         assert xxhash.xxh3_128(data).digest().hex() == record["xxh3_128"]
-        table = pq.read_table(CACHE / record["path"])
-        note = json.loads(table.schema.metadata[b"distil_cache"])
+        table = pq.read_table(folder / record["path"])
+        note = json.loads(table.schema.metadata[b"distill_cache"])
         assert note["identity_digest"] == manifest["identity_digest"]
-        assert set(note) == {"format_version", "identity_digest", "codec", "temperatures"}
-        rows = table.to_pylist()
-        assert len(rows) == int(record["rows"])
-        assert sum(row["num_tokens"] for row in rows) == int(record["tokens"])
-        assert sum(row["num_counted"] for row in rows) == int(record["counted"])
+        assert (note["codec"], note["temperatures"]) == (codec, grid)
+        order = _order(table)
+        assert len(order) == codec["vocab_size"]
         entries = 0
-        for row in rows:
-            want = next(wanted)
-            counted = row["num_counted"]
-            assert (row["num_tokens"], counted) == lengths[number]
-            number += 1
+        for row in table.to_pylist():
+            want, got = next(wanted), _read_row(row, codec, grid, order)
             assert row["sample_id"] == want["sample_id"]
-            assert row["input_ids"] == want["input_ids"]
-            assert row["counted"] == want["counted"]
-            assert sum(row["counted"]) == counted
-            counts, ids, logprobs = _entries(row["entries"], counted, vocab, step, row["tail_mass"])
-            assert (counts, ids) == (want["counts"], want["token_ids"])
-            assert logprobs == pytest.approx(want["logprobs"], rel=1e-6)
-            for name in ("log_z", "entropy"):
-                values = row[name]
-                shaped = [values[n * grid : (n + 1) * grid] for n in range(counted)]
-                assert shaped == want[name]
-            assert row["gold_logprob"] == want["gold_logprob"]
-            entries += len(ids)
-        assert entries == int(record["entries"])
-    assert number == len(lengths) == len(expected)
-
-    for file in (CACHE / "_meta/shards").iterdir():
-        note = _parse(file.read_text(encoding="utf-8"))
-        stored = note.pop("record_sha256")
-        assert _digest(note) == stored
-        start = [r["path"] for r in manifest["shards"]].index(note["path"])
-        before = sum(int(r["rows"]) for r in manifest["shards"][:start])
-        own = lengths[before : before + int(note["rows"])]
-        assert [int(n) for n in note["row_tokens"]] == [tokens for tokens, _ in own]
-        assert [int(n) for n in note["row_counted"]] == [counted for _, counted in own]
-        del note["row_tokens"], note["row_counted"]
-        assert note == manifest["shards"][start]
+            assert got["counts"] == want["counts"]
+            assert got["token_ids"] == want["token_ids"]
+            assert got["logprobs"] == pytest.approx(want["logprobs"], rel=1e-5, abs=1e-8)
+            assert got["inclusion"] == pytest.approx(
+                want["inclusion"] or [1.0] * len(got["inclusion"]), rel=1e-4
+            )
+            assert got["label_logprob"] == pytest.approx(want["label_logprob"], rel=1e-5)
+            for column in ("log_z", "entropy"):
+                for one, other in zip(got[column], want[column], strict=True):
+                    assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+            entries += len(got["token_ids"])
+        assert entries == record["entries"]
 
 
-# ---- The worked examples of FORMAT.md. ----
-
-
-def test_worked_examples() -> None:
+def test_the_worked_example() -> None:
     text = FORMAT.read_text(encoding="utf-8")
-    blobs = {
-        int(vocab): bytes.fromhex(body)
-        for vocab, body in re.findall(r"```hex (\d+)\n([0-9a-f \n]+)```", text)
+    example = text[text.index("## 9. Worked example") :]
+    codec = {
+        "inclusion_rule": {"temperatures": [1.0], "taus": [0.25]},
+        "quantisation": {
+            "always_kept_scale": 0.05, "always_kept_step": 0.06, "sampled_step": 2.0,
+            "log_z_step": 1 / 64, "entropy_step": 0.25, "tail_step": 1 / 16,
+        },
+    }  # fmt: skip
+    row: dict[str, Any] = {
+        f"{kind}_ids_{n}": b"" for kind in ("always_kept", "sampled") for n in range(4)
     }
-    assert sorted(blobs) == [300, 70000]
-    tails = [0.05, 1.0, 0.4]
-    half = [float(np.float16(tail)) for tail in tails]
-    counts, ids, logprobs = _entries(blobs[300], 3, 300, 1 / 12, half)
-    assert (counts, ids) == ([2, 0, 1], [5, 260, 299])
-    stated = [float(v) for v in re.findall(r"log p = (-0\.\d{8})", text)]
-    assert [logprobs[0], logprobs[2]] == pytest.approx(stated, abs=1e-8)
-    assert logprobs[1] == pytest.approx(-1.75)
-    counts, ids, _ = _entries(blobs[70000], 1, 70000, 1 / 12, [0.0])
-    assert (counts, ids) == ([3], [1, 65537, 69999])
-    for vocab, positions in ((300, 3), (70000, 1)):
-        spec = CodecSpec(vocab_size=vocab)
-        tail = np.array(half if vocab == 300 else [0.0], np.float32)
-        got = decode_entries(blobs[vocab], positions, spec, tail_N=tail)
-        want = _entries(blobs[vocab], positions, vocab, 1 / 12, tail.tolist())
-        assert got[0].tolist() == want[0]
-        assert got[1].tolist() == want[1]
-        np.testing.assert_allclose(got[2], want[2], rtol=1e-5, atol=1e-6)
+    row |= {f"sampled_values_{n}": b"" for n in range(3)}
+    names = (
+        "always_kept_bits",
+        "sampled_bits",
+        "always_kept_values",
+        "counts_high",
+        "log_z",
+        "log_z_high",
+    )
+    row |= dict.fromkeys(names, b"")
+    for name, value in re.findall(r"`(\w+)` is `([0-9a-f]{2})`", example):
+        row[name] = bytes.fromhex(value)
+    row |= {
+        "sample_id": "0" * 32, "input_ids": [3, 2], "loss_mask": [False, True], "entropy": b"\x00",
+    }  # fmt: skip
+    got = _read_row(row, codec, [1.0], [0, 1, 2, 3])
+    assert (got["counts"], got["token_ids"]) == ([2], [2, 0])
+    stated = [float(v) for v in re.findall(r"-[01]\.\d{8}", example)]
+    assert [_dither("0" * 32, 0), *got["logprobs"]] == pytest.approx(
+        [stated[0], stated[1], stated[-1]], abs=1e-7
+    )
+    assert got["inclusion"] == pytest.approx([1.0, 0.70175752], abs=1e-7)
 
 
 def test_format_page_names_every_column_and_member() -> None:
     text = FORMAT.read_text(encoding="utf-8")
-    manifest = json.loads((CACHE / "_meta/manifest.json").read_text())
-    names = {*manifest, *manifest["shards"][0], *manifest["codec"], *manifest["identity"]}
-    names |= set(pq.read_schema(CACHE / "data/train/00000.parquet").names)
-    names |= set(json.loads((CACHE / "_meta/shards/train-00000.json").read_text()))
-    missing = [name for name in names if f"`{name}`" not in text and f'"{name}"' not in text]
+    folder = GOLDEN / "cache-v1-threshold"
+    manifest = json.loads((folder / "_meta/manifest.json").read_text())
+    names = {
+        *manifest,
+        *manifest["shards"][0],
+        *manifest["codec"],
+        *manifest["codec"]["quantisation"],
+    }
+    names |= {
+        re.sub(r"_\d$", "_", n) for n in pq.read_schema(folder / "data/train/00000.parquet").names
+    }
+    missing = [name for name in names if f"`{name}" not in text and f'"{name}' not in text]
     assert missing == []

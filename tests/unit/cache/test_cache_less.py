@@ -1,4 +1,4 @@
-"""Readers at less: the largest of a top-k, and samples thinned without bias."""
+"""Readers at less: the largest of a top-k, and samples subsampled without bias."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cache.codec.spec import RankedSpec
-from pipeline.cache.codec.subsample import Less
+from pipeline.cache.codec.spec import CodecSpec
+from pipeline.cache.codec.subsample import EntryLimit
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import encode_shard
 from pipeline.cache.layout.schema import table_to_rows
 from pipeline.errors import CacheError
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.quantisation import rounding_log_bias
 from tests.unit.cache.sample_cache import write_cache
-from tests.unit.cache.sampled_cache import GRID, LAWS, sampled_row, write_sampled_cache
+from tests.unit.cache.sampled_cache import GRID, RULES, sampled_row, write_sampled_cache
 
 
 def _estimate(row: CachedSequence, temperature: float, vocab: int) -> np.ndarray:
@@ -31,57 +31,59 @@ def _estimate(row: CachedSequence, temperature: float, vocab: int) -> np.ndarray
     log_p_E = targets.logprobs_E.astype(np.float64) / temperature
     log_p_E -= targets.log_z_NG[owner_E, column]
     assert targets.inclusion_E is not None
-    drawn_E = targets.inclusion_E < 1
-    log_p_E[drawn_E] -= rounding_log_bias(targets.drawn_step, temperature)
+    sampled_E = targets.inclusion_E < 1
+    log_p_E[sampled_E] -= rounding_log_bias(targets.sampled_step, temperature)
     weights_E = np.exp(log_p_E) / targets.inclusion_E
     return np.bincount(targets.token_ids_E, weights_E, minlength=vocab)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("exact", [0, 4])
-def test_thinning_is_right_on_average(law: SamplingLaw, exact: int) -> None:
-    """One captured row under many sample ids, so that only the thinning's draws differ."""
+def test_thinning_is_right_on_average(rule: InclusionRule, exact: int) -> None:
+    """One captured row under many sample ids, so that only the subsampling's draws differ."""
     vocab, copies = 60, 3000
-    spec = RankedSpec(vocab, law)
-    # A finer grid of certain values, so that their rounding does not hide a bias.
-    row, tail_N = sampled_row(np.random.default_rng(5), law, vocab=vocab, most=6, exact=exact)
+    spec = CodecSpec(vocab, rule)
+    # A finer grid of always-kept values, so that their rounding does not hide a bias.
+    row, tail_N = sampled_row(np.random.default_rng(5), rule, vocab=vocab, most=6, exact=exact)
     while not row.targets.num_positions:
-        row, tail_N = sampled_row(np.random.default_rng(9), law, vocab=vocab, most=6, exact=exact)
-    drawn_E = row.targets.inclusion_E < 1  # type: ignore[operator]
-    # Certain entries only: their thinning draws and dithers, both by the sample's id.
+        row, tail_N = sampled_row(np.random.default_rng(9), rule, vocab=vocab, most=6, exact=exact)
+    sampled_E = row.targets.inclusion_E < 1  # type: ignore[operator]
+    # Always-kept entries only: their subsampling draws and dithers, both by the sample's id.
     owner_E = np.repeat(np.arange(row.targets.num_positions), row.targets.counts_N)
-    counts_N = np.bincount(owner_E[~drawn_E]).astype(np.int32)
-    certain = replace(
+    counts_N = np.bincount(owner_E[~sampled_E]).astype(np.int32)
+    always_kept = replace(
         row.targets,
         counts_N=counts_N,
-        token_ids_E=row.targets.token_ids_E[~drawn_E],
-        logprobs_E=row.targets.logprobs_E[~drawn_E],
-        inclusion_E=row.targets.inclusion_E[~drawn_E],  # type: ignore[index]
+        token_ids_E=row.targets.token_ids_E[~sampled_E],
+        logprobs_E=row.targets.logprobs_E[~sampled_E],
+        inclusion_E=row.targets.inclusion_E[~sampled_E],  # type: ignore[index]
     )
     rng = np.random.default_rng(0)
-    rows = [replace(row, sample_id=rng.bytes(16).hex(), targets=certain) for _ in range(copies)]
+    rows = [replace(row, sample_id=rng.bytes(16).hex(), targets=always_kept) for _ in range(copies)]
     _, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=GRID, identity_digest="0" * 64,
         tails=[tail_N] * copies,
     )  # fmt: skip
     table = pq.read_table(pa.BufferReader(data))
     whole = table_to_rows(table.slice(0, 1), spec, GRID)[0]
-    thinned = table_to_rows(table, spec, GRID, Less(tau_factor=4))
-    fewer = np.mean([thin.targets.token_ids_E.size for thin in thinned])
+    subsampled = table_to_rows(table, spec, GRID, EntryLimit(tau_factor=4))
+    fewer = np.mean([subsample.targets.token_ids_E.size for subsample in subsampled])
     assert fewer < 0.9 * whole.targets.token_ids_E.size
     for temperature in GRID:
         wanted_V = _estimate(whole, temperature, vocab)
-        estimates_RV = np.array([_estimate(thin, temperature, vocab) for thin in thinned])
+        estimates_RV = np.array(
+            [_estimate(subsample, temperature, vocab) for subsample in subsampled]
+        )
         error_V = estimates_RV.mean(0) - wanted_V
         noise_V = estimates_RV.std(0) / np.sqrt(copies)
         assert (np.abs(error_V) <= 5 * noise_V + 1e-6).all()
 
 
-def test_drawn_entries_stay_with_the_ratio_of_the_laws() -> None:
-    law = LAWS[1]
-    spec = RankedSpec(500, law)
+def test_sampled_entries_stay_with_the_ratio_of_the_rules() -> None:
+    rule = RULES[1]
+    spec = CodecSpec(500, rule)
     rng = np.random.default_rng(1)
-    rows, tails = zip(*(sampled_row(rng, law) for _ in range(60)), strict=True)
+    rows, tails = zip(*(sampled_row(rng, rule) for _ in range(60)), strict=True)
     _, data = encode_shard(
         list(rows), spec, split="train", index=0, temperatures=GRID, identity_digest="0" * 64,
         tails=list(tails),
@@ -89,9 +91,9 @@ def test_drawn_entries_stay_with_the_ratio_of_the_laws() -> None:
     table = pq.read_table(pa.BufferReader(data))
     kept = {}
     for factor in (1.0, 2.0, 5.0):
-        got = table_to_rows(table, spec, GRID, Less(tau_factor=factor))
-        assert table_to_rows(table, spec, GRID, Less(tau_factor=factor))[3].targets.counts_N.tolist(
-        ) == got[3].targets.counts_N.tolist()  # fmt: skip
+        got = table_to_rows(table, spec, GRID, EntryLimit(tau_factor=factor))
+        again = table_to_rows(table, spec, GRID, EntryLimit(tau_factor=factor))
+        assert again[3].targets.counts_N.tolist() == got[3].targets.counts_N.tolist()
         kept[factor] = [
             {
                 (n, int(token))
@@ -104,9 +106,9 @@ def test_drawn_entries_stay_with_the_ratio_of_the_laws() -> None:
             for r in got
         ]
         for row in got:
-            gold = row.input_ids_L[row.counted_L]
+            label = row.input_ids_L[row.loss_mask_L]
             first = np.cumsum(row.targets.counts_N) - row.targets.counts_N
-            assert row.targets.token_ids_E[first].tolist() == gold.tolist()
+            assert row.targets.token_ids_E[first].tolist() == label.tolist()
     for one, two, five in zip(kept[1.0], kept[2.0], kept[5.0], strict=True):
         assert five <= two <= one
     whole, half = (sum(map(len, kept[factor])) for factor in (1.0, 2.0))
@@ -142,7 +144,7 @@ def test_statistics_are_read_without_entries(made: Path) -> None:
     rows, known = source.read_rows(1, [2, 0]), source.read_statistics(1, [2, 0])
     for row, facts in zip(rows, known, strict=True):
         assert facts.entropy_NG.tolist() == row.targets.entropy_NG.tolist()
-        assert facts.gold_logprob_N.tolist() == row.targets.gold_logprob_N.tolist()
+        assert facts.label_logprob_N.tolist() == row.targets.label_logprob_N.tolist()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_statistics_are_read_without_entries(made: Path) -> None:
             {"top_k": 7},
             "holds 6 entries a position, 7 asked for; expected a top_k of 1 to 6",
         ),
-        (False, {"tau_factor": 2.0}, "nothing in it was drawn"),
+        (False, {"tau_factor": 2.0}, "nothing in it was sampled"),
         (True, {"top_k": 3}, "holds sampled targets, which have no largest entries"),
         (True, {"tau_factor": 0.5}, "expected at least 1"),
         (True, {"tau_factor": 12.5}, "below 12"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.codec.gaps import CodecSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.cache.layout.manifest import record_name

@@ -13,22 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.codec.spec import CodedRows, RankedSpec, frequency_classes, order_of_classes
+from pipeline.cache.codec.spec import CodecSpec, CodedRows, frequency_classes, order_of_classes
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.tables import encode_table, table_from_bytes
 from pipeline.cache.io.writer import encode_shard
-from pipeline.cache.layout.schema import rows_to_table, table_to_rows, table_to_statistics
+from pipeline.cache.layout.schema import table_to_rows, table_to_statistics
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.errors import CacheError
-from pipeline.sampling.inclusion import SamplingLaw
-from pipeline.sampling.quantisation import DRAWN_GRIDS, Grids
+from pipeline.sampling.inclusion import InclusionRule
+from pipeline.sampling.quantisation import SAMPLED_QUANTISATION, Quantisation
 from pipeline.storage import Store
-from tests.unit.cache.sample_cache import SPEC, TEMPERATURES, read_all, sample_rows
-from tests.unit.cache.sampled_cache import GRID, LAWS, VOCAB, sampled_rows, write_sampled_cache
+from tests.unit.cache.sample_cache import SPEC, TEMPERATURES, read_all, rows_to_table, sample_rows
+from tests.unit.cache.sampled_cache import GRID, RULES, VOCAB, sampled_rows, write_sampled_cache
 
 
-def _through(rows: list[CachedSequence], tails: list[Any], spec: RankedSpec) -> pa.Table:
+def _through(rows: list[CachedSequence], tails: list[Any], spec: CodecSpec) -> pa.Table:
     """Return what Parquet gives back of the rows."""
     _, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=GRID, identity_digest="0" * 64,
@@ -40,46 +40,46 @@ def _through(rows: list[CachedSequence], tails: list[Any], spec: RankedSpec) -> 
 @given(
     seed=st.integers(0, 2**32),
     number=st.integers(0, 4),
-    law=st.sampled_from(LAWS),
+    rule=st.sampled_from(RULES),
     exact=st.sampled_from([0, 3]),
     vocab=st.sampled_from([30, 500, 3000]),
 )
 @settings(max_examples=40, deadline=None)
 def test_sampled_rows_come_back(
-    seed: int, number: int, law: SamplingLaw, exact: int, vocab: int
+    seed: int, number: int, rule: InclusionRule, exact: int, vocab: int
 ) -> None:
-    rows, tails = sampled_rows(number, seed, law, exact=exact, vocab=vocab)
-    spec = RankedSpec(vocab, law)
+    rows, tails = sampled_rows(number, seed, rule, exact=exact, vocab=vocab)
+    spec = CodecSpec(vocab, rule)
     table = _through(rows, tails, spec)
     got = table_to_rows(table, spec, GRID)
     assert len(got) == number
     for before, after in zip(rows, got, strict=True):
         a, b = before.targets, after.targets
-        assert (before.sample_id, before.input_ids_L.tolist(), before.counted_L.tolist()) == (
-            after.sample_id, after.input_ids_L.tolist(), after.counted_L.tolist()
+        assert (before.sample_id, before.input_ids_L.tolist(), before.loss_mask_L.tolist()) == (
+            after.sample_id, after.input_ids_L.tolist(), after.loss_mask_L.tolist()
         )  # fmt: skip
         assert a.counts_N.tolist() == b.counts_N.tolist()
         assert a.token_ids_E.tolist() == b.token_ids_E.tolist()
         assert a.log_z_NG.tolist() == b.log_z_NG.tolist()
-        assert (a.temperatures, a.drawn_step) == (b.temperatures, b.drawn_step)
+        assert (a.temperatures, a.sampled_step) == (b.temperatures, b.sampled_step)
         assert a.inclusion_E is not None
         assert b.inclusion_E is not None
-        drawn_E = a.inclusion_E < 1
-        assert (drawn_E == (b.inclusion_E < 1)).all()
+        sampled_E = a.inclusion_E < 1
+        assert (sampled_E == (b.inclusion_E < 1)).all()
         np.testing.assert_allclose(a.inclusion_E, b.inclusion_E, rtol=1e-4)
-        np.testing.assert_allclose(a.logprobs_E[drawn_E], b.logprobs_E[drawn_E], atol=1e-4)
-        p, q = np.exp(a.logprobs_E[~drawn_E]), np.exp(b.logprobs_E[~drawn_E])
+        np.testing.assert_allclose(a.logprobs_E[sampled_E], b.logprobs_E[sampled_E], atol=1e-4)
+        p, q = np.exp(a.logprobs_E[~sampled_E]), np.exp(b.logprobs_E[~sampled_E])
         np.testing.assert_allclose(p, q, atol=0.012)
-        half = spec.grids.entropy_step / 2
+        half = spec.quantisation.entropy_step / 2
         np.testing.assert_allclose(a.entropy_NG, b.entropy_NG, atol=1.01 * half)
     for row, known in zip(got, table_to_statistics(table, spec, GRID), strict=True):
-        for name in ("gold_logprob_N", "log_z_NG", "entropy_NG"):
+        for name in ("label_logprob_N", "log_z_NG", "entropy_NG"):
             assert getattr(known, name).tolist() == getattr(row.targets, name).tolist()
 
 
 @given(seed=st.integers(0, 2**32), count=st.sampled_from([1, 2, 64, 300, 499]))
 @settings(max_examples=15, deadline=None)
-def test_many_certain_entries_come_back(seed: int, count: int) -> None:
+def test_many_always_kept_entries_come_back(seed: int, count: int) -> None:
     """Counts above a byte, and runs long enough for the other sort."""
     rng = np.random.default_rng(seed)
     rows, tails = sample_rows(2, seed)
@@ -105,33 +105,37 @@ def test_a_dithered_grid_is_right_on_average(temperature: float) -> None:
     """For any p and T: the mean of the rounded p^(1/T), less the known factor, is p^(1/T)."""
     from pipeline.sampling.quantisation import rounding_log_bias
 
-    grids, dither = Grids(), ((np.arange(4000) + 0.5) / 4000 - 0.5).astype(np.float32)
-    bias = rounding_log_bias(grids.drawn_step, temperature)
+    quantisation, dither = Quantisation(), ((np.arange(4000) + 0.5) / 4000 - 0.5).astype(np.float32)
+    bias = rounding_log_bias(quantisation.sampled_step, temperature)
     for log_p in (-1.7, -3.0, -9.123, -20.5):
-        values = grids.drawn_value(grids.drawn_level(np.full(4000, log_p), dither), dither)
-        assert np.abs(values - log_p).max() <= grids.drawn_step / 2 + 1e-4
+        values = quantisation.sampled_value(
+            quantisation.sampled_code(np.full(4000, log_p), dither), dither
+        )
+        assert np.abs(values - log_p).max() <= quantisation.sampled_step / 2 + 1e-4
         mean = np.exp(values.astype(np.float64) / temperature - bias).mean()
         assert mean == pytest.approx(np.exp(log_p / temperature), rel=1e-3)
 
 
-@pytest.mark.parametrize("grids", [Grids(), DRAWN_GRIDS])
-def test_an_entropy_is_right_on_average(grids: Grids) -> None:
+@pytest.mark.parametrize("quantisation", [Quantisation(), SAMPLED_QUANTISATION])
+def test_an_entropy_is_right_on_average(quantisation: Quantisation) -> None:
     """Also near 0, where one that is never negative would be too large on average."""
     dither = ((np.arange(4000) + 0.5) / 4000 - 0.5).astype(np.float32)
     for entropy in (0.0, 0.05, 0.3, 7.77):
-        levels = grids.entropy_level(np.full(4000, entropy), dither)
-        values = grids.entropy_value(levels, dither)
-        assert np.abs(values - entropy).max() <= grids.entropy_step / 2 + 1e-3
+        codes = quantisation.entropy_code(np.full(4000, entropy), dither)
+        values = quantisation.entropy_value(codes, dither)
+        assert np.abs(values - entropy).max() <= quantisation.entropy_step / 2 + 1e-3
         assert values.mean() == pytest.approx(entropy, abs=1e-3)
 
 
 def test_frequent_tokens_get_short_ranks() -> None:
-    rows, tails = sampled_rows(3, 1, LAWS[0])
+    rows, tails = sampled_rows(3, 1, RULES[0])
     from pipeline.cache.codec.arrow import quantised
 
-    coded: CodedRows = quantised(rows, RankedSpec(VOCAB, LAWS[0]), tails)[1]
+    coded: CodedRows = quantised(rows, CodecSpec(VOCAB, RULES[0]), tails)[1]
     classes_V = frequency_classes(coded, VOCAB)
-    times_V = np.bincount(np.concatenate([coded.certain.ids_E, coded.drawn.ids_E]), minlength=VOCAB)
+    times_V = np.bincount(
+        np.concatenate([coded.always_kept.ids_E, coded.sampled.ids_E]), minlength=VOCAB
+    )
     wanted = [0 if not n else 1 + int(2 * np.log2(n) + 1e-9) for n in times_V.tolist()]
     assert classes_V.tolist() == wanted
     order_V = order_of_classes(classes_V)
@@ -140,11 +144,11 @@ def test_frequent_tokens_get_short_ranks() -> None:
     assert keys == sorted(keys)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_rows_move_between_shards_unchanged(law: SamplingLaw) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_move_between_shards_unchanged(rule: InclusionRule) -> None:
     """Written again, in one shard or several, a row decodes to the very same numbers."""
-    spec = RankedSpec(VOCAB, law)
-    rows, tails = sampled_rows(6, 3, law)
+    spec = CodecSpec(VOCAB, rule)
+    rows, tails = sampled_rows(6, 3, rule)
     table = _through(rows, tails, spec)
     whole = encode_table([table], split="train", index=0, identity_digest="0" * 64)
     direct = encode_shard(
@@ -163,7 +167,7 @@ def test_rows_move_between_shards_unchanged(law: SamplingLaw) -> None:
 def _same(one: CachedSequence, other: CachedSequence) -> None:
     assert one.sample_id == other.sample_id
     for name in ("counts_N", "token_ids_E", "logprobs_E", "inclusion_E", "log_z_NG", "entropy_NG",
-                 "gold_logprob_N"):  # fmt: skip
+                 "label_logprob_N"):  # fmt: skip
         assert getattr(one.targets, name).tolist() == getattr(other.targets, name).tolist()
 
 
@@ -177,7 +181,7 @@ def _same(one: CachedSequence, other: CachedSequence) -> None:
         ({"logprobs_E": [-1, -np.inf, -3, -4]}, "a log-probability is not finite"),
         ({"log_z_NG": [[0, np.inf], [0, 1]]}, "a statistic of the teacher is not finite"),
         ({"entropy_NG": [[np.nan, 1], [0, 1]]}, "a statistic of the teacher is not finite"),
-        ({"gold_logprob_N": [np.nan, 1]}, "a statistic of the teacher is not finite"),
+        ({"label_logprob_N": [np.nan, 1]}, "a statistic of the teacher is not finite"),
         ({"counts_N": [1, 4]}, "differ in length"),
         ({"temperatures": (1.0, 3.0)}, "another temperature grid"),
     ],
@@ -187,7 +191,7 @@ def test_rows_that_no_reader_could_use_are_refused(change: dict[str, Any], found
 
     columns: dict[str, Any] = {
         "counts_N": [2, 2], "token_ids_E": [3, 5, 4, 9], "logprobs_E": [-1, -2, -3, -4],
-        "log_z_NG": [[0, 1], [0, 1]], "entropy_NG": [[1, 2], [1, 2]], "gold_logprob_N": [-1, -1],
+        "log_z_NG": [[0, 1], [0, 1]], "entropy_NG": [[1, 2], [1, 2]], "label_logprob_N": [-1, -1],
         "temperatures": TEMPERATURES, **change,
     }  # fmt: skip
     integers = ("counts_N", "token_ids_E")
@@ -211,7 +215,7 @@ def test_rows_that_no_reader_could_use_are_refused(change: dict[str, Any], found
 
 def test_ids_beyond_the_codec_are_refused() -> None:
     with pytest.raises(CacheError, match=r"a vocabulary of 262145 tokens; expected 1 to 262144"):
-        RankedSpec((1 << 18) + 1)
+        CodecSpec((1 << 18) + 1)
 
 
 @pytest.mark.parametrize(
@@ -219,25 +223,25 @@ def test_ids_beyond_the_codec_are_refused() -> None:
     [
         {"vocab_size": 0},
         {"vocab_size": "many"},
-        {"law": {"temperatures": [1.0], "taus": [1.5]}},
-        {"law": {"temperatures": [1.0], "taus": [0.0]}},
-        {"law": {"temperatures": [], "taus": []}},
-        {"law": 3},
-        {"grids": {"certain_step": 0.0}},
-        {"grids": {"certain_step": 3.0}},
-        {"grids": {"no_such_step": 1.0}},
-        {"grids": None},
+        {"inclusion_rule": {"temperatures": [1.0], "taus": [1.5]}},
+        {"inclusion_rule": {"temperatures": [1.0], "taus": [0.0]}},
+        {"inclusion_rule": {"temperatures": [], "taus": []}},
+        {"inclusion_rule": 3},
+        {"quantisation": {"always_kept_step": 0.0}},
+        {"quantisation": {"always_kept_step": 3.0}},
+        {"quantisation": {"no_such_step": 1.0}},
+        {"quantisation": None},
     ],
 )
 def test_a_codec_no_writer_wrote_is_refused(change: dict[str, Any]) -> None:
-    good = RankedSpec(500, LAWS[1]).to_json()
-    assert RankedSpec.from_json(good) == RankedSpec(500, LAWS[1])
+    good = CodecSpec(500, RULES[1]).to_json()
+    assert CodecSpec.from_json(good) == CodecSpec(500, RULES[1])
     with pytest.raises(CacheError):
-        RankedSpec.from_json({**good, **change})
+        CodecSpec.from_json({**good, **change})
 
 
 def test_commands_on_a_sampled_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """inspect, verify, stats, slice, merge and export take drawn entries as they are."""
+    """inspect, verify, stats, slice, merge and export take sampled entries as they are."""
     from pipeline.cache.__main__ import main
 
     one = tmp_path / "one"
@@ -246,7 +250,7 @@ def test_commands_on_a_sampled_cache(tmp_path: Path, capsys: pytest.CaptureFixtu
     for command in ("inspect", "verify", "stats"):
         assert main([command, str(one)]) == 0
     assert main(["slice", str(one), str(tmp_path / "half"), "--fraction", "0.7"]) == 0
-    assert main(["slice", str(one), str(tmp_path / "thin"), "--tau-factor", "3"]) == 0
+    assert main(["slice", str(one), str(tmp_path / "subsample"), "--tau-factor", "3"]) == 0
     assert main(["export", str(one), str(tmp_path / "plain")]) == 0
     capsys.readouterr()
     before = {row.sample_id: row for row in read_all(open_cache(str(one)))}
@@ -254,12 +258,12 @@ def test_commands_on_a_sampled_cache(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert 0 < len(half) < len(before)
     for row in half:
         _same(row, before[row.sample_id])
-    thin = open_cache(str(tmp_path / "thin"))
-    assert thin.law == LAWS[1].scaled(3)
-    assert verify_cache(thin.store) == []
+    subsample = open_cache(str(tmp_path / "subsample"))
+    assert subsample.rule == RULES[1].scaled(3)
+    assert verify_cache(subsample.store) == []
     source = open_cache(str(one)).source("train", tau_factor=3)
     rows = [row for s, n in enumerate(source.shard_rows()) for row in source.read_rows(s, range(n))]
-    stored = {row.sample_id: row for row in read_all(thin)}
+    stored = {row.sample_id: row for row in read_all(subsample)}
     for row in rows:
         _same(row, stored[row.sample_id])
     plain = pq.read_table(tmp_path / "plain/data/train/00000.parquet").to_pylist()

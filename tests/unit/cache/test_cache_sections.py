@@ -14,17 +14,17 @@ from pipeline.cache.tools.verify import verify_cache
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from tests.unit.cache.planned_cache import flip
-from tests.unit.cache.sample_cache import SHARD, SPEC
+from tests.unit.cache.sample_cache import SHARD
 
 ONE = "data/train/00000.parquet"
 
 
 def _places(file: Path) -> dict[str, int]:
     data, group = file.read_bytes(), pq.ParquetFile(file).metadata.row_group(0)
-    chunks = [group.column(at) for at in range(len(column_names(SPEC)))]
+    chunks = [group.column(at) for at in range(len(column_names()))]
     places = {"page header": chunks[5].data_page_offset + 2}
     places["identity in the footer"] = data.rindex(b"identity_digest") + 30
-    for name, chunk in zip(column_names(SPEC), chunks, strict=True):
+    for name, chunk in zip(column_names(), chunks, strict=True):
         places[f"column {name}"] = chunk.data_page_offset + chunk.total_compressed_size - 1
     return places
 

@@ -28,24 +28,24 @@ def test_every_number_is_that_of_the_rows(made: Path, split: str) -> None:
     source = cache.source(split)
     rows = [r for s, n in enumerate(source.shard_rows()) for r in source.read_rows(s, range(n))]
     files = [made / record.path for record in source.shards]
-    levels = [b"".join(pq.read_table(f)["tail"].to_pylist()) for f in files]
-    tails = SPEC.grids.tail_levels()[np.frombuffer(b"".join(levels), np.uint8)]
+    codes = [b"".join(pq.read_table(f)["tail"].to_pylist()) for f in files]
+    tails = SPEC.quantisation.tail_values()[np.frombuffer(b"".join(codes), np.uint8)]
     tails = (1 - (1 - tails.astype(np.float64))).astype(np.float16).astype(np.float64)
     counts = np.concatenate([row.targets.counts_N for row in rows])
     entropy = np.concatenate([row.targets.entropy_NG[:, 0] for row in rows])
     entropy = entropy.astype(np.float16).astype(np.float64)
-    gold = np.concatenate([row.targets.gold_logprob_N for row in rows])
+    label = np.concatenate([row.targets.label_logprob_N for row in rows])
     kept = 0
     for row in rows:
         start = 0
-        labels = row.input_ids_L[row.counted_L]
+        labels = row.input_ids_L[row.loss_mask_L]
         for token, count in zip(labels.tolist(), row.targets.counts_N.tolist(), strict=True):
             kept += token in row.targets.token_ids_E[start : start + count].tolist()
             start += count
     got: dict[str, Any] = cache_stats(cache, workers=2)["splits"][split]
     assert got["rows"] == len(rows)
     assert got["tokens"] == sum(row.input_ids_L.size for row in rows)
-    assert got["counted_tokens"] == counts.size
+    assert got["loss_tokens"] == counts.size
     assert got["entries_per_position"] == {
         "mean": pytest.approx(counts.mean()),
         "p50": _quantile(counts, 0.5),
@@ -57,9 +57,9 @@ def test_every_number_is_that_of_the_rows(made: Path, split: str) -> None:
     assert got["entropy_nats"]["mean"] == pytest.approx(entropy.mean(dtype=np.float64))
     for q in (5, 50, 95):
         assert got["entropy_nats"][f"p{q}"] == _quantile(entropy, q / 100)
-    assert got["teacher_cross_entropy"] == pytest.approx(-gold.mean(dtype=np.float64))
-    assert got["gold_within_entries"] == pytest.approx(kept / counts.size)
-    sizes = got["bytes_per_counted_token"]
+    assert got["teacher_cross_entropy"] == pytest.approx(-label.mean(dtype=np.float64))
+    assert got["label_within_entries"] == pytest.approx(kept / counts.size)
+    sizes = got["bytes_per_loss_token"]
     assert set(sizes) == {"all", *pq.read_schema(files[0]).names}
     total = sum(file.stat().st_size for file in files)
     # The columns are the file but for its footer and magic bytes.
@@ -67,7 +67,7 @@ def test_every_number_is_that_of_the_rows(made: Path, split: str) -> None:
     assert sizes["all"] == pytest.approx(sum(v for k, v in sizes.items() if k != "all"))
 
 
-def test_the_gold_share_sees_a_gold_token_and_its_absence(made: Path) -> None:
+def test_the_label_share_sees_a_label_token_and_its_absence(made: Path) -> None:
     """Of the sample cache's random labels hardly any is an entry; make one so by hand."""
     from dataclasses import replace
 
@@ -77,7 +77,7 @@ def test_the_gold_share_sees_a_gold_token_and_its_absence(made: Path) -> None:
     rows, tails = sample_rows(3, seed=5)
     at, seen = 0, 0
     labels = rows[0].input_ids_L.copy()
-    for n, place in enumerate(np.flatnonzero(rows[0].counted_L)):
+    for n, place in enumerate(np.flatnonzero(rows[0].loss_mask_L)):
         count = int(rows[0].targets.counts_N[n])
         inside = count > 0 and n % 2 == 0
         labels[place] = rows[0].targets.token_ids_E[at] if inside else 0
@@ -93,7 +93,7 @@ def test_the_gold_share_sees_a_gold_token_and_its_absence(made: Path) -> None:
     from pipeline.cache.tools.stats import _count
 
     assert seen > 1
-    assert _count(table_from_bytes(data, None), at_one=0).gold_kept == seen
+    assert _count(table_from_bytes(data, None), at_one=0).label_kept == seen
 
 
 def test_totals_are_the_sum_of_the_shards(made: Path) -> None:
@@ -102,21 +102,21 @@ def test_totals_are_the_sum_of_the_shards(made: Path) -> None:
     assert len(facts["shards"]) == 3
     whole = facts["splits"]["train"]
     assert whole["tokens"] == sum(s["tokens"] for s in train)
-    weights = [s["counted_tokens"] for s in train]
-    for name in ("teacher_cross_entropy", "gold_within_entries"):
+    weights = [s["loss_tokens"] for s in train]
+    for name in ("teacher_cross_entropy", "label_within_entries"):
         assert whole[name] == pytest.approx(np.average([s[name] for s in train], weights=weights))
 
 
 def test_of_nothing(made: Path) -> None:
     told = Tally().to_json()
-    assert told["counted_tokens"] == 0
+    assert told["loss_tokens"] == 0
     assert told["entries_per_position"]["max"] == 0
 
 
 def test_the_table_and_the_json(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stats", str(made), "--workers", "1"]) == 0
     out = capsys.readouterr().out
-    assert "bytes/counted token, certain_values" in out
+    assert "bytes/supervised token, always_kept_values" in out
     assert SHARD in out
     assert main(["stats", str(made), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -59,19 +59,19 @@ def test_what_was_written_is_read(made: Path) -> None:
         starts = sum(n for s, i, n in SIZES if s == split and i < index)
         lengths = source.lengths()[starts : starts + number].tolist()
         assert lengths == [row.input_ids_L.size for row in rows]
-        counts = source.counted_counts()[starts : starts + number].tolist()
+        counts = source.loss_token_counts()[starts : starts + number].tolist()
         assert counts == [row.targets.num_positions for row in rows]
         for a, b in zip(rows, got, strict=True):
             assert a.sample_id == b.sample_id
             assert a.input_ids_L.tolist() == b.input_ids_L.tolist()
-            assert a.counted_L.tolist() == b.counted_L.tolist()
+            assert a.loss_mask_L.tolist() == b.loss_mask_L.tolist()
             assert a.targets.token_ids_E.tolist() == b.targets.token_ids_E.tolist()
             assert b.targets.temperatures == TEMPERATURES
-            half = SPEC.grids.log_z_step / 2
+            half = SPEC.quantisation.log_z_step / 2
             np.testing.assert_allclose(a.targets.log_z_NG, b.targets.log_z_NG, atol=1.01 * half)
-            half = SPEC.grids.entropy_step / 2
+            half = SPEC.quantisation.entropy_step / 2
             np.testing.assert_allclose(a.targets.entropy_NG, b.targets.entropy_NG, atol=1.01 * half)
-            for name in ("gold_logprob_N", "logprobs_E"):
+            for name in ("label_logprob_N", "logprobs_E"):
                 x, y = getattr(a.targets, name), getattr(b.targets, name)
                 np.testing.assert_allclose(np.exp(x), np.exp(y), atol=0.03)
                 assert x.shape == y.shape
@@ -91,7 +91,7 @@ def test_record_counts_its_shard(made: Path) -> None:
         rows, tails = sample_rows(number, seed=100 * (split == "heldout") + index)
         assert (record.split, record.index, record.rows) == (split, index, number)
         assert record.tokens == sum(row.input_ids_L.size for row in rows)
-        assert record.counted == sum(row.targets.num_positions for row in rows)
+        assert record.loss_tokens == sum(row.targets.num_positions for row in rows)
         assert record.entries == sum(row.targets.token_ids_E.size for row in rows)
         assert record.bytes == (made / record.path).stat().st_size
         assert record.kept_mass == pytest.approx(1 - np.concatenate(tails).mean(), abs=0.01)
@@ -120,7 +120,7 @@ def test_newer_format_is_refused_with_what_to_do(cache_dir: Path) -> None:
     rewrite_manifest(cache_dir, later_field=3)
     assert len(read_all(open_cache(str(cache_dir)))) == 10
     rewrite_manifest(cache_dir, format_version=3, shards="of another shape")
-    with pytest.raises(CacheError, match="format version 3; expected at most 2; upgrade"):
+    with pytest.raises(CacheError, match="format version 3; expected at most 1; upgrade"):
         open_cache(str(cache_dir))
 
 
@@ -148,15 +148,15 @@ def test_what_no_reader_could_read_is_not_written() -> None:
         )  # fmt: skip
 
     encode(row, tails[0])
-    first = row.counted_L.copy()
+    first = row.loss_mask_L.copy()
     first[np.flatnonzero(first)[0]], first[0] = False, True
     for wrong, tail, says in (
         (row, tails[0][:-1], "differ in length"),
-        (replace(row, counted_L=first), tails[0], "do not match its counted tokens"),
-        (replace(row, counted_L=row.counted_L & False), tails[0], "do not match"),
+        (replace(row, loss_mask_L=first), tails[0], "do not match its supervised tokens"),
+        (replace(row, loss_mask_L=row.loss_mask_L & False), tails[0], "do not match"),
         (replace(row, targets=replace(targets, temperatures=(1.0, 3.0))), tails[0], "grid"),
         (
-            replace(row, targets=replace(targets, gold_logprob_N=targets.gold_logprob_N[1:])),
+            replace(row, targets=replace(targets, label_logprob_N=targets.label_logprob_N[1:])),
             tails[0],
             "differ in length",
         ),

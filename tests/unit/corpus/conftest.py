@@ -100,6 +100,6 @@ def labels(tokenizer: Any) -> Callable[..., str]:
     """Return a function that decodes the tokens of a sample that count."""
 
     def decode(sample: Sample, using: Any = None) -> str:
-        return str((using or tokenizer).decode(sample.input_ids[sample.counted]))
+        return str((using or tokenizer).decode(sample.input_ids[sample.loss_mask]))
 
     return decode

@@ -29,7 +29,7 @@ def _splits(corpus: Any) -> dict[str, str]:
     return {sample.sample_id: sample.split for sample in corpus.samples}
 
 
-def test_truncation_is_counted(build: Build, write_jsonl: Build) -> None:
+def test_truncation_is_supervised(build: Build, write_jsonl: Build) -> None:
     path = write_jsonl(ROWS[:14])
     whole = build(path).samples
     corpus = build(path, max_length=12)
@@ -52,7 +52,7 @@ def test_split_keeps_every_token(build: Build, write_jsonl: Build) -> None:
         # A last part of one token has no label and is left out.
         assert len(full.input_ids) - len(joined) in (0, 1)
         assert joined.tolist() == full.input_ids[: len(joined)].tolist()
-        assert all(not part.counted[0] and len(part.input_ids) <= 12 for part in parts)
+        assert all(not part.loss_mask[0] and len(part.input_ids) <= 12 for part in parts)
     long = sum(len(sample.input_ids) > 12 for sample in whole)
     assert corpus.counts.split_rows == long
     expected = sum(-(-len(s.input_ids) // 12) for s in whole if len(s.input_ids) > 12)
@@ -78,12 +78,12 @@ def test_counts_add_up(build: Build, write_jsonl: Build) -> None:
     assert counts.samples == len(corpus.samples) == 50 == counts.train + counts.heldout
     assert counts.heldout == sum(s.split == "heldout" for s in corpus.samples) > 0
     assert counts.tokens == sum(len(s.input_ids) for s in corpus.samples)
-    assert counts.counted_tokens == sum(int(s.counted.sum()) for s in corpus.samples)
+    assert counts.loss_tokens == sum(int(s.loss_mask.sum()) for s in corpus.samples)
     assert corpus.samples[0].input_ids.dtype == np.int32
-    assert corpus.samples[0].counted.dtype == np.bool_
+    assert corpus.samples[0].loss_mask.dtype == np.bool_
 
 
-def test_answer_beyond_the_cut_is_dropped_and_counted(build: Build, write_jsonl: Build) -> None:
+def test_answer_beyond_the_cut_is_dropped_and_supervised(build: Build, write_jsonl: Build) -> None:
     long = {"prompt": "what " * 50, "completion": "cut off"}
     short = {"prompt": "what", "completion": "answer"}
     corpus = build(write_jsonl([long, short]), max_length=60)
@@ -101,7 +101,7 @@ def test_two_builds_are_equal(build: Build, write_jsonl: Build) -> None:
     for a, b in zip(one.samples, two.samples, strict=True):
         assert (a.sample_id, a.split, a.part) == (b.sample_id, b.split, b.part)
         assert a.input_ids.tobytes() == b.input_ids.tobytes()
-        assert a.counted.tobytes() == b.counted.tobytes()
+        assert a.loss_mask.tobytes() == b.loss_mask.tobytes()
 
 
 @pytest.mark.parametrize(

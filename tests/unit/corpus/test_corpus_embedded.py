@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus import embedded as embedded_text
+from pipeline.corpus.sources import embedded as embedded_text
 from pipeline.corpus.sources.embedded import embedded_source
 from pipeline.corpus.sources.rows import Row
 from pipeline.errors import CorpusError
@@ -106,7 +106,7 @@ def test_build_with_smollm(build: Build, labels: Build, smollm: Any) -> None:
             assert labels(sample, smollm) + "\n" == answer
         else:
             documents += 1
-            assert sample.counted[1:].all()
+            assert sample.loss_mask[1:].all()
             assert text.endswith("<|im_end|>")
     assert chats > 0 < documents
 

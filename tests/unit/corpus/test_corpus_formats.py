@@ -45,8 +45,8 @@ def test_text_counts_all_but_the_first_token_and_ends_with_eos(
     corpus = build(write_jsonl([{"text": "what does it do"}]))
     (sample,) = corpus.samples
     assert tokenizer.decode(sample.input_ids) == "what does it do<|im_end|>"
-    assert not sample.counted[0]
-    assert sample.counted[1:].all()
+    assert not sample.loss_mask[0]
+    assert sample.loss_mask[1:].all()
     (bare,) = build(write_jsonl([{"text": "what does it do"}]), add_eos=False).samples
     assert sample.input_ids[:-1].tolist() == bare.input_ids.tolist()
 
@@ -68,10 +68,10 @@ def test_completion_of_messages_counts_the_completion_only(
             {"role": "assistant", "content": "context"},
             {"role": "user", "content": "b"},
         ],
-        "completion": [{"role": "assistant", "content": "counted"}],
+        "completion": [{"role": "assistant", "content": "supervised"}],
     }
     (sample,) = build(write_jsonl([row])).samples
-    assert labels(sample) == "counted<|im_end|>"
+    assert labels(sample) == "supervised<|im_end|>"
 
 
 def test_content_parts_are_joined_and_images_refused(
@@ -166,4 +166,4 @@ def test_tool_calls_reach_the_template(
     (sample,) = build(write_jsonl([row]), using=using).samples
     text = using.decode(sample.input_ids)
     assert text.startswith("T1<|im_start|>user")
-    assert using.decode(sample.input_ids[sample.counted]) == "CALL lookup<|im_end|>"
+    assert using.decode(sample.input_ids[sample.loss_mask]) == "CALL lookup<|im_end|>"

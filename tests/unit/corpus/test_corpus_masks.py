@@ -22,7 +22,7 @@ TURNS = [
     {"role": "user", "content": "One, naïve 日本."},
     {"role": "assistant", "content": "Two\n\nlines."},
 ]
-COUNTED = "One, naïve 日本.<|im_end|>Two\n\nlines.<|im_end|>"
+SUPERVISED = "One, naïve 日本.<|im_end|>Two\n\nlines.<|im_end|>"
 
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
@@ -50,8 +50,8 @@ def test_multi_turn_counts_each_answer_with_its_end_token(
     build: Build, write_jsonl: Build, labels: Build
 ) -> None:
     (sample,) = build(write_jsonl([{"messages": TURNS}])).samples
-    assert labels(sample) == COUNTED
-    assert not sample.counted[0]
+    assert labels(sample) == SUPERVISED
+    assert not sample.loss_mask[0]
 
 
 def test_smollm_template_with_and_without_system(
@@ -59,8 +59,8 @@ def test_smollm_template_with_and_without_system(
 ) -> None:
     rows = [{"messages": TURNS}, {"messages": TURNS[1:]}]
     with_system, without = build(write_jsonl(rows), using=smollm).samples
-    assert labels(with_system, smollm) == COUNTED
-    assert labels(without, smollm) == COUNTED
+    assert labels(with_system, smollm) == SUPERVISED
+    assert labels(without, smollm) == SUPERVISED
     text = smollm.decode(without.input_ids)
     assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert text.endswith("Two\n\nlines.<|im_end|>\n")
@@ -71,14 +71,14 @@ def test_smollm_template_with_and_without_system(
 
 def test_loss_on_all_counts_everything_but_the_first(build: Build, write_jsonl: Build) -> None:
     (sample,) = build(write_jsonl([{"messages": TURNS}]), loss_on="all").samples
-    assert sample.counted.tolist() == [False] + [True] * (len(sample.input_ids) - 1)
+    assert sample.loss_mask.tolist() == [False] + [True] * (len(sample.input_ids) - 1)
 
 
 def test_generation_tags_decide_where_a_template_has_them(
     build: Build, write_jsonl: Build, labels: Build
 ) -> None:
     (sample,) = build(write_jsonl([{"messages": TURNS}]), chat_template=MARKED).samples
-    assert labels(sample) == COUNTED
+    assert labels(sample) == SUPERVISED
     row = {"prompt": TURNS[:4], "completion": TURNS[4:]}
     (sample,) = build(write_jsonl([row]), chat_template=MARKED).samples
     assert labels(sample) == "Two\n\nlines.<|im_end|>"
@@ -86,7 +86,7 @@ def test_generation_tags_decide_where_a_template_has_them(
 
 def test_template_whose_last_turn_differs(build: Build, write_jsonl: Build, labels: Build) -> None:
     (sample,) = build(write_jsonl([{"messages": TURNS}]), chat_template=LAST_DIFFERS).samples
-    first, last = COUNTED.split("<|im_end|>")[:2]
+    first, last = SUPERVISED.split("<|im_end|>")[:2]
     assert labels(sample) == f"{first}<|im_end|><think>\n\n</think>\n\n{last}<|im_end|>"
 
 
@@ -95,7 +95,7 @@ def test_answer_that_opens_the_chat_counts(build: Build, write_jsonl: Build, lab
     opening = [{"role": "assistant", "content": "help"}, {"role": "user", "content": "ok"}]
     (sample,) = build(write_jsonl([{"messages": opening}])).samples
     assert labels(sample) == "help<|im_end|>"
-    ids = sample.input_ids[: sample.counted.argmax()]
+    ids = sample.input_ids[: sample.loss_mask.argmax()]
     assert len(ids) > 10
 
 
@@ -105,7 +105,7 @@ def test_template_that_cannot_be_located_is_an_error(build: Build, write_jsonl: 
     assert build(write_jsonl([{"messages": TURNS}]), chat_template=UNSTABLE, loss_on="all").samples
 
 
-def test_refused_rows_are_counted_and_named(
+def test_refused_rows_are_supervised_and_named(
     build: Build, write_jsonl: Build, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [{"messages": TURNS[1:]}, {"messages": TURNS[2:]}]
@@ -125,7 +125,7 @@ def test_bos_occurs_once(build: Build, write_jsonl: Build, make_tokenizer: Build
     plain, held = build(write_jsonl(rows), using=using).samples
     assert plain.input_ids.tolist() == held.input_ids.tolist()
     assert plain.input_ids.tolist().count(using.bos_token_id) == 1
-    assert plain.counted.tolist()[:2] == [False, True]
+    assert plain.loss_mask.tolist()[:2] == [False, True]
     (bare,) = build(write_jsonl(rows[:1]), using=using, add_bos=False).samples
     assert using.bos_token_id not in bare.input_ids.tolist()
 
@@ -145,7 +145,7 @@ def test_system_prompt_goes_where_there_is_none(
     assert "Be kind." in tokenizer.decode(own.input_ids)
     assert "Be exact." not in tokenizer.decode(own.input_ids)
     assert tokenizer.decode(given.input_ids).startswith("<|im_start|>system\nBe exact.<|im_end|>")
-    assert labels(given) == COUNTED
+    assert labels(given) == SUPERVISED
 
 
 def test_system_prompt_keeps_a_prompt_uncounted(
@@ -204,4 +204,4 @@ def test_token_across_the_header_belongs_to_the_header() -> None:
 
     ends = DocumentEnds(bos=None, eos=None)
     (tokens,) = tokenise([Rendered("header:ab.", [(5, 9)])], tokenizer=merging, ends=ends)
-    assert tokens.counted.tolist() == [False, False, False, True, True, False]
+    assert tokens.loss_mask.tolist() == [False, False, False, True, True, False]

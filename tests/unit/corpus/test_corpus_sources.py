@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus import json_items as json_items_module
+from pipeline.corpus.sources import json_items as json_items_module
 from pipeline.corpus.sources.json_items import NotAnArray, json_items
 from pipeline.errors import CorpusError
 
@@ -72,7 +72,7 @@ def test_a_mapped_table_is_read_in_pieces_of_their_own_mapping(
 ) -> None:
     import datasets
 
-    from pipeline.corpus.sources.registry import hub
+    from pipeline.corpus.sources import hub
 
     texts = [f"number {i}" for i in range(3000)]
     table = datasets.Dataset.from_dict({"text": texts})

@@ -36,7 +36,7 @@ def _sample(number: int, length: int, *, heldout: bool) -> Sample:
         sample_id=draw.bytes(16).hex(),
         split="heldout" if heldout else "train",
         input_ids=draw.integers(0, 1 << 31, length).astype(np.int32),
-        counted=draw.random(length) < 0.5,
+        loss_mask=draw.random(length) < 0.5,
         source_index=number * 3_000_000_000,
         part=number % 3,
     )
@@ -44,12 +44,12 @@ def _sample(number: int, length: int, *, heldout: bool) -> Sample:
 
 def _same(a: Sample, b: Sample) -> bool:
     assert a.input_ids.dtype == np.int32
-    assert a.counted.dtype == np.bool_
+    assert a.loss_mask.dtype == np.bool_
     return (
         (a.sample_id, a.split, a.source_index, a.part)
         == (b.sample_id, b.split, b.source_index, b.part)
         and a.input_ids.tolist() == b.input_ids.tolist()
-        and a.counted.tolist() == b.counted.tolist()
+        and a.loss_mask.tolist() == b.loss_mask.tolist()
     )
 
 
@@ -107,7 +107,7 @@ def test_a_sample_can_be_written_to_like_one_in_memory() -> None:
     table = SampleTable.of([_sample(1, 9, heldout=False)])
     first = table[0]
     first.input_ids[0] = 7
-    first.counted[0] = True
+    first.loss_mask[0] = True
     assert _same(table[0], _sample(1, 9, heldout=False))
 
 

@@ -62,9 +62,9 @@ class FakeSource:
         """Tokens of each row."""
         return np.array([len(s.input_ids_L) for s in self._all()], np.int32)
 
-    def counted_counts(self) -> NDArray[np.int32]:
-        """Counted tokens of each row."""
-        return np.array([int(s.counted_L.sum()) for s in self._all()], np.int32)
+    def loss_token_counts(self) -> NDArray[np.int32]:
+        """Supervised tokens of each row."""
+        return np.array([int(s.loss_mask_L.sum()) for s in self._all()], np.int32)
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Return rows, remembering which."""
@@ -81,16 +81,16 @@ def _sequence(
     rng: np.random.Generator, shard: int, row: int, longest: int, inclusion: bool
 ) -> CachedSequence:
     length = int(rng.integers(1, longest + 1))
-    counted_L = rng.random(length) < 0.6
-    counted_L[0] = False
-    n = int(counted_L.sum())
+    loss_mask_L = rng.random(length) < 0.6
+    loss_mask_L[0] = False
+    n = int(loss_mask_L.sum())
     counts_N = rng.integers(0, 6, n).astype(np.int32)
     entries = int(counts_N.sum())
     ids = [np.sort(rng.choice(50, count, replace=False)) for count in counts_N]
     return CachedSequence(
         sample_id=f"{shard:016x}{row:016x}",
         input_ids_L=rng.integers(0, 50, length).astype(np.int32),
-        counted_L=counted_L,
+        loss_mask_L=loss_mask_L,
         targets=SparseTargets(
             counts_N=counts_N,
             token_ids_E=np.concatenate([np.zeros(0, np.int64), *ids]).astype(np.int32),
@@ -99,7 +99,7 @@ def _sequence(
             temperatures=GRID,
             log_z_NG=rng.random((n, 2)).astype(np.float32),
             entropy_NG=rng.random((n, 2)).astype(np.float32),
-            gold_logprob_N=-rng.random(n).astype(np.float32),
+            label_logprob_N=-rng.random(n).astype(np.float32),
         ),
     )
 

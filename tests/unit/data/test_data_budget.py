@@ -56,7 +56,7 @@ def test_each_row_once_and_no_step_above_the_budget(
         assert {step.epoch for step in steps} == {epoch}
         assert all(0 < step.num_tokens <= budget for step in steps)
         assert sum(step.num_tokens for step in steps) == source.lengths().sum()
-        assert sum(step.num_counted_tokens for step in steps) == source.counted_counts().sum()
+        assert sum(step.num_loss_tokens for step in steps) == source.loss_token_counts().sum()
 
 
 @settings(max_examples=60, deadline=None)

@@ -32,17 +32,17 @@ def test_everything_is_where_it_belongs(make_source: MakeSource, inclusion: bool
         assert ids.tolist() == row.input_ids_L.tolist()
         assert batch.position_ids_1T[0, start : start + length].tolist() == list(range(length))
         entry = 0
-        for k, position in enumerate(np.flatnonzero(row.counted_L)):
+        for k, position in enumerate(np.flatnonzero(row.loss_mask_L)):
             target = row.targets
             # The hidden state one before the token predicts it, within the same sequence.
             label = int(batch.label_index_N[n])
             assert start <= label == start + position - 1
-            assert batch.gold_ids_N[n] == row.input_ids_L[position]
-            assert batch.gold_ids_N[n] == batch.input_ids_1T[0, label + 1]
+            assert batch.label_ids_N[n] == row.input_ids_L[position]
+            assert batch.label_ids_N[n] == batch.input_ids_1T[0, label + 1]
             assert batch.sample_index_N[n] == index
             assert batch.log_z_N[n] == target.log_z_NG[k, 1]
             assert batch.entropy_N[n] == target.entropy_NG[k, 1]
-            assert batch.gold_logprob_N[n] == target.gold_logprob_N[k]
+            assert batch.label_logprob_N[n] == target.label_logprob_N[k]
             count = int(target.counts_N[k])
             own = slice(entry, entry + count)
             assert batch.ids_NK[n, :count].tolist() == target.token_ids_E[own].tolist()
@@ -54,29 +54,29 @@ def test_everything_is_where_it_belongs(make_source: MakeSource, inclusion: bool
             entry += count
             n += 1
         start += length
-    assert n == batch.num_counted_tokens
+    assert n == batch.num_loss_tokens
     assert start == batch.num_tokens
 
 
 def test_dtypes(make_source: MakeSource) -> None:
     """Indices are int64, numbers float32."""
     batch = collate(make_source([3]).rows[0], temperature=1.0)
-    for name in ("input_ids_1T", "position_ids_1T", "label_index_N", "gold_ids_N", "ids_NK"):
+    for name in ("input_ids_1T", "position_ids_1T", "label_index_N", "label_ids_N", "ids_NK"):
         assert getattr(batch, name).dtype == torch.int64, name
-    for name in ("logprobs_NK", "log_z_N", "entropy_N", "gold_logprob_N"):
+    for name in ("logprobs_NK", "log_z_N", "entropy_N", "label_logprob_N"):
         assert getattr(batch, name).dtype == torch.float32, name
     assert batch.to("cpu").ids_NK is batch.ids_NK
 
 
 def test_empty_batch() -> None:
-    """One dummy token, nothing counted."""
+    """One dummy token, nothing supervised."""
     batch = collate([], temperature=2.0)
     assert batch.input_ids_1T.shape == batch.position_ids_1T.shape == (1, 1)
-    assert batch.num_counted_tokens == batch.num_sequences == batch.num_tokens == 0
+    assert batch.num_loss_tokens == batch.num_sequences == batch.num_tokens == 0
     assert batch.ids_NK.shape == batch.logprobs_NK.shape == (0, 0)
 
 
-def test_rows_without_counted_tokens(make_source: MakeSource) -> None:
+def test_rows_without_supervised_tokens(make_source: MakeSource) -> None:
     """They take part in the batch, with no label."""
     rows = make_source([5], longest=1).rows[0]
     batch = collate(rows, temperature=1.0)
@@ -140,8 +140,8 @@ def test_interpolated_between_grid_temperatures(make_source: MakeSource) -> None
     assert torch.equal(batch.log_z_N, interpolated((1.0, 2.0), 1.5, *joined)[0])
 
 
-def test_certain_rows_among_sampled_ones(make_source: MakeSource) -> None:
-    """A row without inclusion is certain; it does not make the others so."""
+def test_always_kept_rows_among_sampled_ones(make_source: MakeSource) -> None:
+    """A row without inclusion is always kept; it does not make the others so."""
     rows = [make_source([1], inclusion=True, seed=3).rows[0][0], make_source([1]).rows[0][0]]
     batch = collate(rows, temperature=1.0)
     assert batch.inclusion_NK is not None

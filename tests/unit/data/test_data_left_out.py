@@ -97,7 +97,7 @@ def test_every_rank_leaves_out_the_same(
         assert not any(step.damaged for step in rank)
         for step, parts in zip(rank, zip(*ranks, strict=True), strict=True):
             batches = [batch for part in parts for batch in part.micro_batches]
-            assert step.num_counted_tokens == sum(b.num_counted_tokens for b in batches)
+            assert step.num_loss_tokens == sum(b.num_loss_tokens for b in batches)
             assert step.num_tokens == sum(b.num_tokens for b in batches)
         assert sum(step.num_rows_left_out for step in rank) == 2 * (31 + 11)
     assert {record.shard for record in streams[0].left_out} == damaged
@@ -123,7 +123,7 @@ def test_a_run_that_goes_on_does_the_same_without_looking(
         assert all(shard != 1 for shard, _ in source.reads) or start < first
         assert samples(got) == samples(expected[start:])
         for a, b in zip(got, expected[start:], strict=True):
-            assert a.num_counted_tokens == b.num_counted_tokens
+            assert a.num_loss_tokens == b.num_loss_tokens
             for x, y in zip(a.micro_batches, b.micro_batches, strict=True):
                 for field in fields(x):
                     mine, theirs = getattr(x, field.name), getattr(y, field.name)
@@ -143,9 +143,9 @@ def test_one_rank_finds_it_alone(make_source: MakeSource) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(one, range(2))
     for a, b in zip(first, second, strict=True):
-        assert a.num_counted_tokens == b.num_counted_tokens
-        counted = sum(x.num_counted_tokens for step in (a, b) for x in step.micro_batches)
-        assert counted == a.num_counted_tokens
+        assert a.num_loss_tokens == b.num_loss_tokens
+        loss_tokens = sum(x.num_loss_tokens for step in (a, b) for x in step.micro_batches)
+        assert loss_tokens == a.num_loss_tokens
     assert sum(step.num_rows_left_out for step in first) > 0
 
 
@@ -173,7 +173,7 @@ def test_a_mount_that_is_gone_is_no_damage(tmp_path: Path) -> None:
     assert stream.left_out == []
 
 
-def test_waiting_is_counted_over_restarts(make_source: MakeSource) -> None:
+def test_waiting_is_supervised_over_restarts(make_source: MakeSource) -> None:
     """The loop takes differences, which must not be negative."""
     source = make_source([20, 31, 7, 11])
     source.damaged = {1}

@@ -33,7 +33,7 @@ class _Row:
     def lengths(self) -> np.ndarray:
         return np.asarray([len(self.row.input_ids_L)], np.int32)
 
-    def counted_counts(self) -> np.ndarray:
+    def loss_token_counts(self) -> np.ndarray:
         return np.asarray([self.row.targets.num_positions], np.int32)
 
     def shard_name(self, shard: int) -> str:
@@ -59,7 +59,7 @@ def test_value_and_gradient_are_those_of_the_pieces(temperature: float) -> None:
     row = CachedSequence(
         sample_id="0" * 32,
         input_ids_L=inputs,
-        counted_L=np.asarray([0, 1, 1, 1, 1, 1], np.bool_),
+        loss_mask_L=np.asarray([0, 1, 1, 1, 1, 1], np.bool_),
         targets=SparseTargets(
             counts_N=np.full(N, K, np.int32),
             token_ids_E=ids_NK.reshape(-1).astype(np.int32),
@@ -68,7 +68,7 @@ def test_value_and_gradient_are_those_of_the_pieces(temperature: float) -> None:
             temperatures=(1.0, 2.0),
             log_z_NG=log_z_NG.astype(np.float32),
             entropy_NG=np.zeros((N, 2), np.float32),
-            gold_logprob_N=np.zeros(N, np.float32),
+            label_logprob_N=np.zeros(N, np.float32),
         ),
     )
     mapping = map_vocabulary(TEACHER, STUDENT, head_rows=HEAD)
@@ -76,7 +76,7 @@ def test_value_and_gradient_are_those_of_the_pieces(temperature: float) -> None:
     assert set(mapping.missing) == {"p0", "p11"}
     rows = MappedRows(_Row(row), mapping.apply, mapping.size, str).read_rows(0, [0])
     batch = collate(rows, temperature=temperature)
-    assert batch.gold_ids_N.tolist() == [STUDENT[f"p{i}"] for i in inputs[1:]]
+    assert batch.label_ids_N.tolist() == [STUDENT[f"p{i}"] for i in inputs[1:]]
     assert (batch.ids_NK >= HEAD).any(), "entries without a piece of the student"
     generator = torch.Generator().manual_seed(0)
     logits_NU = torch.randn(N, HEAD, generator=generator, dtype=torch.float64)
@@ -98,13 +98,13 @@ def test_value_and_gradient_are_those_of_the_pieces(temperature: float) -> None:
             total = total + p * (np.log(p) - log_q_NU[n, number])
             rest_p, rest[number] = rest_p - p, False
         total = total + rest_p * (rest_p.log() - log_q_NU[n][rest].logsumexp(0))
-    gold_N = torch.tensor([STUDENT[f"p{i}"] for i in inputs[1:]])
-    entropy = torch.nn.functional.cross_entropy(wanted_NU, gold_N, reduction="sum")
+    label_N = torch.tensor([STUDENT[f"p{i}"] for i in inputs[1:]])
+    entropy = torch.nn.functional.cross_entropy(wanted_NU, label_N, reduction="sum")
     loss = alpha * temperature**2 * total + (1 - alpha) * entropy
     loss.backward()
 
     targets = HeadTargets(
-        batch.ids_NK, batch.logprobs_NK, None, batch.log_z_N, batch.entropy_N, batch.gold_ids_N
+        batch.ids_NK, batch.logprobs_NK, None, batch.log_z_N, batch.entropy_N, batch.label_ids_N
     )
     found_NU = logits_NU.clone()
     terms = sparse_loss_(found_NU, targets, LossSpec(temperature, alpha))

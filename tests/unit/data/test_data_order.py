@@ -150,7 +150,7 @@ def test_each_row_once_per_epoch(
         assert {step.epoch for step in steps} == {epoch}
         assert all(len(step.packs) == packs_per_step for step in steps[:-1])
         assert sum(step.num_tokens for step in steps) == source.lengths().sum()
-        assert sum(step.num_counted_tokens for step in steps) == source.counted_counts().sum()
+        assert sum(step.num_loss_tokens for step in steps) == source.loss_token_counts().sum()
 
 
 def test_epochs_and_seeds_differ_and_access_is_random(make_source: Callable[..., Any]) -> None:

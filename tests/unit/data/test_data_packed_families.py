@@ -71,7 +71,7 @@ def rows(make_source: Callable[..., Any]) -> list[Any]:
 def loss_of(student: StudentModule, batch: Batch) -> torch.Tensor:
     loss, _ = student(
         batch.input_ids_1T, batch.position_ids_1T, batch.label_index_N, batch.ids_NK,
-        batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N, batch.gold_ids_N,
+        batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N, batch.label_ids_N,
         1.0,
     )  # fmt: skip
     return loss
@@ -93,7 +93,7 @@ def loss_and_gradients(
 
 def test_packed_equals_alone(student: StudentModule, rows: list[Any]) -> None:
     packed, ours = loss_and_gradients(student, [collate(rows, temperature=2.0)])
-    alone = [collate([row], temperature=2.0) for row in rows if row.counted_L.any()]
+    alone = [collate([row], temperature=2.0) for row in rows if row.loss_mask_L.any()]
     apart, theirs = loss_and_gradients(student, alone)
     assert packed == pytest.approx(apart, rel=2e-6)
     assert ours.keys() == theirs.keys()

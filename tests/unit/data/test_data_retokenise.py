@@ -16,15 +16,15 @@ from pipeline.data.retokenise import Aligner, Pieces, RetokenisedRows, retokenis
 from pipeline.errors import ModelError
 
 
-def _row(ids: Sequence[int], counted: Sequence[int], *, sampled: bool = False) -> CachedSequence:
+def _row(ids: Sequence[int], loss_mask: Sequence[int], *, sampled: bool = False) -> CachedSequence:
     """Return a row whose n-th target has entries (100 + n, 200 + n)."""
-    counted_L = np.asarray(counted, np.bool_)
-    count = int(counted_L.sum())
+    loss_mask_L = np.asarray(loss_mask, np.bool_)
+    count = int(loss_mask_L.sum())
     numbers = np.arange(count)
     return CachedSequence(
         sample_id="0" * 32,
         input_ids_L=np.asarray(ids, np.int32),
-        counted_L=counted_L,
+        loss_mask_L=loss_mask_L,
         targets=SparseTargets(
             counts_N=np.full(count, 2, np.int32),
             token_ids_E=np.stack([100 + numbers, 200 + numbers], 1).reshape(-1).astype(np.int32),
@@ -33,7 +33,7 @@ def _row(ids: Sequence[int], counted: Sequence[int], *, sampled: bool = False) -
             temperatures=(1.0,),
             log_z_NG=np.zeros((count, 1), np.float32),
             entropy_NG=np.ones((count, 1), np.float32),
-            gold_logprob_N=np.full(count, -1.0, np.float32),
+            label_logprob_N=np.full(count, -1.0, np.float32),
         ),
     )
 
@@ -54,7 +54,7 @@ def _aligner(teacher: Sequence[str | None], student: str, specials: dict[int, in
 
 
 def _entries(row: CachedSequence) -> list[list[int]]:
-    """Return the first entry of each counted position, or none."""
+    """Return the first entry of each supervised position, or none."""
     ends = np.cumsum(row.targets.counts_N)
     return [
         row.targets.token_ids_E[end - count : end].tolist()
@@ -67,21 +67,21 @@ def test_positions_meet_at_the_same_character() -> None:
     aligner = _aligner(teacher, "the| numbers| a|re| here", {})
     found = retokenise(_row(range(6), [0, 1, 1, 1, 1, 1]), aligner)
     assert found.input_ids_L.tolist() == [1003, 1008, 1002, 1002, 1005]
-    assert found.counted_L.tolist() == [False, True, True, True, True]
+    assert found.loss_mask_L.tolist() == [False, True, True, True, True]
     # " numbers" begins with " num" (target 0), " a" with " are" (2), "re" in the middle of it,
     # " here" with " he" (3).
     assert _entries(found) == [[100, 200], [102, 202], [], [103, 203]]
-    assert found.targets.gold_logprob_N[[0, 1, 3]].tolist() == [-1.0, -1.0, -1.0]
-    assert np.isnan(found.targets.gold_logprob_N[2])
+    assert found.targets.label_logprob_N[[0, 1, 3]].tolist() == [-1.0, -1.0, -1.0]
+    assert np.isnan(found.targets.label_logprob_N[2])
     assert found.targets.entropy_NG[:, 0].tolist() == [1.0, 1.0, 0.0, 1.0]
 
 
-def test_only_counted_text_counts() -> None:
+def test_only_supervised_text_counts() -> None:
     teacher = ["ab", "cd", "ef"]
     aligner = _aligner(teacher, "a|bc|d|ef", {})
     found = retokenise(_row(range(3), [0, 1, 0]), aligner)
     # "bc" begins in the prompt, "d" in what counts, but inside the teacher's token.
-    assert found.counted_L.tolist() == [False, False, True, False]
+    assert found.loss_mask_L.tolist() == [False, False, True, False]
     assert _entries(found) == [[]]
 
 
@@ -91,7 +91,7 @@ def test_special_tokens_map_one_to_one_and_may_vanish() -> None:
     found = retokenise(_row(range(6), [0, 0, 0, 0, 1, 1]), aligner)
     # "<user>" has no counterpart and is read as text.
     assert found.input_ids_L.tolist() == [1006, 1001, 1001, 7, 1001, 1001, 7]
-    assert found.counted_L.tolist() == [False, False, False, False, True, True, True]
+    assert found.loss_mask_L.tolist() == [False, False, False, False, True, True, True]
     assert _entries(found) == [[100, 200], [], [101, 201]]
 
 
@@ -100,7 +100,7 @@ def test_a_token_that_ends_inside_a_character_aligns_nothing() -> None:
     teacher = ["a", None, "ä", "b"]
     aligner = _aligner(teacher, "a|ä|b", {})
     found = retokenise(_row(range(4), [0, 1, 1, 1]), aligner)
-    assert found.counted_L.tolist() == [False, True, True]
+    assert found.loss_mask_L.tolist() == [False, True, True]
     assert _entries(found) == [[100, 200], [102, 202]]
 
 
@@ -111,21 +111,21 @@ def test_a_tokenizer_that_changes_the_text_has_no_targets() -> None:
         lambda _: None,
     )
     found = retokenise(_row([0, 1], [0, 1]), aligner)
-    assert found.counted_L.tolist() == [False, True]
+    assert found.loss_mask_L.tolist() == [False, True]
     assert _entries(found) == [[]]
 
 
-@pytest.mark.parametrize(("gold", "kept"), [(0.2, [[5, 6]]), (0.05, [[6]]), (0.7, [[5, 6]])])
-def test_of_a_sample_the_head_alone_is_kept(gold: float, kept: list[list[int]]) -> None:
+@pytest.mark.parametrize(("label", "kept"), [(0.2, [[5, 6]]), (0.05, [[6]]), (0.7, [[5, 6]])])
+def test_of_a_sample_the_head_alone_is_kept(label: float, kept: list[list[int]]) -> None:
     targets = SparseTargets(
         counts_N=np.asarray([3], np.int32),
         token_ids_E=np.asarray([5, 6, 7], np.int32),
-        logprobs_E=np.log(np.asarray([gold, 0.1, 0.01])).astype(np.float32),
+        logprobs_E=np.log(np.asarray([label, 0.1, 0.01])).astype(np.float32),
         inclusion_E=np.asarray([1, 1, 0.2], np.float32),
         temperatures=(1.0,),
         log_z_NG=np.zeros((1, 1), np.float32),
         entropy_NG=np.zeros((1, 1), np.float32),
-        gold_logprob_N=np.zeros(1, np.float32),
+        label_logprob_N=np.zeros(1, np.float32),
     )
     row = CachedSequence(
         "0" * 32, np.asarray([0, 1], np.int32), np.asarray([0, 1], np.bool_), targets
@@ -145,7 +145,7 @@ class _Source:
     def lengths(self) -> np.ndarray:
         return np.asarray([len(row.input_ids_L) for row in self.rows], np.int32)
 
-    def counted_counts(self) -> np.ndarray:
+    def loss_token_counts(self) -> np.ndarray:
         return np.asarray([row.targets.num_positions for row in self.rows], np.int32)
 
     def shard_name(self, shard: int) -> str:
@@ -173,10 +173,10 @@ def test_the_sizes_are_those_of_the_rows() -> None:
     source = RetokenisedRows(_Source(rows), aligner)
     read = source.read_rows(0, range(3))
     assert source.lengths().tolist() == [len(row.input_ids_L) for row in read] == [2, 2, 3]
-    assert source.counted_counts().tolist() == [row.targets.num_positions for row in read]
+    assert source.loss_token_counts().tolist() == [row.targets.num_positions for row in read]
     assert source.aligned_counts().tolist() == [0, 0, 1]
     batch = collate(read, temperature=1.0)
-    assert batch.num_counted_tokens == int(source.counted_counts().sum())
+    assert batch.num_loss_tokens == int(source.loss_token_counts().sum())
     assert batch.num_tokens == 7
 
 

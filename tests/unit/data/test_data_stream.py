@@ -77,11 +77,11 @@ def test_ranks_share_the_same_global_batches(
         assert sum((part.sample_ids for part in full), ()) == batch.sample_ids
         ids = torch.cat([part.input_ids_1T for part in full], dim=1)
         assert torch.equal(ids, batch.input_ids_1T)
-        assert torch.equal(torch.cat([p.gold_ids_N for p in full]), batch.gold_ids_N)
+        assert torch.equal(torch.cat([p.label_ids_N for p in full]), batch.label_ids_N)
         for rank in ranks:
-            assert rank[i].num_counted_tokens == whole.num_counted_tokens
+            assert rank[i].num_loss_tokens == whole.num_loss_tokens
             assert rank[i].num_tokens == whole.num_tokens
-        assert sum(part.num_counted_tokens for part in parts) == whole.num_counted_tokens
+        assert sum(part.num_loss_tokens for part in parts) == whole.num_loss_tokens
         assert sum(part.num_tokens for part in parts) == whole.num_tokens
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.loss.types import HeadTargets
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -56,7 +56,7 @@ def _make_targets(
         ids = logprobs_NV[n].topk(count).indices.sort().values
         ids_NK[n, :count] = ids
         kept_NK[n, :count] = logprobs_NV[n, ids].float()
-        # About half of the entries are certain.
+        # About half of the entries are always kept.
         inclusion_NK[n, :count] = (torch.rand(count, generator=generator) * 1.4 + 0.3).clamp(max=1)
     scaled_NV = torch.log_softmax(logprobs_NV / temperature, dim=-1)
     targets = HeadTargets(
@@ -65,7 +65,7 @@ def _make_targets(
         inclusion_NK=inclusion_NK if inclusion else None,
         log_z_N=torch.logsumexp(logprobs_NV / temperature, dim=-1).float(),
         entropy_N=-(scaled_NV.exp() * scaled_NV).sum(-1).float(),
-        gold_N=torch.randint(0, vocab, (tokens,), generator=generator),
+        label_N=torch.randint(0, vocab, (tokens,), generator=generator),
     )
     return targets, logprobs_NV
 
@@ -78,37 +78,37 @@ def draw_targets() -> Callable[..., HeadTargets]:
 
 def _draw_targets(
     logprobs_V: NDArray[np.float64],
-    law: SamplingLaw,
+    rule: InclusionRule,
     *,
     temperature: float,
     draws: int,
     seed: int,
-    gold: int = 0,
+    label: int = 0,
     log_step: float = 0.0,
 ) -> HeadTargets:
     """Draw one distribution's tail `draws` times, each token by itself; a row per draw.
 
-    As in a cache: the gold token is certain. With `log_step`, log p of what is not certain is
-    rounded with a dither for each draw, and the law sees what is rounded.
+    As in a cache: the label token is always kept. With `log_step`, log p of what is not always kept
+    is rounded with a dither for each draw, and the inclusion rule sees what is rounded.
     """
     rng = np.random.default_rng(seed)
     vocab = len(logprobs_V)
-    log_z_G = [np.logaddexp.reduce(logprobs_V / t) for t in law.temperatures]
+    log_z_G = [np.logaddexp.reduce(logprobs_V / t) for t in rule.temperatures]
     log_z_VG = np.tile(log_z_G, (vocab, 1))
-    certain_V = law.ratio(logprobs_V, log_z_VG) >= 1
-    certain_V[gold] = True
+    always_kept_V = rule.ratio(logprobs_V, log_z_VG) >= 1
+    always_kept_V[label] = True
     logprobs_RV = np.tile(logprobs_V, (draws, 1))
     if log_step:
         dither_R1 = rng.random((draws, 1)) - 0.5
         rounded_RV = (np.rint(logprobs_RV / log_step + dither_R1) - dither_R1) * log_step
-        logprobs_RV = np.where(certain_V, logprobs_RV, rounded_RV)
-    inclusion_RV = law.inclusion(logprobs_RV.reshape(-1), np.tile(log_z_G, (vocab * draws, 1)))
-    inclusion_RV = np.where(certain_V, 1.0, inclusion_RV.reshape(draws, vocab))
+        logprobs_RV = np.where(always_kept_V, logprobs_RV, rounded_RV)
+    inclusion_RV = rule.inclusion(logprobs_RV.reshape(-1), np.tile(log_z_G, (vocab * draws, 1)))
+    inclusion_RV = np.where(always_kept_V, 1.0, inclusion_RV.reshape(draws, vocab))
     kept_RV = rng.random((draws, vocab)) < inclusion_RV
     width = int(kept_RV.sum(1).max())
     order_RK = np.argsort(~kept_RV, axis=1, kind="stable")[:, :width]
     there_RK = np.take_along_axis(kept_RV, order_RK, axis=1)
-    column = law.temperatures.index(temperature)
+    column = rule.temperatures.index(temperature)
 
     def taken(table_RV: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.take_along_axis(table_RV, order_RK, axis=1)
@@ -119,5 +119,5 @@ def _draw_targets(
         inclusion_NK=torch.from_numpy(np.where(there_RK, taken(inclusion_RV), 1.0)),
         log_z_N=torch.full((draws,), log_z_G[column], dtype=torch.float64),
         entropy_N=torch.zeros(draws, dtype=torch.float64),
-        gold_N=torch.full((draws,), gold),
+        label_N=torch.full((draws,), label),
     )

@@ -19,7 +19,7 @@ from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
-KINDS = ("ragged", "empty", "one", "certain", "all")
+KINDS = ("ragged", "empty", "one", "always_kept", "all")
 STEP = 1e-5
 
 
@@ -28,7 +28,7 @@ def _counts(kind: str, tokens: int, vocab: int) -> list[int]:
         "ragged": [n % (vocab + 1) for n in range(tokens)],
         "empty": [0] * tokens,
         "one": [1] * tokens,
-        "certain": [1] * tokens,
+        "always_kept": [1] * tokens,
         "all": [vocab] * tokens,
     }[kind]
 
@@ -71,11 +71,11 @@ def test_any_direction(
         generator, tokens=tokens, vocab=vocab, counts=_counts(kind, tokens, vocab),
         temperature=1.0 if across else temperature,
     )  # fmt: skip
-    if kind == "certain":
+    if kind == "always_kept":
         zeros = torch.zeros(tokens)
         targets = targets._replace(logprobs_NK=zeros[:, None], log_z_N=zeros)
     student = max(1, vocab - outside)
-    targets = targets._replace(gold_N=targets.gold_N % student)
+    targets = targets._replace(label_N=targets.label_N % student)
     spec = FusedSpec(
         LossSpec(1.0, alpha, cross_tokenizer="uld")
         if across

@@ -26,7 +26,7 @@ from pipeline.loss.head import (
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets, LossTerms
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
 SPEC = FusedSpec(LossSpec(temperature=2.0, alpha=0.5), chunk_rows=3)
@@ -290,8 +290,8 @@ def test_every_setting_reaches_the_loss() -> None:
         "temperature": 3.0, "alpha": 0.2, "divergence": "skew_kl", "jsd_beta": 0.3,
         "skew_alpha": 0.4, "tail": "control_variate", "control_variate": 0.6,
     }  # fmt: skip
-    head = install_distill_head(TinyModel(), settings(**chosen), drawn_log_step=0.5)
-    assert head.spec.loss == LossSpec(**chosen, drawn_log_step=0.5)
+    head = install_distill_head(TinyModel(), settings(**chosen), sampled_log_step=0.5)
+    assert head.spec.loss == LossSpec(**chosen, sampled_log_step=0.5)
     across = install_distill_head(TinyModel(), settings(temperature=1.0, cross_tokenizer="uld"))
     assert across.spec.loss.cross_tokenizer == "uld"
     unused = set(LossSettings.model_fields) - set(chosen) - {"cross_tokenizer"}
@@ -302,13 +302,13 @@ def test_measuring_is_not_training(draw_targets: Callable[..., HeadTargets]) -> 
     """Evaluation is the forward KL, unbiased on a sample, whatever the loss and its tail."""
     model = TinyModel()
     log_p_V = torch.log_softmax(torch.randn(V, dtype=torch.float64), -1)
-    law = SamplingLaw((1.0,), (1 / 6,))
-    targets = draw_targets(log_p_V.numpy(), law, temperature=1.0, draws=30, seed=0)
+    rule = InclusionRule((1.0,), (1 / 6,))
+    targets = draw_targets(log_p_V.numpy(), rule, temperature=1.0, draws=30, seed=0)
     targets = targets._replace(entropy_N=torch.special.entr(log_p_V.exp()).sum().expand(30))
     hidden = torch.randn(30, D, dtype=torch.float64)
     seen = []
     for changes in ({}, {"divergence": "skew_kl", "tail": "bucket", "temperature": 1.0}):
-        head = install_distill_head(model, settings(**changes), drawn_log_step=0.5)
+        head = install_distill_head(model, settings(**changes), sampled_log_step=0.5)
         with torch.no_grad():
             terms = head(hidden, targets, temperature=1.0)
             logits = head(hidden)
@@ -316,7 +316,7 @@ def test_measuring_is_not_training(draw_targets: Callable[..., HeadTargets]) -> 
         assert isinstance(logits, Tensor)
         seen.append(terms.kd_N)
     assert torch.equal(*seen)
-    spec = LossSpec(1.0, 0.5, "control_variate", drawn_log_step=0.5)
+    spec = LossSpec(1.0, 0.5, "control_variate", sampled_log_step=0.5)
     torch.testing.assert_close(seen[0], reference.sparse_divergence(logits, targets, spec))
 
 

@@ -15,14 +15,14 @@ from pipeline.loss.sampled import default_share, dither_bias, row_share
 from pipeline.loss.sparse_kl import sparse_loss_
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 
 Draw = Callable[..., HeadTargets]
 
 V = 40
-T1 = SamplingLaw((1.0, 2.0), (1 / 6, 0.0))
-T2 = SamplingLaw((1.0, 2.0), (0.0, 1 / 10))
-BOTH = SamplingLaw((1.0, 2.0), (1 / 5, 1 / 8))
+T1 = InclusionRule((1.0, 2.0), (1 / 6, 0.0))
+T2 = InclusionRule((1.0, 2.0), (0.0, 1 / 10))
+BOTH = InclusionRule((1.0, 2.0), (1 / 5, 1 / 8))
 ESTIMABLE = ("forward_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl")
 
 
@@ -46,13 +46,13 @@ def truth(log_p_V: Tensor, student_U: Tensor, spec: LossSpec) -> tuple[float, Te
 
 
 def estimates(
-    draw: Draw, law: SamplingLaw, spec: LossSpec, *, draws: int, seed: int, vocab: int = V
+    draw: Draw, rule: InclusionRule, spec: LossSpec, *, draws: int, seed: int, vocab: int = V
 ) -> tuple[Tensor, Tensor]:
     """Return value [R] and gradient [R, U] of each draw, less the truth."""
     log_p_V, student_V = case(seed)
     student_U = student_V[:vocab]
     p_V = torch.softmax(log_p_V / spec.temperature, -1)
-    targets = draw(log_p_V.numpy(), law, temperature=spec.temperature, draws=draws, seed=seed)
+    targets = draw(log_p_V.numpy(), rule, temperature=spec.temperature, draws=draws, seed=seed)
     targets = targets._replace(entropy_N=torch.special.entr(p_V).sum().expand(draws))
     grad_RU = student_U.repeat(draws, 1)
     terms = sparse_loss_(grad_RU, targets, spec)
@@ -71,30 +71,34 @@ def assert_mean_is_zero(errors_R: Tensor) -> None:
 
 @pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
 @pytest.mark.parametrize("divergence", ESTIMABLE)
-@pytest.mark.parametrize(("temperature", "law"), [(1.0, BOTH), (2.0, BOTH), (1.0, T2), (2.0, T2)])
+@pytest.mark.parametrize(("temperature", "rule"), [(1.0, BOTH), (2.0, BOTH), (1.0, T2), (2.0, T2)])
 def test_unbiased_whatever_the_control_variate(
-    draw_targets: Draw, temperature: float, law: SamplingLaw, divergence: str, share: float | None
+    draw_targets: Draw,
+    temperature: float,
+    rule: InclusionRule,
+    divergence: str,
+    share: float | None,
 ) -> None:
-    """Value and gradient, at temperatures that the law looks at and at one it does not."""
+    """Value and gradient, at temperatures that the rule looks at and at one it does not."""
     spec = LossSpec(temperature, 1.0, "auto", divergence, control_variate=share)  # type: ignore[arg-type]
     for seed in (0, 1):
-        for errors_R in estimates(draw_targets, law, spec, draws=10_000, seed=seed):
+        for errors_R in estimates(draw_targets, rule, spec, draws=10_000, seed=seed):
             assert_mean_is_zero(errors_R)
 
 
 @pytest.mark.parametrize("tail", ["auto", "zero"])
 @pytest.mark.parametrize("vocab", [V, 30])
 @pytest.mark.parametrize(
-    ("temperature", "law"), [(1.0, T1), (1.0, BOTH), (2.0, BOTH), (1.0, T2), (2.0, T2)]
+    ("temperature", "rule"), [(1.0, T1), (1.0, BOTH), (2.0, BOTH), (1.0, T2), (2.0, T2)]
 )
 def test_unbiased_though_log_p_is_rounded(
-    draw_targets: Draw, temperature: float, law: SamplingLaw, vocab: int, tail: str
+    draw_targets: Draw, temperature: float, rule: InclusionRule, vocab: int, tail: str
 ) -> None:
     """Dither makes p right on average but for a factor, p log p but for another; both known."""
-    spec = LossSpec(temperature, 1.0, tail, drawn_log_step=1.0)  # type: ignore[arg-type]
+    spec = LossSpec(temperature, 1.0, tail, sampled_log_step=1.0)  # type: ignore[arg-type]
     draw = partial(draw_targets, log_step=1.0)
     for seed in (0, 1):
-        for errors_R in estimates(draw, law, spec, draws=20_000, seed=seed, vocab=vocab):
+        for errors_R in estimates(draw, rule, spec, draws=20_000, seed=seed, vocab=vocab):
             assert_mean_is_zero(errors_R)
 
 
@@ -170,23 +174,23 @@ def test_the_default_share_is_quieter_than_none(draw_targets: Draw) -> None:
 
 
 def test_without_a_draw_and_share_one_it_is_the_bucket() -> None:
-    """The control variate is the bucket's tail; nothing drawn, nothing corrects it."""
+    """The control variate is the bucket's tail; nothing sampled, nothing corrects it."""
     log_p_V, student_V = case(5)
     ids = log_p_V.topk(6).indices.sort().values
-    certain = HeadTargets(
+    always_kept = HeadTargets(
         ids_NK=ids[None],
         logprobs_NK=log_p_V[ids][None],
         inclusion_NK=None,
         log_z_N=torch.logsumexp(log_p_V / 2, -1)[None],
         entropy_N=torch.zeros(1),
-        gold_N=torch.zeros(1, dtype=torch.int64),
+        label_N=torch.zeros(1, dtype=torch.int64),
     )
-    sampled = certain._replace(inclusion_NK=torch.ones(1, 6))
+    sampled = always_kept._replace(inclusion_NK=torch.ones(1, 6))
     for divergence in ESTIMABLE:
         a, b = student_V[None].clone(), student_V[None].clone()
         bucket = LossSpec(2.0, 1.0, "auto", divergence)  # type: ignore[arg-type]
         variate = LossSpec(2.0, 1.0, "auto", divergence, control_variate=1.0)  # type: ignore[arg-type]
-        terms_a = sparse_loss_(a, certain, bucket)
+        terms_a = sparse_loss_(a, always_kept, bucket)
         terms_b = sparse_loss_(b, sampled, variate)
         torch.testing.assert_close(terms_a.kd_N, terms_b.kd_N)
         torch.testing.assert_close(a, b)
@@ -207,8 +211,8 @@ def test_policies_in_force() -> None:
     assert (measured.tail, measured.divergence, measured.temperature) == ("auto", "forward_kl", 1.0)
 
 
-def test_bucket_joins_the_drawn_to_the_rest(draw_targets: Draw) -> None:
-    """Every draw then gives the same, that of the certain entries alone."""
+def test_bucket_joins_the_sampled_to_the_rest(draw_targets: Draw) -> None:
+    """Every draw then gives the same, that of the always-kept entries alone."""
     spec = LossSpec(2.0, 1.0, "bucket", "reverse_kl")
     values_R, grad_RV = estimates(draw_targets, BOTH, spec, draws=50, seed=0)
     torch.testing.assert_close(values_R, values_R[:1].expand(50))

@@ -33,7 +33,7 @@ def check(
 ) -> None:
     """Compare values and gradient with the reference."""
     kd_N, grad_NV = expected(logits_NV, targets, spec)
-    ce_N = reference.cross_entropy(logits_NV, targets.gold_N)
+    ce_N = reference.cross_entropy(logits_NV, targets.label_N)
     buffer = logits_NV.clone()
     terms = sparse_loss_(buffer, targets, spec)
     torch.testing.assert_close(terms.kd_N.double(), kd_N, atol=atol, rtol=1e-5)
@@ -97,9 +97,9 @@ def test_gradient_by_finite_differences(
     if divergence == "reverse_kl":
         tail = "bucket"
     # Where a control variate leans on the student, only the mean of the values has the gradient.
-    certain = tail == "bucket"
+    always_kept = tail == "bucket"
     targets, _ = make_targets(
-        generator, tokens=3, vocab=8, temperature=temperature, inclusion=not certain
+        generator, tokens=3, vocab=8, temperature=temperature, inclusion=not always_kept
     )
     logits_NV = torch.randn(3, 8, generator=generator, dtype=torch.float64)
     spec = LossSpec(temperature, 0.3, tail, divergence)  # type: ignore[arg-type]
@@ -183,15 +183,15 @@ def test_bucket_is_below_dense_kl_and_above_zero(
 def test_one_entry_and_all_mass_on_one_id(
     make_targets: MakeTargets, generator: torch.Generator, tail: str
 ) -> None:
-    """K = 1, and a teacher that is certain."""
+    """K = 1, and a teacher that is always kept."""
     targets, _ = make_targets(generator, tokens=4, vocab=12, counts=[1] * 4)
     logits_NV = torch.randn(4, 12, generator=generator, dtype=torch.float64)
     spec = LossSpec(1.0, 0.5, tail)  # type: ignore[arg-type]
     check(logits_NV, targets, spec, atol=1e-9, grad_atol=1e-9)
-    certain = targets._replace(logprobs_NK=torch.zeros(4, 1), log_z_N=torch.zeros(4))
-    check(logits_NV, certain, spec, atol=1e-9, grad_atol=1e-9)
-    terms = sparse_loss_(logits_NV.clone(), certain, spec)
-    log_q = torch.log_softmax(logits_NV, -1).gather(1, certain.ids_NK)[:, 0]
+    always_kept = targets._replace(logprobs_NK=torch.zeros(4, 1), log_z_N=torch.zeros(4))
+    check(logits_NV, always_kept, spec, atol=1e-9, grad_atol=1e-9)
+    terms = sparse_loss_(logits_NV.clone(), always_kept, spec)
+    log_q = torch.log_softmax(logits_NV, -1).gather(1, always_kept.ids_NK)[:, 0]
     torch.testing.assert_close(terms.kd_N, -log_q)
 
 
@@ -341,7 +341,7 @@ def test_any_ragged_targets(
         inclusion=inclusion,
     )
     student = max(1, vocab - outside)
-    targets = targets._replace(gold_N=targets.gold_N.clamp(max=student - 1))
+    targets = targets._replace(label_N=targets.label_N.clamp(max=student - 1))
     logits_NV = torch.randn(len(counts), student, generator=generator, dtype=torch.float64) * 4
     spec = LossSpec(
         temperature,
@@ -351,7 +351,7 @@ def test_any_ragged_targets(
         control_variate=share,
         jsd_beta=parameter,
         skew_alpha=parameter,
-        drawn_log_step=log_step,
+        sampled_log_step=log_step,
     )
     # With all but one entry kept, float32 targets leave a tail of rounding noise whose size
     # both sides agree on only as far as they sum in the same order.

@@ -44,7 +44,7 @@ def test_matches_reference(
     alpha: float, teacher_vocab: int, make_targets: MakeTargets, generator: torch.Generator
 ) -> None:
     targets, _ = make_targets(generator, tokens=9, vocab=teacher_vocab)
-    targets = targets._replace(gold_N=targets.gold_N % 40)
+    targets = targets._replace(label_N=targets.label_N % 40)
     logits_NV = torch.randn(9, 40, generator=generator, dtype=torch.float64) * 2
     (value, grad_NV), (wanted, wanted_NV) = both(logits_NV, targets, alpha)
     assert torch.allclose(value, wanted, rtol=1e-12)
@@ -113,7 +113,7 @@ def test_a_token_without_entries_has_cross_entropy_alone(
     terms = uld_loss_(gradient_NV, targets, spec(0.5))
     assert terms.kd_N[[0, 2]].tolist() == [0.0, 0.0]
     q_NV = torch.softmax(logits_NV, -1)
-    wanted_NV = 0.5 * (q_NV - torch.nn.functional.one_hot(targets.gold_N, 20))
+    wanted_NV = 0.5 * (q_NV - torch.nn.functional.one_hot(targets.label_N, 20))
     assert torch.allclose(gradient_NV[[0, 2]], wanted_NV[[0, 2]])
     assert not torch.allclose(gradient_NV[1], wanted_NV[1])
 
@@ -150,7 +150,7 @@ def test_through_the_head(
     dtype: torch.dtype, make_targets: MakeTargets, generator: torch.Generator
 ) -> None:
     targets, _ = make_targets(generator, tokens=10, vocab=64)
-    targets = targets._replace(gold_N=targets.gold_N % 33)
+    targets = targets._replace(label_N=targets.label_N % 33)
     hidden_ND = torch.randn(10, 8, generator=generator).to(dtype).requires_grad_()
     weight_VD = torch.randn(40, 8, generator=generator).to(dtype).requires_grad_()
     # Rows from 33 on are padding.
@@ -179,7 +179,7 @@ def test_any_ragged_targets(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     targets, _ = make_targets(generator, tokens=len(counts), vocab=12, counts=counts, peak=spread)
-    targets = targets._replace(gold_N=targets.gold_N % vocab)
+    targets = targets._replace(label_N=targets.label_N % vocab)
     logits_NV = torch.randn(len(counts), vocab, generator=generator, dtype=torch.float64) * 3
     values_N = sparse_divergence(logits_NV, targets, spec())
     (value, grad_NV), (wanted, wanted_NV) = both(logits_NV, targets, 0.5)

@@ -68,7 +68,7 @@ def test_fingerprint_is_of_tokens_and_ids() -> None:
     assert vocabulary_fingerprint(added) != base
 
 
-def test_difference_is_counted_with_examples() -> None:
+def test_difference_is_supervised_with_examples() -> None:
     assert vocabulary_difference(WORDS, dict(WORDS)) == "nothing"
     found = {"<unk>": 0, "a": 2, "b": 1, "c": 3, "d": 4, "e": 5, "f": 6}
     text = vocabulary_difference(WORDS, found)

@@ -55,21 +55,21 @@ def test_what_a_scraper_sees(port: int) -> None:
             sparsified[0] += 2
             shares.add(tokens=1000)
             seen = _scrape(port)  # in the middle of a call
-        assert seen["distil_tokens_total"] == 1000
-        assert seen["distil_tokens_per_second"] == 125
-        assert seen["distil_time_seconds_total{part=teacher}"] == 6
-        assert seen["distil_time_seconds_total{part=sparsifier}"] == 2
-        assert seen["distil_wall_seconds_total"] == 8
-        assert seen["distil_planned_tokens"] == 5000
-        assert seen["distil_planned_shards"] == 4
-        assert seen["distil_worker_info{worker=node-3:17}"] == 1
+        assert seen["distill_tokens_total"] == 1000
+        assert seen["distill_tokens_per_second"] == 125
+        assert seen["distill_time_seconds_total{part=teacher}"] == 6
+        assert seen["distill_time_seconds_total{part=sparsifier}"] == 2
+        assert seen["distill_wall_seconds_total"] == 8
+        assert seen["distill_planned_tokens"] == 5000
+        assert seen["distill_planned_shards"] == 4
+        assert seen["distill_worker_info{worker=node-3:17}"] == 1
         assert seen["process_resident_memory_bytes"] > 1e6
-        shares.add(tokens=24, shards=1, counted=500, bytes=77)
+        shares.add(tokens=24, shards=1, loss_tokens=500, bytes=77)
         seen = _scrape(port)
-        assert seen["distil_tokens_total"] == 1024
-        assert seen["distil_counted_total"] == 500
-        assert seen["distil_shards_total"] == 1
-        assert seen["distil_bytes_total"] == 77
+        assert seen["distill_tokens_total"] == 1024
+        assert seen["distill_supervised_total"] == 500
+        assert seen["distill_shards_total"] == 1
+        assert seen["distill_bytes_total"] == 77
 
 
 def test_a_counter_never_falls(port: int) -> None:
@@ -86,7 +86,7 @@ def test_a_counter_never_falls(port: int) -> None:
         for late in (0.0, 3.0, 0.0, 0.0):
             clock.now_s += 2
             sparsified[0] += late
-            shown.append(_scrape(port)["distil_time_seconds_total{part=teacher}"])
+            shown.append(_scrape(port)["distill_time_seconds_total{part=teacher}"])
     assert shown == [2, 2, 3, 5]
 
 

@@ -273,7 +273,7 @@ def _cache(rng: random.Random) -> CacheFacts:
         corpus="HuggingFaceTB/smoltalk, everyday-conversations",
         samples=18_432,
         tokens=4_904_113,
-        counted_tokens=sum(shard.counted_tokens for shard in shards),
+        loss_tokens=sum(shard.loss_tokens for shard in shards),
         size_bytes=sum(shard.size_bytes for shard in shards),
         scheme="exact top-64, the rest as one bucket, log-probabilities in 8 bits",
         identity="5f0c3d8e6b1b9a2f4f0f5b1c7c7e2d3a4b5c6d7e8f90123456789abcdef01234",

@@ -117,6 +117,6 @@ def test_clear_means_more_than_three_standard_errors(
 
 def test_the_price_of_a_target_is_computed() -> None:
     cache = CacheFacts("t", "r", "c", 1, 10, 4, 100, "s", "i")
-    assert cache.bytes_per_counted_token == 25.0
-    assert replace(cache, counted_tokens=0).bytes_per_counted_token == 0.0
+    assert cache.bytes_per_loss_token == 25.0
+    assert replace(cache, loss_tokens=0).bytes_per_loss_token == 0.0
     assert TokenView("x").teacher_top == ()

@@ -25,12 +25,14 @@ _SEQUENCES = 60
 def _scores(shift: float, noise: float, *, seed: int) -> HeldoutScores:
     """Texts of very different difficulty, the same in all runs; `shift` and `noise` on top."""
     difficulty, own = random.Random(0), random.Random(seed)
-    counted = tuple(difficulty.randint(20, 80) for _ in range(_SEQUENCES))
-    kl = tuple(n * (difficulty.uniform(0.1, 3.0) + shift + own.gauss(0, noise)) for n in counted)
+    loss_tokens = tuple(difficulty.randint(20, 80) for _ in range(_SEQUENCES))
+    kl = tuple(
+        n * (difficulty.uniform(0.1, 3.0) + shift + own.gauss(0, noise)) for n in loss_tokens
+    )
     return HeldoutScores(
         sample_ids=tuple(f"{i:04d}" for i in range(_SEQUENCES)),
-        counted=counted,
-        sums={"kl": kl, "cross_entropy": kl, "top1_agreement": tuple(n * 0.5 for n in counted)},
+        loss_tokens=loss_tokens,
+        sums={"kl": kl, "cross_entropy": kl, "top1_agreement": tuple(n * 0.5 for n in loss_tokens)},
     )
 
 

@@ -59,7 +59,7 @@ def test_too_little_to_say() -> None:
 def _scores(sums: np.ndarray, counts: np.ndarray) -> HeldoutScores:
     return HeldoutScores(
         sample_ids=tuple(f"{i:032x}" for i in range(len(counts))),
-        counted=tuple(counts.tolist()),
+        loss_tokens=tuple(counts.tolist()),
         sums={"kl": tuple(sums.tolist()), "cross_entropy": tuple((sums / 4).tolist())},
         confidence_bins=((1.0, 2, 4), (5.0, 4, 6)),
     )
@@ -84,7 +84,7 @@ def test_sign_and_sequences_of_a_paired_difference() -> None:
     counts = np.array([2, 2])
     better, worse = _scores(np.array([2.0, 2.0]), counts), _scores(np.array([4.0, 4.0]), counts)
     assert paired_difference(worse, better, "kl").value == 1.0
-    other = HeldoutScores(("x", "y"), better.counted, better.sums)
+    other = HeldoutScores(("x", "y"), better.loss_tokens, better.sums)
     with pytest.raises(AssertionError, match="same sequences"):
         paired_difference(better, other, "kl")
 
@@ -121,7 +121,7 @@ def _calibrated(
     np.add.at(gaps, (owner_T, which_T), confidence_T - right_T)
     return HeldoutScores(
         sample_ids=tuple(map(str, range(sequences))),
-        counted=tuple(np.bincount(owner_T).tolist()),
+        loss_tokens=tuple(np.bincount(owner_T).tolist()),
         sums={},
         confidence_bins=tuple(bins),
         confidence_gaps=tuple(map(tuple, gaps.tolist())),

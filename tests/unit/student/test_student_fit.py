@@ -11,35 +11,35 @@ from pipeline.cache.layout.manifest import Manifest
 from pipeline.data.settings import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
-from pipeline.sampling.inclusion import SamplingLaw
-from pipeline.student.compatibility import cache_drawn_step, cache_law, check_fit
+from pipeline.sampling.inclusion import InclusionRule
+from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step, check_fit
 
 GRID = (1.0, 2.0)
-ONE = SamplingLaw(GRID, (1 / 32, 0.0))
-HIGH = SamplingLaw(GRID, (0.0, 1 / 40))
-BOTH = SamplingLaw(GRID, (1 / 32, 1 / 40))
+ONE = InclusionRule(GRID, (1 / 32, 0.0))
+HIGH = InclusionRule(GRID, (0.0, 1 / 40))
+BOTH = InclusionRule(GRID, (1 / 32, 1 / 40))
 
 
-def refused(law: SamplingLaw | None, max_entries: int | None = None, **loss: Any) -> list[str]:
+def refused(rule: InclusionRule | None, max_entries: int | None = None, **loss: Any) -> list[str]:
     """Return the mistakes, none where there is none."""
     settings = LossSettings.model_validate(loss)
     data = DataSettings.model_validate({"max_entries": max_entries})
     try:
-        check_fit(settings, data, grid=GRID, law=law)
+        check_fit(settings, data, grid=GRID, rule=rule)
     except ConfigError as error:
         return list(error.mistakes)
     return []
 
 
-@pytest.mark.parametrize("law", [None, BOTH])
+@pytest.mark.parametrize("rule", [None, BOTH])
 @pytest.mark.parametrize("temperature", GRID)
 @pytest.mark.parametrize(
     "divergence", ["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
 )
 def test_the_default_tail_fits_every_cache(
-    law: SamplingLaw | None, temperature: float, divergence: str
+    rule: InclusionRule | None, temperature: float, divergence: str
 ) -> None:
-    assert not refused(law, temperature=temperature, divergence=divergence)
+    assert not refused(rule, temperature=temperature, divergence=divergence)
 
 
 def test_temperatures() -> None:
@@ -85,11 +85,23 @@ def test_settings_that_contradict_each_other() -> None:
         LossSettings.model_validate({"tail": "bucket", "control_variate": 0.5})
 
 
-def test_the_law_of_a_cache() -> None:
+def test_the_rule_of_a_cache() -> None:
     manifest = Manifest({}, {"name": "x"}, GRID, (), {}, {}, "", 1)
-    assert cache_law(manifest) is None
-    assert cache_law(replace(manifest, codec={"law": BOTH.to_json()})) == BOTH
-    assert [law.highest for law in (ONE, BOTH, HIGH)] == [1, 2, 2]
-    grids = {"drawn_step": 0.5}
-    assert cache_drawn_step(replace(manifest, codec={"law": None, "grids": grids})) == 0
-    assert cache_drawn_step(replace(manifest, codec={"law": BOTH.to_json(), "grids": grids})) == 0.5
+    assert cache_inclusion_rule(manifest) is None
+    assert cache_inclusion_rule(replace(manifest, codec={"inclusion_rule": BOTH.to_json()})) == BOTH
+    assert [rule.highest for rule in (ONE, BOTH, HIGH)] == [1, 2, 2]
+    quantisation = {"sampled_step": 0.5}
+    assert (
+        cache_sampled_step(
+            replace(manifest, codec={"inclusion_rule": None, "quantisation": quantisation})
+        )
+        == 0
+    )
+    assert (
+        cache_sampled_step(
+            replace(
+                manifest, codec={"inclusion_rule": BOTH.to_json(), "quantisation": quantisation}
+            )
+        )
+        == 0.5
+    )

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipeline.sweep.file import SweepFile
-from pipeline.sweep.ledger import read_ledger
+from pipeline.sweep.ledger import read_inventory
 from tests.stage_runner import ROOT
 from tests.unit.sweep.quick_sweep import quick_sweep
 
@@ -118,7 +118,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     ledger = quick_sweep(_file(points), tmp_path)[0].run()
     assert [entry.state for entry in ledger.entries] == ["finished", "failed", "finished"]
     assert ledger.entries[1].error == "exit code 1: the loss is not finite at step 1."
-    assert read_ledger(tmp_path) == ledger
+    assert read_inventory(tmp_path) == ledger
     # The next call tries it again, and it alone.
     quick_sweep(_file(points), tmp_path)[0].run()
     assert sorted(len(starts) for starts in _starts(tmp_path).values()) == [1, 1, 2]
@@ -131,7 +131,7 @@ def test_a_run_that_diverged_is_done_and_never_the_best(tmp_path: Path) -> None:
     assert (first.state, first.objective) == ("finished", None)
     assert first.error == "heldout/kl is not finite: the run diverged"
     assert ledger.ranked() == [second]
-    assert read_ledger(tmp_path) == ledger
+    assert read_inventory(tmp_path) == ledger
     search = {"trials": 2, "space": {"learning_rate": [0.9, 0.95]}}
     diverged = quick_sweep(_file({"search": search}), tmp_path / "search")[0].run()
     assert diverged.ranked() == []
@@ -145,7 +145,7 @@ def test_the_stop_of_a_sweep_stops_its_runs_in_order(
     sweep.process.send_signal(signal.SIGTERM)
     assert sweep.end() == 143
     assert "its runs have written checkpoints" in sweep.out.read_text()
-    assert {entry.state for entry in read_ledger(tmp_path).entries} == {"waiting"}
+    assert {entry.state for entry in read_inventory(tmp_path).entries} == {"waiting"}
     assert begin(GRID, tmp_path).end() == 0
     starts = _starts(tmp_path)
     resumed = [steps for steps in starts.values() if len(steps) == 2]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.corpus.prompts import Prompt, Prompts
 from pipeline.corpus.sample import CorpusCounts
 from pipeline.corpus.split import prompt_id
@@ -77,12 +77,12 @@ def test_samples_are_prompt_and_response_and_the_response_counts() -> None:
         assert sample.sample_id == request.response_id
         assert sample.input_ids.tolist() == [*prompt, *ids]
         assert sample.input_ids.dtype == np.int32
-        assert sample.counted.tolist() == [False] * len(prompt) + [True] * len(ids)
+        assert sample.loss_mask.tolist() == [False] * len(prompt) + [True] * len(ids)
     assert [s.split for s in corpus.samples] == ["train"] * 4 + ["heldout"] * 2
     assert [s.part for s in corpus.samples] == [0, 1] * 3
     assert (corpus.counts.samples, corpus.counts.train, corpus.counts.heldout) == (6, 4, 2)
     tokens = sum(map(len, written))
-    assert (corpus.counts.tokens, corpus.counts.counted_tokens) == (tokens + 16, tokens)
+    assert (corpus.counts.tokens, corpus.counts.loss_tokens) == (tokens + 16, tokens)
 
 
 def test_the_identity_knows_every_token() -> None:
@@ -110,9 +110,9 @@ def test_the_upper_bound_has_the_sizes() -> None:
     assert bound.counts == full.counts
     assert [s.input_ids.size for s in bound.samples] == [s.input_ids.size for s in full.samples]
     assert [s.sample_id for s in bound.samples] == [s.sample_id for s in full.samples]
-    assert plan.most_tokens == plan.total * 5 == bound.counts.counted_tokens
+    assert plan.most_tokens == plan.total * 5 == bound.counts.loss_tokens
     for sample, other in zip(bound.samples[:64], full.samples, strict=False):
-        assert sample.counted.tolist() == other.counted.tolist()
+        assert sample.loss_mask.tolist() == other.loss_mask.tolist()
     assert "responses" not in bound.identity
 
 
@@ -142,7 +142,7 @@ def test_a_file_comes_back(logprobs: bool, tmp_path: Path) -> None:
 
 
 def test_a_response_that_is_lacking_says_why() -> None:
-    lost = FailedRow("r1", "RuntimeError: index out of range", 3)
+    lost = QuarantinedRow("r1", "RuntimeError: index out of range", 3)
     ids = np.array([5, 2], np.int32)
     written = [Written(ids, None), lost, Written(ids[:1], None)]
     texts = [ResponseText(f"r{n}", "train", "?", "!", finished=True) for n in range(3)]
@@ -159,7 +159,7 @@ def test_a_prompt_without_a_response_is_no_sample() -> None:
     whole, less = plan.corpus([ids] * 6), plan.corpus([ids] * 4 + [ids[:0], ids])
     assert less.counts.samples == 5 == len(less.samples)
     assert less.counts.train + less.counts.heldout == 5
-    assert less.counts.counted_tokens == 10 == whole.counts.counted_tokens - 2
+    assert less.counts.loss_tokens == 10 == whole.counts.loss_tokens - 2
     assert less.counts.tokens == whole.counts.tokens - 6
     names = [sample.sample_id for sample in whole.samples]
     assert [sample.sample_id for sample in less.samples] == [*names[:4], names[5]]

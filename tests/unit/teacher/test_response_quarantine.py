@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache.layout.quarantine import FailedRow
+from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import ModelError
 from pipeline.teacher.generation.base import WriteRequest, Written
 from pipeline.teacher.generation.quarantine import write_or_quarantine
@@ -59,7 +59,7 @@ def test_exactly_the_bad_ones_are_quarantined(count: int, data: st.DataObject, t
     written = write_or_quarantine(teacher, _requests(count), tries=tries, on_responses=told.append)
     for number, one in enumerate(written):
         if number in bad:
-            assert one == FailedRow(f"r{number}", "RuntimeError: index out of range", tries)
+            assert one == QuarantinedRow(f"r{number}", "RuntimeError: index out of range", tries)
         else:
             # From one call with all that are kept, and with nothing else.
             assert isinstance(one, Written)

@@ -1,4 +1,4 @@
-"""Seeded draws: the right law, and nothing but seed, step and logits decides them."""
+"""Seeded draws: the right inclusion rule, and nothing but seed, step and logits decides them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     return float((((counts - expected) ** 2)[inside] / expected[inside]).sum())
 
 
-def _law(chosen: GenerateSettings) -> np.ndarray:
+def _rule(chosen: GenerateSettings) -> np.ndarray:
     """Return the distribution by the definitions, in float64 and in vLLM's order."""
     z = LOGITS.double().numpy() / chosen.temperature
     p = np.exp(z - z.max())
@@ -57,33 +57,33 @@ def _law(chosen: GenerateSettings) -> np.ndarray:
     ],
     ids=["plain", "cold", "min-p", "top-k", "top-p", "all"],
 )
-def test_draws_follow_the_law(chosen: GenerateSettings, by: str) -> None:
+def test_draws_follow_the_rule(chosen: GenerateSettings, by: str) -> None:
     if by == "seed":
         drawn = _draw(chosen, torch.arange(DRAWS, dtype=torch.int64) * 7919 + 1)
     else:  # one response of many steps: its draws must be independent as well
         seeds = torch.full((8,), 123, dtype=torch.int64) + torch.arange(8)
         drawn = torch.cat([_draw(chosen, seeds, step) for step in range(DRAWS // 40)])
     counts = np.bincount(drawn.numpy(), minlength=8)
-    law = _law(chosen)
-    freedom = int((law > 0).sum()) - 1
+    rule = _rule(chosen)
+    freedom = int((rule > 0).sum()) - 1
     # Fixed seeds: this is one number. Mean + 5 standard deviations of chi-square.
     bound = freedom + 5 * math.sqrt(2 * freedom)
-    assert _chi_square(counts, law * counts.sum()) < bound
+    assert _chi_square(counts, rule * counts.sum()) < bound
 
 
-def test_the_test_would_see_a_wrong_law() -> None:
+def test_the_test_would_see_a_wrong_rule() -> None:
     drawn = _draw(GenerateSettings(temperature=1.05), torch.arange(DRAWS, dtype=torch.int64))
     counts = np.bincount(drawn.numpy(), minlength=8)
-    assert _chi_square(counts, _law(GenerateSettings()) * DRAWS) > 7 + 5 * math.sqrt(14)
+    assert _chi_square(counts, _rule(GenerateSettings()) * DRAWS) > 7 + 5 * math.sqrt(14)
 
 
 def test_successive_draws_are_independent() -> None:
-    """Pairs (draw at step t, draw at step t + 1) against the product of the law."""
+    """Pairs (draw at step t, draw at step t + 1) against the product of the inclusion rule."""
     seeds = torch.arange(DRAWS, dtype=torch.int64)
     first, second = _draw(GenerateSettings(), seeds, 4), _draw(GenerateSettings(), seeds, 5)
     pairs = np.bincount((first * 8 + second).numpy(), minlength=64)
-    law = np.outer(_law(GenerateSettings()), _law(GenerateSettings())).reshape(-1)
-    assert _chi_square(pairs, law * DRAWS) < 63 + 5 * math.sqrt(126)
+    rule = np.outer(_rule(GenerateSettings()), _rule(GenerateSettings())).reshape(-1)
+    assert _chi_square(pairs, rule * DRAWS) < 63 + 5 * math.sqrt(126)
 
 
 def test_noise_is_gumbels() -> None:
@@ -165,10 +165,10 @@ def test_padding_of_the_head_is_never_drawn(temperature: int) -> None:
     scores[:, 6:] = 50.0
     drawn = sampler(ids, scores).argmax(-1)
     assert int(drawn.max()) == (5 if temperature else 0)
-    law = np.exp(LOGITS[:6].double().numpy())
+    rule = np.exp(LOGITS[:6].double().numpy())
     if temperature:
         counts = np.bincount(drawn.numpy(), minlength=6)
-        assert _chi_square(counts, law / law.sum() * 4000) < 5 + 5 * math.sqrt(10)
+        assert _chi_square(counts, rule / rule.sum() * 4000) < 5 + 5 * math.sqrt(10)
     # What the teacher said is recorded as it is: the capture sees the whole head as well.
     recorded = sampler.logprobs()
     assert recorded is not None

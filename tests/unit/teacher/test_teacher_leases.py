@@ -143,7 +143,7 @@ def test_a_damaged_claim_is_taken_over_after_the_lease(store: Store) -> None:
     assert one.try_lease("train-00000", 0) == Lease("train-00000", 1)
 
 
-def test_attempts_that_ended_badly_are_counted_and_those_given_up_are_not(store: Store) -> None:
+def test_attempts_that_ended_badly_are_supervised_and_those_given_up_are_not(store: Store) -> None:
     clock = Clock()
     for attempt, badly in enumerate((True, False, True)):
         one = board(store, f"w{attempt}", clock)

@@ -42,7 +42,7 @@ def _data(shard: str) -> bytes:
 def _record(shard: str) -> ShardRecord:
     (split, index), data = SHARDS[shard], _data(shard)
     return ShardRecord(
-        split=split, index=index, path=shard_name(split, index), rows=1, tokens=1, counted=1,
+        split=split, index=index, path=shard_name(split, index), rows=1, tokens=1, loss_tokens=1,
         entries=1, bytes=len(data), xxh3_128=checksum(data), kept_mass=1.0, entropy=0.0,
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ def _samples(lengths: list[int], heldout_every: int = 4) -> SampleTable:
             sample_id=f"{i:032x}",
             split="heldout" if i % heldout_every == heldout_every - 1 else "train",
             input_ids=np.zeros(length, np.int32),
-            counted=np.zeros(length, np.bool_),
+            loss_mask=np.zeros(length, np.bool_),
             source_index=i,
             part=0,
         )

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.config import fingerprint
 from pipeline.models.resolved import ResolvedModel
-from pipeline.sampling.inclusion import SamplingLaw
-from pipeline.sampling.quantisation import DRAWN_GRIDS
+from pipeline.sampling.inclusion import InclusionRule
+from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
 from pipeline.teacher.capture.identity import as_begun, cache_identity
 from pipeline.teacher.engines.base import EngineInfo
 from pipeline.teacher.estimate import expected_entries
@@ -27,8 +27,10 @@ def scheme(**capture: Any) -> SparseScheme:
 
 def test_what_the_settings_ask_for() -> None:
     assert scheme(top_k=9) == SparseScheme(9, (1.0, 2.0))
-    drawn = scheme(scheme="threshold", tau=(0.1, 0.05))
-    assert drawn == SparseScheme(0, (1.0, 2.0), SamplingLaw((1.0, 2.0), (0.1, 0.05)), DRAWN_GRIDS)
+    sampled = scheme(scheme="threshold", tau=(0.1, 0.05))
+    assert sampled == SparseScheme(
+        0, (1.0, 2.0), InclusionRule((1.0, 2.0), (0.1, 0.05)), SAMPLED_QUANTISATION
+    )
     assert scheme(scheme="top_k_sampled", top_k=9, tau=(0.1, 0.05)).top_k == 9
 
 
@@ -42,11 +44,11 @@ def test_what_the_settings_ask_for() -> None:
     ],
 )
 def test_default_taus(grid: tuple[float, ...], taus: tuple[float, ...]) -> None:
-    """One is drawn for at 1, and one at the highest temperature, which no law may leave out."""
-    law = scheme(scheme="threshold", temperatures=grid).law
-    assert law is not None
-    assert law.taus == taus
-    assert law.highest == max(grid)
+    """One is sampled for at 1, and one at the highest temperature, which no rule may leave out."""
+    rule = scheme(scheme="threshold", temperatures=grid).rule
+    assert rule is not None
+    assert rule.taus == taus
+    assert rule.highest == max(grid)
     CaptureSettings.model_validate({"scheme": "threshold", "temperatures": grid, "tau": taus})
 
 
@@ -58,12 +60,12 @@ def test_an_empty_grid() -> None:
 def test_fitted_tau_is_in_the_identity_and_can_be_taken_out() -> None:
     before = scheme(scheme="threshold", mean_entries=12)
     after = SparseScheme(
-        0, before.temperatures, SamplingLaw((1.0, 2.0), (0.07, 0.035)), before.grids, 12,
+        0, before.temperatures, InclusionRule((1.0, 2.0), (0.07, 0.035)), before.quantisation, 12,
         before.taus_before,
     )  # fmt: skip
 
     def identity(of: SparseScheme, **corpus: Any) -> dict[str, Any]:
-        codec = RankedSpec(600, of.law, of.grids).to_json()
+        codec = CodecSpec(600, of.rule, of.quantisation).to_json()
         return {"corpus": {"name": "x", **corpus}, "scheme": of.to_json(), "codec": codec}
 
     assert identity(after)["scheme"]["mean_entries"] == 12
@@ -79,7 +81,7 @@ def test_expected_entries() -> None:
 
     def at(*taus: float) -> float:
         grid = (1.0, 2.0)[: len(taus)]
-        return expected_entries(SparseScheme(0, grid, SamplingLaw(grid, taus)))
+        return expected_entries(SparseScheme(0, grid, InclusionRule(grid, taus)))
 
     for found, measured in (
         (at(1 / 16), 7.8), (at(1 / 50), 18.5), (at(1 / 200), 51), (at(1 / 12, 1 / 25), 26),
@@ -118,7 +120,7 @@ _PARTS: dict[str, Any] = {
     "tokenizer": _Tokenizer("a", "b"),
     "corpus_identity": {"rows": 3},
     "scheme": SparseScheme(4, (1.0, 2.0)),
-    "spec": RankedSpec(600),
+    "spec": CodecSpec(600),
     "shard_tokens": 1000,
     "batch_tokens": 2048,
     "head_rows": 256,
@@ -138,7 +140,7 @@ _PARTS: dict[str, Any] = {
         ("corpus_identity", {"rows": 4}),
         ("scheme", SparseScheme(5, (1.0, 2.0))),
         ("scheme", SparseScheme(4, (1.0, 2.5))),
-        ("spec", RankedSpec(601)),
+        ("spec", CodecSpec(601)),
         ("shard_tokens", 1001),
         ("batch_tokens", 1024),
         ("head_rows", 128),

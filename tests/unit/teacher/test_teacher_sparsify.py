@@ -21,26 +21,26 @@ def _case(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(rows, vocab, generator=generator) * sharpness
-    gold = torch.randint(vocab, (rows,), generator=generator)
-    return logits.to(dtype), gold
+    label = torch.randint(vocab, (rows,), generator=generator)
+    return logits.to(dtype), label
 
 
 def _run(
-    logits: torch.Tensor, gold: torch.Tensor, scheme: SparseScheme
+    logits: torch.Tensor, label: torch.Tensor, scheme: SparseScheme
 ) -> tuple[SparseTargets, np.ndarray]:
-    columns = sparsify(logits, gold, scheme)
+    columns = sparsify(logits, label, scheme)
     assert columns.shape == (len(logits), scheme.num_columns)
     assert columns.dtype == torch.float32
-    return to_targets(columns.numpy(), scheme, sample_id="s", gold_N=gold.numpy())
+    return to_targets(columns.numpy(), scheme, sample_id="s", label_N=label.numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("sharpness", [0.1, 3.0, 20.0])
 @pytest.mark.parametrize("top_k", [1, 5, 999])
 def test_against_float64(dtype: torch.dtype, sharpness: float, top_k: int) -> None:
-    logits, gold = _case(7, 1000, sharpness, dtype, seed=top_k)
+    logits, label = _case(7, 1000, sharpness, dtype, seed=top_k)
     scheme = SparseScheme(top_k=top_k, temperatures=GRID)
-    targets, tail = _run(logits, gold, scheme)
+    targets, tail = _run(logits, label, scheme)
     z = logits.double().numpy()
     log_p = z - np.logaddexp.reduce(z, axis=1, keepdims=True)
     ids = targets.token_ids_E.reshape(7, top_k)
@@ -55,7 +55,7 @@ def test_against_float64(dtype: torch.dtype, sharpness: float, top_k: int) -> No
         assert (ids == np.sort(np.argsort(-log_p)[:, :top_k])).all()
     kept = np.take_along_axis(np.exp(log_p), ids, 1).sum(1)
     np.testing.assert_allclose(tail, 1 - kept, atol=2e-6)
-    np.testing.assert_allclose(targets.gold_logprob_N, log_p[range(7), gold.numpy()], atol=2e-5)
+    np.testing.assert_allclose(targets.label_logprob_N, log_p[range(7), label.numpy()], atol=2e-5)
     assert targets.temperatures == GRID
     for g, temperature in enumerate(GRID):
         log_z = np.logaddexp.reduce(log_p / temperature, axis=1)
@@ -78,17 +78,17 @@ def test_against_float64(dtype: torch.dtype, sharpness: float, top_k: int) -> No
 def test_chunks_of_any_size_give_the_same_bits(
     rows: int, vocab: int, seed: int, chunk: int, bf16: bool
 ) -> None:
-    logits, gold = _case(rows, vocab, 4.0, torch.bfloat16 if bf16 else torch.float32, seed)
+    logits, label = _case(rows, vocab, 4.0, torch.bfloat16 if bf16 else torch.float32, seed)
     scheme = SparseScheme(top_k=min(vocab, 9), temperatures=GRID)
-    whole = sparsify(logits, gold, scheme)
+    whole = sparsify(logits, label, scheme)
     parts = [
-        sparsify(logits[i : i + chunk], gold[i : i + chunk], scheme) for i in range(0, rows, chunk)
+        sparsify(logits[i : i + chunk], label[i : i + chunk], scheme) for i in range(0, rows, chunk)
     ]
     assert torch.equal(torch.cat(parts), whole)
 
 
 def test_chunks_of_one_row_give_the_same_bits_on_several_threads() -> None:
-    logits, gold = _case(6, 49_152, 4.0, torch.float32, seed=5)
+    logits, label = _case(6, 49_152, 4.0, torch.float32, seed=5)
     scheme = SparseScheme(top_k=9, temperatures=GRID)
     threads = torch.get_num_threads()
     found = []
@@ -96,7 +96,7 @@ def test_chunks_of_one_row_give_the_same_bits_on_several_threads() -> None:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             for chunk in (1, 2, 5, 6):
-                pairs = zip(logits.split(chunk), gold.split(chunk), strict=True)
+                pairs = zip(logits.split(chunk), label.split(chunk), strict=True)
                 found.append(torch.cat([sparsify(z, g, scheme) for z, g in pairs]))
     finally:
         torch.set_num_threads(threads)
@@ -105,43 +105,43 @@ def test_chunks_of_one_row_give_the_same_bits_on_several_threads() -> None:
 
 def test_logits_are_left_as_they_are() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        logits, gold = _case(3, 50, 2.0, dtype, seed=1)
+        logits, label = _case(3, 50, 2.0, dtype, seed=1)
         before = logits.clone()
-        sparsify(logits, gold, SparseScheme(top_k=4, temperatures=GRID))
+        sparsify(logits, label, SparseScheme(top_k=4, temperatures=GRID))
         assert torch.equal(logits, before)
 
 
 def test_extreme_but_finite_logits() -> None:
     logits = torch.tensor([[1e4, 0.0, -1e4, 5.0], [-1e4, -1e4, -1e4, -1e4]])
     targets, tail = _run(logits, torch.tensor([1, 2]), SparseScheme(2, GRID))
-    assert targets.gold_logprob_N.tolist() == pytest.approx([-1e4, -np.log(4)])
+    assert targets.label_logprob_N.tolist() == pytest.approx([-1e4, -np.log(4)])
     assert tail.tolist() == pytest.approx([0, 0.5], abs=1e-6)
     assert targets.entropy_NG[0].tolist() == pytest.approx([0] * 4, abs=1e-6)
     assert targets.entropy_NG[1].tolist() == pytest.approx([np.log(4)] * 4)
 
 
 def test_the_whole_vocabulary_leaves_no_tail() -> None:
-    logits, gold = _case(4, 30, 2.0, torch.float32, seed=2)
-    _, tail = _run(logits, gold, SparseScheme(top_k=30, temperatures=(1.0,)))
+    logits, label = _case(4, 30, 2.0, torch.float32, seed=2)
+    _, tail = _run(logits, label, SparseScheme(top_k=30, temperatures=(1.0,)))
     assert ((tail >= 0) & (tail < 1e-6)).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_are_named(bad: float) -> None:
-    logits, gold = _case(5, 30, 2.0, torch.float32, seed=3)
+    logits, label = _case(5, 30, 2.0, torch.float32, seed=3)
     logits[3, 17] = bad
     scheme = SparseScheme(top_k=2, temperatures=(1.0, 2.0))
-    columns = sparsify(logits, gold, scheme).numpy()
-    with pytest.raises(ModelError, match="sample abc, counted position 3, are not finite"):
-        to_targets(columns, scheme, sample_id="abc", gold_N=np.zeros(len(columns), np.int64))
-    targets, _ = to_targets(columns[:3], scheme, sample_id="abc", gold_N=np.zeros(3, np.int64))
+    columns = sparsify(logits, label, scheme).numpy()
+    with pytest.raises(ModelError, match="sample abc, supervised position 3, are not finite"):
+        to_targets(columns, scheme, sample_id="abc", label_N=np.zeros(len(columns), np.int64))
+    targets, _ = to_targets(columns[:3], scheme, sample_id="abc", label_N=np.zeros(3, np.int64))
     assert targets.num_positions == 3
 
 
-def test_a_sequence_without_counted_tokens() -> None:
+def test_a_sequence_without_supervised_tokens() -> None:
     scheme = SparseScheme(top_k=2, temperatures=GRID)
-    columns, gold = np.zeros((0, scheme.num_columns), np.float32), np.zeros(0, np.int64)
-    targets, tail = to_targets(columns, scheme, sample_id="s", gold_N=gold)
+    columns, label = np.zeros((0, scheme.num_columns), np.float32), np.zeros(0, np.int64)
+    targets, tail = to_targets(columns, scheme, sample_id="s", label_N=label)
     assert targets.num_positions == tail.size == targets.token_ids_E.size == 0
     assert targets.log_z_NG.shape == targets.entropy_NG.shape == (0, 4)
 

@@ -1,6 +1,6 @@
 """Logits -> columns -> codec -> Parquet -> reader -> batch -> loss: right on average, all of it.
 
-What each part promises alone is tested beside it; here one cached target after the other is drawn
+What each part promises alone is tested beside it; here one cached target after the other is sampled
 from the same few distributions, and the mean over all of them has to be the dense loss.
 """
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
 from pipeline.cache.layout.schema import table_to_rows
@@ -24,7 +24,7 @@ from pipeline.data.collate import collate
 from pipeline.loss.sparse_kl import sparse_loss_
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.types import HeadTargets
-from pipeline.sampling.inclusion import SamplingLaw
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise, sample_key
 from pipeline.teacher.sparsify.columns import to_targets
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
@@ -35,9 +35,9 @@ KINDS = 8
 """Distributions, from nearly certain to flat, which follow each other in every sequence."""
 SEQUENCES, LENGTH = 512, 64
 SCHEMES = {
-    "threshold": SparseScheme(0, GRID, SamplingLaw(GRID, (1 / 4, 1 / 8))),
-    "threshold, one temperature": SparseScheme(0, (1.0,), SamplingLaw((1.0,), (1 / 8,))),
-    "top-k-sampled": SparseScheme(3, GRID, SamplingLaw(GRID, (1 / 4, 1 / 8))),
+    "threshold": SparseScheme(0, GRID, InclusionRule(GRID, (1 / 4, 1 / 8))),
+    "threshold, one temperature": SparseScheme(0, (1.0,), InclusionRule((1.0,), (1 / 8,))),
+    "top-k-sampled": SparseScheme(3, GRID, InclusionRule(GRID, (1 / 4, 1 / 8))),
 }
 
 
@@ -56,18 +56,18 @@ def _cached(name: str) -> tuple[CachedSequence, ...]:
     scheme = SCHEMES[name]
     kinds_N = np.arange(LENGTH - 1) % KINDS
     logits_NV = _case()[0][kinds_N]
-    ids_L = np.concatenate([[0], 10 + kinds_N]).astype(np.int32)  # gold differs by kind
-    counted_L = np.arange(LENGTH) > 0
-    gold_N = torch.from_numpy(ids_L[1:].astype(np.int64))
+    ids_L = np.concatenate([[0], 10 + kinds_N]).astype(np.int32)  # label differs by kind
+    loss_mask_L = np.arange(LENGTH) > 0
+    label_N = torch.from_numpy(ids_L[1:].astype(np.int64))
     rows, tails = [], []
     for number in range(SEQUENCES):
         sample_id = hashlib.sha256(str(number).encode()).hexdigest()[:32]
         noise_N = torch.from_numpy(row_noise(sample_key(sample_id), np.arange(LENGTH - 1)))
-        columns = sparsify(logits_NV, gold_N, scheme, noise_N).numpy()
-        targets, tail_N = to_targets(columns, scheme, sample_id=sample_id, gold_N=gold_N.numpy())
-        rows.append(CachedSequence(sample_id, ids_L, counted_L, targets))
+        columns = sparsify(logits_NV, label_N, scheme, noise_N).numpy()
+        targets, tail_N = to_targets(columns, scheme, sample_id=sample_id, label_N=label_N.numpy())
+        rows.append(CachedSequence(sample_id, ids_L, loss_mask_L, targets))
         tails.append(tail_N)
-    spec = RankedSpec(VOCAB, scheme.law, scheme.grids)
+    spec = CodecSpec(VOCAB, scheme.rule, scheme.quantisation)
     _, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=scheme.temperatures,
         identity_digest="0" * 64, tails=tails,
@@ -82,10 +82,10 @@ def _errors(name: str, temperature: float) -> tuple[Tensor, Tensor]:
     teacher_KV, student_KV = (logits_KV.double() for logits_KV in _case())
     kinds_N = torch.arange(LENGTH - 1) % KINDS
     grad_NV = student_KV[kinds_N].repeat(len(rows), 1)
-    spec = LossSpec(temperature, 1.0, drawn_log_step=SCHEMES[name].grids.drawn_step)
+    spec = LossSpec(temperature, 1.0, sampled_log_step=SCHEMES[name].quantisation.sampled_step)
     targets = HeadTargets(
         batch.ids_NK, batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N,
-        batch.gold_ids_N,
+        batch.label_ids_N,
     )  # fmt: skip
     terms = sparse_loss_(grad_NV, targets, spec)
     p_KV = torch.softmax(teacher_KV / temperature, -1)
@@ -108,15 +108,15 @@ def test_the_mean_over_draws_is_the_dense_loss(name: str, temperature: float, pa
     for kind in range(KINDS):
         errors_R = errors_SN[:, kind::KINDS].reshape(SEQUENCES * len(range(kind, 63, KINDS)), -1)
         mean, error = errors_R.mean(0), errors_R.std(0) / len(errors_R) ** 0.5
-        # Beyond five standard errors, what the grids leave of a distribution always the same:
-        # of certain log p (an error of p below 1 % of 1), and of log Z where T is not 1 (0.8 %).
+        # Beyond five standard errors, what the grids leave of a distribution always the same: of
+        # always-kept log p (an error of p below 1 % of 1), and of log Z where T is not 1 (0.8 %).
         left = 0.012
         if part == "value":
-            left = 0.002 + 0.02 * _certain_mass(name, kind) + 0.008 * (temperature != 1)
+            left = 0.002 + 0.02 * _always_kept_mass(name, kind) + 0.008 * (temperature != 1)
         assert (mean.abs() <= 5 * error + left).all(), (kind, (mean.abs() - 5 * error).max())
 
 
-def _certain_mass(name: str, kind: int) -> float:
+def _always_kept_mass(name: str, kind: int) -> float:
     """Return the mass of the entries that are always kept."""
     targets = _cached(name)[0].targets
     part = slice(*np.cumsum([0, *targets.counts_N])[kind : kind + 2])
@@ -135,11 +135,13 @@ def test_the_error_falls_with_the_root_of_the_draws(
     """Of 256 times as many draws it is 16 times smaller, less what the grids leave."""
     errors_SN = _errors(name, temperature)[part == "gradient"]
     errors_SX = errors_SN.reshape(SEQUENCES, LENGTH - 1, -1)[:, : LENGTH - LENGTH % KINDS - KINDS]
-    grids_X = errors_SX.mean(0)
+    quantisation_X = errors_SX.mean(0)
 
     def error(size: int) -> float:
-        return float((errors_SX - grids_X).unflatten(0, (-1, size)).mean(1).square().mean().sqrt())
+        return float(
+            (errors_SX - quantisation_X).unflatten(0, (-1, size)).mean(1).square().mean().sqrt()
+        )
 
     assert error(16) / error(1) == pytest.approx(1 / 4, rel=0.12)
     assert error(64) / error(1) == pytest.approx(1 / 8, rel=0.2)
-    assert float(grids_X.square().mean().sqrt()) < error(1) / 3
+    assert float(quantisation_X.square().mean().sqrt()) < error(1) / 3

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cache.codec.spec import RankedSpec
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.io.writer import commit_shard
 from pipeline.cache.layout.manifest import ShardRecord, checksum, shard_name
-from pipeline.cache.layout.quarantine import FailedRow, read_failed, set_aside
+from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_rows, read_quarantined_rows
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import ModelError, StoreError
@@ -40,8 +40,10 @@ SCHEME = SparseScheme(1, (1.0,))
 
 def _shards(count: int) -> tuple[PlannedShard, ...]:
     def sample(shard: int, row: int) -> Sample:
-        counted = np.arange(TOKENS) > 3
-        return Sample(_id(shard, row), "train", np.arange(TOKENS, dtype=np.int32), counted, 0, row)
+        loss_mask = np.arange(TOKENS) > 3
+        return Sample(
+            _id(shard, row), "train", np.arange(TOKENS, dtype=np.int32), loss_mask, 0, row
+        )
 
     return tuple(
         PlannedShard("train", index, SampleTable.of([sample(index, row) for row in range(ROWS)]))
@@ -86,7 +88,7 @@ def _encode(_task: Any, shard: PlannedShard, columns: Any, quarantined: Any) -> 
     data = f"{shard.name} without {sorted(quarantined)}".encode()
     record = ShardRecord(
         split="train", index=shard.index, path=shard_name("train", shard.index),
-        rows=len(columns), tokens=ROWS * TOKENS, counted=1, entries=1, bytes=len(data),
+        rows=len(columns), tokens=ROWS * TOKENS, loss_tokens=1, entries=1, bytes=len(data),
         xxh3_128=checksum(data), kept_mass=1.0, entropy=0.0,
     )  # fmt: skip
     return record, data
@@ -117,7 +119,7 @@ def new_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CaptureWorker]:
         model = SimpleNamespace(path=None)
         teacher: Any = SimpleNamespace(settings=None, model=model, max_length=0)
         corpus: Any = None
-        plan, spec = WorkPlan(shards), RankedSpec(32)
+        plan, spec = WorkPlan(shards), CodecSpec(32)
         task = CaptureTask(teacher, settings, corpus, plan, SCHEME, spec, {"a": 1})
         progress = Progress(None, enabled=False)
         return CaptureWorker(task, board, progress, Shares(), **options)
@@ -222,7 +224,7 @@ def test_an_overtaken_worker_does_not_contradict_the_list_of_quarantined_rows(
 
     def paused(self: Engine, requests: Any, **options: Any) -> Any:
         columns = real(self, requests, **options)
-        set_aside(store, "train-00000", [FailedRow(_id(0, 1), "failed elsewhere", 2)])
+        quarantine_rows(store, "train-00000", [QuarantinedRow(_id(0, 1), "failed elsewhere", 2)])
         return columns
 
     monkeypatch.setattr(Engine, "capture", paused)
@@ -245,18 +247,21 @@ def test_rows_of_an_earlier_attempt_do_not_count_twice_against_the_limit(
 ) -> None:
     """One row is allowed; the attempt that died had listed it, this one finds it beside another."""
     board, shards = LeaseBoard(store, "w", 60), _shards(1)
-    set_aside(store, "train-00000", [FailedRow(_id(0, 0), "failed before", 2)])
+    quarantine_rows(store, "train-00000", [QuarantinedRow(_id(0, 0), "failed before", 2)])
     engine = Engine(raises=[_id(0, 0), _id(0, 1)])
     with new_worker(board, engine, shards, most=0.7) as worker:  # two of three rows
         worker.run()
-    assert {row.sample_id for row in read_failed(store, "train-00000")} == {_id(0, 0), _id(0, 1)}
+    assert {row.sample_id for row in read_quarantined_rows(store, "train-00000")} == {
+        _id(0, 0),
+        _id(0, 1),
+    }
 
 
 def test_rows_of_other_shards_count_against_the_limit(
     store: Store, new_worker: Callable[..., CaptureWorker]
 ) -> None:
     shards = _shards(2)
-    set_aside(store, "train-00001", [FailedRow(_id(1, 0), "failed before", 2)])
+    quarantine_rows(store, "train-00001", [QuarantinedRow(_id(1, 0), "failed before", 2)])
     engine = Engine(raises=[_id(0, 0), _id(1, 0)])
     worker = new_worker(LeaseBoard(store, "w", 60), engine, shards)
     with pytest.raises(ModelError, match=r"2 of 6 rows fail.*at most 1"), worker:

@@ -1,0 +1,278 @@
+"""A cache that lacks rows which the teacher could not answer is whole, and its parts add up."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cache.__main__ import main
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.layout.inventory import read_inventory
+from pipeline.cache.layout.manifest import PLAN, read_manifest, record_name
+from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_name, quarantine_rows
+from pipeline.cache.tools.repair import plan_repair, repair_cache
+from pipeline.cache.tools.verify import verify_cache
+from pipeline.config import fingerprint
+from pipeline.errors import CacheError
+from pipeline.storage import Store
+from tests.conftest import digests
+from tests.unit.cache.planned_cache import flip, write_planned_cache
+from tests.unit.cache.sample_cache import (
+    SHARD,
+    SPEC,
+    TEMPERATURES,
+    read_all,
+    sample_identity,
+    sample_rows,
+    sample_shard,
+)
+
+LIST = quarantine_name("train-00001")
+KEY = ("train", 1)
+
+
+def _write(url: str, lost: Sequence[int]) -> None:
+    """Write a planned cache whose shard train/00001 lacks these of its three rows."""
+    write_planned_cache(url)
+    store, identity = Store(url), sample_identity()
+    rows, tails = sample_rows(3, seed=1)
+    kept = [place for place in range(3) if place not in lost]
+    if lost:
+        failed = [QuarantinedRow(rows[place].sample_id, "not finite", 3) for place in lost]
+        assert quarantine_rows(store, "train-00001", failed)
+    record, data = encode_shard(
+        [rows[place] for place in kept], SPEC, split="train", index=1, temperatures=TEMPERATURES,
+        identity_digest=fingerprint(identity), tails=[tails[place] for place in kept],
+    )  # fmt: skip
+    commit_shard(store, record, data)
+    records = [sample_shard("train", 0, 5)[0], record, sample_shard("heldout", 0, 2)[0]]
+    counts = {"rows": 10, **({"rows_quarantined": len(lost)} if lost else {})}
+    finalize(
+        store, records, identity=identity, spec=SPEC, temperatures=TEMPERATURES,
+        corpus_counts=counts, tokenizer_files=["tokenizer.json"], command="made by a test",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made_without(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("without") / "cache"
+    _write(str(folder), [1])
+    return folder
+
+
+@pytest.fixture
+def without(made_without: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made_without, tmp_path / "cache"))
+
+
+def _damaged(folder: Path, *, quick: bool = False) -> dict[str, str]:
+    return {f.name: f.reason for f in verify_cache(Store(str(folder)), quick=quick)}
+
+
+def _run_by_hand(folder: Path, plan_of: Path) -> Callable[[Sequence[str]], int]:
+    """Return what stage one does to `folder`: it makes shard and manifest, and says that a row
+    is quarantined."""
+
+    def run(_arguments: Sequence[str]) -> int:
+        for name in (SHARD, record_name(*KEY), LIST, PLAN, "_meta/rows.bin", "_meta/manifest.json"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(plan_of / name, folder / name)
+        return 3
+
+    return run
+
+
+def test_rows_quarantined_are_no_damage(without: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = digests(without)
+    for quick in (False, True):
+        assert _damaged(without, quick=quick) == {}
+    assert main(["inspect", str(without)]) == 0
+    assert "1 rows that the teacher could not answer" in capsys.readouterr().out
+    (without / "_meta/manifest.json").unlink()
+    assert set(_damaged(without)) == {"_meta/manifest.json"}
+    del before["_meta/manifest.json"]
+    assert digests(without) == before  # stage one removes damaged lists, a reader nothing
+
+
+def test_a_shard_without_any_row(tmp_path: Path) -> None:
+    _write(str(tmp_path / "cache"), [0, 1, 2])
+    assert _damaged(tmp_path / "cache") == {}
+
+
+def test_a_damaged_or_lost_list_is_found_and_named(without: Path) -> None:
+    file = without / LIST
+    data = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in [0, len(data) - 1, *rng.choice(len(data), 60, replace=False).tolist()]:
+        file.write_bytes(data)
+        flip(file, at, int(rng.integers(8)))
+        assert set(_damaged(without)) == {LIST}, at
+        assert file.exists()
+    file.unlink()
+    assert _damaged(without) == {LIST: f"missing: 1 rows of {SHARD} were quarantined"}
+
+
+def test_lists_that_say_something_else_than_the_shard(without: Path) -> None:
+    rows, _ = sample_rows(3, seed=1)
+    store = Store(str(without))
+    for ids, says in (
+        ([rows[0].sample_id], f"1 of its rows are in {SHARD} all the same"),
+        ([rows[0].sample_id, rows[1].sample_id], "plans 3 rows"),
+    ):
+        (without / LIST).unlink()
+        quarantine_rows(store, "train-00001", [QuarantinedRow(name, "x", 1) for name in ids])
+        assert any(says in reason for reason in _damaged(without).values())
+    (without / LIST).unlink()
+    quarantine_rows(store, "train-00001", [QuarantinedRow(rows[1].sample_id, "not finite", 3)])
+    quarantine_rows(store, "train-00009", [QuarantinedRow(rows[1].sample_id, "x", 1)])
+    assert _damaged(without) == {
+        quarantine_name("train-00009"): "belongs to no shard of this cache"
+    }
+    plan = plan_repair(store, verify_cache(store))
+    assert plan.remove == (quarantine_name("train-00009"),)
+    assert not plan.stage_one
+
+
+def test_repair_makes_what_a_lost_list_leaves_open(without: Path) -> None:
+    store = Store(str(without))
+    flip(without / record_name(*KEY), 30)  # a record follows from the shard, whatever was planned
+    plan = plan_repair(store, verify_cache(store))
+    assert (list(plan.rewrite), plan.stage_one) == ([record_name(*KEY)], False)
+    assert repair_cache(store, plan) == 0
+    assert _damaged(without) == {}
+    flip(without / LIST, 30)
+    plan = plan_repair(store, verify_cache(store))
+    assert plan.make == (KEY,)
+    assert set(plan.remove) == {LIST, record_name(*KEY)}
+
+
+def test_a_stage_that_ends_with_rows_quarantined_has_repaired(
+    without: Path, made_without: Path
+) -> None:
+    store = Store(str(without))
+    for name in (SHARD, PLAN):
+        flip(without / name, 30)
+    plan = plan_repair(store, verify_cache(store))
+    assert repair_cache(store, plan, _run_by_hand(without, made_without)) == 0
+    assert digests(without) == digests(made_without)
+    # One that could not be made is none.
+    flip(without / SHARD, 30)
+    before = digests(without)
+    plan = plan_repair(store, verify_cache(store))
+    with pytest.raises(CacheError, match=r"could not make what is missing .exit code 3"):
+        repair_cache(store, plan, lambda _arguments: 3)
+    kept = {name: d for name, d in digests(without).items() if not name.startswith("_meta/repair")}
+    assert kept == before
+
+
+def test_rows_that_are_answered_now_are_told(without: Path, tmp_path: Path) -> None:
+    _write(str(tmp_path / "whole"), [])
+    (without / LIST).unlink()
+    store = Store(str(without))
+    plan = plan_repair(store, verify_cache(store))
+    assert plan.make == (KEY,)
+
+    def run(_arguments: Sequence[str]) -> int:
+        for name in (SHARD, record_name(*KEY), "_meta/rows.bin", "_meta/manifest.json"):
+            shutil.copy(tmp_path / "whole" / name, without / name)
+        return 0
+
+    assert repair_cache(store, plan, run) == 1
+    assert _damaged(without) == {}
+
+
+def test_more_rows_quarantined_than_before_is_no_repair(without: Path, tmp_path: Path) -> None:
+    _write(str(tmp_path / "limit"), [0, 1])
+    flip(without / SHARD, 30)
+    store = Store(str(without))
+    plan = plan_repair(store, verify_cache(store))
+    with pytest.raises(CacheError, match="its bytes are not those of before"):
+        repair_cache(store, plan, _run_by_hand(without, tmp_path / "limit"))
+
+
+def _part(source: Path, target: Path, *lost: tuple[str, int]) -> Path:
+    shutil.copytree(source, target)
+    for split, index in lost:
+        (target / f"data/{split}/{index:05d}.parquet").unlink()
+        (target / record_name(split, index)).unlink()
+    for name in ("_meta/manifest.json", "_meta/rows.bin", "README.md"):
+        (target / name).unlink()
+    return target
+
+
+def _merge(target: Path, *sources: Path) -> int:
+    return main(["merge", str(target), *map(str, sources)])
+
+
+def test_parts_keep_their_lists(without: Path, tmp_path: Path) -> None:
+    one = _part(without, tmp_path / "one", ("train", 0))
+    two = _part(without, tmp_path / "two", ("train", 1), ("heldout", 0))
+    (two / LIST).unlink()
+    assert _merge(tmp_path / "sum", one, two) == 0
+    assert _damaged(tmp_path / "sum") == {}
+    found, wanted = digests(tmp_path / "sum"), digests(without)
+    differ = {name for name in wanted if found[name] != wanted[name]}
+    assert differ <= {"README.md", "_meta/manifest.json"}
+    manifest = read_manifest(Store(str(tmp_path / "sum")))
+    assert manifest.corpus_counts["rows_quarantined"] == 1
+    # A second time nothing is written that was there.
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "sum/data").rglob("*.parquet")}
+    assert _merge(tmp_path / "sum", one, two) == 0
+    assert times == {file: file.stat().st_mtime_ns for file in times}
+    # A part without the list does not hold what was planned.
+    (one / LIST).unlink()
+    with pytest.raises(CacheError, match="no source has an intact train/00001"):
+        _merge(tmp_path / "none", one, two)
+
+
+def test_the_part_with_most_rows_is_taken(without: Path, tmp_path: Path) -> None:
+    _write(str(tmp_path / "whole"), [])
+    _write(str(tmp_path / "limit"), [0, 1])
+    parts = [
+        _part(folder, tmp_path / f"part-{folder.name}") for folder in (tmp_path / "limit", without)
+    ]
+    assert _merge(tmp_path / "sum", *parts) == 0
+    assert read_inventory(Store(str(tmp_path / "sum"))).rows_quarantined == 1
+    # Later a worker has answered all: the same target takes its shard, and forgets the list.
+    assert _merge(tmp_path / "sum", *parts, tmp_path / "whole") == 0
+    assert not (tmp_path / "sum" / LIST).exists()
+    found, wanted = digests(tmp_path / "sum"), digests(tmp_path / "whole")
+    assert {**found, "README.md": ""} == {**wanted, "README.md": ""}
+    assert len(read_all(open_cache(str(tmp_path / "sum")))) == 10
+
+
+def test_a_sum_of_teachers_and_a_slice_forget_the_plan(without: Path, tmp_path: Path) -> None:
+    assert main(["slice", str(without), str(tmp_path / "a"), "--split", "train"]) == 0
+    assert _damaged(tmp_path / "a") == {}
+    other = tmp_path / "other"
+    _write(str(other), [])
+    for name in (PLAN, "_meta/config.yaml"):
+        (other / name).unlink()
+    assert main(["slice", str(other), str(tmp_path / "b"), "--split", "train"]) == 0
+    assert main(["merge", str(tmp_path / "sum"), str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert _damaged(tmp_path / "sum") == {}
+
+
+def test_what_the_teacher_wrote_goes_with_the_parts(without: Path, tmp_path: Path) -> None:
+    one = _part(without, tmp_path / "one")
+    (one / "_meta/responses").mkdir()
+    for file in ("plan.json", "00000.parquet"):
+        (one / "_meta/responses" / file).write_bytes(file.encode())
+    assert _merge(tmp_path / "sum", without, one) == 0
+    for file in ("plan.json", "00000.parquet"):
+        assert (tmp_path / "sum/_meta/responses" / file).read_bytes() == file.encode()
+
+
+def test_without_a_plan_a_list_still_counts(without: Path, tmp_path: Path) -> None:
+    for name in (PLAN, "_meta/config.yaml"):
+        (without / name).unlink()
+    assert _damaged(without) == {}
+    shutil.copytree(without, tmp_path / "two")
+    assert _merge(tmp_path / "sum", without, tmp_path / "two") == 0
+    assert _damaged(tmp_path / "sum") == {}
+    assert (tmp_path / "sum" / LIST).read_bytes() == (without / LIST).read_bytes()
