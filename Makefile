@@ -238,6 +238,10 @@ types: setup-dev ## mypy --strict
 arch: setup-dev ## import-linter: data flows one way
 	@$(dir $(STUDENT))lint-imports --no-logo
 
+.PHONY: options
+options: setup-dev ## Write stages/README.md, all commands and options, from the settings
+	@$(STUDENT) -m stages.options
+
 .PHONY: format
 format: setup-dev ## Rewrite the sources as ruff wants them
 	@$(STUDENT) -m ruff format pipeline stages k8s docker tests

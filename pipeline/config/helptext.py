@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config.fields import Leaf
 
-__all__ = ["help_text"]
+__all__ = ["help_text", "shown_value"]
 
 _WIDTH = 96
 _INDENT = " " * 8
@@ -40,7 +40,7 @@ def help_text(
             section = head
             lines += ["", f"{head or 'general'}:"]
         names = f"--{leaf.dotted}" + (f", --{leaf.flag}" if leaf.flag else "")
-        default = "required" if leaf.required else f"default {_value(leaf.default)}"
+        default = "required" if leaf.required else f"default {shown_value(leaf.default)}"
         lines += _entry(f"{names} <{leaf.kind}> ({default})", leaf.help)
     return "\n".join(lines)
 
@@ -50,11 +50,12 @@ def _entry(head: str, text: str) -> list[str]:
     return [f"  {head}", *body]
 
 
-def _value(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """Return a default as a user would type it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
+        return "[" + ", ".join(shown_value(item) for item in value) + "]"
     return str(value)

@@ -26,7 +26,7 @@ def embedded_model() -> ResolvedModel:
     """Return the embedded teacher as an ordinary folder, made once per user.
 
     The package carries a GGUF file (Q4_1); it is de-quantised to bfloat16 and saved as
-    transformers and vLLM load it. The folder lies below `DISTILL_HOME`, else `~/.cache/distil`.
+    transformers and vLLM load it. The folder lies below `DISTILL_HOME`, else `~/.cache/distill`.
 
     Raises:
         ModelError: the package is not installed.

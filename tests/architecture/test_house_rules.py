@@ -17,7 +17,7 @@ SOURCES = sorted(
 LONGEST = 400
 DOCUMENTS = [
     file
-    for folder in (".", "pipeline/**", "k8s/**", "docker", "docs/**")
+    for folder in (".", "pipeline/**", "stages/**", "k8s/**", "docker", "tests/**")
     for file in ROOT.glob(f"{folder}/*.md")
     if file.is_file()
 ]
@@ -111,9 +111,28 @@ def test_every_target_says_what_it_does() -> None:
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_every_local_link_leads_somewhere(file: Path) -> None:
     text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for link in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", text):
-        if "://" not in link and not link.startswith("mailto:"):
-            assert (file.parent / link).exists(), f"{file.name}: {link}"
+    for link, anchor in re.findall(r"\]\(([^)\s#]*)(?:#([^)]*))?\)", text):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target = file.parent / link if link else file
+        assert target.exists(), f"{file.name}: {link}"
+        if anchor:
+            assert anchor in _anchors(target), f"{file.name}: {link}#{anchor}"
+
+
+def _anchors(file: Path) -> set[str]:
+    """Return the anchors of a page's headings, as the usual renderers make them."""
+    titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_no_room_is_crowded() -> None:
+    """A reader takes in some ten names at once; what holds more is several rooms."""
+    for folder in sorted(
+        {file.parent for file in SOURCES if file.is_relative_to(ROOT / "pipeline")}
+    ):
+        files = [file for file in folder.glob("*.py") if file.name != "__init__.py"]
+        assert len(files) <= 14, f"{folder.relative_to(ROOT)} holds {len(files)} files"
 
 
 def test_every_flag_that_a_document_shows_exists() -> None:
@@ -125,7 +144,7 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     from stages.sweep import SweepRun
     from stages.train_student import StudentRun
 
-    known = {"config", "config_file", "dry_run", "help", "retry_quarantined"}
+    known = {"config", "config_file", "dry_run", "check", "help", "retry_quarantined"}
     for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}
@@ -139,3 +158,9 @@ def test_every_flag_that_a_document_shows_exists() -> None:
         if flag.rstrip(".-") in foreign or name in {f.replace("-", "_") for f in foreign}:
             continue
         assert name in known or name.removeprefix("no_") in known, f"README.md shows --{flag}"
+
+
+def test_the_page_of_options_is_what_the_settings_say() -> None:
+    from stages.options import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `make options`"

@@ -222,7 +222,7 @@ def test_a_teacher_that_is_broken_is_named_by_sample(
     message = stage("cache_teacher", flags).refused(3)
     assert message.startswith("the teacher answers for no row; of sample ")
     assert "are not finite; expected finite logits" in message
-    assert not list((tmp_path / "cache/_meta").glob("failed/*"))
+    assert not list((tmp_path / "cache/_meta").glob("quarantine/*"))
     assert not list((tmp_path / "cache").rglob("*.parquet"))
     assert not (tmp_path / "cache/_meta/manifest.json").exists()
 

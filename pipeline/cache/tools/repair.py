@@ -94,7 +94,7 @@ def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
     inventory = read_inventory(store)
     names = {finding.name for finding in findings}
     strays = [finding.name for finding in findings if finding.stray]
-    numbered = re.compile(r"data/\w+/\d{5}\.parquet|_meta/(shards|failed)/\w+-\d{5}\.json")
+    numbered = re.compile(r"data/\w+/\d{5}\.parquet|_meta/(shards|quarantine)/\w+-\d{5}\.json")
     rewrite: dict[str, bytes] = {}
     make: list[tuple[str, int]] = []
     for key in sorted({f.shard for f in findings if f.shard}, key=lambda key: (key[0], key[1])):

@@ -92,7 +92,7 @@ def test_rows_quarantined_are_no_damage(without: Path, capsys: pytest.CaptureFix
     for quick in (False, True):
         assert _damaged(without, quick=quick) == {}
     assert main(["inspect", str(without)]) == 0
-    assert "1 rows that the teacher could not answer" in capsys.readouterr().out
+    assert "1 rows that the teacher fails on" in capsys.readouterr().out
     (without / "_meta/manifest.json").unlink()
     assert set(_damaged(without)) == {"_meta/manifest.json"}
     del before["_meta/manifest.json"]
