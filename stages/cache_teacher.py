@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import run_command
 from stages.settings import StudentRun, TeacherRun
+
+if TYPE_CHECKING:
+    from pipeline.cache.layout.manifest import Manifest
+    from pipeline.cache.layout.quarantine import QuarantinedRow
+    from pipeline.observe.shares import Shares
+    from pipeline.storage import Store
+    from pipeline.teacher.prepare import Prepared
 
 __all__ = ["TeacherRun", "main"]
 
@@ -25,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         switches={
             "dry_run": "print the plan (samples, tokens, shards, bytes, memory, time from a short "
-            "calibration) and exit",
+            "timing run) and exit",
             "retry_quarantined": "try the quarantined rows again (give it to one worker)",
         },
         examples=[
@@ -39,65 +47,56 @@ def main(argv: Sequence[str] | None = None) -> int:
         elsewhere={"stage two, train-student": StudentRun},
     )
     run = command.settings
-    from pipeline.cache.layout.quarantine import describe_quarantine, read_quarantine
+    from pipeline.cache.layout.quarantine import read_quarantine
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.prometheus import serve_metrics
-    from pipeline.observe.shares import Shares, summary_line
+    from pipeline.observe.shares import Shares
     from pipeline.storage import Store
-    from pipeline.teacher.capture.fit_tau import calibrated
-    from pipeline.teacher.capture.run import cache_teacher, prepare
-    from pipeline.teacher.estimate import check_resources, forecast, print_forecast
-    from pipeline.teacher.fleet.leases import worker_name
+    from pipeline.teacher.capture.fit_tau import fit_tau
+    from pipeline.teacher.capture.run import fill_cache
+    from pipeline.teacher.estimate import check_resources, estimate
+    from pipeline.teacher.fleet.processes import worker_name
     from pipeline.teacher.fleet.signals import interruptible
-    from pipeline.teacher.generation.run import with_responses, write_responses
+    from pipeline.teacher.generation.identity import reject_written_responses
+    from pipeline.teacher.generation.run import write_responses
+    from pipeline.teacher.prepare import prepare
 
     configure_logging(run.observe.log_level)
     store = Store(run.cache_dir)
     shares = Shares()
-    dry = "dry_run" in command.switches
-    port = None if dry else run.observe.prometheus_port
-    shard_tokens = run.capture.shard_tokens
+    dry_run = "dry_run" in command.switches
     # Before anything else: a port that is taken is said at once, not after the tokenising.
     endpoint = serve_metrics(
-        shares, port=port, host=run.observe.prometheus_host, worker=worker_name()
+        shares,
+        port=None if dry_run else run.observe.prometheus_port,
+        host=run.observe.prometheus_host,
+        worker=worker_name(),
     )
+    responses = None
     with interruptible(), endpoint:
         with shares.spent("preparing"):
             prepared = prepare(
                 run.teacher, run.corpus, run.capture, seed=run.seed, generate=run.generate
             )
-        if dry:
-            prepared = with_responses(prepared, store=store, shard_tokens=shard_tokens)
-            if prepared.responses is None:
-                prepared = calibrated(
-                    prepared, run.teacher, run.capture, store=store,
-                    max_length=run.corpus.max_length, keep=False,
-                )  # fmt: skip
-            plan = forecast(prepared, run.teacher, run.capture)
-            print_forecast(
-                prepared, plan, run.teacher, run.capture, store, max_length=run.corpus.max_length
-            )
+        if dry_run:
+            _print_plan(prepared, store)
             return 0
-        check_resources(forecast(prepared, run.teacher, run.capture), store)
-        prepared = write_responses(
-            prepared,
-            run.teacher,
-            run.capture,
+        task, writing = prepared.capture, prepared.writing
+        del prepared  # an upper bound's samples leave the scratch disk with the task that held them
+        check_resources(estimate(task, writing), store)
+        if writing is None:
+            reject_written_responses(store, task.identity)
+        else:
+            responses = write_responses(
+                writing, store=store, progress_every_s=run.observe.progress_every_s
+            )
+            task = task.with_corpus(responses.corpus)
+        task = fit_tau(task, store)
+        if responses is not None:
+            check_resources(estimate(task), store)
+        manifest = fill_cache(
+            task,
             store=store,
-            max_length=run.corpus.max_length,
-            progress_every_s=run.observe.progress_every_s,
-        )
-        prepared = calibrated(
-            prepared, run.teacher, run.capture, store=store, max_length=run.corpus.max_length
-        )
-        if run.generate.enabled:
-            check_resources(forecast(prepared, run.teacher, run.capture), store)
-        manifest = cache_teacher(
-            prepared,
-            run.teacher,
-            run.capture,
-            store=store,
-            max_length=run.corpus.max_length,
             command=command_line(PROG, arguments),
             # How a worker logs and is watched is not the cache's: each would write it otherwise.
             resolved_config=dump_yaml(run, without=("observe",)),
@@ -105,24 +104,59 @@ def main(argv: Sequence[str] | None = None) -> int:
             retry_quarantined="retry_quarantined" in command.switches,
             shares=shares,
         )
-        failures = read_quarantine(store)
+        rows = read_quarantine(store)
+    _report(manifest, shares, run.cache_dir)
+    _report_quarantined(
+        rows,
+        {} if responses is None else responses.quarantined,
+        planned_rows=task.corpus.counts.samples,
+        url=run.cache_dir,
+    )
+    return 0
+
+
+def _print_plan(prepared: Prepared, store: Store) -> None:
+    """Print what a run would take, by what is there of responses and tau; write nothing."""
+    from pipeline.teacher.capture.fit_tau import fit_tau
+    from pipeline.teacher.estimate import print_estimate
+    from pipeline.teacher.generation.read import finished_responses
+
+    task, writing = prepared.capture, prepared.writing
+    responses = None if writing is None else finished_responses(writing, store)
+    if responses is not None:
+        task, writing = task.with_corpus(responses.corpus), None
+    if writing is None:
+        task = fit_tau(task, store, keep=False)
+    print_estimate(task, writing, store)
+
+
+def _report(manifest: Manifest, shares: Shares, url: str) -> None:
+    """Print what this worker did, and what the cache holds."""
+    from pipeline.observe.shares import summary_line
+
     summary = shares.summary()
     if summary.counts:
         print(f"this worker: {summary_line(summary)}")
-    loss_tokens = sum(record.loss_tokens for record in manifest.shards)
+    tokens = sum(record.loss_tokens for record in manifest.shards)
     size = sum(record.bytes for record in manifest.shards)
     print(
-        f"cache {run.cache_dir}: {len(manifest.shards)} shards, {loss_tokens} supervised tokens, "
-        f"{size / loss_tokens:.1f} bytes each, identity {manifest.identity_digest[:12]}"
+        f"cache {url}: {len(manifest.shards)} shards, {tokens} supervised tokens, "
+        f"{size / tokens:.1f} bytes each, identity {manifest.identity_digest[:12]}"
     )
-    if failures or prepared.unanswered:
-        raise describe_quarantine(
-            failures,
-            unanswered=prepared.unanswered,
-            planned_rows=prepared.corpus.counts.samples,
-            url=run.cache_dir,
-        )
-    return 0
+
+
+def _report_quarantined(
+    rows: Mapping[str, tuple[QuarantinedRow, ...]],
+    responses: Mapping[str, tuple[QuarantinedRow, ...]],
+    *,
+    planned_rows: int,
+    url: str,
+) -> None:
+    """End the run with an error that lists what is quarantined, if anything is."""
+    from pipeline.cache.layout.quarantine import describe_quarantine
+
+    if rows or responses:
+        raise describe_quarantine(rows, responses=responses, planned_rows=planned_rows, url=url)
 
 
 if __name__ == "__main__":

@@ -92,12 +92,11 @@ def kill_while_exporting() -> None:
 
 def forbid_loading() -> None:
     """Make loading any model an error."""
-    from pipeline.teacher.capture import run as capture
 
     def refuse(*_args: Any, **_options: Any) -> None:
         raise AssertionError("the teacher was loaded")
 
-    capture.open_engine = refuse  # type: ignore[assignment]
+    _set("pipeline.teacher.capture.task", "open_engine", refuse)
     forbid_writing()
 
 

@@ -28,8 +28,9 @@ ENVIRONMENT = {
 _PRELOAD = [
     "torch", "transformers", "deepspeed", "transformers.models.llama.modeling_llama",
     "pipeline.student.run", "pipeline.student.training.loop", "pipeline.student.training.module",
-    "pipeline.teacher.capture.run", "pipeline.teacher.engines.transformers", "pipeline.loss.head",
-    "pipeline.teacher.generation.run", "pipeline.teacher.generation.transformers",
+    "pipeline.teacher.prepare", "pipeline.teacher.engines.transformers", "pipeline.loss.head",
+    "pipeline.teacher.capture.run", "pipeline.teacher.generation.run",
+    "pipeline.teacher.generation.transformers",
     "stages.cache_teacher", "stages.train_student", "tests.stage_runner",
     # What they import on their way.
     "pandas", "pyarrow.dataset", "pyarrow.parquet", "fsspec.implementations.local",

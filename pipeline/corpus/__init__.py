@@ -1,7 +1,8 @@
 """Datasets and chat formats -> tokenised, masked samples with stable identities and a split."""
 
 from pipeline.corpus.build import Progress, build_corpus
-from pipeline.corpus.sample import Corpus, CorpusCounts, Sample, SplitName
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.sample import CorpusCounts, Sample, SplitName
 from pipeline.corpus.settings import CorpusSettings
 
 __all__ = [

@@ -11,9 +11,10 @@ from pipeline.corpus.chat.conversation import Conversation
 from pipeline.corpus.chat.formats import Interpreter
 from pipeline.corpus.chat.template import ChatTemplate, Rendered
 from pipeline.corpus.chat.tokenise import Tokens, require_offsets
+from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.intake import Intake, Taken
 from pipeline.corpus.reading import Progress, open_reading
-from pipeline.corpus.sample import Corpus, CorpusCounts, Sample
+from pipeline.corpus.sample import CorpusCounts, Sample
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import Row
 from pipeline.corpus.split import sample_id

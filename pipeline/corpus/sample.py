@@ -1,17 +1,14 @@
-"""What the corpus hands on: tokenised samples, their counts and the identity of the whole."""
+"""One tokenised sample, and the counts of all."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pipeline.corpus.table import SampleTable
-
-__all__ = ["Corpus", "CorpusCounts", "Sample", "SplitName"]
+__all__ = ["CorpusCounts", "Sample", "SplitName"]
 
 SplitName = Literal["train", "heldout"]
 
@@ -59,14 +56,3 @@ class CorpusCounts:
     """Rows left out because they were longer than `max_length`."""
     dropped_by_template: int
     """Rows left out because the chat template refused them (roles that do not alternate, ...)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """All samples of a corpus in source order."""
-
-    samples: SampleTable
-    """On the scratch disk, not in memory."""
-    counts: CorpusCounts
-    identity: dict[str, Any]
-    """JSON-able; equal for equal samples, except that the tokenizer is the caller's to add."""

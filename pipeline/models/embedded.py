@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import ModelError
 from pipeline.models.load import quieten_transformers
-from pipeline.models.resolve import EMBEDDED, ResolvedModel
+from pipeline.models.resolved import EMBEDDED, ResolvedModel
 
 __all__ = ["embedded_model"]
 

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.models.resolved import EMBEDDED, ResolvedModel
 
-__all__ = ["EMBEDDED", "ResolvedModel", "read_model_config", "resolve_model"]
+__all__ = ["read_model_config", "resolve_model"]
 
-EMBEDDED = "embedded"
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
-    """Local files of a model."""
-
-    name: str
-    """As the user wrote it."""
-    path: Path
-    """Folder that transformers and vLLM load."""
-    revision: str
-    """Commit of the hub, or a digest of the folder's content."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the weight files on disk."""
-        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
 
 
 def resolve_model(name: str, *, revision: str | None = None, role: str) -> ResolvedModel:

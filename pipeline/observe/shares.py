@@ -21,7 +21,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
         "encoding": "encoding",
         "store": "store",
         "waiting": "waiting for the writer",
-        "claims": "claims",
+        "leases": "leases",
     }
 )
 """The parts of stage one and what a summary calls them. `store` is the writer's time in reading and

@@ -9,7 +9,7 @@ from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.data.settings import DataSettings
 from pipeline.errors import CacheError
 from pipeline.loss.settings import LossSettings
-from pipeline.models.resolve import ResolvedModel
+from pipeline.models.resolved import ResolvedModel
 from pipeline.observe.settings import ObserveSettings
 from pipeline.student.build.freeze import read_unfrozen_parameters
 from pipeline.student.build.initial import initial_identity, resolve_source

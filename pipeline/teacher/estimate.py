@@ -13,15 +13,13 @@ from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes
 from pipeline.storage import Store
-from pipeline.teacher.capture.run import Prepared, capture_requests
-from pipeline.teacher.engines.base import open_engine
-from pipeline.teacher.generation.files import file_name
-from pipeline.teacher.generation.plan import ResponsePlan
-from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from pipeline.teacher.capture.plan import capture_requests
+from pipeline.teacher.capture.task import CaptureTask
+from pipeline.teacher.generation.plan import ResponsePlan, WritingTask
 from pipeline.teacher.sparsify.columns import kept_entries
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["Forecast", "check_resources", "expected_entries", "forecast", "print_forecast"]
+__all__ = ["Estimate", "check_resources", "estimate", "expected_entries", "print_estimate"]
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BASE_BYTES = 1 << 30
@@ -29,14 +27,14 @@ _BASE_BYTES = 1 << 30
 _ENTRY_BYTES = 2.2
 """Of an entry on disk after zstd: a gap of 1.2 bytes and a value of 1 (measured at k = 64)."""
 _SAMPLED_BYTES = 1.7
-"""Of a sampled scheme's entry, its share of everything beside it included (`make
-bench-fidelity`)."""
-_CALIBRATION_TOKENS = 768
+"""Of an entry of a sampled scheme, with its share of everything beside it
+(`make bench-fidelity`)."""
+_TIMED_TOKENS = 768
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """Estimates for the whole plan."""
+class Estimate:
+    """What all of the plan takes."""
 
     samples: int
     tokens: int
@@ -48,34 +46,40 @@ class Forecast:
     """Whether responses are still to be written, so that tokens and bytes are upper bounds."""
 
 
-def forecast(prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings) -> Forecast:
-    """Estimate by arithmetic; loads nothing."""
-    counts = prepared.corpus.counts
-    per_loss_token = _target_bytes(prepared.scheme, expected_entries(prepared.scheme))
-    config = read_model_config(prepared.model.path)
+def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
+    """Estimate by arithmetic; loads nothing.
+
+    Args:
+        task: what is captured.
+        writing: the responses, where they are still to be written.
+    """
+    counts, settings = task.corpus.counts, task.teacher.settings
+    model = task.teacher.model
+    per_token = _target_bytes(task.scheme, expected_entries(task.scheme))
+    config = read_model_config(model.path)
     stored = 2 if str(config.get("dtype") or config.get("torch_dtype")) != "float32" else 4
-    weights = prepared.model.weight_bytes / stored * _DTYPE_BYTES[prepared.engine.dtype]
-    logits = 4 * capture.head_rows * prepared.spec.vocab_size * 4  # four float32 copies at most
-    cache_gib = teacher.kv_cache_gib if teacher.engine == "vllm" else 0.0
-    columns = 4 * prepared.scheme.num_columns * 2 * min(capture.shard_tokens, counts.tokens)
+    weights = model.weight_bytes / stored * _DTYPE_BYTES[task.teacher.info.dtype]
+    logits = 4 * task.settings.head_rows * task.spec.vocab_size * 4  # four float32 copies at most
+    cache_gib = settings.kv_cache_gib if settings.engine == "vllm" else 0.0
+    columns = 4 * task.scheme.num_columns * 2 * min(task.settings.shard_tokens, counts.tokens)
     memory = _BASE_BYTES + weights + logits + cache_gib * (1 << 30) + columns
-    return Forecast(
+    return Estimate(
         samples=counts.samples,
         tokens=counts.tokens,
         loss_tokens=counts.loss_tokens,
-        shards=len(prepared.plan.shards),
-        cache_bytes=int(counts.loss_tokens * per_loss_token + counts.tokens * 2.5),
+        shards=len(task.plan.shards),
+        cache_bytes=int(counts.loss_tokens * per_token + counts.tokens * 2.5),
         memory_bytes=int(memory),
-        at_most=prepared.responses is not None,
+        at_most=writing is not None,
     )
 
 
 def expected_entries(scheme: SparseScheme) -> float:
-    """Estimate the mean entries of a position, label included.
+    """Estimate the mean entries of a position, the label included.
 
-    An inclusion rule of temperature 1 keeps 7.8, 18.5 and 51 at taus of 1/16, 1/50 and 1/200
-    (SmolLM2-135M on technical prose, a flat case), about tau^-0.75; at higher temperatures nearly
-    all mass is in entries below tau, and 1 / tau are kept.
+    A rule of temperature 1 keeps 7.8, 18.5 and 51 at taus of 1/16, 1/50 and 1/200 (SmolLM2-135M on
+    technical prose, a flat case), about tau^-0.75; at higher temperatures nearly all mass is in
+    entries below tau, and 1 / tau are kept.
     """
     if scheme.rule is None:
         return scheme.top_k
@@ -96,8 +100,8 @@ def _target_bytes(scheme: SparseScheme, entries: float) -> float:
     return entries * _ENTRY_BYTES + 2 * (2 + 2 * grid)
 
 
-def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None) -> None:
-    """Refuse a plan that cannot fit, before the teacher is loaded.
+def check_resources(plan: Estimate, store: Store, *, on_gpu: bool | None = None) -> None:
+    """Reject a plan that cannot fit, before the teacher is loaded.
 
     Raises:
         ResourceError: too little memory (on a CPU) or disk.
@@ -114,7 +118,7 @@ def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None)
             "teacher.kv_cache_gib",
         )
     if plan.at_most:
-        return  # few responses run to their limit; what they need is known when they are there
+        return  # few responses run to their limit; what they need is known once they are there
     free = store.free_bytes()
     present = sum(
         store.size(f"data/{split}/{name}") or 0
@@ -129,26 +133,23 @@ def check_resources(plan: Forecast, store: Store, *, on_gpu: bool | None = None)
         )
 
 
-def print_forecast(
-    prepared: Prepared,
-    plan: Forecast,
-    teacher: TeacherSettings,
-    capture: CaptureSettings,
-    store: Store,
-    *,
-    max_length: int,
-) -> None:
-    """Print the plan, and the time from a calibration on a few samples of the corpus."""
-    done = sum(1 for s in prepared.plan.shards if store.exists(record_name(s.split, s.index)))
-    counts = prepared.corpus.counts
-    print(f"teacher      {prepared.model.name} ({prepared.model.revision})")
+def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store) -> None:
+    """Print the plan, and the time from a timing run on a few samples of the corpus.
+
+    Raises:
+        ResourceError: too little memory (on a CPU) or disk.
+    """
+    plan = estimate(task, writing)
+    done = sum(store.exists(record_name(s.split, s.index)) for s in task.plan.shards)
+    counts, teacher = task.corpus.counts, task.teacher
+    print(f"teacher      {teacher.model.name} ({teacher.model.revision})")
     print(
-        f"engine       {prepared.engine.engine} {prepared.engine.engine_version}, "
-        f"{prepared.engine.dtype} on {prepared.engine.device}"
+        f"engine       {teacher.info.engine} {teacher.info.engine_version}, "
+        f"{teacher.info.dtype} on {teacher.info.device}"
     )
     most = "at most " if plan.at_most else ""
-    if prepared.responses is not None:
-        print_responses(prepared.responses, store)
+    if writing is not None:
+        _print_responses(writing.plan, store)
     print(f"samples      {plan.samples} ({counts.train} train, {counts.heldout} held out)")
     print(
         f"tokens       {most}{plan.tokens}, {plan.loss_tokens} supervised; "
@@ -160,25 +161,25 @@ def print_forecast(
     free = "unknown" if available is None else _gib(available)
     print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
     check_resources(plan, store)
-    rate, entries = _calibrate(prepared, teacher, capture, max_length=max_length)
-    if prepared.scheme.rule is not None:
-        taus = ", ".join(f"{tau:.4g}" for tau in prepared.scheme.rule.taus)
-        size = plan.loss_tokens * _target_bytes(prepared.scheme, entries) + plan.tokens * 2.5
+    rate, entries = _timing_run(task)
+    if task.scheme.rule is not None:
+        taus = ", ".join(f"{tau:.4g}" for tau in task.scheme.rule.taus)
+        size = plan.loss_tokens * _target_bytes(task.scheme, entries) + plan.tokens * 2.5
         print(
-            f"entries      {entries:.1f} a supervised token with capture.tau {taus} (calibrated); "
+            f"entries      {entries:.1f} a supervised token with capture.tau {taus} (timing run); "
             f"the cache then takes {most or 'about '}{_gib(size)}"
         )
     print(
         f"time         {most or 'about '}{_duration(plan.tokens / rate)} at {rate:.0f} tokens/s "
-        f"(calibrated{'; the writing comes before it, not calibrated' if plan.at_most else ''})"
+        f"(timing run{'; the writing comes before it, not timed' if plan.at_most else ''})"
     )
 
 
-def print_responses(plan: ResponsePlan, store: Store) -> None:
+def _print_responses(plan: ResponsePlan, store: Store) -> None:
     """Print what the teacher has still to write."""
     shards = plan.shards()
     present = set(store.list(RESPONSES))
-    done = sum(file_name(shard.index).rsplit("/", 1)[-1] in present for shard in shards)
+    done = sum(shard.file_name in present for shard in shards)
     print(
         f"prompts      {len(plan.prompts.prompts)}, {plan.prompts.counts.tokens} tokens, "
         f"{plan.settings.responses} responses each"
@@ -189,30 +190,22 @@ def print_responses(plan: ResponsePlan, store: Store) -> None:
     )
 
 
-def _calibrate(
-    prepared: Prepared, teacher: TeacherSettings, capture: CaptureSettings, *, max_length: int
-) -> tuple[float, float]:
+def _timing_run(task: CaptureTask) -> tuple[float, float]:
     """Return tokens a second, and mean entries of a supervised token."""
-    engine = open_engine(
-        teacher,
-        capture,
-        folder=prepared.model.path,
-        scheme=prepared.scheme,
-        max_length=max_length,
-    )
+    engine = task.open_engine()
     try:
-        requests = capture_requests(prepared.corpus.samples[:64])
+        requests = capture_requests(task.corpus.samples[:64])
         engine.capture(requests[:1])  # the first call pays for allocations
         chosen, tokens = [], 0
         for request in requests:
             chosen.append(request)
             tokens += int(request.input_ids_L.size)
-            if tokens >= _CALIBRATION_TOKENS:
+            if tokens >= _TIMED_TOKENS:
                 break
         started = time.monotonic()
         columns_NC = np.concatenate(engine.capture(chosen))
         rate = tokens / (time.monotonic() - started)
-        return rate, kept_entries(columns_NC, prepared.scheme)
+        return rate, kept_entries(columns_NC, task.scheme)
     finally:
         engine.close()
 

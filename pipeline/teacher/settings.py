@@ -12,7 +12,7 @@ from pipeline.models.precision import PrecisionSettings
 __all__ = ["MOST_ENTRIES", "CaptureSettings", "TeacherSettings"]
 
 MOST_ENTRIES = 4096
-"""Of a position, drawn or among the largest; each takes a place in every row of columns."""
+"""Of a position, sampled or among the largest; each takes a place in every row of columns."""
 
 
 class TeacherSettings(PrecisionSettings):
@@ -52,9 +52,9 @@ class CaptureSettings(Settings):
 
     scheme: Literal["top_k", "threshold", "top_k_sampled"] = option(
         "top_k",
-        "top_k: the top_k largest entries and the tail's mass; threshold: entries drawn so that "
+        "top_k: the top_k largest entries and the tail's mass; threshold: entries sampled so that "
         "the target is right on average at every covered temperature, in the fewest bytes; "
-        "top_k_sampled: the top_k largest, and a drawn tail",
+        "top_k_sampled: the top_k largest, and a sampled tail",
     )
     top_k: int = option(
         64,
@@ -64,14 +64,14 @@ class CaptureSettings(Settings):
     )
     tau: tuple[float, ...] = option(
         (),
-        "drawn schemes: entries with a probability above tau are exact, a smaller one is kept "
+        "sampled schemes: entries with a probability above tau are exact, a smaller one is kept "
         "with probability p / tau; one value for each of capture.temperatures, 0 where none is "
         "wanted. Empty: 1/28 for temperature 1 alone; 1/9 for 1 and 1/23.5 for another beside it",
     )
     mean_entries: float | None = option(
         None,
-        "drawn schemes: scale tau so that a position keeps this many entries on average, measured "
-        "on the first samples; the result is frozen in the cache's identity",
+        "sampled schemes: scale tau so that a position keeps this many entries on average, "
+        "measured on the first samples; the result is frozen in the cache's identity",
         gt=1,
         le=4096,
     )
@@ -85,24 +85,24 @@ class CaptureSettings(Settings):
     tries: int = option(
         3, "how often a row may fail (not finite, an error, a crash) before it is quarantined", ge=1
     )
-    max_failed_fraction: float = option(
+    max_quarantined_fraction: float = option(
         0.01, "a run stops when more of its rows than this (and more than one) fail", ge=0, le=1
     )
     head_rows: int = option(256, "positions whose logits exist at the same time", ge=1, le=65_536)
 
-    # Of one field each, so that both are told together with the mistakes of others.
+    # Of one field each, so that both are reported together with the mistakes of others.
     @field_validator("temperatures")
     @classmethod
-    def _sane_grid(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
-        if not grid:
+    def _sane_temperatures(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        if not given:
             raise ValueError("found an empty list, expected at least [1.0]")
-        if any(not 0.05 <= value <= 100 for value in grid):
+        if any(not 0.05 <= value <= 100 for value in given):
             raise ValueError("expected values from 0.05 to 100")
-        if 1.0 not in grid:
+        if 1.0 not in given:
             raise ValueError("1.0 is missing, expected it in the list")
-        if len(set(grid)) != len(grid):
-            raise ValueError("a value stands twice")
-        return grid
+        if len(set(given)) != len(given):
+            raise ValueError("a value is there twice")
+        return given
 
     @field_validator("tau")
     @classmethod
@@ -110,7 +110,7 @@ class CaptureSettings(Settings):
         if taus and (not all(0 <= value < 1 for value in taus) or not any(taus)):
             raise ValueError(
                 f"found {list(taus)}, expected values in (0, 1), or 0 for a temperature that no "
-                "entries are drawn for; not all 0"
+                "entries are sampled for; not all 0"
             )
         entries = sum(1 / value for value in taus if value)
         if entries > MOST_ENTRIES:
@@ -124,7 +124,7 @@ class CaptureSettings(Settings):
     def _tau_fits(self) -> Self:
         if self.scheme == "top_k" and (self.tau or self.mean_entries is not None):
             raise ValueError(
-                "capture.tau and capture.mean_entries are of the drawn schemes: found them with "
+                "capture.tau and capture.mean_entries are of the sampled schemes: found them with "
                 "capture.scheme top_k; choose --capture.scheme threshold or top_k_sampled"
             )
         if not self.tau:
@@ -138,7 +138,7 @@ class CaptureSettings(Settings):
         if not self.tau[self.temperatures.index(highest)]:
             raise ValueError(
                 f"capture.tau: found 0 at temperature {highest:g}, the highest of "
-                "capture.temperatures, expected a value in (0, 1) there: entries drawn for lower "
+                "capture.temperatures, expected a value in (0, 1) there: entries sampled for lower "
                 "ones alone leave a student at it nothing but noise"
             )
         return self

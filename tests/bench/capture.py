@@ -42,7 +42,7 @@ def embedded(tokens: int) -> tuple[Path, list[CaptureRequest], int]:
     from pipeline.corpus.build import build_corpus
     from pipeline.corpus.settings import CorpusSettings
     from pipeline.models.tokenizer import load_tokenizer
-    from pipeline.teacher.capture.run import capture_requests
+    from pipeline.teacher.capture.plan import capture_requests
 
     folder = resolve_model("embedded", revision=None, role="teacher").path
     settings = CorpusSettings(dataset_name="embedded", max_length=512)

@@ -53,6 +53,7 @@ def write_corpus(file: Path, *, tokens: int, tokens_of: Callable[[Any], int]) ->
 
 def run_stage(flags: list[str]) -> None:
     """Run the stage in this process and print the peak at the end of each phase."""
+    from pipeline.teacher import prepare as preparing
     from pipeline.teacher.capture import run as capture
     from stages.cache_teacher import main as stage_one
 
@@ -69,7 +70,7 @@ def run_stage(flags: list[str]) -> None:
 
         return call
 
-    capture.prepare = noting(capture.prepare, before=False)
+    preparing.prepare = noting(preparing.prepare, before=False)
     capture.finalize = noting(capture.finalize, before=True)
     if code := stage_one(flags):
         sys.exit(code)
@@ -79,12 +80,12 @@ def run_stage(flags: list[str]) -> None:
 def hold_objects(flags: list[str]) -> None:
     """Prepare the stage and hold all samples in a list, as the baseline."""
     from pipeline.config import parse_command
-    from pipeline.teacher.capture.run import prepare
+    from pipeline.teacher.prepare import prepare
     from stages.settings import TeacherRun
 
     run: Any = parse_command(TeacherRun, flags, prog="", description="").settings
     prepared = prepare(run.teacher, run.corpus, run.capture, seed=run.seed)
-    held = list(prepared.corpus.samples)
+    held = list(prepared.capture.corpus.samples)
     print(json.dumps([peak_rss_bytes()] * (1 + bool(held))))
 
 

@@ -17,11 +17,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+from pipeline.cache.io.writer import commit_shard
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.observe.shares import Shares, Summary, summary_line
 from pipeline.storage import Store
-from pipeline.teacher.capture.run import cache_teacher, capture_requests, prepare, write_shard
-from pipeline.teacher.engines.base import open_engine
+from pipeline.teacher.capture.encode import encode_columns
+from pipeline.teacher.capture.run import fill_cache
+from pipeline.teacher.prepare import prepare
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
 
@@ -35,35 +37,26 @@ def run(folder: Path, samples: int) -> tuple[float, float, Summary]:
     corpus = CorpusSettings(num_samples=samples, max_length=160, heldout_fraction=0.1)
     capture = CaptureSettings(shard_tokens=1000)
     shares, store = Shares(), Store(str(folder))
-    prepared = prepare(teacher, corpus, capture, seed=42)
-    cache_teacher(
-        prepared,
-        teacher,
-        capture,
+    task = prepare(teacher, corpus, capture, seed=42).capture
+    fill_cache(
+        task,
         store=store,
-        max_length=corpus.max_length,
         command="bench-writer",
         resolved_config="",
         progress_every_s=60,
         shares=shares,
     )
     summary = shares.summary()
-    engine = open_engine(
-        teacher,
-        capture,
-        folder=prepared.model.path,
-        scheme=prepared.scheme,
-        max_length=corpus.max_length,
-    )
+    engine = task.open_engine()
     teacher_s = writer_s = 0.0
-    for shard in [*prepared.plan.shards[:1], *prepared.plan.shards]:  # the first one warms up
+    for shard in [*task.plan.shards[:1], *task.plan.shards]:  # the first one warms up
         started = time.process_time()
-        columns = engine.capture(capture_requests(shard.samples))
+        columns = engine.capture(shard.requests())
         captured = time.process_time()
-        write_shard(shard, columns, frozenset(), prepared, store, Shares())
+        commit_shard(store, *encode_columns(task, shard, columns))
         teacher_s += captured - started
         writer_s += time.process_time() - captured
-        if shard is prepared.plan.shards[0]:
+        if shard is task.plan.shards[0]:
             teacher_s, writer_s = captured - started, time.process_time() - captured
     engine.close()
     return teacher_s, writer_s, summary

@@ -57,13 +57,13 @@ def _on_host(volume: Path, path: str) -> Path:
 
 
 def _kill_first_claimer(cache: Path) -> Any:
-    """Return a disturbance: SIGKILL for the pod whose claim is seen first."""
+    """Return a disturbance: SIGKILL for the pod whose lease is seen first."""
 
     def disturb(job: JobProcess) -> bool:
-        for file in (cache / "_meta/claims").glob("*.json"):
+        for file in (cache / "_meta/leases").glob("*.json"):
             try:
-                claim = json.loads(file.read_text())
-                worker, pid = str(claim["worker"]), int(claim["pid"])
+                lease = json.loads(file.read_text())
+                worker, pid = str(lease["worker"]), int(lease["pid"])
             except (OSError, ValueError, KeyError):
                 continue
             for pod in job.pods:
@@ -101,7 +101,7 @@ def _every_shard_once(cache: Path) -> None:
     assert len(identities) == len(set(identities)) == 56
     files = sorted(file.stem for file in (cache / "data").rglob("*"))
     assert len([name for name in files if name.isdigit()]) == len(planned)
-    assert not list((cache / "_meta/claims").glob("*"))
+    assert not list((cache / "_meta/leases").glob("*"))
 
 
 def _losses(student: Path) -> list[tuple[int, dict[str, float]]]:

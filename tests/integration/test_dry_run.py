@@ -27,7 +27,7 @@ def test_stage_one(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -
     assert plan["shards"].startswith(f"{len(shards)}, 0 of them done, at {tmp_path / 'cache'}")
     assert re.fullmatch(r"about \d+\.\d\d GiB", plan["cache"])
     assert re.fullmatch(r"about \d+\.\d\d GiB, \d+\.\d\d GiB free", plan["memory"])
-    assert re.fullmatch(r"about \d+ s at \d+ tokens/s \(calibrated\)", plan["time"])
+    assert re.fullmatch(r"about \d+ s at \d+ tokens/s \(timing run\)", plan["time"])
     assert str(tiny.teacher) in plan["teacher"]
     assert re.fullmatch(r"transformers [\d.]+, float32 on cpu", plan["engine"])
     assert not (tmp_path / "cache").exists()
@@ -39,16 +39,16 @@ def test_stage_one(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -
     assert digests(tiny_cache) == before
 
 
-def test_the_forecast_of_the_caches_size_is_near(tiny: Tiny, tiny_cache: Path) -> None:
+def test_the_estimate_of_the_caches_size_is_near(tiny: Tiny, tiny_cache: Path) -> None:
     from pipeline.corpus.settings import CorpusSettings
-    from pipeline.teacher.capture.run import prepare
-    from pipeline.teacher.estimate import forecast
+    from pipeline.teacher.estimate import estimate
+    from pipeline.teacher.prepare import prepare
     from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
     teacher = TeacherSettings(model=str(tiny.teacher), engine="transformers", batch_tokens=256)
     corpus = CorpusSettings(dataset_name=str(tiny.corpus), max_length=96, heldout_fraction=0.25)
     capture = CaptureSettings(top_k=16, shard_tokens=500)
-    plan = forecast(prepare(teacher, corpus, capture, seed=42), teacher, capture)
+    plan = estimate(prepare(teacher, corpus, capture, seed=42).capture)
     shards = open_cache(str(tiny_cache)).manifest.shards
     assert (plan.shards, plan.tokens) == (len(shards), sum(r.tokens for r in shards))
     # Shards this small carry the footer's weight as well.

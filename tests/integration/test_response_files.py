@@ -82,7 +82,7 @@ def test_responses_that_cannot_be_written_are_left_out(
     names = list(response_rows(written))
     lost = [names[3], names[30]]
     folder = tmp_path / "cache"
-    every = [*writing, "--cache_dir", folder, "--capture.max_failed_fraction", "0.03"]
+    every = [*writing, "--cache_dir", folder, "--capture.max_quarantined_fraction", "0.03"]
     result = stage("cache_teacher", every, hook=("unanswered", lost))
     message = result.refused(3)
     assert "complete but for 2 responses, which the teacher could not write" in message

@@ -14,7 +14,7 @@ from pipeline.cache.codec.targets import SparseTargets
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.cache.layout.manifest import MANIFEST
 from pipeline.sampling.quantisation import rounding_log_bias
-from pipeline.teacher.capture.fit_tau import CALIBRATION
+from pipeline.teacher.capture.fit_tau import FITTED_TAU
 from tests.conftest import Stage, Tiny, digests
 
 TAUS = ("--capture.tau", "0.08,0.04")
@@ -137,7 +137,7 @@ def test_mean_entries_are_measured_once_and_frozen(
     before = digests(folder)
     flags = [*tiny.stage_one, "--cache_dir", folder, *MEAN]
     stage("cache_teacher", flags).ok()
-    (folder / CALIBRATION).unlink()
+    (folder / FITTED_TAU).unlink()
     (folder / MANIFEST).unlink()
     stage("cache_teacher", flags).ok()
     assert digests(folder) == before
@@ -235,7 +235,7 @@ def test_rows_that_are_not_finite_are_named_and_quarantined(
     (row,) = source.read_rows(0, [1])
     flags = [
         *tiny.stage_one, *SCHEMES[name], "--cache_dir", tmp_path / "cache",
-        "--capture.max_failed_fraction", "0.2",
+        "--capture.max_quarantined_fraction", "0.2",
     ]  # fmt: skip
     hook = ("poison", "nan", [row.sample_id])
     message = stage("cache_teacher", flags, hook=hook).refused(3)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage import Store
-from pipeline.teacher.fleet.leases import CLAIMS
+from pipeline.teacher.fleet.leases import LEASES
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Result, Running
 from tests.tiny import write_corpus
@@ -36,7 +36,7 @@ def _content(root: Path) -> dict[str, str]:
 
 def _same_cache(folder: Path, other: Path) -> None:
     assert _content(folder) == _content(other)
-    assert not list((folder / CLAIMS).glob("*"))
+    assert not list((folder / LEASES).glob("*"))
     assert not list(folder.rglob("*.partial"))
 
 
@@ -71,7 +71,7 @@ def test_three_workers_share_the_shards_of_a_bucket(
     store = Store(url)
     for name in _content(tiny_cache):
         assert store.read(name) == (tiny_cache / name).read_bytes(), name
-    assert store.list(CLAIMS) == []
+    assert store.list(LEASES) == []
 
 
 def test_a_paused_worker_is_overtaken_and_wakes_to_no_harm(
@@ -79,7 +79,7 @@ def test_a_paused_worker_is_overtaken_and_wakes_to_no_harm(
 ) -> None:
     flags = [*tiny.stage_one, *LEASE, "--cache_dir", tmp_path / "cache"]
     paused = start("cache_teacher", flags)
-    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
+    _until(lambda: list((tmp_path / "cache" / LEASES).glob("*.json")))
     os.kill(paused.process.pid, signal.SIGSTOP)
     start("cache_teacher", flags).wait().ok()
     os.kill(paused.process.pid, signal.SIGCONT)
@@ -123,7 +123,7 @@ def test_killed_twenty_times_over_and_still_one_workers_bytes(
     hook = ("hooks", ("slow_engine", 0.4), *([] if store == "whole" else [FAULTY]))
     flags = [*many_shards[0], *LEASE, "--cache_dir", url]
     workers = [start("cache_teacher", flags, hook=hook) for _ in range(3)]
-    held = tmp_path / "cache" / CLAIMS
+    held = tmp_path / "cache" / LEASES
     _until(lambda: len(list(held.glob("*.json"))) >= 2)
     # The first is paused past its lease, and its shards are made by others meanwhile.
     os.kill(workers[0].process.pid, signal.SIGSTOP)
@@ -163,7 +163,7 @@ def test_sigterm_while_waiting_for_others(
 ) -> None:
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--capture.lease_s", "600"]
     first = start("cache_teacher", flags)
-    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
+    _until(lambda: list((tmp_path / "cache" / LEASES).glob("*.json")))
     os.kill(first.process.pid, signal.SIGSTOP)
     second = start("cache_teacher", [*flags, "--observe.log_level", "debug"])
     _until(lambda: "are in other workers' hands" in second.log())
@@ -177,7 +177,7 @@ def test_sigterm_while_the_store_is_slow(
     url = f"faulty://{tmp_path}/cache"
     flags = [*tiny.stage_one, "--cache_dir", url]
     worker = start("cache_teacher", flags, hook=("faulty_store", 0.0, 0.0, 0.5))
-    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
+    _until(lambda: list((tmp_path / "cache" / LEASES).glob("*.json")))
     _stopped(worker, 12)
     start("cache_teacher", flags, hook=("faulty_store", 0.0, 0.0)).wait().ok()
     _same_cache(tmp_path / "cache", tiny_cache)
@@ -188,12 +188,12 @@ def test_sigterm_while_the_store_hangs(
 ) -> None:
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache"]
     worker = start("cache_teacher", flags, hook=("hanging_store", "data/"))
-    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
+    _until(lambda: list((tmp_path / "cache" / LEASES).glob("*.json")))
     time.sleep(1)
     _stopped(worker, 15)
-    given_up = list((tmp_path / "cache" / CLAIMS).glob("*.json"))
+    given_up = list((tmp_path / "cache" / LEASES).glob("*.json"))
     assert given_up
-    assert all('"given up"' in claim.read_text() for claim in given_up)
+    assert all('"given up"' in lease.read_text() for lease in given_up)
     begun = time.monotonic()
     start("cache_teacher", flags).wait().ok()  # waits for no lease (120 s)
     assert time.monotonic() - begun < 60
@@ -207,6 +207,6 @@ def test_sigterm_in_a_call_that_hears_no_signal(
     worker = start(
         "cache_teacher", flags, hook=("hooks", ("endless_engine",), ("short_grace", 2.0))
     )
-    _until(lambda: list((tmp_path / "cache" / CLAIMS).glob("*.json")))
+    _until(lambda: list((tmp_path / "cache" / LEASES).glob("*.json")))
     time.sleep(1)
     _stopped(worker, 6)

@@ -22,8 +22,8 @@ def _free_port() -> int:
 def test_the_summary_says_where_the_time_went(tiny: Tiny, stage: Stage, tmp_path: Path) -> None:
     result = stage("cache_teacher", [*tiny.stage_one, "--cache_dir", tmp_path / "cache"]).ok()
     (line,) = [row for row in result.out.splitlines() if row.startswith("this worker:")]
-    shares = dict(re.findall(r"(teacher|sparsifier|encoding|store|claims) ([\d.]+) %", line))
-    assert shares.keys() == {"teacher", "sparsifier", "encoding", "store", "claims"}
+    shares = dict(re.findall(r"(teacher|sparsifier|encoding|store|leases) ([\d.]+) %", line))
+    assert shares.keys() == {"teacher", "sparsifier", "encoding", "store", "leases"}
     assert float(shares["teacher"]) > 0
     assert sum(map(float, shares.values())) <= 201  # two threads
     again = stage("cache_teacher", [*tiny.stage_one, "--cache_dir", tmp_path / "cache"]).ok()

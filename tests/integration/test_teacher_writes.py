@@ -82,10 +82,10 @@ def test_two_workers_write_what_one_writes(
     for worker in [start("cache_teacher", every) for _ in range(2)]:
         worker.wait().ok()
     assert content_digests(tmp_path / "cache") == content_digests(written)
-    assert not list((tmp_path / "cache/_meta/claims").glob("*"))
+    assert not list((tmp_path / "cache/_meta/leases").glob("*"))
 
 
-# 2 syncs a write: the plan of the responses 1-2, then a claim and a file for each of four shards.
+# 2 syncs a write: the plan of the responses 1-2, then a lease and a file for each of four shards.
 @pytest.mark.parametrize(
     "sync", [1, 4, 6, 19, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 9, 13, 17))]
 )
@@ -125,7 +125,7 @@ def test_a_paused_worker_is_overtaken_and_its_tokens_do_no_harm(
     # Draws of its own: had its file replaced the other's, the tokens would show it.
     paused = start("cache_teacher", every, hook=("other_draws",))
     end = time.monotonic() + 100
-    while not list((tmp_path / "cache/_meta/claims").glob("responses-*.json")):
+    while not list((tmp_path / "cache/_meta/leases").glob("responses-*.json")):
         assert time.monotonic() < end
         time.sleep(0.001)
     os.kill(paused.process.pid, signal.SIGSTOP)
@@ -141,9 +141,9 @@ def test_sigterm_lets_go_and_says_how_to_go_on(
     every = [*writing, "--cache_dir", tmp_path / "cache"]
     result = stage("cache_teacher", every, hook=("signal_at_sync", 5, int(signal.SIGTERM)))
     assert result.refused(143).startswith("stopped by SIGTERM; run the same command again")
-    claims = list((tmp_path / "cache/_meta/claims").glob("*.json"))
-    assert claims
-    assert all(json.loads(file.read_text())["state"] == "given up" for file in claims)
+    leases = list((tmp_path / "cache/_meta/leases").glob("*.json"))
+    assert leases
+    assert all(json.loads(file.read_text())["state"] == "given up" for file in leases)
     stage("cache_teacher", every).ok()
     assert content_digests(tmp_path / "cache") == content_digests(written)
 
@@ -197,7 +197,7 @@ def test_dry_run(writing: list[Any], written: Path, stage: Stage, tmp_path: Path
     assert f"to write     at most {72 * 14} tokens, 4 shards of responses, 0 of them done" in out
     assert f"tokens       at most {2 * prompts + 72 * 14}, {72 * 14} supervised; " in out
     assert "shards       at most " in out
-    assert "the writing comes before it, not calibrated" in out
+    assert "the writing comes before it, not timed" in out
     assert not (tmp_path / "cache").exists()
     # With the responses there, it is the plan itself.
     before = digests(written)

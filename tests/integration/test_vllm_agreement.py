@@ -24,7 +24,8 @@ import json, sys
 import pipeline.cache.codec.kernels  # numba before vLLM, as where a cache is read first
 from pathlib import Path
 import numpy as np
-from pipeline.teacher.engines.base import CaptureRequest, open_engine
+from pipeline.teacher.engines.base import CaptureRequest
+from pipeline.teacher.engines.registry import open_engine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 

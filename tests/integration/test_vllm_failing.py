@@ -13,7 +13,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.teacher.engines.base import CaptureRequest, open_engine
+from pipeline.teacher.engines.base import CaptureRequest
+from pipeline.teacher.engines.registry import open_engine
 from pipeline.teacher.fleet.quarantine import GuardedEngine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
@@ -64,8 +65,8 @@ def poisoned(self, hidden, rows, label, noise):
 others = set(np.concatenate([r.input_ids_L for n, r in enumerate(requests) if n != 4]).tolist())
 poison = next(t for t in requests[4].input_ids_L[1:].tolist() if t not in others)
 CapturePooler._columns = poisoned
-answered = GuardedEngine(engine, tries=2, elsewhere=lambda: []).capture(requests)
-assert [row.sample_id for row in answered.failed] == ["4"], answered.failed
+answered = GuardedEngine(engine, tries=2, witnesses=lambda: []).capture(requests)
+assert [row.sample_id for row in answered.quarantined] == ["4"], answered.quarantined
 CapturePooler._columns = real
 without = engine.capture([r for r in requests if r.sample_id != "4"])
 assert all(np.array_equal(a, b) for a, b in zip(answered.columns, without))

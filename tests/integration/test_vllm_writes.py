@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache.io.reader import open_cache
-from pipeline.teacher.generation.base import WriteRequest, open_generator
+from pipeline.teacher.generation.base import WriteRequest
+from pipeline.teacher.generation.registry import open_generator
 from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.settings import TeacherSettings
 from tests.conftest import Tiny, digests
@@ -32,9 +33,11 @@ WRITE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from pipeline.teacher.engines.base import CaptureRequest, open_engine
+from pipeline.teacher.engines.base import CaptureRequest
+from pipeline.teacher.engines.registry import open_engine
 from pipeline.teacher.generation.settings import GenerateSettings
-from pipeline.teacher.generation.base import WriteRequest, open_generator
+from pipeline.teacher.generation.base import WriteRequest
+from pipeline.teacher.generation.registry import open_generator
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 

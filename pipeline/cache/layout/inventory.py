@@ -42,7 +42,7 @@ class PlannedRows:
 
     @property
     def name(self) -> str:
-        """The shard's name in claims and lists, such as `train-00000`."""
+        """The shard's name in leases and lists, such as `train-00000`."""
         return f"{self.split}-{self.index:05d}"
 
 

@@ -111,7 +111,7 @@ def describe_quarantine(
     *,
     planned_rows: int,
     url: str,
-    unanswered: Mapping[str, tuple[QuarantinedRow, ...]] | None = None,
+    responses: Mapping[str, tuple[QuarantinedRow, ...]] | None = None,
 ) -> CacheError:
     """Return the error with which a run ends that has quarantined rows: it lists them.
 
@@ -119,7 +119,7 @@ def describe_quarantine(
         failures: rows whose distributions are lacking.
         planned_rows: rows of the plan.
         url: the cache's.
-        unanswered: responses that the teacher could not write, by shard of responses.
+        responses: responses that the teacher could not write, by shard of responses.
     """
     texts, do = [], []
     for what, found, remedy in (
@@ -130,7 +130,7 @@ def describe_quarantine(
         ),
         (
             "{} responses, which the teacher could not write",
-            unanswered or {},
+            responses or {},
             "what the teacher wrote is part of the cache's identity: another --cache_dir has "
             "those prompts tried again",
         ),

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pipeline.cache.io.reader import Cache
 from pipeline.data.source import RowSource
 from pipeline.models.load import load_causal_lm
-from pipeline.models.resolve import ResolvedModel, resolve_model
+from pipeline.models.resolve import resolve_model
+from pipeline.models.resolved import ResolvedModel
 from pipeline.student.build.prune import prune_model
 from pipeline.student.build.reconstruct import reconstruct_student
 from pipeline.student.settings import StudentSettings

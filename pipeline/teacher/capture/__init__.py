@@ -1,1 +1,1 @@
-"""The teacher's distributions over a corpus: plan, identity, the loop that fills the cache."""
+"""The teacher's distributions over a corpus: plan, identity, the worker that fills the cache."""

@@ -1,9 +1,8 @@
-"""Scales an inclusion rule until a position keeps the wanted number of entries, once for a cache.
+"""Fits tau: scales an inclusion rule until a position keeps the wanted number of entries, once.
 
-The first samples are captured under the inclusion rule as it stands. Every kept entry stands for 1
-/ pi of its kind, so the mean number under an inclusion rule scaled by f is estimated by sum min(1,
-pi_f) / pi over the kept entries (Horvitz and Thompson 1952), for every f at once: no second pass of
-the teacher.
+The first samples are captured under the rule as it is. Every kept entry stands for 1 / pi of its
+kind, so the mean number under a rule scaled by f is estimated by sum min(1, pi_f) / pi over the
+kept entries (Horvitz and Thompson 1952), for every f at once: no second pass of the teacher.
 
 The result is written to the cache by create-only write: of several workers that start together,
 each of which finds the same, one is first and the others read it.
@@ -27,75 +26,57 @@ from pipeline.errors import CacheError, ConfigError, ModelError
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.storage import Store
 from pipeline.teacher.capture.identity import as_begun
-from pipeline.teacher.capture.plan import another_identity
-from pipeline.teacher.capture.run import Prepared, capture_requests
-from pipeline.teacher.engines.base import open_engine
-from pipeline.teacher.generation.identity import planned_cache
-from pipeline.teacher.settings import MOST_ENTRIES, CaptureSettings, TeacherSettings
+from pipeline.teacher.capture.plan import another_identity, begun_identity, capture_requests
+from pipeline.teacher.capture.task import CaptureTask
+from pipeline.teacher.settings import MOST_ENTRIES
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["CALIBRATION", "calibrated", "calibrated_scheme", "mean_entries", "scale_rule"]
+__all__ = ["FITTED_TAU", "fit_scheme", "fit_tau", "mean_entries", "scale_rule"]
 
-CALIBRATION = "_meta/calibration.json"
-SLICE_TOKENS = 2048
+FITTED_TAU = "_meta/fitted_tau.json"
+_SLICE_TOKENS = 2048
 _WIDEST = 256.0
 
 _log = logging.getLogger(__name__)
 
 
-def calibrated(
-    prepared: Prepared,
-    teacher: TeacherSettings,
-    capture: CaptureSettings,
-    *,
-    store: Store,
-    max_length: int,
-    keep: bool = True,
-) -> Prepared:
-    """Return the run with its rule scaled to `capture.mean_entries`; as it is where that is unset.
+def fit_tau(task: CaptureTask, store: Store, *, keep: bool = True) -> CaptureTask:
+    """Return the task with its tau fitted to `capture.mean_entries`; as it is where that is unset.
 
     The teacher is loaded only where the result is not yet known.
 
     Args:
-        prepared: with its corpus known.
-        teacher: settings.
-        capture: settings.
+        task: with its corpus known.
         store: the cache's root.
-        max_length: of a sample, in tokens.
-        keep: write the result; False for a forecast.
+        keep: write the result; False for an estimate.
 
     Raises:
-        CacheError: the store holds another cache, or the calibration of one.
-        ConfigError: no inclusion rule of this form keeps so few or so many.
+        CacheError: the store holds another cache, or the fitted tau of one.
+        ConfigError: no rule of this form keeps so few or so many.
         ModelError: the teacher's logits of the first samples are not finite.
     """
-    if prepared.scheme.mean_entries is None:
-        return prepared
-    identity = as_begun(prepared.identity)
-    planned = planned_cache(store)
-    if planned is not None and planned.as_begun != identity:
-        raise another_identity(store, describe_difference(planned.as_begun, identity))
+    if task.scheme.mean_entries is None:
+        return task
+    identity = as_begun(task.identity)
+    begun = begun_identity(store)
+    if begun is not None and begun != identity:
+        raise another_identity(store, describe_difference(begun, identity))
 
-    def columns(samples: list[Sample]) -> list[NDArray[np.float32]]:
-        engine = open_engine(
-            teacher, capture, folder=prepared.model.path, scheme=prepared.scheme,
-            max_length=max_length,
-        )  # fmt: skip
+    def capture(samples: list[Sample]) -> list[NDArray[np.float32]]:
+        engine = task.open_engine()
         try:
             return engine.capture(capture_requests(samples))
         finally:
             engine.close()
 
-    scheme = calibrated_scheme(
-        prepared.scheme, prepared.scheme.mean_entries, store=store,
-        samples=prepared.corpus.samples, identity=identity, capture=columns, keep=keep,
+    scheme = fit_scheme(
+        task.scheme, task.scheme.mean_entries, store=store, samples=task.corpus.samples,
+        identity=identity, capture=capture, keep=keep,
     )  # fmt: skip
-    spec = replace(prepared.spec, rule=scheme.rule)
-    changed = {**prepared.identity, "scheme": scheme.to_json(), "codec": spec.to_json()}
-    return replace(prepared, scheme=scheme, spec=spec, identity=changed)
+    return task.with_scheme(scheme)
 
 
-def calibrated_scheme(
+def fit_scheme(
     scheme: SparseScheme,
     wanted: float,
     *,
@@ -105,21 +86,20 @@ def calibrated_scheme(
     capture: Callable[[list[Sample]], list[NDArray[np.float32]]],
     keep: bool = True,
 ) -> SparseScheme:
-    """Return the scheme with its rule scaled to `wanted` entries a position, label included.
+    """Return the scheme with its rule scaled to `wanted` entries a position, the label included.
 
     Args:
-        scheme: with an inclusion rule.
+        scheme: with a rule.
         wanted: mean entries.
-        store: the cache's root, where the result is kept or already lies.
+        store: the cache's root, where the result is kept or is already.
         samples: of the corpus; the first few are captured.
-        identity: the cache's, with the inclusion rule as it stands; another one's result is
-            refused.
+        identity: the cache's, with the rule as it is; another one's result is rejected.
         capture: the teacher's columns of some samples.
-        keep: write the result; False for a forecast.
+        keep: write the result; False for an estimate.
 
     Raises:
-        CacheError: the store holds the calibration of another cache.
-        ConfigError: no inclusion rule of this form keeps so few or so many.
+        CacheError: the store holds the fitted tau of another cache.
+        ConfigError: no rule of this form keeps so few or so many.
     """
     digest = fingerprint({"identity": identity, "mean_entries": wanted})
     try:
@@ -131,14 +111,15 @@ def calibrated_scheme(
     for sample in samples:
         chosen.append(sample)
         tokens += int(sample.loss_mask.sum())
-        if tokens >= SLICE_TOKENS:
+        if tokens >= _SLICE_TOKENS:
             break
     rule = scale_rule(np.concatenate(capture(chosen)), scheme, wanted)
     _log.info("capture.tau is %s for %g entries a position", list(rule.taus), wanted)
     if not keep:
         return replace(scheme, rule=rule)
     content = {"digest": digest, "mean_entries": wanted, "taus": list(rule.taus)}
-    store.create(CALIBRATION, json.dumps(content, indent=1).encode())
+    store.create(FITTED_TAU, json.dumps(content, indent=1).encode())
+    # Of this worker or of one that was faster: what is written is what all go by.
     return _read(store, scheme, digest)
 
 
@@ -183,7 +164,7 @@ def scale_rule(
 
 
 def mean_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme, factor: float) -> float:
-    """Estimate the entries a position keeps under the rule scaled by `factor`, label included."""
+    """Estimate the entries kept at a position by the rule scaled by `factor`, label included."""
     rule = scheme.rule
     assert rule is not None
     grid = len(scheme.temperatures)
@@ -200,7 +181,7 @@ def mean_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme, factor: 
 
 
 def _read(store: Store, scheme: SparseScheme, digest: str) -> SparseScheme:
-    content = store.read(CALIBRATION)
+    content = store.read(FITTED_TAU)
     assert scheme.rule is not None
     try:
         data = json.loads(content)
@@ -208,11 +189,11 @@ def _read(store: Store, scheme: SparseScheme, digest: str) -> SparseScheme:
         fits = data["digest"] == digest and len(taus) == len(scheme.temperatures)
     except (ValueError, KeyError, TypeError):
         raise CacheError(
-            f"{store.full_url(CALIBRATION)}: damaged", do="delete it; it is measured again"
+            f"{store.full_url(FITTED_TAU)}: damaged", do="delete it; tau is fitted again"
         ) from None
     if not fits:
         raise CacheError(
-            f"{store.url}: was calibrated for another teacher, corpus or capture.mean_entries",
+            f"{store.url}: its tau was fitted for another teacher, corpus or capture.mean_entries",
             expected="an empty folder, or a cache made with these settings",
             do="choose another --cache_dir, or delete that cache",
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.layout.schema import FORMAT_VERSION
-from pipeline.models.resolve import ResolvedModel
+from pipeline.models.resolved import ResolvedModel
 from pipeline.models.tokenizer import vocabulary_fingerprint
 from pipeline.teacher.engines.base import EngineInfo
 from pipeline.teacher.sparsify.device import SparseScheme
@@ -55,7 +55,7 @@ def cache_identity(
 def as_begun(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the part that is known before the teacher is asked anything.
 
-    Without responses that it wrote, and with the taus from before the calibration.
+    Without responses that it wrote, and with the taus from before they were fitted.
     """
     corpus = {name: value for name, value in identity["corpus"].items() if name != "responses"}
     scheme, codec = dict(identity["scheme"]), dict(identity["codec"])

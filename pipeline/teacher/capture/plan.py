@@ -1,41 +1,50 @@
-"""The work plan of stage one: samples cut into shards of about equal tokens, before any is made."""
+"""The work plan of stage one: samples cut into shards of about equal tokens, before the capture."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pipeline.cache.io.writer import intact_record
 from pipeline.cache.layout.manifest import (
     MANIFEST,
     PLAN,
     SPLITS,
     describe_difference,
     read_manifest,
+    record_name,
 )
 from pipeline.config import fingerprint
+from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
+from pipeline.teacher.capture.identity import as_begun
+from pipeline.teacher.engines.base import CaptureRequest
 
 __all__ = [
     "PlannedShard",
     "WorkPlan",
     "another_identity",
-    "make_plan",
-    "planned_identity",
+    "begun_identity",
+    "capture_requests",
+    "cut_shards",
+    "folder_identity",
+    "plan_identity",
     "settle_plan",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """One shard to be made: which samples, in which order."""
+    """One shard to be captured: which samples, in which order."""
 
     split: str
     index: int
@@ -44,13 +53,38 @@ class PlannedShard:
 
     @property
     def name(self) -> str:
-        """The shard's name in claims and logs, such as `train-00000`."""
+        """The shard's name in leases and logs, such as `train-00000`."""
         return f"{self.split}-{self.index:05d}"
+
+    @property
+    def file_name(self) -> str:
+        """Its record among the records."""
+        return record_name(self.split, self.index).rsplit("/", 1)[-1]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all samples."""
         return self.samples.num_tokens
+
+    def is_done(self, store: Store) -> bool:
+        """Return whether there is a record, and a file of its size."""
+        return intact_record(store, self.split, self.index, check_bytes=False) is not None
+
+    def requests(self) -> list[CaptureRequest]:
+        """Return what the engine is asked for."""
+        return capture_requests(self.samples)
+
+
+def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
+    """Return the rows of samples: a supervised token's target is one row before it."""
+    return [
+        CaptureRequest(
+            sample_id=sample.sample_id,
+            input_ids_L=sample.input_ids,
+            rows_N=np.flatnonzero(sample.loss_mask).astype(np.int64) - 1,
+        )
+        for sample in samples
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +92,16 @@ class WorkPlan:
     """All shards of a cache; a pure function of the identity's corpus."""
 
     shards: tuple[PlannedShard, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Samples of all shards."""
+        return sum(len(shard.samples) for shard in self.shards)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all shards."""
+        return sum(shard.num_tokens for shard in self.shards)
 
     def to_bytes(self, identity: dict[str, Any]) -> bytes:
         """Return the plan file; a later run with another identity is recognised by it."""
@@ -78,7 +122,7 @@ class WorkPlan:
         return json.dumps(data, indent=1, ensure_ascii=False).encode()
 
 
-def make_plan(samples: SampleTable, *, shard_tokens: int) -> WorkPlan:
+def cut_shards(samples: SampleTable, *, shard_tokens: int) -> WorkPlan:
     """Cut each split into shards of about `shard_tokens`, in the corpus's order.
 
     The number of shards is rounded to the nearest, and the cut follows the running total, so
@@ -136,12 +180,12 @@ def settle_plan(store: Store, plan: WorkPlan, identity: dict[str, Any]) -> None:
         present = store.read(PLAN)
         if present == content:
             return
-        found = planned_identity(store, PLAN, present, "shards")
+        found = plan_identity(store, PLAN, present, "shards")
     raise another_identity(store, describe_difference(found, identity))
 
 
 def another_identity(store: Store, difference: str) -> CacheError:
-    """Return the refusal of a folder that belongs to another cache."""
+    """Return the error of a folder that belongs to another cache."""
     return CacheError(
         f"{store.url}: holds a cache of another identity ({difference or 'another cut'})",
         expected="an empty folder, or a cache made with these settings",
@@ -149,7 +193,7 @@ def another_identity(store: Store, difference: str) -> CacheError:
     )
 
 
-def planned_identity(store: Store, name: str, content: bytes, parts: str) -> dict[str, Any]:
+def plan_identity(store: Store, name: str, content: bytes, parts: str) -> dict[str, Any]:
     """Return the identity that a plan file holds.
 
     Raises:
@@ -167,3 +211,22 @@ def planned_identity(store: Store, name: str, content: bytes, parts: str) -> dic
             do=f"delete it; finished {parts} are kept and checked",
         )
     return identity
+
+
+def begun_identity(store: Store) -> dict[str, Any] | None:
+    """Return what is known before the teacher is asked anything, of the cache that is here.
+
+    What is damaged is for others to complain about.
+    """
+    found = folder_identity(store)
+    return None if found is None else as_begun(found)
+
+
+def folder_identity(store: Store) -> dict[str, Any] | None:
+    """Return the identity of the cache that the folder holds or begins, if one can be read."""
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        return dict(json.loads(store.read(PLAN))["identity"])
+    if store.exists(MANIFEST):
+        with suppress(CacheError):
+            return dict(read_manifest(store).identity)
+    return None

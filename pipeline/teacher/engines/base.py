@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.models.resolved import ResolvedModel
 from pipeline.sampling.noise import sample_key
-from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify.device import SparseScheme
+from pipeline.teacher.settings import TeacherSettings
 
-__all__ = ["CaptureRequest", "Engine", "EngineInfo", "engine_info", "open_engine"]
+__all__ = ["CaptureRequest", "Engine", "EngineInfo", "Teacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,11 @@ class CaptureRequest:
     input_ids_L: NDArray[np.int32]
     rows_N: NDArray[np.int64]
     """Positions t whose distribution over token t + 1 is captured; ascending, below L - 1."""
+
+    @property
+    def row_id(self) -> str:
+        """What the row is called where it is quarantined."""
+        return self.sample_id
 
     @property
     def key(self) -> int:
@@ -42,6 +46,20 @@ class EngineInfo:
     device: str
 
 
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A teacher that is resolved, and not loaded."""
+
+    settings: TeacherSettings
+    model: ResolvedModel
+    info: EngineInfo
+    tokenizer: Any
+    vocab_size: int
+    """Rows of the head."""
+    max_length: int
+    """Of a sample, tokens."""
+
+
 class Engine(Protocol):
     """A loaded teacher."""
 
@@ -57,43 +75,10 @@ class Engine(Protocol):
 
         Args:
             requests: the sequences.
-            on_tokens: told of tokens as they are done; their sum is that of all requests.
+            on_tokens: called with tokens as they are done; their sum is that of all requests.
         """
         ...
 
     def close(self) -> None:
         """Free the device."""
         ...
-
-
-def engine_info(settings: TeacherSettings) -> EngineInfo:
-    """Return name, version, dtype and device without loading the teacher.
-
-    Raises:
-        ConfigError: the engine or what it needs is not installed.
-    """
-    if settings.engine == "vllm":
-        from pipeline.teacher.engines.vllm import vllm_info
-
-        return vllm_info(settings)
-    from pipeline.teacher.engines.transformers import transformers_info
-
-    return transformers_info(settings)
-
-
-def open_engine(
-    settings: TeacherSettings,
-    capture: CaptureSettings,
-    *,
-    folder: Path,
-    scheme: SparseScheme,
-    max_length: int,
-) -> Engine:
-    """Load the teacher from `folder` for sequences of at most `max_length` tokens."""
-    if settings.engine == "vllm":
-        from pipeline.teacher.engines.vllm import VllmEngine
-
-        return VllmEngine(settings, capture, folder=folder, scheme=scheme, max_length=max_length)
-    from pipeline.teacher.engines.transformers import TransformersEngine
-
-    return TransformersEngine(settings, capture, folder=folder, scheme=scheme)

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.resolve import read_model_config
 from pipeline.teacher.engines.base import CaptureRequest, EngineInfo
-from pipeline.teacher.engines.vllm_plugin import CAPTURE_PREFIX, CAPTURE_VARIABLE, register
+from pipeline.teacher.engines.vllm_plugin import register
+from pipeline.teacher.engines.vllm_variable import CAPTURE_PREFIX, CapturePlan, set_variable
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
@@ -70,7 +70,7 @@ def load_llm(
         options: of `vllm.LLM`, beside the common ones.
 
     Raises:
-        ModelError: vLLM refuses the model.
+        ModelError: vLLM cannot run the model.
     """
     common: dict[str, Any] = {
         "model": str(folder),
@@ -105,7 +105,7 @@ def load_llm(
 
 
 def _let_vllm_look_at_llvmlite() -> None:
-    """Let `vars` refuse llvmlite's library object, as it does every object without attributes.
+    """Let `vars` reject llvmlite's library object, as it does every object without attributes.
 
     vLLM 0.32 looks through all loaded modules for objects whose `vars` name a kernel. llvmlite's
     answers ANY name, `__dict__` too, with a function of the library, and the engine dies of
@@ -115,7 +115,7 @@ def _let_vllm_look_at_llvmlite() -> None:
     with contextlib.suppress(ImportError, AttributeError):
         library = importlib.import_module("llvmlite.binding.ffi")._lib_wrapper
         answer = library.__getattr__
-        if getattr(answer, "refuses_dunder", False):
+        if getattr(answer, "rejects_dunder", False):
             return
 
         def attribute(self: Any, name: str) -> Any:
@@ -123,7 +123,7 @@ def _let_vllm_look_at_llvmlite() -> None:
                 raise AttributeError(name)
             return answer(self, name)
 
-        attribute.refuses_dunder = True  # type: ignore[attr-defined]
+        attribute.rejects_dunder = True  # type: ignore[attr-defined]
         library.__getattr__ = attribute
 
 
@@ -147,7 +147,7 @@ class VllmEngine:
 
         Raises:
             ConfigError: the capture path cannot serve the scheme.
-            ModelError: vLLM refuses the model.
+            ModelError: vLLM cannot run the model.
         """
         info = vllm_info(settings)
         self._scheme = scheme
@@ -302,16 +302,7 @@ def _capture_options(
     from vllm.config import PoolerConfig
 
     architecture = str(config["architectures"][0])
-    os.environ[CAPTURE_VARIABLE] = json.dumps(
-        {
-            "architecture": architecture,
-            "top_k": scheme.top_k,
-            "temperatures": list(scheme.temperatures),
-            "taus": list(scheme.rule.taus) if scheme.rule else None,
-            "quantisation": scheme.quantisation.to_json(),
-            "head_rows": capture.head_rows,
-        }
-    )
+    set_variable(CapturePlan(architecture, scheme, capture.head_rows))
     register()
     return {
         "runner": "pooling",

@@ -1,18 +1,15 @@
-"""The entry point through which vLLM's processes learn of the capture model; imports nothing."""
+"""The entry point through which vLLM's processes learn of the capture model; light to import."""
 
 from __future__ import annotations
 
-import os
+from pipeline.teacher.engines.vllm_variable import is_set
 
-__all__ = ["CAPTURE_PREFIX", "CAPTURE_VARIABLE", "register"]
-
-CAPTURE_VARIABLE = "DISTILL_VLLM_CAPTURE"
-CAPTURE_PREFIX = "DistillCapture"
+__all__ = ["register"]
 
 
 def register() -> None:
     """Register the capture model where this project asked for it; nothing otherwise."""
-    if CAPTURE_VARIABLE in os.environ:
+    if is_set():
         from pipeline.teacher.engines.vllm_pooler import register_capture
 
         register_capture()

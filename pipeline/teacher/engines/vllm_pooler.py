@@ -8,8 +8,6 @@ which calls `register`; what to register comes through the environment, which wo
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Set
 from typing import Any
 
@@ -18,10 +16,8 @@ from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise
-from pipeline.sampling.quantisation import Quantisation
-from pipeline.teacher.engines.vllm_plugin import CAPTURE_PREFIX, CAPTURE_VARIABLE
+from pipeline.teacher.engines.vllm_variable import CAPTURE_PREFIX, read_variable
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
 __all__ = ["CapturePooler", "register_capture"]
@@ -132,31 +128,17 @@ def register_capture() -> None:
     """Register the capture variant of the architecture that the environment names."""
     from vllm import ModelRegistry
 
-    architecture = str(json.loads(os.environ[CAPTURE_VARIABLE])["architecture"])
+    architecture = read_variable().architecture
     base = ModelRegistry.models[architecture].load_model_cls()
 
     def init(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
         base.__init__(self, vllm_config=vllm_config, prefix=prefix)
         # Read now, not when registered: vLLM keeps the first class of a name for the process.
-        scheme, head_rows = _wanted_capture()
-        self.pooler = CapturePooler(self.compute_logits, scheme, head_rows)
+        wanted = read_variable()
+        self.pooler = CapturePooler(self.compute_logits, wanted.scheme, wanted.head_rows)
 
     # Made at run time from the registered class, so that no architecture is left out.
     capture = type(
         CAPTURE_PREFIX + architecture, (base,), {"__init__": init, "is_pooling_model": True}
     )
     ModelRegistry.register_model(CAPTURE_PREFIX + architecture, capture)
-
-
-def _wanted_capture() -> tuple[SparseScheme, int]:
-    """Return the scheme and the rows of a head chunk that the environment names."""
-    wanted = json.loads(os.environ[CAPTURE_VARIABLE])
-    temperatures = tuple(map(float, wanted["temperatures"]))
-    taus = wanted.get("taus")
-    scheme = SparseScheme(
-        top_k=int(wanted["top_k"]),
-        temperatures=temperatures,
-        rule=InclusionRule(temperatures, tuple(map(float, taus))) if taus else None,
-        quantisation=Quantisation.from_json(wanted["quantisation"]),
-    )
-    return scheme, int(wanted["head_rows"])

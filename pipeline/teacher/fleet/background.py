@@ -39,6 +39,11 @@ class Behind:
         self._thread = threading.Thread(target=run, name=self._name, daemon=True)
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is a call that has not been waited for."""
+        return self._pending is not None
+
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the call; raises what it raised, or TimeoutError while it still runs."""
         if self._pending is not None:

@@ -1,4 +1,4 @@
-"""A note on the store: which row an engine has in its hands, for whoever comes after a crash."""
+"""In-flight marker: the row that the engine was given, for whoever comes after a crash."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from pipeline.errors import StoreError
 from pipeline.storage import Store
-from pipeline.teacher.fleet.leases import breadcrumb_name
+from pipeline.teacher.fleet.leases import marker_name
 
-__all__ = ["Breadcrumb"]
+__all__ = ["InFlightMarker"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Breadcrumb:
-    """The note of one shard."""
+class InFlightMarker:
+    """The marker of one shard."""
 
     store: Store
     shard: str
     at: int = 0
-    """The row, counted in the plan; all before it have been answered or are in `dead`."""
+    """The row's place in the shard; all before it have been answered or are in `dead`."""
     tries: int = 0
     """How often the row at `at` was handed to the engine and no word came back."""
     dead: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Breadcrumb:
 
     @property
     def _name(self) -> str:
-        return breadcrumb_name(self.shard)
+        return marker_name(self.shard)
 
     def read(self) -> None:
         """Take up what a process before this one left."""
@@ -41,7 +41,7 @@ class Breadcrumb:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             self.at, self.tries, self.dead = 0, 0, ()
 
-    def drop(self, at: int, tries: int) -> None:
+    def put(self, at: int, tries: int) -> None:
         """Write it down before the engine gets the row."""
         self.at, self.tries = at, tries
         data = {"at": at, "tries": tries, "dead": list(self.dead)}
@@ -53,4 +53,4 @@ class Breadcrumb:
         try:
             self.store.write(self._name, json.dumps(data).encode(), once=True)
         except StoreError:
-            _log.debug("the breadcrumb of %s counts one try too many", self.shard)
+            _log.debug("the in-flight marker of %s is one try too high", self.shard)

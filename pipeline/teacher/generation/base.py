@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.teacher.generation.settings import GenerateSettings
-from pipeline.teacher.settings import TeacherSettings
-
-__all__ = ["Generator", "WriteRequest", "Written", "end_tokens", "open_generator"]
+__all__ = ["Generator", "WriteRequest", "Written"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +20,11 @@ class WriteRequest:
     prompt_ids_L: NDArray[np.int32]
     seed: int
     """63 bits; with the prompt and the sampling settings it decides the draws."""
+
+    @property
+    def row_id(self) -> str:
+        """What the response is called where it is quarantined."""
+        return self.response_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,61 +53,10 @@ class Generator(Protocol):
 
         Args:
             requests: what to write, all to be scheduled together.
-            on_responses: told of finished responses; the sum is that of all requests.
+            on_responses: called with finished responses; the sum is that of all requests.
         """
         ...
 
     def close(self) -> None:
         """Free the device, so that another engine can be opened in this process."""
         ...
-
-
-def open_generator(
-    teacher: TeacherSettings,
-    generate: GenerateSettings,
-    *,
-    folder: Path,
-    ends: Sequence[int],
-    vocabulary: int,
-    max_length: int,
-) -> Generator:
-    """Load the teacher from `folder`.
-
-    Args:
-        teacher: which engine, and how it runs.
-        generate: how tokens are drawn.
-        folder: the model's files.
-        ends: tokens after which a response is over.
-        vocabulary: ids from here on are padding of the head and are never drawn: they have no
-            text, and a student whose head is not padded has no row for them.
-        max_length: of prompt and response together, tokens.
-    """
-    if teacher.engine == "vllm":
-        from pipeline.teacher.generation.vllm import VllmGenerator
-
-        return VllmGenerator(
-            teacher,
-            generate,
-            folder=folder,
-            ends=ends,
-            vocabulary=vocabulary,
-            max_length=max_length,
-        )
-    from pipeline.teacher.generation.transformers import TransformersGenerator
-
-    return TransformersGenerator(teacher, generate, folder=folder, ends=ends, vocabulary=vocabulary)
-
-
-def end_tokens(folder: Path, tokenizer: Any, end_of_turn: int | None) -> tuple[int, ...]:
-    """Return every token that ends a response, ascending.
-
-    Engines disagree on where they look (generation config, model config, tokenizer), and a base
-    model's files often lack the end-of-turn token of the template; so both engines get this list.
-    """
-    found = {end_of_turn, tokenizer.eos_token_id}
-    for name in ("generation_config.json", "config.json"):
-        file = folder / name
-        data = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        given = data.get("eos_token_id")
-        found |= set(given) if isinstance(given, list) else {given}
-    return tuple(sorted(int(token) for token in found if token is not None))

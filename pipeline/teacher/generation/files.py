@@ -1,4 +1,4 @@
-"""Files of responses: Parquet that people can read, and that says itself whether it is whole."""
+"""Files of responses: Parquet that people can read, and that says itself whether it is intact."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "ResponseText",
     "decode_responses",
     "encode_responses",
-    "file_name",
+    "response_file",
 ]
 
 _KEY = "distill_responses"
@@ -41,14 +41,14 @@ _FIELDS = [
     pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
 ]
 _LOGPROBS = pa.field("logprobs", pa.list_(pa.float32()), nullable=False)
-# Only in files with responses that the teacher could not write; null for the others.
+# Only in files with quarantined responses; null for the others.
 _ERROR = pa.field("error", pa.string())
 _TRIES = pa.field("tries", pa.int32())
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseText:
-    """What stands beside a response's tokens for people."""
+    """What is kept beside a response's tokens for people."""
 
     response_id: str
     split: str
@@ -58,7 +58,7 @@ class ResponseText:
     """Whether the teacher ended it; false where it ran into the limit of new tokens."""
 
 
-def file_name(index: int) -> str:
+def response_file(index: int) -> str:
     """Return the path of one shard of responses inside the cache."""
     return f"{RESPONSES}/{index:05d}.parquet"
 
@@ -100,7 +100,7 @@ def encode_responses(
         schema=schema,
     )
     sink = pa.BufferOutputStream()
-    # Without Arrow's own schema the metadata, and so the checksum's place, stands there once.
+    # Without Arrow's own schema the metadata, and so the checksum's place, is there once.
     with pq.ParquetWriter(sink, schema, compression="zstd", store_schema=False) as file:
         file.write_table(table)
         note = json.dumps({"identity_digest": identity_digest})
@@ -113,8 +113,8 @@ class ReadResponses:
     """What a file of responses holds."""
 
     tokens: list[NDArray[np.int32]]
-    """Of each response; empty where the teacher could not write it."""
-    unanswered: tuple[QuarantinedRow, ...]
+    """Of each response; empty where it is quarantined."""
+    quarantined: tuple[QuarantinedRow, ...]
 
 
 def decode_responses(

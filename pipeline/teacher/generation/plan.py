@@ -1,11 +1,12 @@
 """What the teacher is to write: prompts cut into shards, a request for each response, its samples.
 
-Pure arithmetic on prompts; nothing here loads a model or touches a store.
+Arithmetic on prompts; nothing here loads a model or writes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,18 +15,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.prompts import Prompt, Prompts, build_prompts
-from pipeline.corpus.sample import Corpus, CorpusCounts, Sample
+from pipeline.corpus.sample import CorpusCounts, Sample
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.split import response_id, response_seed
 from pipeline.corpus.table import SampleTable
-from pipeline.teacher.generation.base import WriteRequest, end_tokens
+from pipeline.storage import Store
+from pipeline.teacher.engines.base import Teacher
+from pipeline.teacher.generation.base import WriteRequest
+from pipeline.teacher.generation.files import response_file
 from pipeline.teacher.generation.settings import GenerateSettings
+from pipeline.teacher.settings import CaptureSettings
 
-__all__ = ["ResponsePlan", "ResponseShard", "plan_responses"]
+__all__ = ["ResponsePlan", "ResponseShard", "WritingTask", "end_tokens", "plan_responses"]
 
 _REAL_SAMPLES = 64
-"""Samples of the upper bound that hold tokens: what a calibration runs on."""
+"""Samples of the upper bound that hold tokens: what a timing run takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,22 @@ class ResponseShard:
 
     @property
     def name(self) -> str:
-        """The shard's name in claims and logs; no shard of a split is called so."""
+        """The shard's name in leases and logs; no shard of a split is called so."""
         return f"responses-{self.index:05d}"
+
+    @property
+    def file(self) -> str:
+        """The path of its file inside the cache."""
+        return response_file(self.index)
+
+    @property
+    def file_name(self) -> str:
+        """Its file among the others."""
+        return self.file.rsplit("/", 1)[-1]
+
+    def is_done(self, store: Store) -> bool:
+        """Return whether its file is there."""
+        return store.exists(self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +138,7 @@ class ResponsePlan:
         return Corpus(SampleTable.of(samples), self._counts(samples, tokens), identity)
 
     def upper_bound(self) -> Corpus:
-        """Return a corpus in which every response runs to its limit: for forecasts only."""
+        """Return a corpus in which every response runs to its limit: for estimates only."""
         limit = self.settings.max_new_tokens
         samples: list[Sample] = []
         for prompt, names in self._named(self.prompts.prompts):
@@ -162,6 +182,18 @@ class ResponsePlan:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class WritingTask:
+    """What the teacher writes, and for which cache."""
+
+    teacher: Teacher
+    plan: ResponsePlan
+    settings: CaptureSettings
+    """How long leases last, and how many rows may fail."""
+    identity: dict[str, Any]
+    """The cache's, as far as it is known before a response is written."""
+
+
 def plan_responses(
     corpus: CorpusSettings, generate: GenerateSettings, *, tokenizer: Any, folder: Path, seed: int
 ) -> ResponsePlan:
@@ -180,6 +212,21 @@ def plan_responses(
     ends = end_tokens(folder, tokenizer, prompts.end_of_turn)
     vocabulary = int(max(tokenizer.get_vocab().values())) + 1
     return ResponsePlan(prompts, generate, ends, seed, vocabulary)
+
+
+def end_tokens(folder: Path, tokenizer: Any, end_of_turn: int | None) -> tuple[int, ...]:
+    """Return every token that ends a response, ascending.
+
+    Engines disagree on where they look (generation config, model config, tokenizer), and a base
+    model's files often lack the end-of-turn token of the template; so both engines get this list.
+    """
+    found = {end_of_turn, tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        data = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        given = data.get("eos_token_id")
+        found |= set(given) if isinstance(given, list) else {given}
+    return tuple(sorted(int(token) for token in found if token is not None))
 
 
 def _sample(prompt: Prompt, name: str, number: int, ids_N: NDArray[np.int32]) -> Sample:

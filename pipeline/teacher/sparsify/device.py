@@ -44,7 +44,7 @@ class SparseScheme:
     quantisation: Quantisation = field(default_factory=Quantisation)
     """The rule is evaluated on what is stored, so that readers know the very probability."""
     mean_entries: float | None = None
-    """What the rule is scaled to (`calibrate.py`), from `taus_before`; None: it stands as it is."""
+    """What tau is fitted to (`capture/fit_tau.py`), from `taus_before`; None: not at all."""
     taus_before: tuple[float, ...] = ()
 
     @property

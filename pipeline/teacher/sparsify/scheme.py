@@ -15,7 +15,7 @@ _TAU_BESIDE = (1 / 9, 1 / 23.5)
 
 
 def capture_scheme(settings: CaptureSettings) -> SparseScheme:
-    """Return the scheme that the settings describe; `calibrate.py` scales it to `mean_entries`."""
+    """Return the scheme that the settings describe; `fit_tau.py` fits it to `mean_entries`."""
     grid = settings.temperatures
     if settings.scheme == "top_k":
         return SparseScheme(settings.top_k, grid)

@@ -1,4 +1,4 @@
-"""How long the sparsifier has worked in this process, told from inside the engine's own call.
+"""How long the sparsifier has worked in this process, measured inside the engine's own call.
 
 The engine makes one call for a shard; prefill, head and sparsifier alternate inside it. Around the
 sparsifier the engines open `SPARSIFIER.running(device)`, and the worker reads `SPARSIFIER.seconds`

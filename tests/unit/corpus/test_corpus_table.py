@@ -25,7 +25,7 @@ from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import ResourceError
 from pipeline.storage.scratch import ScratchFile
-from pipeline.teacher.capture.plan import make_plan
+from pipeline.teacher.capture.plan import cut_shards
 
 Build = Callable[..., Any]
 
@@ -127,7 +127,7 @@ def _held(build: Build, path: Path) -> tuple[int, int]:
     gc.collect()
     tracemalloc.start()
     corpus = build(path, heldout_fraction=0.1)
-    plan = make_plan(corpus.samples, shard_tokens=50_000)
+    plan = cut_shards(corpus.samples, shard_tokens=50_000)
     plan.to_bytes(corpus.identity)
     assert sum(len(shard.samples) for shard in plan.shards) == corpus.counts.samples
     gc.collect()

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.models import embedded
-from pipeline.models.resolve import EMBEDDED, read_model_config, resolve_model
+from pipeline.models.resolve import read_model_config, resolve_model
+from pipeline.models.resolved import EMBEDDED
 
 
 @pytest.fixture

@@ -30,17 +30,17 @@ def shares(clock: _Clock) -> Shares:
 
 
 def test_time_goes_to_the_innermost_part(shares: Shares, clock: _Clock) -> None:
-    with shares.spent("claims"):
+    with shares.spent("leases"):
         clock.now_s += 1
         with shares.spent("teacher"):
             clock.now_s += 6
-            with shares.spent("claims"):
+            with shares.spent("leases"):
                 clock.now_s += 0.5
             clock.now_s += 2
         clock.now_s += 0.5
     clock.now_s += 10
     summary = shares.summary()
-    assert summary.seconds == {"claims": 2.0, "teacher": 8.0}
+    assert summary.seconds == {"leases": 2.0, "teacher": 8.0}
     assert summary.wall_s == 20
     assert summary.share("teacher") == 0.4
     assert summary.share("never") == 0
@@ -59,14 +59,14 @@ def test_a_part_that_is_still_open_counts_up_to_now(shares: Shares, clock: _Cloc
 
 def test_an_error_inside_closes_its_part(shares: Shares, clock: _Clock) -> None:
     def fail() -> None:
-        with shares.spent("claims"), shares.spent("teacher"):
+        with shares.spent("leases"), shares.spent("teacher"):
             clock.now_s += 3
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
     clock.now_s += 5
-    assert shares.summary().seconds == {"claims": 0.0, "teacher": 3.0}
+    assert shares.summary().seconds == {"leases": 0.0, "teacher": 3.0}
 
 
 def test_threads_have_parts_of_their_own(shares: Shares, clock: _Clock) -> None:
@@ -212,7 +212,7 @@ def test_the_line_at_the_end() -> None:
     ("wall_s", "seconds", "line"),
     [
         (0.0, {}, "0 tokens in 0.0 s (0 tokens/s)"),
-        (10.0, {"claims": 0.0}, "0 tokens in 10.0 s (0 tokens/s): claims 0 %"),
+        (10.0, {"leases": 0.0}, "0 tokens in 10.0 s (0 tokens/s): leases 0 %"),
         (7200.0, {"other": 7200.0, "loading": 72.0},
          "0 tokens in 2.0 h (0 tokens/s): loading the teacher 1 %, other 100 %"),
     ],

@@ -17,9 +17,9 @@ from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.corpus.prompts import Prompt, Prompts
 from pipeline.corpus.sample import CorpusCounts
 from pipeline.corpus.split import prompt_id
-from pipeline.teacher.generation.base import Written, end_tokens
+from pipeline.teacher.generation.base import Written
 from pipeline.teacher.generation.files import ResponseText, decode_responses, encode_responses
-from pipeline.teacher.generation.plan import ResponsePlan
+from pipeline.teacher.generation.plan import ResponsePlan, end_tokens
 from pipeline.teacher.generation.settings import GenerateSettings
 
 
@@ -132,7 +132,7 @@ def test_a_file_comes_back(logprobs: bool, tmp_path: Path) -> None:
     found = decode_responses(data, response_ids=["r0", "r1", "r2"], identity_digest="d")
     assert found is not None
     assert [part.tolist() for part in found.tokens] == [part.tolist() for part in ids]
-    assert found.unanswered == ()
+    assert found.quarantined == ()
     import pyarrow.parquet as pq
 
     (tmp_path / "a.parquet").write_bytes(data)
@@ -150,7 +150,7 @@ def test_a_response_that_is_lacking_says_why() -> None:
     found = decode_responses(data, response_ids=["r0", "r1", "r2"], identity_digest="d")
     assert found is not None
     assert [part.tolist() for part in found.tokens] == [[5, 2], [], [5]]
-    assert found.unanswered == (lost,)
+    assert found.quarantined == (lost,)
 
 
 def test_a_prompt_without_a_response_is_no_sample() -> None:

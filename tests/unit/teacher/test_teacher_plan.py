@@ -18,7 +18,7 @@ from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
-from pipeline.teacher.capture.plan import make_plan, settle_plan
+from pipeline.teacher.capture.plan import cut_shards, settle_plan
 from tests.unit.cache.sample_cache import sample_identity, write_cache
 
 
@@ -47,7 +47,7 @@ def test_every_sample_once_in_order_in_shards_of_about_equal_size(
     lengths: list[int], shard_tokens: int, heldout_every: int
 ) -> None:
     samples = _samples(lengths, heldout_every)
-    plan = make_plan(samples, shard_tokens=shard_tokens)
+    plan = cut_shards(samples, shard_tokens=shard_tokens)
     for split in ("train", "heldout"):
         shards = [shard for shard in plan.shards if shard.split == split]
         wanted = [sample.sample_id for sample in samples if sample.split == split]
@@ -66,7 +66,7 @@ def test_every_sample_once_in_order_in_shards_of_about_equal_size(
             assert all(abs(size - sum(sizes) / count) <= longest for size in sizes)
     splits = [shard.split for shard in plan.shards]
     assert splits == sorted(splits, reverse=True)  # train before held-out, as in rows.bin
-    assert make_plan(samples, shard_tokens=shard_tokens) == plan
+    assert cut_shards(samples, shard_tokens=shard_tokens) == plan
 
 
 @given(
@@ -90,14 +90,14 @@ def test_the_cut_is_that_of_the_plain_rule(
     wanted = [group for group in groups if group]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "_BLOCK", block)
-        plan = make_plan(_samples(lengths, len(lengths) + 1), shard_tokens=shard_tokens)
+        plan = cut_shards(_samples(lengths, len(lengths) + 1), shard_tokens=shard_tokens)
         assert [list(shard.samples.sample_ids()) for shard in plan.shards] == wanted
         shards = json.loads(plan.to_bytes({}))["shards"]
         assert [shard["samples_sha256"] for shard in shards] == [fingerprint(ids) for ids in wanted]
 
 
 def _plan(*lengths: int, shard_tokens: int = 20):  # type: ignore[no-untyped-def]
-    return make_plan(_samples(list(lengths)), shard_tokens=shard_tokens)
+    return cut_shards(_samples(list(lengths)), shard_tokens=shard_tokens)
 
 
 def test_plan_file_says_what_is_planned() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from pipeline.cache.codec.spec import CodecSpec
+from pipeline.config import fingerprint
+from pipeline.models.resolved import ResolvedModel
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
-from pipeline.teacher.capture.identity import as_begun
+from pipeline.teacher.capture.identity import as_begun, cache_identity
+from pipeline.teacher.engines.base import EngineInfo
 from pipeline.teacher.estimate import expected_entries
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.device import SparseScheme
@@ -53,7 +57,7 @@ def test_an_empty_grid() -> None:
         CaptureSettings.model_validate({"temperatures": ()})
 
 
-def test_the_calibration_is_in_the_identity_and_can_be_taken_out() -> None:
+def test_fitted_tau_is_in_the_identity_and_can_be_taken_out() -> None:
     before = scheme(scheme="threshold", mean_entries=12)
     after = SparseScheme(
         0, before.temperatures, InclusionRule((1.0, 2.0), (0.07, 0.035)), before.quantisation, 12,
@@ -95,3 +99,59 @@ def test_mistakes_of_several_fields_are_told_together() -> None:
         )
     wrong = {error["loc"] for error in caught.value.errors()}
     assert wrong == {("scheme",), ("temperatures",), ("tau",)}
+
+
+class _Tokenizer:
+    """As much of one as its fingerprint takes."""
+
+    def __init__(self, *words: str) -> None:
+        self._vocabulary = {word: number for number, word in enumerate(words)}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._vocabulary
+
+    def __len__(self) -> int:
+        return len(self._vocabulary)
+
+
+_PARTS: dict[str, Any] = {
+    "teacher": ResolvedModel("name", Path("/somewhere"), "revision"),
+    "engine": EngineInfo("vllm", "1.0", "float32", "cpu"),
+    "tokenizer": _Tokenizer("a", "b"),
+    "corpus_identity": {"rows": 3},
+    "scheme": SparseScheme(4, (1.0, 2.0)),
+    "spec": CodecSpec(600),
+    "shard_tokens": 1000,
+    "batch_tokens": 2048,
+    "head_rows": 256,
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("teacher", ResolvedModel("another", Path("/somewhere"), "revision")),
+        ("teacher", ResolvedModel("name", Path("/somewhere"), "another")),
+        ("engine", EngineInfo("transformers", "1.0", "float32", "cpu")),
+        ("engine", EngineInfo("vllm", "1.1", "float32", "cpu")),
+        ("engine", EngineInfo("vllm", "1.0", "bfloat16", "cpu")),
+        ("engine", EngineInfo("vllm", "1.0", "float32", "cuda")),
+        ("tokenizer", _Tokenizer("a", "c")),
+        ("corpus_identity", {"rows": 4}),
+        ("scheme", SparseScheme(5, (1.0, 2.0))),
+        ("scheme", SparseScheme(4, (1.0, 2.5))),
+        ("spec", CodecSpec(601)),
+        ("shard_tokens", 1001),
+        ("batch_tokens", 1024),
+        ("head_rows", 128),
+    ],
+)
+def test_what_decides_the_last_bits_changes_the_identity(part: str, other: Any) -> None:
+    before = fingerprint(cache_identity(**_PARTS))
+    assert fingerprint(cache_identity(**_PARTS)) == before
+    assert fingerprint(cache_identity(**_PARTS | {part: other})) != before
+
+
+def test_where_the_files_are_does_not_change_the_identity() -> None:
+    moved = ResolvedModel("name", Path("/elsewhere"), "revision")
+    assert cache_identity(**_PARTS | {"teacher": moved}) == cache_identity(**_PARTS)

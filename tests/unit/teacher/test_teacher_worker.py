@@ -6,54 +6,63 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.io.writer import commit_shard
 from pipeline.cache.layout.manifest import ShardRecord, checksum, shard_name
+from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_rows, read_quarantined_rows
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import ModelError, StoreError
+from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.storage import Store
-from pipeline.teacher.capture.plan import PlannedShard
-from pipeline.teacher.capture.worker import ShardMaker, make_all
+from pipeline.teacher.capture import task as task_module
+from pipeline.teacher.capture import worker as worker_module
+from pipeline.teacher.capture.plan import PlannedShard, WorkPlan
+from pipeline.teacher.capture.task import CaptureTask
+from pipeline.teacher.capture.worker import CaptureWorker
 from pipeline.teacher.engines.base import CaptureRequest
 from pipeline.teacher.engines.transformers import TransformersEngine, padding_share
-from pipeline.teacher.fleet.leases import CLAIMS, ClaimBoard
-from pipeline.teacher.fleet.quarantine import GuardedEngine
+from pipeline.teacher.fleet.leases import LEASES, LeaseBoard
+from pipeline.teacher.fleet.quarantine import EngineLost, GuardedEngine
+from pipeline.teacher.settings import CaptureSettings
+from pipeline.teacher.sparsify.device import SparseScheme
 
 ROWS, TOKENS = 3, 10
+SCHEME = SparseScheme(1, (1.0,))
 
 
-def _shards(count: int) -> list[PlannedShard]:
+def _shards(count: int) -> tuple[PlannedShard, ...]:
     def sample(shard: int, row: int) -> Sample:
         loss_mask = np.arange(TOKENS) > 3
-        name = f"{shard:016x}{row:016x}"
-        return Sample(name, "train", np.arange(TOKENS, dtype=np.int32), loss_mask, shard, row)
+        return Sample(
+            _id(shard, row), "train", np.arange(TOKENS, dtype=np.int32), loss_mask, 0, row
+        )
 
-    return [
+    return tuple(
         PlannedShard("train", index, SampleTable.of([sample(index, row) for row in range(ROWS)]))
         for index in range(count)
-    ]
+    )
 
 
-def _requests(shard: PlannedShard) -> list[CaptureRequest]:
-    return [
-        CaptureRequest(s.sample_id, s.input_ids, np.flatnonzero(s.loss_mask) - 1)
-        for s in shard.samples
-    ]
+def _id(shard: int, row: int) -> str:
+    return f"{shard:016x}{row:016x}"
 
 
 class Engine:
-    """Answers with zeros; counts what it has handed out and is still held."""
+    """Answers with zeros; NaN or an error for some rows; notes when its calls ran."""
 
     vocab_size = 32
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self, seconds: float = 0.0, *, nan: Any = (), raises: Any = ()) -> None:
         self.seconds = seconds
+        self.nan, self.raises = set(nan), set(raises)
         self.spans: list[tuple[float, float]] = []
         self.calls = 0
 
@@ -62,37 +71,27 @@ class Engine:
         begun = time.monotonic()
         time.sleep(self.seconds)
         self.spans.append((begun, time.monotonic()))
+        if any(request.sample_id in self.raises for request in requests):
+            raise RuntimeError("index out of range")
         if on_tokens is not None:
             on_tokens(sum(r.input_ids_L.size for r in requests))
-        return [np.zeros((r.rows_N.size, 4), np.float32) for r in requests]
+        fill = [np.nan if r.sample_id in self.nan else 0 for r in requests]
+        shapes = [(r.rows_N.size, SCHEME.num_columns) for r in requests]
+        return [np.full(s, value, np.float32) for s, value in zip(shapes, fill, strict=True)]
 
     def close(self) -> None:
         return
 
 
-def _maker(
-    store: Store, board: ClaimBoard, engine: Engine, shards: list[PlannedShard], **options: Any
-) -> tuple[ShardMaker, list[tuple[float, float]]]:
-    writes: list[tuple[float, float]] = []
-    pause = options.pop("write_s", 0.0)
-
-    def write(shard: PlannedShard, columns: Any, failed: frozenset[str]) -> ShardRecord:
-        begun = time.monotonic()
-        time.sleep(pause)
-        data = f"{shard.name} without {len(failed)}".encode()
-        record = ShardRecord(
-            split="train", index=shard.index, path=shard_name("train", shard.index),
-            rows=len(columns), tokens=ROWS * TOKENS, loss_tokens=1, entries=1, bytes=len(data),
-            xxh3_128=checksum(data), kept_mass=1.0, entropy=0.0,
-        )  # fmt: skip
-        commit_shard(store, record, data)
-        writes.append((begun, time.monotonic()))
-        return record
-
-    settings: dict[str, Any] = {"tries": 2, "most_failed": 1, "bytes_per_token": 0.0, **options}
-    progress = Progress(None, enabled=False)
-    maker = ShardMaker(lambda: engine, _requests, write, board, progress, shards=shards, **settings)
-    return maker, writes
+def _encode(_task: Any, shard: PlannedShard, columns: Any, quarantined: Any) -> Any:
+    """Stand for the codec, which is compiled at its first use."""
+    data = f"{shard.name} without {sorted(quarantined)}".encode()
+    record = ShardRecord(
+        split="train", index=shard.index, path=shard_name("train", shard.index),
+        rows=len(columns), tokens=ROWS * TOKENS, loss_tokens=1, entries=1, bytes=len(data),
+        xxh3_128=checksum(data), kept_mass=1.0, entropy=0.0,
+    )  # fmt: skip
+    return record, data
 
 
 @pytest.fixture
@@ -100,94 +99,224 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def new_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CaptureWorker]:
+    """Return a maker of workers over an engine, and let commits take `write_s`."""
+
+    def new(
+        board: LeaseBoard, engine: Engine, shards: tuple[PlannedShard, ...], **options: Any
+    ) -> CaptureWorker:
+        settings = CaptureSettings(tries=2, max_quarantined_fraction=options.pop("most", 0.0))
+        pause = options.pop("write_s", 0.0)
+
+        def slow_commit(*args: Any) -> None:
+            time.sleep(pause)
+            commit_shard(*args)
+
+        monkeypatch.setattr(task_module, "open_engine", lambda *_, **__: engine)
+        monkeypatch.setattr(worker_module, "encode_columns", _encode)
+        monkeypatch.setattr(worker_module, "commit_shard", slow_commit)
+        model = SimpleNamespace(path=None)
+        teacher: Any = SimpleNamespace(settings=None, model=model, max_length=0)
+        corpus: Any = None
+        plan, spec = WorkPlan(shards), CodecSpec(32)
+        task = CaptureTask(teacher, settings, corpus, plan, SCHEME, spec, {"a": 1})
+        progress = Progress(None, enabled=False)
+        return CaptureWorker(task, board, progress, Shares(), **options)
+
+    return new
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """Return when each shard was encoded and committed."""
+    found: list[tuple[float, float]] = []
+    real = CaptureWorker._write
+
+    def write(self: Any, *args: Any) -> None:
+        begun = time.monotonic()
+        real(self, *args)
+        found.append((begun, time.monotonic()))
+
+    monkeypatch.setattr(CaptureWorker, "_write", write)
+    return found
+
+
 def _overlap(span: tuple[float, float], others: list[tuple[float, float]]) -> float:
     return sum(max(0.0, min(span[1], b) - max(span[0], a)) for a, b in others)
 
 
-def test_writes_overlap_the_teacher_and_one_shard_waits(store: Store) -> None:
-    board, engine, shards = ClaimBoard(store, "w", 60), Engine(0.3), _shards(5)
-    maker, writes = _maker(store, board, engine, shards, write_s=0.3)
-    with maker:
-        make_all(shards, board, maker)
+def test_writes_overlap_the_teacher_and_one_shard_waits(
+    store: Store, new_worker: Callable[..., CaptureWorker], writes: list[tuple[float, float]]
+) -> None:
+    board, engine, shards = LeaseBoard(store, "w", 60), Engine(0.3), _shards(5)
+    with new_worker(board, engine, shards, write_s=0.3) as worker:
+        worker.run()
     # Each write but the last runs while the teacher has the next shard.
     overlapped = [_overlap(span, engine.spans) / (span[1] - span[0]) for span in writes[:-1]]
     assert min(overlapped) > 0.5
     # A slow store holds the teacher back: never more than two shards between call and commit.
     engine, store_2 = Engine(0.0), Store(f"{store.root}-slow")
-    board = ClaimBoard(store_2, "w", 60)
-    maker, writes = _maker(store_2, board, engine, shards, write_s=0.05)
-    with maker:
-        make_all(shards, board, maker)
+    writes.clear()
+    with new_worker(LeaseBoard(store_2, "w", 60), engine, shards, write_s=0.05) as worker:
+        worker.run()
     for number, (begun, _) in enumerate(engine.spans):
         committed = sum(end <= begun for _, end in writes)
         assert number - committed <= 2
 
 
-def test_the_disk_is_said_to_be_almost_full_before_the_teacher_works(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+def test_the_last_shard_is_not_waited_for_as_if_it_were_anothers(
+    store: Store, new_worker: Callable[..., CaptureWorker]
 ) -> None:
-    board, engine, shards = ClaimBoard(store, "w", 60), Engine(), _shards(4)
-    maker, _ = _maker(store, board, engine, shards, bytes_per_token=1000.0)
-    free = iter([10**9, 10**9, 50_000])  # two shards of 30 tokens and 1,000 bytes need 60,000
+    waits: list[float] = []
+    board = LeaseBoard(store, "w", 60)
+    with new_worker(board, Engine(), _shards(2), write_s=0.1) as worker:
+        worker.run(wait=waits.append)
+    assert waits == []
+
+
+def test_the_disk_is_said_to_be_almost_full_before_the_teacher_works(
+    store: Store, new_worker: Callable[..., CaptureWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, engine, shards = LeaseBoard(store, "w", 60), Engine(), _shards(4)
+    worker = new_worker(board, engine, shards, bytes_per_token=1e6)
+    free = iter([10**9, 10**9, 50_000_000])  # two shards of 30 tokens and 1 MB need 60 MB
     monkeypatch.setattr(store, "free_bytes", lambda: next(free))
-    wanted = r"almost full .shard train-.* needs about 0.1 MB.*free"
-    with pytest.raises(StoreError, match=wanted), maker:
-        make_all(shards, board, maker)
+    wanted = r"almost full .shard train-.* needs about 60.0 MB.*free"
+    with pytest.raises(StoreError, match=wanted), worker:
+        worker.run()
     assert engine.calls == 2
     assert len(store.list("_meta/shards")) == 2, "what was captured is committed first"
-    assert all(b"given up" in store.read(f"{CLAIMS}/{name}") for name in store.list(CLAIMS))
-    assert board.attempts(), "the shard that was not made is free at once"
+    assert all(b"given up" in store.read(f"{LEASES}/{name}") for name in store.list(LEASES))
+    assert board.attempts(), "the shard that was not captured is free at once"
 
 
-def test_an_overtaken_worker_does_not_write_over_what_is_there(store: Store) -> None:
-    board, engine, shards = ClaimBoard(store, "w", 60), Engine(), _shards(1)
-    maker, writes = _maker(store, board, engine, shards)
-    claim = board.try_claim("train-00000", None)
-    assert claim is not None
-    with maker:
-        maker.make(shards[0], claim)
-        maker.flush()
-        assert len(writes) == 1
-        again = board.try_claim("train-00000", None)
-        assert again is not None
-        maker.make(shards[0], again)
-        maker.flush()
-        assert len(writes) == 1
-    assert store.list(CLAIMS) == []
+def test_an_overtaken_worker_does_not_write_over_what_is_there(
+    store: Store, new_worker: Callable[..., CaptureWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, shards = LeaseBoard(store, "w", 60), _shards(1)
+    worker = new_worker(board, Engine(), shards)
+    commits: list[ShardRecord] = []
+    real = worker_module.commit_shard
+
+    def commit(store: Store, record: ShardRecord, data: bytes) -> None:
+        commits.append(record)
+        real(store, record, data)
+
+    monkeypatch.setattr(worker_module, "commit_shard", commit)
+    with worker:
+        for _ in range(2):
+            lease = board.try_lease("train-00000", None)
+            assert lease is not None
+            worker.make(shards[0], lease)
+            worker.flush()
+            assert len(commits) == 1
+    assert store.list(LEASES) == []
+
+
+def test_an_overtaken_worker_does_not_contradict_the_list_of_quarantined_rows(
+    store: Store, new_worker: Callable[..., CaptureWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its columns are those of three rows, the list by now names one of them."""
+    board, shards = LeaseBoard(store, "w", 60), _shards(1)
+    worker = new_worker(board, Engine(), shards)
+    real = Engine.capture
+
+    def paused(self: Engine, requests: Any, **options: Any) -> Any:
+        columns = real(self, requests, **options)
+        quarantine_rows(store, "train-00000", [QuarantinedRow(_id(0, 1), "failed elsewhere", 2)])
+        return columns
+
+    monkeypatch.setattr(Engine, "capture", paused)
+    lease = board.try_lease("train-00000", None)
+    assert lease is not None
+    with worker:
+        worker.make(shards[0], lease)
+        worker.flush()
+        assert store.list("_meta/shards") == []
+        assert b"given up" in store.read(lease.path), "the shard is free at once"
+        # The next attempt goes by the list.
+        worker.run()
+    assert len(store.list("_meta/shards")) == 1
+    (name,) = store.list("_meta/shards")
+    assert b'"rows": 2' in store.read(f"_meta/shards/{name}")
+
+
+def test_rows_of_an_earlier_attempt_do_not_count_twice_against_the_limit(
+    store: Store, new_worker: Callable[..., CaptureWorker]
+) -> None:
+    """One row is allowed; the attempt that died had listed it, this one finds it beside another."""
+    board, shards = LeaseBoard(store, "w", 60), _shards(1)
+    quarantine_rows(store, "train-00000", [QuarantinedRow(_id(0, 0), "failed before", 2)])
+    engine = Engine(raises=[_id(0, 0), _id(0, 1)])
+    with new_worker(board, engine, shards, most=0.7) as worker:  # two of three rows
+        worker.run()
+    assert {row.sample_id for row in read_quarantined_rows(store, "train-00000")} == {
+        _id(0, 0),
+        _id(0, 1),
+    }
+
+
+def test_rows_of_other_shards_count_against_the_limit(
+    store: Store, new_worker: Callable[..., CaptureWorker]
+) -> None:
+    shards = _shards(2)
+    quarantine_rows(store, "train-00001", [QuarantinedRow(_id(1, 0), "failed before", 2)])
+    engine = Engine(raises=[_id(0, 0), _id(1, 0)])
+    worker = new_worker(LeaseBoard(store, "w", 60), engine, shards)
+    with pytest.raises(ModelError, match=r"2 of 6 rows fail.*at most 1"), worker:
+        worker.run()
+
+
+def test_a_first_shard_of_nan_is_a_broken_teacher_and_no_lost_engine() -> None:
+    """A lost engine counts as a try of the shard; a teacher that never was right does not."""
+    rows = _shards(2)[0].requests()
+    others = _shards(2)[1].requests()
+    engine = Engine(nan=[request.sample_id for request in [*rows, *others]])
+    guarded = GuardedEngine(engine, tries=2, witnesses=lambda: others)
+    with pytest.raises(ModelError, match="answers for no row") as caught:
+        guarded.capture(rows)
+    assert not isinstance(caught.value, EngineLost)
+    # The same engine after it has answered once is lost.
+    engine.nan.clear()
+    guarded.capture(rows)
+    engine.nan |= {request.sample_id for request in [*rows, *others]}
+    with pytest.raises(EngineLost):
+        guarded.capture(rows)
 
 
 def test_listings_stay_few_where_shards_are_many_and_long(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, new_worker: Callable[..., CaptureWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board, engine, shards = ClaimBoard(store, "w", 60), Engine(), _shards(200)
-    maker, _ = _maker(store, board, engine, shards)
+    shards = _shards(200)
+    worker = new_worker(LeaseBoard(store, "w", 60), Engine(), shards)
     lists: list[str] = []
     real = store.list
     monkeypatch.setattr(store, "list", lambda folder: (lists.append(folder), real(folder))[1])
-    with maker:
-        make_all(shards, board, maker)
+    with worker:
+        worker.run()
     assert len(lists) <= 2 * 201 + 10
 
 
-def test_waiting_for_others_ends_when_they_are_done(store: Store) -> None:
+def test_waiting_for_others_ends_when_they_are_done(
+    store: Store, new_worker: Callable[..., CaptureWorker]
+) -> None:
     shards = _shards(3)
-    other = ClaimBoard(store, "other", 60)
-    theirs = other.try_claim("train-00001", None)
+    other = LeaseBoard(store, "other", 60)
+    theirs = other.try_lease("train-00001", None)
     assert theirs is not None
-    board, engine = ClaimBoard(store, "w", 60), Engine()
-    maker, _ = _maker(store, board, engine, shards)
+    engine = Engine()
     waits: list[float] = []
 
     def wait(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 3:
-            their_maker, _ = _maker(store, other, Engine(), shards)
-            with their_maker:
-                their_maker.make(shards[1], theirs)
-                their_maker.flush()
+            with new_worker(other, Engine(), shards) as their_worker:
+                their_worker.make(shards[1], theirs)
+                their_worker.flush()
 
-    with maker:
-        make_all(shards, board, maker, wait=wait)
+    with new_worker(LeaseBoard(store, "w", 60), engine, shards) as worker:
+        worker.run(wait=wait)
     assert len(waits) == 3
     assert engine.calls == 2
     assert len(store.list("_meta/shards")) == 3
@@ -202,34 +331,36 @@ def test_tokens_are_reported_once_however_often_they_are_computed() -> None:
                 raise RuntimeError("in passing")
             return super().capture(requests, on_tokens=on_tokens)
 
-    told: list[int] = []
-    guarded = GuardedEngine(Flaky(), tries=3, elsewhere=list)
-    answered = guarded.capture(_requests(_shards(1)[0]), on_tokens=told.append)
-    assert answered.failed == ()
-    assert told == [20, 10]
+    reported: list[int] = []
+    guarded = GuardedEngine(Flaky(), tries=3, witnesses=list)
+    answered = guarded.capture(_shards(1)[0].requests(), on_tokens=reported.append)
+    assert answered.quarantined == ()
+    assert reported == [20, 10]
 
 
-def test_an_engine_that_fails_only_for_the_whole_is_said_so() -> None:
+def test_an_engine_that_fails_only_for_all_rows_is_said_so() -> None:
     class Small(Engine):
         def capture(self, requests: Any, *, on_tokens: Any = None) -> Any:
             if len(requests) == ROWS:
                 raise RuntimeError("out of memory")
             return super().capture(requests)
 
-    guarded = GuardedEngine(Small(), tries=2, elsewhere=list)
+    guarded = GuardedEngine(Small(), tries=2, witnesses=list)
     with pytest.raises(ModelError, match=r"fails for 3 rows together.*out of memory.*lower"):
-        guarded.capture(_requests(_shards(1)[0]))
+        guarded.capture(_shards(1)[0].requests())
 
 
-def test_a_stuck_writer_does_not_keep_the_process(store: Store) -> None:
-    board, shards = ClaimBoard(store, "w", 60), _shards(2)
-    maker, _ = _maker(store, board, Engine(), shards, write_s=60)
-    claim = board.try_claim("train-00000", None)
-    assert claim is not None
+def test_a_stuck_writer_does_not_keep_the_process(
+    store: Store, new_worker: Callable[..., CaptureWorker]
+) -> None:
+    board, shards = LeaseBoard(store, "w", 60), _shards(2)
+    worker = new_worker(board, Engine(), shards, write_s=60)
+    lease = board.try_lease("train-00000", None)
+    assert lease is not None
 
     def stop_in_the_middle() -> None:
-        with maker:
-            maker.make(shards[0], claim)
+        with worker:
+            worker.make(shards[0], lease)
             raise KeyboardInterrupt
 
     begun = time.monotonic()

@@ -1,9 +1,9 @@
-"""What claims cost: 64 claimers on 5,000 empty shards, and two workers against one on a teacher.
+"""What leases cost: 64 workers on 5,000 empty shards, and two workers against one on a teacher.
 
-    python -m tests.bench.claims
+    python -m tests.bench.leases
 
-Ends with `FIGURE claim_overhead_percent`: of the CPU time of two workers that make shards (teacher,
-encoding, writing and all), the part that goes into claims, heartbeats, take-overs and listings.
+Ends with `FIGURE lease_overhead_percent`: of the CPU time of two workers that make shards (teacher,
+encoding, writing and all), the part that goes into leases, heartbeats, take-overs and listings.
 """
 
 from __future__ import annotations
@@ -32,70 +32,60 @@ from pipeline.corpus.table import SampleTable
 from pipeline.observe.shares import Shares
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import PlannedShard
-from pipeline.teacher.capture.worker import make_all
-from pipeline.teacher.fleet.leases import CLAIMS, Claim, ClaimBoard, worker_name
+from pipeline.teacher.fleet.leases import LEASES, LeaseBoard
+from pipeline.teacher.fleet.processes import worker_name
+from pipeline.teacher.fleet.queue import leased_work
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEASE_S = 120.0
 
 
-class EmptyMaker:
-    """Commits shards of no content as fast as it gets them."""
-
-    def __init__(self, board: ClaimBoard, log: Path) -> None:
-        self._board = board
-        self._log = log.open("a")
-        self.shares = Shares()
-
-    def make(self, shard: PlannedShard, claim: Claim) -> None:
-        print(shard.name, file=self._log, flush=True)
-        record = ShardRecord(
-            split=shard.split, index=shard.index, path=shard_name(shard.split, shard.index),
-            rows=0, tokens=0, loss_tokens=0, entries=0, bytes=1, xxh3_128=checksum(b"x"),
-            kept_mass=0.0, entropy=0.0,
-        )  # fmt: skip
-        # As `commit_shard` does, but not synced: the disk's syncs are not what claims cost.
-        store = self._board.store
-        store.write(record.path, b"x", once=True)
-        store.write(record_name(shard.split, shard.index), encode_record(record), once=True)
-        self._board.done(claim)
-
-    def flush(self) -> None:
-        return
+def _commit_empty(shard: PlannedShard, store: Store) -> None:
+    record = ShardRecord(
+        split=shard.split, index=shard.index, path=shard_name(shard.split, shard.index),
+        rows=0, tokens=0, loss_tokens=0, entries=0, bytes=1, xxh3_128=checksum(b"x"),
+        kept_mass=0.0, entropy=0.0,
+    )  # fmt: skip
+    # As `commit_shard` does, but not synced: the disk's syncs are not what leases cost.
+    store.write(record.path, b"x", once=True)
+    store.write(record_name(shard.split, shard.index), encode_record(record), once=True)
 
 
-def _claimer(folder: Path, shards: int, number: int, go: Any) -> None:
+def _commit_all(folder: Path, shards: int, number: int, go: Any) -> None:
     nothing = SampleTable.of([])
     planned = [PlannedShard("train", index, nothing) for index in range(shards)]
-    board = ClaimBoard(Store(str(folder / "cache")), worker_name(), LEASE_S)
+    board = LeaseBoard(Store(str(folder / "cache")), worker_name(), LEASE_S)
     go.wait()
-    with board.beating():
-        make_all(planned, board, EmptyMaker(board, folder / f"{number}.log"))  # type: ignore[arg-type]
+    with board.beating(), (folder / f"{number}.log").open("a") as log:
+        for shard, lease in leased_work(planned, "_meta/shards", board, shares=Shares()):
+            print(shard.name, file=log, flush=True)
+            _commit_empty(shard, board.store)
+            board.done(lease)
     board.sweep()
 
 
-def claim_all(folder: Path, *, claimers: int, shards: int) -> float:
-    """Let processes claim all shards; return claims per second, and fail on a double claim."""
+def lease_all(folder: Path, *, workers: int, shards: int) -> float:
+    """Let processes lease all shards; return leases per second, and fail on a double lease."""
     folder.mkdir()
     context = multiprocessing.get_context("fork")
-    go = context.Barrier(claimers + 1)
-    workers = [
-        context.Process(target=_claimer, args=(folder, shards, number, go))
-        for number in range(claimers)
+    go = context.Barrier(workers + 1)
+    processes = [
+        context.Process(target=_commit_all, args=(folder, shards, number, go))
+        for number in range(workers)
     ]
-    for worker in workers:
-        worker.start()
+    for process in processes:
+        process.start()
     go.wait()
     begun = time.monotonic()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
     took = time.monotonic() - begun
     made = Counter(name for log in folder.glob("*.log") for name in log.read_text().split())
     assert len(made) == shards, f"{shards - len(made)} shards were not made"
     double = sum(count - 1 for count in made.values())
-    assert not double, f"{double} double claims"
-    assert not list((folder / "cache" / CLAIMS).iterdir())
+    assert not double, f"{double} double leases"
+    assert not list((folder / "cache" / LEASES).iterdir())
     return shards / took
 
 
@@ -114,25 +104,25 @@ def _measured(into: Counter[str], name: str, call: Callable[..., Any]) -> Callab
 
 
 def measured_worker(result: Path, flags: list[str]) -> None:
-    """Run stage one in this process and write what its claims and the whole loop cost."""
+    """Run stage one in this process and write what its leases and the whole loop cost."""
     from pipeline.errors import run_command
-    from pipeline.teacher.capture import run as capture
-    from pipeline.teacher.fleet import leases as claims
+    from pipeline.teacher.capture.worker import CaptureWorker
+    from pipeline.teacher.fleet import leases
     from stages.cache_teacher import main
 
     spent: Counter[str] = Counter()
-    for name in ("attempts", "try_claim", "bad_ends", "beat", "done"):
-        method = getattr(claims.ClaimBoard, name)
-        setattr(claims.ClaimBoard, name, _measured(spent, "claims", method))
+    for name in ("attempts", "try_lease", "bad_ends", "beat", "done"):
+        method = getattr(leases.LeaseBoard, name)
+        setattr(leases.LeaseBoard, name, _measured(spent, "leases", method))
     listing = Store.list
 
     def list_records(self: Store, folder: str) -> list[str]:
-        # The claims' folder is listed by `attempts`, which is measured already.
-        wrapped = _measured(spent, "claims", listing) if folder == "_meta/shards" else listing
+        # The leases' folder is listed by `attempts`, which is measured already.
+        wrapped = _measured(spent, "leases", listing) if folder == "_meta/shards" else listing
         return list(wrapped(self, folder))
 
     Store.list = list_records  # type: ignore[method-assign]
-    real = capture.make_all
+    real = CaptureWorker.run
 
     def all_made(*args: Any, **options: Any) -> None:
         begun = time.process_time()
@@ -140,7 +130,7 @@ def measured_worker(result: Path, flags: list[str]) -> None:
         real(*args, **options)
         spent["loop"] = time.process_time() - begun  # type: ignore[assignment]
 
-    capture.make_all = all_made
+    CaptureWorker.run = all_made  # type: ignore[method-assign]
     assert run_command(lambda: main(flags)) == 0
     result.write_text(json.dumps(spent))
 
@@ -163,7 +153,7 @@ def teacher_runs(
     results = [folder / f"{workers}-{number}.json" for number in range(workers)]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.claims", "--measured", str(result), *flags],
+            [sys.executable, "-m", "tests.bench.leases", "--measured", str(result), *flags],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
@@ -186,23 +176,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=5000)
-    parser.add_argument("--claimers", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--shard_tokens", type=int, default=10_000)
     chosen = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="bench-claims-") as name:
+    with tempfile.TemporaryDirectory(prefix="bench-leases-") as name:
         folder = Path(name)
-        print(f"{chosen.shards} empty shards, each claimed, committed and recorded, on local disk")
-        print(f"{'claimers':>10} {'claims/s':>10} {'to one':>8}  double")
-        one = claim_all(folder / "one", claimers=1, shards=max(1, chosen.shards // 5))
+        print(f"{chosen.shards} empty shards, each leased, committed and recorded, on local disk")
+        print(f"{'workers':>10} {'leases/s':>10} {'to one':>8}  double")
+        one = lease_all(folder / "one", workers=1, shards=max(1, chosen.shards // 5))
         print(f"{1:>10} {one:>10.0f} {1:>8.2f}  none")
-        many = claim_all(folder / "many", claimers=chosen.claimers, shards=chosen.shards)
-        print(f"{chosen.claimers:>10} {many:>10.0f} {many / one:>8.2f}  none")
+        many = lease_all(folder / "many", workers=chosen.workers, shards=chosen.shards)
+        print(f"{chosen.workers:>10} {many:>10.0f} {many / one:>8.2f}  none")
         (folder / "runs").mkdir()
         print()
         print(f"tiny teacher, shards of {chosen.shard_tokens} tokens (the default is 1,000,000)")
-        print(f"{'workers':>10} {'shards':>7} {'CPU to one':>11} {'ms of claims/shard':>19} "
-              f"{'claims, %':>10}")  # fmt: skip
+        print(f"{'workers':>10} {'shards':>7} {'CPU to one':>11} {'ms of leases/shard':>19} "
+              f"{'leases, %':>10}")  # fmt: skip
         share, first = 0.0, 0.0
         for workers in (1, 2):
             run = teacher_runs(
@@ -212,12 +202,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 workers=workers,
             )
             first = first or run["loop"]
-            share = 100 * run["claims"] / run["loop"]
+            share = 100 * run["leases"] / run["loop"]
             print(
                 f"{workers:>10} {run['shards']:>7.0f} {run['loop'] / first:>11.2f} "
-                f"{1000 * run['claims'] / run['shards']:>19.2f} {share:>10.3f}"
+                f"{1000 * run['leases'] / run['shards']:>19.2f} {share:>10.3f}"
             )
-    print(f"FIGURE claim_overhead_percent {share:.3f}")
+    print(f"FIGURE lease_overhead_percent {share:.3f}")
     return 0
 
 

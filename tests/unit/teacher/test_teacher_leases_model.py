@@ -1,4 +1,4 @@
-"""A fleet as a state machine: claims, beats, take-overs, commits, deaths, on a store that fails.
+"""A fleet as a state machine: leases, beats, take-overs, commits, deaths, on a store that fails.
 
 Each worker has its own board over one in-memory store whose calls raise, lose their answers or cut
 writes short. Whatever happens, no shard is lost and none is committed with other bytes.
@@ -28,7 +28,7 @@ from pipeline.cache.layout.manifest import (
 from pipeline.errors import StoreError
 from pipeline.storage import Store
 from pipeline.storage import store as store_module
-from pipeline.teacher.fleet.leases import CLAIMS, Claim, ClaimBoard
+from pipeline.teacher.fleet.leases import LEASES, Lease, LeaseBoard
 
 LEASE_S = 10.0
 SHARDS = {"train-00000": ("train", 0), "heldout-00000": ("heldout", 0)}
@@ -86,33 +86,33 @@ class FaultyMemory:
 class Worker:
     """One process."""
 
-    board: ClaimBoard
-    holding: dict[str, Claim] = field(default_factory=dict)
+    board: LeaseBoard
+    holding: dict[str, Lease] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
     paused: bool = False
 
 
 class Fleet(RuleBasedStateMachine):
-    """Workers that claim, beat, commit, pause and die, compared with what must always hold."""
+    """Workers that lease, beat, commit, pause and die, compared with what must always hold."""
 
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(store_module.time, "sleep", lambda _seconds: None)
-        self.url = f"memory://claims-model-{next(_numbers)}"
+        self.url = f"memory://leases-model-{next(_numbers)}"
         self.raw = Store(self.url)
         self.faults = Faults()
         self.now = 0.0
         self.workers: dict[str, Worker] = {}
-        self.last_sign: dict[Claim, float] = {}
-        self.given_up: set[Claim] = set()
+        self.last_sign: dict[Lease, float] = {}
+        self.given_up: set[Lease] = set()
         self.recorded: set[str] = set()
 
-    def _new_board(self, name: str, *, faulty: bool = True) -> ClaimBoard:
+    def _new_board(self, name: str, *, faulty: bool = True) -> LeaseBoard:
         store = Store(self.url)
         if faulty:
             store._fs = FaultyMemory(store._fs, self.faults)
-        return ClaimBoard(
+        return LeaseBoard(
             store, f"{name}-{next(_numbers)}", LEASE_S, lambda: self.now, is_dead=lambda _: False
         )
 
@@ -124,10 +124,10 @@ class Fleet(RuleBasedStateMachine):
     shards = st.sampled_from(sorted(SHARDS))
 
     @rule(name=names, stale=st.booleans())
-    def claim(self, name: str, stale: bool) -> None:
+    def lease(self, name: str, stale: bool) -> None:
         """One round: a new worker, or one that has time, tries every shard.
 
-        With a stale listing it has not seen what others claimed meanwhile.
+        With a stale listing it has not seen what others leased meanwhile.
         """
         worker = self.workers.setdefault(name, Worker(self._new_board(name)))
         if worker.paused:
@@ -137,19 +137,19 @@ class Fleet(RuleBasedStateMachine):
             for shard in SHARDS:
                 if shard in worker.holding:
                     continue
-                claim = worker.board.try_claim(shard, newest.get(shard))
-                if claim is not None:
-                    self._check_take_over(claim)
-                    worker.holding[shard] = claim
-                    self.last_sign[claim] = self.now
+                lease = worker.board.try_lease(shard, newest.get(shard))
+                if lease is not None:
+                    self._check_take_over(lease)
+                    worker.holding[shard] = lease
+                    self.last_sign[lease] = self.now
 
-    def _check_take_over(self, claim: Claim) -> None:
+    def _check_take_over(self, lease: Lease) -> None:
         """Whoever else holds the shard has given no sign for a whole lease, or let go."""
         for other in self.workers.values():
-            their = other.holding.get(claim.shard)
-            if their is None or claim.shard in self._really_recorded():
+            their = other.holding.get(lease.shard)
+            if their is None or lease.shard in self._really_recorded():
                 continue
-            assert their.attempt < claim.attempt
+            assert their.attempt < lease.attempt
             assert self.now - self.last_sign[their] >= LEASE_S, "taken from a living worker"
 
     @rule(name=names)
@@ -157,11 +157,11 @@ class Fleet(RuleBasedStateMachine):
         worker = self._awake(name)
         if worker is None:
             return
-        before = {claim: self._raw(claim.path) for claim in worker.holding.values()}
+        before = {lease: self._raw(lease.path) for lease in worker.holding.values()}
         worker.board.beat()
-        for claim, content in before.items():
-            if self._raw(claim.path) != content:
-                self.last_sign[claim] = self.now
+        for lease, content in before.items():
+            if self._raw(lease.path) != content:
+                self.last_sign[lease] = self.now
 
     @rule(name=names, shard=shards)
     def write_data(self, name: str, shard: str) -> None:
@@ -225,8 +225,8 @@ class Fleet(RuleBasedStateMachine):
 
     @invariant()
     def no_two_hold_the_same_attempt(self) -> None:
-        claims = [claim for worker in self.workers.values() for claim in worker.holding.values()]
-        assert len(claims) == len(set(claims))
+        leases = [lease for worker in self.workers.values() for lease in worker.holding.values()]
+        assert len(leases) == len(set(leases))
 
     @invariant()
     def what_is_recorded_stays_and_is_right(self) -> None:
@@ -265,16 +265,16 @@ class Fleet(RuleBasedStateMachine):
                 for shard, where in SHARDS.items():
                     if intact_record(last.store, *where, check_bytes=False) is not None:
                         continue
-                    claim = last.try_claim(shard, newest.get(shard))
-                    if claim is not None:
+                    lease = last.try_lease(shard, newest.get(shard))
+                    if lease is not None:
                         last.store.write(_record(shard).path, _data(shard))
                         last.store.write(record_name(*where), encode_record(_record(shard)))
-                        last.done(claim)
+                        last.done(lease)
                 self.now += LEASE_S
             for shard, where in SHARDS.items():
                 assert intact_record(last.store, *where, check_bytes=True) == _record(shard)
             last.sweep()
-            assert last.store.list(CLAIMS) == []
+            assert last.store.list(LEASES) == []
         finally:
             self.patch.undo()
 

@@ -1,7 +1,8 @@
-"""The inclusion rule is scaled to the wanted number of entries, once for all workers."""
+"""The rule is scaled to the wanted number of entries, once for all workers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.errors import CacheError, ConfigError
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise
 from pipeline.storage import Store
-from pipeline.teacher.capture.fit_tau import CALIBRATION, calibrated_scheme, scale_rule
+from pipeline.teacher.capture.fit_tau import FITTED_TAU, fit_scheme, scale_rule
 from pipeline.teacher.sparsify.columns import to_targets
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
@@ -66,20 +67,43 @@ def test_all_workers_agree_and_another_cache_is_refused(tmp_path: Path) -> None:
         return [_columns(scheme, 300)]
 
     def run(wanted: float, *, keep: bool = True) -> SparseScheme:
-        return calibrated_scheme(
+        return fit_scheme(
             scheme, wanted, store=store, samples=samples, identity={"a": 1}, capture=capture,
             keep=keep,
         )  # fmt: skip
 
-    forecast = run(12.0, keep=False)
-    assert not store.exists(CALIBRATION)
+    estimated = run(12.0, keep=False)
+    assert not store.exists(FITTED_TAU)
     first = run(12.0)
-    assert first == forecast
+    assert first == estimated
     assert captured == [5, 5]
     assert run(12.0) == first
     assert len(captured) == 2  # the second worker reads
-    with pytest.raises(CacheError, match="calibrated for another"):
+    with pytest.raises(CacheError, match="its tau was fitted for another"):
         run(13.0)
-    store.write(CALIBRATION, b"{")
+    store.write(FITTED_TAU, b"{")
     with pytest.raises(CacheError, match="damaged"):
         run(12.0)
+
+
+def test_the_loser_of_the_race_keeps_the_winners_result(tmp_path: Path) -> None:
+    """Both found no file; the winner's logits differ in their last bits, and so do its taus."""
+    store = Store(str(tmp_path))
+    scheme = SparseScheme(0, GRID, InclusionRule(GRID, (1 / 10, 1 / 20)))
+    sample = Sample("0" * 32, "train", np.zeros(2, np.int32), np.array([False, True]), 0, 0)
+
+    def fit(capture: Callable[[list[Sample]], list[np.ndarray]]) -> SparseScheme:
+        return fit_scheme(
+            scheme, 12.0, store=store, samples=[sample], identity={"a": 1}, capture=capture
+        )
+
+    won: list[SparseScheme] = []
+
+    def overtaken(_chosen: list[Sample]) -> list[np.ndarray]:
+        won.append(fit(lambda _chosen: [_columns(scheme, 200)]))
+        return [_columns(scheme, 400)]
+
+    lost = fit(overtaken)
+    alone = scale_rule(_columns(scheme, 400), scheme, 12.0)
+    assert alone != won[0].rule
+    assert lost == won[0]

@@ -1,4 +1,4 @@
-"""Prompts that the teacher cannot answer are found, tried often enough, and left out."""
+"""Responses that the teacher fails on are found, tried often enough, and quarantined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import ModelError
 from pipeline.teacher.generation.base import WriteRequest, Written
-from pipeline.teacher.generation.unanswered import write_patiently
+from pipeline.teacher.generation.quarantine import write_or_quarantine
 
 
 class _Teacher:
@@ -52,11 +52,11 @@ def _requests(count: int) -> list[WriteRequest]:
 
 
 @given(st.integers(1, 40), st.data(), st.integers(1, 4))
-def test_exactly_the_bad_ones_are_left_out(count: int, data: st.DataObject, tries: int) -> None:
+def test_exactly_the_bad_ones_are_quarantined(count: int, data: st.DataObject, tries: int) -> None:
     bad = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
     teacher = _Teacher(sorted(bad))
     told: list[int] = []
-    written = write_patiently(teacher, _requests(count), tries=tries, on_responses=told.append)
+    written = write_or_quarantine(teacher, _requests(count), tries=tries, on_responses=told.append)
     for number, one in enumerate(written):
         if number in bad:
             assert one == QuarantinedRow(f"r{number}", "RuntimeError: index out of range", tries)
@@ -71,16 +71,16 @@ def test_exactly_the_bad_ones_are_left_out(count: int, data: st.DataObject, trie
 
 def test_what_passes_leaves_no_trace() -> None:
     teacher = _Teacher([3], patience=2)
-    written = write_patiently(teacher, _requests(8), tries=3)
+    written = write_or_quarantine(teacher, _requests(8), tries=3)
     assert all(isinstance(one, Written) for one in written)
     assert [len(names) for names in teacher.calls] == [8, 8, 8]
 
 
-def test_a_teacher_that_answers_nothing_sets_nothing_aside() -> None:
+def test_a_teacher_that_answers_nothing_quarantines_nothing() -> None:
     with pytest.raises(ModelError, match="writes nothing for 5 prompts; of response r0: Runtime"):
-        write_patiently(_Teacher(range(5)), _requests(5), tries=2)
+        write_or_quarantine(_Teacher(range(5)), _requests(5), tries=2)
 
 
 def test_too_many_together_is_no_prompts_fault() -> None:
     with pytest.raises(ModelError, match="fails for 8 responses together, though for none alone"):
-        write_patiently(_Teacher([], together=7), _requests(8), tries=2)
+        write_or_quarantine(_Teacher([], together=7), _requests(8), tries=2)

@@ -97,7 +97,7 @@ def test_several_workers_agree_on_what_is_quarantined(
 ) -> None:
     ids = _ids(tiny_cache)
     lost = [ids[0][0], ids[2][1], ids[2][0], ids[3][-1]]
-    flags = ["--capture.max_failed_fraction", "0.2", "--capture.lease_s", "1.5"]
+    flags = ["--capture.max_quarantined_fraction", "0.2", "--capture.lease_s", "1.5"]
     hook = ("poison", "raises", lost)
     alone = _run(stage, tiny, tmp_path / "alone", *flags, hook=hook)
     assert "complete but for 4 of 56 rows" in alone.refused(3)
@@ -123,7 +123,7 @@ def test_a_row_that_kills_its_process_is_found(
     message = result.refused(3)
     assert f"  - sample {lost} (train/00002), 2 tries: the process died while" in message
     _is_complete_without(folder, tiny_cache, [lost], 2)
-    assert not list((folder / "_meta/claims").iterdir())
+    assert not list((folder / "_meta/leases").iterdir())
     _run(stage, tiny, folder, "--retry-quarantined").ok()
     assert _cache_digests(folder) == _cache_digests(tiny_cache)
 
@@ -148,11 +148,11 @@ def test_a_row_that_breaks_the_engine_for_good_is_found(
     _is_complete_without(folder, tiny_cache, [lost], 2)
 
 
-def test_an_engine_that_fails_for_every_row_sets_nothing_aside(
+def test_an_engine_that_fails_for_every_row_quarantines_nothing(
     tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cache"
-    flags = ["--capture.max_failed_fraction", "1"]
+    flags = ["--capture.max_quarantined_fraction", "1"]
     for kind in ("raises", "nan"):
         message = _run(stage, tiny, folder, *flags, hook=("poison", kind, [])).refused(3)
         assert message.startswith("the teacher answers for no row; of sample ")
@@ -169,7 +169,7 @@ def test_too_many_rows_stop_the_run(
     assert len(lost) > 2
     message = _run(stage, tiny, folder, hook=("poison", "nan", lost)).refused(3)
     assert message.startswith("2 of 56 rows fail, the last of them sample ")
-    assert "expected at most 1 (capture.max_failed_fraction)" in message
+    assert "expected at most 1 (capture.max_quarantined_fraction)" in message
     assert len(list((folder / "_meta").glob("quarantine/*"))) == 1
     assert not (folder / "_meta/manifest.json").exists()
 
@@ -178,7 +178,7 @@ def test_a_shard_that_loses_all_its_rows(
     tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
 ) -> None:
     folder, lost = tmp_path / "cache", _ids(tiny_cache)[2]
-    flags = ["--capture.max_failed_fraction", "0.5"]
+    flags = ["--capture.max_quarantined_fraction", "0.5"]
     message = _run(stage, tiny, folder, *flags, hook=("poison", "nan", lost)).refused(3)
     assert f"complete but for {len(lost)} of 56 rows" in message
     _is_complete_without(folder, tiny_cache, lost, 2)

@@ -1,0 +1,85 @@
+"""What is to be captured, and how: everything that decides the bytes of the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.cache.codec.spec import CodecSpec
+from pipeline.config import fingerprint
+from pipeline.corpus.corpus import Corpus
+from pipeline.teacher.capture.identity import cache_identity
+from pipeline.teacher.capture.plan import WorkPlan, cut_shards
+from pipeline.teacher.engines.base import Engine, Teacher
+from pipeline.teacher.engines.registry import open_engine
+from pipeline.teacher.settings import CaptureSettings
+from pipeline.teacher.sparsify.device import SparseScheme
+from pipeline.teacher.sparsify.scheme import capture_scheme
+
+__all__ = ["CaptureTask", "capture_task"]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureTask:
+    """A teacher, a corpus, and what is kept of the distributions."""
+
+    teacher: Teacher
+    settings: CaptureSettings
+    corpus: Corpus
+    plan: WorkPlan
+    scheme: SparseScheme
+    spec: CodecSpec
+    identity: dict[str, Any]
+
+    @property
+    def identity_digest(self) -> str:
+        """SHA-256 of the identity."""
+        return fingerprint(self.identity)
+
+    def with_corpus(self, corpus: Corpus) -> CaptureTask:
+        """Return the task over another corpus: the one with the responses that were written."""
+        return replace(
+            self,
+            corpus=corpus,
+            plan=cut_shards(corpus.samples, shard_tokens=self.settings.shard_tokens),
+            identity={**self.identity, "corpus": corpus.identity},
+        )
+
+    def with_scheme(self, scheme: SparseScheme) -> CaptureTask:
+        """Return the task with another scheme: the one whose tau was fitted."""
+        spec = replace(self.spec, rule=scheme.rule)
+        return replace(
+            self,
+            scheme=scheme,
+            spec=spec,
+            identity={**self.identity, "scheme": scheme.to_json(), "codec": spec.to_json()},
+        )
+
+    def open_engine(self) -> Engine:
+        """Load the teacher."""
+        return open_engine(
+            self.teacher.settings,
+            self.settings,
+            folder=self.teacher.model.path,
+            scheme=self.scheme,
+            max_length=self.teacher.max_length,
+        )
+
+
+def capture_task(teacher: Teacher, settings: CaptureSettings, corpus: Corpus) -> CaptureTask:
+    """Return the task of capturing a corpus by these settings."""
+    scheme = capture_scheme(settings)
+    spec = CodecSpec(teacher.vocab_size, scheme.rule, scheme.quantisation)
+    identity = cache_identity(
+        teacher=teacher.model,
+        engine=teacher.info,
+        tokenizer=teacher.tokenizer,
+        corpus_identity=corpus.identity,
+        scheme=scheme,
+        spec=spec,
+        shard_tokens=settings.shard_tokens,
+        batch_tokens=teacher.settings.batch_tokens,
+        head_rows=settings.head_rows,
+    )
+    plan = cut_shards(corpus.samples, shard_tokens=settings.shard_tokens)
+    return CaptureTask(teacher, settings, corpus, plan, scheme, spec, identity)
