@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from k8s.objects import ROOT, Object, dump_documents
-from k8s.run_config import STAGES, Stage
+from k8s.cluster.objects import ROOT, Object, dump_documents
+from k8s.rendering.run_config import STAGES, Stage
 from pipeline.config import Settings, option, parse_command
 from pipeline.errors import ConfigError, run_command
 
@@ -143,7 +143,7 @@ def _parse(
 
 
 def _stage(name: str, arguments: Sequence[str]) -> None:
-    from k8s.render import render_job
+    from k8s.rendering.render import render_job
 
     options, dry, flags = _parse(SubmitOptions, name, arguments)
     stage: Stage = "cache-teacher" if name == "cache-teacher" else "train-student"
@@ -164,7 +164,7 @@ def _stage(name: str, arguments: Sequence[str]) -> None:
     if dry:
         _show(rendered.documents)
         return
-    from k8s.submit import Patience, submit_stage
+    from k8s.submission.submit import Patience, submit_stage
 
     submit_stage(
         rendered,
@@ -174,7 +174,7 @@ def _stage(name: str, arguments: Sequence[str]) -> None:
 
 
 def _sweep(name: str, arguments: Sequence[str]) -> None:
-    from k8s.sweep import render_sweep, submit_sweep
+    from k8s.submission.sweep import render_sweep, submit_sweep
 
     options, dry, flags = _parse(SweepOptions, name, arguments)
     if flags:
@@ -195,13 +195,13 @@ def _sweep(name: str, arguments: Sequence[str]) -> None:
         for job in jobs:
             _show(job.documents)
         return
-    from k8s.submit import Patience
+    from k8s.submission.submit import Patience
 
     submit_sweep(jobs, patience=Patience(options.timeout_s, options.poll_s))
 
 
 def _prefetch(name: str, arguments: Sequence[str]) -> None:
-    from k8s.ops import prefetch_job
+    from k8s.rendering.operations import prefetch_job
 
     options, dry, _ = _parse(PrefetchOptions, name, arguments)
 
@@ -224,7 +224,7 @@ def _prefetch(name: str, arguments: Sequence[str]) -> None:
 
 
 def _fsx_init(name: str, arguments: Sequence[str]) -> None:
-    from k8s.ops import fsx_init_job
+    from k8s.rendering.operations import fsx_init_job
 
     options, dry, _ = _parse(InitOptions, name, arguments)
     documents = fsx_init_job(
@@ -234,15 +234,15 @@ def _fsx_init(name: str, arguments: Sequence[str]) -> None:
 
 
 def _fsx_volume(name: str, arguments: Sequence[str]) -> None:
-    from k8s.ops import fsx_volume
+    from k8s.rendering.operations import fsx_volume
 
     options, dry, _ = _parse(VolumeOptions, name, arguments)
     documents = fsx_volume(**options.model_dump())
     if dry:
         _show(documents)
         return
-    from k8s.kubectl import Kubectl
-    from k8s.submit import apply
+    from k8s.cluster.kubectl import Kubectl
+    from k8s.submission.submit import apply
 
     apply(Kubectl(), documents)
 
@@ -251,19 +251,19 @@ def _run_once(documents: list[Object], *, dry: bool, timeout_s: float | None) ->
     if dry:
         _show(documents)
         return
-    from k8s.submit import run_once
+    from k8s.submission.submit import run_once
 
     run_once(documents, timeout_s=timeout_s)
 
 
 def _manifests(_name: str, _arguments: Sequence[str]) -> None:
-    from k8s.manifests import check_everything
+    from k8s.rendering.manifests import check_everything
 
     check_everything()
 
 
 def _examples(_name: str, _arguments: Sequence[str]) -> None:
-    from k8s.manifests import example_files
+    from k8s.rendering.manifests import example_files
 
     for name, text in example_files().items():
         file = ROOT / "examples" / name
@@ -273,14 +273,14 @@ def _examples(_name: str, _arguments: Sequence[str]) -> None:
 
 
 def _jobs(name: str, arguments: Sequence[str]) -> None:
-    from k8s.look import list_jobs
+    from k8s.submission.status import list_jobs
 
     options, _, _ = _parse(PlaceOptions, name, arguments)
     list_jobs(options.overlay, options.namespace)
 
 
 def _logs(name: str, arguments: Sequence[str]) -> None:
-    from k8s.look import follow_logs
+    from k8s.submission.status import follow_logs
 
     options, _, _ = _parse(LogsOptions, name, arguments)
     if options.stage is not None and options.stage not in STAGES:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-from k8s.schema import schema_mistakes
+from k8s.checks.schema import schema_mistakes
 from tests.cluster.api_discovery import api_version, discovery, route
 
 Object = dict[str, Any]

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from k8s.expand import Operator, pods_for
-from k8s.render import RenderedJob
+from k8s.cluster.expand import Operator, pods_for
+from k8s.rendering.render import RenderedJob
 from tests.cluster.pod_process import Node, PodProcess
 
 

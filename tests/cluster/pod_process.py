@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from k8s.objects import Object, find, main_container, pod_spec
+from k8s.cluster.objects import Object, find, main_container, pod_spec
 from tests.stage_runner import ROOT
 
 NETWORK = "10.77.0"

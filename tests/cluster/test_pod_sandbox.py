@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from k8s.expand import pods_for
-from k8s.objects import main_container
-from k8s.render import render_job
+from k8s.cluster.expand import pods_for
+from k8s.cluster.objects import main_container
+from k8s.rendering.render import render_job
 from tests.cluster.pod_process import Isolation, Node, PodProcess, best_isolation
 
 # Standard library only, so that it takes no time to import.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from k8s.render import RenderedJob, render_job
+from k8s.rendering.render import RenderedJob, render_job
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.layout.manifest import PLAN
 from pipeline.observe.metrics import read_metrics

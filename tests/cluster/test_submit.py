@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from k8s.__main__ import main
-from k8s.manifests import EXAMPLE_IMAGES
+from k8s.rendering.manifests import EXAMPLE_IMAGES
 from pipeline.errors import run_command
 from tests.cluster.api_stub import ApiStub
 from tests.cluster.pod_process import Isolation, Node, PodProcess

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from k8s.expand import OPERATORS, Operator, pods_for
-from k8s.objects import Object
-from k8s.pod_rules import restricted_mistakes
+from k8s.checks.pod_rules import restricted_mistakes
+from k8s.cluster.expand import OPERATORS, Operator, pods_for
+from k8s.cluster.objects import Object
 
 
 def _job(*, master: bool, elastic: bool, workers: int = 2, nproc: str | None = None) -> Object:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from k8s import manifests
-from k8s.kubectl import render_kustomization
-from k8s.objects import ROOT, find_job, pod_spec
+from k8s.cluster.kubectl import render_kustomization
+from k8s.cluster.objects import ROOT, find_job, pod_spec
+from k8s.rendering import manifests
 from pipeline.errors import ConfigError
 
 

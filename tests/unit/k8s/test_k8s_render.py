@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.manifests import EXAMPLE_IMAGES
-from k8s.objects import ROOT, find, main_container, pod_spec, replica_specs
-from k8s.ops import fsx_volume, prefetch_job
-from k8s.render import RenderedJob, render_job
+from k8s.cluster.objects import ROOT, find, main_container, pod_spec, replica_specs
+from k8s.rendering.manifests import EXAMPLE_IMAGES
+from k8s.rendering.operations import fsx_volume, prefetch_job
+from k8s.rendering.render import RenderedJob, render_job
 from pipeline.errors import ConfigError, DistillError
 from stages.cache_teacher import TeacherRun
 from stages.train_student import StudentRun
@@ -102,7 +102,7 @@ def test_a_teacher_has_as_many_workers_as_engines_fit(parallel: int, workers: in
     resources = main_container(teacher.job)["resources"]
     assert resources["limits"]["nvidia.com/gpu"] == str(parallel)
     whole = {"memory": 1024 * 2**30, "cpu": 88.0}
-    from k8s.instances import quantity
+    from k8s.cluster.instances import quantity
 
     for name, amount in whole.items():
         assert quantity(resources["requests"][name]) * 8 / parallel == pytest.approx(amount)

@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k8s import sweep as k8s_sweep
 from k8s.__main__ import main
-from k8s.objects import find
-from k8s.submit import JobFailed, Patience
-from k8s.sweep import render_sweep, run_name, submit_sweep
+from k8s.cluster.objects import find
+from k8s.submission import sweep as k8s_sweep
+from k8s.submission.submit import JobFailed, Patience
+from k8s.submission.sweep import render_sweep, run_name, submit_sweep
 from pipeline.errors import ConfigError
 
 

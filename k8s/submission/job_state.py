@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from k8s.objects import Object
+from k8s.cluster.objects import Object
 
 __all__ = ["JobState", "job_state", "pods_line", "stuck_pods"]
 

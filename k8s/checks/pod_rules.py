@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from k8s.instances import INSTANCES, quantity
-from k8s.job_rules import GPU, gpus_of, instance_type
-from k8s.objects import Object, containers, name_of, pod_spec
+from k8s.checks.job_rules import GPU, gpus_of, instance_type
+from k8s.cluster.instances import INSTANCES, quantity
+from k8s.cluster.objects import Object, containers, name_of, pod_spec
 
 __all__ = ["EFA", "pod_mistakes", "restricted_mistakes"]
 

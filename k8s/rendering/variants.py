@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 
-from k8s.job_rules import nproc_of
-from k8s.objects import Object, find, main_container, pod_spec, replica_specs
-from k8s.render import RenderedJob
+from k8s.checks.job_rules import nproc_of
+from k8s.cluster.objects import Object, find, main_container, pod_spec, replica_specs
+from k8s.rendering.render import RenderedJob
 
 __all__ = ["katib_experiment", "train_job", "trial_job"]
 

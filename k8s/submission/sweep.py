@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from k8s.job_rules import LONGEST_NAME
-from k8s.kubectl import Kubectl, overlay_folder, render_kustomization
-from k8s.objects import find_job, volume_root
-from k8s.render import RenderedJob, render_job
-from k8s.run_config import Stage
-from k8s.submit import JobFailed, Patience, begin_stage, run_to_end
+from k8s.checks.job_rules import LONGEST_NAME
+from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
+from k8s.cluster.objects import find_job, volume_root
+from k8s.rendering.render import RenderedJob, render_job
+from k8s.rendering.run_config import Stage
+from k8s.submission.submit import JobFailed, Patience, begin_stage, run_to_end
 from pipeline.config import dump_yaml
 from pipeline.errors import ConfigError
 from pipeline.sweep.file import read_sweep_file

@@ -6,8 +6,8 @@ import json
 import subprocess
 import time
 
-from k8s.kubectl import Kubectl, overlay_folder, render_kustomization
-from k8s.watch import job_state
+from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
+from k8s.submission.job_state import job_state
 from pipeline.errors import DistillError
 
 __all__ = ["LogFollower", "follow_logs", "list_jobs"]

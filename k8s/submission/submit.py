@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from k8s.kubectl import Kubectl
-from k8s.look import LogFollower
-from k8s.objects import Object, dump_documents, find
-from k8s.ops import check_cache_job
-from k8s.render import RenderedJob
-from k8s.watch import JobState, job_state, pods_line, stuck_pods
+from k8s.cluster.kubectl import Kubectl
+from k8s.cluster.objects import Object, dump_documents, find
+from k8s.rendering.operations import check_cache_job
+from k8s.rendering.render import RenderedJob
+from k8s.submission.job_state import JobState, job_state, pods_line, stuck_pods
+from k8s.submission.status import LogFollower
 from pipeline.errors import CacheError, DistillError
 
 __all__ = [

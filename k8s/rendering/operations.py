@@ -6,12 +6,12 @@ import copy
 import re
 from typing import Any
 
-from k8s.job_rules import instance_type
-from k8s.kubectl import overlay_folder, render_kustomization
-from k8s.objects import ROOT, Object, find, find_job, main_container, pod_spec
-from k8s.render import RenderedJob, pushed_image, set_image
-from k8s.run_config import resolve_config
-from k8s.validate import check_documents
+from k8s.checks.job_rules import instance_type
+from k8s.checks.validate import check_documents
+from k8s.cluster.kubectl import overlay_folder, render_kustomization
+from k8s.cluster.objects import ROOT, Object, find, find_job, main_container, pod_spec
+from k8s.rendering.render import RenderedJob, pushed_image, set_image
+from k8s.rendering.run_config import resolve_config
 from pipeline.errors import ConfigError
 
 __all__ = ["check_cache_job", "fsx_init_job", "fsx_volume", "prefetch_job"]

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Object = dict[str, Any]
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def load_documents(text: str, *, source: str) -> list[Object]:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from k8s.expand import OPERATORS, pods_for
-from k8s.job_rules import job_mistakes
-from k8s.objects import Object, containers, find, main_container, name_of, pod_spec
-from k8s.pod_rules import pod_mistakes, restricted_mistakes
-from k8s.schema import schema_mistakes
+from k8s.checks.job_rules import job_mistakes
+from k8s.checks.pod_rules import pod_mistakes, restricted_mistakes
+from k8s.checks.schema import schema_mistakes
+from k8s.cluster.expand import OPERATORS, pods_for
+from k8s.cluster.objects import Object, containers, find, main_container, name_of, pod_spec
 from pipeline.errors import ConfigError
 
 __all__ = ["check_documents", "document_mistakes", "token_mistakes"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
-from k8s.objects import Object, replica_specs
+from k8s.cluster.objects import Object, replica_specs
 
 __all__ = ["OPERATORS", "Operator", "pods_for"]
 

@@ -14,12 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from k8s.instances import INSTANCES, quantity
-from k8s.job_rules import GPU, LONGEST_NAME, gpus_of, instance_type, nproc_of
-from k8s.kubectl import overlay_folder, render_kustomization
-from k8s.objects import Object, find, find_job, main_container, pod_spec, replica_specs, volume_root
-from k8s.run_config import STAGES, RunConfig, Stage, resolve_config
-from k8s.validate import check_documents
+from k8s.checks.job_rules import GPU, LONGEST_NAME, gpus_of, instance_type, nproc_of
+from k8s.checks.validate import check_documents
+from k8s.cluster.instances import INSTANCES, quantity
+from k8s.cluster.kubectl import overlay_folder, render_kustomization
+from k8s.cluster.objects import (
+    Object,
+    find,
+    find_job,
+    main_container,
+    pod_spec,
+    replica_specs,
+    volume_root,
+)
+from k8s.rendering.run_config import STAGES, RunConfig, Stage, resolve_config
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import ConfigError
 

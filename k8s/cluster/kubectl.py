@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from k8s.objects import ROOT, Object, load_documents
+from k8s.cluster.objects import ROOT, Object, load_documents
 from pipeline.errors import ConfigError, DistillError
 
 __all__ = ["Kubectl", "overlay_folder", "render_kustomization"]

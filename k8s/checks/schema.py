@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from k8s.objects import Object, name_of
+from k8s.cluster.objects import Object, name_of
 from pipeline.errors import DistillError
 
 __all__ = ["KUBERNETES", "schema_mistakes"]

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from k8s.kubectl import render_kustomization
-from k8s.objects import ROOT, Object, dump_documents, find, pod_spec
-from k8s.ops import check_cache_job, fsx_init_job, fsx_volume, prefetch_job
-from k8s.render import RenderedJob, render_job
-from k8s.run_config import STAGES, Stage
-from k8s.validate import check_documents, document_mistakes
-from k8s.variants import katib_experiment, train_job, trial_job
+from k8s.checks.validate import check_documents, document_mistakes
+from k8s.cluster.kubectl import render_kustomization
+from k8s.cluster.objects import ROOT, Object, dump_documents, find, pod_spec
+from k8s.rendering.operations import check_cache_job, fsx_init_job, fsx_volume, prefetch_job
+from k8s.rendering.render import RenderedJob, render_job
+from k8s.rendering.run_config import STAGES, Stage
+from k8s.rendering.variants import katib_experiment, train_job, trial_job
 from pipeline.errors import ConfigError, DistillError
 
 __all__ = ["EXAMPLE_IMAGES", "check_everything", "example_files", "lint"]

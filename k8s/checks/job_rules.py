@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from k8s.instances import quantity
-from k8s.objects import Object, main_container, pod_spec, replica_specs
+from k8s.cluster.instances import quantity
+from k8s.cluster.objects import Object, main_container, pod_spec, replica_specs
 from pipeline.errors import ConfigError
 
 __all__ = ["GPU", "LONGEST_NAME", "gpus_of", "instance_type", "job_mistakes", "nproc_of"]
