@@ -1,1 +1,1 @@
-"""What a cluster knows: Kubernetes objects, the operator's pods, instance types; and kubectl."""
+"""The cluster's terms: Kubernetes objects, the operator's pods, instance types; and kubectl."""

@@ -1,4 +1,4 @@
-"""Kubernetes objects as parsed YAML: reading, writing, and the few places the others look at."""
+"""Kubernetes objects as parsed YAML: reading, writing, and access to their common parts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The student's job in two other forms: a Katib Experiment's trial, and a Trainer v2 TrainJob.
 
-Examples, not the default: Katib needs its controller, database and webhooks; Trainer v2 still calls
-itself alpha. Both start the very same container.
+Examples, not the default: Katib needs its controller, database and webhooks; Trainer v2 is
+still alpha. Both start the same container.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def test_names_and_labels(operator: Operator) -> None:
     assert all(item["own"] == "label" for item in labels)
 
 
-def test_a_master_brings_an_init_container_that_restricted_refuses() -> None:
+def test_a_master_brings_an_init_container_that_restricted_rejects() -> None:
     pods = pods_for(_job(master=True, elastic=False))
     assert ["initContainers" in pod["spec"] for pod in pods] == [False, True, True]
     found = restricted_mistakes(pods[1])

@@ -1,4 +1,4 @@
-"""Each rule, shown by a render that breaks it: the message says what was found and expected."""
+"""Each rule, shown by a render that breaks it: the message names what was found and expected."""
 
 from __future__ import annotations
 
