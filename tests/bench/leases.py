@@ -1,6 +1,6 @@
 """What claims cost: 64 claimers on 5,000 empty shards, and two workers against one on a teacher.
 
-    python -m tests.bench.claims
+    python -m tests.bench.leases
 
 Ends with `FIGURE claim_overhead_percent`: of the CPU time of two workers that make shards (teacher,
 encoding, writing and all), the part that goes into claims, heartbeats, take-overs and listings.
@@ -163,7 +163,7 @@ def teacher_runs(
     results = [folder / f"{workers}-{number}.json" for number in range(workers)]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.claims", "--measured", str(result), *flags],
+            [sys.executable, "-m", "tests.bench.leases", "--measured", str(result), *flags],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--shard_tokens", type=int, default=10_000)
     chosen = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="bench-claims-") as name:
+    with tempfile.TemporaryDirectory(prefix="bench-leases-") as name:
         folder = Path(name)
         print(f"{chosen.shards} empty shards, each claimed, committed and recorded, on local disk")
         print(f"{'claimers':>10} {'claims/s':>10} {'to one':>8}  double")
