@@ -1,8 +1,8 @@
-# Offline distillation in two stages. `make help` lists what there is.
+# Offline distillation in two stages. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# Where things go, and how many processes train. All can be given on the command line:
+# Output folder, number of processes, configuration. All can be given on the command line:
 #   make train-student NPROC=2 ARGS="--temperature 1"
 RUN     ?= runs/default
 NPROC   ?= 1
@@ -10,7 +10,7 @@ CONFIG  ?=
 ARGS    ?=
 PYTHON  ?= python3
 
-# With OVERLAY the same verbs go to a cluster (k8s/README.md): RUN, NODES, CONFIG, ARGS, IMAGE, QUEUE,
+# With OVERLAY the same targets go to a cluster (k8s/README.md): RUN, NODES, CONFIG, ARGS, IMAGE, QUEUE,
 # PRIORITY, NAMESPACE, TIMEOUT (seconds), IDENTITY (of the cache), DRY_RUN=1.
 OVERLAY ?=
 DEVICE  ?= gpu
@@ -24,7 +24,7 @@ CONFIGURED_STUDENT = -m stages.train_student --config $(or $(CONFIG),stages/conf
 ifeq ($(NPROC),1)
   TRAIN = $(STUDENT) $(CONFIGURED_STUDENT)
 else
-  # Checked by one process first: torchrun would show a mistake once a rank, and a trace of its own.
+  # Checked by one process first: torchrun would show a mistake once per rank, with a trace of its own.
   TRAIN = $(STUDENT) $(CONFIGURED_STUDENT) --check && \
     $(STUDENT) -m torch.distributed.run --standalone --nproc-per-node $(NPROC) $(CONFIGURED_STUDENT)
 endif
@@ -54,47 +54,128 @@ endef
 
 .PHONY: help
 help: ## List all targets
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  %-18s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-z-]*:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ Run
 .PHONY: distill
-distill: setup ## Teacher, cache, student, control, report: the whole path on the embedded default
+distill: setup ## Run both stages, a control student and the report on the embedded default (ARGS=, NPROC=)
 	@$(STUDENT) -m stages.distill --run_dir $(RUN) --nproc $(NPROC) --teacher_python $(TEACHER) $(ARGS)
 
 .PHONY: cache-teacher
-cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=; OVERLAY= on a cluster)
+cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=; on a cluster OVERLAY=)
 	@$(if $(OVERLAY),$(SUBMIT),$(RUN_TEACHER))
 
 .PHONY: train-student
-train-student: $(if $(OVERLAY),setup-dev,setup-student) ## Stage two: train a student from a cache (CONFIG=, ARGS=, NPROC=2 for two processes; OVERLAY= on a cluster)
+train-student: $(if $(OVERLAY),setup-dev,setup-student) ## Stage two: train a student from a cache (CONFIG=, ARGS=, NPROC= processes; on a cluster OVERLAY=)
 	@$(if $(OVERLAY),$(SUBMIT),$(TRAIN))
 
-.PHONY: push-student
-push-student: setup-student ## Push a finished student to the hub again (ARGS="--output_dir DIR --hub_location NAME")
-	@$(STUDENT) -m stages.push_student $(ARGS)
-
-.PHONY: eval-student
-eval-student: setup-student ## Tasks of lm-evaluation-harness on a finished student (ARGS="--output_dir DIR --tasks hellaswag,my_task.yaml")
-	@$(STUDENT) -m stages.eval_student $(ARGS)
-
 .PHONY: sweep
-sweep: $(if $(OVERLAY),setup-dev,setup) ## Many students from one cache, ends with a report (SWEEP=file, ARGS="--parallel 2", "--dry-run"; OVERLAY= on a cluster)
+sweep: $(if $(OVERLAY),setup-dev,setup) ## Train many students from one cache, with a report (SWEEP=file, ARGS=--dry-run; on a cluster OVERLAY=)
 	@$(if $(OVERLAY),$(SUBMIT_SWEEP),$(RUN_SWEEP))
 
+.PHONY: eval-student
+eval-student: setup-student ## Evaluate a finished student with lm-evaluation-harness (ARGS="--output_dir DIR --tasks NAME,FILE")
+	@$(STUDENT) -m stages.eval_student $(ARGS)
+
+.PHONY: push-student
+push-student: setup-student ## Push a finished student to the hub (ARGS="--output_dir DIR --hub_location NAME")
+	@$(STUDENT) -m stages.push_student $(ARGS)
+
 .PHONY: report
-report: setup-student ## Write a report anew: of `make distill`, of a sweep or of one student (RUN=runs/default)
+report: setup-student ## Write the report of a run, a sweep or one student again (RUN=runs/default)
 	@$(STUDENT) -m stages.report --run_dir $(RUN)
 
+##@ Set up
+.PHONY: setup
+setup: ## Install both stages (one environment on a CPU machine, two on a GPU machine)
+	$(SETUP) teacher student
+
+.PHONY: setup-teacher
+setup-teacher: ## Install the environment of stage one
+	$(SETUP) teacher
+
+.PHONY: setup-student
+setup-student: ## Install the environment of stage two
+	$(SETUP) student
+
+.PHONY: setup-dev
+setup-dev: ## Install the environment of the tests and checks
+	$(SETUP) dev
+
+.PHONY: setup-flash
+setup-flash: setup ## Install flash-attn on a GPU machine (compiles it; needs nvcc)
+	@for python in $(TEACHER) $(STUDENT); do \
+	  $$(dirname $$python)/uv pip install --python $$python --no-build-isolation flash-attn; done
+
+.PHONY: lock
+lock: setup-dev ## Resolve stages/locks/*.lock from stages/locks/*.in
+	@$(STUDENT) stages/locks/resolve.py
+
+##@ Check
+.PHONY: check
+check: lint types arch ## Run lint, types and arch
+
+.PHONY: lint
+lint: setup-dev ## Check formatting and lint with ruff
+	@$(STUDENT) -m ruff format --check pipeline stages k8s docker tests
+	@$(STUDENT) -m ruff check pipeline stages k8s docker tests
+
+.PHONY: types
+types: setup-dev ## Check types with mypy --strict
+	@$(STUDENT) -m mypy
+
+.PHONY: arch
+arch: setup-dev ## Check the direction of imports with import-linter
+	@$(dir $(STUDENT))lint-imports --no-logo
+
+.PHONY: options
+options: setup-dev ## Write stages/README.md, all commands and options, from the settings
+	@$(STUDENT) -m stages.options
+
+.PHONY: format
+format: setup-dev ## Format the sources with ruff
+	@$(STUDENT) -m ruff format pipeline stages k8s docker tests
+	@$(STUDENT) -m ruff check --fix pipeline stages k8s docker tests
+
+.PHONY: test
+test: setup-dev ## Run all tests except the slow ones (under 10 minutes on 2 cores; ARGS= for pytest)
+	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "not slow and not browser and not triton" --durations 15 $(ARGS)
+
+.PHONY: test-all
+test-all: setup-dev ## Run the slow tests: real engines, killed processes, two processes, the browser
+	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "slow or browser" --durations 15 $(ARGS)
+
+# Beside the environment, not in it: the version that torch pins, 690 MB for one test file.
+TRITON_FOLDER = .triton
+.PHONY: test-triton
+test-triton: setup-dev ## Run the loss's Triton kernels in Triton's interpreter (downloads 690 MB once)
+	@test -d $(TRITON_FOLDER)/triton || $(dir $(STUDENT))uv pip install --quiet --python $(STUDENT) --no-deps \
+	  --target $(TRITON_FOLDER) $$(grep '^triton==' stages/locks/student-gpu.lock)
+	@TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(STUDENT) -m pytest -m triton $(ARGS)
+
 ##@ Cluster
+.PHONY: image-teacher
+image-teacher: ## Build the image of stage one (DEVICE=gpu or cpu, TAG=)
+	@$(call build_image,teacher)
+
+.PHONY: image-student
+image-student: ## Build the image of stage two (DEVICE=gpu or cpu, TAG=)
+	@$(call build_image,student)
+
+.PHONY: push-images
+push-images: ## Push both images to Amazon ECR and record their digests (TAG=, REGION=, ACCOUNT=)
+	@REGION="$(REGION)" ACCOUNT="$(ACCOUNT)" docker/push.sh "$(TAG)" runs/k8s/images.json
+
 .PHONY: fsx-volume
-fsx-volume: setup-dev ## Volume and claim of an FSx file system (OVERLAY=; FSX_ID=, FSX_MOUNT=, REGION=, or SUBNET=, SECURITY_GROUP=)
+fsx-volume: setup-dev ## Create the volume and claim of an FSx file system (OVERLAY=; FSX_ID=, FSX_MOUNT=, REGION= or SUBNET=, SECURITY_GROUP=)
 	@$(CLUSTER) fsx-volume $(PLACE) $(if $(FSX_ID),--file_system "$(FSX_ID)") \
 	  $(if $(FSX_MOUNT),--mount_name "$(FSX_MOUNT)") $(if $(REGION),--region "$(REGION)") \
 	  $(if $(SUBNET),--subnet "$(SUBNET)") $(if $(SECURITY_GROUP),--security_group "$(SECURITY_GROUP)") \
 	  $(if $(STORAGE),--storage "$(STORAGE)")
 
 .PHONY: fsx-init
-fsx-init: setup-dev ## The project's folder on the volume, once (OVERLAY=)
+fsx-init: setup-dev ## Create the project's folder on the volume, once (OVERLAY=)
 	@$(CLUSTER) fsx-init $(PLACE) $(if $(IMAGE),--image "$(IMAGE)")
 
 .PHONY: prefetch
@@ -110,139 +191,59 @@ jobs: setup-dev ## List the jobs of this project (OVERLAY=)
 logs: setup-dev ## Follow the logs of a run (OVERLAY=, RUN=, STAGE=)
 	@$(CLUSTER) logs $(PLACE) --run "$(notdir $(RUN))" $(if $(STAGE),--stage "$(STAGE)")
 
-.PHONY: image-teacher
-image-teacher: ## Build the image of stage one (DEVICE=gpu or cpu, TAG=)
-	@$(call build_image,teacher)
+.PHONY: manifests
+manifests: setup-dev ## Render and check every manifest; lint Dockerfiles, shell and YAML (needs no cluster)
+	@$(CLUSTER) manifests
 
-.PHONY: image-student
-image-student: ## Build the image of stage two (DEVICE=gpu or cpu, TAG=)
-	@$(call build_image,student)
-
-.PHONY: push-images
-push-images: ## Push both images to Amazon ECR and note their digests (TAG=, REGION=, ACCOUNT=)
-	@REGION="$(REGION)" ACCOUNT="$(ACCOUNT)" docker/push.sh "$(TAG)" runs/k8s/images.json
-
-##@ Set up
-.PHONY: setup
-setup: ## Install everything once (one environment on a CPU machine, two on a GPU machine)
-	$(SETUP) teacher student
-
-.PHONY: setup-teacher
-setup-teacher: ## Install what stage one needs
-	$(SETUP) teacher
-
-.PHONY: setup-student
-setup-student: ## Install what stage two needs
-	$(SETUP) student
-
-.PHONY: setup-dev
-setup-dev: ## Install what the tests and checks need
-	$(SETUP) dev
-
-.PHONY: setup-flash
-setup-flash: setup ## Add flash-attn on a GPU machine (compiles for a while; needs nvcc)
-	@for python in $(TEACHER) $(STUDENT); do \
-	  $$(dirname $$python)/uv pip install --python $$python --no-build-isolation flash-attn; done
-
-.PHONY: lock
-lock: setup-dev ## Resolve the pinned lock files anew from stages/locks/*.in
-	@$(STUDENT) stages/locks/resolve.py
+.PHONY: simulate-cluster
+simulate-cluster: setup-dev ## Simulate the cluster locally: run the pods of overlay local-kind as processes, kill one per stage
+	@$(STUDENT) -m pytest -s tests/cluster/test_simulated_cluster.py $(ARGS)
 
 ##@ Measure
 .PHONY: bench-capture
-bench-capture: setup-dev ## CPU time of the capture over the bare prefill (ARGS="--shape 7b": a 7B model's proportions)
+bench-capture: setup-dev ## Measure the CPU time of the capture over the bare prefill (ARGS="--shape 7b": proportions of a 7B model)
 	@$(STUDENT) -m tests.bench.capture $(ARGS)
 
 .PHONY: bench-writer
-bench-writer: setup-dev ## Rate of encoding and writing over the teacher's own; how long the writer holds it up
+bench-writer: setup-dev ## Measure the rate of encoding and writing over the teacher's own
 	@$(STUDENT) -m tests.bench.writer $(ARGS)
 
 .PHONY: bench-memory
-bench-memory: setup-dev ## Peak memory of stage one at 10 and 1,000 shards
+bench-memory: setup-dev ## Measure the peak memory of stage one at 10 and 1,000 shards
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.memory $(ARGS)
 
 .PHONY: bench-leases
-bench-leases: setup-dev ## Leases: 64 workers on 5,000 empty shards, and their share of two workers' CPU time
+bench-leases: setup-dev ## Measure the cost of leases: 64 workers on 5,000 empty shards, and two workers with a teacher
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.leases $(ARGS)
 
 .PHONY: bench-loss
-bench-loss: setup-dev ## Loss with the head over the head's bare matmuls, beside the peers' losses
+bench-loss: setup-dev ## Measure the loss with the head over the head's matmuls, beside other projects' losses
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.loss $(ARGS)
 
 .PHONY: bench-codec
-bench-codec: setup-dev ## Layouts of sparse targets on the same teacher outputs: bytes, encode, decode
+bench-codec: setup-dev ## Measure layouts of sparse targets on the same teacher outputs: bytes, encode, decode
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.codec $(ARGS)
 
 .PHONY: bench-control
-bench-control: setup-dev ## Expected squared error of the gradient by the share of the control variate, rare draws included
+bench-control: setup-dev ## Measure the squared error of the gradient by the share of the control variate
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.control $(ARGS)
 
 .PHONY: bench-fidelity
-bench-fidelity: setup-dev ## Gradient error over bytes a token, all schemes and the peers', table and plot (ARGS=--quick)
+bench-fidelity: setup-dev ## Measure the gradient's error over bytes per token, with table and plot (ARGS=--quick)
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity --plot pipeline/cache/fidelity.svg $(ARGS)
 
 .PHONY: bench-quality
-bench-quality: setup-dev ## Students from the cache against students of dense logits and of the peers' caches
+bench-quality: setup-dev ## Measure students from the cache against students of dense logits and of other projects' caches
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.quality $(ARGS)
 
 .PHONY: bench-stream
-bench-stream: setup-dev ## The stream alone: rate on one core over a plain DataLoader's, memory, first batch after a resume, packing
+bench-stream: setup-dev ## Measure the training stream alone: rate over a plain DataLoader's, memory, time to resume
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.stream $(ARGS)
 
 .PHONY: bench-step
-bench-step: setup-dev ## A training step from the cache over plain fine-tuning, and over the teacher in the loop
+bench-step: setup-dev ## Measure a training step from the cache over plain fine-tuning and over the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.step $(ARGS)
 
 .PHONY: bench-sweep
-bench-sweep: setup-dev ## A sweep from the cache over the same sweep with the teacher in the loop, at 1, 2, 4 and 8 points
+bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sweep $(ARGS)
-
-##@ Check
-.PHONY: test
-test: setup-dev ## All tests but the slow ones (under 10 minutes on 2 cores)
-	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "not slow and not browser and not triton" --durations 15 $(ARGS)
-
-.PHONY: test-all
-test-all: setup-dev ## The slow tests: real engines, kills in the middle, two processes, the browser, README's commands
-	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "slow or browser" --durations 15 $(ARGS)
-
-.PHONY: manifests
-manifests: setup-dev ## Render and check every manifest; lint Dockerfiles, shell and YAML
-	@$(CLUSTER) manifests
-
-.PHONY: rehearse
-rehearse: setup-dev ## Start the pods of overlay local-kind as processes here; kill one of each stage
-	@$(STUDENT) -m pytest -s tests/cluster/test_rehearsal.py $(ARGS)
-
-# Beside the environment, not in it: the version that torch pins, 690 MB for one test file.
-TRITON_FOLDER = .triton
-.PHONY: test-triton
-test-triton: setup-dev ## The Triton kernels of the loss, in Triton's interpreter
-	@test -d $(TRITON_FOLDER)/triton || $(dir $(STUDENT))uv pip install --quiet --python $(STUDENT) --no-deps \
-	  --target $(TRITON_FOLDER) $$(grep '^triton==' stages/locks/student-gpu.lock)
-	@TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(STUDENT) -m pytest -m triton $(ARGS)
-
-.PHONY: check
-check: lint types arch ## Formatting, lint, types and import direction
-
-.PHONY: lint
-lint: setup-dev ## ruff
-	@$(STUDENT) -m ruff format --check pipeline stages k8s docker tests
-	@$(STUDENT) -m ruff check pipeline stages k8s docker tests
-
-.PHONY: types
-types: setup-dev ## mypy --strict
-	@$(STUDENT) -m mypy
-
-.PHONY: arch
-arch: setup-dev ## import-linter: data flows one way
-	@$(dir $(STUDENT))lint-imports --no-logo
-
-.PHONY: options
-options: setup-dev ## Write stages/README.md, all commands and options, from the settings
-	@$(STUDENT) -m stages.options
-
-.PHONY: format
-format: setup-dev ## Rewrite the sources as ruff wants them
-	@$(STUDENT) -m ruff format pipeline stages k8s docker tests
-	@$(STUDENT) -m ruff check --fix pipeline stages k8s docker tests

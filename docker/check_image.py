@@ -1,4 +1,4 @@
-"""Refuse an image whose packages are not those of the lock file; runs while it is built.
+"""Reject an image whose packages are not those of the lock file; runs while it is built.
 
 usage: check_image.py LOCK [--from-base NAME ...] [--without PREFIX ...] [--needs NAME ...]
 """
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("lock", type=Path)
     add = parser.add_argument
     add("--from-base", nargs="*", default=[], help="the base's own: the same minor version")
-    add("--without", nargs="*", default=[], help="not looked at (CUDA libraries of the base)")
+    add("--without", nargs="*", default=[], help="not compared (CUDA libraries of the base)")
     add("--needs", nargs="*", default=[], help="must be there, in whatever version")
     options = parser.parse_args(argv)
     lines = options.lock.read_text(encoding="utf-8").splitlines()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Push the two images to Amazon ECR: log in, make the repositories, push, note the digests.
-# usage: docker/push.sh TAG NOTE        (REGION and ACCOUNT are asked of the aws command when not set)
+# Push the two images to Amazon ECR: log in, create the repositories, push, record the digests.
+# usage: docker/push.sh TAG FILE        (REGION and ACCOUNT are read from the aws command when not set)
 set -euo pipefail
 
 fail() {
@@ -8,9 +8,9 @@ fail() {
   exit 1
 }
 
-[ $# -eq 2 ] || fail "docker/push.sh got $# arguments" "expected TAG and the file to note digests in"
+[ $# -eq 2 ] || fail "docker/push.sh got $# arguments" "expected TAG and the file to record digests in"
 tag=$1
-note=$2
+record=$2
 for program in docker aws; do
   command -v "$program" >/dev/null || fail "$program: no such program" "install it and log in first"
 done
@@ -41,14 +41,14 @@ for name in distill-teacher distill-student; do
     --image-ids imageTag="$tag" --query 'imageDetails[0].imageDigest' --output text)
   case $digest in
     sha256:*) ;;
-    *) fail "$registry/$name:$tag has no digest ($digest)" "look at it with aws ecr describe-images" ;;
+    *) fail "$registry/$name:$tag has no digest ($digest)" "inspect it with aws ecr describe-images" ;;
   esac
   digests+=("$registry/$name@$digest")
 done
 
-mkdir -p "$(dirname "$note")"
-# Written beside and renamed: a half-written note would name a half image.
-printf '{"distill-teacher": "%s",\n "distill-student": "%s"}\n' "${digests[@]}" >"$note.partial"
-mv "$note.partial" "$note"
-echo "noted in $note:"
-cat "$note"
+mkdir -p "$(dirname "$record")"
+# Written to a partial file and renamed, so that a reader never sees half of it.
+printf '{"distill-teacher": "%s",\n "distill-student": "%s"}\n' "${digests[@]}" >"$record.partial"
+mv "$record.partial" "$record"
+echo "recorded in $record:"
+cat "$record"

@@ -27,7 +27,7 @@ RUN python3 -m pip install --no-cache-dir --no-deps -r teacher-gpu.lock \
     && python3 check_image.py teacher-gpu.lock \
     && ln -sf "$(command -v python3)" /usr/local/bin/python
 
-# The full Debian image has the compiler that vLLM's CPU kernels want at run time.
+# The full Debian image has the compiler that vLLM's CPU kernels need at run time.
 # hadolint ignore=DL3006
 FROM ${CPU_BASE} AS packages-cpu
 WORKDIR /opt/distill

@@ -1,1 +1,1 @@
-"""Manifests of the two stages: rendered with Kustomize and Python, checked, expanded, submitted."""
+"""Manifests of the two stages: rendered with Kustomize and Python, checked, submitted."""

@@ -1,4 +1,4 @@
-"""What the stand-in of the API server tells kubectl about itself: kinds, routes, schemas."""
+"""The discovery answers of the API server's stand-in: kinds, routes, schemas."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _openapi_place(group_version: str) -> str:
 
 
 def _openapi(group_version: str) -> dict[str, Any]:
-    """Say that writes may be validated strictly; kubectl then asks the server to do it."""
+    """Declare strict validation of writes; kubectl then asks the server for it."""
     group, _, version = group_version.rpartition("/")
     paths: dict[str, Any] = {}
     for plural, kind, namespaced in _GROUPS[group_version]:

@@ -1,7 +1,7 @@
 """A small loopback stand-in of the Kubernetes API server, for the real kubectl.
 
 Discovery, create, read, list, watch, patch, delete and pod logs of the kinds this project uses.
-What becomes of a job is a script that the test gives.
+What happens to a job is a script that the test gives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-from k8s.schema import schema_mistakes
+from k8s.checks.schema import schema_mistakes
 from tests.cluster.api_discovery import api_version, discovery, route
 
 Object = dict[str, Any]
@@ -26,7 +26,7 @@ Script = Callable[["ApiStub", Object], None]
 
 
 class ApiStub:
-    """The objects, what was asked for, and what becomes of a job."""
+    """The objects, what was requested, and what happens to a job."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class ApiStub:
         self.logs: dict[str, str] = {}
         self.created: list[str] = []
         """`Kind/name` of everything that was created, in order."""
-        self.refuse: Callable[[Object], str | None] = lambda _item: None
+        self.reject: Callable[[Object], str | None] = lambda _item: None
         self.scripts: dict[str, Script] = {}
         """By kind: runs in a thread after an object of that kind was created."""
         self._version = 0
@@ -96,7 +96,7 @@ class ApiStub:
         return None
 
     def create(self, item: Object) -> None:
-        """Store a new object and start what becomes of it."""
+        """Store a new object and start its script."""
         if item["kind"] == "Job":
             label = {"job-name": item["metadata"]["name"]}
             item["spec"]["selector"] = {"matchLabels": label}
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         url = urlparse(self.path)
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert kind == item["kind"], (kind, item["kind"])
         if namespace:
             item["metadata"]["namespace"] = namespace
-        reason = self.api.refuse(item)
+        reason = self.api.reject(item)
         if "fieldValidation=Strict" in self.path and reason is None:
             reason = "; ".join(schema_mistakes(item)) or None
         if reason is not None:
@@ -281,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self._event("DELETED", {**head, "metadata": gone})
                 version = self.api.wait_for_change(version, 0.5)
         except OSError:
-            return  # kubectl has seen enough
+            return  # kubectl has closed the connection
 
     def _event(self, kind: str, item: Object) -> None:
         self.wfile.write(json.dumps({"type": kind, "object": item}).encode() + b"\n")

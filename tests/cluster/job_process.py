@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from k8s.expand import Operator, pods_for
-from k8s.render import RenderedJob
+from k8s.cluster.expand import Operator, pods_for
+from k8s.rendering.render import RenderedJob
 from tests.cluster.pod_process import Node, PodProcess
 
 
@@ -37,7 +37,7 @@ class JobProcess:
         """Run to the end.
 
         Args:
-            disturb: called all the time until it says that it has done its harm.
+            disturb: called in a loop until it returns true: it has done its harm.
             timeout_s: an end that does not come by then is a failure.
         """
         spec = self.rendered.job["spec"]
@@ -63,7 +63,7 @@ class JobProcess:
                         pod.restart()
                 time.sleep(0.002)
             assert disturb is None, f"the job ended undisturbed\n{self.log}"
-            # cleanPodPolicy Running: what still runs is told to end.
+            # cleanPodPolicy Running: what still runs gets SIGTERM.
             for pod in self.pods:
                 if pod.exit_code() is None:
                     pod.kill(signal.SIGTERM)

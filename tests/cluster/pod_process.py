@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from k8s.objects import Object, find, main_container, pod_spec
+from k8s.cluster.objects import Object, find, main_container, pod_spec
 from tests.stage_runner import ROOT
 
 NETWORK = "10.77.0"
@@ -91,7 +91,7 @@ class Node:
         return self.addresses.setdefault(pod, f"{NETWORK}.{len(self.addresses) + 2}")
 
     def port(self, endpoint: str) -> int:
-        """Return the loopback port that stands for an endpoint."""
+        """Return the loopback port that replaces an endpoint."""
         if endpoint not in self.ports:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
@@ -125,7 +125,7 @@ class PodProcess:
 
     @property
     def log(self) -> str:
-        """What all attempts have said."""
+        """The output of all attempts."""
         files = sorted(self.node.work.glob(f"{self.name}.*.log"))
         return "\n".join(file.read_text(errors="replace") for file in files)
 
@@ -182,7 +182,7 @@ class PodProcess:
         self.start()
 
     def _main_pid(self) -> int | None:
-        """The container's first process, behind nsenter and unshare where those stand before it."""
+        """The container's first process, behind nsenter and unshare where those precede it."""
         assert self.process is not None
         if self.node.isolation is Isolation.LOOPBACK:
             return self.process.pid
@@ -204,7 +204,7 @@ class PodProcess:
         return found
 
     def _mounts(self) -> dict[str, Path]:
-        """Make the pod's volumes and return where each of its mounts lies on this machine."""
+        """Make the pod's volumes and return where each of its mounts is on this machine."""
         folder = self.node.work / self.name
         volumes = {volume["name"]: volume for volume in pod_spec(self.pod)["volumes"]}
         mounts = {}
@@ -335,7 +335,7 @@ exec chroot $root /bin/sh -c 'cd "$1" && shift && exec "$@"' pod {directory} {co
 
 
 def _outside() -> dict[str, str]:
-    """What the image would set: where its programs and modules lie."""
+    """What the image would set: the places of its programs and modules."""
     return {
         "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         "PYTHONPATH": str(ROOT),

@@ -1,4 +1,4 @@
-"""The sandbox of a rehearsed pod: name, network, mounts, and a root it cannot write to."""
+"""The sandbox of a simulated pod: name, network, mounts, and a root it cannot write to."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from k8s.expand import pods_for
-from k8s.objects import main_container
-from k8s.render import render_job
+from k8s.cluster.expand import pods_for
+from k8s.cluster.objects import main_container
+from k8s.rendering.render import render_job
 from tests.cluster.pod_process import Isolation, Node, PodProcess, best_isolation
 
 # Standard library only, so that it takes no time to import.
-LOOK = """
+PROBE = """
 import json, os, pathlib, socket, sys
 def writes(folder):
     try:
@@ -38,14 +38,14 @@ print(json.dumps({
 
 @pytest.mark.parametrize("isolation", [best_isolation(), Isolation.LOOPBACK])
 def test_a_pod_sees_what_its_manifest_says(isolation: Isolation, tmp_path: Path) -> None:
-    rendered = render_job(stage="cache-teacher", run="look", overlay="local-kind")
+    rendered = render_job(stage="cache-teacher", run="probe", overlay="local-kind")
     pods = pods_for(copy.deepcopy(rendered.job))
     volume = tmp_path / "volume"
     with Node(tmp_path / "node", volume, isolation) as node:
         for pod in pods:
             node.address(pod["metadata"]["name"])
         container = main_container(pods[0])
-        container["command"] = ["python", "-c", LOOK]
+        container["command"] = ["python", "-c", PROBE]
         container["args"] = container["args"][1:]
         if isolation is Isolation.NAMESPACES:  # elsewhere they are this machine's own
             container["args"] += ["/", "/usr", "/etc", "/etc/distill"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from k8s.__main__ import main
-from k8s.manifests import EXAMPLE_IMAGES
+from k8s.rendering.manifests import EXAMPLE_IMAGES
 from pipeline.errors import run_command
 from tests.cluster.api_stub import ApiStub
 from tests.cluster.pod_process import Isolation, Node, PodProcess
@@ -26,7 +26,7 @@ STUDENT = ["train-student", "--overlay", "local-kind", "--poll_s", "1"]
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiStub]:
-    monkeypatch.chdir(tmp_path)  # no notes of pushed images here
+    monkeypatch.chdir(tmp_path)  # no record of pushed images here
     with ApiStub(tmp_path) as stub:
         for name, value in stub.environment().items():
             monkeypatch.setenv(name, value)
@@ -41,15 +41,15 @@ def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = run_command(lambda: main(arguments))
-        said = capfd.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
 
     return run
 
 
 def _ends(kind: str, *, reason: str = "", completed: bool = True, after_s: float = 1.0) -> Any:
-    """Return what becomes of a PyTorchJob: its worker runs, says a line, and it ends."""
+    """Return what becomes of a PyTorchJob: its worker runs, prints a line, and it ends."""
 
     def script(api: ApiStub, job: Object) -> None:
         api.add_pod(job, log="step 1, loss=2.5\n")
@@ -105,7 +105,7 @@ def test_a_failure_without_completion_time_is_seen(api: ApiStub, call: Any) -> N
 
 
 def test_a_rejected_job(api: ApiStub, call: Any) -> None:
-    api.refuse = lambda item: (
+    api.reject = lambda item: (
         "Worker.replicas: quota exceeded" if item["kind"] == "PyTorchJob" else None
     )
     code, _, err = call(*TEACHER, "--run", "exp1")
@@ -132,7 +132,7 @@ def test_the_same_command_follows_and_restarts(api: ApiStub, call: Any) -> None:
     assert code == 124
     assert "following it" in out
     assert api.created == made
-    # It has failed: the command makes it anew under the same name.
+    # It has failed: the command recreates it under the same name.
     api.end_job(api.objects[key], "Failed", reason="Evicted")
     api.scripts["PyTorchJob"] = _ends("Succeeded")
     code, out, _ = call(*TEACHER, "--run", "exp1")
@@ -193,7 +193,7 @@ def test_a_secret_that_is_not_there(api: ApiStub, call: Any) -> None:
 
 
 class _Kubelet:
-    """Runs the container of a Job really, on a volume of the test, and reports its end."""
+    """Runs the container of a Job as a process, on a volume of the test, and reports its end."""
 
     def __init__(self, volume: Path, work: Path) -> None:
         self.volume, self.work = volume, work

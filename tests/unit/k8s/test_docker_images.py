@@ -80,7 +80,7 @@ def test_the_wheel_of_the_build_context_holds_the_stages(tmp_path: Path) -> None
     assert not [name for name in names if name.startswith(("k8s", "tests", "docker"))]
 
 
-def test_an_image_of_other_packages_is_refused(tmp_path: Path) -> None:
+def test_an_image_of_other_packages_is_rejected(tmp_path: Path) -> None:
     lock = tmp_path / "a.lock"
     script = ROOT / "docker/check_image.py"
     import numpy
@@ -100,7 +100,7 @@ def test_an_image_of_other_packages_is_refused(tmp_path: Path) -> None:
     run_python([script, lock, "--from-base", "numpy"]).ok()
 
 
-# Stand-ins that write down what they are told. ECR knows the student's repository only.
+# Stand-ins that record their calls. ECR has the student's repository only.
 DOCKER = """#!/bin/sh
 echo "docker $*" >> "$CALLS"
 case "$1" in login) cat > "$CALLS.password" ;; esac
@@ -136,9 +136,9 @@ def _push(
     )  # fmt: skip
 
 
-def test_push_logs_in_makes_what_is_missing_and_notes_digests(tmp_path: Path) -> None:
-    note = tmp_path / "runs/k8s/images.json"
-    done = _push(tmp_path, "v1", str(note), programs={"docker": DOCKER, "aws": AWS})
+def test_push_logs_in_creates_repositories_and_records_digests(tmp_path: Path) -> None:
+    record = tmp_path / "runs/k8s/images.json"
+    done = _push(tmp_path, "v1", str(record), programs={"docker": DOCKER, "aws": AWS})
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text()
     registry = "111122223333.dkr.ecr.us-west-2.amazonaws.com"
@@ -147,8 +147,8 @@ def test_push_logs_in_makes_what_is_missing_and_notes_digests(tmp_path: Path) ->
     assert "s3cret" not in calls + done.stdout + done.stderr
     assert calls.count("ecr create-repository") == 1
     assert "create-repository --region us-west-2 --repository-name distill-teacher" in calls
-    noted = json.loads(note.read_text())
-    assert noted == {
+    recorded = json.loads(record.read_text())
+    assert recorded == {
         name: f"{registry}/{name}@sha256:{7:064d}"
         for name in ("distill-teacher", "distill-student")
     }
@@ -164,10 +164,10 @@ def test_push_logs_in_makes_what_is_missing_and_notes_digests(tmp_path: Path) ->
     ],
 )
 def test_push_that_cannot(tmp_path: Path, programs: dict[str, str], message: str) -> None:
-    done = _push(tmp_path, "v1", str(tmp_path / "note.json"), programs=programs)
+    done = _push(tmp_path, "v1", str(tmp_path / "images.json"), programs=programs)
     assert done.returncode == 1
     assert done.stderr.startswith(message)
-    assert not (tmp_path / "note.json").exists()
+    assert not (tmp_path / "images.json").exists()
 
 
 def test_images_are_built_for_the_device_asked_for() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from k8s.expand import OPERATORS, Operator, pods_for
-from k8s.objects import Object
-from k8s.pod_rules import restricted_mistakes
+from k8s.checks.pod_rules import restricted_mistakes
+from k8s.cluster.expand import OPERATORS, Operator, pods_for
+from k8s.cluster.objects import Object
 
 
 def _job(*, master: bool, elastic: bool, workers: int = 2, nproc: str | None = None) -> Object:
@@ -85,7 +85,7 @@ def test_names_and_labels(operator: Operator) -> None:
     assert all(item["own"] == "label" for item in labels)
 
 
-def test_a_master_brings_an_init_container_that_restricted_refuses() -> None:
+def test_a_master_brings_an_init_container_that_restricted_rejects() -> None:
     pods = pods_for(_job(master=True, elastic=False))
     assert ["initContainers" in pod["spec"] for pod in pods] == [False, True, True]
     found = restricted_mistakes(pods[1])

@@ -1,4 +1,4 @@
-"""All that lies in k8s/ and docker/ passes; the linters and the checks can fail."""
+"""Everything in k8s/ and docker/ passes; the linters and the checks can fail."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from k8s import manifests
-from k8s.kubectl import render_kustomization
-from k8s.objects import ROOT, find_job, pod_spec
+from k8s.cluster.kubectl import render_kustomization
+from k8s.cluster.objects import ROOT, find_job, pod_spec
+from k8s.rendering import manifests
 from pipeline.errors import ConfigError
 
 
 @pytest.mark.timeout(600)
 def test_every_manifest(capfd: pytest.CaptureFixture[str]) -> None:
     manifests.check_everything()
-    said = capfd.readouterr().out
+    output = capfd.readouterr().out
     for name in ("local-kind", "hyperpod-p5", "hyperpod-p5en", "hyperpod-p4d", "kueue", "katib"):
-        assert name in said
+        assert name in output
 
 
 def test_the_linters_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_an_example_that_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("overlay", ["local-kind", "hyperpod-p5", "hyperpod-p5en", "hyperpod-p4d"])
-def test_patches_kept_what_the_base_has(overlay: str) -> None:
+def test_patches_keep_what_the_base_has(overlay: str) -> None:
     """Without merge keys for the custom resource, a patch of a list would have replaced it."""
     base = render_kustomization(ROOT / "base")
     ours = render_kustomization(ROOT / "overlays" / overlay)
@@ -84,7 +84,7 @@ def _make(*arguments: str) -> str:
     return " ".join(done.stdout.split())
 
 
-def test_the_verbs_are_the_same() -> None:
+def test_the_targets_are_those_of_one_machine() -> None:
     local = _make("cache-teacher", "ARGS=--seed 1")
     assert "-m stages.cache_teacher --config stages/configs/teacher.yaml --seed 1" in local
     assert "k8s" not in local.replace(str(ROOT.parent), "")

@@ -1,4 +1,4 @@
-"""Rendering a run: names, sizes, paths on the volume, files that travel; and what is refused."""
+"""Rendering a run: names, sizes, paths on the volume, files carried along; and what is rejected."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.manifests import EXAMPLE_IMAGES
-from k8s.objects import ROOT, find, main_container, pod_spec, replica_specs
-from k8s.ops import fsx_volume, prefetch_job
-from k8s.render import RenderedJob, render_job
+from k8s.cluster.objects import ROOT, find, main_container, pod_spec, replica_specs
+from k8s.rendering.manifests import EXAMPLE_IMAGES
+from k8s.rendering.operations import fsx_volume, prefetch_job
+from k8s.rendering.render import RenderedJob, render_job
 from pipeline.errors import ConfigError, DistillError
 from stages.settings import StudentRun, TeacherRun
 
@@ -32,7 +32,7 @@ def _config(rendered: RenderedJob) -> dict[str, Any]:
     return data
 
 
-def _refused(*, match: str, **more: Any) -> None:
+def _rejected(*, match: str, **more: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         _render(**more)
     assert re.search(match, str(caught.value)), str(caught.value)
@@ -56,7 +56,7 @@ def test_a_run_is_one_job_with_its_configuration() -> None:
     assert StudentRun.model_validate(_config(rendered)) == rendered.settings
 
 
-def test_the_name_says_what_is_in_it() -> None:
+def test_the_name_identifies_the_content() -> None:
     first, again = _render(), _render()
     assert (first.name, first.documents) == (again.name, again.documents)
     others = [
@@ -67,7 +67,7 @@ def test_the_name_says_what_is_in_it() -> None:
     assert len(names) == 1 + len(others)
 
 
-def test_a_sweep_is_a_job_a_point() -> None:
+def test_a_sweep_is_one_job_per_point() -> None:
     points = [
         _render(
             run=f"grid-{index}", labels={"distill/sweep": "grid"}, queue="q", priority="p",
@@ -82,7 +82,7 @@ def test_a_sweep_is_a_job_a_point() -> None:
     assert labels["kueue.x-k8s.io/priority-class"] == "p"
 
 
-def test_sizes_stand_everywhere() -> None:
+def test_sizes_are_set_in_every_field() -> None:
     student = _render(overlay="hyperpod-p5", nodes=4)
     elastic = student.job["spec"]["elasticPolicy"]
     assert (elastic["minReplicas"], elastic["maxReplicas"]) == (4, 4)
@@ -101,7 +101,7 @@ def test_a_teacher_has_as_many_workers_as_engines_fit(parallel: int, workers: in
     resources = main_container(teacher.job)["resources"]
     assert resources["limits"]["nvidia.com/gpu"] == str(parallel)
     whole = {"memory": 1024 * 2**30, "cpu": 88.0}
-    from k8s.instances import quantity
+    from k8s.cluster.instances import quantity
 
     for name, amount in whole.items():
         assert quantity(resources["requests"][name]) * 8 / parallel == pytest.approx(amount)
@@ -109,25 +109,25 @@ def test_a_teacher_has_as_many_workers_as_engines_fit(parallel: int, workers: in
 
 @pytest.mark.parametrize("parallel", [3, 16])
 def test_an_engine_that_does_not_fit_a_node(parallel: int) -> None:
-    _refused(
+    _rejected(
         stage="cache-teacher", overlay="hyperpod-p5",
         flags=["--teacher.tensor_parallel_size", str(parallel)],
         match=rf"tensor_parallel_size: found {parallel}; expected a divisor of the 8 GPUs that",
     )  # fmt: skip
 
 
-def test_paths_lie_on_the_volume(tmp_path: Path) -> None:
+def test_paths_are_on_the_volume(tmp_path: Path) -> None:
     config = _config(_render())
     assert config["cache_dir"] == "/fsx/runs/exp1/cache"
     assert config["output"]["output_dir"] == "/fsx/runs/exp1/student"
     # The local default means the run's own folder, here too.
     config = _config(_render(config="stages/configs/student.yaml"))
     assert config["cache_dir"] == "/fsx/runs/exp1/cache"
-    # Another relative folder lies on the volume, an absolute one must.
+    # Another relative folder is on the volume, an absolute one must.
     config = _config(_render(flags=["--cache_dir", "old/cache", "--output_dir", "/fsx/mine"]))
     assert (config["cache_dir"], config["output"]["output_dir"]) == ("/fsx/old/cache", "/fsx/mine")
     for path in ("/data/cache", "s3://bucket/cache", "/fsx/../etc", "/fsxx/cache"):
-        _refused(
+        _rejected(
             flags=["--cache_dir", path],
             match=rf"cache_dir: found {re.escape(path)}, expected a path on the volume",
         )
@@ -202,7 +202,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", BAD)
 def test_bad_input(what: str) -> None:
     arguments, match = BAD[what]
-    _refused(match=match, **arguments)
+    _rejected(match=match, **arguments)
 
 
 _CONTAINER = "/spec/pytorchReplicaSpecs/Worker/template/spec/containers/0"
@@ -219,11 +219,11 @@ def _gpus(part: str) -> dict[str, str]:
     return {"op": "replace", "path": path, "value": "16"}
 
 
-# An overlay as somebody might write it: the text of its kustomization, and what is said of it.
+# An overlay as somebody might write it: the text of its kustomization, and the expected message.
 OVERLAYS = {
-    "not YAML": ("resources: [../", r"Kustomize refuses it"),
-    "an unknown field": ("resurces: []", r"Kustomize refuses it: .*unknown field"),
-    "a base that is not there": ("resources: [../nowhere]", r"Kustomize refuses it: .*nowhere"),
+    "not YAML": ("resources: [../", r"Kustomize rejects it"),
+    "an unknown field": ("resurces: []", r"Kustomize rejects it: .*unknown field"),
+    "a base that is not there": ("resources: [../nowhere]", r"Kustomize rejects it: .*nowhere"),
     "without the stages": ("resources: [other.yaml]", r"no PyTorchJob named train-student"),
     "a patch that takes the image away": (
         _overlay("../base", {"op": "remove", "path": f"{_CONTAINER}/image"}),
@@ -253,7 +253,7 @@ def test_a_malformed_overlay(what: str, tmp_path: Path) -> None:
     (folder / "kustomization.yaml").write_text(text)
     shutil.copy(ROOT / "base/serviceaccount.yaml", folder / "other.yaml")
     image = None if "image" in what else EXAMPLE_IMAGES["train-student"]
-    _refused(overlay=str(folder), image=image, match=match)
+    _rejected(overlay=str(folder), image=image, match=match)
 
 
 def test_kubectl_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

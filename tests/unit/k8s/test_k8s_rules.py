@@ -1,4 +1,4 @@
-"""Each rule, shown by a render that breaks it: the message says what was found and expected."""
+"""Each rule, shown by a render that breaks it: the message names what was found and expected."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from k8s.job_rules import job_mistakes
-from k8s.manifests import EXAMPLE_IMAGES
-from k8s.objects import Object, find, main_container, pod_spec
-from k8s.render import RenderedJob, render_job
-from k8s.schema import schema_mistakes
-from k8s.validate import document_mistakes
+from k8s.checks.job_rules import job_mistakes
+from k8s.checks.schema import schema_mistakes
+from k8s.checks.validate import document_mistakes
+from k8s.cluster.objects import Object, find, main_container, pod_spec
+from k8s.rendering.manifests import EXAMPLE_IMAGES
+from k8s.rendering.render import RenderedJob, render_job
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A sweep file as jobs: one a point, named by what it changes, all on the sweep's cache."""
+"""A sweep file as jobs: one per point, named by what it changes, all on the sweep's cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k8s import sweep as k8s_sweep
 from k8s.__main__ import main
-from k8s.objects import find
-from k8s.submit import JobFailed, Patience
-from k8s.sweep import render_sweep, run_name, submit_sweep
+from k8s.cluster.objects import find
+from k8s.submission import sweep as k8s_sweep
+from k8s.submission.submit import JobFailed, Patience
+from k8s.submission.sweep import render_sweep, run_name, submit_sweep
 from pipeline.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def _config(job: Any) -> dict[str, Any]:
     return data
 
 
-def test_one_job_a_point_on_one_cache(file: Path) -> None:
+def test_one_job_per_point_on_one_cache(file: Path) -> None:
     jobs = render_sweep(str(file), overlay="local-kind", queue="q")
     configs = [_config(job) for job in jobs]
     assert [(c["loss"]["temperature"], c["loss"]["alpha"]) for c in configs] == [
@@ -66,7 +66,7 @@ def test_a_changed_value_is_the_only_new_job(file: Path) -> None:
     assert len(after - before) == 2
 
 
-def test_mistakes_and_searches_are_refused(file: Path) -> None:
+def test_mistakes_and_searches_are_rejected(file: Path) -> None:
     base = file.parent / "base.yaml"
     with pytest.raises(ConfigError) as caught:
         render_sweep(str(_write(file, base, grid={"alpa": [1], "seed": [-1]})), overlay="x")
@@ -75,7 +75,7 @@ def test_mistakes_and_searches_are_refused(file: Path) -> None:
     search = {"space": {"alpha": [0, 1]}}
     with pytest.raises(ConfigError) as caught:
         render_sweep(str(_write(file, base, search=search)), overlay="local-kind")
-    assert "a search must see how its runs go" in str(caught.value)
+    assert "a search needs the results of its runs" in str(caught.value)
 
 
 def test_the_command_prints_every_job(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

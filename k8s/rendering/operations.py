@@ -1,66 +1,19 @@
-"""The small jobs around the two stages: volume, its folder, prefetch, and the look at a cache."""
+"""The small jobs around the two stages: volume, its folder, prefetch."""
 
 from __future__ import annotations
 
-import copy
 import re
 from typing import Any
 
-from k8s.job_rules import instance_type
-from k8s.kubectl import overlay_folder, render_kustomization
-from k8s.objects import ROOT, Object, find, find_job, main_container, pod_spec
-from k8s.render import RenderedJob, pushed_image, set_image
-from k8s.run_config import resolve_config
-from k8s.validate import check_documents
+from k8s.checks.job_rules import instance_type
+from k8s.checks.validate import check_documents
+from k8s.cluster.kubectl import overlay_folder, render_kustomization
+from k8s.cluster.objects import ROOT, Object, find, find_job, main_container, pod_spec
+from k8s.rendering.render import pushed_image, set_image
+from k8s.rendering.run_config import resolve_config
 from pipeline.errors import ConfigError
 
-__all__ = ["check_cache_job", "fsx_init_job", "fsx_volume", "prefetch_job"]
-
-_DEVICES = ("nvidia.com/gpu", "vpc.amazonaws.com/efa")
-
-
-def check_cache_job(rendered: RenderedJob, *, cache_identity: str | None) -> list[Object]:
-    """Return a small CPU Job that says whether stage two could start, with its ConfigMap.
-
-    It is the student's own pod (image, volumes, security, configuration) without its devices, so
-    what it sees is what the student would see.
-    """
-    student = rendered.job
-    name = f"check-{rendered.name}"
-    spec = copy.deepcopy(pod_spec(student))
-    for field in ("nodeSelector", "affinity"):
-        spec.pop(field, None)
-    spec["restartPolicy"] = "Never"
-    spec["terminationGracePeriodSeconds"] = 5
-    container = spec["containers"][0]
-    container["command"] = ["python", "-m", "stages.check_cache"]
-    container["args"] = [*container["args"], f"--world_size={rendered.world_size}"]
-    if cache_identity:
-        container["args"].append(f"--cache_identity={cache_identity}")
-    container["resources"] = {
-        "requests": {"cpu": "500m", "memory": "2Gi"},
-        "limits": {"memory": "4Gi"},
-    }
-    for volume in spec["volumes"]:
-        if (volume.get("emptyDir") or {}).get("medium") == "Memory":
-            volume["emptyDir"]["sizeLimit"] = "256Mi"
-    labels = {**student["metadata"]["labels"], "distill/stage": "check-cache"}
-    for label in [name for name in labels if name.startswith("kueue")]:
-        del labels[label]
-    job: Object = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": name, "namespace": rendered.namespace, "labels": labels},
-        "spec": {
-            # A refusal is an answer, not something to try again.
-            "backoffLimit": 0,
-            "ttlSecondsAfterFinished": 3600,
-            "template": {"metadata": {"labels": labels}, "spec": spec},
-        },
-    }
-    documents = [item for item in rendered.documents if item["kind"] != "PyTorchJob"] + [job]
-    check_documents(documents, source="check-cache")
-    return documents
+__all__ = ["fsx_init_job", "fsx_volume", "prefetch_job"]
 
 
 def prefetch_job(
@@ -78,14 +31,14 @@ def prefetch_job(
     """Return the job that downloads models and data set to the volume.
 
     Raises:
-        ConfigError: no Secret's name, or a configuration that its stage would refuse.
+        ConfigError: no Secret's name, or a configuration that its stage would reject.
     """
     if not re.fullmatch(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?", secret):
         raise ConfigError(
             f"secret {secret!r}: not the name of a Secret",
             expected="the one that holds the hub token, such as hub-token",
-            do="make it with `kubectl create secret generic hub-token --from-file=token=FILE` and "
-            "give SECRET=hub-token",
+            do="create it with `kubectl create secret generic hub-token --from-file=token=FILE` "
+            "and give SECRET=hub-token",
         )
     documents, base = _op("prefetch", overlay, image=image, namespace=namespace)
     job = documents[-1]
@@ -150,11 +103,11 @@ def fsx_volume(
     """Return volume and claim of an FSx file system: an existing one, or a new one by its claim.
 
     Args:
-        overlay: whose namespace the claim lies in.
+        overlay: the claim is in its namespace.
         namespace: overrules the overlay's.
         file_system: id of an existing file system (`fs-...`), with `mount_name` and `region`.
         mount_name: as `aws fsx describe-file-systems` gives it.
-        region: where it lies.
+        region: of the existing file system.
         subnet: of a new file system, with `security_group`.
         security_group: of a new file system.
         storage: its size.

@@ -1,4 +1,4 @@
-"""Rules for the jobs: what the operator wants beyond its schema, and what each stage's shape is."""
+"""Rules for the jobs: what the operator requires beyond its schema, and each stage's shape."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from k8s.instances import quantity
-from k8s.objects import Object, main_container, pod_spec, replica_specs
+from k8s.cluster.instances import quantity
+from k8s.cluster.objects import Object, main_container, pod_spec, replica_specs
 from pipeline.errors import ConfigError
 
 __all__ = ["GPU", "LONGEST_NAME", "gpus_of", "instance_type", "job_mistakes", "nproc_of"]
@@ -20,7 +20,7 @@ _INSTANCE = "node.kubernetes.io/instance-type"
 _HEALTH = "sagemaker.amazonaws.com/node-health-status"
 _RESUME = "sagemaker.amazonaws.com/enable-job-auto-resume"
 _RETRIES = "sagemaker.amazonaws.com/job-max-retry-count"
-# Fields of today's models that the operator of August 2023 (HyperPod's chart) does not know.
+# Fields of the current models that the operator of August 2023 (HyperPod's chart) lacks.
 _TOO_NEW = (
     (r"spec\.runPolicy\.managedBy", "managedBy"),
     (r".*\.initContainers\.\d+\.restartPolicy", "native sidecars"),
@@ -183,7 +183,7 @@ def _hyperpod_rules(job: Object) -> Iterator[str]:
             "hyperpod (auto-resume works in those)"
         )
     if replica_specs(job)["Worker"].get("restartPolicy") != "OnFailure":
-        yield "Worker.restartPolicy: expected OnFailure (auto-resume wants it)"
+        yield "Worker.restartPolicy: expected OnFailure (auto-resume requires it)"
     spec = pod_spec(job)
     if not any(item.get("key") == _HEALTH for item in spec.get("tolerations") or []):
         yield f"tolerations: expected one for {_HEALTH}"

@@ -1,4 +1,4 @@
-"""What a job on the cluster is doing, read from the objects that the API server returns; pure."""
+"""The state of a job and its pods, read from the objects that the API server returns; pure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from k8s.objects import Object
+from k8s.cluster.objects import Object
 
 __all__ = ["JobState", "job_state", "pods_line", "stuck_pods"]
 
-# Reasons that no waiting mends: a wrong image, a Secret or ConfigMap that is not there.
+# Reasons that waiting does not resolve: a wrong image, a missing Secret or ConfigMap.
 _STUCK = {
     "CreateContainerConfigError", "CreateContainerError", "ErrImagePull", "ImagePullBackOff",
     "InvalidImageName", "RunContainerError",
@@ -19,7 +19,7 @@ _STUCK = {
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """Where a PyTorchJob or a Job stands."""
+    """The state of a PyTorchJob or a Job."""
 
     phase: Literal["waiting", "running", "succeeded", "failed"]
     reason: str
@@ -46,7 +46,7 @@ def job_state(item: Object) -> JobState:
 
 
 def stuck_pods(pods: Iterable[Object]) -> dict[str, str]:
-    """Return, by pod, why its container cannot start, where no waiting mends it."""
+    """Return, by pod, why its container cannot start, where waiting does not resolve it."""
     found = {}
     for pod in pods:
         for container in _statuses(pod):

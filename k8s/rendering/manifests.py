@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from k8s.kubectl import render_kustomization
-from k8s.objects import ROOT, Object, dump_documents, find, pod_spec
-from k8s.ops import check_cache_job, fsx_init_job, fsx_volume, prefetch_job
-from k8s.render import RenderedJob, render_job
-from k8s.run_config import STAGES, Stage
-from k8s.validate import check_documents, document_mistakes
-from k8s.variants import katib_experiment, train_job, trial_job
+from k8s.checks.validate import check_documents, document_mistakes
+from k8s.cluster.kubectl import render_kustomization
+from k8s.cluster.objects import ROOT, Object, dump_documents, find, pod_spec
+from k8s.rendering.operations import fsx_init_job, fsx_volume, prefetch_job
+from k8s.rendering.preflight import check_cache_job
+from k8s.rendering.render import RenderedJob, render_job
+from k8s.rendering.run_config import STAGES, Stage
+from k8s.rendering.variants import katib_experiment, train_job, trial_job
 from pipeline.errors import ConfigError, DistillError
 
 __all__ = ["EXAMPLE_IMAGES", "check_everything", "example_files", "lint"]
@@ -26,11 +27,11 @@ EXAMPLE_IMAGES = {
     "cache-teacher": f"{_REGISTRY}/distill-teacher@sha256:{'0' * 64}",
     "train-student": f"{_REGISTRY}/distill-student@sha256:{'0' * 64}",
 }
-"""An image that was never pushed, where an overlay names none of its own."""
+"""Placeholders for the overlays that name no image of their own."""
 
 
 def check_everything() -> None:
-    """Check all that lies here.
+    """Check everything in k8s/ and docker/.
 
     Raises:
         ConfigError: with every mistake found.
@@ -51,12 +52,12 @@ def check_everything() -> None:
 def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
     for folder in sorted((ROOT / "overlays").iterdir()):
         overlay = folder.name
-        # As it lies there, for `kubectl apply -k` ...
+        # As it is, for `kubectl apply -k` ...
         yield f"overlay {overlay}", partial(_check_folder, folder)
         # ... and as the submit step renders it.
         for stage in STAGES:
             yield f"  {stage}", partial(_render, stage, overlay)
-        yield "  check-cache", partial(_check_check, overlay)
+        yield "  check-cache", partial(_check_preflight, overlay)
         image = None if overlay == "local-kind" else EXAMPLE_IMAGES["cache-teacher"]
         yield (
             "  prefetch",
@@ -80,7 +81,7 @@ def _check_folder(folder: Path) -> None:
     check_documents(render_kustomization(folder), source=source, images_required=False)
 
 
-def _check_check(overlay: str) -> None:
+def _check_preflight(overlay: str) -> None:
     check_cache_job(_render("train-student", overlay), cache_identity="0123456789ab")
 
 
@@ -139,16 +140,16 @@ def _example(documents: list[Object], what: str) -> str:
 
 
 def lint() -> None:
-    """Run hadolint, shellcheck and yamllint over what lies here.
+    """Run hadolint, shellcheck and yamllint over k8s/ and docker/.
 
     Raises:
-        ConfigError: with what they say.
+        ConfigError: with their messages.
         DistillError: one of them is not installed.
     """
     repository = ROOT.parent
     dockerfiles = sorted(repository.glob("docker/*.Dockerfile"))
     scripts = sorted([*repository.glob("docker/*.sh"), *repository.glob("k8s/**/*.sh")])
-    said: list[str] = []
+    messages: list[str] = []
     for command, files in (
         (["hadolint", "--no-color"], dockerfiles),
         (["shellcheck", "--color=never", "--format=gcc"], scripts),
@@ -164,6 +165,8 @@ def lint() -> None:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            said += [f"{command[0]}: {line}" for line in (done.stdout + done.stderr).splitlines()]
-    if said:
-        raise ConfigError(mistakes=said)
+            messages += [
+                f"{command[0]}: {line}" for line in (done.stdout + done.stderr).splitlines()
+            ]
+    if messages:
+        raise ConfigError(mistakes=messages)

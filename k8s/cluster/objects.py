@@ -1,4 +1,4 @@
-"""Kubernetes objects as parsed YAML: reading, writing, and the few places the others look at."""
+"""Kubernetes objects as parsed YAML: reading, writing, and access to their common parts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Object = dict[str, Any]
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def load_documents(text: str, *, source: str) -> list[Object]:

@@ -1,13 +1,13 @@
-"""Rules for pods: Pod Security "restricted", what a container must have, what a node can give."""
+"""Rules for pods: Pod Security "restricted", required fields, the resources of a node."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from k8s.instances import INSTANCES, quantity
-from k8s.job_rules import GPU, gpus_of, instance_type
-from k8s.objects import Object, containers, name_of, pod_spec
+from k8s.checks.job_rules import GPU, gpus_of, instance_type
+from k8s.cluster.instances import INSTANCES, quantity
+from k8s.cluster.objects import Object, containers, name_of, pod_spec
 
 __all__ = ["EFA", "pod_mistakes", "restricted_mistakes"]
 
@@ -19,7 +19,7 @@ _VOLUMES = {
 
 
 def restricted_mistakes(item: Object) -> list[str]:
-    """Return where a pod leaves the Pod Security profile "restricted" (and a read-only root)."""
+    """Return where a pod violates the Pod Security profile "restricted" (and a read-only root)."""
     spec = pod_spec(item)
     found = []
     pod_context = spec.get("securityContext") or {}
@@ -92,7 +92,10 @@ def _parts(container: dict[str, Any], spec: dict[str, Any]) -> Iterator[str]:
             yield f"mount {mount.get('mountPath')}: no volume {mount.get('name')!r}"
     words = [str(word) for word in container.get("command") or []]
     if words and words[0].rsplit("/", 1)[-1] in ("sh", "bash"):
-        yield f"command: found a shell ({words[0]}), expected the program: SIGTERM ends in a shell"
+        yield (
+            f"command: found a shell ({words[0]}), expected the program itself: a shell does not "
+            "pass SIGTERM on"
+        )
 
 
 def _image(image: str, in_registry: bool) -> Iterator[str]:

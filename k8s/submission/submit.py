@@ -1,4 +1,4 @@
-"""Apply a job, follow its logs, wait for its end, and say at once when it fails."""
+"""Apply a job, follow its logs, wait for its end, and report a failure at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from k8s.kubectl import Kubectl
-from k8s.look import LogFollower
-from k8s.objects import Object, dump_documents, find
-from k8s.ops import check_cache_job
-from k8s.render import RenderedJob
-from k8s.watch import JobState, job_state, pods_line, stuck_pods
+from k8s.cluster.kubectl import Kubectl
+from k8s.cluster.objects import Object, dump_documents, find
+from k8s.rendering.preflight import check_cache_job
+from k8s.rendering.render import RenderedJob
+from k8s.submission.job_state import JobState, job_state, pods_line, stuck_pods
+from k8s.submission.status import LogFollower
 from pipeline.errors import CacheError, DistillError
 
 __all__ = [
@@ -41,12 +41,12 @@ class JobTimeout(DistillError):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long what is waited for, in seconds."""
+    """Time-outs and intervals, in seconds."""
 
     timeout_s: float | None = None
-    """For the whole; None waits as long as it takes."""
+    """For the whole; None waits indefinitely."""
     poll_s: float = 10.0
-    """Between two looks; kubectl's watch ends a look early when the job completes."""
+    """Between two polls; kubectl's watch ends the wait early when the job completes."""
     stuck_s: float = 120.0
     """For a pod that cannot start (image, Secret): registries and caches may fail in passing."""
 
@@ -54,15 +54,15 @@ class Patience:
 def submit_stage(
     rendered: RenderedJob, *, cache_identity: str | None = None, patience: Patience | None = None
 ) -> None:
-    """Check the cache (stage two), apply the job, and stay until it ends.
+    """Check the cache (stage two), apply the job, and wait until it ends.
 
-    The same call again attaches to the running job, starts a failed one anew, and reports a
+    The same call again attaches to the running job, restarts a failed one, and reports a
     finished one.
 
     Raises:
         CacheError: stage two could not start on that cache; nothing was submitted.
         JobFailed, JobTimeout: as they say.
-        DistillError: the API server refuses the job, or something it needs is missing.
+        DistillError: the API server rejects the job, or something it needs is missing.
     """
     patience = patience or Patience()
     if begin_stage(rendered, cache_identity=cache_identity, patience=patience):
@@ -79,7 +79,7 @@ def begin_stage(
 
     Raises:
         CacheError: stage two could not start on that cache; nothing was submitted.
-        DistillError: the API server refuses the job, or something it needs is missing.
+        DistillError: the API server rejects the job, or something it needs is missing.
     """
     kubectl = Kubectl()
     require(kubectl, rendered.documents, rendered.namespace)
@@ -92,7 +92,7 @@ def begin_stage(
         if rendered.stage == "train-student":
             _check_cache(kubectl, rendered, cache_identity, patience)
         if state is not None:
-            print(f"{rendered.name}: failed before ({state.reason}); starts anew", flush=True)
+            print(f"{rendered.name}: failed before ({state.reason}); restarting it", flush=True)
             _delete(kubectl, job)
         apply(kubectl, rendered.documents)
     else:
@@ -101,13 +101,13 @@ def begin_stage(
 
 
 def run_once(documents: Sequence[Object], *, timeout_s: float | None = None) -> None:
-    """Apply an operation's job (prefetch, fsx-init) and stay until it ends.
+    """Apply an operation's job (prefetch, fsx-init) and wait until it ends.
 
-    A job of an earlier call is replaced: what it does is done again only as far as it is missing.
+    A job of an earlier call is replaced; it repeats only what is missing.
 
     Raises:
         JobFailed, JobTimeout: as they say.
-        DistillError: the API server refuses it, or something it needs is missing.
+        DistillError: the API server rejects it, or something it needs is missing.
     """
     kubectl = Kubectl()
     (job,) = (item for item in documents if item["kind"] == "Job")
@@ -126,14 +126,14 @@ def apply(kubectl: Kubectl, documents: Sequence[Object]) -> None:
     """Apply objects, the workload last.
 
     Raises:
-        DistillError: the API server refuses one of them.
+        DistillError: the API server rejects one of them.
     """
     order = sorted(documents, key=lambda item: (item["kind"] != "Namespace", _is_workload(item)))
     done = kubectl.run("apply", "-f", "-", stdin=dump_documents(order))
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         raise DistillError(
-            f"the API server refuses it: {' '.join(lines)[:1000]}",
+            f"the API server rejects it: {' '.join(lines)[:1000]}",
             expected="a job that this cluster's operator knows (kubectl get crd "
             "pytorchjobs.kubeflow.org)",
         )
@@ -141,16 +141,16 @@ def apply(kubectl: Kubectl, documents: Sequence[Object]) -> None:
 
 
 def require(kubectl: Kubectl, documents: Sequence[Object], namespace: str) -> None:
-    """Refuse to submit what would wait for ever: a claim or a Secret that is not there.
+    """Reject what would wait indefinitely: a PersistentVolumeClaim or Secret is missing.
 
     Raises:
-        DistillError: naming it, and how it is made.
+        DistillError: naming it, and how to create it.
     """
     text = json.dumps([item for item in documents if _is_workload(item)])
     if '"claimName": "fsx-claim"' in text and find(documents, "PersistentVolumeClaim") is None:
         _require(
             kubectl, "persistentvolumeclaim", "fsx-claim", namespace,
-            do="make it with `make fsx-volume` (k8s/README.md, The volume)",
+            do="create it with `make fsx-volume` (k8s/README.md, The volume)",
         )  # fmt: skip
     for item in documents:
         if item["kind"] != "Job":
@@ -160,7 +160,7 @@ def require(kubectl: Kubectl, documents: Sequence[Object], namespace: str) -> No
                 name = volume["secret"]["secretName"]
                 _require(
                     kubectl, "secret", name, namespace,
-                    do=f"make it with `kubectl -n {namespace} create secret generic {name} "
+                    do=f"create it with `kubectl -n {namespace} create secret generic {name} "
                     "--from-file=token=FILE`, or name another with SECRET=",
                 )  # fmt: skip
 
@@ -193,8 +193,8 @@ def run_to_end(
                 _print_last_lines(kubectl, job)
                 raise JobFailed(
                     f"{name}: failed ({state.reason or 'no reason given'})",
-                    do=f"the last lines stand above, all of them in `kubectl -n {namespace} logs "
-                    f"-l {_selector(job)}`; the same command starts it anew where it stopped",
+                    do=f"the last lines are above, all of them in `kubectl -n {namespace} logs "
+                    f"-l {_selector(job)}`; the same command restarts it where it stopped",
                 )
             pods = _pods(kubectl, job)
             line = f"{state.reason or pods_line(pods)}"
@@ -220,23 +220,23 @@ def _check_cache(
 ) -> None:
     documents = check_cache_job(rendered, cache_identity=cache_identity)
     job = documents[-1]
-    _delete(kubectl, job)  # of an earlier look: the cache may have changed since
+    _delete(kubectl, job)  # of an earlier check: the cache may have changed since
     apply(kubectl, documents)
     quick = Patience(patience.timeout_s, min(patience.poll_s, 2.0), patience.stuck_s)
     try:
         run_to_end(kubectl, job, patience=quick)
     except JobFailed as error:
-        said = kubectl.run(
+        output = kubectl.run(
             "-n", rendered.namespace, "logs", f"job/{job['metadata']['name']}", "--tail=50"
         )
-        lines = [line for line in said.stdout.splitlines() if line.startswith("error: ")]
+        lines = [line for line in output.stdout.splitlines() if line.startswith("error: ")]
         if not lines:
             raise
         raise CacheError(
             f"{lines[-1].removeprefix('error: ').rstrip('.')}; {rendered.name} is not submitted"
         ) from error
-    said = kubectl.run("-n", rendered.namespace, "logs", f"job/{job['metadata']['name']}")
-    print(said.stdout.strip(), flush=True)
+    output = kubectl.run("-n", rendered.namespace, "logs", f"job/{job['metadata']['name']}")
+    print(output.stdout.strip(), flush=True)
 
 
 def _raise_if_stuck(
@@ -249,15 +249,15 @@ def _raise_if_stuck(
         if now - since.setdefault(pod, now) >= limit_s:
             raise JobFailed(
                 f"{name}: {pod} cannot start ({reason})",
-                do=f"mend it, delete the job in {namespace}, and run the same command again",
+                do=f"fix it, delete the job in {namespace}, and run the same command again",
             )
 
 
 def _print_last_lines(kubectl: Kubectl, job: Object) -> None:
     _, _, namespace = _address(job)
-    said = kubectl.run("-n", namespace, "logs", "-l", _selector(job), "--tail=20", "--prefix")
-    if said.stdout.strip():
-        print(said.stdout.rstrip(), file=sys.stderr, flush=True)
+    output = kubectl.run("-n", namespace, "logs", "-l", _selector(job), "--tail=20", "--prefix")
+    if output.stdout.strip():
+        print(output.stdout.rstrip(), file=sys.stderr, flush=True)
 
 
 def _wait(kubectl: Kubectl, job: Object, seconds: float) -> None:
@@ -268,7 +268,7 @@ def _wait(kubectl: Kubectl, job: Object, seconds: float) -> None:
         "-n", namespace, "wait", f"{kind}/{name}", "--for=jsonpath={.status.completionTime}",
         f"--timeout={max(1, round(seconds))}s", timeout_s=seconds + 60,
     )  # fmt: skip
-    # A kubectl older than 1.31 knows no such condition and returns at once.
+    # A kubectl older than 1.31 does not support this condition and returns at once.
     if time.monotonic() - started < 0.5:
         time.sleep(min(1.0, seconds))
 

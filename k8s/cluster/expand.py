@@ -1,7 +1,7 @@
 """A PyTorchJob expanded into the pods that the training operator would make, environment included.
 
-Read in training-operator v1.9.4, and in commit 855e0960 of August 2023, which HyperPod's chart
-installs. The two differ in one variable (`PET_NPROC_PER_NODE` without a Master).
+From the sources of training-operator v1.9.4 and of commit 855e0960 (August 2023), which HyperPod's
+chart installs. The two differ in one variable (`PET_NPROC_PER_NODE` without a Master).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
-from k8s.objects import Object, replica_specs
+from k8s.cluster.objects import Object, replica_specs
 
 __all__ = ["OPERATORS", "Operator", "pods_for"]
 
@@ -59,7 +59,7 @@ def _pod(job: Object, replica: str, spec: dict[str, Any], index: int, operator: 
         },
         "spec": template["spec"],
     }
-    # A pod knows no ExitCode; the operator looks at the code itself and makes the pod anew.
+    # Pods have no policy ExitCode: the operator reads the exit code and recreates the pod.
     policy = spec.get("restartPolicy", "OnFailure")
     pod["spec"]["restartPolicy"] = "Never" if policy == "ExitCode" else policy
     environment = _environment(job, replica, index, operator)

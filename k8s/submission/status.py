@@ -1,4 +1,4 @@
-"""Look at what runs: the jobs of this project, and the logs of one run."""
+"""Status on the cluster: the jobs of this project, and the logs of one run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import subprocess
 import time
 
-from k8s.kubectl import Kubectl, overlay_folder, render_kustomization
-from k8s.watch import job_state
+from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
+from k8s.submission.job_state import job_state
 from pipeline.errors import DistillError
 
 __all__ = ["LogFollower", "follow_logs", "list_jobs"]
@@ -27,7 +27,7 @@ class LogFollower:
         self._seen = 0.0
 
     def keep_following(self, *, any_running: bool) -> None:
-        """Start kubectl where none runs; called at every look at the job."""
+        """Start kubectl where none runs; called at every poll of the job."""
         if self._pod is None or not any_running:
             return
         now = time.monotonic()
@@ -36,7 +36,7 @@ class LogFollower:
             return
         since = []
         if self._process is not None:
-            # What came since it was seen alive; a line may come twice, none is lost.
+            # What came since it was last seen running; a line may come twice, none is lost.
             since = [f"--since={int(now - self._seen) + 2}s"]
         self._seen = now
         self._process = self._kubectl.follow(
@@ -44,7 +44,7 @@ class LogFollower:
         )
 
     def drain(self) -> None:
-        """Give the last lines a moment."""
+        """Wait briefly for the last lines."""
         if self._process is not None:
             try:
                 self._process.wait(5)

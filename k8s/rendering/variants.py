@@ -1,16 +1,16 @@
 """The student's job in two other forms: a Katib Experiment's trial, and a Trainer v2 TrainJob.
 
-Examples, not the default: Katib needs its controller, database and webhooks; Trainer v2 still calls
-itself alpha. Both start the very same container.
+Examples, not the default: Katib needs its controller, database and webhooks; Trainer v2 is
+still alpha. Both start the same container.
 """
 
 from __future__ import annotations
 
 import copy
 
-from k8s.job_rules import nproc_of
-from k8s.objects import Object, find, main_container, pod_spec, replica_specs
-from k8s.render import RenderedJob
+from k8s.checks.job_rules import nproc_of
+from k8s.cluster.objects import Object, find, main_container, pod_spec, replica_specs
+from k8s.rendering.render import RenderedJob
 
 __all__ = ["katib_experiment", "train_job", "trial_job"]
 

@@ -7,17 +7,17 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from k8s.expand import OPERATORS, pods_for
-from k8s.job_rules import job_mistakes
-from k8s.objects import Object, containers, find, main_container, name_of, pod_spec
-from k8s.pod_rules import pod_mistakes, restricted_mistakes
-from k8s.schema import schema_mistakes
+from k8s.checks.job_rules import job_mistakes
+from k8s.checks.pod_rules import pod_mistakes, restricted_mistakes
+from k8s.checks.schema import schema_mistakes
+from k8s.cluster.expand import OPERATORS, pods_for
+from k8s.cluster.objects import Object, containers, find, main_container, name_of, pod_spec
 from pipeline.errors import ConfigError
 
 __all__ = ["check_documents", "document_mistakes", "token_mistakes"]
 
 PREREQUISITES = {"PersistentVolumeClaim": {"fsx-claim"}}
-"""What a render may name without holding it; ops/fsx-static or fsx-dynamic makes it."""
+"""What a render may name without containing it; ops/fsx-static or fsx-dynamic creates it."""
 
 _WORKLOADS = ("PyTorchJob", "Job", "Pod")
 _OFFLINE = ("cache-teacher", "train-student", "check-cache")
@@ -34,7 +34,7 @@ _NOT_SECRET = {"TOKENIZERS_PARALLELISM"}
 def check_documents(
     documents: Sequence[Object], *, source: str, images_required: bool = True
 ) -> None:
-    """Refuse a render with any mistake.
+    """Reject a render with any mistake.
 
     Raises:
         ConfigError: with all of them.
@@ -66,7 +66,7 @@ def _workload_mistakes(
     if item["kind"] == "PyTorchJob":
         found += job_mistakes(item)
         if not found:
-            # The pods are what the cluster's admission sees; both operators make their own.
+            # Admission on the cluster sees the pods; the two operators create different ones.
             for operator in OPERATORS:
                 pods = pods_for(item, operator)
                 for pod in (pods[0], pods[-1]):  # those between differ in their index alone
@@ -117,7 +117,7 @@ def _references(item: Object, documents: Sequence[Object]) -> Iterator[str]:
 
 
 def _offline(item: Object) -> Iterator[str]:
-    """The stages see no Secret and never reach for the hub."""
+    """The stages see no Secret and never contact the hub."""
     spec = pod_spec(item)
     if "secret" in json.dumps(spec).lower().replace("automountserviceaccounttoken", ""):
         yield "found a Secret, expected none: only the prefetch job sees the hub token"
@@ -135,7 +135,7 @@ def _offline(item: Object) -> Iterator[str]:
 
 
 def token_mistakes(documents: Sequence[Object]) -> list[str]:
-    """Return where a render holds a Secret or something that looks like one."""
+    """Return where a render contains a Secret or something that looks like one."""
     found = []
     for item in documents:
         if item["kind"] == "Secret":

@@ -1,4 +1,4 @@
-"""A sweep on a cluster: one PyTorchJob a point, each named by what it changes."""
+"""A sweep on a cluster: one PyTorchJob per point, each named by what it changes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from k8s.job_rules import LONGEST_NAME
-from k8s.kubectl import Kubectl, overlay_folder, render_kustomization
-from k8s.objects import find_job, volume_root
-from k8s.render import RenderedJob, render_job
-from k8s.run_config import Stage
-from k8s.submit import JobFailed, Patience, begin_stage, run_to_end
+from k8s.checks.job_rules import LONGEST_NAME
+from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
+from k8s.cluster.objects import find_job, volume_root
+from k8s.rendering.render import RenderedJob, render_job
+from k8s.rendering.run_config import Stage
+from k8s.submission.submit import JobFailed, Patience, begin_stage, run_to_end
 from pipeline.config import dump_yaml
 from pipeline.errors import ConfigError
 from pipeline.sweep.file import read_sweep_file
@@ -48,14 +48,14 @@ def render_sweep(
         priority: Kueue's priority class.
 
     Raises:
-        ConfigError: with every mistake of the file; a search, which needs to see its runs; or what
-            `render_job` refuses.
+        ConfigError: with every mistake of the file; a search, which needs its runs' results; or
+            what `render_job` rejects.
     """
     file = read_sweep_file(path)
     if file.search is not None:
         raise ConfigError(
             f"{path}: found a search",
-            expected="a grid or a list of points: a search must see how its runs go",
+            expected="a grid or a list of points: a search needs the results of its runs",
             do="run it on one machine with --parallel, or give its space to Katib "
             "(k8s/examples/katib)",
         )
@@ -69,7 +69,7 @@ def render_sweep(
     jobs = []
     for point in points:
         data = point.settings.model_dump(mode="json")
-        # All read the sweep's cache; where it is relative it lies on the volume.
+        # All read the sweep's cache; a relative path is on the volume.
         data["cache_dir"] = cache if "://" in cache else str(Path(volume) / cache)
         del data["output"]
         settings = type(point.settings).model_validate(data)
@@ -100,9 +100,9 @@ def run_name(words: str, digest: str) -> str:
 
 
 def submit_sweep(jobs: Sequence[RenderedJob], *, patience: Patience) -> None:
-    """Apply every job, then stay until the last has ended.
+    """Apply every job, then wait until the last has ended.
 
-    The same call again leaves finished jobs alone, follows running ones, starts failed ones anew.
+    The same call again leaves finished jobs alone, follows running ones, restarts failed ones.
 
     Raises:
         CacheError: stage two could not start on that cache; nothing was submitted.
@@ -121,7 +121,7 @@ def submit_sweep(jobs: Sequence[RenderedJob], *, patience: Patience) -> None:
         lines = "".join(f"\n  - {line}" for line in failed)
         raise JobFailed(
             f"{len(failed)} of {len(jobs)} jobs failed:{lines}\nthe others have succeeded",
-            do="the same command starts the failed ones anew",
+            do="the same command restarts the failed ones",
         )
 
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from k8s.objects import ROOT, Object, load_documents
+from k8s.cluster.objects import ROOT, Object, load_documents
 from pipeline.errors import ConfigError, DistillError
 
 __all__ = ["Kubectl", "overlay_folder", "render_kustomization"]
@@ -37,7 +37,7 @@ class Kubectl:
     def run(
         self, *arguments: str, stdin: str | None = None, timeout_s: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; the caller looks at the exit code.
+        """Run a command to its end; the caller checks the exit code.
 
         Raises:
             DistillError: no answer in time.
@@ -61,7 +61,7 @@ class Kubectl:
         """Run a command that must succeed; return its output.
 
         Raises:
-            DistillError: it failed, with what kubectl said.
+            DistillError: it failed, with kubectl's message.
         """
         done = self.run(*arguments, stdin=stdin, timeout_s=timeout_s)
         if done.returncode:
@@ -98,13 +98,13 @@ def render_kustomization(folder: Path) -> list[Object]:
     """Return the objects that `kubectl kustomize` makes of a folder.
 
     Raises:
-        ConfigError: Kustomize refuses it.
+        ConfigError: Kustomize rejects it.
         DistillError: kubectl is not installed.
     """
     done = Kubectl().run("kustomize", str(folder))
     if done.returncode:
         raise ConfigError(
-            f"{folder}: Kustomize refuses it: {_first_lines(done.stderr)}",
+            f"{folder}: Kustomize rejects it: {_first_lines(done.stderr)}",
             expected="a kustomization that `kubectl kustomize` renders",
         )
     return load_documents(done.stdout, source=str(folder))

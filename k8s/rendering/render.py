@@ -14,12 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from k8s.instances import INSTANCES, quantity
-from k8s.job_rules import GPU, LONGEST_NAME, gpus_of, instance_type, nproc_of
-from k8s.kubectl import overlay_folder, render_kustomization
-from k8s.objects import Object, find, find_job, main_container, pod_spec, replica_specs, volume_root
-from k8s.run_config import STAGES, RunConfig, Stage, resolve_config
-from k8s.validate import check_documents
+from k8s.checks.job_rules import GPU, LONGEST_NAME, gpus_of, instance_type, nproc_of
+from k8s.checks.validate import check_documents
+from k8s.cluster.instances import INSTANCES, quantity
+from k8s.cluster.kubectl import overlay_folder, render_kustomization
+from k8s.cluster.objects import (
+    Object,
+    find,
+    find_job,
+    main_container,
+    pod_spec,
+    replica_specs,
+    volume_root,
+)
+from k8s.rendering.run_config import STAGES, RunConfig, Stage, resolve_config
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import ConfigError
 
@@ -35,14 +43,14 @@ _RESTARTS_PER_WORKER = 6
 
 @dataclass(frozen=True, slots=True)
 class RenderedJob:
-    """A job that was rendered and checked."""
+    """A job, rendered and checked."""
 
     stage: Stage
     run: str
     documents: list[Object]
     settings: Settings
     volume: str
-    """Where its pods see the shared volume."""
+    """Mount path of the shared volume in its pods."""
 
     @property
     def job(self) -> Object:
@@ -84,7 +92,7 @@ def render_job(
 ) -> RenderedJob:
     """Render and check the job of one run; nothing is submitted.
 
-    A sweep calls this once a point, with the point's flags and a label of its own.
+    A sweep calls this once per point, with the point's flags and a label of its own.
 
     Args:
         stage: `cache-teacher` or `train-student`.
@@ -95,7 +103,7 @@ def render_job(
         labels: further labels of job and pods, such as `distill/sweep`.
         nodes: machines; None takes the overlay's. A teacher has as many workers a node as engines
             fit there (GPUs / teacher.tensor_parallel_size); without GPUs, nodes are workers.
-        image: image of the stage; None takes what `make push-images` noted, else the overlay's.
+        image: image of the stage; None takes what `make push-images` wrote, else the overlay's.
         namespace: None takes the overlay's.
         queue: Kueue's local queue.
         priority: Kueue's priority class.
@@ -142,12 +150,12 @@ def render_job(
 
 
 def pushed_image(name: str) -> str | None:
-    """Return what `make push-images` noted for an image, None where it noted nothing."""
+    """Return the image with digest that `make push-images` wrote, None where it wrote none."""
     try:
-        noted = json.loads(PUSHED_IMAGES.read_text(encoding="utf-8"))
+        images = json.loads(PUSHED_IMAGES.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    image = noted.get(name) if isinstance(noted, dict) else None
+    image = images.get(name) if isinstance(images, dict) else None
     return str(image) if image else None
 
 
@@ -199,7 +207,7 @@ def _set_namespace(documents: Sequence[Object], namespace: str) -> None:
 
 
 def _set_size(job: Object, stage: Stage, nodes: int | None, resolved: RunConfig) -> None:
-    """Write the number of workers wherever it stands, and the share of a node each gets."""
+    """Set the number of workers in every field that has it, and each one's share of a node."""
     worker = replica_specs(job)["Worker"]
     container = main_container(job)
     gpus = gpus_of(container)
@@ -212,7 +220,7 @@ def _set_size(job: Object, stage: Stage, nodes: int | None, resolved: RunConfig)
             raise ConfigError(
                 f"teacher.tensor_parallel_size: found {wanted}",
                 expected=f"a divisor of the {node.gpus} GPUs that {instance_type(job)} has",
-                do="an engine cannot span nodes, and must leave no GPU of a node over",
+                do="an engine cannot span nodes, and must not leave GPUs of a node unused",
             )
         if wanted != gpus:
             _scale(container, pod_spec(job), wanted / gpus)

@@ -1,4 +1,4 @@
-"""What the instance types hold that the overlays name."""
+"""GPUs, EFA interfaces, CPUs and memory of the instance types that overlays name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Strict schemas: PyTorchJobs by the operator's own models, core kinds by Kubernetes' schemas.
 
-Unknown fields are refused here: an API server drops them, or refuses the whole, too late.
+Unknown fields are rejected here: an API server drops them, or rejects the object, too late.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from k8s.objects import Object, name_of
+from k8s.cluster.objects import Object, name_of
 from pipeline.errors import DistillError
 
 __all__ = ["KUBERNETES", "schema_mistakes"]
@@ -53,7 +53,7 @@ def _core_mistakes(item: Object) -> Iterator[str]:
     try:
         kubernetes_validate.validate(item, KUBERNETES, strict=True)
     except kubernetes_validate.SchemaNotFoundError:
-        # Left alone, a kind without a schema would pass unseen.
+        # Otherwise a kind without a schema would pass unchecked.
         yield f"apiVersion {item['apiVersion']}: no checker knows this kind"
     except kubernetes_validate.ValidationError as error:
         path = ".".join(str(part) for part in error.path)
@@ -115,7 +115,7 @@ def _sdk_object(value: Any, model: Any, path: str) -> Iterator[str]:
         given[name] = item
         yield from _sdk_mistakes(item, kind, inner)
     try:
-        # The models know which of their fields are required, and say so when they are made.
+        # The models raise for a missing required field when they are constructed.
         model(**given)
     except ValueError as error:
         if missing := re.match(r"Invalid value for `(\w+)`, must not be `None`", str(error)):
@@ -132,7 +132,7 @@ def _pydantic_mistakes(item: Object, module: str, name: str) -> Iterator[str]:
         model.model_validate(item)
     except ValidationError as error:
         for detail in error.errors():
-            # The generated models wrap texts-or-numbers; an API server takes them as they stand.
+            # The generated models wrap texts-or-numbers; an API server takes plain ones.
             union = str((detail.get("ctx") or {}).get("class_name", ""))
             if union.endswith(("Quantity", "IntOrString")) and isinstance(
                 detail["input"], str | int | float
@@ -143,7 +143,7 @@ def _pydantic_mistakes(item: Object, module: str, name: str) -> Iterator[str]:
 
 
 def _unknown_fields(value: Any, annotation: Any, path: str) -> Iterator[str]:
-    """Generated pydantic models ignore what they do not know; find it by walking the aliases."""
+    """Generated pydantic models ignore unknown fields; find them by walking the aliases."""
     from typing import get_args
 
     from pydantic import BaseModel

@@ -71,14 +71,14 @@ def resolve_config(
     Args:
         stage: which stage.
         run: name of the run; its folder is `<volume>/runs/<run>`.
-        volume: where the pods see the shared volume.
+        volume: mount path of the shared volume in the pods.
         config: a configuration file; None takes `default`.
         default: the overlay's own configuration, YAML. Its paths belong to the run `default`, so
             they give way to this run's.
         flags: as on the stage's command line, above the file.
 
     Raises:
-        ConfigError: what the stage itself would refuse, or a path that is not on the volume.
+        ConfigError: what the stage itself would reject, or a path that is not on the volume.
     """
     model = stage_model(stage)
     with tempfile.TemporaryDirectory() as folder:

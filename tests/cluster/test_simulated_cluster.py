@@ -1,6 +1,6 @@
-"""The manifests of overlay `local-kind`, really started: as many processes as they make pods.
+"""A cluster simulated locally: the expanded pods of overlay `local-kind`, run as processes.
 
-`make rehearse` runs all of it; `make test` the version with one pod a stage.
+`make simulate-cluster` runs all of it; `make test` the version with one pod per stage.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from k8s.render import RenderedJob, render_job
+from k8s.rendering.render import RenderedJob, render_job
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.layout.manifest import PLAN
 from pipeline.observe.metrics import read_metrics
@@ -56,7 +56,7 @@ def _on_host(volume: Path, path: str) -> Path:
     return volume / "distill" / path.removeprefix("/fsx/")
 
 
-def _kill_first_claimer(cache: Path) -> Any:
+def _kill_first_lease_holder(cache: Path) -> Any:
     """Return a disturbance: SIGKILL for the pod whose lease is seen first."""
 
     def disturb(job: JobProcess) -> bool:
@@ -110,7 +110,7 @@ def _losses(student: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 @pytest.mark.timeout(1200)
-def test_one_pod_a_stage(volume: Path, tmp_path: Path) -> None:
+def test_one_pod_per_stage(volume: Path, tmp_path: Path) -> None:
     """Over the loopback, where every machine can run it."""
     teacher = _render("cache-teacher", TEACHER, run="one", nodes=1)
     student = _render("train-student", STUDENT, run="one", nodes=1)
@@ -125,32 +125,32 @@ def test_one_pod_a_stage(volume: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2700)
-def test_two_pods_a_stage_one_of_them_killed(volume: Path, tmp_path: Path) -> None:
+def test_two_pods_per_stage_one_of_them_killed(volume: Path, tmp_path: Path) -> None:
     isolation = best_isolation()
-    if os.environ.get("REHEARSE") == "loopback":
+    if os.environ.get("SIMULATE_CLUSTER") == "loopback":
         isolation = Isolation.LOOPBACK
-    print(f"\nrehearsal: pods are kept apart by {isolation.value}")
+    print(f"\nsimulation: pods are kept apart by {isolation.value}")
     teacher = _render("cache-teacher", TEACHER, run="two", nodes=2)
     cache = volume / "distill/runs/two/cache"
     with _node(tmp_path, volume, isolation) as node:
         job = JobProcess(node, teacher, "hyperpod-2023")
-        job.run(disturb=_kill_first_claimer(cache), timeout_s=900)
+        job.run(disturb=_kill_first_lease_holder(cache), timeout_s=900)
         assert sum(pod.restarts for pod in job.pods) >= 1
         _every_shard_once(cache)
-        print("rehearsal: stage one, 2 workers, one killed at its first shard: every shard once")
+        print("simulation: stage one, 2 workers, one killed at its first shard: every shard once")
 
         folders = {name: volume / f"distill/runs/{name}/student" for name in ("calm", "killed")}
         flags = [*STUDENT, "--cache_dir", "/fsx/runs/two/cache"]
         calm = JobProcess(node, _render("train-student", flags, run="calm", nodes=2), "v1.9.4")
         calm.run(timeout_s=900)
         assert not sum(pod.restarts for pod in calm.pods)
-        print("rehearsal: stage two, 2 workers, one world")
+        print("simulation: stage two, 2 workers, one process group")
         rendered = _render("train-student", flags, run="killed", nodes=2)
         killed = JobProcess(node, rendered, "hyperpod-2023")
         killed.run(disturb=_kill_after_checkpoint(folders["killed"], 4, 1), timeout_s=900)
         assert "resuming after step" in killed.log
         print(
-            "rehearsal: the same, worker-1 killed; restarts:",
+            "simulation: the same, worker-1 killed; restarts:",
             [pod.restarts for pod in killed.pods],
         )
     steps = [step for step, values in _losses(folders["calm"]) if "train/loss" in values]
@@ -158,7 +158,7 @@ def test_two_pods_a_stage_one_of_them_killed(volume: Path, tmp_path: Path) -> No
     assert _losses(folders["killed"]) == _losses(folders["calm"])
     weights = [digests(folder)["model/model.safetensors"] for folder in folders.values()]
     assert weights[0] == weights[1]
-    # One world, not two trainings beside each other: a checkpoint names its processes.
+    # One training of two processes, not two trainings: a checkpoint names its world size.
     mark = folders["calm"] / "checkpoints/step-00000012/complete.json"
     assert json.loads(mark.read_text())["world_size"] == 2
-    print("rehearsal: losses and weights equal the undisturbed run's, bit for bit")
+    print("simulation: losses and weights equal the undisturbed run's, bit for bit")

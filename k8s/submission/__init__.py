@@ -1,0 +1,1 @@
+"""Jobs on a cluster: apply, wait for the end, follow the logs, list."""
