@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.loss.sampled import row_share
+from pipeline.loss.sampled_divergence import row_share
 from tests.bench.fidelity import sampled
 from tests.bench.fidelity_data import Hidden, hidden_states
 from tests.bench.quality import with_cut_student

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.collate import Batch
-from pipeline.loss.sparse_kl import LossSpec, sparse_loss_
+from pipeline.loss.chunk_gradient import LossSpec, sparse_loss_
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
 from pipeline.teacher.sparsify.device import SparseScheme

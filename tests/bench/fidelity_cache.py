@@ -15,7 +15,7 @@ from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
 from pipeline.cache.layout.schema import table_to_rows
 from pipeline.data.collate import Batch, collate
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.sampling.noise import row_noise, sample_key
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.columns import to_targets

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.sampling.inclusion import InclusionRule
 
 ALPHA, TOP_K, CHUNK = 0.5, 64, 512

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data.collate import collate
+from pipeline.loss.chunk_gradient import LossSpec
 from pipeline.loss.fused import FusedSpec, fused_head_loss
-from pipeline.loss.sparse_kl import LossSpec
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import resolve_model
 from pipeline.student.build.prune import cut_model

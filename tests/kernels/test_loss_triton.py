@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pipeline.loss import reference
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from tests.stage_runner import ROOT
 
 pytestmark = pytest.mark.triton
@@ -39,7 +39,7 @@ CASES = [
 def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ.get("TRITON_INTERPRET") == "1", "run `make test-triton`"
     # More than one block, and a part of one, in a small vocabulary.
-    monkeypatch.setattr("pipeline.loss.triton_kl._BLOCK", 64)
+    monkeypatch.setattr("pipeline.loss.chunk_gradient_triton._BLOCK", 64)
 
 
 def make(seed: int, *, tokens: int, vocab: int, sampled: bool, temperature: float) -> Any:
@@ -69,7 +69,7 @@ def make(seed: int, *, tokens: int, vocab: int, sampled: bool, temperature: floa
 
 
 def triton_loss(*args: Any, **options: Any) -> Any:
-    from pipeline.loss.triton_kl import triton_loss_
+    from pipeline.loss.chunk_gradient_triton import triton_loss_
 
     return triton_loss_(*args, **options)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.loss.types import HeadTargets, LossTerms
+from pipeline.loss.targets import HeadTargets, LossTerms
 
 __all__ = ["StudentModule"]
 

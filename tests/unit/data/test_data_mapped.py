@@ -11,9 +11,9 @@ import torch
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.data.collate import collate
 from pipeline.data.mapped import MappedRows
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.models.vocabulary import map_vocabulary
 
 V, N, K = 12, 5, 6

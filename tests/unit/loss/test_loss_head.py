@@ -25,7 +25,7 @@ from pipeline.loss.head import (
 )
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets, LossTerms
+from pipeline.loss.targets import HeadTargets, LossTerms
 from pipeline.sampling.inclusion import InclusionRule
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]

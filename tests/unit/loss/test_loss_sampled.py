@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pipeline.loss import reference
-from pipeline.loss.sampled import default_share, dither_bias, row_share
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.chunk_gradient import sparse_loss_
+from pipeline.loss.sampled_divergence import default_share, dither_bias, row_share
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.sampling.inclusion import InclusionRule
 
 Draw = Callable[..., HeadTargets]

@@ -14,7 +14,7 @@ from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.reference import loss_sum, sorted_distance, sparse_divergence
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.loss.uld import uld_loss_
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]

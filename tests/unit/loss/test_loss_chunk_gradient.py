@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.loss import reference, sparse_kl
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss import chunk_gradient, reference
+from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
 TAILS = ("bucket", "zero", "renormalise")
@@ -290,8 +290,8 @@ def test_blocks_do_not_change_the_result(
     spec = LossSpec(2.0, 0.5)
     a, b = logits_NV.clone(), logits_NV.clone()
     terms_a = sparse_loss_(a, targets, spec)
-    monkeypatch.setattr(sparse_kl, "_CPU_BLOCK_BYTES", 1)
-    monkeypatch.setattr(sparse_kl, "_CPU_BLOCK_ROWS", 1)
+    monkeypatch.setattr(chunk_gradient, "_CPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr(chunk_gradient, "_CPU_BLOCK_ROWS", 1)
     terms_b = sparse_loss_(b, targets, spec)
     torch.testing.assert_close(terms_a.kd_N, terms_b.kd_N, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
