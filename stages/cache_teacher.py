@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failures or prepared.unanswered:
         raise describe_quarantine(
             failures,
-            unanswered=prepared.unanswered,
+            failed_responses=prepared.unanswered,
             planned_rows=prepared.corpus.counts.samples,
             url=run.cache_dir,
         )

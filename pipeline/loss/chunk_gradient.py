@@ -91,7 +91,7 @@ def _block_(
         label_N1 = torch.full_like(entries.z_label_N, spec.alpha - 1)[:, None]
         x_NV.scatter_add_(1, targets.label_N[:, None], label_N1)
     return RowTerms(
-        kd_N=terms.kd_N,
+        divergence_N=terms.divergence_N,
         ce_N=terms.ce_N,
         argmax_N=None if top is None else top.indices,
         argmax_logprob_N=None if top is None else top.values - terms.log_z_1_N,
@@ -134,13 +134,17 @@ def _exponentials_(x_NV: Tensor, temperature: float) -> tuple[TailSums, Tensor |
 
 
 def _combine_(
-    exp_T_NV: Tensor, exp_1_NV: Tensor | None, temperature: float, kd_N1: Tensor, ce_N1: Tensor
+    exp_T_NV: Tensor,
+    exp_1_NV: Tensor | None,
+    temperature: float,
+    divergence_N1: Tensor,
+    ce_N1: Tensor,
 ) -> None:
-    """Overwrite exp_T by `kd * exp_T + ce * exp_1`, with one factor of each per row."""
+    """Overwrite exp_T by `divergence * exp_T + ce * exp_1`, with one factor of each per row."""
     # Plain mul and add: torch's addcmul with per-row factors takes three times as long.
     if temperature == 1.0:
-        exp_T_NV.mul_(kd_N1 + ce_N1)
+        exp_T_NV.mul_(divergence_N1 + ce_N1)
     elif exp_1_NV is None:  # T = 2: exp_1 is the square of exp_T
-        exp_T_NV.mul_((exp_T_NV * ce_N1).add_(kd_N1))
+        exp_T_NV.mul_((exp_T_NV * ce_N1).add_(divergence_N1))
     else:
-        exp_T_NV.mul_(kd_N1).add_(exp_1_NV.mul_(ce_N1))
+        exp_T_NV.mul_(divergence_N1).add_(exp_1_NV.mul_(ce_N1))

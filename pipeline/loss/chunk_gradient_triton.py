@@ -65,7 +65,7 @@ def triton_loss_(
         kept_NK = terms.kept_NK.add_(is_label_NK, alpha=spec.alpha - 1)
         logits_NV.scatter_add_(1, entries.ids_NK, kept_NK.to(logits_NV.dtype))
     return RowTerms(
-        kd_N=terms.kd_N,
+        divergence_N=terms.divergence_N,
         ce_N=terms.ce_N,
         argmax_N=None if top is None else top.indices,
         argmax_logprob_N=None if top is None else top.values.float() - terms.log_z_1_N,

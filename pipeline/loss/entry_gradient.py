@@ -37,7 +37,7 @@ __all__ = [
 class RowTerms(NamedTuple):
     """The result of `sparse_loss_` for each of N tokens; see `LossTerms`."""
 
-    kd_N: Tensor
+    divergence_N: Tensor
     ce_N: Tensor
     argmax_N: Tensor | None
     argmax_logprob_N: Tensor | None
@@ -45,10 +45,10 @@ class RowTerms(NamedTuple):
 
 def join_rows(parts: Sequence[RowTerms]) -> RowTerms:
     """Concatenate the terms of consecutive rows; at least one part."""
-    kd_N, ce_N, argmax_N, argmax_logprob_N = zip(*parts, strict=True)
+    divergence_N, ce_N, argmax_N, argmax_logprob_N = zip(*parts, strict=True)
     predicted = parts[0].argmax_N is not None
     return RowTerms(
-        kd_N=torch.cat(kd_N),
+        divergence_N=torch.cat(divergence_N),
         ce_N=torch.cat(ce_N),
         argmax_N=torch.cat(argmax_N) if predicted else None,
         argmax_logprob_N=torch.cat(argmax_logprob_N) if predicted else None,
@@ -82,7 +82,7 @@ class TailSums(NamedTuple):
 class EntryTerms(NamedTuple):
     """What the [N, V] part still needs: it multiplies, adds, and puts the kept entries back."""
 
-    kd_N: Tensor
+    divergence_N: Tensor
     ce_N: Tensor
     log_z_1_N: Tensor
     kept_NK: Tensor | None
@@ -122,22 +122,22 @@ def entry_terms(
     log_z_1_N = torch.logaddexp(tail.log_sum_1_N, z_NK.logsumexp(-1))
     scaled_NK = z_NK / temperature
     log_z_T_N = torch.logaddexp(tail.log_sum_T_N, scaled_NK.logsumexp(-1))
-    kd = _divergence(
+    divergence = _divergence(
         entries, targets, spec, scaled_NK - log_z_T_N[:, None], tail.log_sum_T_N - log_z_T_N,
         vocab_size,
     )  # fmt: skip
     ce_N = log_z_1_N - entries.z_label_N
     if not gradient:
-        return EntryTerms(kd.value_N, ce_N, log_z_1_N, None, None, None)
+        return EntryTerms(divergence.value_N, ce_N, log_z_1_N, None, None, None)
     # d(alpha T^2 D)/dz = alpha T dD/d(z/T), and the tail's softmax is exp_T / sum_T.
-    kept_NK = kd.kept_NK.mul_(alpha * temperature)
+    kept_NK = divergence.kept_NK.mul_(alpha * temperature)
     kept_NK.add_((z_NK - log_z_1_N[:, None]).exp_(), alpha=1 - alpha)
     return EntryTerms(
-        kd_N=kd.value_N,
+        divergence_N=divergence.value_N,
         ce_N=ce_N,
         log_z_1_N=log_z_1_N,
         kept_NK=kept_NK,
-        factor_T_N=alpha * temperature * kd.tail_N / tail.sum_T_N,
+        factor_T_N=alpha * temperature * divergence.tail_N / tail.sum_T_N,
         factor_1_N=(1 - alpha) * (tail.max_N - log_z_1_N).exp(),
     )
 

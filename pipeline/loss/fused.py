@@ -221,6 +221,6 @@ def _accumulate(sum_UD: Tensor, grad_nU: Tensor, hidden_nD: Tensor, *, first: bo
 def _collect(parts: list[RowTerms], spec: LossSpec) -> LossTerms:
     """Join the chunks' terms and sum them to the loss."""
     rows = join_rows(parts)
-    kd_factor = spec.alpha * spec.temperature**2
-    loss = kd_factor * rows.kd_N.sum() + (1 - spec.alpha) * rows.ce_N.sum()
+    divergence_factor = spec.alpha * spec.temperature**2
+    loss = divergence_factor * rows.divergence_N.sum() + (1 - spec.alpha) * rows.ce_N.sum()
     return LossTerms(loss, *rows)

@@ -87,9 +87,9 @@ def _sorted_distance_of_head(logits_NV: Tensor, targets: HeadTargets) -> Tensor:
 
 def loss_sum(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> Tensor:
     """Return `alpha * T^2 * sum(D) + (1 - alpha) * sum(CE)`."""
-    kd_N = sparse_divergence(logits_NV, targets, spec)
+    divergence_N = sparse_divergence(logits_NV, targets, spec)
     ce_N = cross_entropy(logits_NV, targets.label_N)
-    return spec.alpha * spec.temperature**2 * kd_N.sum() + (1 - spec.alpha) * ce_N.sum()
+    return spec.alpha * spec.temperature**2 * divergence_N.sum() + (1 - spec.alpha) * ce_N.sum()
 
 
 def outcome(spec: LossSpec, p: Tensor, q: Tensor) -> Tensor:

@@ -51,8 +51,9 @@ class LossTerms(NamedTuple):
     """The loss of N supervised tokens; only `loss` carries a gradient."""
 
     loss: Tensor
-    """Scalar: `alpha * T^2 * sum(kd) + (1 - alpha) * sum(ce)`. A sum; the caller scales it."""
-    kd_N: Tensor
+    """Scalar: `alpha * T^2 * sum(divergence) + (1 - alpha) * sum(ce)`. A sum; the caller scales
+    it."""
+    divergence_N: Tensor
     """Divergence of each token at temperature T, in nats, without the factor T^2."""
     ce_N: Tensor
     """-log q(label) of each token at temperature 1, in nats."""

@@ -87,7 +87,7 @@ def _block_(x_NV: Tensor, targets: HeadTargets, spec: LossSpec, predictions: boo
     rest_N = known_p_N - known_q_N  # = (1 - known q) - (1 - known p)
     has_rest_N = known_NR.sum(-1) < vocab_size
     rest_N = torch.where(has_rest_N & known_NR.any(-1), rest_N, 0.0)
-    kd_N = difference_NR.abs().sum(-1) + rest_N.abs()
+    divergence_N = difference_NR.abs().sum(-1) + rest_N.abs()
     ce_N = log_z_N - z_label_N
     best_N = top_NR.indices[:, 0] if predictions else None
     best_logprob_N = top_NR.values[:, 0] - log_z_N if predictions else None
@@ -102,7 +102,7 @@ def _block_(x_NV: Tensor, targets: HeadTargets, spec: LossSpec, predictions: boo
     q_NV.scatter_add_(1, ids_NR, alpha * above_NR * q_NR)
     label_N1 = torch.full_like(z_label_N, alpha - 1)[:, None]
     q_NV.scatter_add_(1, targets.label_N[:, None], label_N1)
-    return RowTerms(kd_N, ce_N, best_N, best_logprob_N)
+    return RowTerms(divergence_N, ce_N, best_N, best_logprob_N)
 
 
 def _sorted_teacher(targets: HeadTargets, ranks: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

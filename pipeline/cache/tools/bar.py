@@ -16,7 +16,7 @@ _EVERY_S = 10.0
 class RowsBar:
     """Counts rows and shows them on `stream`; a context manager.
 
-    What lasts less than `every_s` says nothing where there is no terminal: a log holds the result.
+    Without a terminal, a pass shorter than `every_s` prints nothing.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class RowsBar:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Show nothing yet; `start` says how many rows there are."""
+        """Create the bar; `start` sets the number of rows."""
         from tqdm import tqdm
 
         self._description = description
@@ -40,7 +40,7 @@ class RowsBar:
         self._bar = tqdm(unit="rows", desc=description, file=self._stream, disable=None)
 
     def start(self, rows: int) -> None:
-        """Say how many there are; again for the next pass."""
+        """Set the number of rows of the next pass."""
         self._total, self._done = rows, 0
         self._bar.reset(total=rows)
 
@@ -66,5 +66,5 @@ class RowsBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the bar as it is."""
+        """Close the bar."""
         self._bar.close()

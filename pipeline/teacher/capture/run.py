@@ -157,8 +157,8 @@ def cache_teacher(
 
     Rows that the teacher cannot answer are quarantined (`cache/layout/quarantine.py`); the cache is
     complete without them, and they are tried again only when `retry_quarantined` asks for it. A run
-    over a complete cache compares every checksum, makes damaged shards again, to the same bytes, and
-    loads no teacher when there is nothing to make.
+    over a complete cache compares every checksum, makes damaged shards again, to the same bytes,
+    and loads no teacher when there is nothing to make.
 
     Raises:
         CacheError: the store holds another identity's cache.

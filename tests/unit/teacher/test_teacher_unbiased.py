@@ -93,7 +93,7 @@ def _errors(name: str, temperature: float) -> tuple[Tensor, Tensor]:
     kl_K = (p_KV * (p_KV.log() - q_KV.log())).sum(-1)
     shape = (len(rows), LENGTH - 1)
     return (
-        terms.kd_N.reshape(shape) - kl_K[kinds_N],
+        terms.divergence_N.reshape(shape) - kl_K[kinds_N],
         (grad_NV / temperature).reshape(*shape, VOCAB) - (q_KV - p_KV)[kinds_N],
     )
 
