@@ -161,9 +161,9 @@ bench-writer: setup-dev ## Rate of encoding and writing over the teacher's own; 
 bench-memory: setup-dev ## Peak memory of stage one at 10 and 1,000 shards
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.memory $(ARGS)
 
-.PHONY: bench-claims
-bench-claims: setup-dev ## Claims: 64 claimers on 5,000 empty shards, and their share of two workers' CPU time
-	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.claims $(ARGS)
+.PHONY: bench-leases
+bench-leases: setup-dev ## Leases: 64 workers on 5,000 empty shards, and their share of two workers' CPU time
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.leases $(ARGS)
 
 .PHONY: bench-loss
 bench-loss: setup-dev ## Loss with the head over the head's bare matmuls, beside the peers' losses

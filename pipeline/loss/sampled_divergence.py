@@ -67,10 +67,11 @@ def row_share(
 
     Expected squared error of the weight gradient over that without a control variate; in brackets
     for a student far from the teacher, pruned to six layers and not yet trained (`make
-    bench-control`, `--cut`; the exact expectation over all samples): T = 1 under the inclusion rule
-    of T = 1 alone 0.81 (2.7), under that of T = 1 and 2 0.68 (2.0); T = 2 0.32 (0.85). With D alone
-    the far student had 4.0, 3.7, 1.12. A constant share of 0.15, which looks best in four samples,
-    has 1.01 (14,000): one sample of eight held a token of q = 5,000 p and had 2.5 times the error.
+    bench-control`, `--pruned`; the exact expectation over all samples): T = 1 under the inclusion
+    rule of T = 1 alone 0.81 (2.7), under that of T = 1 and 2 0.68 (2.0); T = 2 0.32 (0.85). With D
+    alone the far student had 4.0, 3.7, 1.12. A constant share of 0.15, which looks best in four
+    samples, has 1.01 (14,000): one sample of eight held a token of q = 5,000 p and had 2.5 times
+    the error.
 
     Args:
         divergence_N: D, over the always-kept entries and the rest as one outcome, at T.

@@ -1,9 +1,9 @@
-"""What claims cost: 64 claimers on 5,000 empty shards, and two workers against one on a teacher.
+"""The cost of leases: 64 workers on 5,000 empty shards, and two workers against one on a teacher.
 
-    python -m tests.bench.claims
+    python -m tests.bench.leases
 
-Ends with `FIGURE claim_overhead_percent`: of the CPU time of two workers that make shards (teacher,
-encoding, writing and all), the part that goes into claims, heartbeats, take-overs and listings.
+Ends with `FIGURE lease_overhead_percent`: the share of the CPU time of two workers (teacher,
+encoding, writing and all) that leases, heartbeats, take-overs and listings use.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class EmptyMaker:
             rows=0, tokens=0, loss_tokens=0, entries=0, bytes=1, xxh3_128=checksum(b"x"),
             kept_mass=0.0, entropy=0.0,
         )  # fmt: skip
-        # As `commit_shard` does, but not synced: the disk's syncs are not what claims cost.
+        # As `commit_shard` does, but not synced: the disk's syncs are not a cost of leases.
         store = self._board.store
         store.write(record.path, b"x", once=True)
         store.write(record_name(shard.split, shard.index), encode_record(record), once=True)
@@ -74,33 +74,33 @@ def _claimer(folder: Path, shards: int, number: int, go: Any) -> None:
     board.sweep()
 
 
-def claim_all(folder: Path, *, claimers: int, shards: int) -> float:
-    """Let processes claim all shards; return claims per second, and fail on a double claim."""
+def claim_all(folder: Path, *, workers: int, shards: int) -> float:
+    """Let processes lease all shards; return leases per second; fail if one is leased twice."""
     folder.mkdir()
     context = multiprocessing.get_context("fork")
-    go = context.Barrier(claimers + 1)
-    workers = [
+    go = context.Barrier(workers + 1)
+    processes = [
         context.Process(target=_claimer, args=(folder, shards, number, go))
-        for number in range(claimers)
+        for number in range(workers)
     ]
-    for worker in workers:
-        worker.start()
+    for process in processes:
+        process.start()
     go.wait()
     begun = time.monotonic()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
     took = time.monotonic() - begun
     made = Counter(name for log in folder.glob("*.log") for name in log.read_text().split())
-    assert len(made) == shards, f"{shards - len(made)} shards were not made"
+    assert len(made) == shards, f"{shards - len(made)} shards were not written"
     double = sum(count - 1 for count in made.values())
-    assert not double, f"{double} double claims"
+    assert not double, f"{double} shards leased twice"
     assert not list((folder / "cache" / CLAIMS).iterdir())
     return shards / took
 
 
 def _measured(into: Counter[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `call`: its CPU time is added up under `name`, whichever thread it is on."""
+    """Wrap `call` to add its CPU time, on any thread, to `into[name]`."""
 
     def wrapper(*args: Any, **options: Any) -> Any:
         begun = time.thread_time()
@@ -114,7 +114,7 @@ def _measured(into: Counter[str], name: str, call: Callable[..., Any]) -> Callab
 
 
 def measured_worker(result: Path, flags: list[str]) -> None:
-    """Run stage one in this process and write what its claims and the whole loop cost."""
+    """Run stage one in this process and write the CPU time of its leases and of the whole loop."""
     from pipeline.errors import run_command
     from pipeline.teacher.capture.run import run as capture
     from pipeline.teacher.fleet import leases as claims
@@ -163,7 +163,7 @@ def teacher_runs(
     results = [folder / f"{workers}-{number}.json" for number in range(workers)]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.claims", "--measured", str(result), *flags],
+            [sys.executable, "-m", "tests.bench.leases", "--measured", str(result), *flags],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
@@ -186,23 +186,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=5000)
-    parser.add_argument("--claimers", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--shard_tokens", type=int, default=10_000)
     chosen = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="bench-claims-") as name:
+    with tempfile.TemporaryDirectory(prefix="bench-leases-") as name:
         folder = Path(name)
-        print(f"{chosen.shards} empty shards, each claimed, committed and recorded, on local disk")
-        print(f"{'claimers':>10} {'claims/s':>10} {'to one':>8}  double")
-        one = claim_all(folder / "one", claimers=1, shards=max(1, chosen.shards // 5))
+        print(f"{chosen.shards} empty shards, each leased, committed and recorded, on local disk")
+        print(f"{'workers':>10} {'leases/s':>10} {'to one':>8}  twice")
+        one = claim_all(folder / "one", workers=1, shards=max(1, chosen.shards // 5))
         print(f"{1:>10} {one:>10.0f} {1:>8.2f}  none")
-        many = claim_all(folder / "many", claimers=chosen.claimers, shards=chosen.shards)
-        print(f"{chosen.claimers:>10} {many:>10.0f} {many / one:>8.2f}  none")
+        many = claim_all(folder / "many", workers=chosen.workers, shards=chosen.shards)
+        print(f"{chosen.workers:>10} {many:>10.0f} {many / one:>8.2f}  none")
         (folder / "runs").mkdir()
         print()
         print(f"tiny teacher, shards of {chosen.shard_tokens} tokens (the default is 1,000,000)")
-        print(f"{'workers':>10} {'shards':>7} {'CPU to one':>11} {'ms of claims/shard':>19} "
-              f"{'claims, %':>10}")  # fmt: skip
+        print(f"{'workers':>10} {'shards':>7} {'CPU to one':>11} {'ms of leases/shard':>19} "
+              f"{'leases, %':>10}")  # fmt: skip
         share, first = 0.0, 0.0
         for workers in (1, 2):
             run = teacher_runs(
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{workers:>10} {run['shards']:>7.0f} {run['loop'] / first:>11.2f} "
                 f"{1000 * run['claims'] / run['shards']:>19.2f} {share:>10.3f}"
             )
-    print(f"FIGURE claim_overhead_percent {share:.3f}")
+    print(f"FIGURE lease_overhead_percent {share:.3f}")
     return 0
 
 
