@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class DistillError(Exception):
-    """A mistake the user can mend; printed as one message without a traceback."""
+    """An error that the user can fix; printed as one message without a traceback."""
 
     exit_code = 1
 
@@ -46,7 +46,7 @@ class DistillError(Exception):
 
 
 class ConfigError(DistillError):
-    """Fields, flags or values that do not fit the schema; carries every mistake at once."""
+    """Fields, flags or values that do not fit the schema; reports all mistakes at once."""
 
     exit_code = 2
 
@@ -70,7 +70,7 @@ class CorpusError(DistillError):
 
 
 class ModelError(DistillError):
-    """A teacher, student or tokenizer that cannot serve."""
+    """A teacher, student or tokenizer that cannot be used."""
 
     exit_code = 3
 
@@ -82,13 +82,13 @@ class CacheError(DistillError):
 
 
 class ResumeError(DistillError):
-    """A checkpoint that does not belong to this run, or cannot be continued as asked."""
+    """A checkpoint that does not belong to this run, or cannot be continued."""
 
     exit_code = 3
 
 
 class StoreError(DistillError):
-    """A file system or object store that refuses, fails or is full."""
+    """A file system or object store that denies access, fails or is full."""
 
     exit_code = 4
 
@@ -108,20 +108,20 @@ class Interrupted(DistillError):
 def run_command(main: Callable[[], int | None]) -> int:
     """Run `main` and turn a `DistillError` into one message and its exit code.
 
-    Other exceptions are bugs of ours and keep their traceback. `DISTILL_TRACEBACK=1` shows the
+    Other exceptions are bugs and keep their traceback. `DISTILL_TRACEBACK=1` shows the
     traceback of user errors as well.
     """
     try:
         return main() or 0
     except DistillError as error:
         if os.environ.get("DISTILL_TRACEBACK"):
-            _log.exception("traceback asked for by DISTILL_TRACEBACK")
+            _log.exception("traceback requested by DISTILL_TRACEBACK")
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted; the same command continues the run.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # `make ... | head` closes our stdout; devnull keeps the interpreter's exit flush quiet.
+        # `make ... | head` closes stdout; devnull keeps the interpreter's final flush from failing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

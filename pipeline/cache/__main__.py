@@ -1,4 +1,4 @@
-"""`python -m pipeline.cache COMMAND`: what a cache is, whether it is whole, parts and sums."""
+"""`python -m pipeline.cache COMMAND`: inspect, verify, repair, slice, merge and export caches."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _verify(options: argparse.Namespace) -> int:
     findings, shards = _findings(store, quick=options.quick, workers=options.workers)
     if options.json:
         listed = [{"file": store.full_url(f.name), "reason": f.reason} for f in findings]
-        print(json.dumps({"url": store.url, "whole": not findings, "damaged": listed}, indent=1))
+        print(json.dumps({"url": store.url, "intact": not findings, "damaged": listed}, indent=1))
     else:
         for finding in findings:
             print(f"{store.full_url(finding.name)}: {finding.reason}")
@@ -71,11 +71,11 @@ def _verify(options: argparse.Namespace) -> int:
         damaged = {finding.shard for finding in findings if finding.shard}
         raise CacheError(
             f"{options.url}: {len(findings)} files are damaged, "
-            f"{max(0, shards - len(damaged))} shards are whole",
-            do=f"run {PROG} repair {options.url}; it makes only those anew",
+            f"{max(0, shards - len(damaged))} shards are intact",
+            do=f"run {PROG} repair {options.url}; it writes only those again",
         )
     if not options.json:
-        print(f"{options.url}: {shards} shards whole{' in size' if options.quick else ''}")
+        print(f"{options.url}: {shards} shards intact{' (sizes only)' if options.quick else ''}")
     return 0
 
 
@@ -120,12 +120,12 @@ def _repair(options: argparse.Namespace) -> int:
     if left:
         names = ", ".join(finding.name for finding in left[:8])
         raise CacheError(
-            f"{options.url}: {len(left)} files are damaged still: {names}",
-            do="run verify for the reasons",
+            f"{options.url}: {len(left)} files are still damaged: {names}",
+            do="run verify to see the reasons",
         )
     by_hand = f"; to be removed by hand: {', '.join(plan.leave)}" if plan.leave else ""
-    own = f"; {answered} rows that were quarantined are in it now" if answered else ""
-    print(f"{options.url}: {len(findings)} files mended, {shards} shards whole{own}{by_hand}")
+    own = f"; {answered} formerly quarantined rows are now in the cache" if answered else ""
+    print(f"{options.url}: {len(findings)} files repaired, {shards} shards intact{own}{by_hand}")
     return 0
 
 
@@ -160,7 +160,7 @@ def _slice(options: argparse.Namespace) -> int:
     )
     if spec == SliceSpec():
         raise ConfigError(
-            "nothing to leave out",
+            "no part of the cache was chosen",
             expected="--top-k, --tau-factor, --samples, --fraction, --ids or --split",
         )
     with _progress("slice") as bar:

@@ -31,7 +31,7 @@ class Command(Generic[SettingsT]):
     switches: frozenset[str]
     """The switches that were given, such as `dry_run`."""
     given: frozenset[str]
-    """Dotted names of the fields that a file or a flag really set."""
+    """Dotted names of the fields that a file or a flag set."""
 
 
 def parse_command(
@@ -44,16 +44,16 @@ def parse_command(
     examples: Sequence[str] = (),
     elsewhere: Mapping[str, type[Settings]] | None = None,
 ) -> Command[SettingsT]:
-    """Read files and flags into a validated `model`; print help and exit when asked.
+    """Read files and flags into a validated `model`; print help and exit on `--help`.
 
     Precedence: defaults < `--config` files in the order given < flags. A field is named by its
-    dotted path (`--teacher.model`) or by its short name (`--teacher_model`); `-` and `_` are the
-    same in a flag. `--name value`, `--name=value`, `--bool`, `--no-bool`; a list is `--list 1 2`,
-    `--list 1,2` or `--list "[1, 2]"`. A flag of another command
-    (`elsewhere`, by what users call it) is refused with the place it belongs to.
+    dotted path (`--teacher.model`) or its short name (`--teacher_model`); `-` and `_` are
+    equivalent in a flag. `--name value`, `--name=value`, `--bool`, `--no-bool`; a list is `--list 1
+    2`, `--list 1,2` or `--list "[1, 2]"`. A flag of another command (`elsewhere`, by the command's
+    name) is rejected with the command it belongs to.
 
     Raises:
-        ConfigError: with all mistakes of files and flags together.
+        ConfigError: with all mistakes of files and flags.
     """
     switches = dict(switches or {})
     all_leaves = list(leaves(model))
@@ -80,7 +80,7 @@ def parse_command(
             _merge(data, _lift_short_names(content, by_name, path, mistakes))
     for leaf, value in values:
         _set(data, leaf.path, value, mistakes)
-    if unread:  # what such a file would have set cannot be called missing
+    if unread:  # fields that such a file would have set are not reported as missing
         raise ConfigError(mistakes=mistakes)
     try:
         settings = model.model_validate(data)
@@ -120,7 +120,7 @@ def _read_flags(
             hint = _without_dashes(token, known)
             mistakes.append(f"{token!r}: expected a flag that starts with --{hint}")
             if hint and token.startswith("-") and queue and not queue[0].startswith("--"):
-                queue.pop(0)  # its value is no mistake of its own
+                queue.pop(0)  # its value is not reported as well
             continue
         raw, has_value, value = token[2:].partition("=")
         name = raw.replace("-", "_")
@@ -137,7 +137,7 @@ def _read_flags(
             where = f" here; it belongs to {others[name]}" if name in others else ""
             mistakes.append(f"--{raw}: unknown flag{where or _did_you_mean(name, known)}")
             if not has_value and queue and not queue[0].startswith("--"):
-                queue.pop(0)  # the value of the unknown flag is no mistake of its own
+                queue.pop(0)  # the value of the unknown flag is not reported as well
             continue
         alone = not queue or (queue[0].startswith("--") and queue[0] != "--")
         if leaf is not None and leaf.is_bool and not has_value:
@@ -193,7 +193,7 @@ def _read_value(leaf: Leaf, text: str) -> Any:
 def _lift_short_names(
     data: dict[str, Any], by_name: dict[str, Leaf], path: str, mistakes: list[str]
 ) -> dict[str, Any]:
-    """Move top-level short names and dotted keys of a file to where they belong."""
+    """Move top-level short names and dotted keys of a file to their sections."""
     lifted: dict[str, Any] = {}
     for key, value in data.items():
         leaf = by_name.get(str(key).replace("-", "_"))
@@ -210,7 +210,7 @@ def _lift_short_names(
 
 
 def _without_dashes(token: str, known: list[str]) -> str:
-    """Return what a bare word was probably meant as: a file of settings, or a flag."""
+    """Return what a bare word probably means: a file of settings, or a flag."""
     if token.lower().endswith((".yaml", ".yml", ".json")):
         return f"; a file of settings is given as --config {token}"
     name = token.lstrip("-").partition("=")[0].replace("-", "_")
@@ -250,7 +250,7 @@ def _has(data: dict[str, Any], path: tuple[str, ...]) -> bool:
 
 
 def command_line(prog: str, argv: Sequence[str] | None = None) -> str:
-    """Return the command as a user would type it again, for cards and reports."""
+    """Return the command as typed, for cards and reports."""
     import shlex
 
     return shlex.join([*prog.split(), *(sys.argv[1:] if argv is None else argv)])

@@ -1,4 +1,4 @@
-"""The leaves of a settings tree: dotted names, short names, types, help and near names."""
+"""The leaves of a settings tree: dotted names, short names, types, help and suggestions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Leaf:
     required: bool
     help: str
     flag: str | None
-    """Second, short name (the public sample's), or None."""
+    """Second, short name (that of the public sample), or None."""
 
     @property
     def dotted(self) -> str:
@@ -33,7 +33,7 @@ class Leaf:
 
     @property
     def is_bool(self) -> bool:
-        """Whether the flag may stand alone (`--bf16`) and be negated (`--no-bf16`)."""
+        """Whether the flag needs no value (`--bf16`) and can be negated (`--no-bf16`)."""
         return bool in _members(self.annotation)
 
     @property
@@ -44,7 +44,7 @@ class Leaf:
 
     @property
     def takes_none(self) -> bool:
-        """Whether `none` is the absence of a value, not a choice or a text of that name."""
+        """Whether `none` means no value, not a choice or a text of that name."""
         return type(None) in _members(self.annotation)
 
     @property

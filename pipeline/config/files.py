@@ -1,4 +1,4 @@
-"""Configuration files: YAML or JSON into a mapping, with the mistake named by line."""
+"""Read configuration files: YAML or JSON to a mapping; mistakes are reported with their line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_config_file(path: str) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror})",
             expected="a configuration file",
-            do="the project's own lie in stages/configs",
+            do="the project's own are in stages/configs",
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason})", expected="UTF-8") from None
@@ -67,7 +67,7 @@ def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key given twice, of which plain YAML keeps the last in silence."""
+    """Rejects a key given twice, of which YAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

@@ -21,7 +21,7 @@ def help_text(
     switches: Mapping[str, str],
     examples: Sequence[str],
 ) -> str:
-    """Render the help page; pure text, no terminal probing, so that it is the same in a log."""
+    """Render the help page, independent of the terminal, so that it is the same in a log."""
     lines = [f"usage: {prog} [--config FILE] [--field value ...]", ""]
     lines += textwrap.wrap(description, _WIDTH)
     if examples:

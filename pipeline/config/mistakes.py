@@ -13,7 +13,7 @@ __all__ = ["describe_errors"]
 
 
 def describe_errors(error: ValidationError, all_leaves: list[Leaf]) -> list[str]:
-    """Return one line per mistake, without pydantic's own vocabulary."""
+    """Return one line per mistake, without pydantic's terms."""
     known = [leaf.dotted for leaf in all_leaves] + [leaf.flag for leaf in all_leaves if leaf.flag]
     sections = sorted({".".join(leaf.path[:n]) for leaf in all_leaves for n in range(1, 9)})
     lines: dict[str, None] = {}
@@ -40,7 +40,7 @@ def _line(
             return f"{name}: required, but not given"
         case "value_error":
             text = str(context.get("error", detail["msg"]))
-            # A section's own validator names the full field already.
+            # A section's validator names the full field already.
             return text if not name or text.startswith(f"{name}.") else f"{name}: {text}"
         case "invalid_key":
             return f"{name}: found the key {found}, expected a text"

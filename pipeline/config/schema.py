@@ -1,4 +1,4 @@
-"""The base of every settings class, and what is computed from a whole configuration."""
+"""The base of every settings class, and the YAML and fingerprint of a configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Settings", "dump_yaml", "fingerprint", "option"]
 
 
 class Settings(BaseModel):
-    """Frozen, closed (unknown keys are mistakes), documented by each field's description."""
+    """Frozen; unknown keys are mistakes; each field's description is its help text."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -37,14 +37,14 @@ def option(default: Any, help: str, *, flag: str | None = None, **constraints: A
 
 
 def dump_yaml(settings: Settings, *, without: Sequence[str] = ()) -> str:
-    """Render the resolved configuration, but for some sections, so that `--config` accepts it."""
+    """Render the resolved configuration as `--config` accepts it, without some sections."""
     data = settings.model_dump(mode="json", exclude=set(without))
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts with unusual line breaks, which plain YAML would fold to spaces."""
+    """Quotes texts with unusual line breaks, which YAML would fold to spaces."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         style = '"' if any(mark in text for mark in "\r\x85\u2028\u2029\ufeff") else None

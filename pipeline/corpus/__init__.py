@@ -1,4 +1,4 @@
-"""Datasets and chat formats -> tokenised, masked samples with stable identities and a split."""
+"""Datasets and chat formats -> tokenised samples with loss masks, stable identities and a split."""
 
 from pipeline.corpus.build import Progress, build_corpus
 from pipeline.corpus.corpus import Corpus

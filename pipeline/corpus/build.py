@@ -1,4 +1,4 @@
-"""Builds a corpus: rows, rendered, tokenised, cut to length, named and split."""
+"""Build a corpus: read rows, render, tokenise, limit their length, identify and split them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.corpus.chat.formats import Interpreter
 from pipeline.corpus.chat.template import ChatTemplate, Rendered
 from pipeline.corpus.chat.tokenise import Tokens, require_offsets
 from pipeline.corpus.corpus import Corpus
-from pipeline.corpus.intake import Intake, Taken
+from pipeline.corpus.intake import AcceptedRow, Intake
 from pipeline.corpus.reading import Progress, open_reading
 from pipeline.corpus.sample import CorpusCounts, Sample
 from pipeline.corpus.settings import CorpusSettings
@@ -65,7 +65,7 @@ class _Work(Intake):
         return template.render(conversation, place=row.place, everything=everything)
 
     def add(self, batch: list[Row], interpret: Interpreter) -> None:
-        """Take the next rows of the source."""
+        """Process the next rows of the source."""
         for taken in self.take(batch, interpret):
             for part, piece in self._cut(taken.tokens):
                 self._keep(taken, part, piece)
@@ -87,7 +87,7 @@ class _Work(Intake):
                 piece = slice(start, start + limit)
                 yield part, Tokens(tokens.input_ids[piece], tokens.loss_mask[piece])
 
-    def _keep(self, taken: Taken, part: int, piece: Tokens) -> None:
+    def _keep(self, taken: AcceptedRow, part: int, piece: Tokens) -> None:
         loss_mask = piece.loss_mask.copy()
         loss_mask[:1] = False
         if not loss_mask.any():
@@ -99,13 +99,13 @@ class _Work(Intake):
         )
 
     def finish(self, format_name: str) -> Corpus:
-        """Count, report and describe what was built."""
+        """Log the counts and return the corpus."""
         counts = self._counts()
         name = self.settings.dataset_name
         if not counts.samples:
             raise CorpusError(
                 f"{name}: none of its {self.rows} rows gave a sample ({self._losses(counts)})",
-                expected="at least one sequence with a token that counts",
+                expected="at least one sequence with a supervised token",
                 do="check --corpus.format, --corpus.loss_on and --max_length",
             )
         if not counts.train:
@@ -135,15 +135,16 @@ class _Work(Intake):
 
     def _losses(self, counts: CorpusCounts) -> str:
         text = (
-            f"{counts.dropped_no_labels} without a token that counts, "
+            f"{counts.dropped_no_labels} without a supervised token, "
             f"{counts.dropped_overlong} longer than {self.settings.max_length} tokens, "
-            f"{counts.dropped_by_template} refused by the chat template"
+            f"{counts.dropped_by_template} rejected by the chat template"
         )
         return f"{text}, first {self.refusal}" if self.refusal else text
 
     def _report(self, counts: CorpusCounts) -> None:
         _log.info(
-            "corpus %s: %d rows -> %d samples (%d train, %d held out), %d tokens, %d of them count",
+            "corpus %s: %d rows -> %d samples (%d train, %d held out), %d tokens, %d "
+            "supervised",
             self.settings.dataset_name, counts.rows, counts.samples, counts.train, counts.heldout,
             counts.tokens, counts.loss_tokens,
         )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Takes rows in: which part each belongs to, its text and tokens, and the counts on the way.
+"""Reading of rows: their split, text and tokens, and the counts of what was left out.
 
-What samples (`build.py`) and prompts (`prompts.py`) of one source have in common.
+The common part of building samples (`build.py`) and prompts (`prompts.py`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import Row, RowSource
 from pipeline.corpus.split import HeldoutRule
 
-__all__ = ["Intake", "Taken"]
+__all__ = ["AcceptedRow", "Intake"]
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A row that has tokens."""
+class AcceptedRow:
+    """A row of the source with its tokens."""
 
     row: Row
     index: int
@@ -39,7 +39,7 @@ class Taken:
 
 @dataclass(slots=True)
 class Intake(ABC):
-    """The state of one reading of a source; a subclass says what of a conversation is used."""
+    """The state of one reading of a source; a subclass chooses what of a conversation is used."""
 
     settings: CorpusSettings
     tokenizer: Any
@@ -51,13 +51,13 @@ class Intake(ABC):
     tally: dict[str, int] = field(default_factory=dict)
     template: ChatTemplate | None = None
     refusal: str = ""
-    """The template's first, with the row's place."""
+    """The first rejection by the template, with the row's place."""
     content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
     rule: HeldoutRule = field(init=False)
     ends: DocumentEnds = field(init=False)
 
     def __post_init__(self) -> None:
-        """Make the rule of the split, and what goes around a document."""
+        """Create the split rule and the special tokens of documents."""
         chosen = self.settings
         self.rule = HeldoutRule(
             self.seed, self.source.name, chosen.heldout_fraction, chosen.heldout_samples
@@ -66,21 +66,21 @@ class Intake(ABC):
 
     @abstractmethod
     def used(self, conversation: Conversation) -> Conversation:
-        """Return what of a conversation is used."""
+        """Return the part of a conversation that is used."""
 
     @abstractmethod
     def described(self, conversation: Conversation) -> list[Any]:
-        """Return what of it decides the tokens; its digest is part of the cache's identity."""
+        """Return what determines its tokens; the digest is part of the cache's identity."""
 
     @abstractmethod
     def rendered(self, template: ChatTemplate, conversation: Conversation, row: Row) -> Rendered:
         """Render it.
 
         Raises:
-            TemplateRefusal: the template does not take it.
+            TemplateRefusal: the template rejects it.
         """
 
-    def take(self, batch: list[Row], interpret: Interpreter) -> Iterator[Taken]:
+    def take(self, batch: list[Row], interpret: Interpreter) -> Iterator[AcceptedRow]:
         """Yield the next rows of the source that have tokens; count the others."""
         kept: list[tuple[Row, int, SplitName]] = []
         texts: list[Rendered | str] = []
@@ -93,14 +93,14 @@ class Intake(ABC):
                 texts.append(text)
         done = tokenise(texts, tokenizer=self.tokenizer, ends=self.ends)
         for (row, index, split), text, tokens in zip(kept, texts, done, strict=True):
-            yield Taken(row, index, split, isinstance(text, str), tokens)
+            yield AcceptedRow(row, index, split, isinstance(text, str), tokens)
 
     def count(self, name: str, by: int = 1) -> None:
-        """Add to one of `CorpusCounts`."""
+        """Add to one field of `CorpusCounts`."""
         self.tally[name] = self.tally.get(name, 0) + by
 
     def identity(self, format_name: str, digest_name: str) -> dict[str, Any]:
-        """Return what decided the corpus: source, format, template, split, and the rows' digest."""
+        """Return what determines the corpus: source, format, template, split, digest of rows."""
         identity = reading_identity(
             self.settings, self.source, format_name, self.template, self.rule, seed=self.seed
         )

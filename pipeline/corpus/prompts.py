@@ -1,4 +1,4 @@
-"""Builds the prompts that a teacher is to answer, from the rows and the split of a corpus."""
+"""Build the prompts that a teacher answers, from the rows and the split of a corpus."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the teacher reads before it writes."""
+    """A prompt for the teacher."""
 
     prompt_id: str
     """32 hexadecimal digits: a hash of the source and the row's place in it."""
     split: SplitName
-    """That of the row, and so of all responses to it."""
+    """The split of the row, and so of all its responses."""
     input_ids: NDArray[np.int32]
     """At least one token."""
     source_index: int
@@ -46,11 +46,11 @@ class Prompts:
 
     prompts: list[Prompt]
     counts: CorpusCounts
-    """Of the prompts: each is a sample, and no token counts yet."""
+    """Counts of the prompts: each is a sample, none of whose tokens is supervised yet."""
     end_of_turn: int | None
-    """The token with which the chat template closes an answer, where it has one."""
+    """The token with which the chat template ends an answer, if it has one."""
     identity: dict[str, Any]
-    """JSON-able; equal for equal prompts, except that the tokenizer is the caller's to add."""
+    """As JSON; equal for equal prompts, except that the caller adds the tokenizer."""
 
 
 def build_prompts(
@@ -64,18 +64,17 @@ def build_prompts(
 ) -> Prompts:
     """Read, render and tokenise the prompts of the corpus that `settings` describe.
 
-    A chat gives the messages before its last assistant turn, whose text is not used, followed by
-    the template's generation prompt. A chat that ends with another speaker is asked as it stands.
-    A plain document gives its first tokens.
+    The prompt of a chat is the messages before its last assistant turn, whose text is not used,
+    followed by the template's generation prompt. A chat that ends with another role is used in
+    full. The prompt of a plain document is its first tokens.
 
     Args:
         settings: the corpus section of the configuration.
         tokenizer: a fast tokenizer of transformers.
         seed: decides, with each row's identity, which rows are held out.
         document_tokens: how many of a document's first tokens are the prompt, its BOS included.
-        max_tokens: of a prompt. `overlong` says what becomes of a longer one: `truncate` keeps its
-            last tokens, as the question and the generation prompt stand there; `drop` leaves it
-            out.
+        max_tokens: of a prompt. `overlong` decides about a longer one: `truncate` keeps its last
+            tokens, where the question and the generation prompt are; `drop` leaves it out.
         progress: called after each batch of rows.
 
     Raises:
@@ -83,7 +82,7 @@ def build_prompts(
     """
     require_offsets(tokenizer)
     reading = open_reading(settings, answered=False)
-    # No EOS: a document's prompt is its beginning, and the teacher goes on.
+    # No EOS: the prompt is the beginning of a document, which the teacher continues.
     work = _Work(
         settings, tokenizer, reading.source, seed, add_eos=False,
         document_tokens=document_tokens, max_tokens=max_tokens,
@@ -102,9 +101,9 @@ class _Work(Intake):
     prompts: list[Prompt] = field(default_factory=list)
 
     def used(self, conversation: Conversation) -> Conversation:
-        """Return it without its last assistant turn, if it ends with one.
+        """Return the conversation without its last assistant turn, if it ends with one.
 
-        A turn may be several messages: an answer in two parts, a call and what is said beside it.
+        A turn may be several messages: an answer in two parts, or a tool call and text.
         """
         messages = list(conversation.messages)
         while messages and messages[-1]["role"] == "assistant":
@@ -118,7 +117,7 @@ class _Work(Intake):
         return Rendered(template.render_prompt(conversation), [])
 
     def add(self, batch: list[Row], interpret: Interpreter) -> None:
-        """Take the next rows of the source."""
+        """Process the next rows of the source."""
         for taken in self.take(batch, interpret):
             ids = taken.tokens.input_ids
             if taken.is_document:
@@ -143,7 +142,7 @@ class _Work(Intake):
         return ids[surplus:]
 
     def finish(self, format_name: str) -> Prompts:
-        """Count, report and describe what was built."""
+        """Log the counts and return the prompts."""
         counts = self._counts()
         name = self.settings.dataset_name
         if not counts.train:
@@ -186,7 +185,7 @@ class _Work(Intake):
         text = (
             f"{counts.dropped_no_labels} without anything to answer, "
             f"{counts.dropped_overlong} longer than {self.max_tokens} tokens, "
-            f"{counts.dropped_by_template} refused by the chat template"
+            f"{counts.dropped_by_template} rejected by the chat template"
         )
         return f"{text}, first {self.refusal}" if self.refusal else text
 

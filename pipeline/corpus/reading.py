@@ -1,4 +1,4 @@
-"""From the corpus settings to interpreted rows, in batches; samples and prompts begin here."""
+"""From the corpus settings to interpreted rows, in batches, for samples and prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.errors import CorpusError
 __all__ = ["Progress", "Reading", "open_reading", "reading_identity", "with_system"]
 
 Progress = Callable[[int, int | None], None]
-"""Called with the rows done and, where it is known beforehand, the number of all rows."""
+"""Called with the rows done and, if known beforehand, the number of all rows."""
 
 _BATCH_ROWS = 256
 _DETECT_ROWS = 32
@@ -28,7 +28,7 @@ _DETECT_ROWS = 32
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An opened source: its rows and how each is to be understood."""
+    """An opened source: its rows and how each is interpreted."""
 
     source: RowSource
     format_name: str
@@ -36,16 +36,16 @@ class Reading:
     batches: Iterator[list[Row]]
     """Can be consumed once."""
     total: int | None
-    """Rows to come, or None where only reading would tell."""
+    """The number of rows, or None if only reading tells."""
 
 
 def open_reading(settings: CorpusSettings, *, answered: bool = True) -> Reading:
-    """Open the source and find out its format.
+    """Open the source and determine its format.
 
     Args:
         settings: the corpus section of the configuration.
-        answered: whether a question without an answer is left out; false where the teacher is to
-            answer it, and then a column of answers need not exist.
+        answered: whether a question without an answer is left out; false where the teacher
+            answers it, and then no column of answers is needed.
 
     Raises:
         CorpusError: the corpus cannot be reached or read, is empty, or fits no format.
@@ -99,7 +99,7 @@ def reading_identity(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Describe what decides the rows and how they are read; JSON-able, equal for equal rows."""
+    """Describe what determines the rows and their reading; as JSON, equal for equal rows."""
     text = template.text.encode() if template else None
     return {
         "source": source.name,

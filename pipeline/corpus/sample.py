@@ -23,7 +23,7 @@ class Sample:
     """The same for all parts of one row."""
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.bool_]
-    """loss_mask[i]: token i is a label. Never at i = 0, which nothing precedes."""
+    """loss_mask[i]: token i is supervised. Never at i = 0, which has no context."""
     source_index: int
     """The row's number among the rows read, from 0."""
     part: int
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class CorpusCounts:
-    """What happened to the rows on their way to samples."""
+    """How rows became samples, in counts."""
 
     rows: int
     """Rows read from the source."""
@@ -42,7 +42,7 @@ class CorpusCounts:
     tokens: int
     """Tokens of all samples."""
     loss_tokens: int
-    """Tokens of all samples that count as labels."""
+    """Supervised tokens of all samples."""
     truncated_rows: int
     tokens_cut: int
     """Tokens that truncation cut off."""
@@ -51,8 +51,8 @@ class CorpusCounts:
     split_parts: int
     """The parts of those rows."""
     dropped_no_labels: int
-    """Samples left out because none of their tokens count."""
+    """Samples left out because none of their tokens is supervised."""
     dropped_overlong: int
     """Rows left out because they were longer than `max_length`."""
     dropped_by_template: int
-    """Rows left out because the chat template refused them (roles that do not alternate, ...)."""
+    """Rows left out because the chat template rejected them (roles that do not alternate, ...)."""

@@ -1,4 +1,4 @@
-"""The corpus section of the capture stage's configuration: which text, in which shape."""
+"""The corpus section of stage one's configuration: which text, in which format."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class CorpusSettings(Settings):
     )
     format: FormatName = option(
         "auto",
-        "shape of a row: sharegpt (conversations of from/value), messages (role/content), "
-        "prompt_completion, instruction (instruction, input, output), text; auto looks at the "
+        "format of a row: sharegpt (conversations of from/value), messages (role/content), "
+        "prompt_completion, instruction (instruction, input, output), text; auto detects it by the "
         "columns. With the embedded text, messages takes its chats only and text its documents",
     )
     column: str | None = option(
@@ -55,15 +55,15 @@ class CorpusSettings(Settings):
     overlong: Overlong = option(
         "truncate",
         "rows longer than max_length: truncate cuts the end off, split makes several sequences, "
-        "drop leaves the row out; each is counted in the log",
+        "drop leaves the row out; the log counts each",
     )
     loss_on: LossOn = option(
         "assistant",
-        "tokens of a chat that count: those of the assistant, or all; in plain text all count",
+        "supervised tokens of a chat: those of the assistant, or all; in plain text always all",
     )
     chat_template: str | None = option(
         None,
-        "Jinja chat template: a .jinja file or the text itself; none takes the tokenizer's",
+        "Jinja chat template: a .jinja file or the text itself; none uses the tokenizer's",
         flag="chat_template",
     )
     system_prompt: str | None = option(
@@ -76,7 +76,7 @@ class CorpusSettings(Settings):
     heldout_fraction: float = option(
         0.02,
         "share of the rows held out for evaluation, chosen by a hash of each row's identity and "
-        "the seed: reading more rows never moves one between the two parts",
+        "the seed: reading more rows never moves a row between the splits",
         ge=0.0,
         lt=1.0,
     )

@@ -14,8 +14,8 @@ __all__ = ["HeldoutRule", "prompt_id", "response_id", "response_seed", "sample_i
 def sample_id(source: str, key: str, part: int) -> str:
     """Return 32 hexadecimal digits for one part of one row of a source.
 
-    Neither the seed nor the settings nor the text enter: the same row of the same source has the
-    same id in every cache, and what else may differ is in the identity of the corpus.
+    It depends on neither the seed, the settings nor the text: the same row of the same source has
+    the same id in every cache; all else is part of the corpus's identity.
     """
     return hashlib.blake2b(_name(source, key, str(part)), digest_size=16).hexdigest()
 
@@ -31,10 +31,10 @@ def response_id(prompt: str, number: int) -> str:
 
 
 def response_seed(seed: int, response: str) -> int:
-    """Return the seed, 63 bits, from which one response is drawn.
+    """Return the seed, 63 bits, with which one response is sampled.
 
-    It hangs on nothing but the run's seed and the response's id: not on the batch, the worker,
-    the order, nor on how many prompts and responses there are beside it.
+    It depends only on the run's seed and the response's id: not on the batch, the worker, the
+    order, or the number of other prompts and responses.
     """
     return int(_digest("seed", str(seed), response)[:16], 16) >> 1
 
@@ -46,11 +46,11 @@ def _digest(purpose: str, *parts: str) -> str:
 
 @dataclass(slots=True)
 class HeldoutRule:
-    """Decides row by row, in source order, without knowing how many rows follow.
+    """Decides for each row in source order, without knowing how many rows follow.
 
-    A row is picked when the 64-bit hash of (seed, source, key) lies below `fraction` * 2^64. With
-    `at_most`, only the first so many of the picked rows are held out. Either way a decision
-    depends on that row and those before it alone, so reading more rows changes none.
+    A row is selected when the 64-bit hash of (seed, source, key) is below `fraction` * 2^64. With
+    `at_most`, only that many of the selected rows are held out, the first ones. A decision depends
+    only on that row and those before it, so reading more rows changes none.
     """
 
     seed: int
@@ -80,5 +80,5 @@ class HeldoutRule:
 
 
 def _name(*parts: str) -> bytes:
-    # Lengths keep ("a", "bc") and ("ab", "c") apart.
+    # Lengths distinguish ("a", "bc") from ("ab", "c").
     return b"".join(b"%d:%s" % (len(raw), raw) for raw in (part.encode() for part in parts))

@@ -1,4 +1,4 @@
-"""All samples of a corpus at constant memory: spilled while it is built, read back when asked for.
+"""All samples of a corpus at constant memory: written to disk, read back on demand.
 
 A sample costs 4.125 bytes a token and 60 bytes on the scratch disk, and nothing in memory. Legend:
 N samples of a block, L tokens of a sample.
@@ -20,12 +20,12 @@ from pipeline.storage.scratch import ScratchFile
 __all__ = ["SampleTable", "SampleWriter"]
 
 _SPLITS: tuple[SplitName, ...] = ("train", "heldout")
-"""A split's number is its place here."""
+"""A split's number is its index here."""
 _BLOCK = 512
 _SPREAD = 16
-"""Records are read in one piece when that reads at most this many times what is wanted."""
+"""Records are read in one call if that reads at most this many times the needed bytes."""
 
-# `before`: tokens of the same split in front of this sample.
+# `before`: tokens of the same split before this sample.
 _RECORD = np.dtype(
     [
         ("sample_id", "u1", 16), ("offset", "<i8"), ("before", "<i8"), ("source_index", "<i8"),
@@ -40,7 +40,7 @@ assert _RECORD.itemsize == _PACKED_RECORD.size
 
 
 class _Files:
-    """Where the samples of one corpus lie."""
+    """The files of one corpus's samples."""
 
     def __init__(self) -> None:
         self.tokens = ScratchFile("tokenised samples")
@@ -54,7 +54,7 @@ class _Files:
 
 
 class SampleWriter:
-    """Takes the samples of a corpus one by one, in source order."""
+    """Writes the samples of a corpus one by one, in source order."""
 
     def __init__(self) -> None:
         """Open the scratch files.
@@ -97,7 +97,7 @@ class SampleWriter:
         self.num_loss_tokens += loss_tokens
 
     def finish(self) -> SampleTable:
-        """Return what was written. Nothing may be added afterwards.
+        """Return the table. Nothing may be added afterwards.
 
         Raises:
             ResourceError: the scratch disk is full.
@@ -110,10 +110,10 @@ class SampleWriter:
 
 @dataclass(frozen=True, slots=True)
 class SampleTable(Sequence[Sample]):
-    """Samples of a corpus, or a part of them; each is read when it is asked for.
+    """Samples of a corpus, or a part of them; each is read on access.
 
-    A slice is another table over the same files and costs 200 bytes, whatever its length. Equal
-    are tables of the same places of the same files. Safe to read from several threads.
+    A slice is another table over the same files and takes 200 bytes, whatever its length. Tables
+    of the same places in the same files are equal. Safe to read from several threads.
     """
 
     _files: _Files = field(repr=False)
@@ -123,7 +123,7 @@ class SampleTable(Sequence[Sample]):
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> SampleTable:
-        """Return a table of samples that are at hand."""
+        """Return a table of samples in memory."""
         writer = SampleWriter()
         for sample in samples:
             writer.append(sample)
@@ -138,7 +138,7 @@ class SampleTable(Sequence[Sample]):
     @overload
     def __getitem__(self, index: slice) -> SampleTable: ...
     def __getitem__(self, index: int | slice) -> Sample | SampleTable:
-        """Read one sample, or make a table of some of them."""
+        """Read one sample, or return a table of several."""
         if isinstance(index, slice):
             return SampleTable(self._files, self._split, self._places[index])
         place = self._places[index]

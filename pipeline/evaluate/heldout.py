@@ -18,14 +18,14 @@ _BINS = 15
 
 @dataclass
 class PartialScores:
-    """One rank's sums, by the sequence's identity."""
+    """One rank's sums, by sample id."""
 
     rows: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
     bins: list[tuple[float, float, int]] = field(default_factory=lambda: [(0.0, 0.0, 0)] * _BINS)
     gaps: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Of each bin the sum of confidence less the number right, by identity."""
+    """For each bin the sum of confidence minus the number correct, by sample id."""
     with_target: dict[str, int] = field(default_factory=dict)
-    """Tokens that have entries, by identity; filled across tokenizers alone."""
+    """Tokens that have entries, by sample id; filled only across tokenizers."""
 
 
 def score_batches(
@@ -36,10 +36,10 @@ def score_batches(
     Args:
         batches: held-out rows of this rank.
         forward: returns `LossTerms` with predictions, of the forward KL at temperature 1.
-        across_tokenizers: the terms are of ULD; there is no token for both to agree on.
+        across_tokenizers: the terms are of ULD; top-1 agreement is not defined.
 
-    Over top-k entries the KL is the one over the entries and a bucket, a lower bound; over sampled
-    ones it is unbiased, and its noise is part of the standard error over sequences.
+    Over top-k entries the KL is over the entries and a bucket, a lower bound; over sampled entries
+    it is unbiased, and its variance is part of the standard error over sequences.
     """
     scores = PartialScores()
     for batch in batches:
@@ -49,12 +49,12 @@ def score_batches(
         argmax_N = terms.argmax_N.cpu()
         distance = "uld" if across_tokenizers else "kl"
         per_token = {
-            distance: terms.kd_N.double().cpu().numpy(),
+            distance: terms.divergence_N.double().cpu().numpy(),
             "cross_entropy": terms.ce_N.double().cpu().numpy(),
         }
         if not across_tokenizers:
-            # The teacher's likeliest token is its largest entry: top-k always holds it, a sample
-            # does where any token is always kept.
+            # The teacher's likeliest token is its largest entry: a top-k always holds it, sampled
+            # entries do where any token is always kept.
             best_N = batch.logprobs_NK.argmax(-1, keepdim=True)
             teacher_top_N = batch.ids_NK.gather(-1, best_N).squeeze(-1)
             per_token["top1_agreement"] = (argmax_N == teacher_top_N).double().numpy()
@@ -94,7 +94,7 @@ def score_batches(
 
 
 def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
-    """Join the ranks' parts, ordered by identity: the same for every number of ranks."""
+    """Join the ranks' parts, ordered by sample id: the same for any number of ranks."""
     parts = list(parts)
     rows = {name: row for part in parts for name, row in part.rows.items()}
     gaps = {name: row for part in parts for name, row in part.gaps.items()}

@@ -1,4 +1,4 @@
-"""Look at a finished student: its top tokens on held-out text, and what it writes for a prompt."""
+"""Inspect a finished student: its top tokens on held-out text, and its answers to prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TokenComparison:
 
     token_id: int
     kl: float | None
-    """Nats, entries and one bucket for the rest; None where the token does not count."""
+    """Nats, over the entries and a tail bucket; None where the token is not supervised."""
     teacher_top: tuple[tuple[int, float], ...] = ()
     student_top: tuple[tuple[int, float], ...] = ()
 
@@ -39,8 +39,8 @@ def compare_tokens(model: Any, row: CachedSequence, *, top: int = 5) -> list[Tok
     """Return each token of `row` with the teacher's and the student's likeliest tokens before it.
 
     The KL is over the cached entries and one outcome for the rest (see pipeline.loss): a lower
-    bound. Of sampled entries it and the teacher's tokens are of the always-kept ones: single draws
-    say nothing of one position.
+    bound. For sampled targets both use only the always-kept entries: at a single position the
+    sampled ones say nothing.
     """
     import torch
 
@@ -78,7 +78,7 @@ def compare_tokens(model: Any, row: CachedSequence, *, top: int = 5) -> list[Tok
 def generate_texts(
     model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int
 ) -> list[str]:
-    """Return the greedy answer to each prompt, put as a user's turn where there is a template."""
+    """Return the greedy answer to each prompt, as a user's turn if there is a chat template."""
     import torch
 
     texts: list[str] = []

@@ -21,7 +21,7 @@ __all__ = [
 
 METRICS = ("kl", "cross_entropy", "top1_agreement")
 UNLIKE_METRICS = ("uld", "cross_entropy")
-"""Where teacher and student have other tokens: no KL between them, and no token to agree on."""
+"""Across tokenizers: neither KL nor top-1 agreement is defined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class MeanError:
 
 @dataclass(frozen=True, slots=True)
 class HeldoutScores:
-    """Sums of each held-out sequence; sequences, not tokens, are the independent draws."""
+    """Sums of each held-out sequence; sequences, not tokens, are the independent observations."""
 
     sample_ids: tuple[str, ...]
     loss_tokens: tuple[int, ...]
@@ -42,12 +42,12 @@ class HeldoutScores:
     sums: dict[str, tuple[float, ...]]
     """For each metric the sum over the supervised tokens of each sequence."""
     confidence_bins: tuple[tuple[float, float, int], ...] = field(default=())
-    """Per bin: sum of the student's confidence, number right, number of tokens."""
+    """Per bin: sum of the student's confidence, number correct, number of tokens."""
     confidence_gaps: tuple[tuple[float, ...], ...] = field(default=())
-    """Of each sequence and bin: the sum of the confidence less the number right."""
+    """For each sequence and bin: the sum of the confidence minus the number correct."""
     with_target: tuple[int, ...] = field(default=())
-    """Supervised tokens of each sequence that have entries, where `uld` is measured; it is their
-    mean."""
+    """Supervised tokens of each sequence that have entries, where `uld` is measured, which is
+    averaged over them."""
 
     def mean(self, metric: str) -> MeanError:
         """Return the token mean of `kl`, `cross_entropy` (nats), `top1_agreement` or `uld`."""
@@ -70,8 +70,8 @@ class HeldoutScores:
         """Return the expected calibration error of the top token, None where not recorded.
 
         The sum over bins of |confidence - accuracy| times the bin's share (Naeini et al. 2015). Its
-        error is that of the ratio mean with each bin's sign held, the delta method; it is biased
-        upwards where the true gaps are smaller than their noise.
+        standard error is by the delta method: that of the ratio mean with each bin's sign fixed.
+        The estimate is biased upwards where the true gaps are smaller than their noise.
         """
         total = sum(count for _, _, count in self.confidence_bins)
         if not total:
@@ -83,11 +83,11 @@ class HeldoutScores:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of what `sums_of` knows of every sequence."""
+        """Names of the metrics that `sums_of` accepts."""
         return (*self.sums, *(("ece",) if self.confidence_gaps else ()))
 
     def sums_of(self, metric: str) -> Sequence[float]:
-        """Return what each sequence adds to a metric's numerator; also of `ece`."""
+        """Return each sequence's term of a metric's numerator; also for `ece`."""
         if metric != "ece":
             return self.sums[metric]
         signs_B = [math.copysign(1.0, conf - right) for conf, right, _ in self.confidence_bins]
@@ -118,7 +118,7 @@ class HeldoutScores:
 
     @classmethod
     def read(cls, path: str) -> HeldoutScores:
-        """Read a file that `to_json` went into."""
+        """Read a file written from `to_json`."""
         with open(path, encoding="utf-8") as file:
             return cls.from_json(json.load(file))
 
@@ -141,7 +141,7 @@ def ratio_mean(sums: Sequence[float], counts: Sequence[int]) -> MeanError:
 
 
 def paired_difference(a: HeldoutScores, b: HeldoutScores, metric: str) -> MeanError:
-    """Return mean(a) - mean(b) on the same sequences; pairing removes what both share."""
+    """Return mean(a) - mean(b) on the same sequences; pairing removes their common variance."""
     assert a.sample_ids == b.sample_ids, "paired scores need the same sequences"
     difference = np.asarray(a.sums_of(metric)) - np.asarray(b.sums_of(metric))
     return ratio_mean(difference.tolist(), a.loss_tokens)

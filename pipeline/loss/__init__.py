@@ -1,7 +1,12 @@
 """The distillation loss: sparse divergences, computed inside the student's head.
 
-`settings` (no torch), `spec`, `types` (what goes in and out), `weights` and `sampled` (teacher at a
-temperature, known and estimated), `divergence` and `rows` ([N, K] arithmetic), `sparse_kl` and
-`triton_kl` (a chunk of logits, in place), `fused` (chunks and matrix products), `head` (the
-module), `reference` (dense float64, for tests).
+The gradient on the logits is written in `chunk_gradient` (`chunk_gradient_triton` on a GPU), from
+the gradient on the kept entries that `entry_gradient` computes; `divergence` has the derivatives of
+each divergence.
+
+Settings: `settings` (no torch), `spec`. Input and output: `targets`. The teacher at a temperature:
+`teacher_weights` (exact entries), `sampled_divergence` (estimated from sampled entries). Around the
+gradient: `fused` (chunks and matrix products), `head` (the module). Other vocabularies: `uld`.
+Dense float64 definitions, for tests: `reference`.
+
 """

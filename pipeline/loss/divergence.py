@@ -1,7 +1,7 @@
-"""Divergences of the form sum_j f(p_j, q_j): their terms, and value and gradient from outcomes.
+"""Divergences of the form sum_j f(p_j, q_j): each with its derivatives, value and gradient.
 
-Every divergence here is an f-divergence, f(p, q) = q phi(p / q), so by Euler
-f = p df/dp + q df/dq: one function that returns these two halves gives value and gradient. With
+Every divergence here is an f-divergence, f(p, q) = q phi(p / q), so by Euler's theorem
+f = p df/dp + q df/dq: one function that returns these two terms gives value and gradient. With
 u_j = q_j df/dq_j the gradient on the student's logits (divided by T) is `u_j - q_j sum_k u_k`.
 
 Whether a sum over kept entries and a rest is exact:
@@ -9,9 +9,9 @@ Whether a sum over kept entries and a rest is exact:
 - all tokens kept: exact, for each divergence;
 - top-k, the rest as one outcome (`bucket`): a lower bound (data processing inequality), biased
   where teacher and student differ within the rest;
-- sampled entries with known p (`sampled`): unbiased in value and gradient, f being evaluated at
-  exact p and only the SUM over the tail estimated. Not so for `reverse_kl`, whose terms grow
-  without bound as p goes to 0: there sampled entries join the rest.
+- sampled entries with known p (`sampled_divergence`): unbiased in value and gradient, because f
+  is evaluated at exact p and only the SUM over the tail is estimated. Not so for `reverse_kl`,
+  whose terms grow without bound as p goes to 0: there sampled entries join the rest.
 
 Shapes: N supervised tokens, K entries of the fullest one.
 """
@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.settings import Divergence
-from pipeline.loss.weights import TeacherWeights
+from pipeline.loss.teacher_weights import TeacherWeights
 
 __all__ = ["DivergenceTerms", "FDivergence", "bucket_terms", "gradient_terms"]
 
 _SMALLEST_REST = 2.0**-20
-"""Teacher's mass of the rest in a reverse KL, at least: values from a grid can sum to 1, and the
-student's mass there would be infinitely wrong."""
+"""Lower bound of the teacher's mass outside the entries in a reverse KL: quantised probabilities
+can sum to 1, and any mass of the student there would then cost infinitely much."""
 
 
 class DivergenceTerms(NamedTuple):
@@ -60,7 +60,7 @@ class FDivergence:
 
     @property
     def absent(self) -> float:
-        """phi(0): f(0, q) / q, what the student's mass costs where the teacher has none."""
+        """phi(0) = f(0, q) / q: the cost of the student's mass where the teacher has none."""
         if self.name == "jensen_shannon":
             return -(1 - self.parameter) * math.log1p(-self.parameter)
         if self.name == "skew_reverse_kl":
@@ -77,9 +77,8 @@ def bucket_terms(
 ) -> DivergenceTerms:
     """Return D over the kept entries and one outcome for the rest, given a weight for each.
 
-    Forward KL is linear in the weights, so that weights which are right on average give a gradient
-    which is right on average: `a_i = s q_i - w_i`, `c = s q_t - w_t` with s the sum of all weights.
-    The others are not linear.
+    Forward KL is linear in the weights, so unbiased weights give an unbiased gradient: `a_i = s q_i
+    - w_i`, `c = s q_t - w_t` with s the sum of all weights. The others are not linear.
 
     Args:
         divergence: D.
@@ -129,7 +128,7 @@ def _jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float) -> _Halves:
     """Add beta KL(p | m) and (1 - beta) KL(q | m), m = beta p + (1 - beta) q.
 
     The generalised form of Agarwal et al. 2024 (GKD); at beta 1/2 the Jensen-Shannon divergence.
-    Divided by beta it nears the forward KL as beta goes to 0, divided by 1 - beta the reverse KL
+    Divided by beta it tends to the forward KL as beta goes to 0, divided by 1 - beta the reverse KL
     as beta goes to 1.
     """
     p, q = log_p.exp(), log_q.exp()
@@ -147,7 +146,7 @@ def _skew_kl(log_p: Tensor, log_q: Tensor, alpha: float) -> _Halves:
 
 
 def _skew_reverse_kl(log_p: Tensor, log_q: Tensor, alpha: float) -> _Halves:
-    """KL(q | m), m = (1 - alpha) p + alpha q (DistiLLM as well); at most log(1 / alpha)."""
+    """KL(q | m), m = (1 - alpha) p + alpha q (DistiLLM too); at most log(1 / alpha)."""
     q = log_q.exp()
     log_m = torch.logaddexp(log_p + math.log1p(-alpha), log_q + math.log(alpha))
     x = (log_p + log_q - log_m).exp().masked_fill_(q == 0, 0.0).mul_(alpha - 1)

@@ -1,7 +1,7 @@
 """The head's matrix product and the loss in one function that never holds [N, V] logits.
 
-The gradient is computed in the forward pass, chunk by chunk, as the logits are at hand; the
-backward pass only multiplies it by the gradient that comes in. After Liger-Kernel's fused linear
+The gradient is computed in the forward pass, chunk by chunk, while the logits are in memory; the
+backward pass only multiplies it by the incoming gradient. After Liger-Kernel's fused linear
 cross-entropy (Hsu et al. 2024), here with sparse teacher targets.
 
 Shapes: N supervised tokens, D hidden, V rows of the head, U of them in use (the vocabulary).
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.loss.rows import RowTerms, join_rows
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.chunk_gradient import sparse_loss_
+from pipeline.loss.entry_gradient import RowTerms, join_rows
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets, LossTerms
+from pipeline.loss.targets import HeadTargets, LossTerms
 from pipeline.loss.uld import uld_loss_
 
 __all__ = ["FusedSpec", "fused_head_loss"]
@@ -48,11 +48,11 @@ def fused_head_loss(
 ) -> LossTerms:
     """Compute the distillation loss of N tokens from hidden states and the head's weight.
 
-    Extra memory: one chunk of logits, and what the gradients themselves take (that of a 16-bit
-    weight is summed in float32). Nothing is computed for an input that needs no gradient; under
-    `torch.no_grad()` only the values are.
+    Extra memory: one chunk of logits and the gradients themselves (that of a 16-bit weight is
+    summed in float32). No gradient is computed for an input that needs none; under
+    `torch.no_grad()` only the values are computed.
 
-    Inside activation checkpointing the loss is right but computed twice: leave the head out of
+    Inside activation checkpointing the loss is correct but computed twice: exclude the head from
     it. A second backward pass or a second derivative raises RuntimeError.
 
     Args:
@@ -103,7 +103,7 @@ class _FusedHead(torch.autograd.Function):
         terms, gradients = _run(hidden_ND, weight_VD, bias_V, targets, spec, needs, predictions)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(term for term in terms[1:] if term is not None))
-        # Not save_for_backward: these are no inputs or outputs, and backward changes them.
+        # Not save_for_backward: these are neither inputs nor outputs, and backward changes them.
         ctx.gradients = gradients
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         return tuple(terms)
@@ -135,7 +135,7 @@ def _run(
     needs: tuple[bool, ...],
     predictions: bool,
 ) -> tuple[LossTerms, _Gradients]:
-    """Loop over the chunks; `needs` says which of hidden, weight, bias want a gradient."""
+    """Loop over the chunks; `needs` says which of hidden, weight, bias need a gradient."""
     weight_UD = weight_VD[: spec.valid_vocab]
     bias_U = None if bias_V is None else bias_V[: spec.valid_vocab]
     num_tokens, vocab_size = hidden_ND.shape[0], weight_UD.shape[0]
@@ -179,7 +179,7 @@ def _allocate(
     valid_vocab: int | None,
     needs: tuple[bool, ...],
 ) -> _Gradients:
-    """Allocate gradients; the weight's rows in use are written, not added to, by chunk one."""
+    """Allocate gradients; the first chunk overwrites the weight's rows in use, later ones add."""
     wide = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
     grad_weight = None
     if needs[1]:
@@ -221,6 +221,6 @@ def _accumulate(sum_UD: Tensor, grad_nU: Tensor, hidden_nD: Tensor, *, first: bo
 def _collect(parts: list[RowTerms], spec: LossSpec) -> LossTerms:
     """Join the chunks' terms and sum them to the loss."""
     rows = join_rows(parts)
-    kd_factor = spec.alpha * spec.temperature**2
-    loss = kd_factor * rows.kd_N.sum() + (1 - spec.alpha) * rows.ce_N.sum()
+    divergence_factor = spec.alpha * spec.temperature**2
+    loss = divergence_factor * rows.divergence_N.sum() + (1 - spec.alpha) * rows.ce_N.sum()
     return LossTerms(loss, *rows)

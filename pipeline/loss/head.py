@@ -16,7 +16,7 @@ from pipeline.errors import ModelError
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets, LossTerms
+from pipeline.loss.targets import HeadTargets, LossTerms
 
 __all__ = [
     "DistillHead",
@@ -29,14 +29,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class LogitTransform:
-    """What a model's own forward does to the head's output before it calls it logits."""
+    """What a model's forward does to the head's output to obtain the logits."""
 
     scale: float = 1.0
     softcap: float | None = None
 
 
 class DistillHead(nn.Linear):
-    """A linear head that is one, unless targets are given: then it returns the loss.
+    """A linear head that returns the loss when targets are given, and logits otherwise.
 
     Made by `install_distill_head`, which gives an existing `nn.Linear` this class: parameters,
     hooks, tying and state-dict names stay as they are.
@@ -58,9 +58,9 @@ class DistillHead(nn.Linear):
         Args:
             input: hidden states; [N, D] of the supervised tokens when `targets` are given.
             targets: of the same N tokens; None makes this the plain linear layer.
-            temperature: measure instead of train: the forward KL at this temperature (the one
-                that `targets.log_z_N` belongs to) as near to the true one as the targets allow,
-                whatever divergence and tail policy the settings name.
+            temperature: measure instead of train: the forward KL at this temperature (that of
+            `targets.log_z_N`), with the least biased tail policy, whatever divergence and tail
+            policy the settings name.
             predictions: also return the argmax and its log-probability.
         """
         if targets is None:
@@ -148,7 +148,7 @@ def logit_transform(config: object) -> LogitTransform:
 
     Known: Granite's `logits_scaling` (divides, but multiplies in HyperCLOVA X), Cohere's
     `logit_scale` and Falcon-H1's `lm_head_multiplier` (multiply), Gemma's
-    `final_logit_softcapping`. `check_distill_head` tells whether that was all.
+    `final_logit_softcapping`. `check_distill_head` finds out whether the model does anything else.
     """
     text_config = getattr(config, "get_text_config", lambda: config)()
     scaling = _number(text_config, "logits_scaling", 1.0)
@@ -167,7 +167,7 @@ def check_distill_head(model: nn.Module, *, device: torch.device | str | None = 
     once under ZeRO-3.
 
     Raises:
-        ModelError: the model changes its head's output in a way that is not known here.
+        ModelError: the model changes its head's output in an unknown way.
     """
     head = cast(Any, model).get_output_embeddings()
     raw: list[Tensor] = []

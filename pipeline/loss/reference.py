@@ -1,4 +1,4 @@
-"""The loss as its definition reads: dense, float64, one row at a time; for tests, not for use.
+"""The loss by its definition: dense, float64, one row at a time; a reference for tests.
 
 Shapes: N supervised tokens, K entries of the fullest one, V vocabulary.
 """
@@ -10,10 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.loss.sampled import dither_bias, row_share
+from pipeline.loss.sampled_divergence import dither_bias, row_share
 from pipeline.loss.settings import Divergence
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 
 __all__ = [
     "cross_entropy",
@@ -55,7 +55,7 @@ def sparse_divergence(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -
 
 
 def sorted_distance(logits_NV: Tensor, teacher_NV: Tensor) -> Tensor:
-    """Return ULD of each token as its paper has it: sum over ranks of |q_(r) - p_(r)|.
+    """Return ULD of each token as its paper defines it: sum over ranks of |q_(r) - p_(r)|.
 
     The teacher's probabilities may be over another vocabulary; the shorter side gets zeros.
     """
@@ -87,13 +87,13 @@ def _sorted_distance_of_head(logits_NV: Tensor, targets: HeadTargets) -> Tensor:
 
 def loss_sum(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> Tensor:
     """Return `alpha * T^2 * sum(D) + (1 - alpha) * sum(CE)`."""
-    kd_N = sparse_divergence(logits_NV, targets, spec)
+    divergence_N = sparse_divergence(logits_NV, targets, spec)
     ce_N = cross_entropy(logits_NV, targets.label_N)
-    return spec.alpha * spec.temperature**2 * kd_N.sum() + (1 - spec.alpha) * ce_N.sum()
+    return spec.alpha * spec.temperature**2 * divergence_N.sum() + (1 - spec.alpha) * ce_N.sum()
 
 
 def outcome(spec: LossSpec, p: Tensor, q: Tensor) -> Tensor:
-    """Return f(p, q) of outcomes, as the divergence's textbook form has it."""
+    """Return f(p, q) of outcomes, in the divergence's textbook form."""
 
     def kl(a: Tensor, b: Tensor) -> Tensor:
         return torch.xlogy(a, a) - torch.xlogy(a, b)
@@ -147,7 +147,7 @@ def _row(logits_V: Tensor, targets: HeadTargets, n: int, spec: LossSpec) -> Tens
 
 
 def _without_entries(q_V: Tensor, tail: str, spec: LossSpec) -> Tensor:
-    """Nothing is known: under `bucket` one outcome of mass 1, else no teacher at all."""
+    """No entry is known: under `bucket` one outcome of mass 1, else no teacher mass at all."""
     one = q_V.sum()
     p = torch.ones_like(one) if tail == "bucket" else torch.zeros_like(one)
     return outcome(spec, p, one)
@@ -156,7 +156,7 @@ def _without_entries(q_V: Tensor, tail: str, spec: LossSpec) -> Tensor:
 def _estimate(
     q_V: Tensor, entries: list[tuple[int, Tensor, float]], share: float | None, spec: LossSpec
 ) -> Tensor:
-    """Return the always-kept entries' terms and the estimate of the tail's; see `sampled`."""
+    """Return the always-kept terms and the estimate of the tail's; see `sampled_divergence`."""
     always_kept = [(token, p) for token, p, pi in entries if pi >= 1]
     sampled = [(token, p, pi) for token, p, pi in entries if pi < 1]
     inside = [token for token, _ in always_kept if token < len(q_V)]

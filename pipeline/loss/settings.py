@@ -27,7 +27,7 @@ class LossSettings(Settings):
     )
     divergence: Divergence = option(
         "forward_kl",
-        "D, the distance from teacher p to student q: KL(p|q); KL(q|p) (reverse_kl); "
+        "D, the divergence of student q from teacher p: KL(p|q); KL(q|p) (reverse_kl); "
         "jensen_shannon, between the two, see jsd_beta; KL(p | mix) and KL(q | mix) with a mixture "
         "of both (skew_kl, skew_reverse_kl), see skew_alpha",
     )
@@ -51,8 +51,8 @@ class LossSettings(Settings):
     )
     control_variate: float | None = option(
         None,
-        "how far tail control_variate leans on the student's own tail: 0 not, which is zero, to 1 "
-        "wholly (none: by each row's divergence). It moves the gradient's noise, never its mean",
+        "weight of the student's own tail in tail control_variate, from 0 (the same as zero) to 1 "
+        "(none: by each row's divergence). It changes the gradient's variance, never its mean",
         ge=0.0,
         le=1.0,
     )
@@ -64,12 +64,14 @@ class LossSettings(Settings):
     )
     cross_tokenizer: CrossTokenizer = option(
         "reject",
-        "a student whose tokenizer is really another one: reject it, or train across it with the "
+        "a student with another tokenizer: reject it, or train across tokenizers with the "
         "distance of sorted probabilities (uld, universal logit distillation) where both begin a "
         "token at the same character, at temperature 1, in place of the divergence",
     )
     chunk_rows: int = option(
-        512, "tokens whose logits exist at one time; memory is this times the vocabulary", ge=1
+        512,
+        "tokens whose logits are in memory at one time; memory is this times the vocabulary",
+        ge=1,
     )
 
     @model_validator(mode="after")
@@ -77,7 +79,7 @@ class LossSettings(Settings):
         if self.divergence == "reverse_kl" and self.tail not in ("auto", "bucket"):
             raise ValueError(
                 f"loss.tail: found {self.tail} with loss.divergence reverse_kl, expected auto or "
-                "bucket (a tail without mass is infinitely far, and its estimate as noisy)"
+                "bucket (reverse KL is infinite for a tail without mass, and cannot be estimated)"
             )
         return self
 
@@ -90,7 +92,7 @@ class LossSettings(Settings):
             ("divergence", self.divergence, "forward_kl"),
             ("tail", self.tail, "auto"),
         ):
-            # Sorted probabilities are compared as they are, their rest as one outcome.
+            # ULD compares sorted probabilities at T = 1, with the rest as one outcome.
             if found != expected:
                 shown = f"{found:g}" if isinstance(found, float) else found
                 wanted = f"{expected:g}" if isinstance(expected, float) else expected

@@ -1,6 +1,6 @@
-"""What defines the loss: temperature, mixture, divergence and tail policy; no tensors.
+"""The definition of the loss: temperature, mixture, divergence and tail policy; no tensors.
 
-`LossSettings` is what a user says; this is what the arithmetic needs.
+`LossSettings` is what a user sets; this is what the computation needs.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ __all__ = ["LossSpec"]
 
 @dataclass(frozen=True, slots=True)
 class LossSpec:
-    """The numbers that define the loss; `LossSettings` without the ones about memory."""
+    """The numbers that define the loss: `LossSettings` without those about memory."""
 
     temperature: float
     alpha: float
     tail: TailPolicy = "auto"
     divergence: Divergence = "forward_kl"
     control_variate: float | None = None
-    """Share of the student's tail in the estimate of the teacher's; None: `row_share`."""
+    """Weight of the student's tail in the control variate; None: `row_share`."""
     jsd_beta: float = 0.5
     skew_alpha: float = 0.1
     sampled_log_step: float = 0.0
-    """Nats; the grid that log p of sampled entries was rounded to, with dither. 0: it is exact."""
+    """Nats; the step to which log p of sampled entries was rounded, with dither. 0: it is exact."""
     rule_highest: float = 0.0
-    """Highest temperature that the entries were sampled for; 0: not known."""
+    """Highest temperature that the inclusion rule covers; 0: not known."""
 
     cross_tokenizer: CrossTokenizer = "reject"
     """`uld`: the targets' ids are of another vocabulary, and D is the distance of sorted
     probabilities."""
 
     def tail_for(self, *, sampled: bool) -> TailPolicy:
-        """Return the policy in force: without sampled entries the control variate is the bucket.
+        """Return the policy in effect: without sampled entries the control variate is the bucket.
 
-        `auto` takes the bucket over sampled entries too where their sum cannot be estimated: for
-        the reverse KL.
+        For the reverse KL, whose sum over the tail cannot be estimated, `auto` is the bucket over
+        sampled entries too.
         """
         if self.tail not in ("auto", "control_variate"):
             return self.tail

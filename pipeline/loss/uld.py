@@ -1,4 +1,4 @@
-"""Universal logit distillation: the distance of sorted probabilities, for unlike vocabularies.
+"""Universal logit distillation: the distance of sorted probabilities, for different vocabularies.
 
 Boizard, El Haddad, Hudelot, Colombo (2024), "Towards Cross-Tokenizer Distillation: the Universal
 Logit Distillation Loss for LLMs": sort both next-token distributions, whatever their tokens are,
@@ -7,10 +7,10 @@ any two ranks. A sparse cache holds the first K ranks of the teacher; the others
 
     D = sum_{r <= K} |q_(r) - p_(r)|  +  |(1 - sum_{r <= K} q_(r)) - (1 - sum_{r <= K} p_(r))|
 
-By the triangle inequality D is at most the full distance, and equal to it where beyond K one of the
-two is nowhere the larger. It lies between 0 and 2, at temperature 1. A token without entries has no
-teacher: D is 0 there. Only the student's K likeliest tokens are looked for, so nothing of the size
-of the vocabulary is sorted.
+By the triangle inequality D is at most the full distance, and equal to it where one of the two
+distributions is at least the other at every rank beyond K. It lies between 0 and 2, at temperature
+1. For a token without entries D is 0. Only the student's K likeliest tokens are needed, so the
+vocabulary is never sorted as a whole.
 
 Shapes: N tokens of the chunk, K entries of the fullest one, R = min(K, V) ranks, V vocabulary.
 """
@@ -20,14 +20,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.loss.rows import RowTerms, join_rows
+from pipeline.loss.entry_gradient import RowTerms, join_rows
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 
 __all__ = ["uld_loss_"]
 
 _BLOCK_BYTES = 8 << 20
-"""Rows worked on together on a CPU: few enough to stay in cache over all passes."""
+"""Bytes of the rows processed together on a CPU: few enough to stay in its cache over all
+passes."""
 
 
 def uld_loss_(
@@ -40,8 +41,8 @@ def uld_loss_(
 ) -> RowTerms:
     """Compute `alpha * D + (1 - alpha) * CE` of each token; the logits become its gradient.
 
-    The signature is that of `sparse_loss_`. The ids of the entries are the teacher's and are not
-    looked at; the label tokens are the student's.
+    The signature is that of `sparse_loss_`. The entries' ids are the teacher's and are not
+    used; the labels are the student's.
 
     Args:
         logits_NV: float64, float32, bfloat16 or float16; DESTROYED.
@@ -79,19 +80,19 @@ def _block_(x_NV: Tensor, targets: HeadTargets, spec: LossSpec, predictions: boo
     log_z_N = max_N1[:, 0] + sum_N1.log()[:, 0]
     q_NR = q_NV.gather(1, ids_NR)
 
-    # Ranks that a token has no entry for belong to its rest.
+    # Ranks without an entry belong to the rest.
     difference_NR = torch.where(known_NR, q_NR - p_NR, 0.0)
     known_q_N = torch.where(known_NR, q_NR, 0.0).sum(-1)
     known_p_N = p_NR.sum(-1)
     rest_N = known_p_N - known_q_N  # = (1 - known q) - (1 - known p)
     has_rest_N = known_NR.sum(-1) < vocab_size
     rest_N = torch.where(has_rest_N & known_NR.any(-1), rest_N, 0.0)
-    kd_N = difference_NR.abs().sum(-1) + rest_N.abs()
+    divergence_N = difference_NR.abs().sum(-1) + rest_N.abs()
     ce_N = log_z_N - z_label_N
     best_N = top_NR.indices[:, 0] if predictions else None
     best_logprob_N = top_NR.values[:, 0] - log_z_N if predictions else None
 
-    # dD/dq is one sign for each known rank and one for all the rest; through the softmax
+    # dD/dq is a sign: one for each known rank and one for the rest; through the softmax
     # dD/dz = q (s - sum s q). Cross-entropy adds q and takes one from the label token.
     sign_rest_N1 = torch.sign(rest_N)[:, None]
     above_NR = torch.where(known_NR, torch.sign(difference_NR) - sign_rest_N1, 0.0)
@@ -101,13 +102,13 @@ def _block_(x_NV: Tensor, targets: HeadTargets, spec: LossSpec, predictions: boo
     q_NV.scatter_add_(1, ids_NR, alpha * above_NR * q_NR)
     label_N1 = torch.full_like(z_label_N, alpha - 1)[:, None]
     q_NV.scatter_add_(1, targets.label_N[:, None], label_N1)
-    return RowTerms(kd_N, ce_N, best_N, best_logprob_N)
+    return RowTerms(divergence_N, ce_N, best_N, best_logprob_N)
 
 
 def _sorted_teacher(targets: HeadTargets, ranks: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return p in falling order, 0 where there is no entry, and where there is one; [N, R] each.
+    """Return p in descending order, 0 where there is no entry, and a mask of the entries; [N, R].
 
-    Values from a coarse grid can sum to more than 1; they are then scaled to 1.
+    Quantised values can sum to more than 1; they are then scaled to 1.
     """
     logprobs_NR = targets.logprobs_NK.to(dtype).sort(-1, descending=True).values[:, :ranks]
     known_NR = torch.isfinite(logprobs_NR)

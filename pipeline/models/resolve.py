@@ -1,4 +1,4 @@
-"""A model's name to local files and a revision that says exactly which weights they are."""
+"""A model's name to local files and a revision that identifies the weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def resolve_model(name: str, *, revision: str | None = None, role: str) -> Resol
         role: `teacher` or `student`, for messages.
 
     Raises:
-        ModelError: nothing of that name can be reached, or it is not a causal language model.
+        ModelError: no model of that name can be reached, or it is not a causal language model.
     """
     if name == EMBEDDED:
         from pipeline.models.embedded import embedded_model
@@ -76,8 +76,8 @@ def _from_hub(name: str, revision: str | None, role: str) -> ResolvedModel:
             expected="for example Qwen/Qwen2-1.5B",
         ) from None
     except Exception as error:
-        # The hub's client raises a dozen kinds (connection, gated, unknown, offline): for the
-        # user they are one mistake with one way out, and the kind stands in the text.
+        # The hub's client raises a dozen exceptions (connection, gated, unknown, offline): to the
+        # user they are one error, and the message contains the reason.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{role} {name!r}: cannot be fetched from the hub ({reason})",
@@ -91,8 +91,8 @@ def _from_hub(name: str, revision: str | None, role: str) -> ResolvedModel:
 def _folder_digest(folder: Path) -> str:
     """Digest of names, sizes and small files; weight files by size and their first MiB.
 
-    Reading 140 GB of weights for a digest would cost minutes at every start; a change of weights
-    that keeps every size and every first MiB does not happen by accident.
+    Reading 140 GB of weights for a digest would cost minutes at every start; a change of
+    weights that keeps every size and every first MiB does not happen by accident.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):

@@ -31,8 +31,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
-        # Missing files, unknown classes and missing back ends all end here; each is a folder
-        # without a usable tokenizer.
+        # Missing files, unknown classes and missing back ends: in each case the folder has no
+        # usable tokenizer.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{folder}: no usable tokenizer ({reason})",
@@ -43,7 +43,7 @@ def load_tokenizer(folder: str | Path) -> Any:
 def vocabulary_fingerprint(tokenizer: Any) -> str:
     """Return SHA-256 over (token, id) of the whole vocabulary, added tokens included.
 
-    Content, not name: two checkpoints of one family agree, a re-ordered vocabulary does not.
+    By content, not name: two checkpoints of one family agree, a reordered vocabulary does not.
     """
     return fingerprint(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
@@ -51,7 +51,7 @@ def vocabulary_fingerprint(tokenizer: Any) -> str:
 def vocabulary_difference(
     wanted: Mapping[str, int], found: Mapping[str, int], *, limit: int = 3
 ) -> str:
-    """Say in what two vocabularies differ: counts, and the first examples of each kind."""
+    """Describe how two vocabularies differ: counts, and the first examples of each kind."""
     missing = sorted((wanted.keys() - found.keys()), key=wanted.__getitem__)
     extra = sorted((found.keys() - wanted.keys()), key=found.__getitem__)
     moved = [token for token in wanted if token in found and wanted[token] != found[token]]
@@ -71,20 +71,20 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
     """Return the files `save_pretrained` writes, by name."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        # Several chat templates go into a folder of their own.
+        # Several chat templates are saved in a subfolder.
         found = sorted(file for file in Path(folder).rglob("*") if file.is_file())
         files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
     if "tokenizer_config.json" in files:
         config = json.loads(files["tokenizer_config.json"])
         for name in ("name_or_path", "is_local", "local_files_only"):
-            config.pop(name, None)  # where it was loaded from is no part of its content
+            config.pop(name, None)  # where it was loaded from is not part of its content
         text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
         files["tokenizer_config.json"] = text.encode()
     return files
 
 
 def tokenizer_from_files(files: Mapping[str, bytes]) -> Any:
-    """Load a tokenizer from the files that a cache carries."""
+    """Load a tokenizer from the files in a cache."""
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
             file = Path(folder) / name

@@ -1,4 +1,4 @@
-"""How one vocabulary stands to another: what maps by content, and whether text is cut alike.
+"""Compare two vocabularies: map ids by content, and check that text is tokenised alike.
 
 V: ids of the teacher's tokenizer.
 """
@@ -19,36 +19,36 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class VocabularyMap:
-    """The student's id of each of the teacher's, by the piece that they stand for."""
+    """The student's id for each of the teacher's, by the piece that both denote."""
 
     student_ids_V: NDArray[np.int64]
-    """`size` plus the teacher's id where the student has no such piece: outside its vocabulary, and
-    still one id for each, so that the mass of each is accounted for."""
+    """`size` plus the teacher's id where the student has no such piece: outside its vocabulary, but
+    distinct, so that the mass of each is kept."""
     size: int
-    """Ids of the student from here on are none of its pieces."""
+    """Ids of the student from here on have no piece."""
     same: int
     """Pieces under the same id."""
     moved: int
     """Pieces under another id."""
     missing: tuple[str, ...]
-    """Pieces of the teacher that the student lacks."""
+    """Pieces of the teacher that the student does not have."""
     extra: tuple[str, ...]
-    """Pieces of the student that the teacher lacks."""
+    """Pieces of the student that the teacher does not have."""
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing moves and nothing is missing on either side."""
+        """Whether all ids are equal and no piece is missing on either side."""
         return not (self.moved or self.missing or self.extra)
 
     def apply(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the student's ids; ids of no piece (padding rows of a head) move out as well."""
+        """Return the student's ids; ids without a piece (padding of a head) map outside."""
         mapped = self.size + ids.astype(np.int64)
         known = ids < len(self.student_ids_V)
         mapped[known] = self.student_ids_V[ids[known]]
         return mapped.astype(np.int32)
 
     def report(self) -> str:
-        """Say in one line what maps."""
+        """Describe the mapping in one line."""
         parts = [f"{self.same} pieces keep their id", f"{self.moved} are under another id"]
         for what, pieces in (
             ("are the teacher's alone (their mass counts as outside the student's vocabulary)",
@@ -93,10 +93,10 @@ def map_vocabulary(
 def first_disagreement(
     teacher: Any, student: Any, mapping: VocabularyMap, texts: Sequence[str]
 ) -> str | None:
-    """Return where the two cut a text differently, in words; None where they agree on all.
+    """Describe where the two tokenise a text differently; None where they agree on all.
 
-    The same pieces are not enough: with other merges the student would be shown sequences that its
-    tokenizer never makes. Both tokenise the same text, so what decoding loses does not matter.
+    Equal pieces are not enough: with other merges the student would read sequences that its
+    tokenizer never produces. Both tokenise the same text, so what decoding loses does not matter.
 
     Args:
         teacher: its tokenizer.
@@ -110,7 +110,7 @@ def first_disagreement(
         mapped = mapping.apply(np.asarray(ours, np.int32)).tolist()
         if mapped == theirs:
             continue
-        # The first place where they part.
+        # The first place where they differ.
         at = next(
             (i for i, (a, b) in enumerate(zip(mapped, theirs, strict=False)) if a != b),
             min(len(mapped), len(theirs)),

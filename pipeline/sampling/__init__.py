@@ -1,4 +1,4 @@
-"""Which entries are kept and on which grid.
+"""Which entries are kept, and how their values are quantised.
 
 The inclusion-probability rule, quantisation, counter-based noise.
 """

@@ -1,35 +1,35 @@
-"""The inclusion rule of the teacher's tail: with what probability a token is kept, from its log p.
+"""The inclusion rule: the probability with which a token of the teacher's tail is kept.
 
-A token outside the exact entries is kept with probability
+A token that is not always kept is kept with probability
 
     pi = min(1, sqrt( sum_g (p_g / tau_g)^2 )),   p_g = p^(1/T_g) / Z_g
 
-over the temperatures T_g that the inclusion rule covers. A kept token then stands for p_g / pi.
+over the temperatures T_g that the rule covers. A kept token then has the weight p_g / pi.
 
-Why unbiased. E[1{kept} p_g / pi] = p_g, whatever pi > 0 is (Horvitz and Thompson 1952): so is every
-sum over the vocabulary that is linear in p_g, at every temperature, covered or not, and the forward
-KL's gradient on the logits, q - p, is one. Z_g over the WHOLE vocabulary is stored; a normaliser
-estimated from the sample would be a ratio of estimates, and biased.
+Why it is unbiased. E[1{kept} p_g / pi] = p_g for any pi > 0 (Horvitz and Thompson 1952). So every
+sum over the vocabulary that is linear in p_g is unbiased, at every temperature, covered or not; the
+forward KL's gradient on the logits, q - p, is such a sum. Z_g over the WHOLE vocabulary is stored;
+a normaliser estimated from the sample would give a ratio of estimates, which is biased.
 
-Why this form. Let the estimate at T_g be multiplied by anything bounded (the student's hidden
-state). Its variance is sum_j p_gj^2 (1 / pi_j - 1). Minimising a weighted sum of these variances,
+Why this form. Up to a bounded factor (from the student's hidden state) the variance of the estimate
+at T_g is sum_j p_gj^2 (1 / pi_j - 1). Minimising a weighted sum of these variances,
 lambda_g each, for a given mean number of entries sum_j pi_j over the WHOLE corpus gives, by
 Lagrange, pi_j proportional to sqrt(sum_g lambda_g p_gj^2): one tau_g for all positions, so that a
-confident position costs nearly nothing and a flat one gets what it needs. With one temperature
+confident position keeps few entries and a flat one many. With one temperature
 this is threshold (Poisson, VarOpt) sampling, pi = min(1, p / tau), with a variance of at most
 tau per position: Duffield, Lund and Thorup, "Priority sampling" (2007); Cohen et al., "Stream
 sampling for variance-optimal estimation of subset sums" (2009); for language models Anshumann et
 al., "Sparse logit sampling" (2025), who draw from p with replacement.
 
-The draw is systematic (Madow 1949): one random offset a position, steps of 1 along the running sum
-of pi. Each token keeps its pi; the number of kept ones is within one of its mean, which takes the
-noise of the number out (4 % of the error at T = 1 against independent draws).
+Sampling is systematic (Madow 1949): one random offset per position, steps of 1 along the cumulative
+sum of pi. Each token keeps its pi, and the number of kept tokens differs from its mean by less than
+one; this removes 4 % of the error at T = 1, compared with independent (Poisson) sampling.
 
 Log p of sampled tokens is stored on a coarse grid with subtractive dither (Schuchman 1964): with d
 uniform over a step, the rounded log p is log p + u, u uniform over +-step/2 and independent of p.
-pi is evaluated on the ROUNDED value, which the reader has, so that 1 / pi is the probability that
-was used; over d the mean of p_g is off by the factor E[exp(u / T_g)], which is known and taken off.
-Which entries are always kept must not depend on d: exact p decides (`ratio`).
+pi is evaluated at the ROUNDED value, which the reader has, so the reader divides by the probability
+that was used; the mean of p_g over d is too large by the known factor E[exp(u / T_g)], which is
+divided out. Which entries are always kept must not depend on d: it is decided by exact p (`ratio`).
 
 Shapes: E entries, G temperatures.
 """
@@ -48,19 +48,19 @@ from pipeline.errors import CacheError
 __all__ = ["MOST_INCLUSION", "InclusionRule"]
 
 MOST_INCLUSION = 1 - 2.0**-20
-"""Of a sampled entry, so that 1 means always kept and nothing else. It costs a millionth of a
-weight."""
+"""Highest inclusion probability of a sampled entry, so that 1 always means always kept. It changes
+a weight by at most a millionth."""
 
 
 @dataclass(frozen=True, slots=True)
 class InclusionRule:
-    """One tau for each temperature of the grid; 0 where the inclusion rule does not look at it."""
+    """One tau for each temperature of the grid; 0 where the rule does not cover it."""
 
     temperatures: tuple[float, ...]
     taus: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuse an inclusion rule that keeps nothing or is no probability.
+        """Reject taus that keep nothing or give no probability.
 
         Raises:
             CacheError: lengths differ, a tau is outside [0, 1), or all are 0.
@@ -74,27 +74,28 @@ class InclusionRule:
 
     @property
     def highest(self) -> float:
-        """The highest temperature that entries are sampled for.
+        """The highest temperature that the rule covers.
 
-        Above it pi falls faster than p_T as p goes to 0: the variance is the deep tail's. Below,
-        p_T falls faster than pi, and the inclusion rule of a higher temperature serves.
+        At a temperature above it pi falls faster than p_T as p goes to 0, so the far tail dominates
+        the variance. Below it p_T falls faster than pi, and the rule of the higher temperature
+        suffices.
         """
         return max(t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau)
 
     @property
     def max_always_kept(self) -> int:
-        """Most always-kept entries of a position: their ratios sum to at most sum_g 1 / tau_g."""
+        """Upper bound of a position's always-kept entries: the ratios sum to <= sum_g 1 / tau_g."""
         return int(sum(1 / tau for tau in self.taus if tau)) + 1
 
     def max_sampled(self, log_slack: float) -> int:
-        """Most sampled entries of a position; a draw keeps at most 1 more than its mean.
+        """Upper bound of a position's sampled entries: at most 1 above their mean.
 
         Args:
             log_slack: by how much log p of ALL tokens of a position may be too large, because they
                 are rounded with one dither.
         """
         used = [(t, tau) for t, tau in zip(self.temperatures, self.taus, strict=True) if tau]
-        # 1/64 more for log Z, which lies on a grid as well.
+        # 1/64 more for log Z, which is quantised as well.
         return int(sum(math.exp(log_slack / t + 1 / 64) / tau for t, tau in used)) + 2
 
     def inclusion(
@@ -112,7 +113,7 @@ class InclusionRule:
     def ratio(
         self, logprobs_E: NDArray[np.floating], log_z_EG: NDArray[np.floating]
     ) -> NDArray[np.float64]:
-        """Return pi before it is cut: an entry whose EXACT p gives 1 or more is always kept."""
+        """Return pi without its limit; an entry whose EXACT p gives 1 or more is always kept."""
         total_E = np.zeros(len(logprobs_E))
         for g, (temperature, tau) in enumerate(zip(self.temperatures, self.taus, strict=True)):
             if tau:
@@ -127,7 +128,7 @@ class InclusionRule:
 
     @property
     def covered(self) -> tuple[float, ...]:
-        """The temperatures that the inclusion rule looks at."""
+        """The temperatures that the rule covers."""
         return tuple(t for t, tau in zip(self.temperatures, self.taus, strict=True) if tau)
 
     def to_json(self) -> dict[str, Sequence[float]]:
@@ -139,7 +140,7 @@ class InclusionRule:
         """Read the JSON form.
 
         Raises:
-            CacheError, KeyError, TypeError, ValueError: it is none.
+            CacheError, KeyError, TypeError, ValueError: not a valid rule.
         """
         return cls(
             tuple(float(value) for value in data["temperatures"]),

@@ -1,4 +1,4 @@
-"""Random numbers by arithmetic: a hash of (sample, position, ...), the same for everybody.
+"""Counter-based random numbers: a hash of (sample, position, ...), reproducible everywhere.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
 number generators", 2014). There is no state, so a row can be sampled again alone, by any worker, in
@@ -23,7 +23,7 @@ def sample_key(sample_id: str) -> int:
 
 
 def row_noise(key: int | NDArray[np.uint64], rows_N: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return 54 random bits for each row (position) of a sample: the draw's and the rounding's.
+    """Return 54 random bits for each row (position) of a sample, for sampling and for dither.
 
     Args:
         key: of the sample, or of each row's sample.
@@ -33,7 +33,7 @@ def row_noise(key: int | NDArray[np.uint64], rows_N: NDArray[np.integer]) -> NDA
 
 
 def offset(noise_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the upper 30 bits: where the systematic draw of a row begins, in [0, 2^30)."""
+    """Return the upper 30 bits: the offset of a row's systematic sampling, in [0, 2^30)."""
     return noise_N >> 24
 
 
@@ -51,7 +51,7 @@ def mix(
         key: of the stream; a number or one for each counter.
         counter: any integers.
     """
-    with np.errstate(over="ignore"):  # wrapping around is the point
+    with np.errstate(over="ignore"):  # wrapping around is intended
         x = np.asarray(counter).astype(np.uint64) + np.uint64(1)
         x = x * _GAMMA + np.asarray(key, np.uint64)
         x = (x ^ (x >> np.uint64(30))) * _MIX_1

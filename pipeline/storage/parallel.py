@@ -1,4 +1,4 @@
-"""A function over many shards in threads, with a bounded number of them in memory."""
+"""Apply a function to many shards in threads, with a bounded number in memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ R = TypeVar("R")
 
 
 def default_workers() -> int:
-    """Return the threads for reading shards: the cores, at most 8 (each holds a whole shard)."""
+    """Return the threads for reading shards: the cores, at most 8 (each holds one shard)."""
     return max(1, min(8, os.cpu_count() or 1))
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """Yield `function(item)` in the items' order; at most `workers` + 1 are begun ahead of it.
+    """Yield `function(item)` in the items' order; at most `workers` + 1 are started ahead.
 
-    Checksums, zstd and Parquet run outside the interpreter's lock, and so does waiting for a store.
+    Checksums, zstd, Parquet and waiting for a store release the interpreter's lock.
     """
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="shards")

@@ -1,4 +1,4 @@
-"""Bytes that need not stay in memory: an append-only local file without a name."""
+"""Bytes kept out of memory: an append-only local file without a name."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ScratchFile:
-    """Written once from front to back, then read anywhere, from any thread.
+    """Written once, sequentially, then read at any place, from any thread.
 
-    It lies in the system's folder for temporary files (`TMPDIR`) and has no name there: the kernel
-    frees it when the process ends, SIGKILL included. It is read with `pread`, not mapped: mapped
-    pages count as the process's own memory.
+    It is in the system's folder for temporary files (`TMPDIR`) and has no name there: the kernel
+    frees it when the process ends, even by SIGKILL. It is read with `pread`, not mapped: mapped
+    pages count as the process's memory.
     """
 
     def __init__(self, what: str, *, buffer_bytes: int = _BUFFER_BYTES) -> None:
         """Open the file.
 
         Args:
-            what: what it holds, for messages.
-            buffer_bytes: held back before they are written.
+            what: a name of the content, for messages.
+            buffer_bytes: size of the write buffer.
 
         Raises:
             ResourceError: there is no folder for temporary files that can be written to.
@@ -41,7 +41,7 @@ class ScratchFile:
         self._buffer = bytearray()
         self._written = 0
         try:
-            # Kept: the descriptor lives as long as this object.
+            # Kept so that the descriptor lives as long as this object.
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         except OSError as error:
             raise self._refused(error) from error
@@ -52,7 +52,7 @@ class ScratchFile:
         return self._written + len(self._buffer)
 
     def append(self, data: bytes) -> int:
-        """Add bytes at the end and return where they begin.
+        """Append bytes and return their offset.
 
         Raises:
             ResourceError: the disk is full.
@@ -64,7 +64,7 @@ class ScratchFile:
         return offset
 
     def flush(self) -> None:
-        """Write what is held back; only what is written can be read.
+        """Write the buffer; only written bytes can be read.
 
         Raises:
             ResourceError: the disk is full.
@@ -105,7 +105,7 @@ class ScratchFile:
             folder = os.environ.get("TMPDIR", "/tmp")
         if error.errno in _FULL:
             return ResourceError(
-                f"the scratch disk is full: {self._written / 1e6:.1f} MB of {self._what} lie in "
+                f"the scratch disk is full: {self._written / 1e6:.1f} MB of {self._what} are in "
                 f"{folder}, no more fits",
                 do="free some space there, or set TMPDIR to a folder on a larger disk, and run the "
                 "same command again",

@@ -21,26 +21,26 @@ T = TypeVar("T")
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 _BUDGET_S = 60.0
-"""Trying again ends here: a switch that reboots, a metadata server that fails over and an expired
-token are back within a minute; what takes longer is a fault that a person has to see."""
+"""Seconds after which retries end: a rebooting switch, a failover of the metadata server or an
+expired token recovers within a minute; a longer fault needs a person."""
 _THROTTLED_BUDGET_S = 600.0
-"""A store that says "slow down" works, and asks for patience: giving up would waste a loaded
-teacher, and all workers that start anew would only press harder."""
+"""Seconds of retries while the store throttles requests: it works, and giving up would waste a
+loaded teacher, while restarted workers would only add load."""
 _THROTTLED = (
     "slowdown", "slow down", "throttl", "toomanyrequests", "too many requests", "rate exceeded",
     "requestlimitexceeded", "serverbusy", "reduce your request rate",
 )  # fmt: skip
 _SWEEPS = 3
-"""So often in a row an unfinished file of ours may be removed by a worker that finishes."""
-# What a network mount says while its server is away; other local errors do not pass.
+"""Times in a row that our unfinished file may be removed by a worker that finishes."""
+# Errors of a network mount while its server is unreachable; other local errors are permanent.
 _PASSING = frozenset(
     {
         errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ESTALE, errno.ETIMEDOUT,
         errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
     }
 )  # fmt: skip
-# Answers of the store, and mistakes of ours, not failures of the way to it: trying again would
-# only repeat them.
+# Answers of the store and bugs, not failures of the connection: a retry would only repeat
+# them.
 _FINAL = (
     FileNotFoundError,
     FileExistsError,
@@ -55,10 +55,10 @@ _PARTIAL = ".partial"
 
 
 class Store:
-    """Reads and writes whole files below one URL.
+    """Reads and writes complete files below one URL.
 
-    Names are relative, with `/`. A write appears whole or not at all: locally through a temporary
-    file that is synced and renamed, on object stores through the store's own atomic put.
+    Names are relative, with `/`. A write is atomic: locally by a temporary file that is synced and
+    renamed, on object stores by the store's atomic put.
     """
 
     def __init__(self, url: str) -> None:
@@ -80,7 +80,7 @@ class Store:
         self.is_local = "file" in _protocols(self._fs)
 
     def __repr__(self) -> str:
-        """Show the URL in logs."""
+        """Return the URL, for logs."""
         return f"Store({self.url!r})"
 
     def path(self, name: str) -> str:
@@ -88,11 +88,11 @@ class Store:
         return f"{self.root}/{name}" if name else self.root
 
     def full_url(self, name: str) -> str:
-        """Return a URL of `name` that a user can open with other tools."""
+        """Return a URL of `name` that other tools can open."""
         return f"{self.url.rstrip('/')}/{name}" if name else self.url
 
     def exists(self, name: str) -> bool:
-        """Whether the file or folder is there now (no stale listing)."""
+        """Whether the file or folder exists now (no stale listing)."""
         self._fs.invalidate_cache()
         return bool(self._try(f"look for {name}", lambda: self._fs.exists(self.path(name))))
 
@@ -114,7 +114,7 @@ class Store:
         return sorted(name for name in names if name and not name.endswith(_PARTIAL))
 
     def read(self, name: str) -> bytes:
-        """Return the whole file.
+        """Return the content of a file.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -124,12 +124,12 @@ class Store:
         return data
 
     def write(self, name: str, data: bytes, *, once: bool = False) -> None:
-        """Write the whole file, replacing another of that name; atomic.
+        """Write a file, replacing another of that name; atomic.
 
         Args:
             name: relative to the root.
             data: the whole content.
-            once: one try, neither synced nor looked at afterwards; for what is soon written again.
+            once: a single attempt, neither synced nor checked; for files that are soon rewritten.
         """
         action = f"write {name}"
         try:
@@ -140,16 +140,16 @@ class Store:
                     once=once,
                 )
             else:
-                self._try(action, lambda: self._put(name, data, look=not once), once=once)
+                self._try(action, lambda: self._put(name, data, verify=not once), once=once)
         except FileNotFoundError as error:  # of the bucket, not of the file
             raise self._translated(action, error) from error
 
     def create(self, name: str, data: bytes, *, sync: bool = True) -> bool:
         """Write the file unless one of that name exists; atomic. Return whether it was written.
 
-        `sync=False` is for what need not outlive a power cut; nobody sees half of it either way.
-        Where the store fails after it has written (a lost answer), the content says whose file it
-        is: two callers who both must know the winner have to bring different content.
+        `sync=False` is for files that need not survive a power cut; a partial file is never
+        visible. If the store fails after it has written (a lost answer), the content decides whose
+        file it is: callers that must know the winner have to write different content.
         """
         action = f"create {name}"
         tries = 0
@@ -169,20 +169,20 @@ class Store:
         except FileNotFoundError as error:  # of the bucket, not of the file
             raise self._translated(action, error) from error
         if not self.is_local and (self.size(name) or len(data)) < len(data):
-            self.write(name, data)  # ours, but cut short
+            self.write(name, data)  # ours, but incomplete
         return True
 
     def delete(self, name: str) -> None:
-        """Remove the file; no error where it is gone already."""
+        """Remove the file; no error if it does not exist."""
         try:
             self._try(f"delete {name}", lambda: self._fs.rm_file(self.path(name)))
         except FileNotFoundError:
             return
 
     def remove_partials(self, folders: Iterable[str]) -> int:
-        """Remove what killed writers left directly below `folders`; return how many.
+        """Remove unfinished files of killed writers directly below `folders`; return their number.
 
-        A living writer whose unfinished file is removed under its hands writes it again.
+        A live writer whose unfinished file is removed writes it again.
         """
         removed = 0
         for folder in folders:
@@ -201,7 +201,7 @@ class Store:
         return removed
 
     def free_bytes(self) -> int | None:
-        """Return the free space in bytes of a local file system, None where it has no bound."""
+        """Return the free space in bytes of a local file system, None where it is not bounded."""
         if not self.is_local:
             return None
         folder = self.root
@@ -211,7 +211,7 @@ class Store:
 
     def _names(self, folder: str) -> Sequence[str]:
         if self.is_local:
-            # fsspec looks at every file for its size: 20 times the time with 5,000 of them.
+            # fsspec's listing reads every file's size: 20 times slower with 5,000 files.
             with os.scandir(self.path(folder)) as entries:
                 return [entry.name for entry in entries if entry.is_file()]
         found = self._fs.ls(self.path(folder), detail=True)
@@ -223,9 +223,9 @@ class Store:
         except FileNotFoundError:
             return False
 
-    def _put(self, name: str, data: bytes, *, look: bool) -> None:
+    def _put(self, name: str, data: bytes, *, verify: bool) -> None:
         self._fs.pipe_file(self.path(name), data)
-        if look:
+        if verify:
             self._fs.invalidate_cache()
             try:
                 size = int(self._fs.size(self.path(name)))
@@ -242,7 +242,7 @@ class Store:
         except FileExistsError:
             raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
         if not replace and os.path.lexists(target):
-            raise FileExistsError(target)  # spares a synced file for a claim that is taken
+            raise FileExistsError(target)  # avoids writing a synced file for a lease that is taken
         # The name never ends in .parquet: globs of other readers must not find unfinished files.
         temporary = f"{target}.{uuid.uuid4().hex}{_PARTIAL}"
         try:
@@ -265,10 +265,10 @@ class Store:
             _sync_folder(folder)
 
     def _try(self, action: str, call: Callable[[], T], *, once: bool = False) -> T:
-        """Run `call`, again with growing pauses where the store fails in passing.
+        """Run `call`; retry with growing pauses after transient failures of the store.
 
-        The pauses double up to a bound and are drawn between half and the whole of it, so that the
-        workers of a fleet that failed together do not come back together.
+        The pauses double up to a bound, with random jitter between half and all of a pause, so that
+        workers that failed together do not retry together.
         """
         pause = _FIRST_PAUSE_S
         spent = 0.0
@@ -287,13 +287,13 @@ class Store:
                 budget = _THROTTLED_BUDGET_S if _is_throttled(error) else _BUDGET_S
                 if once or not self._may_pass(error) or spent + pause > budget:
                     raise self._translated(action, error) from error
-            drawn = pause * random.uniform(0.5, 1.0)
-            time.sleep(drawn)
-            spent += drawn
+            jittered = pause * random.uniform(0.5, 1.0)
+            time.sleep(jittered)
+            spent += jittered
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _swept_away(self, error: Exception) -> bool:
-        """Whether a finishing worker removed our unfinished file with those of the dead."""
+        """Whether a finishing worker removed our unfinished file with those of killed writers."""
         return (
             self.is_local
             and isinstance(error, FileNotFoundError)
@@ -330,11 +330,11 @@ def _is_throttled(error: Exception) -> bool:
 
 
 def _link(temporary: str, target: str) -> None:
-    """Give the file its name unless the name is taken, on NFS and Lustre too."""
+    """Rename the file unless the name is taken; also on NFS and Lustre."""
     try:
         os.link(temporary, target)
     except FileExistsError:
-        # NFS repeats a call whose answer was lost, and then finds its own link: two names say so.
+        # NFS repeats a call whose answer was lost and then finds its own link: a link count of two.
         if os.stat(temporary).st_nlink != 2:
             raise
 
@@ -344,6 +344,6 @@ def _sync_folder(folder: str) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        pass  # some network file systems refuse to sync a folder; the rename itself is atomic
+        pass  # some network file systems cannot sync a folder; the rename itself is atomic
     finally:
         os.close(descriptor)

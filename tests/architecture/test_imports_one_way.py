@@ -33,8 +33,8 @@ ADAPTERS = {
     "prometheus_client": {"pipeline/observe/prometheus.py"},
     # The corpus may lie where the cache does; it reads whole files of others, the store writes.
     "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/sources/files.py"},
-    # Where Triton is, there is a GPU; `sparse_kl` asks before it imports this.
-    "triton": {"pipeline/loss/triton_kl.py"},
+    # Where Triton is, there is a GPU; `chunk_gradient` asks before it imports this.
+    "triton": {"pipeline/loss/chunk_gradient_triton.py"},
     "optuna": {"pipeline/sweep/search.py"},
     "lm_eval": {"pipeline/evaluate/harness.py"},
     "s3fs": set(),

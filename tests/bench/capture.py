@@ -1,8 +1,8 @@
-"""CPU time of the capture over the bare prefill of the same engine, same tokens, same run.
+"""CPU time of the capture relative to the bare prefill of the same engine, on the same tokens.
 
-`python -m tests.bench.capture` measures the embedded teacher on its default corpus, whose head is a
-fifth of its weights; `--shape 7b` a random teacher of the proportions of a 7B model, whose head is
-7 %. One thread, CPU seconds of this process, the best of several interleaved rounds.
+`python -m tests.bench.capture` measures the embedded teacher on its default corpus (the head is a
+fifth of its weights); `--shape 7b` a random teacher with the proportions of a 7B model (the head is
+7 %). One thread, CPU seconds of this process, the best of several interleaved rounds.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def shape_of_7b(tokens: int, folder: Path) -> tuple[Path, list[CaptureRequest], 
 
 
 def best(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the least CPU seconds of each call, measured in turn, after one call to warm up."""
+    """Return the minimal CPU seconds of each call, measured in turn, after one warm-up call."""
     seconds = dict.fromkeys(calls, float("inf"))
     for round_ in range(ROUNDS + 1):
         for name, call in calls.items():
@@ -100,7 +100,7 @@ def best(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def measure(folder: Path, requests: list[CaptureRequest], length: int) -> dict[str, float]:
-    """Return the ratio of each way to the bare prefill of its engine."""
+    """Return the ratio of each path to the bare prefill of its engine."""
     settings = TeacherSettings(model=str(folder), batch_tokens=2048)
     bare_requests = [CaptureRequest(r.sample_id, r.input_ids_L, r.rows_N[:0]) for r in requests]
     ratios: dict[str, float] = {}
@@ -133,7 +133,7 @@ def measure(folder: Path, requests: list[CaptureRequest], length: int) -> dict[s
 
 
 def _prefill(engine: VllmEngine, requests: list[CaptureRequest]) -> None:
-    """Read the prompts with vLLM's ordinary engine and nothing else."""
+    """Prefill the prompts with vLLM's ordinary engine and nothing else."""
     from vllm import SamplingParams
 
     engine._llm.generate(

@@ -1,9 +1,9 @@
-"""Layouts of sparse targets on the same real teacher outputs: bytes, encode, decode.
+"""Layouts of sparse targets on the same teacher outputs: bytes, encoding and decoding rate.
 
-`make bench-codec`. The targets are the embedded teacher's: the fixed top-64 of the peers' layouts
-and of ours, and the sampled targets of the project's default. Every layout is a whole Parquet file
-of the targets' columns alone (zstd, no ids of the text), written and read as its writers would, by
-one thread, with numpy; the text's own ids are not counted anywhere. Times are CPU seconds of this
+`make bench-codec`. The targets are the embedded teacher's: a top-64 in the peers' layouts
+and in ours, and the project's default sampled targets. Every layout is a Parquet file with only the
+targets' columns (zstd, without the text's ids), written and read as its authors do, by one thread,
+with numpy. Times are CPU seconds of this
 process, the best of several; the ratios are against Axolotl's layout in the same run.
 """
 
@@ -67,7 +67,7 @@ def _rows(
 
 
 def _best(action: Callable[[], Any]) -> float:
-    """Return the least CPU seconds of a call; the first one, which compiles, does not count."""
+    """Return the minimal CPU seconds of a call, without the first, which compiles."""
     action()
     times = []
     for _ in range(_TRIES):
@@ -78,7 +78,7 @@ def _best(action: Callable[[], Any]) -> float:
 
 
 def _size(data: bytes) -> int:
-    """Return the compressed bytes of the targets' columns, and of what the footer says of them."""
+    """Return the compressed bytes of the targets' columns and of their part of the footer."""
     return sum(column_sizes(data).values()) + order_size(data)
 
 
@@ -115,7 +115,7 @@ def layout(
     encode: Callable[[], bytes],
     decode: Callable[[pa.Table], Any],
 ) -> Measured:
-    """Measure somebody else's layout: Arrow arrays from [N, K] arrays, and back."""
+    """Measure another project's layout: Arrow arrays from [N, K] arrays, and back."""
     data = encode()
     seconds = _best(lambda: decode(whole_table(data)))
     return Measured(name, _size(data) / tokens, tokens / _best(encode), tokens / seconds)
@@ -205,7 +205,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--tokens", type=int, default=65_536)
-    parser.add_argument("--tried", action="store_true", help="what was tried for the ids, alone")
+    parser.add_argument(
+        "--tried", action="store_true", help="only the codings of ids that were tried"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)

@@ -1,8 +1,8 @@
-"""What was tried for the ids of sampled targets, beside what the codec does: bytes alone.
+"""Bytes of other codings of sampled targets' ids, compared with the codec's.
 
 `make bench-codec ARGS=--tried`. The entries are the same for all, on the same rows; ids are most of
-a target's bytes. Sizes are as written (Parquet with zstd), or what the text of a line says.
-Entropies are bounds: of symbols by their own frequencies, with no table and no coder's loss.
+a target's bytes. Sizes are as written (Parquet with zstd) unless a line says otherwise.
+Entropies are lower bounds: by the symbols' frequencies, without a table and a coder's overhead.
 
 Legend: N supervised positions, E entries of all runs, V vocabulary.
 """
@@ -36,7 +36,7 @@ from tests.bench.fidelity_cache import column_sizes
 __all__ = ["tried"]
 
 _LAGS = 4
-"""Positions before, whose tokens may come again."""
+"""Number of earlier positions whose tokens are candidates."""
 _DICTIONARY = 112_640
 _LEVEL = 3
 
@@ -55,7 +55,7 @@ class Ids:
 
     @classmethod
     def of(cls, coded: CodedRows, rank_V: NDArray[np.int32]) -> Ids:
-        """Take the ids out of a shard's integers."""
+        """Extract the ids from a shard's integers."""
         counts_R = np.concatenate([coded.always_kept.counts_N, coded.sampled.counts_N])
         ids_E = np.concatenate([coded.always_kept.ids_E, coded.sampled.ids_E]).astype(np.int64)
         run_E = np.repeat(np.arange(len(counts_R)), counts_R)
@@ -69,7 +69,8 @@ class Ids:
 def tried(
     rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: CodecSpec
 ) -> Iterator[tuple[str, float]]:
-    """Yield a name and bytes a supervised token of each coding, of the ids unless it says more."""
+    """Yield the name and the bytes per supervised token of each coding, of ids unless named
+    otherwise."""
     heads, coded = quantised(rows, spec, tails)
     tokens = len(coded.label_N)
     order_V = order_of_classes(frequency_classes(coded, spec.vocab_size))
@@ -98,7 +99,7 @@ def tried(
 
 
 def _gaps(values_E: NDArray[np.int64], run_E: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each number's distance to the one before it in its run, less 1; the first as it is."""
+    """Return each number's gap to the one before it in its run, less 1; the first unchanged."""
     before_E = np.concatenate([[-1], values_E[:-1]])
     first_E = np.concatenate([[True], run_E[1:] != run_E[:-1]])
     return values_E - np.where(first_E, -1, before_E) - 1
@@ -107,7 +108,7 @@ def _gaps(values_E: NDArray[np.int64], run_E: NDArray[np.int64]) -> NDArray[np.i
 def _classes(
     ranks_E: NDArray[np.int64], run_E: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each gap's class, and the stream its symbol belongs to, as FORMAT.md 11.3 has them."""
+    """Return each gap's class, and the stream its symbol belongs to, as in FORMAT.md 8.3."""
     gaps_E = _gaps(ranks_E, run_E)
     classes_E = np.frexp((gaps_E + 1).astype(np.float64))[1].astype(np.int64) - 1
     before_E = ranks_E - gaps_E - 1
@@ -116,7 +117,7 @@ def _classes(
 
 
 def _entropy(symbols_E: NDArray[np.int64]) -> float:
-    """Return the bits of symbols by their own frequencies."""
+    """Return the bits of symbols at the entropy of their frequencies."""
     times = np.bincount(symbols_E)
     times = times[times > 0]
     return float(-(times * np.log2(times / times.sum())).sum()) if times.size else 0.0
@@ -155,10 +156,11 @@ def _elias_fano(values_E: NDArray[np.int64], ids: Ids) -> float:
 def _previous(
     coded: CodedRows, heads: Heads, rank_V: NDArray[np.int32]
 ) -> tuple[float, float, float]:
-    """Return bits of saying which tokens come again, bits of the others, and the share of those.
+    """Return the bits of repeated tokens, the bits of the others, and the share of the repeated.
 
-    A token of the positions before is a candidate; that it comes again is coded by entropy, in the
-    context of which of them hold it. Candidates are those of any kind, label tokens among them.
+    A token of the earlier positions is a candidate; whether it is repeated is coded at its entropy,
+    in the context of which positions hold it. Candidates are those of any kind, label tokens among
+    them.
     """
     positions = len(coded.label_N)
     row_N = np.repeat(np.arange(len(coded.positions_S)), coded.positions_S)

@@ -1,9 +1,10 @@
-"""Expected squared error of the weight gradient by the share of the control variate, not sampled.
+"""Exact expected squared error of the weight gradient, by the share of the control variate.
 
-`make bench-control`. A draw's error is sum_j (p_j - kappa q_j) (d_j / pi_j - 1), d_j whether entry
-j is sampled, so its square is expected to be sum_j (p_j - kappa q_j)^2 (1 / pi_j - 1), over the
-whole vocabulary (draws of one position as if independent). Rare entries count as they should, which
-no number of draws that one can wait for shows. Rows are weighted by |h|^2, as in the head's
+`make bench-control`. A sample's error is sum_j (p_j - kappa q_j) (d_j / pi_j - 1), where d_j says
+whether entry j is sampled, so the expectation of its square is
+sum_j (p_j - kappa q_j)^2 (1 / pi_j - 1), over the whole vocabulary (treating the entries of a
+position as independent). This includes rare entries, which no feasible number of samples would
+show. Rows are weighted by |h|^2, as in the head's
 gradient.
 """
 
@@ -16,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.loss.sampled import row_share
+from pipeline.loss.sampled_divergence import row_share
 from tests.bench.fidelity import sampled
 from tests.bench.fidelity_data import Hidden, hidden_states
-from tests.bench.quality import with_cut_student
+from tests.bench.quality import with_pruned_student
 
 CHUNK = 64
 CASES = (
@@ -72,15 +73,15 @@ def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--dropped", default="12,20", help="layers that the student lacks")
+    parser.add_argument("--dropped", default="12,20", help="layers removed from the student")
     parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--cut", action="store_true", help="the far student of bench-quality")
+    parser.add_argument("--pruned", action="store_true", help="the pruned student of bench-quality")
     arguments = parser.parse_args()
     dropped = tuple(map(int, arguments.dropped.split(",")))
     hidden = hidden_states(arguments.tokens, model=arguments.model, dropped=dropped)
     hidden = hidden.head(arguments.tokens)
-    if arguments.cut:
-        hidden = with_cut_student(hidden)
+    if arguments.pruned:
+        hidden = with_pruned_student(hidden)
     cases = quadratics(hidden, torch.from_numpy(hidden.weight_VD))
     print(f"{len(hidden.label_N)} tokens; expected squared error over that without control variate")
     names = (*(f"{share:g}" for share in CONSTANT), "best one", "by row", "oracle")

@@ -1,10 +1,10 @@
-"""Gradient error over bytes per token of every scheme, on the same real teacher outputs.
+"""Gradient error against bytes per token of every scheme, on the same teacher outputs.
 
 `make bench-fidelity` prints the table, writes the plot, and ends with the figures. The error is
-that of the gradient on the head's WEIGHT after summing over all tokens, relative to the dense KL's:
-what an optimiser step sees. Every scheme of this project runs through the real thing: sampler,
-codec and Parquet (whose bytes are counted, all target columns included), reader, collation, and
-the loss that trains. The peers' losses are rebuilt from their documents, on exact log-probs.
+that of the gradient on the head's WEIGHT after summing over all tokens, relative to the dense KL's,
+as an optimiser step sees it. Every scheme of this project runs through the production code:
+sampler, codec and Parquet (bytes of all target columns), reader, collation, and the training loss.
+The peers' losses are reimplemented from their documents, on exact log-probs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.collate import Batch
-from pipeline.loss.sparse_kl import LossSpec, sparse_loss_
+from pipeline.loss.chunk_gradient import LossSpec, sparse_loss_
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
 from pipeline.teacher.sparsify.device import SparseScheme
@@ -29,11 +29,11 @@ from tests.bench.fidelity_data import Hidden, hidden_states
 from tests.bench.fidelity_plot import plot, save
 
 CHUNK = 64
-"""Rows at a time: 12 MB of logits at V = 49,152, which stay near the core."""
+"""Rows at a time: 12 MB of logits at V = 49,152, which fit the processor's cache."""
 GRID = (1.0, 2.0)
 SKETCH = 64
-"""Directions of the hidden space that weight gradients are compared along, of 576: products with
-all of them would take most of the time. Errors then move by 1 to 2 % of themselves."""
+"""Weight gradients are compared along this many of the 576 hidden dimensions, to save time. This
+changes the errors by 1 to 2 % of their value."""
 SHORT, LONG, DRAWS = 8192, 65_536, 4
 
 
@@ -63,9 +63,9 @@ class Errors:
     entries: float = 0.0
     bytes_per_token: float = 0.0
     sums: dict[tuple[float, int], Tensor] = field(default_factory=dict)
-    """By temperature and draw."""
+    """By temperature and sample."""
     at: dict[float, list[float]] = field(default_factory=dict)
-    """By temperature: the relative error after each number of tokens that was asked for, root mean
+    """By temperature: the relative error after each requested number of tokens, root mean
     square over draws."""
 
     def add(self, temperature: float, error_RV: Tensor, h_RS: Tensor, *, draw: int = 0) -> None:
@@ -107,7 +107,7 @@ def run(
         temperatures: of the student's loss.
         marks: numbers of tokens after which errors are noted; after all of them in any case.
         peers_too: the other tools' losses as well.
-        draws: of a scheme that draws; one alone is off by some 5 %.
+        draws: samples of a scheme with sampled entries; a single one is off by about 5 %.
     """
     weight_VD = torch.from_numpy(hidden.weight_VD)
     tokens, width = len(hidden.label_N), weight_VD.shape[1]
@@ -156,7 +156,7 @@ def run(
 
 
 def _line(table: Table, tokens: int) -> None:
-    """Print the errors so far at once: a run of minutes that is stopped has shown something."""
+    """Print the errors so far, so that a run that is stopped has printed results."""
     cells = [
         f"{name} {', '.join(f'{100 * errors[-1]:.2f}' for errors in row.at.values())}"
         for name, row in table.items()
@@ -167,7 +167,7 @@ def _line(table: Table, tokens: int) -> None:
 def _gradient(
     student_RV: Tensor, batch: Batch, rows: slice, temperature: float, scheme: SparseScheme
 ) -> Tensor:
-    """Return d KL / d (z / T) of the loss that trains, from the cache's targets."""
+    """Return d KL / d (z / T) of the training loss, from the cache's targets."""
     logits_RV = student_RV.clone()
     targets = head_targets(batch).rows(rows.start, rows.stop)
     highest = scheme.rule.highest if scheme.rule else 0.0
@@ -215,11 +215,13 @@ def main() -> None:
     """Measure, print, plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded", help="teacher: `embedded` or a model folder")
-    parser.add_argument("--dropped", default="12,20", help="layers that the student lacks")
+    parser.add_argument("--dropped", default="12,20", help="layers removed from the student")
     parser.add_argument("--plot", type=Path, default=None, help="write the plot here (PNG or SVG)")
     parser.add_argument("--short", type=int, default=SHORT, help="tokens of the table; 0: none")
     parser.add_argument("--long", type=int, default=LONG, help="tokens at T = 2; 0: none")
-    parser.add_argument("--draws", type=int, default=DRAWS, help="of each scheme that draws")
+    parser.add_argument(
+        "--draws", type=int, default=DRAWS, help="of each scheme with sampled entries"
+    )
     parser.add_argument("--quick", action="store_true", help="an eighth of the tokens, no figures")
     arguments = parser.parse_args()
     short, long = arguments.short, arguments.long
@@ -249,7 +251,8 @@ def _short(hidden: Hidden, tokens: int, draws: int) -> None:
 
 
 def _long(hidden: Hidden, tokens: int, draws: int) -> None:
-    """Show that sampled targets' error falls with the root of the tokens and the bucket's not."""
+    """Show that the error of sampled targets falls as 1 / sqrt(tokens) and the bucket's does
+    not."""
     marks = tuple(tokens // n for n in (16, 8, 4, 2))
     schemes = {name: SCHEMES[name] for name in (T2_SCHEME, BUCKET)}
     print("T = 2")
@@ -269,7 +272,7 @@ def _at(tokens: int, counts: tuple[int, ...], errors: list[float]) -> float:
     """Return the error after `tokens`: as measured, else by error^2 = noise / tokens + bias."""
     if tokens in counts:
         return errors[counts.index(tokens)]
-    # Each mark's own size decides how well it is known, so relative errors are fitted.
+    # The uncertainty of each point is proportional to it, so relative errors are fitted.
     design_MP = np.stack([1 / np.array(counts), np.ones(len(counts))], axis=1)
     squares_M = np.square(errors)
     noise, bias = np.linalg.lstsq(design_MP / squares_M[:, None], np.ones(len(counts)))[0]

@@ -1,4 +1,5 @@
-"""A scheme through the real path: sampler, codec, Parquet, reader, collation; bytes counted."""
+"""A scheme through the production path: sampler, codec, Parquet, reader, collation; and its
+bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
 from pipeline.cache.layout.schema import table_to_rows
 from pipeline.data.collate import Batch, collate
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.sampling.noise import row_noise, sample_key
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.columns import to_targets
@@ -33,7 +34,7 @@ _ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """Sequences as stage two reads them, and what their targets take on disk."""
+    """Sequences as stage two reads them, and the size of their targets on disk."""
 
     rows: list[CachedSequence]
     bytes_per_token: float
@@ -101,7 +102,7 @@ def whole_table(data: bytes) -> pa.Table:
 
 
 def head_targets(batch: Batch) -> HeadTargets:
-    """Return what the head is given, as the student's module builds it."""
+    """Return the head's targets, as the student's module builds them."""
     return HeadTargets(
         ids_NK=batch.ids_NK,
         logprobs_NK=batch.logprobs_NK,
@@ -113,7 +114,7 @@ def head_targets(batch: Batch) -> HeadTargets:
 
 
 def columns_of(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> np.ndarray:
-    """Return what the engine would: columns of every supervised row, noise by sample and place."""
+    """Return the engine's output: columns of every supervised row, with its noise."""
     noise, label_N = [], torch.from_numpy(hidden.label_N)
     for sample_id, loss_mask_L in zip(hidden.sample_ids, hidden.loss_mask, strict=True):
         rows_N = np.flatnonzero(loss_mask_L).astype(np.int64) - 1

@@ -1,6 +1,6 @@
-"""Hidden states of a real teacher and of a student that is the teacher with two layers dropped.
+"""Hidden states of a teacher and of a student that is the teacher without two layers.
 
-What `tests.bench.fidelity` compares schemes on. Made once for a number of tokens (minutes) and kept
+The data of `tests.bench.fidelity`. Computed once for a number of tokens (minutes) and kept
 below `runs/bench/`, which git ignores.
 """
 
@@ -51,7 +51,7 @@ class Hidden:
         return self.part(0, min(int(np.searchsorted(ends, tokens)) + 1, len(ends)))
 
     def redrawn(self, draw: int) -> Hidden:
-        """Return the same tokens under other sample ids, which is what a draw depends on."""
+        """Return the same tokens under other sample ids, on which sampling depends."""
         if not draw:
             return self
         ids = [hashlib.md5(f"{draw}:{name}".encode()).hexdigest() for name in self.sample_ids]

@@ -1,7 +1,7 @@
-"""What other tools' losses do with a top-k target, as dense gradients on the student's logits / T.
+"""Other tools' losses on a top-k target, as dense gradients on the student's logits / T.
 
-Rebuilt from their documents and papers; named in `tests.bench.fidelity`'s table. Legend: R rows,
-V vocabulary; p and q are teacher and student at temperature T, `kept_RV` the teacher's top k.
+Reimplemented from their documents and papers; named in `tests.bench.fidelity`'s table. Legend: R
+rows, V vocabulary; p and q are teacher and student at temperature T, `kept_RV` the teacher's top k.
 """
 
 from __future__ import annotations

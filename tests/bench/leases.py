@@ -82,7 +82,7 @@ def lease_all(folder: Path, *, workers: int, shards: int) -> float:
         assert process.exitcode == 0
     took = time.monotonic() - begun
     made = Counter(name for log in folder.glob("*.log") for name in log.read_text().split())
-    assert len(made) == shards, f"{shards - len(made)} shards were not made"
+    assert len(made) == shards, f"{shards - len(made)} shards were not written"
     double = sum(count - 1 for count in made.values())
     assert not double, f"{double} double leases"
     assert not list((folder / "cache" / LEASES).iterdir())
@@ -90,7 +90,7 @@ def lease_all(folder: Path, *, workers: int, shards: int) -> float:
 
 
 def _measured(into: Counter[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `call`: its CPU time is added up under `name`, whichever thread it is on."""
+    """Wrap `call` to add its CPU time, on any thread, to `into[name]`."""
 
     def wrapper(*args: Any, **options: Any) -> Any:
         begun = time.thread_time()

@@ -7,8 +7,7 @@ All contenders compute `alpha T^2 D + (1 - alpha) CE` forward and backward from 
 states, on one thread, in turn, `rounds` times; a ratio is the median over rounds of CPU seconds
 over those of the same round's matmuls. Memory is what the allocator held at its peak beyond the
 inputs and the gradients of hidden states and weight. Across tokenizers D is ULD, at T = 1.
-The peers' losses are rebuilt from their documents and sources in plain torch, with the head before
-them: what they compute, not their packaging.
+The peers' losses are reimplemented from their documents and sources in plain torch, with the head.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch.nn import functional
 
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.sampling.inclusion import InclusionRule
 
 ALPHA, TOP_K, CHUNK = 0.5, 64, 512
@@ -56,7 +55,7 @@ class Case:
         )
 
     def sampled(self, temperature: float) -> HeadTargets:
-        """Return a draw of the tail and all that is always kept, about twenty entries a token."""
+        """Return always-kept and sampled entries, about twenty per token."""
         rule, log_p = RULES[temperature], self.teacher_NV.double()
         tau = rule.taus[rule.temperatures.index(temperature)]
         log_z_N1 = torch.logsumexp(log_p / temperature, -1, keepdim=True)
@@ -80,7 +79,7 @@ class Case:
 
 
 def make_case(tokens: int, vocab: int) -> Case:
-    """Return inputs whose teacher is about as flat as a small model on prose."""
+    """Return inputs whose teacher has about the entropy of a small model on prose."""
     generator = torch.Generator().manual_seed(0)
     width = HIDDEN.get(vocab, 576)
     hidden_ND = torch.randn(tokens, width, generator=generator)
@@ -95,7 +94,7 @@ Step = Callable[[], Any]
 
 
 def matmuls(case: Case) -> Step:
-    """Logits, gradient of the hidden states, gradient of the weight, into memory that is there."""
+    """Logits, gradient of the hidden states, gradient of the weight, into existing memory."""
     hidden_ND, weight_VD = case.hidden_ND.detach(), case.weight_VD.detach()
     logits_NV = hidden_ND @ weight_VD.T
     grad_hidden, grad_weight = torch.empty_like(hidden_ND), torch.empty_like(weight_VD)
@@ -245,7 +244,7 @@ def cpu_seconds(step: Step) -> float:
 
 
 def extra_bytes(case: Case, step: Step) -> int:
-    """Return the most that the allocator held during a call, the two gradients not counted."""
+    """Return the allocator's peak during a call, without the two gradients."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -270,8 +269,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[49_152, 151_936])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0])
-    parser.add_argument("--only", default="", help="contenders whose names begin so")
-    parser.add_argument("--time_only", action="store_true", help="one pass less: no memory")
+    parser.add_argument("--only", default="", help="only contenders whose names begin with this")
+    parser.add_argument("--time_only", action="store_true", help="do not measure memory")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'V':>8} {'T':>3}  {'loss':<28} {'time / matmuls':>14} {'extra memory':>30}")

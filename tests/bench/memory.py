@@ -1,8 +1,8 @@
 """Peak memory of stage one against the size of the corpus: 10 shards and 1,000 of the same size.
 
-`python -m tests.bench.memory` runs the real stage with a tiny teacher, each corpus in a process of
-its own, and compares the largest resident sets (VmHWM). The last line shows what the bench
-would see if the samples of the large corpus were held as Python objects.
+`python -m tests.bench.memory` runs the real stage with a tiny teacher, each corpus in a separate
+process, and compares the largest resident sets (VmHWM). The last line is the baseline in which the
+samples of the large corpus are held as Python objects.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PHASES = ("corpus and plan", "teacher", "manifest")
 
 
 def write_corpus(file: Path, *, tokens: int, tokens_of: Callable[[Any], int]) -> int:
-    """Write short chats of about so many tokens together; return how many chats."""
+    """Write short chats of about this many tokens in total; return their number."""
     draw = random.Random(1)
 
     def chat() -> list[dict[str, str]]:
@@ -130,7 +130,7 @@ def measure(root: Path) -> float:
         # The held-out rows of the small corpus are a small shard of their own.
         assert abs(made - shards) <= max(2, shards // 100), f"{made} shards, not {shards}"
     (_, _, few, _), (_, samples, many, _) = rows
-    # What the teacher takes comes on top of the corpus either way.
+    # The teacher's memory is added to the corpus's in both cases.
     held = few[-1] + apart("objects", flags)[0] - many[0]
     print(f"{'':<28}{'samples':>9}{'peak MB':>9}{'ratio':>8}  MB by the end of {', '.join(PHASES)}")
     for name, samples, peaks, seconds in rows:

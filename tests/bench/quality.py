@@ -2,7 +2,8 @@
 
 Same student, sequences, order, optimiser and steps; only the target differs. Held-out KL to the
 teacher is computed densely for all of them. Each run's result is kept below `runs/bench/quality`,
-so that a stopped bench goes on; `make bench-quality` runs what is missing and prints the table.
+so that a stopped bench can continue; `make bench-quality` runs what is missing and prints the
+table.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data.collate import collate
+from pipeline.loss.chunk_gradient import LossSpec
 from pipeline.loss.fused import FusedSpec, fused_head_loss
-from pipeline.loss.sparse_kl import LossSpec
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import resolve_model
 from pipeline.student.build.prune import prune_model
@@ -39,7 +40,7 @@ TARGETS = ("dense", "sampled", "top-64 truncated", "DistillKit budget")
 
 
 def student_folder() -> Path:
-    """Return the cut and repaired student all runs start from; made once."""
+    """Return the pruned and reconstructed student from which all runs start; computed once."""
     folder = FOLDER / f"quality-student-{len(LAYERS)}"
     if (folder / "config.json").exists():
         return folder
@@ -54,8 +55,8 @@ def student_folder() -> Path:
 
 
 @torch.no_grad()
-def with_cut_student(hidden: Hidden) -> Hidden:
-    """Return the same tokens with the hidden states of the student that all runs start from."""
+def with_pruned_student(hidden: Hidden) -> Hidden:
+    """Return the same tokens with the hidden states of the student from which all runs start."""
     model = load_causal_lm(student_folder(), dtype="float32", trust_remote_code=False).eval()
     parts = [_hidden(model, hidden, index) for index in range(len(hidden.input_ids))]
     return replace(hidden, student_ND=torch.cat(parts).numpy().astype(np.float16))

@@ -1,4 +1,4 @@
-"""A training step from the cache, over plain fine-tuning of the same student in the same engine.
+"""A training step from the cache, compared with fine-tuning the same student in the same engine.
 
     python -m tests.bench.step [--tokens 1024] [--rounds 5] [--layers 10] [--supervised 1.0]
 
@@ -9,13 +9,13 @@ packs and the same optimiser:
 
 - `cache`: the pipeline's own step. Reads and decodes shards (top 64, T = 1, alpha = 0.5), computes
   loss and gradient in the head, sums the logged values.
-- `finetune`: cross-entropy by transformers' own loss on its own logits, from token ids that lie
-  ready in memory. What a step costs without a teacher and without a cache.
+- `finetune`: cross-entropy by transformers' own loss on its own logits, from token ids in
+  memory: the cost of a step without a teacher and without a cache.
 - `online`: the teacher (all 30 layers) in the loop, the dense forward KL on [tokens, V] arrays.
 
 Memory is the peak of a process from its second step on, over that of `finetune`; the resident set,
 interpreter and libraries included. The cache is written by stage one from a one-layer teacher with
-the same tokenizer: what the targets say does not change what a step costs.
+the same tokenizer: the values of the targets do not change the cost of a step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 ARMS = ("cache", "finetune", "online")
-"""Besides `compiled`, the step from the cache with `train.torch_compile`, by `--arms`."""
+"""`--arms` also accepts `compiled`: the step from the cache with `train.torch_compile`."""
 Step = Callable[[], None]
 
 
@@ -224,7 +224,7 @@ def _online(model: Any) -> Any:
 
 
 def work(pipe: Connection, arm: str, cache: Path, student: Path, rounds: int) -> None:
-    """Take a step whenever the parent asks; answer with CPU seconds and peak bytes."""
+    """Run a step at each request of the parent; reply with CPU seconds and peak bytes."""
     import torch
 
     from pipeline.observe.logs import configure_logging

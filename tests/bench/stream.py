@@ -1,8 +1,8 @@
 """The stream of stage two alone: rate on one core, memory, time to resume, packing over padding.
 
-`python -m tests.bench.stream` makes a synthetic cache of the default's shape, and compares the
+`python -m tests.bench.stream` writes a synthetic cache of the default's shape and compares the
 stream with `datasets` and torch's DataLoader over an export of the same cache as plain lists. Rates
-are tokens per second of CPU time of the whole process: a thread beside it does not count as free.
+are tokens per second of CPU time of the whole process: helper threads are included.
 """
 
 from __future__ import annotations
@@ -101,10 +101,10 @@ def first_batch_seconds(cache: Path, share: float) -> float:
 
 
 class Lengths:
-    """A million row lengths without rows."""
+    """A million row lengths, without rows."""
 
     def __init__(self, rows: int) -> None:
-        """Draw them."""
+        """Sample the lengths."""
         rng = np.random.default_rng(0)
         self._rows = rows
         self._lengths = np.clip(rng.lognormal(4.8, 0.7, rows), 16, MAX_LENGTH).astype(np.int32)
@@ -145,7 +145,8 @@ def stream_epochs(cache: Path, epochs: int) -> None:
 
 
 def useful_shares(cache: Path) -> tuple[float, float, float]:
-    """Return the share of tokens that are rows': padded in random order, by length, packed."""
+    """Return the share of tokens that are not padding: padded in random order, by length,
+    packed."""
     stream = open_stream(cache)
     lengths = np.asarray(open_cache(str(cache)).source("train").lengths(), np.int64)
     shuffled = np.random.default_rng(0).permutation(lengths)

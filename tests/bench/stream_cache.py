@@ -1,4 +1,4 @@
-"""A synthetic cache of the default's shape for the stream's bench: lengths, masks, entries."""
+"""A synthetic cache of the default's shape for the stream's benchmark: lengths, masks, entries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MAX_LENGTH", "TEMPERATURES", "TOP_K", "VOCAB", "write_cache"]
 VOCAB, TOP_K, MAX_LENGTH = 49_152, 64, 512
 TEMPERATURES = (1.0, 2.0)
 ROWS_PER_SHARD = 1500
-"""More than a row group of the writer's, as in real shards."""
+"""More than one row group of the writer, as in real shards."""
 
 
 def write_cache(folder: Path, rows: int, *, top_k: int = TOP_K) -> None:

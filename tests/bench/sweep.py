@@ -1,15 +1,15 @@
-"""A sweep of N students from one cache, over the same sweep with the teacher in the loop.
+"""A sweep of N students from one cache, compared with the same sweep with the teacher in the loop.
 
     python -m tests.bench.sweep [--samples 24] [--real 2]
 
 Both train the same student on the same packs with the same optimiser, one thread. In the loop (as
-the public sample does it) the teacher reads every pack of every run, and the loss compares whole
-rows of logits; from the cache the teacher reads the corpus once, by the project's own stage one
-with all it does, and the loss reads the sparse targets. The wall times of `--real` runs of each
-kind are measured, and beside them the CPU seconds, which others on the machine do not stretch;
-those of more runs are the capture and N times the mean run, for each run takes
-the same steps. Models have random weights and the proportions of the public sample (a 7B teacher,
-a 1.5B student: 4.6 times the parameters, a head of 49,152 rows), 1/83 of the size.
+in the public sample) the teacher reads every pack of every run, and the loss compares full rows of
+logits; from the cache the teacher reads the corpus once, in the project's stage one, and the loss
+reads the sparse targets. Wall times and CPU seconds of `--real` runs of each kind are measured; CPU
+seconds do not depend on other load. Times of more runs are the capture plus N times the mean run,
+since all runs take the same steps. Models have random weights and the proportions of the public
+sample (a 7B teacher, a 1.5B student: 4.6 times the parameters, a head of 49,152 rows), 1/83 of the
+size.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def make_model(folder: Path, tokenizer: Any, *, hidden: int, layers: int, seed: 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """What something took."""
+    """Wall and CPU seconds."""
 
     wall: float
     cpu: float
 
 
 class Clock:
-    """Both times since it was made."""
+    """Both times since the timer was created."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
@@ -151,7 +151,7 @@ def loss_from_cache(model: Any, batch: Any) -> Any:
 
 
 def loss_in_the_loop(teacher: Any) -> Callable[[Any, Any], Any]:
-    """Return the sample's loss: both models' whole logits, compared row by row."""
+    """Return the sample's loss: both models' full logits, compared row by row."""
 
     def loss_of(model: Any, batch: Any) -> Any:
         inputs = {
@@ -193,7 +193,7 @@ def main() -> None:
             root / "teacher", tokenizer, hidden=options.hidden, layers=options.layers, seed=0
         )
         student = make_model(root / "student", tokenizer, hidden=256, layers=6, seed=1)
-        # Once with little, so that no kind pays for the first use of the libraries.
+        # A small warm-up, so that no kind includes the first use of the libraries.
         capture(teacher, root / "warm", 4)
         in_loop = loss_in_the_loop(load_causal_lm(teacher, dtype="float32").eval())
         train(student, root / "warm", loss_from_cache, fused=True, most=1)

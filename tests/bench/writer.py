@@ -1,4 +1,5 @@
-"""Rate of encoding and writing over the teacher's own, and how long the writer holds the engine up.
+"""Rate of encoding and writing relative to the teacher's, and how long the writer blocks the
+engine.
 
 `python -m tests.bench.writer` runs stage one's worker for real, the embedded teacher on vLLM with
 one thread over its default corpus, reads the account that every worker keeps, and measures the CPU

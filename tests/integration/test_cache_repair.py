@@ -139,7 +139,7 @@ def test_the_original_bytes_come_back(
 def test_a_whole_cache_is_left_alone(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     times = {file: file.stat().st_mtime_ns for file in damaged.rglob("*")}
     assert main(["repair", str(damaged)]) == 0
-    assert "0 files mended" in capsys.readouterr().out
+    assert "0 files repaired" in capsys.readouterr().out
     assert times == {file: file.stat().st_mtime_ns for file in damaged.rglob("*")}
 
 
@@ -199,7 +199,7 @@ def test_a_teacher_that_is_gone_loses_nothing(
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2  # stage one's own, then what it means for the cache
     assert str(tmp_path / "gone") in errors[0]
-    assert "stage one could not make what is missing" in errors[1]
+    assert "stage one could not compute what is missing" in errors[1]
     kept = {k: v for k, v in digests(damaged).items() if not k.startswith("_meta/repair/")}
     assert kept == before
     assert open_cache(str(damaged)).source("train").read_rows(0, [0])

@@ -18,7 +18,7 @@ from pipeline.cache.io.reader import open_cache
 from pipeline.data.order.plan import TrainPlan
 from pipeline.loss.reference import cross_entropy, dense_kl, sparse_divergence
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.observe.metrics import read_metrics
 from tests.conftest import Stage, Tiny
 

@@ -63,7 +63,7 @@ def test_it_says_whose_the_responses_are(written: Path) -> None:
     assert f"| responses | {line} |" in (written / "README.md").read_text()
     shown = run_python(["-m", "pipeline.cache", "inspect", written]).ok().out
     assert f"responses    {line}" in shown
-    assert "whole" in run_python(["-m", "pipeline.cache", "verify", written]).ok().out
+    assert "intact" in run_python(["-m", "pipeline.cache", "verify", written]).ok().out
     assert manifest.corpus_counts["loss_tokens"] == told["tokens"]
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pipeline.loss import reference
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from tests.stage_runner import ROOT
 
 pytestmark = pytest.mark.triton
@@ -39,7 +39,7 @@ CASES = [
 def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ.get("TRITON_INTERPRET") == "1", "run `make test-triton`"
     # More than one block, and a part of one, in a small vocabulary.
-    monkeypatch.setattr("pipeline.loss.triton_kl._BLOCK", 64)
+    monkeypatch.setattr("pipeline.loss.chunk_gradient_triton._BLOCK", 64)
 
 
 def make(seed: int, *, tokens: int, vocab: int, sampled: bool, temperature: float) -> Any:
@@ -69,7 +69,7 @@ def make(seed: int, *, tokens: int, vocab: int, sampled: bool, temperature: floa
 
 
 def triton_loss(*args: Any, **options: Any) -> Any:
-    from pipeline.loss.triton_kl import triton_loss_
+    from pipeline.loss.chunk_gradient_triton import triton_loss_
 
     return triton_loss_(*args, **options)
 
@@ -88,12 +88,12 @@ def test_float32_is_the_reference(
 ) -> None:
     logits_NV, targets = make(0, tokens=11, vocab=150, sampled=sampled, temperature=temperature)
     spec = LossSpec(temperature, 0.4, tail, divergence)  # type: ignore[arg-type]
-    kd_N, grad_NV = dense(logits_NV, targets, spec)
+    divergence_N, grad_NV = dense(logits_NV, targets, spec)
     a, b = logits_NV.clone(), logits_NV.clone()
     terms, torch_terms = triton_loss(a, targets, spec), sparse_loss_(b, targets, spec)
-    torch.testing.assert_close(terms.kd_N.double(), kd_N, atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(terms.divergence_N.double(), divergence_N, atol=5e-5, rtol=1e-5)
     torch.testing.assert_close(a.double(), grad_NV, atol=5e-6, rtol=1e-4)
-    torch.testing.assert_close(terms.kd_N, torch_terms.kd_N, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(terms.divergence_N, torch_terms.divergence_N, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(terms.ce_N, torch_terms.ce_N, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4)
 
@@ -107,11 +107,11 @@ def test_16_bit_logits_are_rounded_once(dtype: torch.dtype, sampled: bool) -> No
     # A label token that is all but learnt: what is left of its gradient is a small difference.
     logits_NV[0, targets.label_N[0]] = 14.0
     spec = LossSpec(2.0, 0.5)
-    kd_N, grad_NV = dense(logits_NV, targets, spec)
+    divergence_N, grad_NV = dense(logits_NV, targets, spec)
     buffer = logits_NV.clone()
     terms = triton_loss(buffer, targets, spec)
     assert buffer.dtype == dtype
-    torch.testing.assert_close(terms.kd_N.double(), kd_N, atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(terms.divergence_N.double(), divergence_N, atol=5e-5, rtol=1e-5)
     # Triton's interpreter cuts bfloat16 off where a GPU rounds: twice the error.
     rtol = 2**-7 if dtype == torch.bfloat16 else 2**-11
     torch.testing.assert_close(buffer.double(), grad_NV, atol=2e-6, rtol=rtol)
@@ -148,23 +148,23 @@ def test_predictions_values_only_and_rows_of_a_wider_buffer() -> None:
     torch.testing.assert_close(terms.argmax_logprob_N, expected.argmax_logprob_N)
     assert (wide[:, 130:] == 7).all(), "nothing is written past the vocabulary"
     values = triton_loss(logits_NV.clone(), targets, spec, gradient=False)
-    assert torch.equal(values.kd_N, terms.kd_N)
+    assert torch.equal(values.divergence_N, terms.divergence_N)
 
 
 def test_no_tokens_all_kept_and_far_logits() -> None:
     logits_NV, targets = make(3, tokens=9, vocab=130, sampled=False, temperature=2.0)
     none = triton_loss(logits_NV[:0], targets.rows(0, 0), LossSpec(2.0, 0.5))
-    assert none.kd_N.shape == (0,)
+    assert none.divergence_N.shape == (0,)
     spec = LossSpec(2.0, 0.5)
     for few_NV in (logits_NV[:, :9] + 1e3, logits_NV[:, :9] - 1e3):
         ids_NK = torch.arange(9).expand(9, 9).contiguous()
         whole = targets._replace(
             ids_NK=ids_NK, logprobs_NK=torch.full((9, 9), -2.0), label_N=torch.arange(9)
         )
-        kd_N, grad_NV = dense(few_NV, whole, spec)
+        divergence_N, grad_NV = dense(few_NV, whole, spec)
         buffer = few_NV.clone()
         terms = triton_loss(buffer, whole, spec)
-        torch.testing.assert_close(terms.kd_N.double(), kd_N, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(terms.divergence_N.double(), divergence_N, atol=2e-4, rtol=1e-4)
         torch.testing.assert_close(buffer.double(), grad_NV, atol=2e-5, rtol=1e-3)
 
 

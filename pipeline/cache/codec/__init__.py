@@ -1,4 +1,4 @@
 """Sparse targets to bytes and back.
 
-The codec, its kernels, its arrow columns, subsampling without decoding.
+The codec, its kernels, its Arrow columns, and subsampling without decoding.
 """

@@ -55,7 +55,7 @@ _ORDER_KEY = b"distill_ranks"
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What a table says of its S sequences themselves."""
+    """The columns of a table's S sequences that are not targets."""
 
     sample_ids: list[str]
     input_ids_T: NDArray[np.int32]
@@ -65,7 +65,7 @@ class Heads:
 
     @classmethod
     def of_rows(cls, rows: Sequence[CachedSequence]) -> Heads:
-        """Join the rows' own columns."""
+        """Concatenate the rows' columns."""
         lengths = [row.input_ids_L.size for row in rows]
         return cls(
             [row.sample_id for row in rows],
@@ -76,7 +76,7 @@ class Heads:
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Heads:
-        """Read and compare them.
+        """Read the columns and check that they agree.
 
         Raises:
             CacheError: columns that contradict each other.
@@ -92,7 +92,7 @@ class Heads:
             raise CacheError("the columns of a row differ in length")
         first_S = id_starts[:-1][np.diff(id_starts) > 0]
         if loss_mask[first_S].any():
-            raise CacheError("a row counts its first token, which nothing precedes")
+            raise CacheError("a row's loss_mask includes its first token, which has no context")
         return heads
 
     @classmethod
@@ -108,7 +108,7 @@ class Heads:
 
     @property
     def positions_S(self) -> NDArray[np.int64]:
-        """Supervised positions of each row."""
+        """The number of supervised positions of each row."""
         sums = np.concatenate([[0], np.cumsum(self.loss_mask_T, dtype=np.int64)])
         positions_S: NDArray[np.int64] = np.diff(sums[self.starts])
         return positions_S
@@ -122,13 +122,13 @@ class Heads:
         """The key of each row's random numbers.
 
         Raises:
-            CacheError: a sample id that is not FORMAT.md's.
+            CacheError: a sample id that is not as FORMAT.md requires.
         """
         keys = [_key(name) for name in self.sample_ids]
         return np.array(keys, np.uint64)
 
     def noise_N(self) -> NDArray[np.int64]:
-        """Random bits of every supervised position; its row is the one that predicts it."""
+        """Random bits of every supervised position, by the place that predicts it."""
         places_N = np.flatnonzero(self.loss_mask_T)
         positions_S = self.positions_S
         rows_N = places_N - np.repeat(self.starts[:-1], positions_S) - 1
@@ -138,7 +138,7 @@ class Heads:
 def quantised(
     rows: Sequence[CachedSequence], spec: CodecSpec, tails: Sequence[NDArray[np.float32]]
 ) -> tuple[Heads, CodedRows]:
-    """Put rows on the codec's grids."""
+    """Quantise rows."""
     heads = Heads.of_rows(rows)
     label_N = heads.label_ids_N
     if label_N.size and label_N.max() >= spec.vocab_size:
@@ -150,7 +150,7 @@ def quantised(
 def coded_table(
     heads: Heads, coded: CodedRows, spec: CodecSpec, metadata: dict[bytes, bytes]
 ) -> pa.Table:
-    """Write integers as an Arrow table; the order of the ids is that of these rows' own entries."""
+    """Write integers as an Arrow table; ids are ranked by their frequency in these rows."""
     classes_V = frequency_classes(coded, spec.vocab_size)
     blobs = pack(coded, order_of_classes(classes_V), spec)
     starts = pa.array(heads.starts, pa.int32())
@@ -209,7 +209,7 @@ def targets_of(
 def decoded_statistics(
     table: pa.Table, spec: CodecSpec, temperatures: tuple[float, ...]
 ) -> list[Statistics]:
-    """Return what is known of each row's positions without its entries.
+    """Return the statistics of each row's positions; its entries are not read.
 
     Raises:
         CacheError: columns that contradict each other.

@@ -1,4 +1,4 @@
-"""The byte columns of codec "ranked" back to integers and to targets; trusts no byte.
+"""Byte columns of codec "ranked" to integers and to targets; every byte is checked.
 
 Legend: S rows, N supervised positions of all of them, E entries (e: of one kind), G temperatures.
 """
@@ -20,7 +20,7 @@ from pipeline.sampling.inclusion import MOST_INCLUSION
 __all__ = ["to_targets", "unpack", "unpack_statistics"]
 
 _LEAST = 1e-30
-"""No entry of a smaller probability was ever sampled; 1 / pi stays finite."""
+"""No entry has a smaller inclusion probability, so 1 / pi is finite."""
 
 
 def unpack(
@@ -56,7 +56,7 @@ def unpack(
     if sampled_N.size and (sampled_N.min() < 0 or sampled_N.max() > 0xFFFF):
         raise CacheError("a position has an impossible number of sampled entries")
     if spec.rule is None and sampled_N.any():
-        raise CacheError("sampled entries in a cache that draws none")
+        raise CacheError("sampled entries in a cache without an inclusion rule")
     sampled = _read("sampled", columns, sampled_N, positions_S, order_V)
     return CodedRows(
         positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, columns["tail"].data
@@ -66,7 +66,7 @@ def unpack(
 def unpack_statistics(
     columns: Mapping[str, Blobs], positions_S: NDArray[np.int64], temperatures: tuple[float, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8]]:
-    """Read label's codes [N], log Z's [N, G - 1] and the entropies' [N, G], and nothing else.
+    """Read only the codes of the labels [N], of log Z [N, G - 1] and of the entropies [N, G].
 
     Raises:
         CacheError: the bytes cannot have been written by the encoder.
@@ -89,12 +89,12 @@ def to_targets(
     spec: CodecSpec,
     temperatures: tuple[float, ...],
 ) -> list[SparseTargets]:
-    """Return the targets that the integers of S rows stand for.
+    """Decode the integers of S rows to targets.
 
     Args:
         coded: the rows.
         label_ids_N: the supervised tokens of all rows, within the vocabulary.
-        dither_N: of each position, from `counter.dither`.
+        dither_N: of each position, from `noise.dither`.
         spec: the codec.
         temperatures: the grid.
 
@@ -157,8 +157,8 @@ def _assembled(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
     """Return ids, log p and inclusion of a sampled target's entries.
 
-    pi = sqrt(sum_g (p^(1/T_g) / (Z_g tau_g))^2) falls apart into a factor of the position and one
-    of the code, since log p = -step (k + d): one exponential a position, none an entry.
+    pi = sqrt(sum_g (p^(1/T_g) / (Z_g tau_g))^2) is a product of a factor of the position and one of
+    the code, since log p = -step (k + d): one exponential per position, none per entry.
     """
     from pipeline.cache.codec.kernels_targets import assemble
 
@@ -170,7 +170,7 @@ def _assembled(
         if tau
     ]
     dither = dither_N.astype(np.float64)
-    with np.errstate(over="ignore"):  # of damaged log Z; cut at the largest pi
+    with np.errstate(over="ignore"):  # of damaged log Z; limited to the largest pi
         scale_GN = [
             np.exp(-2 * (dither * step / temperature + log_z_NG[:, g])) / tau**2
             for g, temperature, tau in used
@@ -202,7 +202,7 @@ def _expect(blobs: Blobs, lengths_S: NDArray[np.int64], name: str) -> None:
 
 
 def _high_counts(blobs: Blobs, positions_S: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the high bytes of both counts [2, N]; a row without any has zeros."""
+    """Return the high bytes of both counts [2, N]; zeros for a row that stores none."""
     needed_S = blobs.lengths_S > 0
     _expect(blobs, 2 * positions_S * needed_S, "counts_high")
     high_KN = np.zeros((2, int(positions_S.sum())), np.int64)
@@ -212,7 +212,7 @@ def _high_counts(blobs: Blobs, positions_S: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _unstacked(blobs: Blobs, positions_S: NDArray[np.int64], planes: int) -> NDArray[np.uint8]:
-    """Return uint8 [P, N] of what `_stacked` laid out."""
+    """Return uint8 [P, N], the inverse of `_stacked`."""
     if planes <= 1:
         return blobs.data[None] if planes else np.zeros((0, int(positions_S.sum())), np.uint8)
     firsts_S = np.cumsum(positions_S) - positions_S
@@ -239,9 +239,9 @@ def _read(
     values = [columns[f"{kind}_values"]] if kind == "always_kept" else [
         columns[f"sampled_values_{stream}"] for stream in range(VALUE_STREAMS)
     ]  # fmt: skip
-    # Before anything of that size is allocated: as many symbols must be there as are announced.
+    # Before anything of that size is allocated: there must be as many symbols as the counts say.
     if not np.array_equal(sum(blob.lengths_S for blob in ids), per_row_S):
-        raise CacheError(f"the {kind} ids are not as many as the counts say")
+        raise CacheError(f"the number of {kind} ids differs from the counts")
     symbols, symbol_starts_CS = _joined(ids)
     codes, value_starts_DS = _joined(values)
     bits = columns[f"{kind}_bits"]
@@ -257,7 +257,7 @@ def _read(
 
 
 def _joined(blobs: list[Blobs]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the bytes of all streams, and [C, S + 1] where each row begins in them."""
+    """Return the bytes of all streams, and each row's offsets in them [C, S + 1]."""
     bases = np.cumsum([0, *(len(blob.data) for blob in blobs[:-1])])
     starts = np.stack([blob.starts + base for blob, base in zip(blobs, bases, strict=True)])
     return np.concatenate([blob.data for blob in blobs]), starts

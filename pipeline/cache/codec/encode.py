@@ -1,4 +1,4 @@
-"""Targets to integers on their grids, and integers to the byte columns of codec "ranked".
+"""Targets to quantised integers, and integers to the byte columns of codec "ranked".
 
 Legend: S rows, N supervised positions of all of them, E entries (e: of one kind), G temperatures.
 """
@@ -24,12 +24,12 @@ def quantise(
     dither_N: NDArray[np.float32],
     spec: CodecSpec,
 ) -> CodedRows:
-    """Put the targets of S rows on their grids.
+    """Quantise the targets of S rows.
 
     Args:
         targets: of each row; under an inclusion rule with the runs that `SparseTargets` describes.
         tails: mass outside the always-kept entries; stored where there is no inclusion rule.
-        dither_N: of each position, from `counter.dither`.
+        dither_N: of each position, from `noise.dither`.
         spec: the codec.
 
     Raises:
@@ -72,7 +72,7 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[
         spec: the codec.
 
     Raises:
-        CacheError: an id stands twice at a position.
+        CacheError: an id occurs twice at a position.
     """
     positions_S = coded.positions_S
     rank_V = np.empty(spec.vocab_size, np.int32)
@@ -98,7 +98,7 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[
 def expected_draws(
     label_N: NDArray[np.uint8], always_kept: Run, spec: CodecSpec
 ) -> NDArray[np.int64]:
-    """Return how many draws the mass that is left makes likely, where one tau says it; else 0."""
+    """Return the expected number of sampled entries, where one tau determines it; else 0."""
     from pipeline.cache.codec.kernels_targets import rest_units
 
     if not spec.tau_units:
@@ -116,7 +116,9 @@ def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
 
 def _inclusion(target: SparseTargets) -> NDArray[np.float32]:
     if target.inclusion_E is None:
-        raise CacheError("a sampled cache was handed targets without inclusion probabilities")
+        raise CacheError(
+            "targets without inclusion probabilities in a cache with an inclusion rule"
+        )
     return target.inclusion_E
 
 
@@ -128,7 +130,7 @@ def _apart(
     dither_N: NDArray[np.float32],
     spec: CodecSpec,
 ) -> tuple[Run, Run]:
-    """Return the always-kept entries but label, which needs no id, and the sampled ones."""
+    """Return the always-kept entries without the label, which needs no id, and the sampled ones."""
     from pipeline.cache.codec.kernels_targets import take_apart
 
     kinds = [
@@ -174,7 +176,7 @@ def _write(
         values_DE, value_ends_DS,
     )  # fmt: skip
     if twice >= 0:
-        raise CacheError("a token id stands twice at one position")
+        raise CacheError("a token id occurs twice at one position")
     blobs = {f"{kind}_bits": _ending(bits, bit_ends_S)}
     for stream in range(STREAMS):
         blobs[f"{kind}_ids_{stream}"] = _ending(symbols_CE[stream], symbol_ends_CS[stream])
@@ -194,7 +196,7 @@ def _low(values: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
 
 
 def _high_counts(high_KN: NDArray[np.int64], positions_S: NDArray[np.int64]) -> Blobs:
-    """Return the counts' high bytes, of always-kept, then of sampled ones; empty if all are 0."""
+    """Return the high bytes of the always-kept counts, then of the sampled; empty if all are 0."""
     row_N = np.repeat(np.arange(len(positions_S)), positions_S)
     needed_S = np.zeros(len(positions_S), bool)
     needed_S[row_N[high_KN.any(axis=0)]] = True
@@ -203,14 +205,14 @@ def _high_counts(high_KN: NDArray[np.int64], positions_S: NDArray[np.int64]) -> 
 
 
 def _stacked(planes_PN: NDArray[np.uint8], positions_S: NDArray[np.int64]) -> Blobs:
-    """Lay P planes out so that a row holds its part of each plane, one after the other."""
+    """Interleave P planes so that a row holds its part of each plane, one after the other."""
     count = len(planes_PN)
     if count <= 1:
         return Blobs.of_lengths(np.ascontiguousarray(planes_PN).reshape(-1), count * positions_S)
     ends_S = np.cumsum(positions_S)
     data = np.empty(planes_PN.size, np.uint8)
     begin_S = count * (ends_S - positions_S)
-    # Place of byte (p, n): the row's begin, p whole parts, and n's place within the row.
+    # Place of byte (p, n): the row's start, p parts, and n's place within the row.
     row_N = np.repeat(np.arange(len(positions_S)), positions_S)
     within_N = np.arange(planes_PN.shape[1]) - (ends_S - positions_S)[row_N]
     for plane in range(count):

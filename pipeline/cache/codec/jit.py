@@ -1,8 +1,8 @@
-"""Compile a kernel with numba: no interpreter lock, kept on disk where a folder can be written.
+"""Compile a kernel with numba: without the interpreter lock, cached on disk where possible.
 
 numba keeps compiled kernels in `__pycache__` beside the source, or below NUMBA_CACHE_DIR, or in the
-user's cache folder; where none of them can be written (a read-only image, no home) it refuses to
-decorate at all. Then the kernels are compiled once in each process instead.
+user's cache folder; where none of them is writable (a read-only image, no home) it raises an error
+when decorating. Then the kernels are compiled once in each process instead.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(function: F) -> F:
     """Return `function` compiled at its first call.
 
-    Kernels do not check array bounds: a caller proves lengths first.
+    Kernels do not check array bounds: callers check the lengths first.
     """
     try:
         return cast(F, numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # "no locator available": nowhere to keep compiled code
+    except RuntimeError:  # "no locator available": no folder for compiled code
         return cast(F, numba.njit(nogil=True)(function))

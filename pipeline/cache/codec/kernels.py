@@ -1,15 +1,16 @@
 """Loops over entries, compiled by numba: runs of ranks to symbols and bits and back.
 
-A run is the ascending ranks of one kind of entries at one position. A gap g >= 0 to the rank before
-(the first one's is the rank itself) is the class c = floor(log2(g + 1)), a symbol, and c bits,
-g + 1 - 2^c, lowest first, in a stream that is padded to a whole byte at the end of each row.
+A run is the ascending ranks of one kind of entries at one position. The gap g >= 0 to the rank
+before (for the first: the rank itself) is written as the class c = floor(log2(g + 1)), a symbol,
+and c bits, g + 1 - 2^c, lowest first, in a stream that is padded to a whole byte at the end of each
+row.
 
-Symbols go to one of several streams by what is known before they are read (`_stream`): each is a
-Parquet column, and so a distribution of its own for zstd.
+The stream of a symbol depends on what is known before it is read (`_stream`). Each stream is a
+Parquet column, so zstd's entropy coder models each separately.
 
-Numba checks no bounds: callers make sure that lengths agree, and the readers test every place,
-bit position and rank before they use it. It does test each signed index for counting from the end:
-in the loops over entries they are unsigned (3 ms of the 37 that a shard of 65,536 tokens took).
+Numba does not check bounds: callers make sure that lengths agree, and the readers check every
+index, bit position and rank before use. Numba does check signed indices for being negative, so the
+loops over entries use unsigned ones (this saved 3 ms of 37 on a shard of 65,536 tokens).
 
 Legend: S rows, N positions, E entries, C streams, V vocabulary.
 """
@@ -37,23 +38,23 @@ Bytes = NDArray[np.uint8]
 PADDING = 8
 """Bytes that must follow the bits handed to `read_runs`."""
 _FAR = 62
-"""Ranks before this are `near`: below, gaps are short."""
+"""Ranks below this are `near`, where gaps are short."""
 _RARE = 1023
-"""From this rank on sampled entries have small values."""
+"""From this rank on sampled entries have small probabilities."""
 _ESCAPE = 15
-"""Two sampled codes share a byte: alone they have 2 bits each, in which zstd's search for repeats
-finds what costs more than it saves (3.5 bytes a token against 2.65). This one and above go on in a
-stream of their own."""
+"""Two sampled codes share a byte. A code has about 2 bits of entropy, and in a byte of its own
+zstd's match search costs more than it saves (3.5 bytes a token against 2.65). Codes from this one
+on are escaped to another stream."""
 
-_FEW, _COUNTED = 4, 128
-"""Runs longer than the first and up to the second have their places found by counting, count^2 / 8
-vector compares: 3 ns an entry at 23 entries a run, where an insertion sort and its mispredicted
-branches take 11. Shorter ones are sorted by insertion."""
+_FEW, _COUNT_SORT = 4, 128
+"""Runs longer than the first and up to the second are sorted by counting smaller keys, count^2 / 8
+vector compares: 3 ns an entry at 23 entries a run, where an insertion sort takes 11 because of
+mispredicted branches. Shorter runs are sorted by insertion."""
 
 READ_FAULTS = ("", "a symbol is missing", "a gap is too long", "bits are missing",
                "a rank is outside the vocabulary", "bits are left over", "symbols are left over",
                "a value is missing", "values are left over")  # fmt: skip
-"""What `read_runs` found, by its first result."""
+"""Descriptions of the first result of `read_runs`."""
 
 
 @kernel
@@ -64,7 +65,7 @@ def _stream(before: int | np.int64, left: int) -> int:
 
 @kernel
 def _room(counts_N: Ints) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return room for the longest run and what `_sort` puts after it, twice."""
+    """Return two buffers for the longest run and the padding that `_sort` appends."""
     most = 0
     for count in counts_N:
         most = max(most, count)
@@ -80,13 +81,13 @@ def _sort(
     codes_E: Bytes,
     begin: int,
 ) -> None:
-    """Write a run's keys and codes to `begin` and after, by ascending key.
+    """Write a run's keys and codes from `begin` on, by ascending key.
 
     Args:
-        run: key << 8 | code, so that they move as one number (26 bits). Where one stands
-            twice its second place is not written.
-        smaller: room for how many of the run are smaller than each.
-        count: entries of the run; it and `smaller` have room for 7 more.
+        run: key << 8 | code, so that they move as one number (26 bits). Of two equal
+            keys the second place is not written.
+        smaller: buffer for the number of smaller keys, for each of the run.
+        count: entries of the run; `run` and `smaller` have room for 7 more.
         keys_E: out.
         codes_E: out.
         begin: first place.
@@ -101,12 +102,12 @@ def _sort(
             keys_E[to] = key >> 8
             codes_E[to] = key & 255
         return
-    if count > _COUNTED:
+    if count > _COUNT_SORT:
         run[:count].sort()
         for at in range(count):
             smaller[at] = at
     else:
-        whole = (count + 7) & ~7  # vectors of 8: no remainder, entry by entry
+        whole = (count + 7) & ~7  # vectors of 8: no remainder loop
         for at in range(count, whole):
             run[at] = 0x7FFFFFFF
         for at in range(0, whole, 4):  # four at once: one load for four compares
@@ -128,9 +129,9 @@ def _sort(
 
 @kernel
 def sort_runs(keys_E: Ints, codes_E: Bytes, counts_N: Ints) -> None:
-    """Sort each run by key, values along with it, in place.
+    """Sort each run by key, with its values, in place.
 
-    A key that stands twice leaves two alike, or a -1: `write_runs` takes neither for ascending.
+    A duplicate key leaves two equal keys or a -1, which `write_runs` reports as not ascending.
     """
     run, smaller = _room(counts_N)
     begin = 0
@@ -158,8 +159,9 @@ def write_runs(
 ) -> int:
     """Write symbols, bits and values of all rows, and where each row ends in each stream.
 
-    Streams of values: one of bytes, or three: of half bytes below and from `_RARE`, and what does
-    not fit them. All outputs are large enough for every entry; those of half bytes are zero.
+    Streams of values: one of bytes, or three: half bytes of ranks below and from `_RARE`, and the
+    codes that do not fit a half byte. All outputs have room for every entry; those of half bytes
+    are zero at first.
 
     Returns:
         -1, or the entry whose rank does not ascend.
@@ -217,7 +219,7 @@ def write_runs(
         bit_ends_S[row] = byte
         for stream in range(streams):
             symbol_ends_CS[stream, row] = at_C[stream]
-        if value_streams > 1:  # a row ends with a whole byte
+        if value_streams > 1:  # a row ends at a byte boundary
             value_at_D[0] += value_at_D[0] & 1
             value_at_D[1] += value_at_D[1] & 1
             value_ends_DS[0, row] = value_at_D[0] >> 1
@@ -244,7 +246,7 @@ def read_runs(
 ) -> tuple[int, int]:
     """Read ids and codes of all rows, by ascending id within a position.
 
-    Whatever the order of a shard's ranks, a row decodes alike.
+    A row decodes the same whatever the order of its shard's ranks.
 
     Args:
         symbols: all streams end to end.
@@ -284,7 +286,7 @@ def read_runs(
             before = np.int64(-1)
             place = 0
             while place < count:
-                # One stream after the other: within one nothing has to wait for the rank.
+                # One stream after the other: within a stream no read waits for the rank.
                 last = place == count - 1
                 stream = _stream(before, count - place)
                 until = vocab if before >= _FAR else _FAR

@@ -1,6 +1,6 @@
-"""Loops over entries, compiled by numba: targets taken apart by kind, and put together again.
+"""Loops over entries, compiled by numba: targets split by kind of entry, and joined again.
 
-Numba checks no bounds: callers make sure that lengths agree. Indices are unsigned, see
+Numba does not check bounds: callers make sure that lengths agree. Indices are unsigned, see
 `kernels.py`.
 
 Legend: N positions, E entries, K codes of a grid, G temperatures of the inclusion rule.
@@ -35,12 +35,12 @@ def take_apart(
     sampled_ids: Ints,
     sampled_logprobs: Reals,
 ) -> tuple[int, int]:
-    """Write always-kept and sampled entries apart, and how many of each a position has.
+    """Split entries into always-kept and sampled ones, and count both at each position.
 
-    A position's first entry, which is label's, goes nowhere. Outputs have room for every entry.
+    A position's first entry, the label's, is not written. Outputs have room for every entry.
 
     Returns:
-        How many always-kept and how many sampled entries there are.
+        The numbers of always-kept and of sampled entries.
     """
     at = 0
     always_kept = 0
@@ -53,7 +53,7 @@ def take_apart(
                 np.uint64(always_kept),
                 np.uint64(sampled),
             )
-            # Both are written, and one is kept: which of them it is no branch can foresee.
+            # Both are written and one is kept: a branch would be mispredicted too often.
             always_kept_ids[always_kept_to] = ids_E[entry]
             always_kept_logprobs[always_kept_to] = logprobs_E[entry]
             sampled_ids[sampled_to] = ids_E[entry]
@@ -69,7 +69,7 @@ def take_apart(
 
 @kernel
 def rest_units(label_N: Bytes, codes_E: Bytes, counts_N: Ints, units_K: Ints) -> Ints:
-    """Return what label and always-kept entries leave of 1, in units of 2^-16, at least 0."""
+    """Return 1 less the mass of label and always-kept entries, in units of 2^-16, at least 0."""
     rest_N = np.empty(len(counts_N), np.int64)
     entry = 0
     for position in range(len(counts_N)):
@@ -114,8 +114,8 @@ def assemble(
     highest = np.uint8(0)
     for code in sampled_codes:
         highest = max(highest, code)
-    # One root a code and position, in whole vectors: cheaper than one an entry, of which there
-    # are 25.
+    # One square root per code and position, vectorised: cheaper than one per entry, of which
+    # there are 25.
     codes = (int(highest) + 8) & ~7
     square_K = np.empty(codes, np.float64)
     pi_K = np.empty(codes, np.float32)
@@ -152,7 +152,7 @@ def assemble(
             ids_E[to] = sampled_ids[entry]
             logprobs_E[to] = value_K[k]
             inclusion_E[to] = pi_K[k]
-        if not pi_K[codes - 1] >= least:  # only then can one of them be
+        if not pi_K[codes - 1] >= least:  # only then can any of them be too small
             for place in range(at, at + count):
                 if not inclusion_E[place] >= least:
                     return n

@@ -1,7 +1,7 @@
-"""The largest entry of a top-k, read as what the others and the tail leave of 1.
+"""The largest entry of a top-k, restored as 1 minus the others and the tail.
 
-For a confident teacher (p = 0.97) its quantisation code alone would be off by 0.04 in probability;
-the rest is off by less than 0.001. FORMAT.md, 8.6.
+For a confident teacher (p = 0.97) its quantisation code alone is off by 0.04 in probability; the
+remainder is off by less than 0.001. FORMAT.md, 8.6.
 
 Legend: N positions, E entries.
 """
@@ -28,7 +28,7 @@ def restore_largest(
     sums = np.add.reduceat(probs_E, first)
     largest = np.maximum.reduceat(logprobs_E, first)
     is_largest_E = logprobs_E == np.repeat(largest, counts)
-    # Of equal grid values the lowest id is taken; any choice is as good, but it must be one.
+    # Of equal codes the lowest id is taken: the choice does not matter, but must be defined.
     candidates = np.flatnonzero(is_largest_E)
     owner = np.repeat(np.arange(counts.size), counts)[candidates]
     at = candidates[np.unique(owner, return_index=True)[1]]
@@ -42,10 +42,10 @@ def _largest(
     tail_N: NDArray[np.float32],
     step: float,
 ) -> NDArray[np.float32]:
-    """Return log p of each position's largest entry: what tail and others leave of 1."""
+    """Return log p of each position's largest entry, as 1 - tail - others."""
     rest_N = 1.0 - tail_N.astype(np.float64) - (sums_N - own_N)
     low_N, high_N = own_N * np.exp(-step), np.minimum(own_N * np.exp(step), 1.0)
-    # Only damaged values are all so small that their exponentials are 0.
+    # Only in damaged data are all values so small that their exponentials are 0.
     least = np.finfo(np.float64).tiny
     logs_N: NDArray[np.float64] = np.log(np.maximum(np.clip(rest_N, low_N, high_N), least))
     return logs_N.astype(np.float32)

@@ -1,9 +1,10 @@
-"""Codec "ranked": what describes it, and its columns and integers.
+"""Codec "ranked": its description, its columns, and rows as integers.
 
-Ids are replaced by their rank in an order of the vocabulary that lists the shard's own frequent
-tokens first, and written as gaps between ascending ranks (`kernels.py`); numbers lie on `grid.py`'s
-grids. Each kind of byte is a Parquet column of its own, so that zstd's entropy coder sees one
-distribution at a time and readers take what they need. FORMAT.md is normative.
+Ids are replaced by their rank in an order of the vocabulary that lists the shard's frequent tokens
+first, and written as gaps between ascending ranks (`kernels.py`); numbers are quantised
+(`pipeline/sampling/quantisation.py`). Each kind of byte is a separate Parquet column, so that
+zstd's entropy coder sees one distribution at a time and readers read only what they need. FORMAT.md
+is normative.
 
 Legend: S rows, N supervised positions of all of them, E entries, G temperatures, V vocabulary.
 """
@@ -83,10 +84,10 @@ class Run:
     counts_N: NDArray[np.int64]
     ids_E: NDArray[np.int32]
     codes_E: _U8
-    """Places on the kind's grid of log p."""
+    """Quantisation codes of log p."""
 
     def of_positions(self, values_N: NDArray[Any]) -> NDArray[Any]:
-        """Return for each entry what its position has."""
+        """Return for each entry the value of its position."""
         return np.repeat(values_N, self.counts_N, axis=0)
 
     def where(self, kept_E: NDArray[np.bool_]) -> Run:
@@ -98,15 +99,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class CodedRows:
-    """The integers of S rows: what the bytes say, before any of it is a probability.
+    """S rows as integers: decoded from bytes, but not yet dequantised.
 
-    Rows are put into other shards, and made smaller, in this form: nothing is rounded twice.
+    Rows are moved to other shards and subsampled in this form, so that nothing is rounded twice.
     """
 
     positions_S: NDArray[np.int64]
     """Supervised positions of each row."""
     always_kept: Run
-    """Under an rule without the label token, which is always an entry and has no id here."""
+    """Under an inclusion rule without the label, which is always an entry and whose id is not
+    stored."""
     sampled: Run
     label_N: _U8
     log_z_NG: NDArray[np.int16]
@@ -140,7 +142,7 @@ class CodedRows:
         )
 
     def num_entries(self, spec: CodecSpec) -> int:
-        """Entries of all rows; under an inclusion rule each position's label token is one."""
+        """Entries of all rows; under an inclusion rule each position's label is one."""
         label = len(self.label_N) if spec.rule is not None else 0
         return len(self.always_kept.ids_E) + len(self.sampled.ids_E) + label
 
@@ -161,15 +163,15 @@ class CodecSpec:
     """Everything a reader needs to decode; stored in every shard and in the manifest."""
 
     vocab_size: int
-    """Rows of the teacher's head; ids are below."""
+    """Rows of the teacher's head; every id is below it."""
     rule: InclusionRule | None = None
-    """How entries that are not always kept were sampled; None: all are always kept, label has no
-    entry."""
+    """How entries that are not always kept were sampled; None: all are always kept, and the label
+    need not be an entry."""
     quantisation: Quantisation = field(default_factory=Quantisation)
     name: str = CODEC_NAME
 
     def __post_init__(self) -> None:
-        """Refuse a vocabulary whose ids do not fit.
+        """Reject a vocabulary whose ids do not fit.
 
         Raises:
             CacheError: more than 2^18 tokens.
@@ -182,9 +184,9 @@ class CodecSpec:
 
     @property
     def tau_units(self) -> int:
-        """Tau in units of 2^-16 where the inclusion rule looks at temperature 1 alone, else 0.
+        """Tau in units of 2^-16 where the inclusion rule covers temperature 1 alone, else 0.
 
-        There the number of sampled entries follows from what the always-kept ones leave of 1.
+        There the expected number of sampled entries follows from the mass outside the always-kept.
         """
         if self.rule is None or self.rule.covered != (1.0,):
             return 0
@@ -220,7 +222,7 @@ class CodecSpec:
 def frequency_classes(coded: CodedRows, vocab_size: int) -> _U8:
     """Return each token's class: 0 if no run holds it, else 1 + floor(2 log2(times)).
 
-    In integers, so that every machine finds the same.
+    In integers, so that the result is the same on every machine.
     """
     ids_E = np.concatenate([coded.always_kept.ids_E, coded.sampled.ids_E])
     squares_V = np.bincount(ids_E, minlength=vocab_size).astype(np.int64) ** 2
@@ -233,9 +235,9 @@ def order_of_classes(classes_V: _U8) -> NDArray[np.int32]:
 
 
 def pack_classes(classes_V: _U8) -> bytes:
-    """Return the classes as they stand in a shard's metadata: one zstd frame of a byte a token.
+    """Return the classes as a shard's metadata stores them: one zstd frame, a byte per token.
 
-    In base64: Parquet's metadata is text, and polars refuses a file where it is not.
+    In base64: Parquet's metadata is text, and polars cannot read a file where it is not.
     """
     return base64.b64encode(zstandard.ZstdCompressor(level=9).compress(classes_V.tobytes()))
 
@@ -249,7 +251,7 @@ def unpack_order(packed: bytes, vocab_size: int) -> NDArray[np.int32]:
     """
     try:
         frame = base64.b64decode(packed, validate=True)
-        # By what the frame says of itself: a frame that says more would be given that memory.
+        # The size in the frame's header first: decompressing a larger one would allocate that much.
         fits = zstandard.frame_content_size(frame) == vocab_size
         data = zstandard.ZstdDecompressor().decompress(frame) if fits else b""
     except (binascii.Error, zstandard.ZstdError):

@@ -1,11 +1,10 @@
-"""Fewer entries than a cache holds: the largest of a top-k, or an unbiased subsample.
+"""Reading fewer entries than a cache holds: the largest of a top-k, or an unbiased subsample.
 
-What was sampled by a rule of taus is subsampled to what the rule with every tau `factor` times
-larger keeps: an entry that was there with probability pi stays with probability pi' / pi, so it is
-there with pi' in all. Always-kept entries that the larger tau would not keep always are put on the
-grid of sampled values with the position's own dither, as if they had been sampled. The random
-numbers are a hash of sample, position and token: everybody gets the same entries, and of two
-factors the larger one's are among the smaller one's.
+Entries sampled by a rule are subsampled to the rule with every tau `factor` times larger: an entry
+of inclusion probability pi is kept with probability pi' / pi, so that its inclusion probability is
+pi'. Entries that were always kept and are not under the larger tau are quantised like sampled ones,
+with the position's dither. The random numbers are a hash of sample, position and token: every
+reader gets the same entries, and those of a larger factor are a subset of those of a smaller one.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pipeline.sampling.noise import dither, mix
 __all__ = ["ALL_ENTRIES", "EntryLimit", "check_limit"]
 
 _TOKENS = 1 << 32
-"""Counters from here on: apart from those of the dither and of the draw."""
+"""Counters from here on, disjoint from those of the dither and of the sampling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class EntryLimit:
         return _subsampled(coded, noise_N(), spec, temperatures, self.tau_factor)
 
     def of_spec(self, spec: CodecSpec) -> CodecSpec:
-        """Return the codec whose inclusion rule the entries that are left were sampled by."""
+        """Return the codec with the inclusion rule of the entries that remain."""
         if self.tau_factor is None or spec.rule is None:
             return spec
         return replace(spec, rule=spec.rule.scaled(self.tau_factor))
@@ -62,45 +61,45 @@ ALL_ENTRIES = EntryLimit()
 def check_limit(
     limit: EntryLimit, *, rule: InclusionRule | None, held: int | None, url: str
 ) -> None:
-    """Refuse what a cache cannot give.
+    """Reject a limit that a cache cannot meet.
 
     Args:
-        limit: what is asked for.
+        limit: the requested limit.
         rule: the cache's.
-        held: entries a position of a top-k; None where they differ.
+        held: entries per position of a top-k; None where they differ.
         url: the cache, for the message.
 
     Raises:
-        CacheError: more than it holds, or of the other kind.
+        CacheError: more entries than it holds, or a limit for the other kind of cache.
     """
     if limit.top_k is not None:
         if rule is not None:
             raise _no_largest(url)
         if limit.top_k < 1 or (held is not None and limit.top_k > held):
             raise CacheError(
-                f"{url}: holds {held} entries a position, {limit.top_k} asked for",
+                f"{url}: holds {held} entries a position, {limit.top_k} requested",
                 expected=f"a top_k of 1 to {held}",
             )
     if limit.tau_factor is None:
         return
     if rule is None:
         raise CacheError(
-            f"{url}: tau_factor {limit.tau_factor:g} asked for, but nothing in it was sampled",
+            f"{url}: tau_factor {limit.tau_factor:g} requested, but its entries were not sampled",
             expected="top_k to read fewer entries of a top-k cache",
         )
     largest = 1 / max(rule.taus)
     if not 1 <= limit.tau_factor < largest:
         raise CacheError(
-            f"{url}: tau_factor {limit.tau_factor:g} asked for",
-            expected=f"at least 1 (what it holds) and below {largest:g}, where nothing is left",
+            f"{url}: tau_factor {limit.tau_factor:g} requested",
+            expected=f"at least 1 (all that it holds) and below {largest:g} (no entry left)",
         )
 
 
 def _no_largest(what: str) -> CacheError:
     return CacheError(
-        f"{what} holds sampled targets, which have no largest entries to keep",
+        f"{what} holds sampled targets, of which the largest entries alone would be biased",
         expected="a cache of a top-k scheme",
-        do="subsample a sample with a tau factor instead, which keeps it right on average",
+        do="subsample with a tau factor instead, which is unbiased",
     )
 
 
@@ -136,15 +135,15 @@ def _subsampled(
     temperatures: tuple[float, ...],
     factor: float,
 ) -> CodedRows:
-    """Thin the entries of a sample; the label token, which costs nothing, stays."""
+    """Subsample the entries of sampled targets; the label, which needs no id, stays."""
     rule, quantisation, run = spec.rule, spec.quantisation, coded.always_kept
     assert rule is not None
     larger = rule.scaled(factor)
     log_z_NG = np.zeros((len(coded.label_N), len(temperatures)))
     log_z_NG[:, [t != 1.0 for t in temperatures]] = coded.log_z_NG * quantisation.log_z_step
     dither_N = dither(noise_N)
-    # An always-kept entry that the cache's own inclusion rule would not keep always is of its exact
-    # top-k.
+    # An entry always kept although the cache's own rule would sample it is of the exact top-k;
+    # it stays.
     logprobs_e = quantisation.always_kept_values()[run.codes_E]
     log_z_eG = run.of_positions(log_z_NG)
     leaves_e = (larger.ratio(logprobs_e, log_z_eG) < 1) & (rule.ratio(logprobs_e, log_z_eG) >= 1)
@@ -174,7 +173,7 @@ def _uniform(run: Run, noise_N: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _together(one: Run, other: Run) -> Run:
-    """Return the entries of both, position by position."""
+    """Return the entries of both, by position."""
     positions = np.arange(len(one.counts_N))
     owner_e = np.concatenate([one.of_positions(positions), other.of_positions(positions)])
     order_e = np.lexsort((np.concatenate([one.ids_E, other.ids_E]), owner_e))

@@ -1,4 +1,4 @@
-"""The sparse teacher target: ragged entries and exact side statistics of supervised positions."""
+"""The sparse teacher target: ragged entries and exact statistics of supervised positions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class SparseTargets:
     counts_N: NDArray[np.int32]
     """Entries of each position."""
     token_ids_E: NDArray[np.int32]
-    """Token ids in the teacher's vocabulary. Sampled: three runs within a position, the label token
-    (always kept), the other always-kept entries, the sampled ones."""
+    """Token ids in the teacher's vocabulary. Under an inclusion rule a position has three runs: the
+    label (always kept), the other always-kept entries, the sampled ones."""
     logprobs_E: NDArray[np.float32]
     """log p of each entry at temperature 1, normalised over the WHOLE vocabulary."""
     inclusion_E: NDArray[np.float32] | None
@@ -34,11 +34,11 @@ class SparseTargets:
     entropy_NG: NDArray[np.float32]
     """Entropy of p_T over the whole vocabulary, in nats."""
     label_logprob_N: NDArray[np.float32]
-    """log p, at temperature 1, of the token that really follows."""
+    """log p, at temperature 1, of the token that follows in the text."""
     sampled_step: float = 0.0
-    """Step, in nats, of the grid on which sampled entries' log p was rounded with dither; 0 where
-    it was not. p^(1/T) is then too large on average by a known factor (`grid.rounding_log_bias`),
-    which is taken off before it is used."""
+    """Step, in nats, to which sampled entries' log p was rounded with dither; 0 where it was not.
+    The mean of p^(1/T) is then too large by a known factor (`quantisation.rounding_log_bias`),
+    which users divide out."""
 
     @property
     def num_positions(self) -> int:
@@ -51,17 +51,17 @@ class CachedSequence:
     """One row of the cache: a tokenised sequence of L tokens and the teacher's targets."""
 
     sample_id: str
-    """32 hexadecimal digits; the same for the same source and index, whatever the order."""
+    """32 hexadecimal digits; the same for the same source and row, whatever the order."""
     input_ids_L: NDArray[np.int32]
     loss_mask_L: NDArray[np.bool_]
     """loss_mask_L[i]: token i is a label; its target is p(. | tokens before i). Never at i = 0."""
     targets: SparseTargets
-    """Of the positions where `loss_mask_L` holds, in order."""
+    """Of the positions where `loss_mask_L` is true, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is known of N supervised positions without their entries; see `SparseTargets`."""
+    """The statistics of N supervised positions, without entries; see `SparseTargets`."""
 
     label_logprob_N: NDArray[np.float32]
     log_z_NG: NDArray[np.float32]

@@ -1,1 +1,1 @@
-"""Shards written and read: the writer, the reader, copies of remote shards on a local disk."""
+"""Writing and reading shards: the writer, the reader, copies of remote shards on a local disk."""

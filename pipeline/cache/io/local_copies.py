@@ -1,8 +1,8 @@
-"""Copies of a remote cache's shards on a local disk: checked when read, shared, bounded.
+"""Copies of a remote cache's shards on a local disk: checked at every read, shared, bounded.
 
-A copy is named by the checksum of its bytes, so that ranks, runs and caches share a folder, and a
-copy can be wrong but never of another shard. Its bytes are checked at every read; that is why it
-need not be synced: what a power cut or a failing disk leaves is fetched again.
+A copy is named by the checksum of its bytes, so ranks, runs and caches can share a folder, and a
+copy may be damaged but is never of another shard. Its bytes are checked at every read, so it need
+not be synced: a copy that a power cut or a failing disk has damaged is fetched again.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LocalCopies:
-    """A folder of copies, of any number of processes; safe to use from several threads.
+    """A folder of copies, shared by any number of processes and threads.
 
-    A disk that fails or is full ends the keeping of copies, with one warning, never the run.
+    If the disk fails or is full, no more copies are kept and one warning is logged; the run goes
+    on.
     """
 
     def __init__(self, folder: str | Path, limit_bytes: int) -> None:
-        """Make the folder and remove what killed processes left unfinished in it.
+        """Make the folder and remove the unfinished files of killed processes.
 
         Args:
-            folder: on a local disk; files of other names in it are never touched.
-            limit_bytes: of all copies; the ones unused for longest go first. Processes that write
-                at the same moment can exceed it by a shard each.
+            folder: on a local disk; other files in it are never touched.
+            limit_bytes: of all copies; the least recently used are removed first. Processes that
+                write at the same moment can exceed it by a shard each.
         """
         self._folder = Path(folder)
         self._limit_bytes = limit_bytes
@@ -58,14 +59,14 @@ class LocalCopies:
 
         Args:
             wanted: XXH3-128 of the bytes, 32 hexadecimal digits.
-            fetch: reads them from where they come from. What it returns is kept when it has the
-                checksum, and returned either way.
+            fetch: reads them from the store. Its result is kept if it has the checksum, and
+                returned in any case.
         """
         copy = self._read_copy(wanted)
         if copy is not None or not self._keeps:
             return fetch() if copy is None else copy
         with self._unfinished(wanted) as file:
-            # Fetched by another process while this one waited for its turn.
+            # Fetched by another process while this one waited.
             copy = self._read_copy(wanted)
             if copy is not None:
                 return copy
@@ -88,7 +89,7 @@ class LocalCopies:
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
-        # Many mounts do not keep times of access; eviction goes by this one.
+        # Many mounts do not keep access times; eviction uses this one.
         with contextlib.suppress(OSError):
             os.utime(path)
         return data
@@ -98,10 +99,10 @@ class LocalCopies:
 
     @contextlib.contextmanager
     def _unfinished(self, wanted: str) -> Iterator[BinaryIO | None]:
-        """Hold the unfinished file of a copy alone; None where it cannot be had.
+        """Lock the unfinished file of a copy; None where that fails.
 
-        The lock is on the file itself: it ends with its process, however that ends, and the next
-        one takes the file over.
+        The lock is on the file itself: it ends with its process, even if killed, and the next
+        process takes the file over.
         """
         file: BinaryIO | None = None
         with self._failures_end_it():
@@ -110,7 +111,7 @@ class LocalCopies:
             yield file
         finally:
             if file is not None:
-                # Still there unless it has become the copy.
+                # It still exists unless it has become the copy.
                 _remove(Path(file.name), file)
                 file.close()
 
@@ -120,7 +121,7 @@ class LocalCopies:
             return
         with self._failures_end_it():
             self._make_room(len(data))
-            if os.fstat(file.fileno()).st_size:  # a killed process's part of it
+            if os.fstat(file.fileno()).st_size:  # what a killed process has written
                 file.truncate(0)
             left = memoryview(data)
             while left:
@@ -154,8 +155,8 @@ class LocalCopies:
         if self._keeps:
             self._keeps = False
             _log.warning(
-                "%s: no more copies of shards are kept here (%s, limit %d bytes); what it holds is "
-                "used, the rest is read from the cache each time",
+                "%s: no more copies of shards are kept here (%s, limit %d bytes); existing ones "
+                "are used, the rest is read from the cache each time",
                 self._folder,
                 reason,
                 self._limit_bytes,
@@ -163,9 +164,9 @@ class LocalCopies:
 
 
 def _lock(path: Path) -> BinaryIO:
-    """Open a file and wait until it is ours alone."""
+    """Open a file and wait for its lock."""
     while True:
-        # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
+        # Unbuffered: a write that a full disk rejects must not be retried when the file is closed.
         file = cast("BinaryIO", path.open("ab", buffering=0))
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -174,11 +175,11 @@ def _lock(path: Path) -> BinaryIO:
             raise
         if _is(path, file):
             return file
-        file.close()  # Renamed or removed by who had it before: this is no longer its name.
+        file.close()  # Renamed or removed by the previous holder: this is no longer its name.
 
 
 def _is(path: Path, file: BinaryIO) -> bool:
-    """Whether an open file is the one that has this name now."""
+    """Whether an open file is the one that now has this name."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

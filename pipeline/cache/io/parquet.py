@@ -1,4 +1,4 @@
-"""A shard's table to Parquet bytes and back; the one place that knows the file's options."""
+"""A shard's table to Parquet bytes and back; all options of the file are set here."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ __all__ = ["parquet_bytes", "parquet_table"]
 _ROW_GROUP_ROWS = 1024
 _SMALL_LEVEL = 13
 _SMALL = ("always_kept_counts", "sampled_counts", "sampled_ids_3", "entropy")
-"""Streams of few bytes: a level that prices its repeats takes 0.12 of 20 bytes a token, for a tenth
-of the time to encode; for the large ones it would halve the rate."""
+"""zstd level of the small streams: an optimal-parsing level saves 0.12 of 20 bytes a token, for a
+tenth of the encoding time; on the large streams it would halve the rate."""
 _BLOB_ENCODING = "DELTA_LENGTH_BYTE_ARRAY"
-"""Lengths packed and in front of the bytes. Plain, four bytes before each row's, they take 3 % of a
-cache of sampled targets: twenty columns of a hundred bytes a row, and zstd loses its step at
-each."""
+"""Packed lengths in front of the bytes. With PLAIN, four bytes before each row's value, they take 3
+% of a cache of sampled targets (twenty columns of a hundred bytes a row), and zstd compresses the
+rest worse."""
 _ZSTD_LEVEL = 1
-"""Of the streams of symbols level 3 takes 2 % more: it finds repeats where none pay."""
+"""zstd level of the symbol streams: level 3 takes 2 % more, because its matches cost more than they
+save."""
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """Return the file of a table; the same table gives the same bytes."""
     sink = pa.BufferOutputStream()
     blobs = [item.name for item in table.schema if item.type == pa.binary()]
-    # Numbers plain: DuckDB 2.0 cannot read BYTE_STREAM_SPLIT over float16.
+    # Numbers are PLAIN: DuckDB 2.0 cannot read BYTE_STREAM_SPLIT over float16.
     pq.write_table(
         table,
         sink,
@@ -42,7 +43,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def _levels(schema: pa.Schema) -> dict[str, int]:
-    """Return zstd's level for each column, by the path it has in the file."""
+    """Return zstd's level for each column, by its path in the file."""
     return {
         f"{item.name}.list.element" if pa.types.is_list(item.type) else item.name: (
             _SMALL_LEVEL if item.name in _SMALL else _ZSTD_LEVEL
@@ -56,10 +57,10 @@ def parquet_table(data: bytes, columns: Sequence[str]) -> pa.Table:
 
     Arrow's own threads would hold references to `data`; one that drops its reference while the
     interpreter shuts down aborts the process ("terminate called without an active exception", seen
-    once in some hundred runs of `verify`). Shards are read side by side by our threads anyway.
+    once in some hundred runs of `verify`). Our own threads read shards in parallel anyway.
 
     Raises:
-        pyarrow.ArrowException, OSError, KeyError: no Parquet, damaged, or without a column.
+        pyarrow.ArrowException, OSError, KeyError: not Parquet, damaged, or a column is missing.
     """
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     missing = [name for name in columns if name not in file.schema_arrow.names]

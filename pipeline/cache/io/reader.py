@@ -1,4 +1,4 @@
-"""Open a cache, check it, and read rows of its shards; refuses what it cannot vouch for."""
+"""Open a cache and read rows of its shards; every file's checksum is checked before it is used."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ __all__ = ["Cache", "ShardDamaged", "SplitSource", "open_cache"]
 
 _OPEN_SHARDS = 16
 _READS = 2
-"""A bit that flips on the way is gone at the second read; one on the disk is not."""
+"""A bit flipped in transfer is right at the second read; one flipped on the disk is not."""
 
 
 class ShardDamaged(CacheError):
     """A shard that is missing, or whose bytes are not those of the manifest."""
 
     def __init__(self, url: str, reason: str) -> None:
-        """Say which shard, and what is wrong with it."""
+        """Name the shard and what is wrong with it."""
         self.reason = reason
         super().__init__(
             f"{url}: shard damaged: {reason}",
-            do="run the cache-teacher command that made this cache again; it makes only this one "
-            "anew",
+            do="run the cache-teacher command that made this cache again; it writes only this "
+            "shard again",
         )
 
 
@@ -61,13 +61,14 @@ class Cache:
     """A complete cache: its manifest, row lengths and shards."""
 
     def __init__(self, store: Store, manifest: Manifest, rows_index_R2: NDArray[np.int32]) -> None:
-        """Use `open_cache`; this only keeps the parts."""
+        """Use `open_cache` instead."""
         self.store = store
         self.manifest = manifest
         self.spec = read_spec(manifest.codec)
         self._rows_index_R2 = rows_index_R2
         self.copies: LocalCopies | None = None
-        """Where shards are kept once they are read; None reads them from the store each time."""
+        """Local copies of the shards that have been read; None reads them from the store each
+        time."""
 
     @property
     def rule(self) -> InclusionRule | None:
@@ -82,17 +83,17 @@ class Cache:
         tau_factor: float | None = None,
         open_shards: int = _OPEN_SHARDS,
     ) -> SplitSource:
-        """Return the rows of one split (`train` or `heldout`), whole or with fewer entries.
+        """Return the rows of one split (`train` or `heldout`), with all or fewer entries.
 
         Args:
             split: its name.
             top_k: only the largest entries of each position, of a top-k cache.
             tau_factor: subsample sampled entries without bias, as if every tau had been larger by
-                this factor; the same entries for everybody.
-            open_shards: shards kept in memory, compressed entries and all.
+                this factor; every reader gets the same entries.
+            open_shards: shards kept in memory, in their compressed form.
 
         Raises:
-            CacheError: the cache holds less, or entries of the other kind.
+            CacheError: the cache holds fewer, or entries of the other kind.
         """
         assert split in SPLITS, split
         limit = EntryLimit(top_k, tau_factor)
@@ -124,7 +125,7 @@ class Cache:
             if checksum(files[name]) != wanted:
                 raise CacheError(
                     f"{self.store.full_url(tokenizer_name(name))}: missing or damaged",
-                    do="delete _meta/manifest.json and run cache-teacher again to write it anew",
+                    do="delete _meta/manifest.json and run cache-teacher again to write it again",
                 )
         return files
 
@@ -170,7 +171,7 @@ class SplitSource:
         return self._index_R2[:, 1]
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
-        """Decode rows of one shard, in the order asked for.
+        """Decode rows of one shard, in the requested order.
 
         Raises:
             ShardDamaged: the shard is missing or damaged; the message names it.
@@ -184,7 +185,7 @@ class SplitSource:
             raise _damaged(cache.store, self.shards[shard], error.found) from None
 
     def read_statistics(self, shard: int, rows: Sequence[int]) -> list[Statistics]:
-        """Return what is stored of rows without their entries, which are not decoded.
+        """Return the statistics of rows; their entries are not decoded.
 
         Raises:
             CacheError: the shard is missing or damaged; the message names it.
@@ -197,7 +198,7 @@ class SplitSource:
             raise _damaged(cache.store, self.shards[shard], error.found) from None
 
     def open(self, shard: int) -> None:
-        """Read a shard from the store unless it is in memory; for reading ahead in a thread.
+        """Read a shard into memory unless it is there; for reading ahead in a thread.
 
         Raises:
             ShardDamaged: the shard is missing or damaged; the message names it.
@@ -255,10 +256,10 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
             data = _read(cache, record)
         except FileNotFoundError:
             if not cache.store.exists(MANIFEST):
-                # A mount that is gone: else a run that may leave out damaged shards would leave
-                # out one after the other.
+                # The mount is gone. Without this check a run that may skip damaged shards would
+                # skip one after the other.
                 raise StoreError(
-                    f"{cache.store.url}: the cache is not there any more",
+                    f"{cache.store.url}: the cache no longer exists at this address",
                     do="mount or restore it, then run the same command again",
                 ) from None
             raise _damaged(cache.store, record, "missing") from None

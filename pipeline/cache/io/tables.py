@@ -1,4 +1,4 @@
-"""Shards as Arrow tables: read and checked, decoded, written again without touching a target."""
+"""Shards as Arrow tables: read and checked, decoded, rewritten without decoding a target."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _BATCH_ROWS = 256
-"""Decoded rows are several times larger than blobs; this many exist at one time."""
+"""Decoded rows are several times larger than encoded ones; this many are decoded at a time."""
 
 
 def read_table(store: Store, record: ShardRecord, identity_digest: str | None) -> pa.Table:
@@ -39,7 +39,7 @@ def read_table(store: Store, record: ShardRecord, identity_digest: str | None) -
 
     Args:
         store: the cache's root.
-        record: what the manifest, or the shard's own record, says of it.
+        record: the shard's record, from the manifest or its own file.
         identity_digest: the cache's; None where it is not known.
 
     Raises:
@@ -71,7 +71,7 @@ def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
     """Return the columns of a shard's file.
 
     Raises:
-        CacheError: no Parquet, no shard, or of another identity.
+        CacheError: not Parquet, not a shard, or of another identity.
     """
     try:
         about = read_footer(pq.read_schema(pa.BufferReader(data)).metadata)
@@ -86,7 +86,7 @@ def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
 
 
 def decode_table(table: pa.Table) -> Iterator[CachedSequence]:
-    """Yield the rows of a shard, decoded by what its footer says, a few hundred at a time.
+    """Yield the rows of a shard, decoded by its footer's codec, a few hundred at a time.
 
     Raises:
         CacheError: a row that no writer can have written.
@@ -98,7 +98,7 @@ def decode_table(table: pa.Table) -> Iterator[CachedSequence]:
 
 
 def tail_mass(table: pa.Table) -> NDArray[np.float64]:
-    """Return what the always-kept entries of each supervised position of a shard leave of 1.
+    """Return 1 less the mass of the always-kept entries, for each supervised position of a shard.
 
     Raises:
         CacheError: damaged.
@@ -116,12 +116,11 @@ def encode_table(
     identity_digest: str,
     limit: EntryLimit = ALL_ENTRIES,
 ) -> tuple[ShardRecord, bytes]:
-    """Return a shard of the rows of some tables under another name and identity.
+    """Return a shard with the rows of some tables, under another name and identity.
 
-    The stored numbers stay as they are: a target that was decoded and encoded again would not be
-    the same (the largest entry of a top-k is a remainder, not a grid value). Only the order of the
-    ids is fitted to the new shard. The bytes are those that `encode_shard` gives for these rows; a
-    test holds the two together.
+    The codes are copied: decoding and encoding a target would change it (the largest entry of a
+    top-k is a remainder, not a quantised value). Only the order of the ids is computed for the new
+    shard. The bytes equal those of `encode_shard` for these rows; a test compares the two.
 
     Args:
         tables: of one codec and temperature grid, each with its shard's metadata.
@@ -156,5 +155,5 @@ def _short_id(name: str) -> bytes:
         data = bytes.fromhex(name)
     except ValueError:
         data = b""
-    # Ids of another form than FORMAT.md's are compared by a digest.
+    # Ids that are not as FORMAT.md requires are compared by a digest.
     return data if len(data) == 16 else bytes.fromhex(checksum(name.encode()))

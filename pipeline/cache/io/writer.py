@@ -70,7 +70,7 @@ def pack_shard(
     temperatures: Sequence[float],
     identity_digest: str,
 ) -> tuple[ShardRecord, bytes]:
-    """Return the record and the Parquet bytes of rows whose targets are integers already."""
+    """Return the record and the Parquet bytes of rows that are quantised already."""
     data = parquet_bytes(
         coded_table(heads, coded, spec, footer(spec, temperatures, identity_digest))
     )
@@ -98,23 +98,23 @@ def pack_shard(
 
 
 def commit_shard(store: Store, record: ShardRecord, data: bytes) -> None:
-    """Write the shard, then its record; only the record makes the shard count.
+    """Write the shard, then its record; a shard is committed once its record exists.
 
-    Killed between the two, the next run finds no record and makes the shard again, to the same
-    bytes.
+    If the process is killed between the two, the next run finds no record and writes the same
+    bytes again.
     """
     store.write(record.path, data)
     store.write(record_name(record.split, record.index), encode_record(record))
 
 
 def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) -> ShardRecord | None:
-    """Return the record of a committed shard, or None where it has to be made (again).
+    """Return the record of a committed shard, or None where it has to be written (again).
 
     Args:
         store: the cache's root.
         split: `train` or `heldout`.
         index: the shard's number within the split.
-        check_bytes: read the whole shard and compare its checksum, not only its size.
+        check_bytes: read the shard and compare its checksum, not only its size.
     """
     try:
         record = decode_record(store.read(record_name(split, index)))

@@ -1,1 +1,1 @@
-"""What lies where in a cache: schema, manifest, shard records, quarantine list, dataset card."""
+"""The layout of a cache: schema, manifest, shard records, quarantine list, dataset card."""

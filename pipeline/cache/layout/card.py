@@ -1,4 +1,4 @@
-"""The dataset card of a cache: what it is, how it was made, how any tool reads it."""
+"""The dataset card of a cache: what it is, how it was computed, how to read it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _format(manifest: Manifest) -> str:
 
 
 def _scheme_text(scheme: Mapping[str, Any]) -> str:
-    """Say what is kept of a distribution."""
+    """Describe what is kept of a distribution."""
     parts = [scheme["name"]]
     if "top_k" in scheme:
         parts.append(f"{scheme['top_k']} entries a position")
@@ -95,11 +95,11 @@ def _scheme_text(scheme: Mapping[str, Any]) -> str:
 
 
 def responses_text(identity: Mapping[str, Any]) -> str | None:
-    """Say how the responses came about where the teacher wrote them; None where it did not."""
+    """Describe how the teacher wrote the responses; None where it did not."""
     corpus = identity.get("corpus", {})
     if "responses" not in corpus:
         return None
-    # A cache merged of several teachers' holds a list of what differs.
+    # A cache merged from several teachers' has lists of what differs.
     all_sampled, all_written = _listed(corpus["generate"]), _listed(corpus["responses"])
     sampled = all_sampled[0]
     filters = [
@@ -116,7 +116,7 @@ def responses_text(identity: Mapping[str, Any]) -> str | None:
     if len(all_sampled) > 1:
         how = f"{len(all_sampled)} settings of sampling"
     limit = max(settings["max_new_tokens"] for settings in all_sampled)
-    # A derived cache holds rows, not the text; and of a slice these are the source's numbers.
+    # A derived cache holds rows, not the text; a slice has its source's numbers.
     where = "counted in its sources" if identity.get("derived") else "text in `_meta/responses`"
     return (
         f"written by the teacher itself ({how}): {count} responses, {tokens} tokens, "

@@ -1,4 +1,4 @@
-"""What a cache says of itself, whole or not: by its manifest, or by its plan and records."""
+"""The shards of a cache, complete or not: from its manifest, or from its plan and records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.storage.parallel import in_threads
 __all__ = ["Inventory", "Plan", "PlannedRows", "decode_plan", "encode_plan", "read_inventory"]
 
 _READS_AT_ONCE = 16
-"""Small files read side by side: an object store answers each in 20 to 50 ms, and there are
+"""Small files read in parallel: an object store answers each in 20 to 50 ms, and there can be
 thousands of records."""
 
 
@@ -56,7 +56,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The shards that a cache should hold, from the best witness there is."""
+    """The shards that a cache should hold, from the best source available."""
 
     manifest: Manifest | None
     plan_raw: bytes | None
@@ -64,11 +64,11 @@ class Inventory:
     """None where neither the manifest nor the plan can be read."""
     planned: tuple[PlannedRows, ...]
     records: tuple[ShardRecord, ...]
-    """All of the manifest; without one, the intact records of committed shards."""
+    """Those of the manifest; without one, the intact records of committed shards."""
     failed: dict[str, tuple[QuarantinedRow, ...] | None]
-    """Rows of the plan that the teacher could not answer, by shard; None for a damaged list."""
+    """Quarantined rows, by shard; None for a damaged list."""
     damaged: tuple[tuple[str, str], ...]
-    """Files of the whole cache that are missing or damaged, each with the reason."""
+    """Files that belong to no single shard and are missing or damaged, each with the reason."""
 
     @property
     def identity_digest(self) -> str | None:
@@ -81,7 +81,7 @@ class Inventory:
 
     @property
     def rows_quarantined(self) -> int:
-        """Rows of all readable lists."""
+        """The number of rows in all readable lists."""
         return sum(len(rows or ()) for rows in self.failed.values())
 
 
@@ -127,11 +127,11 @@ def decode_plan(raw: bytes) -> Plan | None:
 
 
 def read_inventory(store: Store) -> Inventory:
-    """Return what the cache says of itself.
+    """Read the inventory of a cache.
 
     Raises:
-        CacheError: there is neither a manifest, nor a plan, nor a shard's record; or the cache is
-            of a newer format.
+        CacheError: there is no manifest, no plan and no shard's record, or the cache is of a
+            newer format.
     """
     plan_raw = _read(store, PLAN)
     plan = None if plan_raw is None else decode_plan(plan_raw)
@@ -159,10 +159,10 @@ def read_inventory(store: Store) -> Inventory:
         damaged.append((MANIFEST, "damaged (its checksum does not match)"))
     records = _records(store)
     if plan_raw is None and raw is None and not records:
-        read_manifest(store)  # says that no cache is there
+        read_manifest(store)  # raises: there is no cache
     if raw is None:
         missing = len(planned) - len(records)
-        damaged.append((MANIFEST, f"missing ({missing} shards are not made yet)"))
+        damaged.append((MANIFEST, f"missing ({missing} shards are not written yet)"))
     identity = plan.identity if plan else None
     return Inventory(None, plan_raw, identity, planned, records, failed, tuple(damaged))
 
@@ -170,20 +170,20 @@ def read_inventory(store: Store) -> Inventory:
 def _records(store: Store) -> tuple[ShardRecord, ...]:
     """Return the intact records of committed shards, in the manifest's order."""
 
-    def look(file: str) -> ShardRecord | None:
+    def read_one(file: str) -> ShardRecord | None:
         raw = _read(store, f"_meta/shards/{file}")
         record = None if raw is None else decode_record(raw)
         if record is None or not record_name(record.split, record.index).endswith(f"/{file}"):
             return None
         return record
 
-    looked = in_threads(look, store.list("_meta/shards"), _READS_AT_ONCE)
-    found = [record for record in looked if record is not None]
+    read = in_threads(read_one, store.list("_meta/shards"), _READS_AT_ONCE)
+    found = [record for record in read if record is not None]
     return tuple(sorted(found, key=lambda record: (SPLITS.index(record.split), record.index)))
 
 
 def _failed(store: Store) -> dict[str, tuple[QuarantinedRow, ...] | None]:
-    """Return the lists of rows quarantined; reads only, where stage one removes damaged ones."""
+    """Return the lists of quarantined rows; a damaged list is left, where stage one removes it."""
     names = [name for name in store.list(QUARANTINE) if name.endswith(".json")]
     shards = [name.removesuffix(".json") for name in names]
     raws = in_threads(lambda name: _read(store, f"{QUARANTINE}/{name}"), names, _READS_AT_ONCE)

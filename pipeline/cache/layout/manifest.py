@@ -1,4 +1,4 @@
-"""The cache's identity and ledger: shard records, manifest, row lengths, and how they compare."""
+"""Manifest, shard records and row lengths: their content, their checksums, and comparison."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ MANIFEST = "_meta/manifest.json"
 PLAN = "_meta/plan.json"
 ROWS = "_meta/rows.bin"
 RESPONSES = "_meta/responses"
-"""Folder of what the teacher wrote, where it wrote the responses itself."""
+"""Folder of the responses, where the teacher wrote them."""
 SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """What is known of one committed shard; nothing in it depends on who made it or when."""
+    """The record of one committed shard; nothing in it depends on who wrote it or when."""
 
     split: str
     index: int
@@ -66,7 +66,7 @@ class ShardRecord:
     row_loss_tokens: Sequence[int] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
-        """Pack the per-row numbers: a worker holds those of all shards before the manifest."""
+        """Pack the per-row numbers: a worker keeps those of all shards until the manifest."""
         object.__setattr__(self, "row_tokens", array("i", self.row_tokens))
         object.__setattr__(self, "row_loss_tokens", array("i", self.row_loss_tokens))
 
@@ -87,7 +87,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The cache as a whole; written last, so a cache that has one is complete."""
+    """The manifest of a cache; written last, so a cache that has one is complete."""
 
     identity: dict[str, Any]
     codec: dict[str, Any]
@@ -110,7 +110,7 @@ class Manifest:
         return tuple(record for record in self.shards if record.split == split)
 
     def to_bytes(self) -> bytes:
-        """Return the file's content; byte-identical for the same cache."""
+        """Return the file's content; the same bytes for the same cache."""
         data = {
             "format": "distill-cache",
             "format_version": self.format_version,
@@ -123,7 +123,7 @@ class Manifest:
             "rows_xxh3_128": self.rows_xxh3_128,
             "shards": [record.to_json(with_rows=False) for record in self.shards],
         }
-        # The checksum covers the rest, so that a flipped byte in the manifest itself is found.
+        # The checksum covers the rest, so that a flipped byte in the manifest is detected.
         data["manifest_sha256"] = fingerprint(data)
         return json.dumps(data, indent=1, ensure_ascii=False).encode()
 
@@ -149,7 +149,7 @@ def read_manifest(store: Store) -> Manifest:
     """Read and check the manifest.
 
     Raises:
-        CacheError: missing (with what lies there instead), damaged, or of a newer format.
+        CacheError: missing (the message lists what is there), damaged, or of a newer format.
     """
     try:
         raw = store.read(MANIFEST)
@@ -198,7 +198,7 @@ def read_rows_index(store: Store, manifest: Manifest) -> NDArray[np.int32]:
     if checksum(raw) != manifest.rows_xxh3_128:
         raise CacheError(
             f"{store.full_url(ROWS)}: missing or damaged",
-            do="delete _meta/manifest.json and run cache-teacher again to write both anew",
+            do="delete _meta/manifest.json and run cache-teacher again to write both again",
         )
     rows = sum(record.rows for record in manifest.shards)
     data = zstandard.ZstdDecompressor().decompress(raw, max_output_size=8 * rows + 64)
@@ -289,7 +289,7 @@ def _incomplete(store: Store) -> CacheError:
     )
     return CacheError(
         f"{store.url}: the cache is incomplete ({what})",
-        do="run the same cache-teacher command again; it makes only what is missing",
+        do="run the same cache-teacher command again; it computes only what is missing",
     )
 
 

@@ -1,9 +1,9 @@
-"""Quarantined rows: rows of the plan that the engine fails on, each with its error and its tries.
+"""Quarantined rows: rows of the plan that the engine fails on, each with its error and attempts.
 
-A shard with such rows is written as if the plan did not hold them. A shard's list is
-`_meta/quarantine/SPLIT-NNNNN.json` and is written, once, before the shard's record; the rows of the
-record and those of the list are together the rows of the plan, or the shard is computed again.
-There is no such file where no row failed.
+A shard with such rows is written without them. A shard's list is
+`_meta/quarantine/SPLIT-NNNNN.json` and is written once, before the shard's record. The rows of the
+record and of the list must together be the rows of the plan; otherwise the shard is computed again.
+A shard in which no row failed has no list.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedRow:
-    """One row that is not in its shard."""
+    """One row that is missing from its shard."""
 
     sample_id: str
     error: str
@@ -55,9 +55,9 @@ def quarantine_rows(store: Store, shard: str, rows: Collection[QuarantinedRow]) 
 
 
 def read_quarantined_rows(store: Store, shard: str) -> tuple[QuarantinedRow, ...]:
-    """Return the quarantined rows of a shard; none where there is no list, or a damaged one.
+    """Return the quarantined rows of a shard; none where there is no list or a damaged one.
 
-    A damaged list is removed: its shard then has too few rows and is made again.
+    A damaged list is removed: its shard then has too few rows and is computed again.
     """
     try:
         raw = store.read(quarantine_name(shard))
@@ -83,7 +83,7 @@ def decode_quarantine(raw: bytes, shard: str) -> tuple[QuarantinedRow, ...] | No
 
 
 def read_quarantine(store: Store) -> dict[str, tuple[QuarantinedRow, ...]]:
-    """Return the rows that are quarantined, by shard; one listing where there are none."""
+    """Return the quarantined rows by shard; where there are none, one folder listing is all."""
     names = [
         name.removesuffix(".json") for name in store.list(QUARANTINE) if name.endswith(".json")
     ]
@@ -92,9 +92,9 @@ def read_quarantine(store: Store) -> dict[str, tuple[QuarantinedRow, ...]]:
 
 
 def clear_quarantine(store: Store) -> int:
-    """Remove every list and the records of its shards, so that they are missing; return the rows.
+    """Remove every list and its shard's record, so that the shard is missing; return the rows.
 
-    Killed at any point, what is left is either still a list, or a shard that has to be made.
+    If the process is killed, each shard still has its list or has to be computed.
     """
     failures = read_quarantine(store)
     if failures:
@@ -113,10 +113,10 @@ def describe_quarantine(
     url: str,
     responses: Mapping[str, tuple[QuarantinedRow, ...]] | None = None,
 ) -> CacheError:
-    """Return the error with which a run ends that has quarantined rows: it lists them.
+    """Return the error that ends a run with quarantined rows and lists them.
 
     Args:
-        failures: rows whose distributions are lacking.
+        failures: the quarantined rows.
         planned_rows: rows of the plan.
         url: the cache's.
         responses: responses that the teacher could not write, by shard of responses.
@@ -124,7 +124,7 @@ def describe_quarantine(
     texts, do = [], []
     for what, found, remedy in (
         (
-            f"{{}} of {planned_rows} rows, which are quarantined: the teacher fails on them",
+            f"{{}} of {planned_rows} rows, which are quarantined because the teacher fails on them",
             failures,
             "--retry-quarantined tries those rows again",
         ),

@@ -58,7 +58,7 @@ def column_names() -> list[str]:
 def footer(
     spec: CodecSpec, temperatures: Sequence[float], identity_digest: str
 ) -> dict[bytes, bytes]:
-    """Return the key-value metadata that lets a single shard explain itself."""
+    """Return the key-value metadata by which a shard can be read without the manifest."""
     data = {
         "format_version": FORMAT_VERSION,
         "identity_digest": identity_digest,
@@ -72,7 +72,7 @@ def read_footer(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     """Return the footer of a shard as a mapping.
 
     Raises:
-        CacheError: the file is no shard of a cache, or of a newer format.
+        CacheError: the file is not a shard of a cache, or of a newer format.
     """
     raw = (metadata or {}).get(_FOOTER_KEY)
     if raw is None:
@@ -94,10 +94,10 @@ def read_footer(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 
 def check_rows(rows: Sequence[CachedSequence], temperatures: Sequence[float]) -> None:
-    """Refuse rows of another temperature grid, or whose targets are not their supervised tokens'.
+    """Reject rows of another temperature grid, or whose targets do not fit their loss mask.
 
     Raises:
-        CacheError: there is one.
+        CacheError: there is such a row.
     """
     for row in rows:
         if row.targets.temperatures != tuple(temperatures):
@@ -109,7 +109,7 @@ def check_rows(rows: Sequence[CachedSequence], temperatures: Sequence[float]) ->
 def table_to_rows(
     table: pa.Table, spec: CodecSpec, temperatures: Sequence[float], limit: EntryLimit = ALL_ENTRIES
 ) -> list[CachedSequence]:
-    """Decode the rows of `table`, with as many entries as asked for.
+    """Decode the rows of `table`, with the requested entries.
 
     Raises:
         CacheError: a row whose columns contradict each other.
@@ -123,7 +123,7 @@ def table_to_rows(
 def table_to_statistics(
     table: pa.Table, spec: CodecSpec, temperatures: Sequence[float]
 ) -> list[Statistics]:
-    """Return what is stored of each row without its entries, which are not decoded.
+    """Return the statistics of each row; its entries are not decoded.
 
     Raises:
         CacheError: a row whose columns contradict each other.

@@ -1,4 +1,4 @@
-"""What `python -m pipeline.cache` does to finished caches.
+"""The commands of `python -m pipeline.cache`.
 
 Verify, repair, slice, merge, export, stats.
 """

@@ -1,4 +1,4 @@
-"""The command line of `python -m pipeline.cache`: commands, flags, examples, near names."""
+"""The command line of `python -m pipeline.cache`: commands, flags, examples, suggestions."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ _EXAMPLES = {
 
 
 class HelpShown(Exception):
-    """`--help` was asked for; carries the text."""
+    """`--help` was requested; carries the text."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Mistakes become one message of our kind instead of a usage text."""
+    """Reports mistakes as a `ConfigError` instead of a usage text."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what the user reads."""
+        """Raise the message as a `ConfigError`."""
         raise ConfigError(f"{self.prog}: {message}", do=f"see {self.prog} --help")
 
     def print_help(self, file: object = None) -> None:
-        """Hand the text on: only the entry point prints."""
+        """Raise the text: only the entry point prints."""
         raise HelpShown(self.format_help())
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
-    """Return what was asked for: `command`, its addresses and flags, and `given` as it was typed.
+    """Return the parsed command line: `command`, its addresses and flags, and `given` as typed.
 
     Raises:
         ConfigError: an unknown command, unknown flags (all of them), missing or wrong values.
@@ -57,7 +57,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     if given and not given[0].startswith("-") and given[0] not in commands:
         near = _near(given[0], list(commands))
         known = ", ".join(commands)
-        raise ConfigError(f"{given[0]!r} is no command{near}", expected=f"one of {known}")
+        raise ConfigError(f"{given[0]!r} is not a command{near}", expected=f"one of {known}")
     options, rest = parser.parse_known_args(list(given))
     if rest:
         raise ConfigError(
@@ -74,7 +74,7 @@ def usage() -> str:
 
 
 def _leftovers(rest: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Name every unknown flag with the nearest right one; its value is no mistake of its own."""
+    """Name every unknown flag with the nearest known one; its value is not reported as well."""
     known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
     told: list[str] = []
     after_flag = False
@@ -103,7 +103,7 @@ def _near(name: str, known: list[str]) -> str:
 def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     parser = _Parser(
         prog=PROG,
-        description=f"Look into a teacher cache. URL is {_URL}.",
+        description=f"Inspect, check and convert teacher caches. URL is {_URL}.",
         epilog=_examples([examples[0] for examples in _EXAMPLES.values()]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -125,7 +125,7 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
         commands[name] = sub
         return sub
 
-    sub = command("inspect", "what the cache holds, at a glance, finished or not", "URL")
+    sub = command("inspect", "summarise what the cache holds, complete or not", "URL")
     _add_json(sub)
 
     sub = command("verify", "read every file, compare checksums, decode every row", "URL")
@@ -133,34 +133,36 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     _add_workers(sub)
     _add_json(sub)
 
-    text = "entries, bytes by column, kept mass, entropy and the teacher's own loss, exactly"
+    text = "exact statistics: entries, bytes by column, kept mass, entropy, the teacher's own loss"
     sub = command("stats", text, "URL")
     _add_workers(sub)
     _add_json(sub)
 
-    text = "make damaged and missing files anew, to the same bytes, by the cache's own stage one"
+    text = (
+        "write damaged and missing files again, to the same bytes, with the cache's configuration"
+    )
     sub = command("repair", text, "URL")
-    sub.add_argument("--dry-run", action="store_true", help="say what would be done")
+    sub.add_argument("--dry-run", action="store_true", help="print what would be done")
     _add_workers(sub)
 
     text = "a smaller cache: fewer entries a position, a subset of the samples, one split"
     sub = command("slice", text, "URL", "TARGET")
     sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
-    text = "of a sampled cache: every tau F times larger, F at least 1; fewer entries, no bias"
+    text = "of a sampled cache: every tau F times larger, F at least 1; fewer entries, without bias"
     sub.add_argument("--tau-factor", type=_factor, metavar="F", help=text)
     part = sub.add_mutually_exclusive_group()
     text = "N samples, by a hash of their ids: the same on any machine"
     part.add_argument("--samples", type=_count, metavar="N", help=text)
     text = "about this share of them, by the same hash"
     part.add_argument("--fraction", type=_share, metavar="F", help=text)
-    part.add_argument("--ids", metavar="FILE", help="the samples of these ids, one a line")
+    part.add_argument("--ids", metavar="FILE", help="the samples with these ids, one per line")
     text = "train or heldout: only this one; it becomes the training split of the new cache"
     sub.add_argument("--split", type=_split, metavar="NAME", help=text)
     _add_workers(sub)
 
-    text = "the sum of caches: parts of one, or those of several teachers"
+    text = "join caches: parts of one, or those of several teachers"
     sub = command("merge", text, "TARGET")
-    sub.add_argument("urls", metavar="URL", nargs="+", help="the caches to put together")
+    sub.add_argument("urls", metavar="URL", nargs="+", help="the caches to join")
     _add_workers(sub)
 
     text = "write plain list<int32> / list<float16> Parquet that any other trainer reads"

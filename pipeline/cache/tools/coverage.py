@@ -1,4 +1,4 @@
-"""Does a cache hold what was planned, and nothing else: its plan, rows quarantined, stray files."""
+"""Check that a cache holds what was planned and no more: plan, quarantine lists, stray files."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One file that is damaged, missing, or does not belong."""
+    """One file that is damaged, missing, or does not belong to the cache."""
 
     name: str
     """Relative to the cache."""
     reason: str
     shard: tuple[str, int] | None = None
-    """Split and index of the shard that has to be made anew; None for files of the whole cache."""
+    """Split and index of the shard to be written again; None for files of no single shard."""
     stray: bool = False
     """The file belongs to no shard of the cache."""
 
 
 def plan_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
-    """Yield what is wrong with the plan: each planned shard is listed once, and nothing else."""
+    """Yield what is wrong with the plan: it must list each shard once, and no other."""
     manifest = inventory.manifest
     if inventory.plan_raw is None:
         if store.exists("_meta/config.yaml"):
@@ -51,7 +51,7 @@ def plan_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
         return
     plan = decode_plan(inventory.plan_raw)
     if plan is None:
-        return  # the ledger has said so
+        return  # the inventory has reported it
     as_written = json.dumps(json.loads(inventory.plan_raw), indent=1, ensure_ascii=False).encode()
     if as_written != inventory.plan_raw:
         yield Finding(PLAN, "not as it was written (white space or number format)")
@@ -69,14 +69,14 @@ def plan_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
             if (item.split, item.index) not in have:
                 name = record_name(item.split, item.index)
                 there = name.rsplit("/", 1)[-1] in files
-                reason = "damaged" if there else "planned, and not made yet"
+                reason = "damaged" if there else "planned, not written yet"
                 yield Finding(name, reason, (item.split, item.index))
 
 
 def failed_findings(inventory: Inventory) -> Iterator[Finding]:
-    """Yield lists of rows quarantined that are damaged, lost, or of no shard.
+    """Yield quarantine lists that are damaged, lost, or of no shard.
 
-    Stage one makes a shard again whose list is lost or damaged, and so does a repair.
+    Stage one and `repair` compute a shard again whose list is lost or damaged.
     """
     planned = {item.name: item for item in inventory.planned}
     held = {f"{record.split}-{record.index:05d}": record for record in inventory.records}
@@ -98,12 +98,12 @@ def failed_findings(inventory: Inventory) -> Iterator[Finding]:
 
 
 def stray_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
-    """Yield files of no shard: other readers take each Parquet file of a split for a part of it."""
+    """Yield files of no shard: other readers read every Parquet file of a split."""
     keys = {(record.split, record.index) for record in inventory.records}
     keys |= {(item.split, item.index) for item in inventory.planned}
     shards = {shard_name(*key) for key in keys}
     known = inventory.manifest is not None or bool(inventory.planned)
-    reason = "belongs to no shard of this cache" if known else "no intact record says what it is"
+    reason = "belongs to no shard of this cache" if known else "there is no intact record of it"
     for split in SPLITS:
         for file in store.list(f"data/{split}"):
             name = f"data/{split}/{file}"
@@ -116,7 +116,7 @@ def stray_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
 
 
 def response_findings(store: Store) -> Iterator[Finding]:
-    """Yield damaged or missing files of what the teacher wrote; shards are made anew from them."""
+    """Yield damaged or missing files of the responses, from which shards are computed."""
     present = set(store.list(RESPONSES))
     try:
         planned = int(json.loads(store.read(f"{RESPONSES}/plan.json"))["shards"])
@@ -134,16 +134,16 @@ def response_findings(store: Store) -> Iterator[Finding]:
 
 
 def plan_reason(plan: PlannedRows, listed: ShardRecord, inventory: Inventory) -> str:
-    """Say how a shard differs from its plan; quarantined rows are planned and not there."""
+    """Describe how a shard differs from its plan; quarantined rows are planned but not in it."""
     if inventory.failed.get(plan.name, ()) is None:
-        return ""  # the damaged list has been named
+        return ""  # the damaged list has been reported
     missing = len(inventory.failed_rows(plan.name))
     if plan.rows == listed.rows + missing and (plan.tokens == listed.tokens or missing):
         return ""
     counts = inventory.manifest.corpus_counts if inventory.manifest else {}
     lost = counts.get("rows_quarantined", 0) > inventory.rows_quarantined
     if lost and listed.rows < plan.rows and plan.name not in inventory.failed:
-        return ""  # the lost list has been named
+        return ""  # the lost list has been reported
     text = f"plans {plan.rows} rows of {plan.tokens} tokens for {listed.path}"
-    aside = f", and {missing} quarantined" if missing else ""
-    return f"{text}, which has {listed.rows} of {listed.tokens}{aside}"
+    quarantined = f", and {missing} quarantined" if missing else ""
+    return f"{text}, which has {listed.rows} of {listed.tokens}{quarantined}"

@@ -1,6 +1,6 @@
-"""A cache made of other caches: its folder claimed, its shards committed one by one, finished last.
+"""Write a cache derived from others: reserve its folder, commit its shards, finish it.
 
-The same command again keeps the shards that are there and whole, and makes the others.
+The same command again keeps the shards that are there and intact, and writes the others.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pipeline.cache.layout.manifest import (
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["check_apart", "claim_folder", "derived_counts", "fill", "finish"]
+__all__ = ["check_apart", "derived_counts", "fill", "finish", "reserve_folder"]
 
 
 def check_apart(target: Store, sources: Sequence[Store]) -> None:
-    """Refuse a target that is a source, or lies within one, or holds one.
+    """Reject a target that is a source, is within one, or contains one.
 
     Raises:
-        CacheError: it is so.
+        CacheError: the target is one of these.
     """
     for source in sources:
         one, two = f"{_real_path(target)}/", f"{_real_path(source)}/"
@@ -42,15 +42,15 @@ def check_apart(target: Store, sources: Sequence[Store]) -> None:
 
 
 def _real_path(store: Store) -> str:
-    """Return a local root without symbolic links, which would hide that it is the source's."""
+    """Resolve symbolic links in a local root, so that the same folder is recognised."""
     return os.path.realpath(store.root) if store.is_local else store.root
 
 
-def claim_folder(target: Store, plan: Plan, raw: bytes) -> None:
-    """Write the plan, or agree with the one that is there.
+def reserve_folder(target: Store, plan: Plan, raw: bytes) -> None:
+    """Write the plan, or check that the one in the folder is the same.
 
     Raises:
-        CacheError: the folder holds another cache, or the start of one.
+        CacheError: the folder holds another cache, complete or not.
     """
     found: Mapping[str, Any] | None = None
     if not target.exists(PLAN) and target.exists(MANIFEST):
@@ -63,7 +63,7 @@ def claim_folder(target: Store, plan: Plan, raw: bytes) -> None:
     difference = describe_difference(dict(found), plan.identity) if found else "another plan"
     raise CacheError(
         f"{target.url}: holds another cache ({difference})",
-        expected="an empty folder, or what this very command has begun",
+        expected="an empty folder, or one that the same command has begun",
         do="choose another target, or delete that cache",
     )
 
@@ -74,15 +74,16 @@ def fill(
     make: Callable[[int], tuple[ShardRecord, bytes] | None],
     on_rows: Callable[[int], None],
 ) -> list[ShardRecord]:
-    """Commit every shard that is not there yet and return the records, in the plan's order.
+    """Commit every shard that is missing and return all records, in the plan's order.
 
     Args:
         target: the new cache's root.
-        shards: what is planned.
-        make: encodes the shard at this place of the plan; None where it cannot be made.
-        on_rows: told of rows as they are done.
+        shards: the planned shards.
+        make: encodes the shard at this place of the plan; None where that is impossible.
+        on_rows: called with the number of rows written.
     """
-    # A finished cache is compared byte by byte; one that goes on trusts sizes, as stage one does.
+    # The shards of a finished cache are compared by checksum; those of one under way by size, as in
+    # stage one.
     finished = target.exists(MANIFEST)
     records: list[ShardRecord] = []
     for place, item in enumerate(shards):
@@ -92,7 +93,7 @@ def fill(
             if made is None:
                 continue
             if finished:
-                # While shards are made anew the cache must not call itself complete.
+                # While shards are written again the cache must not appear complete.
                 target.delete(MANIFEST)
             record = made[0]
             commit_shard(target, *made)
@@ -112,7 +113,7 @@ def finish(
     corpus_counts: Mapping[str, int],
     command: str,
 ) -> None:
-    """Write the tokenizer's files, and all that makes the shards a cache; the manifest last."""
+    """Write the tokenizer's files, the row index, the card and, last, the manifest."""
     for name, data in tokenizer.items():
         target.write(tokenizer_name(name), data)
     finalize(
@@ -128,7 +129,7 @@ def finish(
 
 
 def derived_counts(records: Sequence[ShardRecord]) -> dict[str, int]:
-    """Return the counts for people that follow from the shards alone."""
+    """Return the informative counts that follow from the shards alone."""
     return {
         "samples": sum(record.rows for record in records),
         "train": sum(record.rows for record in records if record.split == "train"),

@@ -1,4 +1,4 @@
-"""A cache as plain Parquet lists, for trainers that know nothing of its codec."""
+"""Export a cache as plain Parquet lists, for trainers without its codec."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PLAIN = pa.schema(
     ]
 )
 _PLAIN_SAMPLED = _PLAIN.append(pa.field("target_inclusion", pa.list_(pa.list_(pa.float32()))))
-"""Of sampled targets: without it the sampled entries would be taken for a biased top-k."""
+"""For sampled targets: without inclusion probabilities the entries would give biased targets."""
 
 
 def export_plain(
@@ -43,23 +43,23 @@ def export_plain(
     """Write every shard as `data/<split>/<index>.parquet` of plain lists; return the rows.
 
     `target_ids` and `target_logprobs` hold one list for each supervised token, in order: the
-    teacher's entries before that token, and log p at temperature 1 in float16. Of a sampled cache
-    `target_inclusion` holds the probability with which each was kept, 1 for always-kept ones:
-    exp(log p) / inclusion is an unbiased target at temperature 1. A shard that is there already is
-    kept, so a killed export goes on; `_EXPORT` says what it is an export of.
+    entries of its target, and log p at temperature 1 in float16. Of a sampled cache
+    `target_inclusion` holds the inclusion probabilities, 1 for always-kept entries:
+    exp(log p) / inclusion is an unbiased target at temperature 1. Existing shards are kept, so a
+    killed export can be continued; `_EXPORT` names the cache that is exported.
 
     Args:
         cache: what to export.
-        target: where to; apart from the cache.
-        top_k: only so many entries a position, the largest; None for all.
-        on_rows: told of rows as they are done.
+        target: the folder to write to; not within the cache.
+        top_k: only the largest entries of each position, this many; None for all.
+        on_rows: called with the number of rows written.
 
     Raises:
         CacheError: the target is the cache's own folder or within it, or holds a cache or another
             export; a shard is damaged; `top_k` of sampled targets.
     """
     check_apart(target, [cache.store])
-    _claim_target(cache, target, top_k)
+    _reserve_target(cache, target, top_k)
     schema = _PLAIN if cache.rule is None else _PLAIN_SAMPLED
     rows_done = 0
     for split in SPLITS:
@@ -83,11 +83,11 @@ def export_plain(
 
 _MARK = "_EXPORT"
 _BATCH_ROWS = 256
-"""Lists are several times larger than blobs; this many rows of a shard exist at one time."""
+"""Lists are several times larger than encoded rows; this many rows are converted at a time."""
 
 
-def _claim_target(cache: Cache, target: Store, top_k: int | None) -> None:
-    """Refuse a folder of something else: its files would be taken for finished ones of ours."""
+def _reserve_target(cache: Cache, target: Store, top_k: int | None) -> None:
+    """Reject a folder with other content: its files would be taken for exported shards."""
     wanted = {"identity_digest": cache.manifest.identity_digest, "top_k": top_k}
     if target.exists(MANIFEST) or target.exists(PLAN):
         raise CacheError(f"{target.url}: holds a cache", expected="another folder")
@@ -125,7 +125,7 @@ def _inclusion(row: CachedSequence) -> NDArray[np.float32]:
 
 
 def _logprobs(row: CachedSequence) -> NDArray[np.float16]:
-    """Return log p at temperature 1; of sampled entries less what rounding adds on average."""
+    """Return log p at temperature 1; for sampled entries less the known bias of rounding."""
     targets = row.targets
     logprobs_E = targets.logprobs_E
     if targets.inclusion_E is not None and targets.sampled_step:

@@ -1,4 +1,4 @@
-"""Caches put together: parts of one identity by checksum, or whole caches of several teachers."""
+"""Join caches: parts of one identity by checksum, or complete caches of several teachers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.cache.layout.manifest import (
     ShardRecord,
     describe_difference,
 )
-from pipeline.cache.tools.derive import check_apart, claim_folder, derived_counts, fill, finish
+from pipeline.cache.tools.derive import check_apart, derived_counts, fill, finish, reserve_folder
 from pipeline.cache.tools.merge_partial import merge_parts
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
@@ -43,16 +43,16 @@ def merge_caches(
     on_start: _Progress = lambda rows: None,
     on_rows: _Progress = lambda rows: None,
 ) -> int:
-    """Write the sum of several caches to `target`; return its rows.
+    """Write the rows of several caches to `target`; return their number.
 
-    Of one identity (workers that wrote to different stores): the union of their intact shards, byte
-    for byte; finished when none is missing. Of several identities, all of one tokenizer, codec,
-    scheme and temperature grid: all rows, shard after shard in the order of `urls`, the columns as
-    they are. A sample may then occur once in each source.
+    Sources of one identity (workers that wrote to different stores): the union of their intact
+    shards, byte for byte; the cache is finished when none is missing. Sources of several
+    identities, all of one tokenizer, codec, scheme and temperature grid: all rows, shard after
+    shard in the order of `urls`, with unchanged columns. A sample may then occur once per source.
 
     Raises:
         CacheError: the sources do not fit together (everything that differs, at once), shards are
-            missing or damaged, or the target is no place for it.
+            missing or damaged, or the target cannot be used.
     """
     sources = [Store(url) for url in urls]
     if len({store.root for store in sources}) < len(sources):
@@ -64,7 +64,7 @@ def merge_caches(
     ]
     if unknown:
         raise CacheError(
-            f"{', '.join(unknown)}: manifest and plan are damaged, so nobody knows what is in it",
+            f"{', '.join(unknown)}: manifest and plan are damaged, so its content is unknown",
             do="repair it first",
         )
     if len({inventory.identity_digest for inventory in inventories}) == 1:
@@ -78,13 +78,13 @@ def merge_caches(
 
 
 def _open_all(sources: Sequence[Store], inventories: Sequence[Inventory]) -> list[Cache]:
-    """Open whole caches of several identities; say at once all that keeps them apart."""
+    """Open complete caches of several identities; report all incompatibilities at once."""
     mistakes: list[str] = []
     caches: list[Cache] = []
     digests = [inventory.identity_digest for inventory in inventories]
     for store, inventory in zip(sources, inventories, strict=True):
         if digests.count(inventory.identity_digest) > 1:
-            mistakes.append(f"{store.url}: of the same identity as another; merge these two first")
+            mistakes.append(f"{store.url}: has the same identity as another; merge these two first")
         try:
             caches.append(open_cache(store.url))
         except CacheError as error:
@@ -95,15 +95,15 @@ def _open_all(sources: Sequence[Store], inventories: Sequence[Inventory]) -> lis
             mistakes.append(f"{cache.store.url}: {difference} by {caches[0].store.url}")
     if mistakes:
         raise CacheError(
-            "the caches do not fit together:\n  - " + "\n  - ".join(mistakes) + "\n",
-            expected="whole caches of one tokenizer, codec, scheme and temperature grid",
+            "the caches cannot be merged:\n  - " + "\n  - ".join(mistakes) + "\n",
+            expected="complete caches of one tokenizer, codec, scheme and temperature grid",
             do="`slice --top-k` makes the numbers of entries equal",
         )
     return caches
 
 
 def _common(cache: Cache) -> dict[str, Any]:
-    """Return what all sources must have alike: a row could not say it of itself."""
+    """Return what must be equal in all sources, because rows do not carry it."""
     identity = cache.manifest.identity
     return {
         "tokenizer": identity["tokenizer"],
@@ -143,7 +143,7 @@ def _append(
         shards.append(PlannedRows(record.split, index, record.rows, record.tokens, digest))
     plan = Plan(identity, tuple(shards))
     tokenizer = caches[0].tokenizer_files()
-    claim_folder(target, plan, encode_plan(plan))
+    reserve_folder(target, plan, encode_plan(plan))
     digest = fingerprint(identity)
 
     def make(place: int) -> tuple[ShardRecord, bytes]:
@@ -183,7 +183,7 @@ def _ids(part: tuple[Cache, ShardRecord]) -> tuple[NDArray[np.bytes_], str]:
 def _check_splits(
     parts: Sequence[tuple[Cache, ShardRecord]], ids: Sequence[NDArray[np.bytes_]]
 ) -> int:
-    """Refuse a sample that one source holds out and another trains on; return the repeats."""
+    """Reject samples held out in one source and trained on in another; return the repeats."""
     sides = {
         split: np.unique(
             np.concatenate(
@@ -201,7 +201,7 @@ def _check_splits(
             f"{both} samples are held out in one cache and trained on in another",
             expected="samples on the same side everywhere; a student would be measured on what it "
             "was trained on",
-            do="make the caches with the same seed and --corpus.heldout_fraction, or leave those "
+            do="build the caches with the same seed and --corpus.heldout_fraction, or leave those "
             "samples out with `slice`",
         )
     return sum(part.size for part in ids) - sum(side.size for side in sides.values())
@@ -226,9 +226,9 @@ def _joined_identity(caches: Sequence[Cache], repeated: int) -> dict[str, Any]:
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one object for several: equal members once, numbers by the largest, else all of them.
+    """Join several objects: equal members once, the largest of numbers, else a list of all.
 
-    Readers ask for a teacher's name and a corpus's longest sample; both stay what they were.
+    Readers use the teacher's name and the corpus's `max_length`; both keep their meaning.
     """
     joined: dict[str, Any] = {}
     for name in dict.fromkeys(name for part in parts for name in part):

@@ -1,4 +1,4 @@
-"""Parts of one cache put together: what workers left in different stores, by checksum."""
+"""Join parts of one cache that workers wrote to different stores, by checksum."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.cache.layout.manifest import (
 )
 from pipeline.cache.layout.quarantine import decode_quarantine, quarantine_name
 from pipeline.cache.layout.schema import read_spec
-from pipeline.cache.tools.derive import claim_folder, derived_counts, fill, finish
+from pipeline.cache.tools.derive import derived_counts, fill, finish, reserve_folder
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -43,7 +43,7 @@ class _Candidate:
     record: ShardRecord
 
     def read(self, item: PlannedRows) -> tuple[ShardRecord, bytes, bytes | None] | None:
-        """Return record, file and list of quarantined rows; None where one is damaged."""
+        """Return record, file and list of quarantined rows; None if one of them is damaged."""
         try:
             record = decode_record(self.store.read(record_name(item.split, item.index)))
             if record is None or record.xxh3_128 != self.record.xxh3_128:
@@ -61,20 +61,20 @@ class _Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Caches of one identity, finished or not."""
+    """Caches of one identity, complete or not."""
 
     stores: Sequence[Store]
-    ledgers: Sequence[Inventory]
+    inventories: Sequence[Inventory]
 
     @property
     def whole(self) -> Inventory | None:
-        """The first that has a manifest."""
-        return next((inventory for inventory in self.ledgers if inventory.manifest), None)
+        """The first inventory that has a manifest."""
+        return next((inventory for inventory in self.inventories if inventory.manifest), None)
 
     def found(self) -> dict[tuple[str, int], list[_Candidate]]:
-        """Return where each shard lies; first where it holds most of its planned rows."""
+        """Return the sources of each shard, those with the most of its planned rows first."""
         found: dict[tuple[str, int], list[_Candidate]] = {}
-        for store, inventory in zip(self.stores, self.ledgers, strict=True):
+        for store, inventory in zip(self.stores, self.inventories, strict=True):
             for record in inventory.records:
                 candidate = _Candidate(store, record)
                 found.setdefault((record.split, record.index), []).append(candidate)
@@ -84,8 +84,8 @@ class _Parts:
         }
 
     def plan(self) -> tuple[Plan, bytes]:
-        """Return the plan and its file, as the stage wrote it where one has it."""
-        for inventory in self.ledgers:
+        """Return the plan and its file: stage one's where one has it, else from a manifest."""
+        for inventory in self.inventories:
             plan = decode_plan(inventory.plan_raw) if inventory.plan_raw else None
             if plan is not None and inventory.plan_raw is not None:
                 return plan, inventory.plan_raw
@@ -105,8 +105,8 @@ class _Parts:
         return plan, encode_plan(plan)
 
     def tokenizer(self) -> dict[str, bytes]:
-        """Return the tokenizer's files, by the manifest's checksums where there is a manifest."""
-        for store, inventory in zip(self.stores, self.ledgers, strict=True):
+        """Return the tokenizer's files, checked against the manifest where there is one."""
+        for store, inventory in zip(self.stores, self.inventories, strict=True):
             names = inventory.manifest.tokenizer_xxh3_128 if inventory.manifest else {}
             names = names or dict.fromkeys(store.list("_meta/tokenizer"), "")
             try:
@@ -118,14 +118,14 @@ class _Parts:
         raise CacheError(f"{self.stores[0].url}: no source has an intact _meta/tokenizer")
 
     def config(self) -> bytes | None:
-        """Return the stage's configuration, so that `repair` works on the sum too."""
+        """Return stage one's configuration, so that `repair` works on the merged cache."""
         return next((s.read(_CONFIG) for s in self.stores if s.exists(_CONFIG)), None)
 
 
 def merge_parts(
     target: Store,
     sources: Sequence[Store],
-    ledgers: Sequence[Inventory],
+    inventories: Sequence[Inventory],
     *,
     command: str,
     on_start: _Progress,
@@ -133,38 +133,38 @@ def merge_parts(
 ) -> int:
     """Write the union of the intact shards to `target`, byte for byte; return its rows.
 
-    Of a shard that lacks different rows in two sources (the teacher could not answer them), the
-    one with most rows is taken, with its list of rows quarantined.
+    If different rows of a shard are quarantined in two sources, the shard with more rows is taken,
+    with its quarantine list.
 
     Args:
         target: the new cache's root.
-        sources: of one identity, finished or not.
-        ledgers: of the sources.
+        sources: of one identity, complete or not.
+        inventories: of the sources.
         command: for the card.
-        on_start: told the rows of the whole cache.
-        on_rows: told of rows as they are done.
+        on_start: called with the number of rows to write.
+        on_rows: called with the number of rows written.
 
     Raises:
-        CacheError: the sources hold different shards, or some are in none of them (what there is
-            has been written, without a manifest), or the target is no place for it.
+        CacheError: the sources hold different shards, or no source has some shard (the others have
+            been written, without a manifest), or the target cannot be used.
     """
-    parts = _Parts(sources, ledgers)
+    parts = _Parts(sources, inventories)
     plan, raw = parts.plan()
     found = parts.found()
     differ = [
         f"{one.store.full_url(one.record.path)} and {two.store.full_url(two.record.path)}"
         for candidates in found.values()
         for one, two in pairwise(candidates)
-        # What one teacher's worker could not answer, another's may have.
+        # A row on which one worker's engine fails may have succeeded on another's.
         if one.record.rows == two.record.rows and one.record.xxh3_128 != two.record.xxh3_128
     ]
     if differ:
         raise CacheError(
             "caches of one identity hold different shards:\n  - " + "\n  - ".join(differ) + "\n",
-            do="verify each cache; a shard is the same bytes whoever makes it on one kind of "
-            "machine",
+            do="verify each cache; on one kind of machine every worker writes the same bytes for "
+            "a shard",
         )
-    claim_folder(target, plan, raw)
+    reserve_folder(target, plan, raw)
     config = parts.config()
     if config is not None:
         target.write(_CONFIG, config)
@@ -173,10 +173,10 @@ def merge_parts(
     def make(place: int) -> tuple[ShardRecord, bytes] | None:
         item = plan.shards[place]
         for candidate in found.get((item.split, item.index), []):
-            made = candidate.read(item)
-            if made is not None:
-                record, data, failed = made
-                # The list before the record, as stage one does: together they are the plan's rows.
+            part = candidate.read(item)
+            if part is not None:
+                record, data, failed = part
+                # The list before the record, as in stage one: together they are the plan's rows.
                 target.delete(quarantine_name(item.name))
                 if failed is not None:
                     target.write(quarantine_name(item.name), failed)
@@ -198,16 +198,16 @@ def merge_parts(
         raise CacheError(
             f"{target.url}: {len(records)} of {len(plan.shards)} shards are there; no source has "
             f"an intact {', '.join(names[:8])}{more}",
-            do=f"run cache-teacher with --cache_dir {target.url}, which makes only those, or merge "
-            "again with a cache that has them",
+            do=f"run cache-teacher with --cache_dir {target.url}, which computes only those, or "
+            "merge again with a cache that has them",
         )
     whole = parts.whole.manifest if parts.whole else None
     scheme = plan.identity["scheme"]
     counts = dict(whole.corpus_counts) if whole else derived_counts(records)
     counts.pop("rows_quarantined", None)
-    aside = read_inventory(target).rows_quarantined
-    if aside:
-        counts["rows_quarantined"] = aside
+    quarantined = read_inventory(target).rows_quarantined
+    if quarantined:
+        counts["rows_quarantined"] = quarantined
     finish(
         target,
         records,
@@ -222,7 +222,7 @@ def merge_parts(
 
 
 def _copy_responses(sources: Sequence[Store], target: Store) -> None:
-    """Copy what the teacher wrote: without it, stage one would let it write all of it again."""
+    """Copy the responses: without them, stage one would generate all of them again."""
     for source in sources:
         for file in source.list(RESPONSES):
             name = f"{RESPONSES}/{file}"

@@ -1,10 +1,10 @@
-"""Damaged files of a cache made anew, to the same bytes: from what is left, or by stage one.
+"""Write damaged files of a cache again, to the same bytes: from other files, or by stage one.
 
-What the rest of the cache determines (a shard's record, `rows.bin`) is written from it. For the
-rest the cache's own stage one runs as a process of its own, over the configuration in the cache;
-it makes only what has no record. Nothing is lost before it has been replaced: a damaged shard stays
-until its bytes are there, the manifest and the files that a stage writes anew are kept below
-`_meta/repair` until the end, and all is put back when stage one cannot run.
+Files that other files determine (a shard's record, `rows.bin`) are written from those. For all
+others stage one runs as a separate process, with the configuration in the cache; it computes only
+shards without a record. Nothing is deleted before it has been replaced: a damaged shard stays until
+its new bytes are written, the manifest and the files that stage one rewrites are backed up below
+`_meta/repair` until the end, and all of them are restored when stage one fails.
 """
 
 from __future__ import annotations
@@ -46,27 +46,29 @@ __all__ = ["RepairPlan", "plan_repair", "repair_cache", "restore_manifest", "run
 _CONFIG = "_meta/config.yaml"
 _KEPT = "_meta/repair"
 _REWRITTEN = ("README.md", _CONFIG)
-"""Stage one writes them anew, with the command and the address of the repair."""
+"""Stage one writes these again, with the command and the address of the repair."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepairPlan:
-    """What has to be done, decided before anything is."""
+    """What a repair will do; decided before anything is written."""
 
     rewrite: dict[str, bytes]
-    """Files that the rest of the cache determines."""
+    """Files that other files of the cache determine."""
     make: tuple[tuple[str, int], ...]
     """Shards for stage one."""
     remove: tuple[str, ...]
-    """Small files that stage one writes anew, and numbered files that belong to no shard."""
+    """Small files that stage one writes again, and numbered files that belong to no shard."""
     leave: tuple[str, ...]
-    """Files that belong to no shard and are not named like one."""
+    """Files that belong to no shard and do not have a shard's name."""
     stage_one: bool
 
     def lines(self) -> Iterator[str]:
         """Yield what would be done, for `--dry-run`."""
-        yield from (f"write anew from the rest of the cache: {name}" for name in self.rewrite)
-        yield from (f"make anew by stage one: {split}/{index:05d}" for split, index in self.make)
+        yield from (f"write again from the rest of the cache: {name}" for name in self.rewrite)
+        yield from (
+            f"compute again by stage one: {split}/{index:05d}" for split, index in self.make
+        )
         yield from (f"remove: {name}" for name in self.remove)
         yield from (f"leave, to be removed by hand: {name}" for name in self.leave)
         if self.stage_one:
@@ -74,7 +76,7 @@ class RepairPlan:
 
 
 def restore_manifest(store: Store) -> None:
-    """Put back the manifest that an interrupted repair kept; what is missing is judged by it."""
+    """Restore the manifest that an interrupted repair backed up; it lists all shards."""
     name = f"{_KEPT}/manifest.json"
     if store.exists(MANIFEST) or not store.exists(name):
         return
@@ -84,13 +86,13 @@ def restore_manifest(store: Store) -> None:
         same = identity in (None, read_inventory(store).identity)
     except CacheError:
         same = False
-    if not same:  # the folder was cleared and used for another cache
+    if not same:  # the folder was emptied and used for another cache
         store.delete(MANIFEST)
         store.delete(name)
 
 
 def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
-    """Decide what each finding needs; reads, but writes nothing."""
+    """Decide how to repair each finding; writes nothing."""
     inventory = read_inventory(store)
     names = {finding.name for finding in findings}
     strays = [finding.name for finding in findings if finding.stray]
@@ -114,15 +116,15 @@ def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
             rewrite[ROWS] = packed
             meta.discard(ROWS)
     remove = [record_name(*key) for key in make if store.exists(record_name(*key))]
-    # Stage one believes an intact list: of rows that are in the shard all the same, it must not.
+    # Stage one trusts an intact list, so a list of rows that are in the shard must go.
     remove += [n for n in map(_failed_list, make) if n in names and store.exists(n)]
     remove += [PLAN] if PLAN in meta and store.exists(PLAN) else []
-    # A stage that finds a manifest and every shard whole would leave the other files as they are;
-    # one that finds a damaged manifest and no plan refuses.
+    # Stage one leaves all other files alone if it finds a manifest and every shard intact, and
+    # stops if it finds a damaged manifest and no plan.
     if ((meta - {PLAN} and not make) or MANIFEST in meta) and store.exists(MANIFEST):
         remove.append(MANIFEST)
     if inventory.identity is None:
-        strays = []  # nobody knows what belongs to the cache
+        strays = []  # what belongs to the cache is unknown
     return RepairPlan(
         rewrite=rewrite,
         make=tuple(make),
@@ -135,7 +137,7 @@ def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
 def repair_cache(
     store: Store, plan: RepairPlan, run: Callable[[Sequence[str]], int] | None = None
 ) -> int:
-    """Carry out a plan; the same again goes on where it was interrupted.
+    """Carry out a plan; a second call continues an interrupted one.
 
     Args:
         store: the cache's root.
@@ -143,11 +145,11 @@ def repair_cache(
         run: runs stage one with these arguments and returns its exit code; `run_stage_one`.
 
     Returns:
-        Rows that were quarantined before and that the teacher has answered now.
+        The number of formerly quarantined rows that are in the cache now.
 
     Raises:
-        CacheError: the cache's own configuration cannot make what is missing.
-        Interrupted: asked to stop.
+        CacheError: stage one fails with the cache's configuration.
+        Interrupted: the process was asked to stop.
     """
     if plan.stage_one:
         _check_can_make(store)
@@ -164,19 +166,19 @@ def repair_cache(
     except BaseException:
         _put_back(store, removed)
         raise
-    # With rows quarantined a run ends non-zero each time, and the cache is complete all the same.
+    # With quarantined rows stage one exits non-zero although the cache is complete.
     if code and not _is_finished(store, plan, removed):
         _put_back(store, removed)
         if code in (143, 130, -signal.SIGTERM):
             raise Interrupted(
                 f"{store.url}: the repair was interrupted",
-                do="run the same command again; it goes on",
+                do="run the same command again; it continues",
             )
         raise CacheError(
-            f"{store.url}: stage one could not make what is missing (exit code {code}; its message "
-            "stands above)",
-            expected=f"the teacher and the corpus that {_CONFIG} names, and the same machine kind",
-            do="bring them back and run the same command again; nothing else of the cache is lost",
+            f"{store.url}: stage one could not compute what is missing (exit code {code}; its "
+            "message is above)",
+            expected=f"the teacher and the corpus of {_CONFIG}, on the same kind of machine",
+            do="restore them and run the same command again; nothing else of the cache is lost",
         )
     for name in _REWRITTEN:
         if name in kept:
@@ -188,14 +190,14 @@ def repair_cache(
         answered = _rows_quarantined(json.loads(before)) - read_inventory(store).rows_quarantined
     if before is not None and answered <= 0 and store.read(MANIFEST) != before:
         raise CacheError(
-            f"{store.url}: the cache is whole again, but its bytes are not those of before",
-            do="the teacher's machine or libraries differ; compare students across them with care",
+            f"{store.url}: the cache is intact again, but its bytes differ from those before",
+            do="the machine or the libraries differ; compare students of the two caches with care",
         )
     return max(answered, 0)
 
 
 def run_stage_one(arguments: Sequence[str]) -> int:
-    """Run stage one as a process of its own; SIGTERM is handed on to it."""
+    """Run stage one as a separate process; SIGTERM is passed on to it."""
     command = [sys.executable, "-m", "stages.cache_teacher", *arguments]
     with subprocess.Popen(command) as process, _forwarding(process):
         return process.wait()
@@ -226,14 +228,14 @@ def _check_can_make(store: Store) -> None:
     if "derived" in identity:
         how = identity["derived"].get("how", {}).get("command", "the command")
         raise CacheError(
-            f"{store.url}: derived from another cache by `{how}`; no stage one can make it",
-            do=f"run the same `{how}` command again (README.md of the cache has it); it makes only "
-            "what is damaged",
+            f"{store.url}: derived from another cache by `{how}`; stage one cannot compute it",
+            do=f"run the same `{how}` command again (README.md of the cache has it); it writes "
+            "only what is damaged",
         )
     if not store.exists(_CONFIG):
         raise CacheError(
-            f"{store.url}: holds no {_CONFIG}, so nobody knows how it was made",
-            do="run the cache-teacher command that made it again; it makes only what is damaged",
+            f"{store.url}: holds no {_CONFIG}, so how it was built is unknown",
+            do="run its cache-teacher command again; it computes only what is damaged",
         )
     if store.url.startswith("memory:"):
         raise CacheError(
@@ -251,7 +253,7 @@ def _rows_quarantined(manifest: Mapping[str, Any]) -> int:
 
 
 def _is_finished(store: Store, plan: RepairPlan, removed: Mapping[str, bytes]) -> bool:
-    """Whether stage one made everything and ended non-zero only for rows that are quarantined."""
+    """Whether stage one finished and exited non-zero only because of quarantined rows."""
     inventory = read_inventory(store)
     return (
         inventory.manifest is not None
@@ -266,7 +268,7 @@ def _listed(inventory: Inventory, key: tuple[str, int]) -> ShardRecord | None:
 
 
 def _record_of(store: Store, listed: ShardRecord, inventory: Inventory) -> ShardRecord | None:
-    """Return the record of a whole shard: the manifest has the sums, the shard has the rows."""
+    """Return the record of an intact shard: sums from the manifest, rows from the shard."""
     try:
         table = read_table(store, listed, inventory.identity_digest)
     except CacheError:
@@ -279,7 +281,7 @@ def _record_of(store: Store, listed: ShardRecord, inventory: Inventory) -> Shard
 
 
 def _rows_index(store: Store, inventory: Inventory, rewritten: dict[str, bytes]) -> bytes | None:
-    """Return the content of `rows.bin` from all records, where it is what the manifest wants."""
+    """Return the content of `rows.bin` from all records, if it has the manifest's checksum."""
     if inventory.manifest is None:
         return None
     records = []
@@ -297,7 +299,7 @@ def _rows_index(store: Store, inventory: Inventory, rewritten: dict[str, bytes])
 
 
 def _keep(store: Store) -> dict[str, bytes]:
-    """Copy what a stage writes anew; an earlier repair's copies are the older and stay."""
+    """Back up what stage one will rewrite; backups of an interrupted repair are older and stay."""
     kept: dict[str, bytes] = {}
     whole = read_inventory(store).manifest is not None
     for name in (*_REWRITTEN, *((MANIFEST,) if whole else ())):
@@ -324,7 +326,7 @@ def _remove(store: Store, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _put_back(store: Store, removed: dict[str, bytes]) -> None:
-    """Leave the cache as it was, but for what stage one has made in the meantime."""
+    """Restore the cache, except for what stage one has written in the meantime."""
     for name, data in removed.items():
         store.create(name, data)
     copy = f"{_KEPT}/manifest.json"

@@ -14,7 +14,7 @@ from pipeline.cache.io.reader import Cache
 from pipeline.cache.io.tables import encode_table, read_table
 from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
 from pipeline.cache.layout.manifest import SPLITS, ShardRecord
-from pipeline.cache.tools.derive import check_apart, claim_folder, derived_counts, fill, finish
+from pipeline.cache.tools.derive import check_apart, derived_counts, fill, finish, reserve_folder
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -27,14 +27,14 @@ _HASHES = 1 << 64
 
 @dataclass(frozen=True, slots=True)
 class SliceSpec:
-    """What stays; None leaves all. At most one of `samples`, `fraction` and `ids`."""
+    """What to keep; None keeps all. At most one of `samples`, `fraction` and `ids`."""
 
     top_k: int | None = None
     tau_factor: float | None = None
-    """Of a sampled cache: every tau so many times larger, without bias."""
+    """Of a sampled cache: every tau times this factor, without bias."""
     samples: int | None = None
-    """So many samples, those of smallest hash: 100 of a cache are among 200 of it. A sample that
-    a merge brought in several times counts once and keeps all its rows."""
+    """This many samples, those of smallest hash: the 100 of a cache are among its 200. A sample
+    with rows from several merged caches counts once and keeps all its rows."""
     fraction: float | None = None
     """About this share of the samples, by the same hash."""
     ids: frozenset[str] | None = None
@@ -46,7 +46,7 @@ class SliceSpec:
         return EntryLimit(self.top_k, self.tau_factor)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what goes into the identity; of ids their digest."""
+        """Return what becomes part of the identity; for ids their digest."""
         named = {
             "command": "slice",
             "top_k": self.top_k,
@@ -61,7 +61,7 @@ class SliceSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Where a chosen row stands in the source."""
+    """A chosen row and its place in the source."""
 
     shard: int
     row: int
@@ -79,16 +79,16 @@ def slice_cache(
     on_start: Callable[[int], None] = lambda rows: None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write the chosen part of a cache as a cache of its own; return its rows.
+    """Write the chosen part of a cache as a new cache; return its rows.
 
-    Rows keep their order and are cut into shards of about the source's `shard_tokens`. Without
-    `top_k` and `tau_factor` the targets stay as they are. A slice of the held-out split is the
-    training split of the new cache, as a cache has one. A shard of the source and one of the target
-    are in memory.
+    Rows keep their order and are divided into shards of about the source's `shard_tokens`. Without
+    `top_k` and `tau_factor` the targets are unchanged. A slice of the held-out split becomes the
+    training split of the new cache, which must have one. One shard of the source and one of the
+    target are in memory.
 
     Raises:
         CacheError: nothing is left, an id is unknown, `top_k` or `tau_factor` do not fit, the
-            source is damaged, or the target is no place for it.
+            source is damaged, or the target cannot be used.
     """
     check_apart(target, [cache.store])
     _check_limit(cache, spec.limit)
@@ -98,7 +98,7 @@ def slice_cache(
     derived: dict[str, Any] = {"from": source.identity_digest, "how": spec.to_json()}
     names = [row.sample_id for split in SPLITS for row in chosen[split]]
     repeated = len(names) - len(set(names))
-    if repeated:  # of a merged cache; `verify` takes no others for whole
+    if repeated:  # of a merged cache; `verify` accepts no other repeats
         derived["repeated_samples"] = repeated
     identity = {**source.identity, "derived": derived}
     if spec.top_k is not None:
@@ -131,7 +131,7 @@ def slice_cache(
         )
 
     tokenizer = cache.tokenizer_files()
-    claim_folder(target, plan, encode_plan(plan))
+    reserve_folder(target, plan, encode_plan(plan))
     on_start(sum(item.rows for item in shards))
     records = fill(target, shards, make, on_rows)
     finish(
@@ -148,7 +148,7 @@ def slice_cache(
 
 
 def _check_limit(cache: Cache, limit: EntryLimit) -> None:
-    """Refuse before anything is read: too many entries, or entries of the other kind."""
+    """Reject too many entries, or entries of the other kind, before anything is read."""
     held = cache.manifest.identity["scheme"].get("top_k")
     check_limit(limit, rule=cache.rule, held=held, url=cache.store.url)
 
@@ -178,7 +178,7 @@ def _choose(
             raise CacheError(
                 f"{len(unknown)} of {len(spec.ids)} sample ids are not in {where}"
                 f"{cache.store.url}: {', '.join(sorted(unknown)[:4])}",
-                expected="ids of its column sample_id, one a line",
+                expected="ids of its column sample_id, one per line",
             )
     if spec.samples is not None:
         every = sorted({_hash(row.sample_id) for split in SPLITS for row in rows[split]})
@@ -224,7 +224,7 @@ def _table(cache: Cache, record: ShardRecord) -> pa.Table:
 
 
 def _cut(rows: Sequence[_Row], shard_tokens: int) -> list[list[_Row]]:
-    """Cut rows into shards that follow the running total, as stage one's plan does."""
+    """Divide rows into shards by their cumulative tokens, as stage one's plan does."""
     total = sum(row.tokens for row in rows)
     count = max(1, round(total / shard_tokens))
     groups: list[list[_Row]] = [[] for _ in range(count)]
@@ -236,7 +236,7 @@ def _cut(rows: Sequence[_Row], shard_tokens: int) -> list[list[_Row]]:
 
 
 def _gather(cache: Cache, rows: Sequence[_Row]) -> list[pa.Table]:
-    """Return the rows, a table for each shard of the source, read one after the other."""
+    """Return the rows as one table for each shard of the source, read in order."""
     parts: list[pa.Table] = []
     for shard in sorted({row.shard for row in rows}):
         wanted = [row.row for row in rows if row.shard == shard]

@@ -1,4 +1,4 @@
-"""The numbers of a cache: entries, bytes by column, kept mass, entropy, the teacher's own loss.
+"""Statistics of a cache: entries, bytes by column, kept mass, entropy, the teacher's own loss.
 
 Percentiles are exact in fixed memory: entry counts are 16-bit integers and the statistics are
 float16, so that a histogram has at most 65,536 bins.
@@ -33,9 +33,9 @@ class Tally:
     rows: int = 0
     tokens: int = 0
     label_logprob: float = 0.0
-    """Sum of log p of the tokens that really follow."""
+    """Sum of log p of the labels."""
     label_kept: int = 0
-    """Positions whose own token is among the entries."""
+    """Positions whose label is among the entries."""
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
     """Positions by number of entries."""
     tails: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
@@ -43,7 +43,7 @@ class Tally:
     entropies: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
     """Positions by the bits of the float16 entropy at temperature 1."""
     bytes_by_column: dict[str, int] = field(default_factory=dict)
-    """Compressed, from the Parquet footer; what is left of the file is footer and headers."""
+    """Compressed sizes, from the Parquet footer; the rest of the file is footer and headers."""
 
     def add(self, other: Tally) -> None:
         """Add another's numbers to these."""
@@ -58,7 +58,7 @@ class Tally:
             self.bytes_by_column[name] = self.bytes_by_column.get(name, 0) + size
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers that people read, all over supervised positions at temperature 1."""
+        """Return the statistics, all over supervised positions at temperature 1."""
         loss_tokens = int(self.counts.sum())
         grid = np.arange(_BINS, dtype=np.float64)
         halves = np.arange(_BINS, dtype=np.uint16).view(np.float16).astype(np.float64)
@@ -100,7 +100,7 @@ class _Distribution:
         return float((self.values * self.times).sum() / max(self.times.sum(), 1))
 
     def quantile(self, q: float) -> float:
-        """Return the smallest value that at least the share q does not exceed; 0 of nothing."""
+        """Return the smallest value with at least the share q of all at or below it; 0 if empty."""
         if not self.times.size:
             return 0.0
         reached = np.cumsum(self.times)
@@ -110,7 +110,7 @@ class _Distribution:
 def cache_stats(
     cache: Cache, *, workers: int = 1, on_rows: Callable[[int], None] = lambda rows: None
 ) -> dict[str, Any]:
-    """Return the numbers of each split and of each shard; reads and decodes everything.
+    """Return the statistics of each split and each shard; reads and decodes everything.
 
     Raises:
         CacheError: a shard is missing or damaged; the message names it.
@@ -142,7 +142,7 @@ def _tally(cache: Cache, record: ShardRecord) -> Tally:
     except CacheError as error:
         raise CacheError(
             f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
-            do="verify lists all that is damaged",
+            do="verify lists every damaged file",
         ) from None
     metadata = pq.read_metadata(pa.BufferReader(data))
     for group in range(metadata.num_row_groups):
@@ -216,7 +216,7 @@ _ROWS = [
     *[(f"entropy (nats), {n}", ("entropy_nats", n)) for n in ("mean", "p5", "p50", "p95")],
     ("label log p, mean", ("label_logprob",)),
     ("teacher's own cross-entropy (nats)", ("teacher_cross_entropy",)),
-    ("label token within the entries", ("label_within_entries",)),
+    ("label within the entries", ("label_within_entries",)),
 ]
 
 

@@ -1,4 +1,4 @@
-"""A cache at a glance, finished or not: JSON-able facts, and the lines that show them."""
+"""A summary of a cache, complete or not: as JSON, and as lines of text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["summarize", "summary_lines"]
 
 
 def summarize(store: Store) -> dict[str, Any]:
-    """Return what the cache holds, from its manifest, or its plan and records; reads no shard.
+    """Return what the cache holds, from its manifest, or plan and records; reads no shard.
 
     Raises:
         CacheError: there is no cache, its manifest or plan is damaged, or it is of a newer format.
@@ -82,7 +82,7 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         share = 100 * tokens / max(of, 1)
         yield (
             f"state        incomplete: {made} of {planned} shards, {tokens} of {of} tokens "
-            f"({share:.1f} %); the command that made it goes on"
+            f"({share:.1f} %); its cache-teacher command continues it"
         )
     yield f"identity     {facts['identity_digest']}"
     yield (

@@ -1,4 +1,4 @@
-"""Is a cache whole? Every file against every other: a list of what is damaged, by name."""
+"""Verify a cache: check every file against the others, and list the damaged ones by name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = ["Finding", "verify_cache"]
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What reading one shard brought to light."""
+    """The result of reading one shard."""
 
     findings: tuple[Finding, ...]
     ids_R: NDArray[np.bytes_]
@@ -54,20 +54,20 @@ def verify_cache(
     on_start: Callable[[int], None] = lambda rows: None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[Finding]:
-    """Return every damaged file of a cache; an empty list says that the cache is whole.
+    """Return every damaged file of a cache; an empty list means that the cache is intact.
 
-    A cache without a (readable) manifest is judged by its plan and its shards' records, and the
-    manifest is one of the findings. Memory: the shards being read, and 16 bytes a row.
+    A cache without a readable manifest is checked against its plan and its shards' records, and
+    the manifest is one of the findings. Memory: the shards being read, and 16 bytes a row.
 
     Args:
         store: the cache's root.
-        quick: compare the sizes of shards only; small files are read all the same.
+        quick: compare only the sizes of shards; small files are still read.
         workers: shards read at one time.
-        on_start: told the rows of the whole cache.
-        on_rows: told of rows as they are done.
+        on_start: called with the number of rows to check.
+        on_rows: called with the number of rows checked.
 
     Raises:
-        CacheError: there is no cache at all, or one of a newer format.
+        CacheError: there is no cache, or one of a newer format.
         StoreError: the store cannot be reached.
     """
     inventory = read_inventory(store)
@@ -151,7 +151,7 @@ def _check_shard(
     except CacheError as error:
         findings.append(Finding(listed.path, error.found, key))
         return _Seen(tuple(findings), ids)
-    # The digest is of all planned rows; of a shard that lacks some, only the number is compared.
+    # The digest is over all planned rows; if a shard lacks some, only their number is compared.
     lacking = plan is not None and plan.rows != listed.rows
     if plan is not None and not lacking and plan.samples_sha256 not in (None, samples_sha256):
         findings.append(Finding(PLAN, f"plans other samples than {listed.path} holds"))
@@ -159,16 +159,16 @@ def _check_shard(
     both = np.isin(short_ids([row.sample_id for row in failed]), ids).sum() if failed else 0
     if both:
         name = quarantine_name(f"{listed.split}-{listed.index:05d}")
-        findings.append(Finding(name, f"{both} of its rows are in {listed.path} all the same", key))
+        findings.append(Finding(name, f"{both} of its rows are in {listed.path} nevertheless", key))
     return _Seen(tuple(findings), ids)
 
 
 def _record_reason(
     store: Store, listed: ShardRecord, rows_R2: NDArray[np.int32] | None, inventory: Inventory
 ) -> str:
-    """Say what is wrong with a shard's record, which a cache made again would rely on."""
+    """Return what is wrong with a shard's record, on which a later stage one would rely."""
     if inventory.manifest is None:
-        return ""  # the records are what the shards are judged by, and they were whole
+        return ""  # the shards are checked against the records, which are intact
     try:
         record = decode_record(store.read(record_name(listed.split, listed.index)))
     except FileNotFoundError:
@@ -212,7 +212,7 @@ def _read_rows(
 
 
 def _repeated(inventory: Inventory, seen: Sequence[_Seen]) -> Iterator[Finding]:
-    """A sample stands in the cache once, but for those that a merge brought in several times."""
+    """Check that a sample occurs once, except for repeats that a merge declares."""
     ids = [one.ids_R for one in seen]
     if not ids:
         return
@@ -242,7 +242,7 @@ def _repeated(inventory: Inventory, seen: Sequence[_Seen]) -> Iterator[Finding]:
 
 
 def _without_twins(findings: Iterable[Finding]) -> list[Finding]:
-    """Keep the first finding of each file: one line a file."""
+    """Keep the first finding of each file."""
     first: dict[str, Finding] = {}
     for finding in findings:
         first.setdefault(finding.name, finding)

@@ -1,4 +1,4 @@
-"""What a row means once its format is known: a conversation or a document, roles unified."""
+"""Rows as conversations or documents, with unified roles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.errors import CorpusError
 __all__ = ["Conversation", "Document", "Message", "unify_messages"]
 
 Message = dict[str, Any]
-"""`role`, `content` as text, and whatever else chat templates know (`tool_calls`, `name`, ...)."""
+"""`role`, `content` as text, and further keys of chat templates (`tool_calls`, `name`, ...)."""
 
 _ROLES = {
     "system": "system",
@@ -39,7 +39,7 @@ class Conversation:
 
     messages: list[Message]
     first_supervised: int = 0
-    """Messages before this one are context only, whoever speaks."""
+    """Messages before this one are context only, whatever their role."""
     tools: list[Any] | None = None
 
 
@@ -54,7 +54,7 @@ def unify_messages(items: object, *, place: str, role_key: str, content_key: str
     """Bring a list of messages to `role` and `content`; `None` means there are none.
 
     Raises:
-        CorpusError: an unknown role, a part that is no text, or no list of messages at all.
+        CorpusError: an unknown role, a part that is not text, or no list of messages.
     """
     if items is None:
         return []
@@ -83,7 +83,7 @@ def _unify(item: object, place: str, role_key: str, content_key: str) -> Message
             expected=f"one of {', '.join(_ROLES)}",
             do="rename the role in the data",
         )
-    # Parquet gives every message all keys of any message; those that are None were not there.
+    # Parquet gives every message all keys of any message; a None stands for an absent key.
     extra = {
         str(key): value
         for key, value in item.items()

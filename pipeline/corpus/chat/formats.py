@@ -1,4 +1,4 @@
-"""Which format a corpus has, and how its rows are read: detected from columns, or named."""
+"""The format of a corpus, detected from columns or named, and how its rows are read."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def interpreter(
     column: str | None = None,
     answered: bool = True,
 ) -> tuple[FormatName, Interpreter]:
-    """Return the format of the rows and the function that interprets each of them.
+    """Return the format of the rows and the function that interprets a row.
 
     Args:
-        first_rows: the rows whose columns say what the format is.
-        format: the format where it is known.
-        column: the column of the conversation or text where it is unusual.
-        answered: read a prompt or an instruction without its answer as no conversation; false
-            keeps it, and the column of the answers may be missing.
+        first_rows: rows whose columns determine the format.
+        format: the format, if it is known.
+        column: the column of the conversation or text, if it has an unusual name.
+        answered: drop a prompt or an instruction without its answer; false keeps it, and the
+            column of the answers may be missing.
 
     Raises:
-        CorpusError: the columns of `first_rows` fit no format, or not the one that is named.
+        CorpusError: the columns of `first_rows` fit no format, or not the named one.
     """
     columns = _columns(first_rows)
     if column is not None and column not in columns:
@@ -84,7 +84,7 @@ def interpreter(
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return every column with its first value that says something."""
+    """Return every column with its first value that is not empty."""
     columns: dict[str, Any] = {}
     for row in rows:
         for name, value in row.data.items():
@@ -213,6 +213,6 @@ def _tools(row: Row) -> list[Any] | None:
             tools = json.loads(tools)
         except json.JSONDecodeError as error:
             raise CorpusError(
-                f"{row.place}: the column 'tools' is no JSON ({error.msg})", expected="a JSON list"
+                f"{row.place}: the column 'tools' is not JSON ({error.msg})", expected="a JSON list"
             ) from None
     return list(tools) if isinstance(tools, (list, tuple)) and tools else None

@@ -1,4 +1,4 @@
-"""The chat template: where it comes from, its rendering, and which characters count."""
+"""The chat template: its source, its rendering, and which characters are supervised."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pipeline.errors import CorpusError
 __all__ = ["TEMPLATE_DATE", "ChatTemplate", "Rendered", "TemplateRefusal", "load_template"]
 
 TEMPLATE_DATE = "2024-07-26"
-"""The day that templates take for today: the same corpus tomorrow must give the same tokens."""
+"""The date that templates see as today, so that a corpus gives the same tokens on any day."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Letters only, so that no template treats it as markup; no text holds it by accident.
+# Letters only, so that no template treats it as markup; no text contains it by accident.
 _PROBE = "QxProbeZjWvKq"
 
 
 class TemplateRefusal(Exception):
-    """The template raised an error of its own for one conversation."""
+    """The template raised an error for one conversation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text, with the character ranges that count."""
+    """A conversation as text, with the supervised character ranges."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -44,16 +44,16 @@ class ChatTemplate:
     def render(self, conversation: Conversation, *, place: str, everything: bool) -> Rendered:
         """Render without a generation prompt and find the assistant's turns.
 
-        A turn reaches from the end of its header to the end of its end-of-turn token. White space
-        that the template puts after that token is no part of it: no model ever generates it.
+        A turn extends from the end of its header to the end of its end-of-turn token. White space
+        that the template puts after that token is not part of it, since no model generates it.
 
         Args:
             conversation: at least one message.
-            place: names the row in messages.
-            everything: whether all characters count, whoever speaks.
+            place: the row's name in messages.
+            everything: whether all characters are supervised, whatever the role.
 
         Raises:
-            TemplateRefusal: the template does not take this conversation.
+            TemplateRefusal: the template rejects this conversation.
             CorpusError: the assistant's turns cannot be located in what the template renders.
         """
         messages, tools = conversation.messages, conversation.tools
@@ -75,7 +75,7 @@ class ChatTemplate:
                 raise CorpusError(
                     f"{place}: the assistant's message {number + 1} cannot be found in what the "
                     "chat template renders",
-                    expected="a template whose first messages render the same whatever follows, "
+                    expected="a template that renders earlier messages the same whatever follows, "
                     "or one that marks the assistant's text with {% generation %}",
                     do="give such a template in --chat_template, or set --corpus.loss_on all",
                 )
@@ -86,16 +86,16 @@ class ChatTemplate:
         """Render with the generation prompt, so that the next token is the assistant's first.
 
         Raises:
-            TemplateRefusal: the template does not take this conversation.
+            TemplateRefusal: the template rejects this conversation.
             CorpusError: the template has a mistake.
         """
         return self._apply(conversation.messages, conversation.tools, prompt=True)
 
     def end_of_turn(self) -> str | None:
-        """Return the special token with which the template closes an assistant's turn.
+        """Return the special token with which the template ends an assistant's turn.
 
-        A base model's generation config often names its end of text alone; a teacher that answers
-        in this template ends a turn with the template's own token.
+        A base model's generation config often names only the end-of-text token; a teacher that
+        answers in this template ends a turn with the template's token.
         """
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
         closing = self._probe(1, messages, None).partition(_PROBE)[2].lstrip()
@@ -156,8 +156,8 @@ class ChatTemplate:
         upto = self._quietly(messages[: number + 1], tools)
         if upto and text.startswith(upto):
             return len(upto)
-        # Some templates (Qwen 3) render the last turn unlike the earlier ones. What closes a
-        # turn is still the same: find it behind a probe in the place of the answer.
+        # Some templates (Qwen 3) render the last turn differently from the earlier ones. The end
+        # of a turn is the same: find it after a probe in place of the answer.
         closing = self._probe(number, messages[: number + 1], tools).partition(_PROBE)[2]
         rest = self._probe(number, messages, tools).partition(_PROBE)[2]
         if closing and rest.startswith(closing) and text.endswith(rest):
@@ -183,7 +183,7 @@ class ChatTemplate:
 
 
 def load_template(tokenizer: Any, given: str | None) -> ChatTemplate:
-    """Take the template that the settings give (a file or its text), or the tokenizer's own.
+    """Return the template of the settings (a file or its text), or the tokenizer's.
 
     Raises:
         CorpusError: there is none, or the file cannot be read.
@@ -230,7 +230,7 @@ def _fixed_date(pattern: str) -> str:
 
 
 class _Refusals:
-    """Turns what a template raises into `TemplateRefusal`, and bad syntax into `CorpusError`."""
+    """Turns a template's errors into `TemplateRefusal`, and syntax errors into `CorpusError`."""
 
     def __enter__(self) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Rendered text to token ids and the mask of those that count, many rows in one call."""
+"""Rendered text to token ids and loss masks, many rows in one call."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class DocumentEnds:
-    """What is put around a plain document."""
+    """The special tokens around a plain document."""
 
     bos: int | None
     eos: int | None
 
 
 def require_offsets(tokenizer: Any) -> None:
-    """Refuse tokenizers that cannot say which characters a token came from.
+    """Reject tokenizers without character offsets of tokens.
 
     Raises:
         CorpusError: the tokenizer is not one of the `tokenizers` library.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise CorpusError(
-            f"the tokenizer {type(tokenizer).__name__} does not say where its tokens lie",
+            f"the tokenizer {type(tokenizer).__name__} gives no character offsets of its tokens",
             expected="a fast tokenizer (one with a tokenizer.json)",
             do="convert it with AutoTokenizer.from_pretrained(..., use_fast=True) and save it",
         )
 
 
 def document_ends(tokenizer: Any, *, add_bos: bool, add_eos: bool) -> DocumentEnds:
-    """Decide about BOS and EOS: BOS only where the tokenizer itself begins text with it."""
+    """Choose BOS and EOS; BOS only if the tokenizer itself begins text with it."""
     bos = tokenizer.bos_token_id
     if not add_bos or bos is None or list(tokenizer("a")["input_ids"])[:1] != [bos]:
         bos = None
@@ -56,7 +56,7 @@ def document_ends(tokenizer: Any, *, add_bos: bool, add_eos: bool) -> DocumentEn
 def tokenise(rows: Sequence[Rendered | str], *, tokenizer: Any, ends: DocumentEnds) -> list[Tokens]:
     """Tokenise chats (`Rendered`) and documents (`str`) in one call, in order.
 
-    A chat's text already holds every special token that its template wants, so none is added.
+    A chat's text already contains all special tokens of its template, so none is added.
     """
     if not rows:
         return []
@@ -96,8 +96,8 @@ def _with_ends(tokens: NDArray[np.int32], ends: DocumentEnds) -> NDArray[np.int3
 def _mask(spans: list[tuple[int, int]], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Mark the tokens that begin inside a span.
 
-    A token that begins in the header and reaches into the answer is the header's: given the
-    prompt alone, the model is never asked for it.
+    A token that begins in the header and extends into the answer belongs to the header: after the
+    prompt alone the model never predicts it.
     """
     starts, ends = offsets[:, 0], offsets[:, 1]
     loss_mask = np.zeros(len(offsets), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Real text that every Python has: the language reference, and chats from docstrings."""
+"""Text that every Python installation contains: the language reference, and docstrings as chats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EMBEDDED_NAME = "embedded"
 _MIN_CHARS = 40
 _MAX_CHARS = 1200
 
-# Only parsed, never imported: nothing of them runs. A module that this Python lacks is skipped.
+# Only parsed, never imported, so none of their code runs. Missing modules are skipped.
 _MODULES = (
     "_collections_abc _py_abc _pydatetime _pydecimal _pyio _strptime _threading_local "
     "__future__ abc aifc ast asynchat asyncio asyncore base64 bdb bisect bz2 calendar cgitb "
@@ -39,7 +39,7 @@ _MODULES = (
     "zipapp zipfile zipimport "
 )
 
-# Pure-Python twins of C modules and the like, by the name that people know.
+# Implementation modules by their public name.
 _PUBLIC_NAME = {
     "_collections_abc": "collections.abc",
     "_pydatetime": "datetime",
@@ -65,10 +65,10 @@ _QUESTIONS = {
 
 
 def embedded_source(kinds: Literal["both", "chats", "documents"] = "both") -> RowSource:
-    """Make documents from `pydoc_data.topics` and module docstrings, chats from the others.
+    """Build documents from `pydoc_data.topics` and module docstrings, chats from other docstrings.
 
-    The order is that of a hash of each row's key, so that any first N rows hold both kinds. No
-    text occurs twice: a passage that were both trained on and held out would flatter the student.
+    Rows are ordered by a hash of their key, so that any first N rows contain both kinds. No text
+    occurs twice: a passage both trained on and held out would make the student look better.
 
     Raises:
         CorpusError: this Python was installed without the sources or the topics.
@@ -190,7 +190,7 @@ def _question(name: str, node: _Definition) -> str:
 
 
 def _capped(text: str) -> str:
-    """Cut `text` to `_MAX_CHARS`: at a paragraph, or at a line of a long first paragraph."""
+    """Shorten `text` to `_MAX_CHARS`: at a paragraph, or at a line of a long first paragraph."""
     if len(text) <= _MAX_CHARS:
         return text
     head = text[: _MAX_CHARS + 2]

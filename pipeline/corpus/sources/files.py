@@ -21,7 +21,7 @@ __all__ = ["DATA_SUFFIXES", "data_suffix", "files_source"]
 _log = logging.getLogger(__name__)
 
 _PARQUET_BUFFER = 1 << 20
-"""Bytes of a column read at one time; without it a row group's column is read whole."""
+"""Bytes of a column read at one time; without it the column of a row group is read at once."""
 _PACKED = (".gz", ".bz2", ".xz")
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "eval", "heldout")
 _EXPECTED = ".parquet, .jsonl, .json, .csv or .txt"
@@ -36,7 +36,7 @@ class _File:
 
 
 def data_suffix(name: str) -> str | None:
-    """Return the suffix that says how a file is read, or None for one that holds no data."""
+    """Return the suffix that determines how a file is read, or None if it is not a data file."""
     base = name.lower()
     for packed in _PACKED:
         base = base.removesuffix(packed)
@@ -49,12 +49,12 @@ def data_suffix(name: str) -> str | None:
 def files_source(location: str, split: str) -> RowSource:
     """Read one file, or all data files of a folder in the order of their names.
 
-    A folder with several kinds of data files is read by the first kind of `DATA_SUFFIXES` that
-    it holds. Where names tell splits apart (`train-0.parquet`, `test/a.jsonl`), those of `split`
-    are read. Names that begin with a dot or an underscore are left alone.
+    Of a folder with several kinds of data files, those of the first kind of `DATA_SUFFIXES` are
+    read. Where names contain splits (`train-0.parquet`, `test/a.jsonl`), those of `split` are
+    read. Names that begin with a dot or an underscore are ignored.
 
     Raises:
-        CorpusError: nothing there, nothing of a known kind, no such split, or a malformed file.
+        CorpusError: no such path, no file of a known kind, no such split, or a malformed file.
     """
     fs, root = _open_location(location)
     try:
@@ -99,7 +99,7 @@ def _of_one_kind(files: list[_File], location: str, single: bool) -> list[_File]
             others = sum(len(group) for kind, group in by_kind.items() if kind != suffix)
             if others:
                 _log.warning(
-                    "%s: reading the %d %s files and leaving %d data files of other kinds alone",
+                    "%s: reading the %d %s files and ignoring %d data files of other kinds",
                     location, len(by_kind[suffix]), suffix, others,
                 )  # fmt: skip
             return by_kind[suffix]
@@ -115,7 +115,7 @@ def _of_split(files: list[_File], split: str, location: str, single: bool) -> li
     if single or not known:
         if split != "train" and named[files[0].name] != split:
             raise CorpusError(
-                f"{location}: the split {split!r} is asked for, but its files name no splits",
+                f"{location}: the split {split!r} is requested, but file names contain no splits",
                 do="leave --dataset_split at train, or name the file itself in --dataset_name",
             )
         return files
@@ -166,17 +166,18 @@ def _read_parquet(stream: IO[bytes], name: str) -> _Placed:
 
     number = 0
     try:
-        # pre_buffer, which pyarrow switches on, keeps every row group that was read.
+        # pre_buffer, on by default in pyarrow, keeps every row group that was read.
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
         for group in range(file.num_row_groups):
-            # Arrow's threads each keep an arena: 171 MB at the peak of a file, 107 without them.
+            # Each of Arrow's threads keeps an arena: 171 MB at the peak of a file, 107 without
+            # them.
             for batch in file.iter_batches(1024, row_groups=[group], use_threads=False):
                 for data in batch.to_pylist():
                     number += 1
                     yield f"{name}, row {number}", data
     except pa.ArrowException as error:
         raise CorpusError(
-            f"{name}: is no readable Parquet file ({error})", do="copy the file again"
+            f"{name}: is not a readable Parquet file ({error})", do="copy the file again"
         ) from error
 
 
@@ -213,7 +214,7 @@ def _read_json(stream: IO[bytes], name: str) -> _Placed:
 
 
 def _read_json_value(stream: IO[bytes], name: str) -> _Placed:
-    """Read one object, or one object around an array: whole, unlike all other kinds of files."""
+    """Read one object, or one object around an array; at once, unlike all other files."""
     head = next((line for line in stream if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
     try:
         data = json.loads(head.decode("utf-8-sig"))
@@ -225,7 +226,7 @@ def _read_json_value(stream: IO[bytes], name: str) -> _Placed:
         except json.JSONDecodeError as error:
             raise _json_mistake(error, name) from None
     if more:
-        # Many JSON Lines files are called .json; a second value after the first gives them away.
+        # Many JSON Lines files are named .json; they have a second value after the first.
         stream.seek(0)
         yield from _read_json_lines(stream, name)
         return
@@ -288,4 +289,4 @@ _READERS: dict[str, Callable[[IO[bytes], str], _Placed]] = {
 }
 
 DATA_SUFFIXES = tuple(_READERS)
-"""In the order in which a folder's files are looked for."""
+"""In the order in which a folder is searched."""

@@ -19,7 +19,7 @@ _MAPPED_BYTES = 32 << 20
 
 
 def hub_source(settings: CorpusSettings) -> RowSource:
-    """Load one split of a hub dataset; what was downloaded before needs no network.
+    """Load one split of a hub dataset; a downloaded one needs no network.
 
     Raises:
         CorpusError: the library is missing, or the hub, the name, configuration or split fails.
@@ -51,7 +51,7 @@ def hub_source(settings: CorpusSettings) -> RowSource:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Tell whether `folder` was written by `datasets.save_to_disk`."""
+    """Whether `folder` was written by `datasets.save_to_disk`."""
     return (folder / "dataset_dict.json").is_file() or (
         (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     )
@@ -110,9 +110,9 @@ def _table_rows(table: Any, label: str) -> Iterator[Row]:
 
 
 def _pieces(table: Any) -> Iterator[Any]:
-    """Cut a memory-mapped table, each piece from a mapping of its own.
+    """Slice a memory-mapped table, each slice from a separate mapping.
 
-    Pages that were read stay mapped and count as this process's memory; they go with the mapping.
+    Pages that were read count as the process's memory until their mapping is closed.
     """
     rows = len(table)
     if not rows or not table.cache_files:  # in memory

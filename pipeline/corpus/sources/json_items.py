@@ -1,4 +1,4 @@
-"""The items of a JSON array one by one, so that a file of any size is read at constant memory."""
+"""Read the items of a JSON array one by one, so that any file needs constant memory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ __all__ = ["NotAnArray", "json_items"]
 
 _CHUNK = 1 << 20
 _TAIL = 64
-"""A mistake this many characters before the end of what was read is no matter of reading on: the
-decoder reports what is cut off where it breaks off, or at the start of a literal."""
+"""A mistake at least this many characters before the end of the buffer is not caused by the
+buffer's end: the decoder reports an incomplete value where it ends, or at the start of a
+literal."""
 _SPACE = " \t\n\r"
 
 
 class NotAnArray(Exception):
-    """The text begins with something else than `[`; nothing has been handed out."""
+    """The text does not begin with `[`; no item has been returned."""
 
 
 def json_items(text: TextIO) -> Iterator[Any]:
-    """Yield the items of the array that the text is, in order; one is in memory at a time.
+    """Yield the items of the array in order; one is in memory at a time.
 
     Raises:
-        NotAnArray: it is not one.
+        NotAnArray: the text is not an array.
         json.JSONDecodeError: a mistake; `lineno` counts from the start of the text. The items
-            before it have been handed out.
+            before it have been returned.
     """
     window = _Window(text)
     if window.next_char() != "[":
@@ -48,7 +49,7 @@ def json_items(text: TextIO) -> Iterator[Any]:
 
 
 class _Window:
-    """The part of the text that is being read."""
+    """A buffer over the text."""
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
@@ -70,7 +71,7 @@ class _Window:
                 return ""
 
     def value(self) -> Any:
-        """Return the value at this place and step over it."""
+        """Return the value at this place and advance past it."""
         while True:
             try:
                 value, end = self._decode(self._buffer, self.at)
@@ -81,7 +82,7 @@ class _Window:
                 if cut_off and self._read():
                     continue
                 raise self.mistake(error.msg, error.pos) from None
-            # At the very end of the buffer a number may go on.
+            # At the end of the buffer a number may be incomplete.
             if end == len(self._buffer) and self._read():
                 continue
             self.at = end
@@ -94,7 +95,7 @@ class _Window:
         return error
 
     def _read(self) -> bool:
-        """Read on, twice as far each time that one value needs it; false at the end."""
+        """Read more, twice as much each time for one value; false at the end."""
         if self._ended:
             return False
         self._lines += self._buffer.count("\n", 0, self.at)

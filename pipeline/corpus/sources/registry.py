@@ -19,10 +19,10 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def open_source(settings: CorpusSettings) -> RowSource:
-    """Find what `settings.dataset_name` means, the embedded text and existing paths first.
+    """Open the source named by `settings.dataset_name`; the embedded text and paths first.
 
     Raises:
-        CorpusError: nothing of that name, or it cannot be read.
+        CorpusError: there is no such source, or it cannot be read.
     """
     name = settings.dataset_name
     if name == EMBEDDED_NAME:

@@ -1,4 +1,4 @@
-"""Raw rows as the sources yield them, with a stable key and a place to name in messages."""
+"""Raw rows of the sources, each with a stable key and a place for messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Row:
     """One row of a source, not yet interpreted."""
 
     key: str
-    """Names the row within its source; independent of how many rows are read."""
+    """Identifies the row within its source; independent of how many rows are read."""
     place: str
     """For messages, as in `chats.jsonl, line 7`."""
     data: Mapping[str, Any]
@@ -25,11 +25,11 @@ class RowSource:
     """Rows in a fixed order; `rows` can be consumed once."""
 
     name: str
-    """Names the source in sample ids; independent of the machine and of the content."""
+    """Identifies the source in sample ids; independent of the machine and of the content."""
     rows: Iterator[Row]
     total: int | None
-    """Number of rows, or None where only reading would tell."""
+    """Number of rows, or None if only reading tells."""
     identity: dict[str, Any]
-    """What is known of the content without reading it: revision, files and their sizes, ..."""
+    """A description of the content without reading it: revision, files and their sizes, ..."""
     mixed: bool = False
-    """Whether every row is to be interpreted by its own columns (embedded text only)."""
+    """Whether every row is interpreted by its own columns (embedded text only)."""

@@ -149,7 +149,7 @@ class TrainLoop:
         outputs = self._engine.train_step(
             [module_inputs(b.to(self._engine.device), scale) for b in batch.micro_batches]
         )
-        divergence = sum(float(terms.kd_N.double().sum()) for _, terms in outputs)
+        divergence = sum(float(terms.divergence_N.double().sum()) for _, terms in outputs)
         entropy = sum(float(terms.ce_N.double().sum()) for _, terms in outputs)
         divergence, entropy, stop = self._engine.sum_over_ranks(
             [divergence, entropy, float(self._stop_asked)]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.data.collate import Batch
-from pipeline.loss.types import HeadTargets, LossTerms
+from pipeline.loss.targets import HeadTargets, LossTerms
 
 __all__ = ["StudentModule", "module_inputs"]
 

@@ -17,8 +17,11 @@ COMMANDS = ["inspect", "verify", "stats", "repair", "slice", "merge", "export"]
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("verfy C", "'verfy' is no command; did you mean verify?; expected one of inspect, verify"),
-        ("zzz C", "'zzz' is no command; expected one of inspect"),
+        (
+            "verfy C",
+            "'verfy' is not a command; did you mean verify?; expected one of inspect, verify",
+        ),
+        ("zzz C", "'zzz' is not a command; expected one of inspect"),
         ("verify", "the following arguments are required: URL"),
         ("--json", "required: COMMAND"),
         ("verify C --quik", "verify: --quik: unknown flag; did you mean --quick?"),

@@ -78,7 +78,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(
 ) -> None:
     url = str(cache_dir)
     assert run_command(lambda: cache_command(["verify", url])) == 0
-    assert "3 shards whole" in capsys.readouterr().out
+    assert "3 shards intact" in capsys.readouterr().out
     _flip(cache_dir / name, where(cache_dir / name))
     assert run_command(lambda: cache_command(["verify", url])) == CacheError.exit_code
     out, err = capsys.readouterr()
@@ -124,7 +124,7 @@ def test_verify_as_a_program(cache_dir: Path) -> None:
     assert "Traceback" not in done.stderr
     told = [line for line in done.stderr.splitlines() if not line.startswith("verify: ")]
     assert len(told) == 1  # a slow machine tells its progress before
-    assert "2 files are damaged, 1 shards are whole" in done.stderr
+    assert "2 files are damaged, 1 shards are intact" in done.stderr
     assert len(done.stdout.splitlines()) == 2
 
 
@@ -137,7 +137,7 @@ def test_commands(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "decode every row" in capsys.readouterr().out
     for wrong, says in (
         (["verify"], "required: URL"),
-        (["check", "x"], "'check' is no command; expected one of inspect, "),
+        (["check", "x"], "'check' is not a command; expected one of inspect, "),
         (["inspect", "a", "b"], "'b' is one address too many"),
     ):
         with pytest.raises(ConfigError, match=says):
@@ -222,3 +222,20 @@ def test_parquet_without_our_footer_is_refused(cache_dir: Path) -> None:
     rewrite_manifest(cache_dir, shards=manifest["shards"])
     with pytest.raises(CacheError, match="no distill_cache metadata"):
         open_cache(str(cache_dir)).source("train").read_rows(1, [0])
+
+
+def test_a_bit_flipped_in_transfer_is_read_again(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [row.sample_id for row in read_all(open_cache(str(cache_dir)))]
+    read, reads = Store.read, []
+
+    def flipped_once(self: Store, name: str) -> bytes:
+        data = read(self, name)
+        reads.append(name)
+        first = name == SHARD and reads.count(SHARD) == 1
+        return bytes([data[0] ^ 1]) + data[1:] if first else data
+
+    monkeypatch.setattr(Store, "read", flipped_once)
+    assert [row.sample_id for row in read_all(open_cache(str(cache_dir)))] == whole
+    assert reads.count(SHARD) == 2

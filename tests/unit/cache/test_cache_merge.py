@@ -135,6 +135,17 @@ def _teacher(name: str) -> dict[str, Any]:
     return {**sample_identity()["teacher"], "model": name}
 
 
+def test_the_longest_sample_of_all_sources_bounds_the_merged_cache(tmp_path: Path) -> None:
+    """A student's `max_length` is checked against it."""
+    parts = [
+        _write(tmp_path / name, [seed], [], teacher=_teacher(name),
+               corpus={"source": "random", "max_length": length})
+        for name, seed, length in (("A", 1, 9), ("B", 2, 40), ("C", 3, 12))
+    ]  # fmt: skip
+    assert _merge(tmp_path / "sum", *parts) == 0
+    assert open_cache(str(tmp_path / "sum")).manifest.identity["corpus"]["max_length"] == 40
+
+
 def test_several_teachers(tmp_path: Path) -> None:
     one = _write(tmp_path / "1", [1, 2], [3], teacher=_teacher("A"))
     two = _write(

@@ -14,7 +14,14 @@ from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
 from pipeline.cache.layout.inventory import read_inventory
 from pipeline.cache.layout.manifest import PLAN, read_manifest, record_name
-from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_name, quarantine_rows
+from pipeline.cache.layout.quarantine import (
+    QuarantinedRow,
+    decode_quarantine,
+    quarantine_name,
+    quarantine_rows,
+    read_quarantine,
+    read_quarantined_rows,
+)
 from pipeline.cache.tools.repair import plan_repair, repair_cache
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
@@ -121,7 +128,7 @@ def test_lists_that_say_something_else_than_the_shard(without: Path) -> None:
     rows, _ = sample_rows(3, seed=1)
     store = Store(str(without))
     for ids, says in (
-        ([rows[0].sample_id], f"1 of its rows are in {SHARD} all the same"),
+        ([rows[0].sample_id], f"1 of its rows are in {SHARD} nevertheless"),
         ([rows[0].sample_id, rows[1].sample_id], "plans 3 rows"),
     ):
         (without / LIST).unlink()
@@ -164,7 +171,7 @@ def test_a_stage_that_ends_with_rows_quarantined_has_repaired(
     flip(without / SHARD, 30)
     before = digests(without)
     plan = plan_repair(store, verify_cache(store))
-    with pytest.raises(CacheError, match=r"could not make what is missing .exit code 3"):
+    with pytest.raises(CacheError, match=r"could not compute what is missing .exit code 3"):
         repair_cache(store, plan, lambda _arguments: 3)
     kept = {name: d for name, d in digests(without).items() if not name.startswith("_meta/repair")}
     assert kept == before
@@ -191,7 +198,7 @@ def test_more_rows_quarantined_than_before_is_no_repair(without: Path, tmp_path:
     flip(without / SHARD, 30)
     store = Store(str(without))
     plan = plan_repair(store, verify_cache(store))
-    with pytest.raises(CacheError, match="its bytes are not those of before"):
+    with pytest.raises(CacheError, match="its bytes differ from those before"):
         repair_cache(store, plan, _run_by_hand(without, tmp_path / "limit"))
 
 
@@ -276,3 +283,15 @@ def test_without_a_plan_a_list_still_counts(without: Path, tmp_path: Path) -> No
     assert _merge(tmp_path / "sum", without, tmp_path / "two") == 0
     assert _damaged(tmp_path / "sum") == {}
     assert (tmp_path / "sum" / LIST).read_bytes() == (without / LIST).read_bytes()
+
+
+def test_the_list_of_another_shard_is_no_list(tmp_path: Path) -> None:
+    """A copied file has a valid checksum, and names rows of another shard."""
+    store = Store(str(tmp_path))
+    assert quarantine_rows(store, "train-00001", [QuarantinedRow("0" * 32, "not finite", 3)])
+    raw = store.read(quarantine_name("train-00001"))
+    assert decode_quarantine(raw, "train-00001") is not None
+    assert decode_quarantine(raw, "train-00002") is None
+    store.write(quarantine_name("train-00002"), raw)
+    assert read_quarantined_rows(store, "train-00002") == ()
+    assert list(read_quarantine(store)) == ["train-00001"]

@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_wrong_flags_are_one_message(made: Path, tmp_path: Path) -> None:
     for flags, says in (
-        ([], "nothing to leave out"),
+        ([], "no part of the cache was chosen"),
         (["--fraction", "2"], "expected a number above 0 and at most 1"),
         (["--top-k", "0"], "expected a whole number, at least 1"),
         (["--samples", "3", "--fraction", "0.5"], "not allowed with"),

@@ -14,7 +14,13 @@ import pytest
 from pipeline.cache.__main__ import main
 from pipeline.cache.io.writer import commit_shard, encode_shard
 from pipeline.cache.layout.inventory import encode_plan
-from pipeline.cache.layout.manifest import PLAN, record_name, shard_name
+from pipeline.cache.layout.manifest import (
+    PLAN,
+    decode_record,
+    encode_record,
+    record_name,
+    shard_name,
+)
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError, run_command
@@ -236,7 +242,7 @@ def test_counts_that_agree_everywhere_but_in_the_rows(planned: Path) -> None:
 def test_json_for_programs(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: main(["verify", str(planned), "--json"])) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == {"url": str(planned), "whole": True, "damaged": []}
+    assert told == {"url": str(planned), "intact": True, "damaged": []}
     flip(planned / SHARD, 40)
     assert run_command(lambda: main(["verify", str(planned), "--json"])) == 3
     told = json.loads(capsys.readouterr().out)
@@ -279,3 +285,17 @@ def test_inspect_names_a_scheme_without_top_k(
     rewrite_manifest(planned, identity=identity, identity_digest=fingerprint(identity))
     assert main(["inspect", str(planned)]) == 0
     assert "threshold taus=0.08333,0.04" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("column", ["row_tokens", "row_loss_tokens"])
+def test_a_record_with_the_right_sums_and_other_rows_is_found(column: str, planned: Path) -> None:
+    """A later stage one would write them to `rows.bin`, from which training is planned."""
+    file = planned / record_name("train", 0)
+    record = decode_record(file.read_bytes())
+    assert record is not None
+    numbers = list(getattr(record, column))
+    turned = numbers[1:] + numbers[:1]
+    assert turned != numbers
+    file.write_bytes(encode_record(replace(record, **{column: tuple(turned)})))
+    found = {f.name: f.reason for f in verify_cache(Store(str(planned)))}
+    assert found == {record_name("train", 0): "shard record differs from _meta/rows.bin"}

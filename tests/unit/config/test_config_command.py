@@ -190,6 +190,13 @@ def test_the_value_after_a_flag_of_one_dash_is_no_mistake_of_its_own() -> None:
     assert len(_mistakes("stray", "3")) == 2
 
 
+@pytest.mark.parametrize("flag", ["--no-seed", "--no_seed", "--no-out_dir", "--no-engine.rate"])
+def test_only_switches_have_a_negation(flag: str) -> None:
+    """`--no-seed` would be a seed of 0, and nobody would notice."""
+    (mistake,) = _mistakes(flag)
+    assert mistake.startswith(f"{flag}: unknown flag")
+
+
 def test_every_mistake_at_once(write: Write) -> None:
     file = write("enigne: {name: x}\nengine: {nmae: y, rate: -1}\nsteps: many\n")
     missing = _mistakes(

@@ -89,7 +89,9 @@ def test_answer_beyond_the_cut_is_dropped_and_supervised(build: Build, write_jso
     corpus = build(write_jsonl([long, short]), max_length=60)
     assert corpus.counts.dropped_no_labels == 1
     assert [sample.source_index for sample in corpus.samples] == [1]
-    with pytest.raises(CorpusError, match=r"none of its 1 rows gave a sample .1 without a token"):
+    with pytest.raises(
+        CorpusError, match=r"none of its 1 rows gave a sample .1 without a supervised token"
+    ):
         build(write_jsonl([long]), max_length=60)
 
 

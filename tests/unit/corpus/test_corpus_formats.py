@@ -167,3 +167,18 @@ def test_tool_calls_reach_the_template(
     text = using.decode(sample.input_ids)
     assert text.startswith("T1<|im_start|>user")
     assert using.decode(sample.input_ids[sample.loss_mask]) == "CALL lookup<|im_end|>"
+
+
+def test_a_system_column_does_not_precede_a_system_message(
+    build: Build, write_jsonl: Build, tokenizer: Any
+) -> None:
+    turns = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "it"}]
+    own = [{"role": "system", "content": "Be kind."}, *turns]
+    rows = [{"system": "Be exact.", "messages": own}, {"system": "Be exact.", "messages": turns}]
+    first, second = (
+        tokenizer.decode(sample.input_ids) for sample in build(write_jsonl(rows)).samples
+    )
+    assert first.count("<|im_start|>system") == second.count("<|im_start|>system") == 1
+    assert "Be kind." in first
+    assert "Be exact." not in first
+    assert "Be exact." in second

@@ -112,7 +112,7 @@ def test_refused_rows_are_supervised_and_named(
     corpus = build(write_jsonl(rows), chat_template=ALTERNATING)
     assert corpus.counts.dropped_by_template == 1
     assert "line 2: Conversation roles must alternate" in caplog.text
-    with pytest.raises(CorpusError, match=r"1 refused by the chat template.*must alternate"):
+    with pytest.raises(CorpusError, match=r"1 rejected by the chat template.*must alternate"):
         build(write_jsonl(rows[1:]), chat_template=ALTERNATING)
 
 

@@ -186,7 +186,7 @@ def test_splits_by_name(tmp_path: Path, build: Build, tokenizer: Any) -> None:
 
 def test_split_of_files_without_names(tmp_path: Path, build: Build) -> None:
     _write("jsonl", tmp_path, TEXTS)
-    with pytest.raises(CorpusError, match="'test' is asked for, but its files name no splits"):
+    with pytest.raises(CorpusError, match="'test' is requested, but file names contain no splits"):
         build(tmp_path, dataset_split="test")
 
 
@@ -236,7 +236,7 @@ def test_saved_dataset(dictionary: bool, tmp_path: Path, build: Build, tokenizer
         ("a.json", b"12", "a.json, item 1: holds int"),
         ("a.json", b"", "a.json, line 1: Expecting value"),
         ("a.csv", b"id,text\n1,a\n2\n", "a.csv, record 2: has another number of fields"),
-        ("a.parquet", b"not parquet", "a.parquet: is no readable Parquet file"),
+        ("a.parquet", b"not parquet", "a.parquet: is not a readable Parquet file"),
         ("a.jsonl", b"\n", "holds no rows"),
         ("a.bin", b"x", "holds no data that can be read .found a.bin.; expected .parquet, .jsonl"),
     ],

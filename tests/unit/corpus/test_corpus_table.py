@@ -183,7 +183,7 @@ def test_a_full_disk_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> No
     with full, pytest.raises(ResourceError) as caught:
         SampleTable.of([_sample(i, 50, heldout=False) for i in range(5)])
     said = str(caught.value)
-    assert said.startswith("the scratch disk is full: 0.0 MB of tokenised samples lie in ")
+    assert said.startswith("the scratch disk is full: 0.0 MB of tokenised samples are in ")
     assert "set TMPDIR to a folder on a larger disk" in said
     assert caught.value.exit_code == 4
 

@@ -11,9 +11,9 @@ import torch
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.data.collate import collate
 from pipeline.data.mapped import MappedRows
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.models.vocabulary import map_vocabulary
 
 V, N, K = 12, 5, 6
@@ -108,7 +108,7 @@ def test_value_and_gradient_are_those_of_the_pieces(temperature: float) -> None:
     )
     found_NU = logits_NU.clone()
     terms = sparse_loss_(found_NU, targets, LossSpec(temperature, alpha))
-    found = alpha * temperature**2 * terms.kd_N.sum() + (1 - alpha) * terms.ce_N.sum()
+    found = alpha * temperature**2 * terms.divergence_N.sum() + (1 - alpha) * terms.ce_N.sum()
     # The cache's values are float32.
     assert float(found) == pytest.approx(float(loss.detach()), rel=1e-6)
     torch.testing.assert_close(found_NU, wanted_NU.grad, rtol=0, atol=1e-6)

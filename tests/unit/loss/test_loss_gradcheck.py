@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
 KINDS = ("ragged", "empty", "one", "always_kept", "all")

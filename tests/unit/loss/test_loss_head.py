@@ -25,7 +25,7 @@ from pipeline.loss.head import (
 )
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets, LossTerms
+from pipeline.loss.targets import HeadTargets, LossTerms
 from pipeline.sampling.inclusion import InclusionRule
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
@@ -137,7 +137,7 @@ def test_no_tokens(make_targets: MakeTargets, generator: torch.Generator) -> Non
     hidden, weight, bias = inputs(generator)
     terms = fused_head_loss(hidden[:0], weight, bias, targets, spec=SPEC)
     assert terms.loss.item() == 0
-    assert terms.kd_N.shape == (0,)
+    assert terms.divergence_N.shape == (0,)
     terms.loss.backward()
     for tensor in (hidden, weight, bias):
         assert tensor.grad is not None
@@ -277,8 +277,8 @@ def test_temperature_and_predictions_of_one_call(
         logits = head(hidden)
     assert isinstance(terms, LossTerms)
     assert isinstance(logits, Tensor)
-    kd_N = reference.sparse_divergence(logits, targets, LossSpec(1.0, 0.5))
-    torch.testing.assert_close(terms.kd_N, kd_N)
+    divergence_N = reference.sparse_divergence(logits, targets, LossSpec(1.0, 0.5))
+    torch.testing.assert_close(terms.divergence_N, divergence_N)
     assert terms.argmax_N is not None
     assert torch.equal(terms.argmax_N, logits.argmax(-1))
     assert not terms.loss.requires_grad
@@ -314,7 +314,7 @@ def test_measuring_is_not_training(draw_targets: Callable[..., HeadTargets]) -> 
             logits = head(hidden)
         assert isinstance(terms, LossTerms)
         assert isinstance(logits, Tensor)
-        seen.append(terms.kd_N)
+        seen.append(terms.divergence_N)
     assert torch.equal(*seen)
     spec = LossSpec(1.0, 0.5, "control_variate", sampled_log_step=0.5)
     torch.testing.assert_close(seen[0], reference.sparse_divergence(logits, targets, spec))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pipeline.loss import reference
-from pipeline.loss.sampled import default_share, dither_bias, row_share
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.chunk_gradient import sparse_loss_
+from pipeline.loss.sampled_divergence import default_share, dither_bias, row_share
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.sampling.inclusion import InclusionRule
 
 Draw = Callable[..., HeadTargets]
@@ -57,7 +57,7 @@ def estimates(
     grad_RU = student_U.repeat(draws, 1)
     terms = sparse_loss_(grad_RU, targets, spec)
     value, gradient_U = truth(log_p_V, student_U, spec)
-    return terms.kd_N - value, grad_RU - gradient_U
+    return terms.divergence_N - value, grad_RU - gradient_U
 
 
 def assert_mean_is_zero(errors_R: Tensor) -> None:
@@ -192,7 +192,7 @@ def test_without_a_draw_and_share_one_it_is_the_bucket() -> None:
         variate = LossSpec(2.0, 1.0, "auto", divergence, control_variate=1.0)  # type: ignore[arg-type]
         terms_a = sparse_loss_(a, always_kept, bucket)
         terms_b = sparse_loss_(b, sampled, variate)
-        torch.testing.assert_close(terms_a.kd_N, terms_b.kd_N)
+        torch.testing.assert_close(terms_a.divergence_N, terms_b.divergence_N)
         torch.testing.assert_close(a, b)
 
 
@@ -238,7 +238,32 @@ def test_extremes_stay_finite() -> None:
             spec = LossSpec(1.0, 0.5, "auto", divergence, control_variate=share)  # type: ignore[arg-type]
             grad_NV = logits_NV.clone()
             terms = sparse_loss_(grad_NV, targets, spec)
-            assert torch.isfinite(terms.kd_N).all()
+            assert torch.isfinite(terms.divergence_N).all()
             assert torch.isfinite(grad_NV).all()
             scale = np.maximum(1.0, float(grad_NV.abs().max()))
             assert grad_NV.sum(-1).abs().max() < 1e-4 * scale
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("divergence", ESTIMABLE)
+def test_no_tail_where_the_always_kept_are_the_whole_vocabulary(
+    divergence: str, share: float
+) -> None:
+    """Quantised masses that sum to 0.95 leave nothing: no other token could have the rest."""
+    ids_NK = torch.arange(4).expand(3, 4).contiguous()
+    p_K = torch.tensor([0.4, 0.3, 0.15, 0.1])
+    logprobs_NK = p_K.log().expand(3, 4).contiguous()
+    targets = HeadTargets(
+        ids_NK, logprobs_NK, torch.ones(3, 4), torch.zeros(3), torch.ones(3), torch.arange(3)
+    )
+    spec = LossSpec(1.0, 1.0, "control_variate", divergence, control_variate=share)  # type: ignore[arg-type]
+    logits_NV = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    terms = sparse_loss_(logits_NV.clone(), targets, spec)
+    q_NV = torch.softmax(logits_NV, -1)
+    wanted_N = reference.outcome(spec, p_K.double(), q_NV).sum(-1)
+    torch.testing.assert_close(terms.divergence_N, wanted_N, atol=1e-6, rtol=1e-6)
+    leaf_NV = logits_NV.clone().requires_grad_()
+    reference.outcome(spec, p_K.double(), torch.softmax(leaf_NV, -1)).sum().backward()
+    grad_NV = logits_NV.clone()
+    sparse_loss_(grad_NV, targets, spec)
+    torch.testing.assert_close(grad_NV, leaf_NV.grad, atol=1e-6, rtol=1e-6)

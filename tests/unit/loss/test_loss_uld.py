@@ -14,7 +14,7 @@ from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.loss.reference import loss_sum, sorted_distance, sparse_divergence
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.loss.uld import uld_loss_
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
@@ -33,7 +33,7 @@ def both(
     wanted.backward()
     found_NV = logits_NV.clone()
     terms = uld_loss_(found_NV, targets, spec(alpha))
-    found = alpha * terms.kd_N.sum() + (1 - alpha) * terms.ce_N.sum()
+    found = alpha * terms.divergence_N.sum() + (1 - alpha) * terms.ce_N.sum()
     assert wanted_NV.grad is not None
     return (found, found_NV), (wanted.detach(), wanted_NV.grad)
 
@@ -66,7 +66,7 @@ def test_gradient_by_finite_differences(
                 moved_NV = logits_NV.clone()
                 moved_NV[n, v] += step
                 terms = uld_loss_(moved_NV, targets, spec(0.7), gradient=False)
-                values.append(float(0.7 * terms.kd_N.sum() + 0.3 * terms.ce_N.sum()))
+                values.append(float(0.7 * terms.divergence_N.sum() + 0.3 * terms.ce_N.sum()))
             assert (values[0] - values[1]) / 2e-6 == pytest.approx(
                 float(gradient_NV[n, v]), abs=1e-8
             )
@@ -79,11 +79,11 @@ def test_with_all_entries_it_is_the_papers(
     logits_NV = torch.randn(6, 30, generator=generator, dtype=torch.float64)
     exact_N = sorted_distance(logits_NV, logprobs_NV.exp())
     terms = uld_loss_(logits_NV.clone(), targets, spec())
-    assert torch.allclose(terms.kd_N, exact_N, atol=1e-6)  # targets are float32
+    assert torch.allclose(terms.divergence_N, exact_N, atol=1e-6)  # targets are float32
     # What the tokens are called does not matter.
     order = torch.randperm(30, generator=generator)
     again = uld_loss_(logits_NV[:, order].clone(), targets, spec())
-    assert torch.allclose(again.kd_N, terms.kd_N)
+    assert torch.allclose(again.divergence_N, terms.divergence_N)
 
 
 def test_fewer_entries_are_a_lower_bound(
@@ -95,7 +95,7 @@ def test_fewer_entries_are_a_lower_bound(
     for count in (1, 5, 20, 50):
         generator.set_state(state)
         targets, logprobs_NV = make_targets(generator, tokens=5, vocab=50, counts=[count] * 5)
-        value_N = uld_loss_(logits_NV.clone(), targets, spec()).kd_N
+        value_N = uld_loss_(logits_NV.clone(), targets, spec()).divergence_N
         assert (value_N <= sorted_distance(logits_NV, logprobs_NV.exp()) + 1e-6).all()
         if before_N is not None:
             assert (value_N >= before_N - 1e-6).all(), "each rank that is known adds"
@@ -111,7 +111,7 @@ def test_a_token_without_entries_has_cross_entropy_alone(
     logits_NV = torch.randn(3, 20, generator=generator, dtype=torch.float64)
     gradient_NV = logits_NV.clone()
     terms = uld_loss_(gradient_NV, targets, spec(0.5))
-    assert terms.kd_N[[0, 2]].tolist() == [0.0, 0.0]
+    assert terms.divergence_N[[0, 2]].tolist() == [0.0, 0.0]
     q_NV = torch.softmax(logits_NV, -1)
     wanted_NV = 0.5 * (q_NV - torch.nn.functional.one_hot(targets.label_N, 20))
     assert torch.allclose(gradient_NV[[0, 2]], wanted_NV[[0, 2]])
@@ -121,9 +121,11 @@ def test_a_token_without_entries_has_cross_entropy_alone(
 def test_no_tokens_and_no_entries_at_all(make_targets: MakeTargets) -> None:
     generator = torch.Generator().manual_seed(0)
     targets, _ = make_targets(generator, tokens=0, vocab=7)
-    assert uld_loss_(torch.zeros(0, 7), targets, spec()).kd_N.shape == (0,)
+    assert uld_loss_(torch.zeros(0, 7), targets, spec()).divergence_N.shape == (0,)
     targets, _ = make_targets(generator, tokens=2, vocab=7, counts=[0, 0])
-    assert uld_loss_(torch.randn(2, 7), targets, spec(), predictions=True).kd_N.tolist() == [0, 0]
+    assert uld_loss_(
+        torch.randn(2, 7), targets, spec(), predictions=True
+    ).divergence_N.tolist() == [0, 0]
 
 
 def test_predictions_and_blocks(

@@ -21,9 +21,9 @@ from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
 from pipeline.cache.layout.schema import table_to_rows
 from pipeline.data.collate import collate
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise, sample_key
 from pipeline.teacher.sparsify.columns import to_targets
@@ -93,7 +93,7 @@ def _errors(name: str, temperature: float) -> tuple[Tensor, Tensor]:
     kl_K = (p_KV * (p_KV.log() - q_KV.log())).sum(-1)
     shape = (len(rows), LENGTH - 1)
     return (
-        terms.kd_N.reshape(shape) - kl_K[kinds_N],
+        terms.divergence_N.reshape(shape) - kl_K[kinds_N],
         (grad_NV / temperature).reshape(*shape, VOCAB) - (q_KV - p_KV)[kinds_N],
     )
 

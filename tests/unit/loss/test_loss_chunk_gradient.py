@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.loss import reference, sparse_kl
-from pipeline.loss.sparse_kl import sparse_loss_
+from pipeline.loss import chunk_gradient, reference
+from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 
 MakeTargets = Callable[..., tuple[HeadTargets, Tensor]]
 TAILS = ("bucket", "zero", "renormalise")
@@ -32,15 +32,15 @@ def check(
     logits_NV: Tensor, targets: HeadTargets, spec: LossSpec, *, atol: float, grad_atol: float
 ) -> None:
     """Compare values and gradient with the reference."""
-    kd_N, grad_NV = expected(logits_NV, targets, spec)
+    divergence_N, grad_NV = expected(logits_NV, targets, spec)
     ce_N = reference.cross_entropy(logits_NV, targets.label_N)
     buffer = logits_NV.clone()
     terms = sparse_loss_(buffer, targets, spec)
-    torch.testing.assert_close(terms.kd_N.double(), kd_N, atol=atol, rtol=1e-5)
+    torch.testing.assert_close(terms.divergence_N.double(), divergence_N, atol=atol, rtol=1e-5)
     torch.testing.assert_close(terms.ce_N.double(), ce_N, atol=atol, rtol=1e-5)
     torch.testing.assert_close(buffer.double(), grad_NV, atol=grad_atol, rtol=1e-5)
     values = sparse_loss_(logits_NV.clone(), targets, spec, gradient=False)
-    assert torch.equal(values.kd_N, terms.kd_N)
+    assert torch.equal(values.divergence_N, terms.divergence_N)
     assert torch.equal(values.ce_N, terms.ce_N)
 
 
@@ -74,11 +74,11 @@ def test_16_bit_logits(
     targets, _ = make_targets(generator, tokens=6, vocab=50, temperature=2.0)
     logits_NV = (torch.randn(6, 50, generator=generator) * 3).to(dtype)
     spec = LossSpec(2.0, 0.5, "bucket")
-    kd_N, grad_NV = expected(logits_NV, targets, spec)
+    divergence_N, grad_NV = expected(logits_NV, targets, spec)
     buffer = logits_NV.clone()
     terms = sparse_loss_(buffer, targets, spec)
-    assert terms.kd_N.dtype == torch.float32
-    torch.testing.assert_close(terms.kd_N.double(), kd_N, atol=2e-5, rtol=1e-5)
+    assert terms.divergence_N.dtype == torch.float32
+    torch.testing.assert_close(terms.divergence_N.double(), divergence_N, atol=2e-5, rtol=1e-5)
     assert buffer.dtype == dtype
     torch.testing.assert_close(buffer.double(), grad_NV, atol=1e-6, rtol=2**-8)
 
@@ -106,7 +106,7 @@ def test_gradient_by_finite_differences(
 
     def loss(z: Tensor) -> Tensor:
         terms = sparse_loss_(z.clone(), targets, spec, gradient=False)
-        return 0.3 * temperature**2 * terms.kd_N.sum() + 0.7 * terms.ce_N.sum()
+        return 0.3 * temperature**2 * terms.divergence_N.sum() + 0.7 * terms.ce_N.sum()
 
     grad_NV = logits_NV.clone()
     sparse_loss_(grad_NV, targets, spec)
@@ -136,10 +136,12 @@ def test_all_entries_kept_is_the_dense_divergence(
     logits_NV = torch.randn(5, 16, generator=generator)
     dense = logits_NV.double().clone().requires_grad_()
     spec = LossSpec(temperature, 1.0, tail, divergence)  # type: ignore[arg-type]
-    kd_N = reference.dense_divergence(dense, logprobs_NV, spec)
-    (temperature**2 * kd_N.sum()).backward()
+    divergence_N = reference.dense_divergence(dense, logprobs_NV, spec)
+    (temperature**2 * divergence_N.sum()).backward()
     terms = sparse_loss_(logits_NV, targets, spec)
-    torch.testing.assert_close(terms.kd_N.double(), kd_N.detach(), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        terms.divergence_N.double(), divergence_N.detach(), atol=2e-6, rtol=1e-5
+    )
     torch.testing.assert_close(logits_NV.double(), dense.grad, atol=2e-6, rtol=1e-5)
 
 
@@ -153,7 +155,7 @@ def test_divergences_by_their_kin(make_targets: MakeTargets, generator: torch.Ge
             1.0, 1.0, "bucket", divergence,  # type: ignore[arg-type]
             jsd_beta=parameter, skew_alpha=parameter,
         )  # fmt: skip
-        return sparse_loss_(logits_NV.clone(), targets, spec, gradient=False).kd_N
+        return sparse_loss_(logits_NV.clone(), targets, spec, gradient=False).divergence_N
 
     small = 1e-6
     close = torch.testing.assert_close
@@ -175,8 +177,8 @@ def test_bucket_is_below_dense_kl_and_above_zero(
     logits_NV = torch.randn(20, 64, generator=generator)
     full_N = reference.dense_kl(logits_NV, logprobs_NV, temperature=1.0)
     terms = sparse_loss_(logits_NV, targets, LossSpec(1.0, 1.0))
-    assert (terms.kd_N >= 0).all()
-    assert (terms.kd_N <= full_N + 1e-5).all()
+    assert (terms.divergence_N >= 0).all()
+    assert (terms.divergence_N <= full_N + 1e-5).all()
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -192,7 +194,7 @@ def test_one_entry_and_all_mass_on_one_id(
     check(logits_NV, always_kept, spec, atol=1e-9, grad_atol=1e-9)
     terms = sparse_loss_(logits_NV.clone(), always_kept, spec)
     log_q = torch.log_softmax(logits_NV, -1).gather(1, always_kept.ids_NK)[:, 0]
-    torch.testing.assert_close(terms.kd_N, -log_q)
+    torch.testing.assert_close(terms.divergence_N, -log_q)
 
 
 def test_quantised_sum_above_one_is_scaled(
@@ -205,6 +207,23 @@ def test_quantised_sum_above_one_is_scaled(
     check(logits_NV, targets, LossSpec(1.0, 1.0), atol=1e-9, grad_atol=1e-9)
     sparse_loss_(logits_NV, targets, LossSpec(1.0, 1.0))
     torch.testing.assert_close(logits_NV.sum(-1), torch.zeros(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reverse_kl_of_a_quantised_sum_above_one_is_finite(
+    make_targets: MakeTargets, generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    """No mass is left for the other tokens, where the student has some: a lower bound applies."""
+    targets, _ = make_targets(generator, tokens=4, vocab=30, counts=[6] * 4)
+    targets = targets._replace(logprobs_NK=torch.full((4, 6), 1.1 / 6).log())
+    grad_NV = torch.randn(4, 30, generator=generator, dtype=dtype)
+    spec = LossSpec(1.0, 1.0, "bucket", "reverse_kl")
+    values_N, expected_NV = expected(grad_NV, targets, spec)
+    terms = sparse_loss_(grad_NV, targets, spec)
+    assert torch.isfinite(terms.divergence_N).all()
+    assert torch.isfinite(grad_NV).all()
+    torch.testing.assert_close(terms.divergence_N.double(), values_N, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(grad_NV.double(), expected_NV, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -222,7 +241,7 @@ def test_ids_outside_the_vocabulary_move_to_the_tail(
     a, b = logits_NV.clone(), logits_NV.clone()
     terms_a = sparse_loss_(a, targets._replace(ids_NK=outside), spec)
     terms_b = sparse_loss_(b, targets._replace(logprobs_NK=dropped), spec)
-    assert torch.equal(terms_a.kd_N, terms_b.kd_N)
+    assert torch.equal(terms_a.divergence_N, terms_b.divergence_N)
     assert torch.equal(a, b)
     check(logits_NV.double(), targets._replace(ids_NK=outside), spec, atol=1e-9, grad_atol=1e-9)
 
@@ -246,7 +265,7 @@ def test_no_tokens(make_targets: MakeTargets, predictions: bool) -> None:
     """N = 0 gives empty terms."""
     targets, _ = make_targets(torch.Generator(), tokens=0, vocab=9)
     terms = sparse_loss_(torch.zeros(0, 9), targets, LossSpec(2.0, 0.5), predictions=predictions)
-    assert terms.kd_N.shape == terms.ce_N.shape == (0,)
+    assert terms.divergence_N.shape == terms.ce_N.shape == (0,)
     assert (terms.argmax_N is not None) == predictions
 
 
@@ -274,10 +293,10 @@ def test_far_logits_neither_overflow_nor_cancel(
     logits_NV.scatter_(1, targets.ids_NK, 250.0)
     logits_NV += 1e3
     spec = LossSpec(temperature, 0.5)
-    kd_N, grad_NV = expected(logits_NV, targets, spec)
+    divergence_N, grad_NV = expected(logits_NV, targets, spec)
     terms = sparse_loss_(logits_NV, targets, spec)
-    assert torch.isfinite(terms.kd_N).all()
-    torch.testing.assert_close(terms.kd_N.double(), kd_N, rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(terms.divergence_N).all()
+    torch.testing.assert_close(terms.divergence_N.double(), divergence_N, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits_NV.double(), grad_NV, rtol=1e-4, atol=1e-4)
 
 
@@ -290,10 +309,10 @@ def test_blocks_do_not_change_the_result(
     spec = LossSpec(2.0, 0.5)
     a, b = logits_NV.clone(), logits_NV.clone()
     terms_a = sparse_loss_(a, targets, spec)
-    monkeypatch.setattr(sparse_kl, "_CPU_BLOCK_BYTES", 1)
-    monkeypatch.setattr(sparse_kl, "_CPU_BLOCK_ROWS", 1)
+    monkeypatch.setattr(chunk_gradient, "_CPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr(chunk_gradient, "_CPU_BLOCK_ROWS", 1)
     terms_b = sparse_loss_(b, targets, spec)
-    torch.testing.assert_close(terms_a.kd_N, terms_b.kd_N, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(terms_a.divergence_N, terms_b.divergence_N, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Deterministic targets: cached entries to K weights and one for the rest, by tail policy.
+"""The teacher's weights for the kept entries and for the rest, by tail policy.
 
 Shapes: N supervised tokens, K entries of the fullest one.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.settings import TailPolicy
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 
 __all__ = ["TeacherWeights", "known_entries", "teacher_weights"]
 
@@ -26,10 +26,10 @@ class TeacherWeights(NamedTuple):
 
 
 def known_entries(targets: HeadTargets, *, tail: TailPolicy, vocab_size: int) -> Tensor:
-    """Return bool [N, K]: entries that have a logit of the student and a weight of their own.
+    """Return bool [N, K]: entries that have a logit of the student and a weight.
 
-    Under `bucket` a sampled entry has none: that one token of the rest happened to be sampled says
-    nothing about the rest, and its weight alone would be biased.
+    Under `bucket` a sampled entry has no weight: it is part of the rest, and a weight of its own
+    would be biased.
     """
     known_NK = torch.isfinite(targets.logprobs_NK) & (targets.ids_NK < vocab_size)
     if tail == "bucket" and targets.inclusion_NK is not None:
@@ -46,10 +46,10 @@ def teacher_weights(
     vocab_size: int,
     dtype: torch.dtype,
 ) -> TeacherWeights:
-    """Compute `w_i = p_i^(1/T) / Z_T / inclusion_i` and what becomes of the missing mass.
+    """Compute `w_i = p_i^(1/T) / Z_T / inclusion_i` and the weight of the missing mass.
 
-    - `bucket`: the rest, 1 - sum(w), is one outcome. Values from a coarse grid can sum to more
-      than 1; they are then scaled to 1. Where the kept entries are the student's whole
+    - `bucket`: the rest, 1 - sum(w), is one outcome. Quantised values can sum to more than
+      1; they are then scaled to 1. Where the kept entries are the student's whole
       vocabulary there is no other outcome, and the weights are scaled to 1 as well.
     - `zero`: the rest is dropped and the weights stay as they are.
     - `renormalise`: the weights are scaled to 1.

@@ -1,28 +1,30 @@
 """Unbiased divergence from sampled entries, with the student's own tail as control variate.
 
 The teacher's always-kept entries H are known exactly; of the tail, entry j was sampled with
-probability pi_j, by a draw that does not look at the student. Any sum over the tail is then
-estimated without bias by sum_S x_j / pi_j over the sampled S (Horvitz and Thompson 1952), and so is
+probability pi_j, independently of the student. Any sum over the tail is then estimated without bias
+by sum_S x_j / pi_j over the sampled S (Horvitz and Thompson 1952), and so is
 
     sum_tail f(p_j, q_j) = E[ C + sum_S (f(p_j, q_j) - c_j) / pi_j ],   C = sum_tail c_j,
 
-for every c whose sum over the tail is known. The nearer c is to f, the less noise. Known are the
-tail's masses P and Q, of the teacher and of the student, so c may be any combination of p_j and
-q_j; the tangent of f at the ratio P / Q is the natural one, for a teacher whose tail is shaped as
-the student's: c = tau p + upsilon q with tau, upsilon the derivatives of f at (P, Q). It is exact
-to second order, and with it alone (share 1, no sampled entries) the bucket is left: C = f(P, Q).
+for every control variate c whose sum over the tail is known. The closer c is to f, the lower the
+variance. The tail's masses P and Q, of the teacher and of the student, are known, so c may be any
+linear combination of p_j and q_j; the natural choice is the tangent of f at the ratio P / Q, which
+is exact where the teacher's tail has the shape of the student's: c = tau p + upsilon q with tau,
+upsilon the derivatives of f at (P, Q). Its error is of second order, and with it alone (share 1, no
+sampled entries) the estimate is that of the tail bucket: C = f(P, Q).
 
-Far out, where q >> p, the correction (f - c) / pi is large; there the p = 0 limit, c = phi(0) q,
-is better. The mixture `share * tangent + (1 - share) * limit` is unbiased for any share. For
+Where q >> p, the correction (f - c) / pi is large; there the p = 0 limit, c = phi(0) q, is
+better. The mixture `share * tangent + (1 - share) * limit` is unbiased for any share. For
 forward KL phi(0) = 0 and upsilon = -P / Q: the target is w_j = p_j on H and elsewhere
 
     w_j = kappa q_j + [j sampled] (p_j - kappa q_j) / pi_j,   kappa = share * P / Q.
 
-How far to lean on the student is a matter of how near it is: `row_share`. It may depend on
-anything but the draw, so what a row's always-kept entries say of the student will do.
+The best share depends on how close the student is to the teacher: `row_share`. It may depend on
+anything but the sample, so it is computed from the row's always-kept entries.
 
-The gradient holds tau, upsilon and P, Q within them constant (they are numbers of the estimate, not
-of what is estimated), so it is the mean gradient, not the derivative of the single value.
+The gradient treats tau and upsilon as constants (they belong to the estimator, not to the
+estimand), so its expectation is the exact gradient, while it is not the derivative of the single
+estimate.
 
 Shapes: N supervised tokens, K entries of the fullest one.
 """
@@ -35,7 +37,7 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.divergence import DivergenceTerms, FDivergence, gradient_terms
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 from pipeline.sampling.quantisation import rounding_log_bias
 
 __all__ = ["default_share", "dither_bias", "row_share", "sampled_terms"]
@@ -44,10 +46,10 @@ __all__ = ["default_share", "dither_bias", "row_share", "sampled_terms"]
 def default_share(temperature: float, rule_highest: float = 0.0) -> float:
     """Return 1.14 - 0.8 / T, and 0.12 more below the rule's highest temperature, within 0 and 1.
 
-    The share of a row whose student is the teacher, as far as can be seen. Where q is far above p,
-    an entry's correction is share * q / pi, and pi follows p: the lower the temperature the faster,
-    so T = 1 wants less; an inclusion rule for T = 2 as well draws such entries more often, so there
-    T = 1 bears more.
+    The share of a row on which the student agrees with the teacher. Where q is far above p, an
+    entry's correction is share * q / pi, and pi falls with p, faster at a lower temperature, so the
+    share at T = 1 is smaller. An inclusion rule that also covers T = 2 samples such entries more
+    often, which allows a larger share at T = 1.
     """
     below = min(max(rule_highest - temperature, 0.0), 1.0)
     return min(max(0.0, 1.14 - 0.8 / temperature + 0.12 * below), 1.0)
@@ -58,24 +60,25 @@ def row_share(
 ) -> Tensor:
     """Return the share of each row: default_share / ((1 + 2 D)^(2 / T) (1 + v / 8)).
 
-    D is small where the always-kept entries have little mass, whatever they say: those rows of a
-    far student carry its error. v is their mean, whatever their mass. The best share of a row would
-    be 1 / (1 + chi^2), of the two tails, and chi^2 grows with the variance of log p / q, which v
-    extrapolates.
+    D alone is not enough: it is small wherever the always-kept entries have little mass, and for a
+    student far from the teacher those rows dominate the error. v is a mean, so it does not depend
+    on their mass. The optimal share of a row is 1 / (1 + chi^2), of the two tails, and chi^2 grows
+    with the variance of log p / q in the tail, for which v stands in.
 
-    Expected squared error of the weight gradient over that without a control variate, in brackets
-    that of a far student, cut to six layers and not yet trained (`make bench-control`, `--cut`;
-    summed over every draw there could be): T = 1 of the inclusion rule of T = 1 alone 0.81 (2.7),
-    of that of T = 1 and 2 0.68 (2.0); T = 2 0.32 (0.85). By D alone the far student had 4.0, 3.7,
-    1.12. A constant share of 0.15, which looks best in four draws, has 1.01 (14,000): one draw of
-    eight met a token of q = 5,000 p and had 2.5 times the error.
+    Expected squared error of the weight gradient over that without a control variate; in brackets
+    for a student far from the teacher, pruned to six layers and not yet trained (`make
+    bench-control`, `--pruned`; the exact expectation over all samples): T = 1 under the inclusion
+    rule of T = 1 alone 0.81 (2.7), under that of T = 1 and 2 0.68 (2.0); T = 2 0.32 (0.85). With D
+    alone the far student had 4.0, 3.7, 1.12. A constant share of 0.15, which looks best in four
+    samples, has 1.01 (14,000): one sample of eight held a token of q = 5,000 p and had 2.5 times
+    the error.
 
     Args:
         divergence_N: D, over the always-kept entries and the rest as one outcome, at T.
         spread_N: v, the mean of (log p - log q)^2 over the always-kept entries, weighted by p, at
             T.
         temperature: T.
-        rule_highest: highest temperature that the inclusion rule draws for; 0: T itself.
+        rule_highest: highest temperature that the inclusion rule covers; 0: T itself.
     """
     near_N = (1 + 2 * divergence_N.clamp(min=0.0)) ** (2 / temperature) * (1 + spread_N / 8)
     return default_share(temperature, rule_highest) / near_N
@@ -84,9 +87,10 @@ def row_share(
 def dither_bias(log_step: float, temperature: float) -> tuple[float, float]:
     """Return log E[e^u] and E[u e^u] / E[e^u] - log E[e^u], u uniform in +-log_step / (2 T).
 
-    That is what rounding with dither does to a sampled entry: log p / T comes with u added, so p_T
-    comes out e^first too large on average, and, that taken off, p_T log p_T by p_T times second.
-    With a step of 2 nats: 0.161 and 0.152 at T = 1, 0.041 and 0.042 at T = 2.
+    The bias of a sampled entry that was rounded with dither: log p / T is read with u added, so the
+    mean of p_T is too large by the factor e^first, and, after that correction, the mean of p_T log
+    p_T by p_T times second. With a step of 2 nats: 0.161 and 0.152 at T = 1, 0.041 and 0.042 at T =
+    2.
     """
     half = log_step / (2 * temperature)
     if half == 0:
@@ -111,9 +115,10 @@ def sampled_terms(
     """Return an unbiased D over the student's tokens; every entry's own p must be known.
 
     Not for `reverse_kl`, whose phi(0) is infinite. An id outside the student's vocabulary takes no
-    part in the sum; its mass, where it is always kept, is taken off the tail's. With `log_step`
-    only the forward KL is unbiased: of a sampled entry's term of another divergence the mean over
-    the dither is off by at most 15 % at T = 1 and 4 % at T = 2 (step 2), as f bends in p.
+    part in the sum; if it is always kept, its mass is subtracted from the tail's. With `log_step`
+    only the forward KL is unbiased: for the other divergences, which are not linear in p, the mean
+    over the dither of a sampled entry's term is off by at most 15 % at T = 1 and 4 % at T = 2
+    (step 2).
 
     Args:
         divergence: D.
@@ -122,10 +127,10 @@ def sampled_terms(
         log_q_tail_N: the student's log-probability, at T, of all tokens that are not kept.
         known_NK: bool; entries that the student has a logit for.
         temperature: T, the one `targets.log_z_N` belongs to.
-        share: of the tangent in the control variate, 0 to 1; None: `row_share`.
+        share: weight of the tangent in the control variate, 0 to 1; None: `row_share`.
         vocab_size: tokens that the student has a logit for.
         log_step: nats between the values that log p of sampled entries was rounded to.
-        rule_highest: highest temperature that the inclusion rule draws for; 0: T itself.
+        rule_highest: highest temperature that the inclusion rule covers; 0: T itself.
     """
     log_bias, value_bias = dither_bias(log_step, temperature)
     log_p_NK, sampled_NK, weight_NK = _sampled(targets, temperature, log_q_NK.dtype)
@@ -136,7 +141,7 @@ def sampled_terms(
     log_tail_q_N = torch.logaddexp(
         log_q_tail_N, log_q_NK.masked_fill(~known_sampled_NK, -torch.inf).logsumexp(-1)
     )
-    # No tangent where the teacher's tail has no mass, or the student's no token.
+    # No tangent where the teacher's tail has no mass or the student's tail has no token.
     if share is None:
         always_kept_NK = known_NK & ~sampled_NK
         always_kept_p_NK = log_p_NK.exp().masked_fill(~always_kept_NK, 0.0)
@@ -181,5 +186,5 @@ def _sampled(
 
 
 def _tail_mass(log_p_NK: Tensor, sampled_NK: Tensor) -> Tensor:
-    """Return the teacher's mass outside the always-kept ones; values from a grid can exceed 1."""
+    """Return the teacher's mass outside the always-kept entries; quantised masses can exceed 1."""
     return (1.0 - log_p_NK.exp().masked_fill_(sampled_NK, 0.0).sum(-1)).clamp_(min=0.0)

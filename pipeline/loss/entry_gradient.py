@@ -1,8 +1,9 @@
-"""The [N, K] part of a chunk's loss, the same for every way to do the [N, V] part.
+"""The loss of a chunk and its gradient on the kept entries: the [N, K] part.
 
-Before it: `take_entries_` reads the kept entries' logits and hides them from the sums. Then the
-[N, V] part sums the exponentials of what is left. `entry_terms` turns these sums into values, the
-kept entries' gradients, and one factor per row for each exponential of the rest.
+First `take_entries_` reads the kept entries' logits and hides them from the sums. Then the [N, V]
+part (`chunk_gradient`, or `chunk_gradient_triton` on a GPU) sums the exponentials of the other
+logits. `entry_terms` turns these sums into the loss, the kept entries' gradients, and one factor
+per row and temperature by which the exponentials become the gradient of the other tokens.
 
 Shapes: N tokens of the chunk, K entries of the fullest one, V vocabulary.
 """
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.divergence import DivergenceTerms, FDivergence, bucket_terms
-from pipeline.loss.sampled import sampled_terms
+from pipeline.loss.sampled_divergence import sampled_terms
 from pipeline.loss.settings import TailPolicy
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
-from pipeline.loss.weights import known_entries, teacher_weights
+from pipeline.loss.targets import HeadTargets
+from pipeline.loss.teacher_weights import known_entries, teacher_weights
 
 __all__ = [
     "Entries",
@@ -34,9 +35,9 @@ __all__ = [
 
 
 class RowTerms(NamedTuple):
-    """What `sparse_loss_` returns for each of N tokens; see `LossTerms` for the meaning."""
+    """The result of `sparse_loss_` for each of N tokens; see `LossTerms`."""
 
-    kd_N: Tensor
+    divergence_N: Tensor
     ce_N: Tensor
     argmax_N: Tensor | None
     argmax_logprob_N: Tensor | None
@@ -44,10 +45,10 @@ class RowTerms(NamedTuple):
 
 def join_rows(parts: Sequence[RowTerms]) -> RowTerms:
     """Concatenate the terms of consecutive rows; at least one part."""
-    kd_N, ce_N, argmax_N, argmax_logprob_N = zip(*parts, strict=True)
+    divergence_N, ce_N, argmax_N, argmax_logprob_N = zip(*parts, strict=True)
     predicted = parts[0].argmax_N is not None
     return RowTerms(
-        kd_N=torch.cat(kd_N),
+        divergence_N=torch.cat(divergence_N),
         ce_N=torch.cat(ce_N),
         argmax_N=torch.cat(argmax_N) if predicted else None,
         argmax_logprob_N=torch.cat(argmax_logprob_N) if predicted else None,
@@ -70,7 +71,7 @@ class TailSums(NamedTuple):
     """Sums over the tokens that are not kept, at temperatures T and 1."""
 
     max_N: Tensor
-    """Largest logit; finite where there is no token."""
+    """Largest logit; finite also where there is no such token."""
     sum_T_N: Tensor
     """sum exp((z - max) / T), above 0."""
     log_sum_T_N: Tensor
@@ -79,17 +80,17 @@ class TailSums(NamedTuple):
 
 
 class EntryTerms(NamedTuple):
-    """What is left to do on [N, V]: multiply, add, and put the kept entries back."""
+    """What the [N, V] part still needs: it multiplies, adds, and puts the kept entries back."""
 
-    kd_N: Tensor
+    divergence_N: Tensor
     ce_N: Tensor
     log_z_1_N: Tensor
     kept_NK: Tensor | None
-    """Gradient of the kept entries but for the label token's own; None without gradient."""
+    """Gradient on the kept entries without the label's -(1 - alpha); None without gradient."""
     factor_T_N: Tensor | None
-    """Of exp((z - max) / T), for each other token."""
+    """Factor of exp((z - max) / T), for each other token."""
     factor_1_N: Tensor | None
-    """Of exp(z - max), for each other token."""
+    """Factor of exp(z - max), for each other token."""
 
 
 def take_entries_(
@@ -116,27 +117,27 @@ def entry_terms(
     vocab_size: int,
     gradient: bool,
 ) -> EntryTerms:
-    """Compute the loss, and the gradient up to the [N, V] part."""
+    """Compute the loss, the gradient on the kept entries, and the factors for the [N, V] part."""
     temperature, alpha, z_NK = spec.temperature, spec.alpha, entries.z_NK
     log_z_1_N = torch.logaddexp(tail.log_sum_1_N, z_NK.logsumexp(-1))
     scaled_NK = z_NK / temperature
     log_z_T_N = torch.logaddexp(tail.log_sum_T_N, scaled_NK.logsumexp(-1))
-    kd = _divergence(
+    divergence = _divergence(
         entries, targets, spec, scaled_NK - log_z_T_N[:, None], tail.log_sum_T_N - log_z_T_N,
         vocab_size,
     )  # fmt: skip
     ce_N = log_z_1_N - entries.z_label_N
     if not gradient:
-        return EntryTerms(kd.value_N, ce_N, log_z_1_N, None, None, None)
+        return EntryTerms(divergence.value_N, ce_N, log_z_1_N, None, None, None)
     # d(alpha T^2 D)/dz = alpha T dD/d(z/T), and the tail's softmax is exp_T / sum_T.
-    kept_NK = kd.kept_NK.mul_(alpha * temperature)
+    kept_NK = divergence.kept_NK.mul_(alpha * temperature)
     kept_NK.add_((z_NK - log_z_1_N[:, None]).exp_(), alpha=1 - alpha)
     return EntryTerms(
-        kd_N=kd.value_N,
+        divergence_N=divergence.value_N,
         ce_N=ce_N,
         log_z_1_N=log_z_1_N,
         kept_NK=kept_NK,
-        factor_T_N=alpha * temperature * kd.tail_N / tail.sum_T_N,
+        factor_T_N=alpha * temperature * divergence.tail_N / tail.sum_T_N,
         factor_1_N=(1 - alpha) * (tail.max_N - log_z_1_N).exp(),
     )
 
@@ -152,7 +153,7 @@ def _divergence(
     """Return D's value and its gradient on the entries and on the rest."""
     temperature, tail, known_NK = spec.temperature, entries.tail, entries.known_NK
     if targets.inclusion_NK is not None and tail in ("control_variate", "zero"):
-        assert spec.estimable, "pipeline.student.compatibility refuses it"
+        assert spec.estimable, "pipeline.student.compatibility rejects it"
         return sampled_terms(
             _f_divergence(spec), targets, log_q_NK, log_q_tail_N, known_NK, temperature=temperature,
             share=0.0 if tail == "zero" else spec.control_variate, vocab_size=vocab_size,

@@ -1,4 +1,4 @@
-"""What goes into the fused head and what comes out, as tuples that DeepSpeed can walk.
+"""The fused head's input and output, as named tuples: DeepSpeed's hooks search tuples for tensors.
 
 Shapes: N supervised tokens, K entries of the fullest one.
 """
@@ -16,12 +16,11 @@ class HeadTargets(NamedTuple):
     """The teacher's sparse targets of N supervised tokens, padded to K entries.
 
     Token ids within a row are distinct. An id outside the student's vocabulary is allowed: it gets
-    no gradient, and its mass is known not to be among the student's tokens. A named tuple, not a
-    dataclass: DeepSpeed's hooks look into tuples.
+    no gradient, and its mass is known to be outside the student's vocabulary.
     """
 
     ids_NK: Tensor
-    """int64; anything at padding."""
+    """int64; arbitrary at padding."""
     logprobs_NK: Tensor
     """float32; log p at temperature 1 over the whole vocabulary; -inf at padding."""
     inclusion_NK: Tensor | None
@@ -30,9 +29,10 @@ class HeadTargets(NamedTuple):
     log_z_N: Tensor
     """float32; log sum_j p_j^(1/T) over the whole vocabulary, at the loss's temperature."""
     entropy_N: Tensor
-    """float32; the teacher's over the whole vocabulary at the loss's temperature, in nats."""
+    """float32; the teacher's entropy over the whole vocabulary at the loss's temperature, in
+    nats."""
     label_N: Tensor
-    """int64; the token that really follows, inside the student's vocabulary."""
+    """int64; the token that follows in the text, inside the student's vocabulary."""
 
     def rows(self, start: int, stop: int) -> HeadTargets:
         """Return the targets of tokens `start` to `stop`, as views."""
@@ -51,12 +51,13 @@ class LossTerms(NamedTuple):
     """The loss of N supervised tokens; only `loss` carries a gradient."""
 
     loss: Tensor
-    """Scalar: `alpha * T^2 * sum(kd) + (1 - alpha) * sum(ce)`. A sum; the caller scales it."""
-    kd_N: Tensor
+    """Scalar: `alpha * T^2 * sum(divergence) + (1 - alpha) * sum(ce)`. A sum; the caller scales
+    it."""
+    divergence_N: Tensor
     """Divergence of each token at temperature T, in nats, without the factor T^2."""
     ce_N: Tensor
     """-log q(label) of each token at temperature 1, in nats."""
     argmax_N: Tensor | None = None
-    """int64; the student's likeliest token, when predictions were asked for."""
+    """int64; the student's likeliest token, when predictions were requested."""
     argmax_logprob_N: Tensor | None = None
-    """log q(argmax) at temperature 1, when predictions were asked for."""
+    """log q(argmax) at temperature 1, when predictions were requested."""

@@ -1,9 +1,10 @@
-"""Loss of a chunk of logits, whose gradient takes the logits' place in memory.
+"""The loss of a chunk of logits and its gradient, which overwrites the logits.
 
-The kept entries are taken out of the row; what is left is turned into its own softmax, scaled by
-one number per row into the gradient of all the other tokens, and the kept entries' gradients are
-put back. So nothing cancels (the tail is summed, never 1 minus the rest), and a row is passed
-over four or five times, in cache. On CUDA `triton_kl` does the same in two passes.
+The kept entries are removed from the row; the exponentials of the other logits, times one factor
+per row and temperature, are the gradient of those tokens; then the kept entries' gradients
+(`entry_gradient`) are written in their places. There is no cancellation (the tail is summed, never
+computed as 1 minus the rest), and a row is read four or five times, from the processor's cache. On
+CUDA `chunk_gradient_triton` does the same in two passes.
 
 Shapes: N tokens of the chunk, K entries of the fullest one, V vocabulary.
 """
@@ -16,17 +17,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pipeline.loss.rows import RowTerms, TailSums, entry_terms, join_rows, take_entries_
+from pipeline.loss.entry_gradient import RowTerms, TailSums, entry_terms, join_rows, take_entries_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 
 __all__ = ["sparse_loss_"]
 
 _CPU_BLOCK_BYTES = 8 << 20
-"""Rows worked on together on a CPU: few enough to stay in cache over all passes."""
+"""Bytes of the rows processed together on a CPU: few enough to stay in its cache over all
+passes."""
 _CPU_BLOCK_ROWS = 16
-"""At least so many: the hundred small operations of a block cost 0.7 ms, whatever its size. At
-V = 151,936 five rows (3 MB) took 0.51 ms a token, 16 take 0.37 (T = 1), of the matmuls' 12."""
+"""At least this many rows: the hundred small operations of a block cost 0.7 ms, whatever its size.
+At V = 151,936 five rows (3 MB) took 0.51 ms a token, 16 take 0.37 (T = 1), of the matmuls' 12."""
 
 
 def sparse_loss_(
@@ -43,8 +45,8 @@ def sparse_loss_(
     at T = 1 both parts share one softmax, at T = 2 the second is the square of the first.
 
     Args:
-        logits_NV: float64, float32, bfloat16 or float16; DESTROYED. 16-bit logits are worked on
-            in float32, block by block.
+        logits_NV: float64, float32, bfloat16 or float16; DESTROYED. 16-bit logits are processed in
+            float32, block by block.
         targets: of the same N tokens.
         spec: temperature, alpha, divergence and tail policy.
         gradient: False skips the gradient; the logits are then left in an undefined state.
@@ -54,7 +56,7 @@ def sparse_loss_(
         Per-token terms in float32 (float64 for float64 logits), without gradient history.
     """
     if logits_NV.is_cuda and logits_NV.dtype != torch.float64 and _has_triton():
-        from pipeline.loss.triton_kl import triton_loss_
+        from pipeline.loss.chunk_gradient_triton import triton_loss_
 
         return triton_loss_(logits_NV, targets, spec, gradient=gradient, predictions=predictions)
     rows, vocab_size = logits_NV.shape
@@ -65,7 +67,7 @@ def sparse_loss_(
     parts = []
     for start in range(0, rows, block) if rows else (0,):
         logits_nV = logits_NV[start : start + block]
-        work_nV = logits_nV.to(dtype)  # the very same memory when the type already fits
+        work_nV = logits_nV.to(dtype)  # the same memory when the type is already right
         block_targets = targets.rows(start, start + block)
         parts.append(_block_(work_nV, block_targets, spec, gradient, predictions))
         if gradient and work_nV.dtype != logits_nV.dtype:
@@ -76,7 +78,7 @@ def sparse_loss_(
 def _block_(
     x_NV: Tensor, targets: HeadTargets, spec: LossSpec, gradient: bool, predictions: bool
 ) -> RowTerms:
-    """Do the work for rows that fit the processor's cache; `x_NV` becomes the gradient."""
+    """Process rows that fit the processor's cache; `x_NV` becomes the gradient."""
     top = x_NV.max(-1) if predictions else None
     entries = take_entries_(x_NV, targets, spec, dtype=x_NV.dtype)
     tail, exp_1_NV = _exponentials_(x_NV, spec.temperature)
@@ -89,7 +91,7 @@ def _block_(
         label_N1 = torch.full_like(entries.z_label_N, spec.alpha - 1)[:, None]
         x_NV.scatter_add_(1, targets.label_N[:, None], label_N1)
     return RowTerms(
-        kd_N=terms.kd_N,
+        divergence_N=terms.divergence_N,
         ce_N=terms.ce_N,
         argmax_N=None if top is None else top.indices,
         argmax_logprob_N=None if top is None else top.values - terms.log_z_1_N,
@@ -104,7 +106,7 @@ def _has_triton() -> bool:
 def _exponentials_(x_NV: Tensor, temperature: float) -> tuple[TailSums, Tensor | None]:
     """Replace logits by exp((z - max) / T) and sum them; hidden tokens give 0.
 
-    Also returns exp(z - max), where it cannot be had from the exponentials at T.
+    Also returns exp(z - max), where it cannot be computed from the exponentials at T.
     """
     limits = torch.finfo(x_NV.dtype)
     # A row without any token left has max = -inf; a finite one makes its sum 0 instead of NaN.
@@ -115,7 +117,7 @@ def _exponentials_(x_NV: Tensor, temperature: float) -> tuple[TailSums, Tensor |
         sum_T_N = x_NV.sub_(max_N1).exp_().sum(-1)
         sum_1_N = sum_T_N
     elif temperature == 2.0:
-        # (z - max) / 2 in one pass, and as exact: halves are.
+        # (z - max) / 2 in one pass, and exactly: halving is exact.
         sum_T_N = torch.add(max_N1 * -0.5, x_NV, alpha=0.5, out=x_NV).exp_().sum(-1)
         sum_1_N = torch.linalg.vector_norm(x_NV, dim=-1).square_()
     else:
@@ -132,13 +134,17 @@ def _exponentials_(x_NV: Tensor, temperature: float) -> tuple[TailSums, Tensor |
 
 
 def _combine_(
-    exp_T_NV: Tensor, exp_1_NV: Tensor | None, temperature: float, kd_N1: Tensor, ce_N1: Tensor
+    exp_T_NV: Tensor,
+    exp_1_NV: Tensor | None,
+    temperature: float,
+    divergence_N1: Tensor,
+    ce_N1: Tensor,
 ) -> None:
-    """Overwrite exp_T by `kd * exp_T + ce * exp_1`, with one factor of each per row."""
+    """Overwrite exp_T by `divergence * exp_T + ce * exp_1`, with one factor of each per row."""
     # Plain mul and add: torch's addcmul with per-row factors takes three times as long.
     if temperature == 1.0:
-        exp_T_NV.mul_(kd_N1 + ce_N1)
+        exp_T_NV.mul_(divergence_N1 + ce_N1)
     elif exp_1_NV is None:  # T = 2: exp_1 is the square of exp_T
-        exp_T_NV.mul_((exp_T_NV * ce_N1).add_(kd_N1))
+        exp_T_NV.mul_((exp_T_NV * ce_N1).add_(divergence_N1))
     else:
-        exp_T_NV.mul_(kd_N1).add_(exp_1_NV.mul_(ce_N1))
+        exp_T_NV.mul_(divergence_N1).add_(exp_1_NV.mul_(ce_N1))

@@ -272,3 +272,14 @@ def test_commands_on_a_sampled_cache(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert targets.inclusion_E is not None
         got = np.concatenate([np.zeros(0), *item["target_inclusion"]])
         np.testing.assert_allclose(got, targets.inclusion_E, rtol=1e-6)
+
+
+def test_sampled_entries_without_a_rule_are_damage() -> None:
+    """Nothing says what they were sampled with: taken for always kept, they would be biased."""
+    rows, tails = sampled_rows(3, 1, RULES[1])
+    table = _through(rows, tails, CodecSpec(VOCAB, RULES[1]))
+    place = table.schema.get_field_index("tail")
+    tail = pa.array([bytes(row.targets.num_positions) for row in rows], pa.binary())
+    table = table.set_column(place, table.schema.field("tail"), tail)
+    with pytest.raises(CacheError, match="sampled entries in a cache without an inclusion rule"):
+        table_to_rows(table, CodecSpec(VOCAB), GRID)

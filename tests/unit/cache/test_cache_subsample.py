@@ -1,4 +1,4 @@
-"""Readers at less: the largest of a top-k, and samples subsampled without bias."""
+"""Reading fewer entries: the largest of a top-k, and unbiased subsamples of sampled targets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _estimate(row: CachedSequence, temperature: float, vocab: int) -> np.ndarray
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("exact", [0, 4])
-def test_thinning_is_right_on_average(rule: InclusionRule, exact: int) -> None:
+def test_subsampling_is_unbiased(rule: InclusionRule, exact: int) -> None:
     """One captured row under many sample ids, so that only the subsampling's draws differ."""
     vocab, copies = 60, 3000
     spec = CodecSpec(vocab, rule)
@@ -153,10 +153,10 @@ def test_statistics_are_read_without_entries(made: Path) -> None:
         (
             False,
             {"top_k": 7},
-            "holds 6 entries a position, 7 asked for; expected a top_k of 1 to 6",
+            "holds 6 entries a position, 7 requested; expected a top_k of 1 to 6",
         ),
-        (False, {"tau_factor": 2.0}, "nothing in it was sampled"),
-        (True, {"top_k": 3}, "holds sampled targets, which have no largest entries"),
+        (False, {"tau_factor": 2.0}, "its entries were not sampled"),
+        (True, {"top_k": 3}, "holds sampled targets, of which the largest"),
         (True, {"tau_factor": 0.5}, "expected at least 1"),
         (True, {"tau_factor": 12.5}, "below 12"),
     ],
@@ -168,3 +168,34 @@ def test_more_than_a_cache_holds_is_refused(
     (write_sampled_cache if sampled else write_cache)(url)
     with pytest.raises(CacheError, match=found):
         open_cache(url).source("train", **asked)  # type: ignore[arg-type]
+
+
+def test_the_exact_top_k_stays_when_its_cache_is_subsampled() -> None:
+    """Of a flat distribution: by the rule alone none of these entries would be always kept."""
+    rule, exact = RULES[1], 4
+    spec = CodecSpec(500, rule)
+    rng = np.random.default_rng(2)
+    rows, tails = zip(*(sampled_row(rng, rule, exact=exact, spread=0.5) for _ in range(8)),
+                      strict=True)  # fmt: skip
+    _, data = encode_shard(
+        list(rows), spec, split="train", index=0, temperatures=GRID, identity_digest="0" * 64,
+        tails=list(tails),
+    )  # fmt: skip
+    table = pq.read_table(pa.BufferReader(data))
+    for factor in (1.5, 4.0):
+        fewer = table_to_rows(table, spec, GRID, EntryLimit(tau_factor=factor))
+        for before, after in zip(table_to_rows(table, spec, GRID), fewer, strict=True):
+            assert _always_kept(before) == _always_kept(after)
+    assert sum(len(_always_kept(row)) for row in rows) >= exact * 20
+
+
+def _always_kept(row: CachedSequence) -> list[tuple[int, int, float]]:
+    targets = row.targets
+    owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)
+    kept_E = targets.inclusion_E == 1
+    return [
+        (int(n), int(token), float(value))
+        for n, token, value in zip(
+            owner_E[kept_E], targets.token_ids_E[kept_E], targets.logprobs_E[kept_E], strict=True
+        )
+    ]

@@ -1,10 +1,10 @@
 # ruff: noqa: ANN001, ANN202
-"""The same as `sparse_kl` on a GPU: two Triton kernels around the [N, K] arithmetic of `rows`.
+"""`chunk_gradient` on a GPU: two Triton kernels around the [N, K] part of `entry_gradient`.
 
 `_sums_kernel` reads a row once, in blocks, and keeps a running maximum with the sums of the
 exponentials at both temperatures (online softmax, Milakov and Gimelshein 2018). `_combine_kernel`
 reads it again and writes the gradient over it. Kept entries are hidden before the first and put
-back after the second, so that no kernel looks anything up; every divergence and tail policy works,
+back after the second, so that the kernels need no indices; every divergence and tail policy works,
 and 16-bit logits are never copied to 32 bits.
 
 Importing this module needs Triton. Shapes: N tokens of the chunk, K entries, V vocabulary.
@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.loss.rows import RowTerms, TailSums, entry_terms, take_entries_
+from pipeline.loss.entry_gradient import RowTerms, TailSums, entry_terms, take_entries_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.types import HeadTargets
+from pipeline.loss.targets import HeadTargets
 
 __all__ = ["triton_loss_"]
 
@@ -40,11 +40,11 @@ def triton_loss_(
 ) -> RowTerms:
     """Compute the loss of each token and overwrite the logits with its gradient on them.
 
-    Arguments and result are those of `sparse_kl.sparse_loss_`.
+    Arguments and result are those of `chunk_gradient.sparse_loss_`.
 
     Args:
         logits_NV: float32, bfloat16 or float16, rows contiguous; DESTROYED. All arithmetic is in
-            float32; only what is stored is rounded.
+            float32; only the stored values are rounded.
         targets: of the same N tokens.
         spec: temperature, alpha, divergence and tail policy.
         gradient: False skips the gradient; the logits are then left in an undefined state.
@@ -59,13 +59,13 @@ def triton_loss_(
     )
     if terms.kept_NK is not None and terms.factor_T_N is not None and terms.factor_1_N is not None:
         _combine_(logits_NV, tail.max_N, terms.factor_T_N, terms.factor_1_N, targets.label_N, spec)
-        # The label token's own part is added before rounding: of a well-learnt token little is
-        # left.
+        # The label's own term is added before rounding, since it nearly cancels for a token that
+        # the student predicts well.
         is_label_NK = (entries.ids_NK == targets.label_N[:, None]) & entries.known_NK
         kept_NK = terms.kept_NK.add_(is_label_NK, alpha=spec.alpha - 1)
         logits_NV.scatter_add_(1, entries.ids_NK, kept_NK.to(logits_NV.dtype))
     return RowTerms(
-        kd_N=terms.kd_N,
+        divergence_N=terms.divergence_N,
         ce_N=terms.ce_N,
         argmax_N=None if top is None else top.indices,
         argmax_logprob_N=None if top is None else top.values.float() - terms.log_z_1_N,
@@ -99,7 +99,7 @@ def _combine_(
     label_N: Tensor,
     spec: LossSpec,
 ) -> None:
-    """Overwrite what is not hidden by its gradient, the label token's own part included."""
+    """Overwrite what is not hidden by its gradient, the label's own term included."""
     rows, vocab_size = x_NV.shape
     if rows:
         _combine_kernel[(rows,)](

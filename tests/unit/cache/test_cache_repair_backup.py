@@ -1,0 +1,49 @@
+"""A repair that was killed and run again restores what the first one found, not what it left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline.cache.layout.manifest import record_name
+from pipeline.cache.tools import repair
+from pipeline.cache.tools.repair import plan_repair, repair_cache
+from pipeline.cache.tools.verify import verify_cache
+from pipeline.storage import Store
+from tests.unit.cache.planned_cache import flip, write_planned_cache
+from tests.unit.cache.sample_cache import SHARD, sample_shard
+
+
+def test_a_second_repair_keeps_the_first_ones_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_planned_cache(str(tmp_path))
+    store = Store(str(tmp_path))
+    card, record = store.read("README.md"), store.read(record_name("train", 1))
+    manifest = store.read("_meta/manifest.json")
+    flip(tmp_path / SHARD, 1000)
+
+    def killed(_arguments: Sequence[str]) -> int:
+        store.write("README.md", b"the repair's own card")
+        raise SystemExit(137)
+
+    # A killed process restores nothing.
+    with monkeypatch.context() as patch:
+        patch.setattr(repair, "_put_back", lambda _store, _removed: None)
+        with pytest.raises(SystemExit):
+            repair_cache(store, plan_repair(store, verify_cache(store)), killed)
+    assert store.read("README.md") == b"the repair's own card"
+
+    def finished(_arguments: Sequence[str]) -> int:
+        store.write(SHARD, sample_shard("train", 1, 3)[1])
+        store.write(record_name("train", 1), record)
+        store.write("README.md", b"the repair's own card")
+        store.write("_meta/manifest.json", manifest)
+        return 0
+
+    repair.restore_manifest(store)
+    repair_cache(store, plan_repair(store, verify_cache(store)), finished)
+    assert store.read("README.md") == card
+    assert verify_cache(store) == []
