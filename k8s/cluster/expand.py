@@ -81,12 +81,12 @@ def _environment(job: Object, replica: str, index: int, operator: Operator) -> d
     if "Master" in specs:
         master = f"{job['metadata']['name']}-master-0"
         rank = index if replica == "Master" else index + 1
-        world = total * (int(nproc) if nproc.isdigit() else 1)
+        world_size = total * (int(nproc) if nproc.isdigit() else 1)
         for prefix in ("", "PET_"):
             environment[f"{prefix}MASTER_ADDR"] = master
             environment[f"{prefix}MASTER_PORT"] = str(_PORT)
         environment |= {
-            "WORLD_SIZE": str(world), "RANK": str(rank), "PET_NODE_RANK": str(rank),
+            "WORLD_SIZE": str(world_size), "RANK": str(rank), "PET_NODE_RANK": str(rank),
         }  # fmt: skip
     if "Master" in specs or operator == "v1.9.4":
         environment["PET_NPROC_PER_NODE"] = nproc

@@ -63,15 +63,15 @@ class SeededSampler:
         logits_BV[:, self._vocabulary :] = float("-inf")
         for keep in self._filters:
             logits_BV = keep(input_ids_BL, logits_BV)
-        drawn_BV = logits_BV.double()
+        sampled_BV = logits_BV.double()
         if not self._greedy:
-            drawn_BV += gumbel_noise(self._seeds_B, step, scores_BV.shape[1])
+            sampled_BV += gumbel_noise(self._seeds_B, step, scores_BV.shape[1])
         if self._recorded is not None:
-            chosen_B1 = drawn_BV.argmax(-1, keepdim=True)
+            chosen_B1 = sampled_BV.argmax(-1, keepdim=True)
             raw_BV = scores_BV.float()
             chosen_B = raw_BV.gather(-1, chosen_B1).squeeze(-1)
             self._recorded.append(chosen_B - raw_BV.logsumexp(-1))
-        return drawn_BV
+        return sampled_BV
 
     def logprobs(self) -> torch.Tensor | None:
         """Return float32 [B, steps] of the drawn tokens, None where they are not recorded."""
