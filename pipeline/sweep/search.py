@@ -1,4 +1,4 @@
-"""A search by Optuna, its storage on disk: proposals, results, trials that a kill left open."""
+"""A search by Optuna, stored on disk: what it proposes and learns, what a kill left open."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RUN = "run"
 
 
 def check_optuna() -> None:
-    """Refuse a search where Optuna is not installed.
+    """Reject a search where Optuna is not installed.
 
     Raises:
         ConfigError: with how to install it.

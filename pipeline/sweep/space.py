@@ -151,7 +151,7 @@ class Space:
             self._data = self.base.model_dump(mode="python")
 
     def _flat(self, data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Yield dotted names and values of nested sections; the value of a field is not split."""
+        """Yield dotted names and values of nested sections; a field's own value stays as it is."""
         known = {leaf.dotted for leaf in self._leaves}
         for key, value in data.items():
             name = f"{prefix}{key}"

@@ -24,7 +24,7 @@ _ADAPTER = "default"
 
 
 def check_lora_targets(folder: Path, settings: LoraSettings, *, trust_remote_code: bool) -> None:
-    """Refuse module names that the student does not have; builds it without memory.
+    """Reject module names that the student does not have; builds it without memory.
 
     Raises:
         ConfigError: with every name that matches nothing, and the nearest that are there.
