@@ -77,7 +77,12 @@ def png(scene: Scene) -> bytes:
                 axes.add_line(Line2D(xs, ys, zorder=order, **_pen(part)))
         else:
             color = STYLES[part.style].light
-            look: dict[str, Any] = {"ec": color, "fc": _GROUND if part.open else color, "lw": 2, "zorder": order}
+            look: dict[str, Any] = {
+                "ec": color,
+                "fc": _GROUND if part.open else color,
+                "lw": 2,
+                "zorder": order,
+            }
             round_ = part.shape == "circle"
             shape = Circle((part.x, part.y), part.size, **look) if round_ else None
             axes.add_patch(shape or Polygon(outline(part), **look))
