@@ -150,7 +150,7 @@ class SampleTable(Sequence[Sample]):
             yield from self._read(block)
 
     def of_split(self, split: str) -> SampleTable:
-        """Return the samples of one split of the whole corpus, in source order."""
+        """Return the samples of one split of the corpus, in source order."""
         number = _number(split)
         return SampleTable(self._files, number, range(self._files.num_samples(number)))
 

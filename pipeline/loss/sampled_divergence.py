@@ -63,7 +63,7 @@ def row_share(
     D alone is not enough: it is small wherever the always-kept entries have little mass, and for a
     student far from the teacher those rows dominate the error. v is a mean, so it does not depend
     on their mass. The optimal share of a row is 1 / (1 + chi^2), of the two tails, and chi^2 grows
-    with the variance of log p / q in the tail, for which v stands in.
+    with the variance of log p / q in the tail, for which v is a proxy.
 
     Expected squared error of the weight gradient over that without a control variate; in brackets
     for a student far from the teacher, pruned to six layers and not yet trained (`make

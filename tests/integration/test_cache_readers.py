@@ -1,4 +1,4 @@
-"""Other people's tools read a cache as it lies: datasets, DuckDB, polars, pyarrow."""
+"""Independent readers open a cache directly: datasets, DuckDB, polars, pyarrow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ["sample_id", "num_tokens", "num_loss_tokens", "input_ids", "loss_mask",
 def cache_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readers") / "cache"
     (write_cache if request.param == "top-k" else write_sampled_cache)(str(folder))
-    # What a killed writer leaves must disturb no reader.
+    # The unfinished files of a killed writer must not disturb any reader.
     (folder / "data/train/00002.parquet.0123.partial").write_bytes(b"PAR1 half")
     return folder
 
@@ -107,7 +107,7 @@ def test_pyarrow(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
         _same(table.to_pylist(), rows)
         assert table.schema.field("log_z").type == pa.binary()
         assert not any(table.schema.field(name).nullable for name in NAMES)
-        # Damage that reached the file unnoticed is found by page checksums as well.
+        # Page checksums detect damage as well.
         file = pq.ParquetFile(files[0], page_checksum_verification=True)
         assert file.read().num_rows == file.metadata.num_rows
         column = file.metadata.row_group(0).column(NAMES.index("always_kept_values"))

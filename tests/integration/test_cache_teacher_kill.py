@@ -1,4 +1,4 @@
-"""Stage one is the same bytes whatever happens to it: twice, killed, damaged, complete."""
+"""Stage one writes the same bytes: run twice, killed, damaged, complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.stage_runner import Running, real_stage
 
 
 def _bytes_of_a_cache(folder: Path) -> dict[str, str]:
-    """Return the digests of a cache, its folder's own name taken out of the two texts."""
+    """Return the digests of a cache, with its folder's name removed from the two texts."""
     found = digests(folder)
     texts = "".join((folder / name).read_text() for name in ("README.md", "_meta/config.yaml"))
     for name in ("README.md", "_meta/config.yaml"):
@@ -32,7 +32,7 @@ def _bytes_of_a_cache(folder: Path) -> dict[str, str]:
 def test_the_command_twice_gives_the_same_bytes(
     tiny: Tiny, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    # The command as it is typed, in a process that shares nothing with the other's.
+    # The command as typed, in a separate process.
     result = real_stage("cache_teacher", [*tiny.stage_one, "--cache_dir", tmp_path / "cache"])
     result.ok()
     assert re.search(
@@ -125,7 +125,7 @@ def test_a_damaged_shard_is_made_again_to_the_same_bytes(
     assert intact_record(Store(str(folder)), "train", 1, check_bytes=True) is None
     stage("cache_teacher", [*tiny.stage_one, "--cache_dir", folder]).ok()
     assert _bytes_of_a_cache(folder) == _bytes_of_a_cache(tiny_cache)
-    assert others.stat().st_mtime_ns == before, "whole shards are left alone"
+    assert others.stat().st_mtime_ns == before, "intact shards are not touched"
 
 
 def test_a_cache_in_repair_does_not_call_itself_complete(

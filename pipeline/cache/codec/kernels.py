@@ -2,7 +2,7 @@
 
 A run is the ascending ranks of one kind of entries at one position. The gap g >= 0 to the rank
 before (for the first: the rank itself) is written as the class c = floor(log2(g + 1)), a symbol,
-and c bits, g + 1 - 2^c, lowest first, in a stream that is padded to a whole byte at the end of each
+and c bits, g + 1 - 2^c, lowest first, in a stream that is padded to a byte at the end of each
 row.
 
 The stream of a symbol depends on what is known before it is read (`_stream`). Each stream is a
@@ -36,7 +36,7 @@ Ints = NDArray[np.integer[Any]]
 Bytes = NDArray[np.uint8]
 
 PADDING = 8
-"""Bytes that must follow the bits handed to `read_runs`."""
+"""Bytes that must follow the bits passed to `read_runs`."""
 _FAR = 62
 """Ranks below this are `near`, where gaps are short."""
 _RARE = 1023

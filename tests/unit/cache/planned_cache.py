@@ -1,4 +1,4 @@
-"""A small cache as a stage leaves it: with a plan and a configuration beside it."""
+"""A small cache as stage one writes it: with a plan and a configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sample_plan() -> Plan:
 
 
 def write_planned_cache(url: str) -> None:
-    """Write a whole cache of three shards and ten rows."""
+    """Write a complete cache of three shards and ten rows."""
     write_cache(url)
     store = Store(url)
     store.write(PLAN, encode_plan(sample_plan()))

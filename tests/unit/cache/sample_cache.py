@@ -1,4 +1,4 @@
-"""Small caches of random distributions, whole or in parts, for every test that needs one."""
+"""Small caches of random distributions, complete or in parts, for all tests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rows_to_table(
 
 
 def sample_identity(**changes: Any) -> dict[str, Any]:
-    """Return an identity of the real shape; `changes` replace parts of it."""
+    """Return an identity of the usual form; `changes` replace parts of it."""
     return {
         "format_version": 1,
         "teacher": {
@@ -116,7 +116,7 @@ def sample_shard(
 
 
 def finish(store: Store, records: Sequence[ShardRecord], identity: dict[str, Any]) -> Manifest:
-    """Write what comes after the shards."""
+    """Write the files that follow the shards."""
     store.write("_meta/tokenizer/tokenizer.json", b'{"model": {"vocab": {"a": 0, "b": 1}}}')
     return finalize(
         store,
@@ -131,7 +131,7 @@ def finish(store: Store, records: Sequence[ShardRecord], identity: dict[str, Any
 
 
 def write_cache(url: str) -> Manifest:
-    """Write a whole cache of three shards and ten rows."""
+    """Write a complete cache of three shards and ten rows."""
     store, identity = Store(url), sample_identity()
     records = []
     for split, index, number in SIZES:

@@ -1,4 +1,4 @@
-"""Sampled targets of random distributions, sampled as the sparsifier does, and caches of them."""
+"""Sampled targets of random distributions, as the sparsifier samples, and caches of them."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def sampled_rows(
 
 
 def write_sampled_cache(url: str, rule: InclusionRule = RULES[1]) -> Manifest:
-    """Write a whole cache of three shards and ten rows."""
+    """Write a complete cache of three shards and ten rows."""
     spec = CodecSpec(VOCAB, rule)
     scheme: dict[str, Any] = {
         "name": "threshold", "temperatures": list(GRID), "taus": list(rule.taus)

@@ -1,4 +1,4 @@
-"""Codec "ranked": what goes in comes out, within its grids; rows move between shards unchanged."""
+"""Codec "ranked": round trips within quantisation; rows move between shards unchanged."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_frequent_tokens_get_short_ranks() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rows_move_between_shards_unchanged(rule: InclusionRule) -> None:
-    """Written again, in one shard or several, a row decodes to the very same numbers."""
+    """Written again, in one shard or several, a row decodes to the same numbers."""
     spec = CodecSpec(VOCAB, rule)
     rows, tails = sampled_rows(6, 3, rule)
     table = _through(rows, tails, spec)

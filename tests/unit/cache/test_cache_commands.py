@@ -1,4 +1,4 @@
-"""The command line of `python -m pipeline.cache`: one message a mistake, progress anywhere."""
+"""The command line of `python -m pipeline.cache`: one message per mistake, and progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache that is damaged or incomplete: found, named, never read as if it were whole."""
+"""A damaged or incomplete cache is detected and named, and never read as if it were intact."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_no_single_bit_of_the_manifest_passes(cache_dir: Path) -> None:
                 found = open_cache(str(cache_dir)).manifest
             except CacheError:
                 continue
-            # Only a change that JSON itself does not see, such as 1e-05 to 1E-05.
+            # Only a change without meaning in JSON, such as 1e-05 to 1E-05.
             assert found == before, (at, bit)
 
 
@@ -123,7 +123,7 @@ def test_verify_as_a_program(cache_dir: Path) -> None:
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
     told = [line for line in done.stderr.splitlines() if not line.startswith("verify: ")]
-    assert len(told) == 1  # a slow machine tells its progress before
+    assert len(told) == 1  # a slow machine prints progress before
     assert "2 files are damaged, 1 shards are intact" in done.stderr
     assert len(done.stdout.splitlines()) == 2
 

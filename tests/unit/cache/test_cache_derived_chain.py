@@ -1,4 +1,4 @@
-"""Caches made of caches that were made of caches: repeats, written responses, linked sources."""
+"""Caches derived from derived caches: repeats, written responses, linked sources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLED = {"temperature": 0.9, "top_p": 1, "top_k": 0, "min_p": 0, "max_new_toke
 
 
 def _write(folder: Path, name: str, corpus: dict[str, Any] | None = None) -> Path:
-    """Write the sample cache as if teacher `name` had answered."""
+    """Write the sample cache as if by teacher `name`."""
     identity = sample_identity(teacher={**sample_identity()["teacher"], "model": name})
     if corpus is not None:
         identity["corpus"] = corpus
@@ -74,7 +74,7 @@ def test_teachers_that_wrote_their_responses(
     out = capsys.readouterr().out
     assert ("3 responses, 40 tokens" if other == "not written" else "7 responses, 45 tokens") in out
     assert ("2 settings of sampling" in out) == (other == "other settings")
-    # The sources hold the text, the sum does not.
+    # The sources hold the text, the merged cache does not.
     assert "_meta/responses" not in out + (tmp_path / "sum/README.md").read_text()
     assert "_meta/responses" in (one / "README.md").read_text()
 

@@ -1,4 +1,4 @@
-"""The plain export holds what the cache decodes to, for readers that know no codec."""
+"""The plain export holds what the cache decodes to, for readers without its codec."""
 
 from __future__ import annotations
 

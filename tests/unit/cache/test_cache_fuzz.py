@@ -1,4 +1,4 @@
-"""Damaged columns: our error or sane numbers, whatever the bytes; never a crash.
+"""Damaged columns: a CacheError or valid numbers for any bytes, never a crash.
 
 The decoder's loops are compiled without bounds checks, so the same cases run once more in a process
 where numba checks them: a read outside an array is an IndexError there.
@@ -42,7 +42,7 @@ def _table(rule: InclusionRule | None) -> pa.Table:
 
 
 def _survives(table: pa.Table, rule: InclusionRule | None, limit: EntryLimit) -> None:
-    """Decode; either it is refused, or every number is one that a writer could have meant."""
+    """Decode: either an error, or every number is one that a writer could have written."""
     spec = CodecSpec(VOCAB, rule)
     try:
         rows = table_to_rows(table, spec, GRID, limit)
@@ -113,7 +113,7 @@ def test_a_damaged_column_is_refused_or_harmless(
 def test_several_damaged_columns_are_refused_or_harmless(
     data: st.DataObject, rule: InclusionRule | None
 ) -> None:
-    """Lengths that agree with each other and with nothing else."""
+    """Lengths that agree with each other, but not with the rest."""
     table = _table(rule)
     for name in data.draw(st.sets(st.sampled_from(COLUMNS), min_size=2, max_size=6)):
         cells = table.column(name).to_pylist()
@@ -139,7 +139,7 @@ def test_a_damaged_order_is_refused(rule: InclusionRule | None, packed: bytes | 
 
 
 def test_counts_that_nothing_stands_behind_allocate_nothing() -> None:
-    """65,535 entries a position are announced, a few hundred symbols are there."""
+    """The counts say 65,535 entries a position; there are a few hundred symbols."""
     table = _table(RULES[1])
     numbers = table.column("num_loss_tokens").to_pylist()
     for name in ("always_kept_counts", "sampled_counts"):

@@ -1,4 +1,4 @@
-"""The frozen caches, read by our reader and by a stranger's who only has FORMAT.md."""
+"""The frozen caches, read by the project's reader and by an independent one from FORMAT.md."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _sampled_ranks(name: str) -> set[int]:
     }
 
 
-# ---- A stranger's reader: from FORMAT.md alone, nothing of pipeline below this line. ----
+# ---- An independent reader, from FORMAT.md alone: nothing of pipeline below this line. ----
 
 
 def _order(table: Any) -> list[int]:

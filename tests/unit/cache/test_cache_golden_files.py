@@ -1,4 +1,4 @@
-"""The files around the shards of a frozen cache, read by a stranger who only has FORMAT.md."""
+"""The other files of a frozen cache, read by an independent reader from FORMAT.md alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CACHES = sorted(path for path in GOLDEN.glob("cache-v1-*") if path.is_dir())
 
 
 class _Number(str):
-    """A number literal as it stands in the file."""
+    """A number literal as written in the file."""
 
 
 def _parse(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Runs of every length are sorted alike, and one that holds a key twice is told."""
+"""Runs of every length are sorted the same, and a run with a duplicate key is reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.cache.codec.kernels import sort_runs, write_runs
 
 LENGTHS = (0, 1, 2, 4, 5, 8, 9, 31, 128, 129, 300)
-"""Either side of what is inserted, counted and left to numpy, and of whole vectors."""
+"""Both sides of the limits between sorting algorithms, and of full vectors."""
 
 
 @settings(deadline=None)  # the first call compiles
@@ -33,7 +33,7 @@ def test_runs_are_sorted_with_their_values(lengths: list[int], seed: int) -> Non
 @pytest.mark.parametrize("length", [n for n in LENGTHS if n > 1])
 @pytest.mark.parametrize("same_code", [True, False])
 def test_a_key_that_stands_twice_is_found(length: int, *, same_code: bool) -> None:
-    """However the run was sorted: else a row would be written that says something else."""
+    """For every algorithm: otherwise a different row would be written."""
     keys_E = np.arange(length, dtype=np.int32)[::-1].copy()
     keys_E[0] = keys_E[length // 2]
     codes_E = np.zeros(length, np.uint8)
@@ -50,7 +50,7 @@ def test_a_key_that_stands_twice_is_found(length: int, *, same_code: bool) -> No
 
 
 def test_kernels_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numba refuses to decorate there; the kernels are compiled in the process then."""
+    """numba cannot decorate there; the kernels are then compiled in the process."""
     import numba
 
     from pipeline.cache.codec.jit import kernel

@@ -1,4 +1,4 @@
-"""Caches put together: parts of one to its very bytes, several to all their rows."""
+"""Merged caches: parts of one to the same bytes, several to all their rows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def whole(tmp_path: Path) -> Path:
 
 
 def _part(whole: Path, target: Path, *lost: tuple[str, int]) -> Path:
-    """Copy what a worker left that had not made these shards."""
+    """Copy a cache as a worker leaves it that has not written these shards."""
     shutil.copytree(whole, target)
     for split, index in lost:
         (target / f"data/{split}/{index:05d}.parquet").unlink()
@@ -70,7 +70,7 @@ def test_parts_of_one_cache_become_it(whole: Path, tmp_path: Path) -> None:
     # Neither part knew the corpus's counts, which only the manifest tells people.
     assert {k for k in wanted if found[k] != wanted[k]} <= {"_meta/manifest.json"}
     assert (digests(one), digests(two)) == before
-    # With a part that has a manifest they are known: damaged, it is mended by the other.
+    # With a part that has a manifest they are known; if damaged, the other part replaces it.
     flip(whole / SHARD, 50)
     assert _merge(tmp_path / "again", whole, two) == 0
     assert _but_card(tmp_path / "again") == wanted

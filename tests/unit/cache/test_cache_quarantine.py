@@ -1,4 +1,4 @@
-"""A cache that lacks rows which the teacher could not answer is whole, and its parts add up."""
+"""A cache with quarantined rows is complete, and its parts can be merged."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def _damaged(folder: Path, *, quick: bool = False) -> dict[str, str]:
 
 
 def _run_by_hand(folder: Path, plan_of: Path) -> Callable[[Sequence[str]], int]:
-    """Return what stage one does to `folder`: it makes shard and manifest, and says that a row
-    is quarantined."""
+    """Return a stand-in for stage one: it writes shard and manifest, and exits as with a
+    quarantined row."""
 
     def run(_arguments: Sequence[str]) -> int:
         for name in (SHARD, record_name(*KEY), LIST, PLAN, "_meta/rows.bin", "_meta/manifest.json"):
@@ -103,7 +103,7 @@ def test_rows_quarantined_are_no_damage(without: Path, capsys: pytest.CaptureFix
     (without / "_meta/manifest.json").unlink()
     assert set(_damaged(without)) == {"_meta/manifest.json"}
     del before["_meta/manifest.json"]
-    assert digests(without) == before  # stage one removes damaged lists, a reader nothing
+    assert digests(without) == before  # stage one removes damaged lists, readers remove nothing
 
 
 def test_a_shard_without_any_row(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_stage_that_ends_with_rows_quarantined_has_repaired(
     plan = plan_repair(store, verify_cache(store))
     assert repair_cache(store, plan, _run_by_hand(without, made_without)) == 0
     assert digests(without) == digests(made_without)
-    # One that could not be made is none.
+    # A repair that fails repairs nothing.
     flip(without / SHARD, 30)
     before = digests(without)
     plan = plan_repair(store, verify_cache(store))
@@ -227,11 +227,11 @@ def test_parts_keep_their_lists(without: Path, tmp_path: Path) -> None:
     assert differ <= {"README.md", "_meta/manifest.json"}
     manifest = read_manifest(Store(str(tmp_path / "sum")))
     assert manifest.corpus_counts["rows_quarantined"] == 1
-    # A second time nothing is written that was there.
+    # The second time existing files are not written.
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "sum/data").rglob("*.parquet")}
     assert _merge(tmp_path / "sum", one, two) == 0
     assert times == {file: file.stat().st_mtime_ns for file in times}
-    # A part without the list does not hold what was planned.
+    # A part without the list does not have the planned rows.
     (one / LIST).unlink()
     with pytest.raises(CacheError, match="no source has an intact train/00001"):
         _merge(tmp_path / "none", one, two)
@@ -245,7 +245,7 @@ def test_the_part_with_most_rows_is_taken(without: Path, tmp_path: Path) -> None
     ]
     assert _merge(tmp_path / "sum", *parts) == 0
     assert read_inventory(Store(str(tmp_path / "sum"))).rows_quarantined == 1
-    # Later a worker has answered all: the same target takes its shard, and forgets the list.
+    # Later a worker succeeds on all rows: the same target takes its shard and drops the list.
     assert _merge(tmp_path / "sum", *parts, tmp_path / "whole") == 0
     assert not (tmp_path / "sum" / LIST).exists()
     found, wanted = digests(tmp_path / "sum"), digests(tmp_path / "whole")

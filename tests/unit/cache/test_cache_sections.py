@@ -1,4 +1,4 @@
-"""A bit of any section of a shard, or other bytes in its place: no reader takes it for whole."""
+"""A bit flipped or bytes replaced in any section of a shard: every reader detects it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A slice is a cache of its own that holds exactly what was asked for, and the same every time."""
+"""A slice is a complete cache with exactly the requested content, the same every time."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_fewer_entries(made: Path, tmp_path: Path) -> None:
         assert row.targets.counts_N.tolist() == np.minimum(old.counts_N, 2).tolist()
         ids, values = _largest(old, 2)
         assert row.targets.token_ids_E.tolist() == ids
-        # The largest is a remainder: of a step of the grid at most, as before.
+        # The largest is a remainder: within a quantisation step, as before.
         np.testing.assert_allclose(row.targets.logprobs_E, values, atol=0.7)
 
 

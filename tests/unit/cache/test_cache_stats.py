@@ -1,4 +1,4 @@
-"""`stats` prints what numpy says of the decoded rows."""
+"""`stats` prints what numpy computes from the decoded rows."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_number_is_that_of_the_rows(made: Path, split: str) -> None:
 
 
 def test_the_label_share_sees_a_label_token_and_its_absence(made: Path) -> None:
-    """Of the sample cache's random labels hardly any is an entry; make one so by hand."""
+    """Hardly any of the sample cache's random labels is an entry; make one an entry by hand."""
     from dataclasses import replace
 
     from pipeline.cache.io.writer import encode_shard

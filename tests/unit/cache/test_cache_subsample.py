@@ -40,7 +40,7 @@ def _estimate(row: CachedSequence, temperature: float, vocab: int) -> np.ndarray
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("exact", [0, 4])
 def test_subsampling_is_unbiased(rule: InclusionRule, exact: int) -> None:
-    """One captured row under many sample ids, so that only the subsampling's draws differ."""
+    """One captured row under many sample ids, so that only the subsampling differs."""
     vocab, copies = 60, 3000
     spec = CodecSpec(vocab, rule)
     # A finer grid of always-kept values, so that their rounding does not hide a bias.
@@ -48,7 +48,7 @@ def test_subsampling_is_unbiased(rule: InclusionRule, exact: int) -> None:
     while not row.targets.num_positions:
         row, tail_N = sampled_row(np.random.default_rng(9), rule, vocab=vocab, most=6, exact=exact)
     sampled_E = row.targets.inclusion_E < 1  # type: ignore[operator]
-    # Always-kept entries only: their subsampling draws and dithers, both by the sample's id.
+    # Always-kept entries only: both their subsampling and their dither depend on the sample's id.
     owner_E = np.repeat(np.arange(row.targets.num_positions), row.targets.counts_N)
     counts_N = np.bincount(owner_E[~sampled_E]).astype(np.int32)
     always_kept = replace(

@@ -1,4 +1,4 @@
-"""`verify` names every damaged file of a cache, whichever it is, and no other."""
+"""`verify` names every damaged file of a cache, and no other."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def test_any_flipped_bit_is_found_and_named(name: str, planned: Path) -> None:
         file.write_bytes(before)
         flip(file, at, int(rng.integers(8)))
         found = _damaged(planned)
-        if not found:  # only what JSON itself does not see: 1e-05 and 1E-05
+        if not found:  # only a change without meaning in JSON: 1e-05 and 1E-05
             assert file.suffix == ".json"
             assert json.loads(file.read_bytes()) == json.loads(before)
             assert name != PLAN  # stage one compares the plan's bytes
             continue
         assert name in found, at
-        # A lost manifest takes nothing else with it; a plan is judged beside the shards.
+        # A lost manifest affects no other file, and a plan is checked against the shards.
         assert found == {name}, at
 
 
@@ -221,7 +221,7 @@ def test_a_sample_stands_in_the_cache_once_and_in_one_split(tmp_path: Path) -> N
 
 
 def test_counts_that_agree_everywhere_but_in_the_rows(planned: Path) -> None:
-    """Checksums right, manifest and record right: only decoding finds that an entry is missing."""
+    """Checksums, manifest and record are right: only decoding finds that an entry is missing."""
     file = planned / SHARD
     record, data = sample_shard("train", 1, 3)
     table = pq.read_table(file)

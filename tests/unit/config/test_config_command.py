@@ -214,7 +214,7 @@ def test_every_mistake_at_once(write: Write) -> None:
     assert "steps: found 'many', expected integer | none" in missing
     assert "seed: found -5, expected greater than or equal to 0" in missing
     assert "'maybe'" in text
-    assert "'3'" not in text  # the value of an unknown flag is no mistake of its own
+    assert "'3'" not in text  # the value of an unknown flag is not reported as well
     assert len(missing) == 10
 
 
@@ -365,7 +365,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 class _NoEnvironment(dict[str, str]):
-    """Stands in for os.environ: whoever looks is found out."""
+    """A stand-in for os.environ that fails when read."""
 
     def _seen(self, *_args: object) -> NoReturn:
         raise AssertionError("the configuration looked at the environment")
@@ -375,7 +375,7 @@ class _NoEnvironment(dict[str, str]):
 
 @pytest.fixture
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hide the environment behind one that nobody may read."""
+    """Replace the environment by one that must not be read."""
     with monkeypatch.context() as patch:
         for name in ("SEED", "OUT_DIR", "ENGINE_NAME", "BF16", "DISTILL_SEED", "CONFIG"):
             patch.setenv(name, "7")

@@ -1,4 +1,4 @@
-"""A flag of the other stage is refused with the place it belongs to."""
+"""A flag of the other stage is rejected, with the stage it belongs to."""
 
 from __future__ import annotations
 

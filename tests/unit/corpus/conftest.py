@@ -97,7 +97,7 @@ def build(tokenizer: Any) -> Callable[..., Corpus]:
 
 @pytest.fixture
 def labels(tokenizer: Any) -> Callable[..., str]:
-    """Return a function that decodes the tokens of a sample that count."""
+    """Return a function that decodes the supervised tokens of a sample."""
 
     def decode(sample: Sample, using: Any = None) -> str:
         return str((using or tokenizer).decode(sample.input_ids[sample.loss_mask]))

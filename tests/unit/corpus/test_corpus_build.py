@@ -1,4 +1,4 @@
-"""Cutting, counting, identities and the held-out split of whole corpora."""
+"""Truncation, counts, identities and the held-out split of complete corpora."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_sample_ids_are_distinct_and_frozen() -> None:
     ids = {sample_id(s, k, p) for s in ("a", "ab") for k in ("c", "bc", "b") for p in range(3)}
     assert len(ids) == 18
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
-    # A cache holds these ids for ever: a change of the rule must be seen.
+    # A cache holds these ids indefinitely: a change of the rule must be noticed.
     assert sample_id("files/chats", "a.jsonl:0", 0) == "b04d96cbee6e8bb4c2e7c0f0aea91eeb"
 
 

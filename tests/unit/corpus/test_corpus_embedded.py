@@ -1,4 +1,4 @@
-"""The text that ships with Python: enough of it, clean, without repeats, the same every time."""
+"""The text that ships with Python: enough, clean, without repeats, the same every time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def parsed_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def embedded(parsed_once: None) -> tuple[list[Row], dict[str, Any]]:
-    """Return the rows and the identity of the whole embedded text."""
+    """Return all rows and the identity of the embedded text."""
     source = embedded_source()
     return list(source.rows), source.identity
 

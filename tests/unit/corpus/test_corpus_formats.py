@@ -1,4 +1,4 @@
-"""Every format, its detection, and what is said when rows fit none."""
+"""Every format, its detection, and the message when rows fit none."""
 
 from __future__ import annotations
 

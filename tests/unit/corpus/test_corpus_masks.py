@@ -1,4 +1,4 @@
-"""Which tokens count: checked by decoding them, for templates of every kind."""
+"""Which tokens are supervised: checked by decoding them, for templates of every kind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MARKED = (
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}"
     "{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
 )
-# Like Qwen 3: the last turn of the assistant alone carries an empty thought.
+# Like Qwen 3: only the assistant's last turn has an empty thought.
 LAST_DIFFERS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
@@ -91,7 +91,7 @@ def test_template_whose_last_turn_differs(build: Build, write_jsonl: Build, labe
 
 
 def test_answer_that_opens_the_chat_counts(build: Build, write_jsonl: Build, labels: Build) -> None:
-    # The default system prompt "You help." holds the answer as well: the place must be right.
+    # The default system prompt "You help." contains the answer as well: the position must be right.
     opening = [{"role": "assistant", "content": "help"}, {"role": "user", "content": "ok"}]
     (sample,) = build(write_jsonl([{"messages": opening}])).samples
     assert labels(sample) == "help<|im_end|>"

@@ -1,4 +1,4 @@
-"""Prompts for a teacher that answers: what it sees of a row, and that nothing else changed."""
+"""Prompts for a teacher that answers: the part of a row that it reads."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ YES = "<|im_start|>assistant\nYes.<|im_end|>\n"
         ([S, U, A], "<|im_start|>system\nBe brief.<|im_end|>\n" + HI + ASK),
         ([U, A, U, A], SYSTEM + HI + YES + HI + ASK),
         ([U, A, A], SYSTEM + HI + ASK),
-        # The last question is open: it is asked, not the one before it.
+        # The last question has no answer: it is the prompt, not the one before it.
         ([U, A, U], SYSTEM + HI + YES + HI + ASK),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_documents_first_tokens(
     assert long.input_ids[0] == using.bos_token_id
     assert long.input_ids[1:].tolist() == using("what does it do " * 5)["input_ids"][1:6]
     assert len(long.input_ids) == 6
-    # A short document is a prompt as it stands, without the EOS that would end it.
+    # A short document is the prompt in full, without the EOS that would end it.
     assert short.input_ids.tolist() == [using.bos_token_id, *using("does")["input_ids"][1:]]
     assert built.counts.dropped_no_labels == 1
     assert built.end_of_turn is None
@@ -163,7 +163,7 @@ def test_what_gives_no_prompt_is_refused_in_words(prompts: Build, write_jsonl: B
 
 
 def test_ids_and_seeds_never_change() -> None:
-    """Frozen: caches made by earlier versions go on with these."""
+    """Frozen: caches of earlier versions continue with these."""
     name = prompt_id("chats", "7")
     assert name == "eb3a2552374c4f6a3105644055da1222"
     assert response_id(name, 0) == "ae424afc2fad44583a1287797af1c168"

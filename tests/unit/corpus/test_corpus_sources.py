@@ -1,4 +1,4 @@
-"""Files, folders, saved datasets and the hub: order, splits, and what is said when they fail."""
+"""Files, folders, saved datasets and the hub: order, splits, and the error messages."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_many_threads_read_at_once() -> None:
 
 
 def _held(build: Build, path: Path) -> tuple[int, int]:
-    """Return the bytes that a corpus and its plan hold, and the most there ever were."""
+    """Return the bytes that a corpus and its plan hold, and their peak."""
     gc.collect()
     tracemalloc.start()
     corpus = build(path, heldout_fraction=0.1)

@@ -21,7 +21,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """Seeded afresh for every test."""
+    """Seeded again for every test."""
     return torch.Generator().manual_seed(0)
 
 
@@ -86,10 +86,10 @@ def _draw_targets(
     label: int = 0,
     log_step: float = 0.0,
 ) -> HeadTargets:
-    """Draw one distribution's tail `draws` times, each token by itself; a row per draw.
+    """Sample one distribution's tail `draws` times, each token independently; a row per sample.
 
-    As in a cache: the label token is always kept. With `log_step`, log p of what is not always kept
-    is rounded with a dither for each draw, and the inclusion rule sees what is rounded.
+    As in a cache, the label is always kept. With `log_step`, log p of the other tokens is rounded
+    with a dither for each sample, and the inclusion probability is that of the rounded value.
     """
     rng = np.random.default_rng(seed)
     vocab = len(logprobs_V)

@@ -96,7 +96,7 @@ def test_gradient_by_finite_differences(
     """The gradient is that of the logged loss itself, T^2 included, not only the reference's."""
     if divergence == "reverse_kl":
         tail = "bucket"
-    # Where a control variate leans on the student, only the mean of the values has the gradient.
+    # With a control variate only the mean of the values has this gradient.
     always_kept = tail == "bucket"
     targets, _ = make_targets(
         generator, tokens=3, vocab=8, temperature=temperature, inclusion=not always_kept
@@ -146,7 +146,7 @@ def test_all_entries_kept_is_the_dense_divergence(
 
 
 def test_divergences_by_their_kin(make_targets: MakeTargets, generator: torch.Generator) -> None:
-    """Limits and symmetry that the definitions promise."""
+    """Limits and symmetry that follow from the definitions."""
     targets, _ = make_targets(generator, tokens=9, vocab=37)
     logits_NV = torch.randn(9, 37, generator=generator, dtype=torch.float64)
 
@@ -172,7 +172,7 @@ def test_divergences_by_their_kin(make_targets: MakeTargets, generator: torch.Ge
 def test_bucket_is_below_dense_kl_and_above_zero(
     make_targets: MakeTargets, generator: torch.Generator
 ) -> None:
-    """Merging outcomes can only lose divergence (data processing inequality)."""
+    """Merging outcomes can only reduce a divergence (data processing inequality)."""
     targets, logprobs_NV = make_targets(generator, tokens=20, vocab=64, counts=[8] * 20)
     logits_NV = torch.randn(20, 64, generator=generator)
     full_N = reference.dense_kl(logits_NV, logprobs_NV, temperature=1.0)
@@ -213,7 +213,7 @@ def test_quantised_sum_above_one_is_scaled(
 def test_reverse_kl_of_a_quantised_sum_above_one_is_finite(
     make_targets: MakeTargets, generator: torch.Generator, dtype: torch.dtype
 ) -> None:
-    """No mass is left for the other tokens, where the student has some: a lower bound applies."""
+    """The other tokens get no teacher mass, but have student mass: a lower bound applies."""
     targets, _ = make_targets(generator, tokens=4, vocab=30, counts=[6] * 4)
     targets = targets._replace(logprobs_NK=torch.full((4, 6), 1.1 / 6).log())
     grad_NV = torch.randn(4, 30, generator=generator, dtype=dtype)
@@ -230,7 +230,7 @@ def test_reverse_kl_of_a_quantised_sum_above_one_is_finite(
 def test_ids_outside_the_vocabulary_move_to_the_tail(
     make_targets: MakeTargets, generator: torch.Generator, tail: str
 ) -> None:
-    """An entry without a logit is as good as one that was not kept."""
+    """An entry without a logit is treated as one that was not kept."""
     targets, _ = make_targets(generator, tokens=6, vocab=20, counts=[4] * 6)
     outside = targets.ids_NK.clone()
     outside[:, 1] = 20
@@ -250,7 +250,7 @@ def test_ids_outside_the_vocabulary_move_to_the_tail(
 def test_token_without_entries(
     make_targets: MakeTargets, generator: torch.Generator, tail: str
 ) -> None:
-    """Nothing known of the teacher: no divergence, only cross-entropy."""
+    """Without entries there is no divergence, only cross-entropy."""
     targets, _ = make_targets(generator, tokens=3, vocab=9, counts=[0, 2, 0])
     logits_NV = torch.randn(3, 9, generator=generator, dtype=torch.float64)
     spec = LossSpec(2.0, 0.5, tail)  # type: ignore[arg-type]
@@ -285,7 +285,7 @@ def test_predictions(make_targets: MakeTargets, generator: torch.Generator) -> N
 def test_far_logits_neither_overflow_nor_cancel(
     make_targets: MakeTargets, generator: torch.Generator, temperature: float
 ) -> None:
-    """A student that all but rules out the tail (q_t below float32) has a finite loss."""
+    """A student with nearly no tail mass (q_t below float32) has a finite loss."""
     targets, _ = make_targets(
         generator, tokens=4, vocab=40, counts=[3] * 4, temperature=temperature
     )
@@ -303,7 +303,7 @@ def test_far_logits_neither_overflow_nor_cancel(
 def test_blocks_do_not_change_the_result(
     make_targets: MakeTargets, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One row per block gives the very same numbers as all rows at once."""
+    """One row per block gives the same numbers as all rows at once."""
     targets, _ = make_targets(generator, tokens=11, vocab=40, temperature=2.0)
     logits_NV = torch.randn(11, 40, generator=generator)
     spec = LossSpec(2.0, 0.5)

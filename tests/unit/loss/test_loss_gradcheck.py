@@ -1,7 +1,7 @@
-"""The whole fused head against directional finite differences in float64, whatever the targets.
+"""The fused head against directional finite differences in float64, for all kinds of targets.
 
-`torch.autograd.gradcheck` runs backward twice through one graph, which the head refuses; a random
-direction asks the same of all inputs at once.
+`torch.autograd.gradcheck` runs backward twice through one graph, which the head rejects; a random
+direction checks all inputs at once.
 """
 
 from __future__ import annotations

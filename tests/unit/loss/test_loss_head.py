@@ -1,4 +1,4 @@
-"""The fused head: gradients of weight, bias and hidden states, chunks, transforms, refusals."""
+"""The fused head: gradients of weight, bias and hidden states, chunks, transforms, errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ N, D, V = 10, 6, 23
 
 
 def inputs(generator: torch.Generator, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-    """Return hidden [N, D], weight [V, D] and bias [V], all wanting gradients."""
+    """Return hidden [N, D], weight [V, D] and bias [V], all requiring gradients."""
     return tuple(
         torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
         for shape in ((N, D), (V, D), (V,))
@@ -67,7 +67,7 @@ def test_matches_dense(
     softcap: float | None,
     with_bias: bool,
 ) -> None:
-    """Loss and all gradients, whatever the chunk."""
+    """Loss and all gradients, for any chunk size."""
     targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=temperature)
     hidden, weight, bias = inputs(generator)
     spec = FusedSpec(LossSpec(temperature, 0.4), chunk_rows, softcap=softcap)
@@ -145,7 +145,7 @@ def test_no_tokens(make_targets: MakeTargets, generator: torch.Generator) -> Non
 
 
 def test_second_backward_is_refused(make_targets: MakeTargets, generator: torch.Generator) -> None:
-    """The gradient is used up by one pass; a silent wrong second one must not exist."""
+    """The gradient is consumed by one pass; a second pass must not be silently wrong."""
     targets, _ = make_targets(generator, tokens=N, vocab=V)
     hidden, weight, _ = inputs(generator)
     loss = fused_head_loss(hidden, weight, None, targets, spec=SPEC).loss
@@ -161,7 +161,7 @@ def test_second_backward_is_refused(make_targets: MakeTargets, generator: torch.
 def test_inside_activation_checkpoint(
     make_targets: MakeTargets, generator: torch.Generator, reentrant: bool
 ) -> None:
-    """Wasteful, but right."""
+    """Inefficient, but correct."""
     targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=2.0)
     hidden, weight, _ = inputs(generator)
 
@@ -267,7 +267,7 @@ def test_installed_head_is_the_models_loss(
 def test_temperature_and_predictions_of_one_call(
     make_targets: MakeTargets, generator: torch.Generator
 ) -> None:
-    """Evaluation may ask another temperature, and for the student's own choice."""
+    """Evaluation may request another temperature, and the student's predictions."""
     model = TinyModel()
     head = install_distill_head(model, settings())
     targets, _ = make_targets(generator, tokens=N, vocab=V, temperature=1.0)
@@ -285,7 +285,7 @@ def test_temperature_and_predictions_of_one_call(
 
 
 def test_every_setting_reaches_the_loss() -> None:
-    """One that is dropped on the way would train something else in silence."""
+    """A dropped setting would silently train something else."""
     chosen = {
         "temperature": 3.0, "alpha": 0.2, "divergence": "skew_kl", "jsd_beta": 0.3,
         "skew_alpha": 0.4, "tail": "control_variate", "control_variate": 0.6,
@@ -363,7 +363,7 @@ def test_transforms_of_known_models() -> None:
 
 
 def test_settings_import_no_torch() -> None:
-    """`--help` reads the settings; torch takes seconds to import."""
+    """`--help` imports the settings; torch takes seconds to import."""
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""Sampled targets: right on average, in value and gradient, whatever the control variate."""
+"""Sampled targets: unbiased in value and gradient, for any control variate."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def truth(log_p_V: Tensor, student_U: Tensor, spec: LossSpec) -> tuple[float, Te
 def estimates(
     draw: Draw, rule: InclusionRule, spec: LossSpec, *, draws: int, seed: int, vocab: int = V
 ) -> tuple[Tensor, Tensor]:
-    """Return value [R] and gradient [R, U] of each draw, less the truth."""
+    """Return value [R] and gradient [R, U] of each sample, minus the exact ones."""
     log_p_V, student_V = case(seed)
     student_U = student_V[:vocab]
     p_V = torch.softmax(log_p_V / spec.temperature, -1)
@@ -61,9 +61,9 @@ def estimates(
 
 
 def assert_mean_is_zero(errors_R: Tensor) -> None:
-    """Refuse a mean beyond five of its standard errors, in any component.
+    """Fail if a mean is more than five standard errors from zero, in any component.
 
-    The second term is Bernstein's, for tokens of which a draw was expected once or twice.
+    The second term is Bernstein's, for tokens that are expected to be sampled once or twice.
     """
     mean, error = errors_R.mean(0), errors_R.std(0) / len(errors_R) ** 0.5
     assert (mean.abs() <= 5 * error + 5 / len(errors_R)).all(), (mean / error).abs().max()
@@ -79,7 +79,7 @@ def test_unbiased_whatever_the_control_variate(
     divergence: str,
     share: float | None,
 ) -> None:
-    """Value and gradient, at temperatures that the rule looks at and at one it does not."""
+    """Value and gradient, at temperatures that the rule covers and at one it does not."""
     spec = LossSpec(temperature, 1.0, "auto", divergence, control_variate=share)  # type: ignore[arg-type]
     for seed in (0, 1):
         for errors_R in estimates(draw_targets, rule, spec, draws=10_000, seed=seed):
@@ -94,7 +94,7 @@ def test_unbiased_whatever_the_control_variate(
 def test_unbiased_though_log_p_is_rounded(
     draw_targets: Draw, temperature: float, rule: InclusionRule, vocab: int, tail: str
 ) -> None:
-    """Dither makes p right on average but for a factor, p log p but for another; both known."""
+    """With dither the means of p and of p log p are off by known factors."""
     spec = LossSpec(temperature, 1.0, tail, sampled_log_step=1.0)  # type: ignore[arg-type]
     draw = partial(draw_targets, log_step=1.0)
     for seed in (0, 1):
@@ -126,7 +126,7 @@ def test_the_factors_of_the_dither() -> None:
 def test_unbiased_over_a_smaller_vocabulary(
     draw_targets: Draw, temperature: float, divergence: str
 ) -> None:
-    """Mass of ids that the student lacks is known to be elsewhere: it moves no logit."""
+    """Mass of ids outside the student's vocabulary does not affect any logit."""
     spec = LossSpec(temperature, 1.0, "auto", divergence)  # type: ignore[arg-type]
     for seed in (0, 1):
         for errors_R in estimates(draw_targets, BOTH, spec, draws=10_000, seed=seed, vocab=30):
@@ -138,7 +138,7 @@ def test_unbiased_over_a_smaller_vocabulary(
 def test_error_falls_with_the_root_of_the_tokens(
     draw_targets: Draw, temperature: float, part: str
 ) -> None:
-    """Of sixteen times as many draws the mean is four times as good; a bias would stay."""
+    """With sixteen times as many samples the error is a quarter; a bias would remain."""
     spec = LossSpec(temperature, 1.0)
     errors_R = estimates(draw_targets, BOTH, spec, draws=64_000, seed=3)[part == "gradient"]
     errors_RX = errors_R.reshape(len(errors_R), -1)
@@ -151,7 +151,7 @@ def test_error_falls_with_the_root_of_the_tokens(
 
 
 def test_the_default_share_is_quieter_than_none(draw_targets: Draw) -> None:
-    """What the control variate is for; the value gains as well."""
+    """The control variate reduces the gradient's variance, and the value's."""
     assert [default_share(t) for t in (0.5, 1.0, 2.0)] == pytest.approx([0.0, 0.34, 0.74])
     assert [default_share(1.0, 2.0), default_share(1.0, 9.0)] == pytest.approx([0.46, 0.46])
     assert default_share(10.0) == 1.0
@@ -212,7 +212,7 @@ def test_policies_in_force() -> None:
 
 
 def test_bucket_joins_the_sampled_to_the_rest(draw_targets: Draw) -> None:
-    """Every draw then gives the same, that of the always-kept entries alone."""
+    """Every sample then gives the same result, that of the always-kept entries alone."""
     spec = LossSpec(2.0, 1.0, "bucket", "reverse_kl")
     values_R, grad_RV = estimates(draw_targets, BOTH, spec, draws=50, seed=0)
     torch.testing.assert_close(values_R, values_R[:1].expand(50))
@@ -221,7 +221,7 @@ def test_bucket_joins_the_sampled_to_the_rest(draw_targets: Draw) -> None:
 
 
 def test_extremes_stay_finite() -> None:
-    """A tail that the student all but rules out, a certain teacher, masses above 1, float32."""
+    """A tail of nearly no student mass, a one-hot teacher, masses above 1, float32."""
     logits_NV = torch.randn(4, V, generator=torch.Generator().manual_seed(0)) * 3
     logits_NV[0, :5] = 300.0
     ids_NK = torch.arange(6).expand(4, 6).contiguous()
@@ -249,7 +249,7 @@ def test_extremes_stay_finite() -> None:
 def test_no_tail_where_the_always_kept_are_the_whole_vocabulary(
     divergence: str, share: float
 ) -> None:
-    """Quantised masses that sum to 0.95 leave nothing: no other token could have the rest."""
+    """Quantised masses sum to 0.95, but there is no other token to have the rest."""
     ids_NK = torch.arange(4).expand(3, 4).contiguous()
     p_K = torch.tensor([0.4, 0.3, 0.15, 0.1])
     logprobs_NK = p_K.log().expand(3, 4).contiguous()

@@ -49,7 +49,7 @@ def test_matches_reference(
     (value, grad_NV), (wanted, wanted_NV) = both(logits_NV, targets, alpha)
     assert torch.allclose(value, wanted, rtol=1e-12)
     assert torch.allclose(grad_NV, wanted_NV, atol=1e-12)
-    assert float(grad_NV.sum(-1).abs().max()) < 1e-12, "a softmax does not care for a shift"
+    assert float(grad_NV.sum(-1).abs().max()) < 1e-12, "softmax is invariant to a shift"
 
 
 def test_gradient_by_finite_differences(
@@ -80,7 +80,7 @@ def test_with_all_entries_it_is_the_papers(
     exact_N = sorted_distance(logits_NV, logprobs_NV.exp())
     terms = uld_loss_(logits_NV.clone(), targets, spec())
     assert torch.allclose(terms.divergence_N, exact_N, atol=1e-6)  # targets are float32
-    # What the tokens are called does not matter.
+    # The ids of the tokens do not matter.
     order = torch.randperm(30, generator=generator)
     again = uld_loss_(logits_NV[:, order].clone(), targets, spec())
     assert torch.allclose(again.divergence_N, terms.divergence_N)
@@ -98,7 +98,7 @@ def test_fewer_entries_are_a_lower_bound(
         value_N = uld_loss_(logits_NV.clone(), targets, spec()).divergence_N
         assert (value_N <= sorted_distance(logits_NV, logprobs_NV.exp()) + 1e-6).all()
         if before_N is not None:
-            assert (value_N >= before_N - 1e-6).all(), "each rank that is known adds"
+            assert (value_N >= before_N - 1e-6).all(), "each known rank adds"
         before_N = value_N
     assert (value_N > 0).all()
     assert (value_N <= 2).all()

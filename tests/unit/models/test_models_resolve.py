@@ -1,4 +1,4 @@
-"""Names to models: what is said when there is none, and the embedded teacher."""
+"""Names to models: the error messages, and the embedded teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vocabularies mapped by content: what moves, what is missing, what is cut differently."""
+"""Vocabularies mapped by content: other ids, missing pieces, other tokenisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of a remote store: tried again while they pass, noticed when they lie, said in words."""
+"""Faults of a remote store: retried while transient, detected when silent, and reported."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_passing_remote_fault_is_tried_again(
     faults = _Faults(getattr(store._fs, method), ConnectionError("reset by peer"), 3)
     monkeypatch.setattr(store._fs, method, faults)
     call(store)
-    assert faults.calls >= 4  # a write looks at the size afterwards
+    assert faults.calls >= 4  # a write checks the size afterwards
     for pause, bound in zip(pauses, (0.5, 1.0, 2.0), strict=True):
         assert bound / 2 <= pause <= bound
 
@@ -111,7 +111,7 @@ def test_workers_that_failed_together_do_not_come_back_together(
 
 
 class _Cut:
-    """A put that reports success and keeps only the half of it, a number of times."""
+    """A put that reports success but stores half of the data, a number of times."""
 
     def __init__(self, real: Callable[..., Any], times: int) -> None:
         self.real, self.times = real, times

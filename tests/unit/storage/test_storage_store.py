@@ -1,4 +1,4 @@
-"""One contract for every store: whole files or none, one creator, faults said in words."""
+"""One contract for every store: complete files or none, one creator, clear errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_write_read_replace(store: Store) -> None:
 
 
 def test_absent_files(store: Store) -> None:
-    for _ in range(2):  # before and after there is anything at all
+    for _ in range(2):  # before and after the first file
         with pytest.raises(FileNotFoundError):
             store.read("gone")
         assert store.size("gone") is None
