@@ -60,16 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.student.training.distributed import Distributed
     from pipeline.student.training.resume import find_resume_point
 
-    inputs = open_inputs(
-        cache_url=run.cache_dir,
-        student=run.student,
-        loss=run.loss,
-        data=run.data,
-        train=run.train,
-        output=run.output,
-        observe=run.observe,
-        seed=run.seed,
-    )
+    inputs = open_inputs(run)
     if run.train.resume_from_checkpoint != "never":
         size = run.world_size
         identity = inputs.identity(size)

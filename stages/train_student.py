@@ -48,16 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.student.run import train_student
     from pipeline.student.training.distributed import read_distributed
 
-    inputs = open_inputs(
-        cache_url=run.cache_dir,
-        student=run.student,
-        loss=run.loss,
-        data=run.data,
-        train=run.train,
-        output=run.output,
-        observe=run.observe,
-        seed=run.seed,
-    )
+    inputs = open_inputs(run)
     distributed = read_distributed()
     expected = estimate(inputs, distributed.world_size)
     if "dry_run" in command.switches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.data.settings import DataSettings
@@ -19,7 +20,7 @@ from pipeline.student.compatibility import cache_inclusion_rule, check_compatibi
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.training.checkpoint import RunIdentity
 
-__all__ = ["Inputs", "open_inputs"]
+__all__ = ["Inputs", "RunSettings", "open_inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +102,20 @@ class Inputs:
         return train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size
 
 
-def open_inputs(
-    *,
-    cache_url: str,
-    student: StudentSettings,
-    loss: LossSettings,
-    data: DataSettings,
-    train: TrainSettings,
-    output: OutputSettings,
-    observe: ObserveSettings,
-    seed: int,
-) -> Inputs:
+class RunSettings(Protocol):
+    """What a command of stage two is told; `stages.settings.StudentRun` is one."""
+
+    cache_dir: str
+    seed: int
+    student: StudentSettings
+    loss: LossSettings
+    data: DataSettings
+    train: TrainSettings
+    output: OutputSettings
+    observe: ObserveSettings
+
+
+def open_inputs(run: RunSettings) -> Inputs:
     """Open the cache and resolve the student; reject what does not go together.
 
     Raises:
@@ -120,13 +124,14 @@ def open_inputs(
             student does not have.
         ModelError: the student cannot be reached, or has another tokenizer.
     """
-    cache = open_cache(cache_url)
+    student, loss, data = run.student, run.loss, run.data
+    cache = open_cache(run.cache_dir)
     check_compatibility(
         loss, data, grid=cache.manifest.temperatures, rule=cache_inclusion_rule(cache.manifest)
     )
     if not cache.source("heldout").shard_rows():
         raise CacheError(
-            f"{cache_url}: no held-out rows",
+            f"{run.cache_dir}: no held-out rows",
             expected="some, for the evaluation",
             do="make the cache with a larger --corpus.heldout_fraction",
         )
@@ -143,7 +148,17 @@ def open_inputs(
     if student.lora.enabled:
         check_lora_targets(source.path, student.lora, trust_remote_code=student.trust_remote_code)
     return Inputs(
-        student, loss, data, train, output, observe, seed, cache_url, cache, source, vocabulary
+        student=student,
+        loss=loss,
+        data=data,
+        train=run.train,
+        output=run.output,
+        observe=run.observe,
+        seed=run.seed,
+        cache_url=run.cache_dir,
+        cache=cache,
+        source=source,
+        vocabulary=vocabulary,
     )
 
 

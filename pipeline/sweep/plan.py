@@ -140,16 +140,7 @@ class Planner:
                     "cache holds of each position"
                 ]
             )
-        return open_inputs(
-            cache_url=self._cache_url,
-            student=placed.student,
-            loss=placed.loss,
-            data=placed.data,
-            train=placed.train,
-            output=placed.output,
-            observe=placed.observe,
-            seed=placed.seed,
-        )
+        return open_inputs(placed)
 
 
 def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) -> None:

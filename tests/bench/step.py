@@ -107,11 +107,9 @@ def pruned_student(folder: Path, layers: int) -> Path:
 
 def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
     """Build one arm; the returned function takes its next step."""
-    from pipeline.data.settings import DataSettings
     from pipeline.data.stream.train_stream import TrainStream
     from pipeline.loss.head import install_distill_head
     from pipeline.loss.settings import LossSettings
-    from pipeline.observe.settings import ObserveSettings
     from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
     from pipeline.student.inputs import open_inputs
     from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
@@ -119,14 +117,15 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
     from pipeline.student.training.distributed import read_distributed
     from pipeline.student.training.loop import LoopSettings, TrainLoop
     from pipeline.student.training.module import StudentModule
+    from stages.settings import StudentRun
 
     train = TrainSettings(per_device_train_batch_size=1, gradient_accumulation_steps=1)
-    inputs = open_inputs(
-        cache_url=str(cache), student=StudentSettings(model=str(student)),
-        loss=LossSettings(temperature=1, alpha=0.5), data=DataSettings(), train=train,
-        output=OutputSettings(output_dir=str(cache.parent / arm)), observe=ObserveSettings(),
-        seed=0,
+    run = StudentRun(
+        cache_dir=str(cache), student=StudentSettings(model=str(student)),
+        loss=LossSettings(temperature=1, alpha=0.5), train=train,
+        output=OutputSettings(output_dir=str(cache.parent / arm)), seed=0,
     )  # fmt: skip
+    inputs = open_inputs(run)
     distributed = read_distributed()
     init_distributed(distributed, timeout_s=60)
     stream = TrainStream(
