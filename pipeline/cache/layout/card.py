@@ -52,8 +52,8 @@ without running the teacher again.
 ## Reading it
 
 The files are ordinary Parquet with zstd: `datasets.load_dataset(folder)`, DuckDB, polars and
-pyarrow read them as they lie. Columns: `sample_id`, `input_ids`, `loss_mask` (true where a token
-is a label), and the teacher's distributions before those tokens as columns of bytes, which
+pyarrow read them directly. Columns: `sample_id`, `input_ids`, `loss_mask` (true where a token
+is a label), and the teacher's distributions of those tokens as binary columns, which
 `pipeline.cache` decodes ({_format(manifest)}):
 
 ```python
@@ -114,7 +114,7 @@ def responses_text(identity: Mapping[str, Any]) -> str | None:
         sum(written[name] for written in all_written) for name in ("count", "tokens", "unfinished")
     )
     if len(all_sampled) > 1:
-        how = f"{len(all_sampled)} settings of sampling"
+        how = f"{len(all_sampled)} sampling settings"
     limit = max(settings["max_new_tokens"] for settings in all_sampled)
     # A derived cache holds rows, not the text; a slice has its source's numbers.
     where = "counted in its sources" if identity.get("derived") else "text in `_meta/responses`"

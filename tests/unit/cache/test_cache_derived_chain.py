@@ -73,7 +73,7 @@ def test_teachers_that_wrote_their_responses(
     assert main(["inspect", str(tmp_path / "sum")]) == 0
     out = capsys.readouterr().out
     assert ("3 responses, 40 tokens" if other == "not written" else "7 responses, 45 tokens") in out
-    assert ("2 settings of sampling" in out) == (other == "other settings")
+    assert ("2 sampling settings" in out) == (other == "other settings")
     # The sources hold the text, the merged cache does not.
     assert "_meta/responses" not in out + (tmp_path / "sum/README.md").read_text()
     assert "_meta/responses" in (one / "README.md").read_text()
