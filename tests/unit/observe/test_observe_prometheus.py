@@ -67,7 +67,7 @@ def test_what_a_scraper_sees(port: int) -> None:
         shares.add(tokens=24, shards=1, loss_tokens=500, bytes=77)
         seen = _scrape(port)
         assert seen["distill_tokens_total"] == 1024
-        assert seen["distill_supervised_total"] == 500
+        assert seen["distill_loss_tokens_total"] == 500
         assert seen["distill_shards_total"] == 1
         assert seen["distill_bytes_total"] == 77
 
