@@ -105,7 +105,7 @@ def test_no_cache_and_an_incomplete_one(
     message = refused(code=3, cache=begun)
     assert "the cache is incomplete" in message
     assert "shards missing: train/0000" in message
-    assert "run the same cache-teacher command again; it makes only what is missing" in message
+    assert "run the same cache-teacher command again; it computes only what is missing" in message
 
 
 def test_a_cache_of_a_newer_format(refused: Callable[..., str], cache_copy: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_cache_of_a_newer_format(refused: Callable[..., str], cache_copy: Path
     data["manifest_sha256"] = fingerprint(data)
     file.write_text(json.dumps(data))
     message = refused(code=3, cache=cache_copy)
-    assert "a cache of format version 99; expected at most 2; upgrade this project" in message
+    assert "a cache of format version 99; expected at most 1; upgrade this project" in message
 
 
 def test_a_damaged_manifest_and_row_index(refused: Callable[..., str], cache_copy: Path) -> None:

@@ -195,7 +195,7 @@ def test_a_full_scratch_disk_is_said_before_anything_is_written(
     refused: Callable[..., str],
 ) -> None:
     message = refused(code=4, hook=("full_scratch",))
-    assert message.startswith("the scratch disk is full: 0.0 MB of tokenised samples lie in ")
+    assert message.startswith("the scratch disk is full: 0.0 MB of tokenised samples are in ")
     assert "set TMPDIR to a folder on a larger disk, and run the same command again" in message
     message = refused(code=4, hook=("_set", "tempfile", "tempdir", "/no/such/folder"))
     assert message.startswith("/no/such/folder: tokenised samples cannot be kept there (No such")

@@ -110,4 +110,6 @@ def test_bad_targets_are_one_message_before_anything(
     assert "found lm_head, which is no linear layer inside the student's body" in message
     assert not (tmp_path / "out").exists()
     both = ("--student.freeze", "embed", "--output_dir", tmp_path / "out")
-    assert "with LoRA only the adapters learn" in stage("train_student", [*flags, *both]).refused(2)
+    assert "with LoRA only the adapters are trained" in stage(
+        "train_student", [*flags, *both]
+    ).refused(2)

@@ -76,7 +76,7 @@ def test_skipped_and_reported(without_shard: tuple[Path, str], damaged: Path) ->
     assert not any(per_step[step] for step in per_step if step < first)
     total = int(sum(per_step.values()))
     card = (folder / "model/README.md").read_text()
-    assert f"It did without {total} rows (repeats counted) of damaged shards." in card
+    assert f"{total} rows of damaged shards were skipped (repeats counted)." in card
 
 
 @pytest.mark.parametrize("step", [2, 7])

@@ -101,7 +101,7 @@ def _capture_missing(
     if found.missing_tokens:
         raise CacheError(
             f"{store.url}: a shard disappeared while the cache was made",
-            do="run the same command again; it makes only what is missing",
+            do="run the same command again; it computes only what is missing",
         )
     return found
 

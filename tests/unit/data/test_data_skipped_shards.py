@@ -168,7 +168,9 @@ def test_a_mount_that_is_gone_is_no_damage(tmp_path: Path) -> None:
     write_cache(str(tmp_path / "cache"))
     stream = make_stream(open_cache(str(tmp_path / "cache")).source("train"), pack_length=64)
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(StoreError, match="the cache is not there any more; mount or restore it"):
+    with pytest.raises(
+        StoreError, match="the cache no longer exists at this address; mount or restore it"
+    ):
         list(stream.steps(0, 2))
     assert stream.skipped_shards == []
 

@@ -162,10 +162,11 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 
 def test_any_tracker_of_accelerates_registry(
-    registered: list[tuple[str, Any]], tmp_path: Path
+    registered: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from accelerate.state import PartialState
 
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # another test's model may have set it
     settings = ObserveSettings(report_to=("own_tracker",), project_name="p")
     config = {"seed": 1, "loss": {"temperature": 2.0, "tail": None}, "layers": [1, 2]}
     sink = open_sinks(settings, tmp_path, config=config)
