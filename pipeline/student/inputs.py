@@ -103,16 +103,39 @@ class Inputs:
 
 
 class RunSettings(Protocol):
-    """What a command of stage two is told; `stages.settings.StudentRun` is one."""
+    """The settings of a command of stage two, read only, such as `stages.settings.StudentRun`."""
 
-    cache_dir: str
-    seed: int
-    student: StudentSettings
-    loss: LossSettings
-    data: DataSettings
-    train: TrainSettings
-    output: OutputSettings
-    observe: ObserveSettings
+    @property
+    def cache_dir(self) -> str:
+        """The cache's folder or address."""
+
+    @property
+    def seed(self) -> int:
+        """Of the order of the samples."""
+
+    @property
+    def student(self) -> StudentSettings:
+        """Where the student comes from."""
+
+    @property
+    def loss(self) -> LossSettings:
+        """What is minimised."""
+
+    @property
+    def data(self) -> DataSettings:
+        """How rows become batches."""
+
+    @property
+    def train(self) -> TrainSettings:
+        """How it is optimised."""
+
+    @property
+    def output(self) -> OutputSettings:
+        """Where the student goes."""
+
+    @property
+    def observe(self) -> ObserveSettings:
+        """Logs and trackers."""
 
 
 def open_inputs(run: RunSettings) -> Inputs:
