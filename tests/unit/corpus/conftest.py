@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus import Corpus, CorpusSettings, Sample, build_corpus
+from pipeline.corpus.build import build_corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.sample import Sample
+from pipeline.corpus.settings import CorpusSettings
 
 CHATML = (
     "{% for message in messages %}"

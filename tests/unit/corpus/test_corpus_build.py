@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.corpus import CorpusSettings, build_corpus
+from pipeline.corpus.build import build_corpus
+from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.split import HeldoutRule, sample_id
 from pipeline.errors import CorpusError
 

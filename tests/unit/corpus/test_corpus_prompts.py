@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus import CorpusSettings, build_corpus
+from pipeline.corpus.build import build_corpus
 from pipeline.corpus.prompts import Prompts, build_prompts
+from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.split import prompt_id, response_id, response_seed, sample_id
 from pipeline.errors import CorpusError
 
