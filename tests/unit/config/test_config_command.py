@@ -347,20 +347,21 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, page.splitlines())) < 140
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize("name", ["cache_teacher", "train_student"])
+def test_help_loads_nothing_heavy(name: str) -> None:
     code = (
-        "import sys; from stages.cache_teacher import main\n"
+        f"import sys; from stages.{name} import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
-        "heavy = {'torch', 'vllm', 'transformers', 'deepspeed', 'datasets', 'fsspec', 's3fs',"
-        " 'pyarrow', 'huggingface_hub'}\n"
+        "heavy = {'numpy', 'torch', 'vllm', 'transformers', 'deepspeed', 'datasets', 'fsspec',"
+        " 's3fs', 'pyarrow', 'huggingface_hub'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True,
         cwd=Path(__file__).parents[3],
     )  # fmt: skip
-    assert "usage: python -m stages.cache_teacher" in done.stdout
+    assert f"usage: python -m stages.{name}" in done.stdout
     assert done.stderr.strip() == "[]"
 
 
