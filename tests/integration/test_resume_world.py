@@ -80,7 +80,7 @@ def test_one_to_two_ranks_and_back(
         _forget_the_end(folder)
         log = _run(start, flags, after, folder, *more)
         assert f"resuming after step {SAVED} of {STEPS}" in log
-        assert ("cut anew" in log) == (zero > 0), "at stage 0 every rank holds all"
+        assert ("resharded for" in log) == (zero > 0), "at stage 0 every rank holds all"
         _same(folder, undisturbed, rel=rel)
         assert not list(folder.glob("*.partial"))
 
@@ -109,9 +109,9 @@ def test_what_does_not_allow_it_is_said_before_training(
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
     (damaged,) = run_ranks(start, 1, one)
-    assert "cannot be made fit for another number of processes" in damaged.refused(3)
+    assert "cannot be resharded for another number of processes" in damaged.refused(3)
     part.write_bytes(whole)
-    # Killed while it is cut anew: the checkpoint is whole, and the next run starts over.
+    # Killed while it is resharded: the checkpoint is valid, and the next run starts over.
     kill = ("kill_before", "pipeline.student.training.reshard", "_Conversion.poll")
     (killed,) = run_ranks(start, 1, one, hooks={0: kill})
     assert killed.code == -signal.SIGKILL
@@ -145,10 +145,10 @@ def test_other_optimisers_at_every_stage(
     batch = ("--gradient_accumulation_steps", "2", "--output_dir", folder)
     (last,) = run_ranks(start, 1, [*flags, *batch, *more, 3])
     if optim == "adamw_torch":
-        assert "cut anew" in last.ok().err
+        assert "resharded for" in last.ok().err
     else:
         message = last.refused(3)
-        assert f"the state of {optim} under ZeRO cannot be cut anew" in message
+        assert f"the state of {optim} under ZeRO cannot be resharded" in message
         assert "start with NPROC=2" in message
 
 
