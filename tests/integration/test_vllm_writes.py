@@ -86,7 +86,7 @@ for request, (ids, _) in zip(requests, first):
 label = [columns[:, 0].astype(float).tolist() for columns in engine.capture(captures)]
 engine.close()
 Path(sys.argv[2]).write_text(json.dumps({
-    "greedy": greedy, "first": first, "second": second, "part": part, "label": label,
+    "greedy": greedy, "first": first, "second": second, "part": part, "label_logprob": label,
     "many": [ids[0] for ids, _ in many],
 }))
 print("WRITTEN")
