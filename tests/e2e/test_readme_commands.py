@@ -53,8 +53,10 @@ def default_run() -> str:
 def test_default_run_beats_its_control_clearly(default_run: str) -> None:
     report = json.loads((ROOT / "runs/default/report/report.json").read_text(encoding="utf-8"))
     rows = {row["kind"]: row["metrics"] for row in report["rows"]}
-    assert rows["distilled"]["kl"]["value"] < rows["before"]["kl"]["value"]
-    gap = next(d for d in report["differences"] if d["metric"] == "kl" and "control" in d["b"])
+    assert rows["distilled"]["kl_bucketed"]["value"] < rows["before"]["kl_bucketed"]["value"]
+    gap = next(
+        d for d in report["differences"] if d["metric"] == "kl_bucketed" and "control" in d["b"]
+    )
     assert gap["value"] < 0
     assert abs(gap["value"]) > 5 * gap["standard_error"]
     for row in report["rows"]:
