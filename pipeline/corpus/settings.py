@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from pipeline.config import Settings, option
 
-__all__ = ["CorpusSettings", "FormatName", "LossOn", "Overlong"]
+__all__ = ["CorpusSettings", "FormatName", "LossOn", "Overlong", "Reasoning"]
 
 FormatName = Literal["auto", "sharegpt", "messages", "prompt_completion", "instruction", "text"]
 Overlong = Literal["truncate", "split", "drop"]
 LossOn = Literal["assistant", "all"]
+Reasoning = Literal["keep", "template", "drop"]
 
 
 class CorpusSettings(Settings):
@@ -66,6 +67,22 @@ class CorpusSettings(Settings):
         "Jinja chat template: a .jinja file or the text itself; none uses the tokenizer's",
         flag="chat_template",
     )
+    template_options: dict[str, Any] = option(
+        {},
+        "further variables of the chat template, for all chats, as a mapping: "
+        "{enable_thinking: false, documents: [...]}; tools is for chats without tools of their own",
+    )
+    reasoning: Reasoning = option(
+        "keep",
+        "reasoning of an answer (reasoning_content, or <think> at its beginning): keep quarantines "
+        "a row whose template leaves it out, template lets the template decide, drop takes it away "
+        "before rendering",
+    )
+    supervise_empty: bool = option(
+        False,
+        "supervise the end of a turn whose answer is empty, and the empty thought that a template "
+        "puts before an answer; false leaves both as context",
+    )
     system_prompt: str | None = option(
         None, "system message for the chats that have none; none leaves it to the template"
     )
@@ -73,6 +90,23 @@ class CorpusSettings(Settings):
         True, "begin plain documents with the BOS token where the tokenizer does so itself"
     )
     add_eos: bool = option(True, "end plain documents with the EOS token")
+    on_bad_row: Literal["quarantine", "refuse"] = option(
+        "quarantine",
+        "a row that cannot be used (not JSON, an unknown role, an image, content that the template "
+        "loses): quarantine leaves it out, counted and named in the log; refuse stops the run",
+    )
+    max_quarantined_fraction: float = option(
+        0.05,
+        "the run stops before the teacher when more of the rows than this (and more than 10) are "
+        "quarantined",
+        ge=0,
+        le=1,
+    )
+    invalid_unicode: Literal["reject", "replace"] = option(
+        "reject",
+        "text that is not valid Unicode (half of a surrogate pair): reject makes the row a bad "
+        "row, replace puts U+FFFD in its place, counted",
+    )
     heldout_fraction: float = option(
         0.02,
         "share of the rows held out for evaluation, chosen by a hash of each row's identity and "

@@ -6,7 +6,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Row", "RowSource"]
+from pipeline.errors import CorpusError
+
+__all__ = ["BadRow", "Row", "RowSource"]
+
+
+class BadRow(CorpusError):
+    """One row that cannot be used as it is; `--corpus.on_bad_row` decides what follows.
+
+    A reader attaches it to the row (`Row.bad`) instead of raising, so that one row never ends the
+    reading of the others; whoever interprets a row raises it.
+    """
+
+    def __init__(self, kind: str, found: str, *, expected: str = "", do: str = "") -> None:
+        """`kind`: a few words that group rows of the same fault in the report of bad rows."""
+        super().__init__(found, expected=expected, do=do)
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +33,10 @@ class Row:
     place: str
     """For messages, as in `chats.jsonl, line 7`."""
     data: Mapping[str, Any]
+    """The columns; empty where the row is bad."""
+    bad: BadRow | None = None
+    """Why the reader could not read this row (a line that is not JSON, text that is not Unicode).
+    """
 
 
 @dataclass(frozen=True, slots=True)
