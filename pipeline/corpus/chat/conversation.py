@@ -41,6 +41,15 @@ class Conversation:
     first_supervised: int = 0
     """Messages before this one are context only, whatever their role."""
     tools: list[Any] | None = None
+    developer: frozenset[int] = frozenset()
+    """Messages, by number from 0, whose role was `developer` before it became `system`."""
+    unsupervised: frozenset[int] = frozenset()
+    """Messages of the assistant, by number, that the data's own flags leave out of the loss."""
+    unfinished: bool = False
+    """Whether the last message is the beginning of an answer: no end of turn follows its text."""
+    answer_prefix: str = ""
+    """What the content of the message `first_supervised` begins with as context: the prompt ended
+    inside that answer, and only the text after this is supervised."""
 
 
 @dataclass(frozen=True, slots=True)
