@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.corpus.chat.conversation import Conversation
 from pipeline.corpus.chat.formats import Interpreter
-from pipeline.corpus.chat.template import ChatTemplate, Rendered
-from pipeline.corpus.chat.tokenise import Tokens, require_offsets
+from pipeline.corpus.chat.render import ChatRenderer, Rendered
+from pipeline.corpus.chat.tokenise import Tokens
 from pipeline.corpus.corpus import Corpus
-from pipeline.corpus.intake import AcceptedRow, Intake
+from pipeline.corpus.intake import AcceptedRow, Intake, TeacherTokens
 from pipeline.corpus.reading import Progress, open_reading
 from pipeline.corpus.sample import CorpusCounts, Sample
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import Row
 from pipeline.corpus.split import sample_id
-from pipeline.corpus.table import SampleWriter
+from pipeline.corpus.table import SampleTable, SampleWriter
 from pipeline.errors import CorpusError
 
 __all__ = ["Progress", "build_corpus"]
@@ -27,7 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 def build_corpus(
-    settings: CorpusSettings, *, tokenizer: Any, seed: int, progress: Progress | None = None
+    settings: CorpusSettings,
+    *,
+    tokenizer: Any,
+    seed: int,
+    teacher: TeacherTokens | None = None,
+    progress: Progress | None = None,
 ) -> Corpus:
     """Read, render and tokenise the corpus that `settings` describe.
 
@@ -35,14 +40,17 @@ def build_corpus(
         settings: the corpus section of the configuration.
         tokenizer: a fast tokenizer of transformers.
         seed: decides, with each row's identity, which rows are held out.
+        teacher: its end tokens and the size of its embedding, where they are known.
         progress: called after each batch of rows.
 
     Raises:
-        CorpusError: the corpus cannot be reached or read, is empty, or fits no format.
+        CorpusError: the corpus cannot be reached or read, is empty, fits no format, or has more
+            bad rows than the settings allow.
     """
-    require_offsets(tokenizer)
     reading = open_reading(settings)
-    work = _Work(settings, tokenizer, reading.source, seed, settings.add_eos)
+    work = _Work(
+        settings, tokenizer, reading.source, seed, teacher or TeacherTokens(), settings.add_eos
+    )
     for batch in reading.batches:
         work.add(batch, reading.interpret)
         if progress is not None:
@@ -58,17 +66,21 @@ class _Work(Intake):
         return conversation
 
     def described(self, conversation: Conversation) -> list[Any]:
-        return [conversation.messages, conversation.first_supervised, conversation.tools]
+        chat = conversation
+        return [
+            chat.messages, chat.first_supervised, chat.tools, sorted(chat.developer),
+            sorted(chat.unsupervised), chat.unfinished, chat.answer_prefix,
+        ]  # fmt: skip
 
-    def rendered(self, template: ChatTemplate, conversation: Conversation, row: Row) -> Rendered:
-        everything = self.settings.loss_on == "all"
-        return template.render(conversation, place=row.place, everything=everything)
+    def rendered(self, renderer: ChatRenderer, conversation: Conversation, row: Row) -> Rendered:
+        return renderer.render(conversation, row.place)
 
     def add(self, batch: list[Row], interpret: Interpreter) -> None:
         """Process the next rows of the source."""
         for taken in self.take(batch, interpret):
-            for part, piece in self._cut(taken.tokens):
-                self._keep(taken, part, piece)
+            kept = [self._keep(taken, part, piece) for part, piece in self._cut(taken.tokens)]
+            if any(kept):
+                self.small.add(taken.row.key, taken.index, taken.split)
 
     def _cut(self, tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
         limit, length = self.settings.max_length, len(tokens.input_ids)
@@ -87,19 +99,23 @@ class _Work(Intake):
                 piece = slice(start, start + limit)
                 yield part, Tokens(tokens.input_ids[piece], tokens.loss_mask[piece])
 
-    def _keep(self, taken: AcceptedRow, part: int, piece: Tokens) -> None:
+    def _keep(self, taken: AcceptedRow, part: int, piece: Tokens) -> bool:
+        """Write a sample; return whether it has a supervised token."""
         loss_mask = piece.loss_mask.copy()
         loss_mask[:1] = False
         if not loss_mask.any():
             self.count("dropped_no_labels")
-            return
+            return False
         name = sample_id(self.source.name, taken.row.key, part)
         self.samples.append(
             Sample(name, taken.split, piece.input_ids, loss_mask, taken.index, part)
         )
+        return True
 
     def finish(self, format_name: str) -> Corpus:
         """Log the counts and return the corpus."""
+        self.close()
+        samples = self._split(self.small.moved())
         counts = self._counts()
         name = self.settings.dataset_name
         if not counts.samples:
@@ -115,13 +131,24 @@ class _Work(Intake):
                 do="read more rows, or lower --corpus.heldout_fraction",
             )
         self._report(counts)
-        return Corpus(self.samples.finish(), counts, self._whole_identity(format_name))
+        return Corpus(samples, counts, self._whole_identity(format_name))
+
+    def _split(self, moved: frozenset[int]) -> SampleTable:
+        """Return the samples, those of the rows `moved` held out."""
+        table = self.samples.finish()
+        if not moved:
+            return table
+        self.samples = SampleWriter()
+        for sample in table:
+            held = sample.source_index in moved
+            self.samples.append(replace(sample, split="heldout") if held else sample)
+        return self.samples.finish()
 
     def _counts(self) -> CorpusCounts:
         train, heldout = map(self.samples.num_samples, ("train", "heldout"))
         names = (
             "truncated_rows", "tokens_cut", "split_rows", "split_parts",
-            "dropped_no_labels", "dropped_overlong", "dropped_by_template",
+            "dropped_no_labels", "dropped_overlong",
         )  # fmt: skip
         return CorpusCounts(
             rows=self.rows,
@@ -130,16 +157,15 @@ class _Work(Intake):
             heldout=heldout,
             tokens=self.samples.num_tokens,
             loss_tokens=self.samples.num_loss_tokens,
+            quarantined=self.bad.count,
             **{name: self.tally.get(name, 0) for name in names},
         )
 
     def _losses(self, counts: CorpusCounts) -> str:
-        text = (
+        return (
             f"{counts.dropped_no_labels} without a supervised token, "
-            f"{counts.dropped_overlong} longer than {self.settings.max_length} tokens, "
-            f"{counts.dropped_by_template} rejected by the chat template"
+            f"{counts.dropped_overlong} longer than {self.settings.max_length} tokens"
         )
-        return f"{text}, first {self.refusal}" if self.refusal else text
 
     def _report(self, counts: CorpusCounts) -> None:
         _log.info(
@@ -155,7 +181,7 @@ class _Work(Intake):
             )  # fmt: skip
         if counts.split_rows:
             _log.info("%d long rows became %d parts", counts.split_rows, counts.split_parts)
-        if counts.dropped_no_labels or counts.dropped_overlong or counts.dropped_by_template:
+        if counts.dropped_no_labels or counts.dropped_overlong:
             _log.warning("samples left out: %s", self._losses(counts))
         wanted = self.settings.heldout_samples
         if wanted is not None and self.rule.taken < wanted:
@@ -168,5 +194,5 @@ class _Work(Intake):
 
     def _whole_identity(self, format_name: str) -> dict[str, Any]:
         identity = self.identity(format_name, "rows_blake2b")
-        loss_on, add_eos = self.settings.loss_on, self.settings.add_eos
-        return {**identity, "loss_on": loss_on, "add_eos": add_eos}
+        names = ("loss_on", "add_eos", "supervise_empty")
+        return {**identity, **{name: getattr(self.settings, name) for name in names}}

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.corpus.bad_rows import BadRows
 from pipeline.corpus.chat.conversation import Conversation, Document
+from pipeline.corpus.chat.encoder import TextEncoder
 from pipeline.corpus.chat.formats import Interpreter
-from pipeline.corpus.chat.template import ChatTemplate, Rendered, TemplateRefusal, load_template
+from pipeline.corpus.chat.render import ChatRenderer, Rendered
+from pipeline.corpus.chat.template import load_template
 from pipeline.corpus.chat.tokenise import DocumentEnds, Tokens, document_ends, tokenise
 from pipeline.corpus.reading import reading_identity, with_system
 from pipeline.corpus.sample import SplitName
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.corpus.sources.rows import Row, RowSource
-from pipeline.corpus.split import HeldoutRule
+from pipeline.corpus.sources.rows import BadRow, Row, RowSource
+from pipeline.corpus.split import HeldoutRule, SmallCorpus
+from pipeline.errors import CorpusError
 
-__all__ = ["AcceptedRow", "Intake"]
+__all__ = ["AcceptedRow", "Intake", "TeacherTokens"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,16 @@ class AcceptedRow:
     tokens: Tokens
 
 
+@dataclass(frozen=True, slots=True)
+class TeacherTokens:
+    """What the corpus must know of the teacher besides its tokenizer."""
+
+    end_tokens: tuple[int, ...] = ()
+    """Ids that end generation, besides the tokenizer's EOS and the template's end of turn."""
+    vocab_size: int | None = None
+    """Rows of the teacher's embedding: no id may reach it; None: not checked."""
+
+
 @dataclass(slots=True)
 class Intake(ABC):
     """The state of one reading of a source; a subclass chooses what of a conversation is used."""
@@ -45,23 +62,33 @@ class Intake(ABC):
     tokenizer: Any
     source: RowSource
     seed: int
+    teacher: TeacherTokens
     add_eos: bool
     """After a document."""
     rows: int = 0
     tally: dict[str, int] = field(default_factory=dict)
-    template: ChatTemplate | None = None
-    refusal: str = ""
-    """The first rejection by the template, with the row's place."""
+    renderer: ChatRenderer | None = None
+    """Made when the first chat comes."""
     content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+    turns: int = 0
+    """Supervised turns so far."""
+    unended: int = 0
+    """Those that no token which ends generation closes."""
+    encoder: TextEncoder = field(init=False)
+    bad: BadRows = field(init=False)
     rule: HeldoutRule = field(init=False)
+    small: SmallCorpus = field(init=False)
     ends: DocumentEnds = field(init=False)
 
     def __post_init__(self) -> None:
         """Create the split rule and the special tokens of documents."""
         chosen = self.settings
+        self.encoder = TextEncoder(self.tokenizer)
+        self.bad = BadRows(chosen)
         self.rule = HeldoutRule(
             self.seed, self.source.name, chosen.heldout_fraction, chosen.heldout_samples
         )
+        self.small = SmallCorpus(self.rule)
         self.ends = document_ends(self.tokenizer, add_bos=chosen.add_bos, add_eos=self.add_eos)
 
     @abstractmethod
@@ -73,11 +100,11 @@ class Intake(ABC):
         """Return what determines its tokens; the digest is part of the cache's identity."""
 
     @abstractmethod
-    def rendered(self, template: ChatTemplate, conversation: Conversation, row: Row) -> Rendered:
+    def rendered(self, renderer: ChatRenderer, conversation: Conversation, row: Row) -> Rendered:
         """Render it.
 
         Raises:
-            TemplateRefusal: the template rejects it.
+            BadRow: the template rejects it, or loses some of it.
         """
 
     def take(self, batch: list[Row], interpret: Interpreter) -> Iterator[AcceptedRow]:
@@ -87,24 +114,76 @@ class Intake(ABC):
         for row in batch:
             index, split = self.rows, self.rule.split_of(row.key)
             self.rows += 1
-            text = self._text(interpret(row), row)
+            try:
+                if row.bad is not None:
+                    raise row.bad
+                text = self._text(interpret(row), row)
+            except BadRow as bad:
+                self.bad.add(bad)
+                continue
             if text is not None:
                 kept.append((row, index, split))
                 texts.append(text)
-        done = tokenise(texts, tokenizer=self.tokenizer, ends=self.ends)
+        done = tokenise(texts, encoder=self.encoder, ends=self.ends)
         for (row, index, split), text, tokens in zip(kept, texts, done, strict=True):
+            foreign = self._foreign(row, tokens)
+            if foreign is not None:
+                self.bad.add(foreign)
+                continue
+            if isinstance(text, Rendered):
+                self.turns += text.turns
+                self.unended += text.unended
             yield AcceptedRow(row, index, split, isinstance(text, str), tokens)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one field of `CorpusCounts`."""
         self.tally[name] = self.tally.get(name, 0) + by
 
+    def close(self) -> None:
+        """Report the bad rows and the turns without an end.
+
+        Raises:
+            CorpusError: the run refuses bad rows, or there are too many of them.
+        """
+        name = self.settings.dataset_name
+        if self.bad.count == self.rows and self.settings.on_bad_row != "refuse":
+            raise CorpusError(
+                f"{name}: none of its {self.rows} rows can be used:{self.bad.listed()}\n",
+                expected="rows that can be read and rendered",
+                do="check --corpus.format, --corpus.loss_on and --chat_template",
+            )
+        self.bad.finish(self.rows)
+        if self.unended and self.settings.loss_on == "assistant":
+            ends = "" if self.renderer is None else ", ".join(self.renderer.ends)
+            _log.warning(
+                "%s of %d supervised turns end without a token that ends generation (%s): from "
+                "them a student does not learn to stop; check --chat_template",
+                "all" if self.unended == self.turns else self.unended, self.turns, ends or "none",
+            )  # fmt: skip
+        moved = self.small.moved()
+        if moved:
+            _log.warning(
+                "heldout_fraction %g picks %d of %d rows; the %d rows of the smallest hashes are "
+                "held out as well",
+                self.settings.heldout_fraction, self.small.heldout, self.small.rows, len(moved),
+            )  # fmt: skip
+        wanted = self.settings.heldout_fraction and self.settings.heldout_samples != 0
+        if wanted and self.small.rows and not moved and not self.small.heldout:
+            raise CorpusError(
+                f"{name}: no row is held out: there are {self.small.rows} usable rows",
+                expected="at least 2, one to train on and one to evaluate on",
+                do="give more rows, or --corpus.heldout_fraction 0 to train without evaluation",
+            )
+
     def identity(self, format_name: str, digest_name: str) -> dict[str, Any]:
         """Return what determines the corpus: source, format, template, split, digest of rows."""
+        template = None if self.renderer is None else self.renderer.template
         identity = reading_identity(
-            self.settings, self.source, format_name, self.template, self.rule, seed=self.seed
+            self.settings, self.source, format_name, template, self.rule, seed=self.seed
         )
         identity["content"] |= {digest_name: self.content.hexdigest()}
+        if self.renderer is not None:
+            identity["turn_ends"] = list(self.renderer.ends)
         return identity
 
     def _text(self, item: Conversation | Document, row: Row) -> Rendered | str | None:
@@ -119,15 +198,34 @@ class Intake(ABC):
         if not conversation.messages:
             self.count("dropped_no_labels")
             return None
-        if self.template is None:
-            self.template = load_template(self.tokenizer, self.settings.chat_template)
-        try:
-            asked = with_system(conversation, self.settings.system_prompt)
-            return self.rendered(self.template, asked, row)
-        except TemplateRefusal as refusal:
-            self.count("dropped_by_template")
-            self.refusal = self.refusal or f"{row.place}: {refusal}"
+        asked = with_system(conversation, self.settings.system_prompt)
+        return self.rendered(self._renderer(), asked, row)
+
+    def _renderer(self) -> ChatRenderer:
+        if self.renderer is None:
+            chosen = self.settings
+            template = load_template(self.tokenizer, chosen.chat_template, chosen.template_options)
+            self.renderer = ChatRenderer(
+                template,
+                template.turn_ends(self.teacher.end_tokens),
+                reasoning=chosen.reasoning,
+                supervise_empty=chosen.supervise_empty,
+                everything=chosen.loss_on == "all",
+            )
+        return self.renderer
+
+    def _foreign(self, row: Row, tokens: Tokens) -> BadRow | None:
+        """Return the fault of a row with a token that the teacher's embedding lacks."""
+        size = self.teacher.vocab_size
+        if size is None or not len(tokens.input_ids) or int(tokens.input_ids.max()) < size:
             return None
+        token = int(tokens.input_ids.max())
+        return BadRow(
+            "token beyond the teacher's embedding",
+            f"{row.place}: token {token} ({self.tokenizer.convert_ids_to_tokens(token)!r})",
+            expected=f"ids below {size}, the rows of the teacher's embedding",
+            do="use the tokenizer that the teacher was trained with",
+        )
 
     def _digest(self, row: Row, content: object) -> None:
         text = json.dumps([row.key, content], sort_keys=True, default=str)

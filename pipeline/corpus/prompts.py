@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.corpus.chat.conversation import Conversation
 from pipeline.corpus.chat.formats import Interpreter
-from pipeline.corpus.chat.template import ChatTemplate, Rendered
-from pipeline.corpus.chat.tokenise import require_offsets
-from pipeline.corpus.intake import Intake
+from pipeline.corpus.chat.render import ChatRenderer, Rendered
+from pipeline.corpus.intake import Intake, TeacherTokens
 from pipeline.corpus.reading import Progress, open_reading
 from pipeline.corpus.sample import CorpusCounts, SplitName
 from pipeline.corpus.settings import CorpusSettings
@@ -58,6 +57,7 @@ def build_prompts(
     *,
     tokenizer: Any,
     seed: int,
+    teacher: TeacherTokens | None = None,
     document_tokens: int,
     max_tokens: int,
     progress: Progress | None = None,
@@ -72,6 +72,7 @@ def build_prompts(
         settings: the corpus section of the configuration.
         tokenizer: a fast tokenizer of transformers.
         seed: decides, with each row's identity, which rows are held out.
+        teacher: the size of its embedding, where it is known.
         document_tokens: how many of a document's first tokens are the prompt, its BOS included.
         max_tokens: of a prompt. `overlong` decides about a longer one: `truncate` keeps its last
             tokens, where the question and the generation prompt are; `drop` leaves it out.
@@ -80,11 +81,10 @@ def build_prompts(
     Raises:
         CorpusError: the corpus cannot be reached or read, gives no prompt, or fits no format.
     """
-    require_offsets(tokenizer)
     reading = open_reading(settings, answered=False)
     # No EOS: the prompt is the beginning of a document, which the teacher continues.
     work = _Work(
-        settings, tokenizer, reading.source, seed, add_eos=False,
+        settings, tokenizer, reading.source, seed, teacher or TeacherTokens(), add_eos=False,
         document_tokens=document_tokens, max_tokens=max_tokens,
     )  # fmt: skip
     for batch in reading.batches:
@@ -106,15 +106,23 @@ class _Work(Intake):
         A turn may be several messages: an answer in two parts, or a tool call and text.
         """
         messages = list(conversation.messages)
-        while messages and messages[-1]["role"] == "assistant":
-            messages.pop()
-        return Conversation(messages, tools=conversation.tools)
+        if not conversation.unfinished:
+            while messages and messages[-1]["role"] == "assistant":
+                messages.pop()
+        return replace(
+            conversation,
+            messages=messages,
+            first_supervised=0,
+            unsupervised=frozenset(),
+            answer_prefix="",
+        )
 
     def described(self, conversation: Conversation) -> list[Any]:
-        return [conversation.messages, conversation.tools]
+        chat = conversation
+        return [chat.messages, chat.tools, sorted(chat.developer), chat.unfinished]
 
-    def rendered(self, template: ChatTemplate, conversation: Conversation, row: Row) -> Rendered:
-        return Rendered(template.render_prompt(conversation), [])
+    def rendered(self, renderer: ChatRenderer, conversation: Conversation, row: Row) -> Rendered:
+        return renderer.render_prompt(conversation, row.place)
 
     def add(self, batch: list[Row], interpret: Interpreter) -> None:
         """Process the next rows of the source."""
@@ -127,6 +135,7 @@ class _Work(Intake):
                 continue
             fitting = self._fit(ids)
             if fitting is not None:
+                self.small.add(taken.row.key, taken.index, taken.split)
                 name = prompt_id(self.source.name, taken.row.key)
                 self.prompts.append(Prompt(name, taken.split, fitting.copy(), taken.index))
 
@@ -143,6 +152,12 @@ class _Work(Intake):
 
     def finish(self, format_name: str) -> Prompts:
         """Log the counts and return the prompts."""
+        self.close()
+        moved = self.small.moved()
+        self.prompts = [
+            replace(prompt, split="heldout") if prompt.source_index in moved else prompt
+            for prompt in self.prompts
+        ]
         counts = self._counts()
         name = self.settings.dataset_name
         if not counts.train:
@@ -160,14 +175,13 @@ class _Work(Intake):
         )
 
     def _end_of_turn(self) -> int | None:
-        token = self.template.end_of_turn() if self.template else None
+        token = None if self.renderer is None else self.renderer.template.end_of_turn()
         return None if token is None else int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _counts(self) -> CorpusCounts:
         heldout = sum(prompt.split == "heldout" for prompt in self.prompts)
         names = (
             "truncated_rows", "tokens_cut", "dropped_no_labels", "dropped_overlong",
-            "dropped_by_template",
         )  # fmt: skip
         return CorpusCounts(
             rows=self.rows,
@@ -178,16 +192,15 @@ class _Work(Intake):
             loss_tokens=0,
             split_rows=0,
             split_parts=0,
+            quarantined=self.bad.count,
             **{name: self.tally.get(name, 0) for name in names},
         )
 
     def _losses(self, counts: CorpusCounts) -> str:
-        text = (
+        return (
             f"{counts.dropped_no_labels} without anything to answer, "
-            f"{counts.dropped_overlong} longer than {self.max_tokens} tokens, "
-            f"{counts.dropped_by_template} rejected by the chat template"
+            f"{counts.dropped_overlong} longer than {self.max_tokens} tokens"
         )
-        return f"{text}, first {self.refusal}" if self.refusal else text
 
     def _report(self, counts: CorpusCounts) -> None:
         _log.info(
@@ -200,7 +213,7 @@ class _Work(Intake):
                 "%d prompts were longer than %d tokens: the last ones are kept, %d cut off before",
                 counts.truncated_rows, self.max_tokens, counts.tokens_cut,
             )  # fmt: skip
-        if counts.dropped_no_labels or counts.dropped_overlong or counts.dropped_by_template:
+        if counts.dropped_no_labels or counts.dropped_overlong:
             _log.warning("prompts left out: %s", self._losses(counts))
         if not counts.heldout:
             _log.warning("no prompt is held out: nothing to evaluate on")

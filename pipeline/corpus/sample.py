@@ -54,5 +54,6 @@ class CorpusCounts:
     """Samples left out because none of their tokens is supervised."""
     dropped_overlong: int
     """Rows left out because they were longer than `max_length`."""
-    dropped_by_template: int
-    """Rows left out because the chat template rejected them (roles that do not alternate, ...)."""
+    quarantined: int
+    """Rows left out because they cannot be used: not readable, rejected by the chat template, or
+    with content that the template loses."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.corpus.sample import SplitName
 
-__all__ = ["HeldoutRule", "prompt_id", "response_id", "response_seed", "sample_id"]
+__all__ = ["HeldoutRule", "SmallCorpus", "prompt_id", "response_id", "response_seed", "sample_id"]
 
 
 def sample_id(source: str, key: str, part: int) -> str:
@@ -44,6 +45,10 @@ def _digest(purpose: str, *parts: str) -> str:
     return hashlib.blake2b(name, digest_size=16, person=purpose.encode()).hexdigest()
 
 
+AT_LEAST = 4
+"""Rows held out of a corpus that is too small for its fraction, but never over a quarter of it."""
+
+
 @dataclass(slots=True)
 class HeldoutRule:
     """Decides for each row in source order, without knowing how many rows follow.
@@ -63,12 +68,22 @@ class HeldoutRule:
         """Return the split of the next row."""
         if self.at_most is not None and self.taken >= self.at_most:
             return "train"
-        name = _name(str(self.seed), self.source, key)
-        value = int.from_bytes(hashlib.blake2b(name, digest_size=8, person=b"heldout").digest())
-        if value >= self.fraction * 2.0**64:
+        if self.hash_of(key) >= self.fraction * 2.0**64:
             return "train"
         self.taken += 1
         return "heldout"
+
+    def hash_of(self, key: str) -> int:
+        """Return the 64-bit hash of a row that decides about it."""
+        name = _name(str(self.seed), self.source, key)
+        return int.from_bytes(hashlib.blake2b(name, digest_size=8, person=b"heldout").digest())
+
+    def least(self, rows: int) -> int:
+        """Return how many of `rows` usable rows are held out at least, if any are wanted."""
+        if self.fraction == 0 or self.at_most == 0 or rows < 2:
+            return 0
+        few = min(AT_LEAST, max(1, rows // 4))
+        return few if self.at_most is None else min(few, self.at_most)
 
     def identity(self) -> dict[str, Any]:
         """Describe the rule for the manifest."""
@@ -76,7 +91,40 @@ class HeldoutRule:
             "rule": "blake2b64(seed, source, key) < fraction * 2^64",
             "fraction": self.fraction,
             "at_most": self.at_most,
+            "at_least": f"the {AT_LEAST} smallest, or a quarter of the rows",
         }
+
+
+@dataclass(slots=True)
+class SmallCorpus:
+    """Holds rows out by the order of their hashes where the fraction picks too few.
+
+    It matters only for small corpora, where a share of 2 % may be no row at all. A row that is held
+    out by this may return to the training part when more rows are read.
+    """
+
+    rule: HeldoutRule
+    rows: int = 0
+    """Usable rows."""
+    heldout: int = 0
+    _smallest: list[tuple[int, int]] = field(default_factory=list)
+    """A heap of (minus the hash, minus the row's number) of training rows."""
+
+    def add(self, key: str, index: int, split: SplitName) -> None:
+        """Note a usable row; call it once a row."""
+        self.rows += 1
+        if split == "heldout":
+            self.heldout += 1
+        elif self.rule.fraction and self.heldout < AT_LEAST:
+            heapq.heappush(self._smallest, (-self.rule.hash_of(key), -index))
+            if len(self._smallest) > AT_LEAST:
+                heapq.heappop(self._smallest)
+
+    def moved(self) -> frozenset[int]:
+        """Return the numbers of the training rows that are held out after all."""
+        missing = max(0, self.rule.least(self.rows) - self.heldout)
+        by_hash = sorted(self._smallest, reverse=True)
+        return frozenset(-index for _, index in by_hash[:missing])
 
 
 def _name(*parts: str) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.cache.codec.spec import MAX_VOCAB_SIZE
 from pipeline.corpus.build import build_corpus
+from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import ConfigError
 from pipeline.models.resolve import read_model_config, resolve_model
@@ -14,7 +15,7 @@ from pipeline.models.tokenizer import load_tokenizer
 from pipeline.teacher.capture.task import CaptureTask, capture_task
 from pipeline.teacher.engines.base import Teacher
 from pipeline.teacher.engines.registry import engine_info
-from pipeline.teacher.generation.plan import WritingTask, plan_responses
+from pipeline.teacher.generation.plan import WritingTask, end_tokens, plan_responses
 from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
@@ -47,7 +48,9 @@ def prepare(
     """
     resolved = _resolve(teacher, corpus, capture)
     if generate is None or not generate.enabled:
-        built = build_corpus(corpus, tokenizer=resolved.tokenizer, seed=seed)
+        built = build_corpus(
+            corpus, tokenizer=resolved.tokenizer, seed=seed, teacher=_tokens(resolved)
+        )
         return Prepared(capture_task(resolved, capture, built))
     responses = plan_responses(
         corpus,
@@ -55,6 +58,7 @@ def prepare(
         tokenizer=resolved.tokenizer,
         folder=resolved.model.path,
         seed=seed,
+        teacher=_tokens(resolved),
     )
     task = capture_task(resolved, capture, responses.upper_bound())
     return Prepared(task, WritingTask(resolved, responses, capture, task.identity))
@@ -69,6 +73,11 @@ def _resolve(teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureS
     _check_fits(config, corpus, capture, vocab_size)
     tokenizer = load_tokenizer(model.path)
     return Teacher(teacher, model, info, tokenizer, vocab_size, corpus.max_length)
+
+
+def _tokens(teacher: Teacher) -> TeacherTokens:
+    ends = end_tokens(teacher.model.path, teacher.tokenizer, None)
+    return TeacherTokens(ends, teacher.vocab_size)
 
 
 def _check_fits(

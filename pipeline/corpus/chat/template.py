@@ -1,200 +1,235 @@
-"""The chat template: its source, its rendering, and which characters are supervised."""
+"""The chat template: its source, its options, its rendering, and what ends a turn in it."""
 
 from __future__ import annotations
 
 import datetime
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus.chat.conversation import Conversation, Message
+from pipeline.corpus.chat.conversation import Message
 from pipeline.errors import CorpusError
 
-__all__ = ["TEMPLATE_DATE", "ChatTemplate", "Rendered", "TemplateRefusal", "load_template"]
+__all__ = ["REASONING_KEYS", "TEMPLATE_DATE", "ChatTemplate", "TemplateRefusal", "load_template"]
 
 TEMPLATE_DATE = "2024-07-26"
 """The date that templates see as today, so that a corpus gives the same tokens on any day."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Letters only, so that no template treats it as markup; no text contains it by accident.
-_PROBE = "QxProbeZjWvKq"
+# Upper-case letters only, so that no template treats it as markup.
+_PROBE = "QXPROBEZJWVKQ"
+_RESERVED = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages",
+    "return_assistant_tokens_mask", "strftime_now", "tokenize",
+)  # fmt: skip
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""The keys under which templates look for an answer's reasoning; ours is the first."""
 
 
 class TemplateRefusal(Exception):
     """The template raised an error for one conversation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text, with the supervised character ranges."""
-
-    text: str
-    spans: list[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChatTemplate:
     """A chat template together with the tokenizer that renders it."""
 
     text: str
     tokenizer: Any
     special_tokens: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables for the template; `tools` is for chats without tools of their own."""
 
-    def render(self, conversation: Conversation, *, place: str, everything: bool) -> Rendered:
-        """Render without a generation prompt and find the assistant's turns.
+    @property
+    def marks_generation(self) -> bool:
+        """Whether the template marks the assistant's text with {% generation %}."""
+        return bool(_GENERATION.search(self.text))
 
-        A turn extends from the end of its header to the end of its end-of-turn token. White space
-        that the template puts after that token is not part of it, since no model generates it.
-
-        Args:
-            conversation: at least one message.
-            place: the row's name in messages.
-            everything: whether all characters are supervised, whatever the role.
-
-        Raises:
-            TemplateRefusal: the template rejects this conversation.
-            CorpusError: the assistant's turns cannot be located in what the template renders.
-        """
-        messages, tools = conversation.messages, conversation.tools
-        supervised = [
-            number
-            for number, message in enumerate(messages)
-            if message["role"] == "assistant" and number >= conversation.first_supervised
-        ]
-        if not everything and supervised and _GENERATION.search(self.text):
-            return self._render_marked(conversation, supervised)
-        text = self._apply(messages, tools)
-        if everything:
-            return Rendered(text, [(0, len(text))])
-        spans = []
-        for number in supervised:
-            start = self._start_of(number, text, messages, tools)
-            end = self._end_of(number, text, messages, tools)
-            if start is None or end is None or end < start:
-                raise CorpusError(
-                    f"{place}: the assistant's message {number + 1} cannot be found in what the "
-                    "chat template renders",
-                    expected="a template that renders earlier messages the same whatever follows, "
-                    "or one that marks the assistant's text with {% generation %}",
-                    do="give such a template in --chat_template, or set --corpus.loss_on all",
-                )
-            spans.append((start, self._without_trailing_space(text, start, end)))
-        return Rendered(text, spans)
-
-    def render_prompt(self, conversation: Conversation) -> str:
-        """Render with the generation prompt, so that the next token is the assistant's first.
+    def render(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+    ) -> str:
+        """Return the text of a chat, with the generation prompt at its end if asked.
 
         Raises:
             TemplateRefusal: the template rejects this conversation.
             CorpusError: the template has a mistake.
         """
-        return self._apply(conversation.messages, conversation.tools, prompt=True)
-
-    def end_of_turn(self) -> str | None:
-        """Return the special token with which the template ends an assistant's turn.
-
-        A base model's generation config often names only the end-of-text token; a teacher that
-        answers in this template ends a turn with the template's token.
-        """
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
-        closing = self._probe(1, messages, None).partition(_PROBE)[2].lstrip()
-        fitting = [token for token in self.special_tokens if closing.startswith(token)]
-        return max(fitting, key=len, default=None)
-
-    def _apply(
-        self, messages: list[Message], tools: list[Any] | None, *, prompt: bool = False
-    ) -> str:
         with _Refusals():
             text = self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
+                list(messages),
                 chat_template=self.text,
                 add_generation_prompt=prompt,
                 tokenize=False,
                 strftime_now=_fixed_date,
+                **self._variables(tools),
             )
         return str(text)
 
-    def _render_marked(self, conversation: Conversation, supervised: list[int]) -> Rendered:
+    def render_or_empty(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+    ) -> str:
+        """Return what `render` returns, or an empty text where the template rejects the chat."""
+        try:
+            return self.render(messages, tools, prompt=prompt)
+        except TemplateRefusal:
+            return ""
+
+    def render_generation(
+        self, messages: Sequence[Message], tools: list[Any] | None
+    ) -> list[tuple[int, int]]:
+        """Return the character ranges of what {% generation %} marks in the text of `render`.
+
+        Raises:
+            TemplateRefusal: the template rejects this conversation.
+        """
         from transformers.utils import chat_template_utils
 
         render: Any = chat_template_utils.render_jinja_template
-        messages = conversation.messages
         with _Refusals():
-            texts, marked = render(
-                conversations=[messages],
-                tools=conversation.tools,
+            _, marked = render(
+                conversations=[list(messages)],
                 chat_template=self.text,
                 return_assistant_tokens_mask=True,
                 add_generation_prompt=False,
                 strftime_now=_fixed_date,
-                **self.tokenizer.special_tokens_map,
+                **{**self.tokenizer.special_tokens_map, **self._variables(tools)},
             )
-        spans = [(int(start), int(end)) for start, end in marked[0]]
-        speakers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
-        if len(spans) == len(speakers):
-            spans = [span for span, n in zip(spans, speakers, strict=True) if n in set(supervised)]
-        return Rendered(str(texts[0]), spans)
+        return [(int(start), int(end)) for start, end in marked[0]]
 
-    def _start_of(
-        self, number: int, text: str, messages: list[Message], tools: list[Any] | None
-    ) -> int | None:
-        if number > 0:
-            head = self._quietly(messages[:number], tools, prompt=True)
-            if head and text.startswith(head):
-                return len(head)
-        probed = self._probe(number, messages, tools)
-        at = probed.find(_PROBE)
-        return at if at >= 0 and probed[:at] == text[:at] else None
+    def end_of_turn(self) -> str | None:
+        """Return the special token with which the template ends the last assistant's turn.
 
-    def _end_of(
-        self, number: int, text: str, messages: list[Message], tools: list[Any] | None
-    ) -> int | None:
-        if number == len(messages) - 1:
-            return len(text)
-        upto = self._quietly(messages[: number + 1], tools)
-        if upto and text.startswith(upto):
-            return len(upto)
-        # Some templates (Qwen 3) render the last turn differently from the earlier ones. The end
-        # of a turn is the same: find it after a probe in place of the answer.
-        closing = self._probe(number, messages[: number + 1], tools).partition(_PROBE)[2]
-        rest = self._probe(number, messages, tools).partition(_PROBE)[2]
-        if closing and rest.startswith(closing) and text.endswith(rest):
-            return len(text) - len(rest) + len(closing)
-        return None
+        A base model's generation config often names only the end-of-text token; a teacher that
+        answers in this template ends a turn with the template's token.
+        """
+        return self._special_after(_PROBE, self._chat(("user", "a"), ("assistant", _PROBE)))
 
-    def _probe(self, number: int, messages: list[Message], tools: list[Any] | None) -> str:
-        probed = [*messages]
-        probed[number] = {**messages[number], "content": _PROBE}
-        return self._quietly(probed, tools)
+    def turn_ends(self, end_tokens: Collection[int]) -> tuple[str, ...]:
+        """Return the texts of the tokens that end an assistant's turn, the longest first.
 
-    def _quietly(
-        self, messages: list[Message], tools: list[Any] | None, *, prompt: bool = False
-    ) -> str:
-        try:
-            return self._apply(messages, tools, prompt=prompt)
-        except TemplateRefusal:
-            return ""
+        They are the tokens that end generation, the template's own end of the last turn, and the
+        token with which it closes earlier turns if it closes those of the user with it as well (a
+        token after the assistant's turns alone may be the header of the next).
 
-    def _without_trailing_space(self, text: str, start: int, end: int) -> int:
-        trimmed = text[start:end].rstrip()
-        return start + len(trimmed) if trimmed.endswith(self.special_tokens) else end
+        Args:
+            end_tokens: ids that end generation; the tokenizer's EOS is among them or not.
+        """
+        found = {self.tokenizer.convert_ids_to_tokens(int(token)) for token in end_tokens}
+        found &= set(self.special_tokens)  # an ordinary token's name is not its text
+        found |= {self.tokenizer.eos_token, self.end_of_turn()}
+        user, answer = _PROBE + "U", _PROBE + "A"
+        chat = self._chat(("user", user), ("assistant", answer), ("user", "a"), ("assistant", "b"))
+        closing = self._special_after(answer, chat)
+        if closing is not None and closing == self._special_after(user, chat):
+            found.add(closing)
+        return tuple(sorted((str(text) for text in found if text), key=len, reverse=True))
+
+    @cached_property
+    def reasoning_key(self) -> str:
+        """The key under which the template looks for an answer's reasoning."""
+        for key in REASONING_KEYS:
+            messages = [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b", key: _PROBE},
+            ]
+            if _PROBE in self.render_or_empty(messages, None):
+                return key
+        return REASONING_KEYS[0]
+
+    @cached_property
+    def call_forms(self) -> tuple[tuple[bool, bool], ...]:
+        """How the template takes tool calls, the best form first: (as text, flat).
+
+        As text: `arguments` is a JSON text, as in OpenAI's API; else a mapping. Flat: `name` and
+        `arguments` stand in the call itself, not in its `function`. A form whose arguments come
+        out encoded twice or as Python's `repr` is used only if there is no other.
+        """
+        forms = [(as_text, flat) for flat in (False, True) for as_text in (False, True)]
+        rated = {form: self._rate_call(*form) for form in forms}
+        usable = [form for form in forms if rated[form]]
+        return tuple(sorted(usable, key=lambda form: -rated[form])) or ((False, False),)
+
+    def _rate_call(self, as_text: bool, flat: bool) -> int:
+        """Return 2 for arguments that are rendered well, 1 for badly, 0 for not at all."""
+        import json
+
+        key, value, name = (_PROBE + letter for letter in "KVN")
+        arguments: Any = {key: value}
+        call: dict[str, Any] = {
+            "name": name, "arguments": json.dumps(arguments) if as_text else arguments
+        }  # fmt: skip
+        # Some templates insist on ids of nine letters and digits.
+        call = call if flat else {"type": "function", "id": "a1b2c3d4e", "function": call}
+        messages = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [{**call, "id": "a1b2c3d4e"}]},
+        ]
+        text = self.render_or_empty(messages, None)
+        if not all(mark in text for mark in (key, value, name)):
+            return 0
+        return 1 if f"'{key}'" in text or f'\\"{key}' in text else 2
+
+    def _special_after(self, mark: str, text: str) -> str | None:
+        """Return the special token that follows `mark` in a text, after white space."""
+        closing = text.partition(mark)[2].lstrip()
+        fitting = [token for token in self.special_tokens if closing.startswith(token)]
+        return max(fitting, key=len, default=None)
+
+    def _chat(self, *turns: tuple[str, str]) -> str:
+        return self.render_or_empty([{"role": r, "content": c} for r, c in turns], None)
+
+    def _variables(self, tools: list[Any] | None) -> dict[str, Any]:
+        own = {} if tools is None else {"tools": tools}
+        return {"tools": None, **self.options, **own}
 
 
-def load_template(tokenizer: Any, given: str | None) -> ChatTemplate:
+def load_template(
+    tokenizer: Any, given: str | None, options: Mapping[str, Any] | None = None
+) -> ChatTemplate:
     """Return the template of the settings (a file or its text), or the tokenizer's.
 
+    Args:
+        tokenizer: renders it.
+        given: `corpus.chat_template`.
+        options: `corpus.template_options`.
+
     Raises:
-        CorpusError: there is none, or the file cannot be read.
+        CorpusError: there is none, the file cannot be read, or it has no variable of an option's
+            name.
     """
     text = _given_text(given) if given is not None else _own_text(tokenizer)
     special = tuple(sorted(str(token) for token in tokenizer.get_added_vocab()))
+    if options:
+        _check_options(text, options)
     return ChatTemplate(
         text=text,
         tokenizer=tokenizer,
         special_tokens=special or tuple(tokenizer.all_special_tokens),
+        options=dict(options or {}),
     )
+
+
+def _check_options(text: str, options: Mapping[str, Any]) -> None:
+    import jinja2
+    import jinja2.meta
+
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701: no HTML
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)
+    try:
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(plain))
+    except jinja2.TemplateError:  # rendering says what is wrong with it
+        return
+    known = sorted(variables - set(_RESERVED) - {"raise_exception", "bos_token", "eos_token"})
+    wrong = [name for name in options if name not in known]
+    if wrong:
+        raise CorpusError(
+            f"corpus.template_options: the chat template has no variable {', '.join(wrong)}",
+            expected=f"one of {', '.join(known)}" if known else "none, for this template",
+            do="check the names, or give another --chat_template",
+        )
 
 
 def _given_text(given: str) -> str:
@@ -236,7 +271,7 @@ class _Refusals:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
+        if not isinstance(error, Exception):
             return
         import jinja2
 
@@ -246,5 +281,5 @@ class _Refusals:
                 expected="a Jinja template",
                 do="check --chat_template",
             ) from None
-        if isinstance(error, (jinja2.TemplateError, TypeError, ValueError, KeyError)):
-            raise TemplateRefusal(str(error) or type(error).__name__) from error
+        # A template is a program: whatever it raises for one chat is that chat's refusal.
+        raise TemplateRefusal(str(error) or type(error).__name__) from error

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.chat.template import Rendered
-from pipeline.errors import CorpusError
+from pipeline.corpus.chat.encoder import Encoded, TextEncoder
+from pipeline.corpus.chat.render import Rendered
 
-__all__ = ["DocumentEnds", "Tokens", "document_ends", "require_offsets", "tokenise"]
+__all__ = ["DocumentEnds", "Tokens", "document_ends", "tokenise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +31,6 @@ class DocumentEnds:
     eos: int | None
 
 
-def require_offsets(tokenizer: Any) -> None:
-    """Reject tokenizers without character offsets of tokens.
-
-    Raises:
-        CorpusError: the tokenizer is not one of the `tokenizers` library.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise CorpusError(
-            f"the tokenizer {type(tokenizer).__name__} gives no character offsets of its tokens",
-            expected="a fast tokenizer (one with a tokenizer.json)",
-            do="convert it with AutoTokenizer.from_pretrained(..., use_fast=True) and save it",
-        )
-
-
 def document_ends(tokenizer: Any, *, add_bos: bool, add_eos: bool) -> DocumentEnds:
     """Choose BOS and EOS; BOS only if the tokenizer itself begins text with it."""
     bos = tokenizer.bos_token_id
@@ -53,35 +39,22 @@ def document_ends(tokenizer: Any, *, add_bos: bool, add_eos: bool) -> DocumentEn
     return DocumentEnds(bos=bos, eos=tokenizer.eos_token_id if add_eos else None)
 
 
-def tokenise(rows: Sequence[Rendered | str], *, tokenizer: Any, ends: DocumentEnds) -> list[Tokens]:
+def tokenise(
+    rows: Sequence[Rendered | str], *, encoder: TextEncoder, ends: DocumentEnds
+) -> list[Tokens]:
     """Tokenise chats (`Rendered`) and documents (`str`) in one call, in order.
 
     A chat's text already contains all special tokens of its template, so none is added.
     """
-    if not rows:
-        return []
     texts = [row if isinstance(row, str) else row.text for row in rows]
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
     result = []
-    for row, ids, offsets in zip(
-        rows, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        tokens = np.asarray(ids, dtype=np.int32)
+    for row, encoded in zip(rows, encoder.encode(texts), strict=True):
         if isinstance(row, str):
-            tokens = _with_ends(tokens, ends)
+            tokens = _with_ends(encoded.ids_L, ends)
             loss_mask = np.ones(tokens.shape, dtype=np.bool_)
+            result.append(Tokens(tokens, loss_mask))
         else:
-            loss_mask = _mask(row.spans, np.asarray(offsets, dtype=np.int64).reshape(-1, 2))
-        result.append(Tokens(tokens, loss_mask))
+            result.append(_supervised(row, encoded, encoder))
     return result
 
 
@@ -93,14 +66,23 @@ def _with_ends(tokens: NDArray[np.int32], ends: DocumentEnds) -> NDArray[np.int3
     return np.concatenate([before, tokens, after]).astype(np.int32)
 
 
-def _mask(spans: list[tuple[int, int]], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Mark the tokens that begin inside a span.
+def _supervised(row: Rendered, encoded: Encoded, encoder: TextEncoder) -> Tokens:
+    """Mark the tokens inside the spans; a token that crosses a span's end is divided there.
 
-    A token that begins in the header and extends into the answer belongs to the header: after the
-    prompt alone the model never predicts it.
+    Generation begins with the prompt's own tokens, so a token across the prompt's end (a space of
+    the prompt with the first word of the answer) does not occur there.
     """
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    loss_mask = np.zeros(len(offsets), dtype=np.bool_)
-    for begin, stop in spans:
-        loss_mask |= (starts >= begin) & (starts < stop) & (ends > starts)
-    return loss_mask
+    if not len(encoded.ids_L):
+        return Tokens(encoded.ids_L, np.zeros(0, dtype=np.bool_))
+    bounds = np.unique(np.asarray(row.spans, np.int64))
+    # The token at each bound: the last that begins before it. Tokens that share a character
+    # (the bytes of one) begin at the same place and end after it together.
+    before = np.searchsorted(encoded.starts_L, bounds, side="left") - 1
+    crossed = (before >= 0) & (encoded.stops_L[before] > bounds)
+    if np.any(crossed):
+        encoded = encoder.encode_parts(row.text, bounds[crossed].tolist())
+    loss_mask = np.zeros(len(encoded.ids_L), dtype=np.bool_)
+    for begin, stop in row.spans:
+        first, last = np.searchsorted(encoded.starts_L, (begin, stop), side="left")
+        loss_mask[first:last] = True
+    return Tokens(encoded.ids_L, loss_mask)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.prompts import Prompt, Prompts, build_prompts
 from pipeline.corpus.sample import CorpusCounts, Sample
 from pipeline.corpus.settings import CorpusSettings
@@ -195,7 +196,13 @@ class WritingTask:
 
 
 def plan_responses(
-    corpus: CorpusSettings, generate: GenerateSettings, *, tokenizer: Any, folder: Path, seed: int
+    corpus: CorpusSettings,
+    generate: GenerateSettings,
+    *,
+    tokenizer: Any,
+    folder: Path,
+    seed: int,
+    teacher: TeacherTokens | None = None,
 ) -> ResponsePlan:
     """Build the prompts and find the tokens that end a response.
 
@@ -206,6 +213,7 @@ def plan_responses(
         corpus,
         tokenizer=tokenizer,
         seed=seed,
+        teacher=teacher,
         document_tokens=generate.prompt_tokens,
         max_tokens=corpus.max_length - generate.max_new_tokens,
     )

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.chat.template import Rendered
-from pipeline.corpus.chat.tokenise import DocumentEnds, tokenise
 from pipeline.errors import CorpusError
 
 Build = Callable[..., Any]
@@ -87,6 +85,9 @@ def test_generation_tags_decide_where_a_template_has_them(
 def test_template_whose_last_turn_differs(build: Build, write_jsonl: Build, labels: Build) -> None:
     (sample,) = build(write_jsonl([{"messages": TURNS}]), chat_template=LAST_DIFFERS).samples
     first, last = SUPERVISED.split("<|im_end|>")[:2]
+    assert labels(sample) == SUPERVISED
+    path = write_jsonl([{"messages": TURNS}])
+    (sample,) = build(path, chat_template=LAST_DIFFERS, supervise_empty=True).samples
     assert labels(sample) == f"{first}<|im_end|><think>\n\n</think>\n\n{last}<|im_end|>"
 
 
@@ -100,7 +101,7 @@ def test_answer_that_opens_the_chat_counts(build: Build, write_jsonl: Build, lab
 
 
 def test_template_that_cannot_be_located_is_an_error(build: Build, write_jsonl: Build) -> None:
-    with pytest.raises(CorpusError, match=r"line 1: .*message 3 cannot be found.*generation"):
+    with pytest.raises(CorpusError, match=r"line 1: the messages cannot be found.*loss_on all"):
         build(write_jsonl([{"messages": TURNS}]), chat_template=UNSTABLE)
     assert build(write_jsonl([{"messages": TURNS}]), chat_template=UNSTABLE, loss_on="all").samples
 
@@ -110,7 +111,7 @@ def test_refused_rows_are_supervised_and_named(
 ) -> None:
     rows = [{"messages": TURNS[1:]}, {"messages": TURNS[2:]}]
     corpus = build(write_jsonl(rows), chat_template=ALTERNATING)
-    assert corpus.counts.dropped_by_template == 1
+    assert corpus.counts.quarantined == 1
     assert "line 2: Conversation roles must alternate" in caplog.text
     with pytest.raises(CorpusError, match=r"1 rejected by the chat template.*must alternate"):
         build(write_jsonl(rows[1:]), chat_template=ALTERNATING)
@@ -194,14 +195,3 @@ def test_slow_tokenizer_is_refused(build: Build, write_jsonl: Build) -> None:
 
     with pytest.raises(CorpusError, match="fast tokenizer"):
         build(write_jsonl([{"text": "a"}]), using=Slow())
-
-
-def test_token_across_the_header_belongs_to_the_header() -> None:
-    offsets = [(0, 4), (4, 7), (7, 7), (7, 8), (8, 9), (9, 10)]
-
-    def merging(texts: list[str], **_: Any) -> dict[str, Any]:
-        return {"input_ids": [list(range(6))], "offset_mapping": [offsets]}
-
-    ends = DocumentEnds(bos=None, eos=None)
-    (tokens,) = tokenise([Rendered("header:ab.", [(5, 9)])], tokenizer=merging, ends=ends)
-    assert tokens.loss_mask.tolist() == [False, False, False, True, True, False]

@@ -1,0 +1,349 @@
+"""A chat as text with its supervised characters, or the reason why the row cannot be used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.corpus.chat.conversation import Conversation, Message
+from pipeline.corpus.chat.marks import mark_calls, mark_contents, shape_of
+from pipeline.corpus.chat.outline import Found, Outline, Place, outline_of
+from pipeline.corpus.chat.template import REASONING_KEYS, ChatTemplate, TemplateRefusal
+from pipeline.corpus.chat.turns import MarkedChat
+from pipeline.corpus.settings import Reasoning
+from pipeline.corpus.sources.rows import BadRow
+
+__all__ = ["ChatRenderer", "Rendered", "is_empty_answer", "without_reasoning"]
+
+_INLINE_THOUGHT = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*", re.DOTALL)
+_OUTLINES = 4096
+"""Shapes remembered; chats with tools of their own each have another."""
+_GIVE = "give a template that renders it (--chat_template), or take it out of the data"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text, with the supervised character ranges."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    turns: int = 0
+    """Supervised turns that are finished."""
+    unended: int = 0
+    """Those of them that no token which ends generation closes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    spans: tuple[tuple[Place, Place], ...]
+    ended: bool
+    content_end: Place
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What is known of all chats of one shape."""
+
+    outline: Outline
+    turns: Mapping[int, _Turn]
+    lost: BadRow | None
+    """Why no chat of this shape can be used; its place is added by the row."""
+
+
+@dataclass(slots=True)
+class ChatRenderer:
+    """Renders chats and finds the supervised text; remembers each shape of chat it has met."""
+
+    template: ChatTemplate
+    ends: tuple[str, ...]
+    """Texts of the tokens that end a turn, the longest first."""
+    reasoning: Reasoning = "keep"
+    supervise_empty: bool = False
+    everything: bool = False
+    """Whether all characters are supervised, whatever the role."""
+    _shapes: OrderedDict[Hashable, _Shape] = field(default_factory=OrderedDict)
+
+    def render(self, conversation: Conversation, place: str) -> Rendered:
+        """Render without a generation prompt and find the supervised turns.
+
+        A turn extends from where generation begins to the end of the token that ends it. White
+        space that the template puts after that token is not part of it, since no model generates
+        it.
+
+        Args:
+            conversation: at least one message.
+            place: the row's name in messages.
+
+        Raises:
+            BadRow: the template rejects it, loses some of it, or its turns cannot be found.
+            CorpusError: the template has a mistake.
+        """
+        problem: BadRow | None = None
+        altered: BadRow | None = None
+        for messages in self._forms(conversation):
+            try:
+                text = self.template.render(messages, conversation.tools)
+                shape = self._shape(messages, conversation.tools, prompt=False)
+            except TemplateRefusal as refusal:
+                problem = problem or _rejected(place, refusal)
+                continue
+            if shape.lost is not None:
+                problem = problem or _at(place, shape.lost)
+                continue
+            if self.everything and not conversation.unfinished:
+                return Rendered(text, [(0, len(text))])
+            found = shape.outline.find(text, messages)
+            if found is not None:
+                return self._spans(conversation, messages, text, shape, found)
+            altered = altered or _altered(place)
+        raise _first(problem, altered)
+
+    def render_prompt(self, conversation: Conversation, place: str) -> Rendered:
+        """Render with the generation prompt, so that the next token is the assistant's first.
+
+        An unfinished answer is the end of the prompt: the next token continues it.
+
+        Raises:
+            BadRow: the template rejects it or loses some of it.
+            CorpusError: the template has a mistake.
+        """
+        problem: BadRow | None = None
+        altered: BadRow | None = None
+        for messages in self._forms(conversation):
+            prompt = not conversation.unfinished
+            try:
+                text = self.template.render(messages, conversation.tools, prompt=prompt)
+                shape = self._shape(messages, conversation.tools, prompt=prompt)
+            except TemplateRefusal as refusal:
+                problem = problem or _rejected(place, refusal)
+                continue
+            if shape.lost is not None:
+                problem = problem or _at(place, shape.lost)
+                continue
+            if prompt:
+                return Rendered(text, [])
+            found = shape.outline.find(text, messages)
+            if found is not None:
+                end = found.at(shape.turns[len(messages) - 1].content_end)
+                return Rendered(text[:end], [])
+            altered = altered or _altered(place)
+        raise _first(problem, altered)
+
+    def _forms(self, conversation: Conversation) -> Iterator[list[Message]]:
+        """Yield the messages in the forms that templates take, the likeliest first."""
+        template = self.template
+        given = conversation.messages
+        if self.reasoning == "drop":
+            given = [without_reasoning(message) for message in given]
+        forms: list[list[Message]] = [given]
+        if any(_has_inline_thought(message) for message in given):
+            forms.append([_with_reasoning_apart(message) for message in given])
+        if conversation.developer:
+            forms += [
+                [
+                    {**message, "role": "developer"} if n in conversation.developer else message
+                    for n, message in enumerate(form)
+                ]
+                for form in forms
+            ]
+        calls = any(message.get("tool_calls") for message in given)
+        thoughts = any("reasoning_content" in m for form in forms for m in form)
+        key = template.reasoning_key if thoughts else "reasoning_content"
+        for form in forms:
+            renamed = form if key == "reasoning_content" else [_renamed(m, key) for m in form]
+            if not calls:
+                yield renamed
+                continue
+            for as_text, flat in template.call_forms:
+                yield [_with_calls(message, as_text=as_text, flat=flat) for message in renamed]
+
+    def _shape(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool
+    ) -> _Shape:
+        key = (prompt, shape_of(messages, tools, self._reasoning_key(messages)))
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._shapes[key] = self._new_shape(messages, tools, prompt=prompt)
+            if len(self._shapes) > _OUTLINES:
+                self._shapes.popitem(last=False)
+        return shape
+
+    def _reasoning_key(self, messages: Iterable[Message]) -> str:
+        key = "reasoning_content"
+        if any(len(message) > 2 for message in messages):
+            key = self.template.reasoning_key
+        return key
+
+    def _new_shape(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool
+    ) -> _Shape:
+        template = self.template
+        marked, slots = mark_contents(messages, self._reasoning_key(messages))
+        text = template.render(marked, tools, prompt=prompt)
+        outline = outline_of(text, slots)
+        lost: BadRow | None = None
+        for slot in slots:
+            count = text.count(slot.mark)
+            role = marked[slot.message]["role"]
+            what = "content" if slot.key == "content" else "reasoning"
+            where = f"message {slot.message + 1} ({role})"
+            if not count and not (what == "reasoning" and self.reasoning == "template"):
+                do = "; or set --corpus.reasoning template or drop" if what == "reasoning" else ""
+                lost = lost or _lost(f"{where}: its {what}", do)
+            elif count > 1 and role == "assistant" and not self.everything and not prompt:
+                lost = lost or BadRow(
+                    "answer rendered twice", f"{where}: its {what} appears {count} times in what "
+                    "the chat template renders", expected="once",
+                )  # fmt: skip
+        lost = lost or self._lost_calls(marked, tools, prompt=prompt)
+        turns: dict[int, _Turn] = {}
+        if lost is None and not prompt:
+            chat = MarkedChat(template, marked, tools, slots, text, self.ends, self.supervise_empty)
+            for number, turn in chat.turns().items():
+                spans = tuple((outline.place(a), outline.place(b)) for a, b in turn.spans)
+                turns[number] = _Turn(spans, turn.ended, outline.place(turn.content_end))
+        return _Shape(outline, turns, lost)
+
+    def _lost_calls(
+        self, marked: Sequence[Message], tools: list[Any] | None, *, prompt: bool
+    ) -> BadRow | None:
+        if tools is None and not any(message.get("tool_calls") for message in marked):
+            return None
+        messages, named, marks = mark_calls(marked, tools)
+        text = self.template.render(messages, named, prompt=prompt)
+        missing = next((what for mark, what in marks if mark not in text), None)
+        return None if missing is None else _lost(missing, "")
+
+    def _spans(
+        self,
+        conversation: Conversation,
+        messages: Sequence[Message],
+        text: str,
+        shape: _Shape,
+        found: Found,
+    ) -> Rendered:
+        last = len(messages) - 1
+        if conversation.unfinished:
+            text = text[: found.at(shape.turns[last].content_end)]
+        if self.everything:
+            return Rendered(text, [(0, len(text))])
+        spans: list[tuple[int, int]] = []
+        turns = unended = 0
+        for number, turn in shape.turns.items():
+            if not self._is_supervised(conversation, messages, number):
+                continue
+            own = [(found.at(a), min(found.at(b), len(text))) for a, b in turn.spans]
+            if conversation.answer_prefix and number == conversation.first_supervised:
+                begin = _after_prefix(number, conversation.answer_prefix, shape, found)
+                own = [(max(a, begin), b) for a, b in own if b > begin]
+            spans += [(a, b) for a, b in own if a < b]
+            if own and not (conversation.unfinished and number == last):
+                turns += 1
+                unended += not turn.ended
+        return Rendered(text, sorted(spans), turns, unended)
+
+    def _is_supervised(
+        self, conversation: Conversation, messages: Sequence[Message], number: int
+    ) -> bool:
+        if number < conversation.first_supervised or number in conversation.unsupervised:
+            return False
+        return self.supervise_empty or not is_empty_answer(messages[number])
+
+
+def is_empty_answer(message: Message) -> bool:
+    """Return whether a message of the assistant has no content, no reasoning and no call."""
+    texts = (message.get(key) for key in ("content", *REASONING_KEYS))
+    return not message.get("tool_calls") and not any((text or "").strip() for text in texts)
+
+
+def without_reasoning(message: Message) -> Message:
+    """Return a message without its reasoning, in a key of its own or at the content's beginning."""
+    if message["role"] != "assistant":
+        return message
+    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
+    if _has_inline_thought(message):
+        kept["content"] = _INLINE_THOUGHT.sub("", message["content"], count=1)
+    return kept
+
+
+def _has_inline_thought(message: Message) -> bool:
+    content = message.get("content")
+    return (
+        message["role"] == "assistant"
+        and isinstance(content, str)
+        and "</think>" in content
+        and _INLINE_THOUGHT.match(content) is not None
+    )
+
+
+def _with_reasoning_apart(message: Message) -> Message:
+    if not _has_inline_thought(message) or "reasoning_content" in message:
+        return message
+    match = _INLINE_THOUGHT.match(message["content"])
+    assert match is not None
+    content = message["content"][match.end() :]
+    return {**message, "content": content, "reasoning_content": match["thought"].strip()}
+
+
+def _renamed(message: Message, key: str) -> Message:
+    return {key if k == "reasoning_content" else k: value for k, value in message.items()}
+
+
+def _with_calls(message: Message, *, as_text: bool, flat: bool) -> Message:
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    formed = []
+    for call in calls:
+        function = dict(call["function"])
+        if as_text:
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        rest = {key: value for key, value in call.items() if key not in ("type", "function")}
+        formed.append({**rest, **function} if flat else {**call, "function": function})
+    return {**message, "tool_calls": formed}
+
+
+def _after_prefix(number: int, prefix: str, shape: _Shape, found: Found) -> int:
+    """Return where the text after the prefix of an answer begins."""
+    for slot, (begin, end, trimmed) in zip(shape.outline.slots, found.pieces, strict=True):
+        if slot.message == number and slot.key == "content":
+            return min(end, begin + max(0, len(prefix) - trimmed))
+    return 0
+
+
+def _lost(what: str, more: str) -> BadRow:
+    return BadRow(
+        "content lost by the chat template",
+        f"{what} does not appear in what the chat template renders",
+        do=_GIVE + more,
+    )
+
+
+def _at(place: str, problem: BadRow) -> BadRow:
+    return BadRow(
+        problem.kind, f"{place}: {problem.found}", expected=problem.expected, do=problem.do
+    )
+
+
+def _rejected(place: str, refusal: TemplateRefusal) -> BadRow:
+    return BadRow("rejected by the chat template", f"{place}: {refusal}")
+
+
+def _first(problem: BadRow | None, altered: BadRow | None) -> BadRow:
+    """Return the fault to report: one that names what is lost says more."""
+    fault = problem or altered
+    assert fault is not None
+    return fault
+
+
+def _altered(place: str) -> BadRow:
+    return BadRow(
+        "content altered by the chat template",
+        f"{place}: the messages cannot be found in what the chat template renders",
+        expected="a template that renders what a message holds as it is",
+        do="give such a template in --chat_template, or set --corpus.loss_on all",
+    )

@@ -1,0 +1,238 @@
+"""Where the assistant's turns begin and end in a rendering, found in its text with marks.
+
+A turn is what a model would generate: from the end of the generation prompt to the token that ends
+generation. It is found by what two renderings share: the chat up to the turn with the generation
+prompt, and the whole chat. A template may close its last turn unlike the earlier ones, fold the
+system text into the last question, or put an empty thought before an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipeline.corpus.chat.conversation import Message
+from pipeline.corpus.chat.marks import Slot
+from pipeline.corpus.chat.template import ChatTemplate
+
+__all__ = ["MarkedChat", "Turn", "common_length"]
+
+_EMPTY_THOUGHT = re.compile(
+    r"<(?P<tag>[^<>/\s]*think[^<>/\s]*|thought|reasoning|reflection)>\s*</(?P=tag)>\s*"
+    r"|\[THINK\]\s*\[/THINK\]\s*"
+    r"|<\|?START_THINKING\|?>\s*<\|?END_THINKING\|?>\s*",
+    re.IGNORECASE,
+)
+_HEADER_PROBE = "QXPROBEHJWVKQ"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The supervised characters of one turn, as positions in the text with marks."""
+
+    spans: tuple[tuple[int, int], ...]
+    ended: bool
+    """Whether the last span ends with a token that ends generation."""
+    content_end: int
+    """Where the last text of the message ends."""
+
+
+@dataclass(frozen=True)
+class MarkedChat:
+    """A chat with marks in place of its contents, and how the template renders it."""
+
+    template: ChatTemplate
+    messages: Sequence[Message]
+    tools: list[object] | None
+    slots: Sequence[Slot]
+    text: str
+    ends: tuple[str, ...]
+    """Texts of the tokens that end a turn."""
+    empty_thoughts: bool
+    """Whether an empty thought that the template inserts is supervised."""
+
+    def turns(self) -> dict[int, Turn]:
+        """Return the turn of each message of the assistant, by the message's number."""
+        generated = (
+            self.template.render_generation(self.messages, self.tools)
+            if self.template.marks_generation
+            else None
+        )
+        return {
+            number: self._turn(number, generated)
+            for number, message in enumerate(self.messages)
+            if message["role"] == "assistant"
+        }
+
+    def _turn(self, number: int, generated: list[tuple[int, int]] | None) -> Turn:
+        own = self._places_of(number)
+        start = self._start(number, own)
+        stop, ended = self._end(number, start, own)
+        content_end = max((end for _, end in own), default=start)
+        spans = [(start, stop)]
+        if generated is not None:
+            spans, ended = self._generated(generated, spans[0], own)
+        first = min((begin for begin, _ in own), default=stop)
+        kept = spans if self.empty_thoughts else list(self._without_thoughts(spans, first))
+        return Turn(tuple(kept), ended, content_end)
+
+    @cached_property
+    def _places(self) -> list[tuple[int, int, int]]:
+        """Return first character, end and message of each mark, in the order of the text."""
+        places = []
+        for slot in self.slots:
+            at = self.text.find(slot.mark)
+            while at >= 0:
+                places.append((at, at + len(slot.mark), slot.message))
+                at = self.text.find(slot.mark, at + 1)
+        return sorted(places)
+
+    def _places_of(self, number: int) -> list[tuple[int, int]]:
+        return [(begin, end) for begin, end, message in self._places if message == number]
+
+    def _start(self, number: int, own: list[tuple[int, int]]) -> int:
+        """Return where generation begins: after what the prompt and the chat share."""
+        first = own[0][0] if own else None
+        before = self.messages[:number]
+        prompt = self.template.render_or_empty(before, self.tools, prompt=True) if before else ""
+        floor, tail = self._after_last_mark(prompt, first)
+        limit = len(self.text) if first is None else first
+        shared = floor + common_length(tail, self.text[floor:limit])
+        if prompt and prompt != self.template.render_or_empty(before, self.tools):
+            return shared
+        # The template knows no generation prompt, or rejects one here: white space belongs to the
+        # turn, anything else before the answer is its header.
+        header = self._header_end(number, floor, first)
+        if prompt and not self.text[shared:header].strip():
+            return shared
+        return header
+
+    def _after_last_mark(self, prompt: str, first: int | None) -> tuple[int, str]:
+        """Return the end of the last mark before a turn, in the chat, and what the prompt has then.
+
+        Only the text after that mark is compared: before it, the two may differ for good reasons,
+        such as the system text inside the last question.
+        """
+        ends = [
+            (prompt.rfind(slot.mark) + len(slot.mark), slot)
+            for slot in self.slots
+            if slot.mark in prompt
+        ]
+        if not ends:
+            before = [end for _, end, _ in self._places if first is not None and end <= first]
+            return (max(before, default=0), prompt)
+        at, slot = max(ends, key=lambda item: item[0])
+        own = [
+            end
+            for begin, end, message in self._places
+            if message == slot.message and self.text[begin:end] == slot.mark
+            and (first is None or end <= first)
+        ]  # fmt: skip
+        return max(own, default=0), prompt[at:]
+
+    def _header_end(self, number: int, floor: int, first: int | None) -> int:
+        if first is not None:
+            return first
+        probed = [*self.messages[:number], {"role": "assistant", "content": _HEADER_PROBE}]
+        text = self.template.render_or_empty(probed, self.tools)
+        head = text.partition(_HEADER_PROBE)[0] if _HEADER_PROBE in text else ""
+        return max(floor, common_length(head, self.text))
+
+    def _end(self, number: int, start: int, own: list[tuple[int, int]]) -> tuple[int, bool]:
+        """Return where a turn ends, and whether a token that ends generation is its last."""
+        last = max((end for _, end in own), default=start)
+        limit = next((b for b, _, n in self._places if b >= last and n != number), len(self.text))
+        calls = bool(self.messages[number].get("tool_calls"))
+        is_last = number == len(self.messages) - 1
+        shared = limit
+        found = self._first_end(last, limit)
+        if calls or found is None:
+            shared = len(self.text) if is_last else self._shared_end(number, last, limit)
+        if calls:
+            # The text of a call may be several parts that each have an end; the last one counts.
+            *_, found = (None, *self._ends_in(last, shared)) if shared > last else (found,)
+            found = found or self._first_end(last, limit)
+        if found is not None:
+            return found, True
+        return self._outside_of_tokens(last, shared), False
+
+    def _shared_end(self, number: int, last: int, limit: int) -> int:
+        """Return up to where the chat that ends with this turn agrees with the whole chat."""
+        upto = self.template.render_or_empty(self.messages[: number + 1], self.tools)
+        marks = [slot.mark for slot in self.slots if slot.mark in upto]
+        at = max((upto.rfind(mark) + len(mark) for mark in marks), default=0)
+        begin = max((end for _, end, _ in self._places if end <= last), default=0)
+        return max(last, begin + common_length(upto[at:], self.text[begin:limit]))
+
+    def _first_end(self, begin: int, limit: int) -> int | None:
+        return next(self._ends_in(begin, limit), None)
+
+    def _ends_in(self, begin: int, limit: int) -> Iterator[int]:
+        """Yield the ends of the tokens that end a turn, in order."""
+        if not self.ends:
+            return
+        for match in self._end_pattern.finditer(self.text, begin, limit):
+            yield match.end()
+
+    @cached_property
+    def _end_pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.ends)))
+
+    def _outside_of_tokens(self, last: int, stop: int) -> int:
+        """Move an end out of a special token, and before the white space after one."""
+        for token in self.template.special_tokens:
+            at = self.text.rfind(token, last, stop + len(token) - 1)
+            if at >= 0 and at < stop < at + len(token):
+                stop = at
+        trimmed = self.text[last:stop].rstrip()
+        if trimmed.endswith(self.template.special_tokens):
+            return last + len(trimmed)
+        return stop
+
+    def _generated(
+        self, generated: list[tuple[int, int]], turn: tuple[int, int], own: list[tuple[int, int]]
+    ) -> tuple[list[tuple[int, int]], bool]:
+        """Return what {% generation %} marks of a turn, with the token that ends it."""
+        within = own or [turn]
+        spans = [
+            (begin, stop)
+            for begin, stop in generated
+            if any(begin < end and stop > at for at, end in within)
+        ]
+        if not spans:
+            return [], True
+        begin, stop = spans[-1]
+        last = max((end for _, end in own), default=begin)
+        inside = list(self._ends_in(min(max(last, begin), stop), stop))
+        if inside and not self.text[inside[-1] : stop].strip():
+            return [*spans[:-1], (begin, inside[-1])], True
+        if turn[1] >= stop and self.text[: turn[1]].endswith(self.ends or ("\0",)):
+            return [*spans[:-1], (begin, turn[1])], True
+        return spans, False
+
+    def _without_thoughts(
+        self, spans: list[tuple[int, int]], first: int
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the spans without the empty thoughts before a turn's first own text."""
+        for begin, stop in spans:
+            at = begin
+            for match in _EMPTY_THOUGHT.finditer(self.text, begin, max(begin, min(first, stop))):
+                if match.start() > at:
+                    yield at, match.start()
+                at = match.end()
+            if at < stop:
+                yield at, stop
+
+
+def common_length(one: str, other: str) -> int:
+    """Return the number of characters that two texts share at their beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one.startswith(other[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
