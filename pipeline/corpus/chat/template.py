@@ -131,7 +131,7 @@ class ChatTemplate:
     def reasoning_key(self) -> str:
         """The key under which the template looks for an answer's reasoning."""
         for key in REASONING_KEYS:
-            messages = [
+            messages: list[Message] = [
                 {"role": "user", "content": "a"},
                 {"role": "assistant", "content": "b", key: _PROBE},
             ]
@@ -163,7 +163,7 @@ class ChatTemplate:
         }  # fmt: skip
         # Some templates insist on ids of nine letters and digits.
         call = call if flat else {"type": "function", "id": "a1b2c3d4e", "function": call}
-        messages = [
+        messages: list[Message] = [
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": "", "tool_calls": [{**call, "id": "a1b2c3d4e"}]},
         ]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from pipeline.corpus.chat.conversation import Message
 from pipeline.corpus.chat.marks import Slot
@@ -45,7 +46,7 @@ class MarkedChat:
 
     template: ChatTemplate
     messages: Sequence[Message]
-    tools: list[object] | None
+    tools: list[Any] | None
     slots: Sequence[Slot]
     text: str
     ends: tuple[str, ...]
