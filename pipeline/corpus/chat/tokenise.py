@@ -46,16 +46,18 @@ def tokenise(
 
     A chat's text already contains all special tokens of its template, so none is added.
     """
-    texts = [row if isinstance(row, str) else row.text for row in rows]
-    result = []
-    for row, encoded in zip(rows, encoder.encode(texts), strict=True):
-        if isinstance(row, str):
-            tokens = _with_ends(encoded.ids_L, ends)
-            loss_mask = np.ones(tokens.shape, dtype=np.bool_)
-            result.append(Tokens(tokens, loss_mask))
-        else:
-            result.append(_supervised(row, encoded, encoder))
-    return result
+    documents = encoder.encode_ids([row for row in rows if isinstance(row, str)])
+    chats = encoder.encode([row.text for row in rows if isinstance(row, Rendered)])
+    ids, encoded = iter(documents), iter(chats)
+    return [
+        _document(next(ids), ends) if isinstance(row, str) else _chat(row, next(encoded), encoder)
+        for row in rows
+    ]
+
+
+def _document(ids_L: NDArray[np.int32], ends: DocumentEnds) -> Tokens:
+    tokens = _with_ends(ids_L, ends)
+    return Tokens(tokens, np.ones(tokens.shape, dtype=np.bool_))
 
 
 def _with_ends(tokens: NDArray[np.int32], ends: DocumentEnds) -> NDArray[np.int32]:
@@ -66,23 +68,18 @@ def _with_ends(tokens: NDArray[np.int32], ends: DocumentEnds) -> NDArray[np.int3
     return np.concatenate([before, tokens, after]).astype(np.int32)
 
 
-def _supervised(row: Rendered, encoded: Encoded, encoder: TextEncoder) -> Tokens:
+def _chat(row: Rendered, encoded: Encoded, encoder: TextEncoder) -> Tokens:
     """Mark the tokens inside the spans; a token that crosses a span's end is divided there.
 
     Generation begins with the prompt's own tokens, so a token across the prompt's end (a space of
     the prompt with the first word of the answer) does not occur there.
     """
-    if not len(encoded.ids_L):
-        return Tokens(encoded.ids_L, np.zeros(0, dtype=np.bool_))
-    bounds = np.unique(np.asarray(row.spans, np.int64))
-    # The token at each bound: the last that begins before it. Tokens that share a character
-    # (the bytes of one) begin at the same place and end after it together.
-    before = np.searchsorted(encoded.starts_L, bounds, side="left") - 1
-    crossed = (before >= 0) & (encoded.stops_L[before] > bounds)
-    if np.any(crossed):
-        encoded = encoder.encode_parts(row.text, bounds[crossed].tolist())
+    places = {at: encoded.token_at(at) for span in row.spans for at in span}
+    crossed = sorted(at for at, (_, is_crossed) in places.items() if is_crossed)
+    if crossed:
+        encoded = encoder.encode_parts(row.text, crossed)
+        places = {at: encoded.token_at(at) for at in places}
     loss_mask = np.zeros(len(encoded.ids_L), dtype=np.bool_)
     for begin, stop in row.spans:
-        first, last = np.searchsorted(encoded.starts_L, (begin, stop), side="left")
-        loss_mask[first:last] = True
+        loss_mask[places[begin][0] : places[stop][0]] = True
     return Tokens(encoded.ids_L, loss_mask)
