@@ -12,22 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from pipeline.corpus.sources.unfit import Unfit
 from pipeline.errors import CorpusError
 
-__all__ = ["Unfit", "arrow_rows"]
+__all__ = ["arrow_rows"]
 
 _Cleaner = Callable[[Any], Any]
-
-
-class Unfit:
-    """In the place of a value that JSON cannot hold; whoever needs the value refuses its row."""
-
-    __slots__ = ("kind", "what")
-
-    def __init__(self, what: str, kind: str = "not JSON data") -> None:
-        """Describe the value, as in `a map with the key 'a' twice`."""
-        self.what = what
-        self.kind = kind
 
 
 def arrow_rows(batches: Iterable[Any], name: str) -> Iterator[dict[str, Any]]:
