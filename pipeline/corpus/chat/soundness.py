@@ -124,7 +124,13 @@ def _is_sound(value: Any) -> bool:
         return value.isascii() or _is_unicode(value)
     if kind is dict:
         for key, item in value.items():
-            if type(key) is not str or not (_is_sound(item) and _is_sound(key)):
+            if type(key) is not str or not (key.isascii() or _is_unicode(key)):
+                return False
+            # Most are short messages: a call for each text would double the cost.
+            if type(item) is str:
+                if not (item.isascii() or _is_unicode(item)):
+                    return False
+            elif not _is_sound(item):
                 return False
         return True
     if kind is list:

@@ -96,14 +96,15 @@ def _cleaner(kind: Any) -> _Cleaner | None:
 
 
 def _struct(fields: dict[str, _Cleaner | None]) -> _Cleaner:
-    inner = {name: clean for name, clean in fields.items() if clean is not None}
+    cleaners = [(name, clean) for name, clean in fields.items() if clean is not None]
 
     def clean_struct(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         kept = {name: item for name, item in value.items() if item is not None}
-        for name in inner.keys() & kept.keys():
-            kept[name] = inner[name](kept[name])
+        for name, clean in cleaners:
+            if name in kept:
+                kept[name] = clean(kept[name])
         return kept
 
     return clean_struct
