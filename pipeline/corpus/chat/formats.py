@@ -139,7 +139,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, Any]:
 def _is_empty(value: Any) -> bool:
     if isinstance(value, Mapping):  # of lists: a table's list of objects
         return not any(value.values())
-    return value in (None, "", []) or (isinstance(value, str) and value.strip() in ("", "[]"))
+    return value in (None, "", []) or (isinstance(value, str) and value.strip() in ("", "[]", "null"))
 
 
 def _as_chat(value: Any) -> Any:

@@ -24,18 +24,16 @@ def listed(value: object, place: str, what: str) -> object:
     Raises:
         BadRow: text that is not JSON.
     """
-    if value is None:
-        return []
     if isinstance(value, str):
-        if not value.strip():
-            return []
         try:
-            value = json.loads(value)
+            value = json.loads(value) if value.strip() else None
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise BadRow(
                 "not JSON", f"{place}: {what} is not JSON ({reason})", expected="a JSON list"
             ) from None
+    if value is None:
+        return []
     if isinstance(value, Mapping) and all(isinstance(items, list) for items in value.values()):
         if not value:
             return []
@@ -74,10 +72,7 @@ def take_tool_calls(message: dict[str, Any], place: str) -> list[dict[str, Any]]
     items = listed(message.pop("tool_calls", None), place, "'tool_calls'")
     if not isinstance(items, (list, tuple)):
         items = [items] if items else []
-    older = message.pop("function_call", None)
-    if isinstance(older, str):
-        older = _object(older, place, "'function_call'") if older.strip() else None
-    if older:
+    if older := listed(message.pop("function_call", None), place, "'function_call'"):
         if items:
             raise BadRow(
                 "two sets of tool calls",
