@@ -139,7 +139,9 @@ def _columns(rows: Sequence[Row]) -> dict[str, Any]:
 def _is_empty(value: Any) -> bool:
     if isinstance(value, Mapping):  # of lists: a table's list of objects
         return not any(value.values())
-    return value in (None, "", []) or (isinstance(value, str) and value.strip() in ("", "[]", "null"))
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "null")
+    return value in (None, [])
 
 
 def _as_chat(value: Any) -> Any:

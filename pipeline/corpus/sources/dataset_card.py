@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from pipeline.errors import CorpusError
@@ -28,14 +29,25 @@ class Configuration:
 
     def names(self, file: str, split: str) -> bool:
         """Whether a file, relative to the dataset, is one of `split`."""
-        from fsspec.utils import glob_translate
-
         inside = file.removeprefix(self.folder)
         return any(
-            re.fullmatch(glob_translate(pattern), inside)
+            _matches(inside.split("/"), pattern.split("/"))
             and (not _is_hidden(inside) or _is_hidden(pattern))
             for pattern in self.patterns[split]
         )
+
+
+def _matches(name: list[str], pattern: list[str]) -> bool:
+    """Whether a path fits a pattern, part by part; `**` is any number of parts."""
+    if not pattern or not name:
+        return not pattern and not name
+    if pattern[0] == "**":
+        return (
+            _matches(name[1:], pattern[1:])
+            or _matches(name[1:], pattern)
+            or (len(pattern) > 1 and _matches(name, pattern[1:]))
+        )
+    return fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,16 +1,29 @@
-"""Rows of a file as the corpus reads them, the bad ones included; for tests."""
+"""Rows of a file as the corpus reads them, the bad ones included, and packers; for tests."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import zstandard
 
 from pipeline.corpus.chat.conversation import Conversation, Document
 from pipeline.corpus.reading import open_reading
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import BadRow, Row
 
-__all__ = ["interpreted", "raw_rows"]
+__all__ = ["PACKERS", "interpreted", "raw_rows"]
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
 
 
 def interpreted(

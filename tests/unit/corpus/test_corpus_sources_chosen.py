@@ -124,7 +124,9 @@ def test_a_copy_of_a_hub_dataset_honours_its_configurations(
     assert [row.key for row in raw_rows(clone, dataset_config="en")] == ["en/x.jsonl:0"]
 
 
-@pytest.mark.parametrize("pattern", ["en/*.jsonl", "**/*.jsonl", "./de/?1.jsonl", "de/[az]*"])
+@pytest.mark.parametrize(
+    "pattern", ["en/*.jsonl", "**/*.jsonl", "./de/?1.jsonl", "de/[az]*", "de/**", "de/**/z*"]
+)
 def test_patterns_mean_what_the_datasets_library_reads(pattern: str, clone: Path) -> None:
     import datasets
 
