@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.corpus.chat.conversation import Conversation
-from pipeline.corpus.chat.formats import Interpreter, interpreter
+from pipeline.corpus.chat.conversation import Conversation, put_system
+from pipeline.corpus.chat.formats import Interpreter, RowFormat, row_format
+from pipeline.corpus.chat.soundness import Soundness
 from pipeline.corpus.chat.template import TEMPLATE_DATE, ChatTemplate
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.registry import open_source
@@ -21,6 +23,8 @@ __all__ = ["Progress", "Reading", "open_reading", "reading_identity", "with_syst
 
 Progress = Callable[[int, int | None], None]
 """Called with the rows done and, if known beforehand, the number of all rows."""
+
+_log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 256
 _DETECT_ROWS = 32
@@ -44,11 +48,12 @@ def open_reading(settings: CorpusSettings, *, answered: bool = True) -> Reading:
 
     Args:
         settings: the corpus section of the configuration.
-        answered: whether a question without an answer is left out; false where the teacher
+        answered: whether a question without an answer has an empty one; false where the teacher
             answers it, and then no column of answers is needed.
 
     Raises:
-        CorpusError: the corpus cannot be reached or read, is empty, or fits no format.
+        CorpusError: the corpus cannot be reached or read, is empty, fits no format, or cannot
+            honour a setting.
     """
     source = open_source(settings)
     total = source.total
@@ -60,34 +65,91 @@ def open_reading(settings: CorpusSettings, *, answered: bool = True) -> Reading:
         raise CorpusError(
             f"{settings.dataset_name}: holds no rows", expected="at least one row of text or chat"
         )
-    format_name, interpret = _interpreter(source, first, settings, answered=answered)
-    return Reading(source, format_name, interpret, _batches(itertools.chain(first, rows)), total)
+    _require_a_good_row(first)
+    soundness = Soundness(replace=settings.invalid_unicode == "replace")
+    format_name, interpret = _interpreter(source, first, settings, soundness, answered=answered)
+    _check_settings(settings, format_name)
+    batches = _batches(itertools.chain(first, rows), soundness)
+    return Reading(source, format_name, interpret, batches, total)
 
 
 def with_system(item: Conversation, system: str | None) -> Conversation:
     """Put the settings' system message before a conversation that has none."""
-    if system is None or item.messages[0]["role"] == "system":
+    if system is None or (item.messages and item.messages[0]["role"] == "system"):
         return item
-    first = {"role": "system", "content": system}
-    return Conversation([first, *item.messages], item.first_supervised + 1, item.tools)
+    return put_system(item, system)
 
 
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+def _require_a_good_row(first: list[Row]) -> None:
+    bad = first[0].bad
+    if bad is not None and all(row.bad is not None for row in first):
+        raise CorpusError(bad.found, expected=bad.expected, do=bad.do)
+
+
+def _batches(rows: Iterator[Row], soundness: Soundness) -> Iterator[list[Row]]:
     while batch := list(itertools.islice(rows, _BATCH_ROWS)):
         yield batch
+    soundness.report()
 
 
 def _interpreter(
-    source: RowSource, first: list[Row], settings: CorpusSettings, *, answered: bool
+    source: RowSource,
+    first: list[Row],
+    settings: CorpusSettings,
+    soundness: Soundness,
+    *,
+    answered: bool,
 ) -> tuple[str, Interpreter]:
+    chosen, column = settings.format, settings.column
     if not source.mixed:
-        return interpreter(first, format=settings.format, column=settings.column, answered=answered)
+        found = row_format(
+            [row for row in first if row.bad is None],
+            format=chosen,
+            column=column,
+            answered=answered,
+            soundness=soundness,
+        )
+        _report_columns(settings, found)
+        return found.name, found.interpret
     readers = {
-        name: interpreter([Row("", "", {name: example})])[1]
+        name: row_format([Row("", "", {name: example})], soundness=soundness).interpret
         for name, example in (("text", "a"), ("messages", [{"role": "user", "content": "a"}]))
     }
-    name = "mixed" if settings.format == "auto" else settings.format
+    name = "mixed" if chosen == "auto" else chosen
     return name, lambda row: readers[next(iter(row.data))](row)
+
+
+def _report_columns(settings: CorpusSettings, found: RowFormat) -> None:
+    used, unused = (", ".join(names) or "none" for names in (found.used, found.unused))
+    text = f"{settings.dataset_name}: format {found.name}; columns read: {used}; not read: {unused}"
+    _log.info("%s", text.encode("utf-8", "backslashreplace").decode())
+
+
+def _check_settings(settings: CorpusSettings, format_name: str) -> None:
+    """Refuse settings of chats where the text is plain; name others that have no effect.
+
+    Raises:
+        CorpusError: as said.
+    """
+    if format_name == "text":
+        for name in ("system_prompt", "chat_template", "template_options"):
+            if getattr(settings, name):
+                raise CorpusError(
+                    f"{settings.dataset_name}: is plain text, and {name} is for chats",
+                    do=f"leave out {name}, or name the format of the chats in --corpus.format",
+                )
+        idle: tuple[str, ...] = ("loss_on", "reasoning", "supervise_empty")
+    elif format_name == "mixed":
+        return
+    else:
+        idle = ("add_bos", "add_eos")
+    for name in idle:
+        value = getattr(settings, name)
+        if value != CorpusSettings.model_fields[name].default:
+            kind = "plain text" if format_name == "text" else "chats"
+            _log.warning(
+                "%s: --corpus.%s %s has no effect on %s", settings.dataset_name, name, value, kind
+            )
 
 
 def reading_identity(

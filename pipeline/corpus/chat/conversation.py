@@ -1,17 +1,22 @@
-"""Rows as conversations or documents, with unified roles."""
+"""Rows as conversations or documents: one shape of a message, whatever shape the data has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.errors import CorpusError
+from pipeline.corpus.chat.content import read_content, refuse_media, take_reasoning
+from pipeline.corpus.chat.tool_calls import listed, take_tool_calls
+from pipeline.corpus.chat.turn_flags import take_prefix, take_supervision
+from pipeline.corpus.sources.rows import BadRow
+from pipeline.corpus.sources.unfit import described, kind_of_fault
 
-__all__ = ["Conversation", "Document", "Message", "unify_messages"]
+__all__ = ["Conversation", "Document", "Message", "put_system", "read_messages"]
 
 Message = dict[str, Any]
-"""`role`, `content` as text, and further keys of chat templates (`tool_calls`, `name`, ...)."""
+"""`role` and `content` as text; where there are any, `reasoning_content` as text and `tool_calls`
+with their arguments as objects; and further keys of chat templates (`name`, ...)."""
 
 _ROLES = {
     "system": "system",
@@ -59,65 +64,127 @@ class Document:
     text: str
 
 
-def unify_messages(items: object, *, place: str, role_key: str, content_key: str) -> list[Message]:
-    """Bring a list of messages to `role` and `content`; `None` means there are none.
+def put_system(item: Conversation, system: str) -> Conversation:
+    """Put a system message before a conversation."""
+    return replace(
+        item,
+        messages=[{"role": "system", "content": system}, *item.messages],
+        first_supervised=item.first_supervised + 1,
+        developer=frozenset(number + 1 for number in item.developer),
+        unsupervised=frozenset(number + 1 for number in item.unsupervised),
+    )
+
+
+def read_messages(
+    items: object, *, place: str, role_key: str, content_key: str, context: bool = False
+) -> Conversation:
+    """Read a list of messages, of any shape that data gives them; `None` means there are none.
+
+    Args:
+        items: a list, its JSON text, or an object of equally long lists.
+        place: for messages.
+        role_key: of each message.
+        content_key: of each message.
+        context: whether no message can be supervised, whatever its role.
 
     Raises:
-        CorpusError: an unknown role, a part that is not text, or no list of messages.
+        BadRow: an unknown role, a part that is not text, flags that cannot be honoured, or no list
+            of messages.
     """
-    if items is None:
-        return []
-    if not isinstance(items, (list, tuple)):
-        raise CorpusError(
-            f"{place}: the conversation is {type(items).__name__}", expected="a list of messages"
+    messages = listed(items, place, "the conversation")
+    if not isinstance(messages, (list, tuple)):
+        raise BadRow(
+            kind_of_fault(messages, "no list of messages"),
+            f"{place}: the conversation is {described(messages)}",
+            expected="a list of messages",
         )
-    return [
-        _unify(item, f"{place}, message {number}", role_key, content_key)
-        for number, item in enumerate(items, start=1)
+    turns = [
+        _read(item, f"{place}, message {number}", role_key, content_key, context)
+        for number, item in enumerate(messages, start=1)
     ]
+    for number, turn in enumerate(turns, start=1):
+        if turn.prefix and (number < len(turns) or turn.message["role"] != "assistant"):
+            raise BadRow(
+                "a beginning that is not last",
+                f"{place}, message {number}: 'prefix' marks the beginning of an answer",
+                expected="it on the last message only, an answer of the assistant",
+            )
+    return Conversation(
+        [turn.message for turn in turns],
+        developer=frozenset(n for n, turn in enumerate(turns) if turn.developer),
+        unsupervised=frozenset(n for n, turn in enumerate(turns) if turn.supervised is False),
+        unfinished=bool(turns) and turns[-1].prefix,
+    )
 
 
-def _unify(item: object, place: str, role_key: str, content_key: str) -> Message:
-    if not isinstance(item, Mapping) or role_key not in item:
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    message: Message
+    developer: bool = False
+    supervised: bool | None = None
+    prefix: bool = False
+
+
+def _read(item: object, place: str, role_key: str, content_key: str, context: bool) -> _Turn:
+    if not isinstance(item, Mapping) or item.get(role_key) is None:
         found = f"the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else repr(item)
-        raise CorpusError(
+        raise BadRow(
+            "no role",
             f"{place}: has no {role_key!r} (found {found:.120})",
             expected=f"{role_key!r} and {content_key!r}",
         )
-    role = item[role_key]
+    role = _role(item[role_key], place)
+    # Tables give every message all keys of any message: a null stands for an absent key.
+    given = {str(key): value for key, value in item.items() if value is not None}
+    given.pop(role_key)
+    if given.pop(content_key, None) is None:
+        _require_no_other_text(given, place, content_key)
+    text, thoughts = read_content(item.get(content_key), place, role)
+    message: Message = {"role": role, "content": text}
+    developer = role == "system" and item[role_key].strip().lower() == "developer"
+    if not given and not thoughts:
+        return _Turn(message, developer)
+    refuse_media(given, place)
+    answer = role == "assistant"
+    supervised = take_supervision(given, place, answer=answer and not context)
+    prefix = take_prefix(given, place)
+    if reasoning := take_reasoning(given, thoughts, place):
+        message["reasoning_content"] = reasoning
+    if calls := take_tool_calls(given, place):
+        message["tool_calls"] = calls
+    _require_one_meaning(given, message, place)
+    return _Turn(given | message, developer, supervised if answer else None, prefix)
+
+
+def _role(role: object, place: str) -> str:
     known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:
-        raise CorpusError(
-            f"{place}: the role {role!r} is unknown",
+        raise BadRow(
+            "unknown role",
+            f"{place}: the role {role!r:.60} is unknown",
             expected=f"one of {', '.join(_ROLES)}",
             do="rename the role in the data",
         )
-    # Parquet gives every message all keys of any message; a None stands for an absent key.
-    extra = {
-        str(key): value
-        for key, value in item.items()
-        if key not in (role_key, content_key) and value is not None
-    }
-    return {**extra, "role": known, "content": _text(item.get(content_key), place)}
+    return known
 
 
-def _text(content: object, place: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, (list, tuple)):
-        raise CorpusError(
-            f"{place}: the content is {type(content).__name__}", expected="text or a list of parts"
+def _require_one_meaning(given: Mapping[str, Any], message: Message, place: str) -> None:
+    """Refuse a message of `from` and `value` that has a `role` or `content` that differ."""
+    role = given.get("role", message["role"])
+    same_role = isinstance(role, str) and _ROLES.get(role.strip().lower()) == message["role"]
+    if not same_role or given.get("content", message["content"]) != message["content"]:
+        raise BadRow(
+            "a message with two meanings",
+            f"{place}: has two roles or two contents that differ",
+            expected="one role and one content",
         )
-    texts = []
-    for part in content:
-        text = part.get("text") if isinstance(part, Mapping) else part
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise CorpusError(
-                f"{place}: a content part of type {kind!r}",
-                expected="text parts only: this pipeline distills language models without images",
+
+
+def _require_no_other_text(given: Mapping[str, Any], place: str, content_key: str) -> None:
+    for key in ("content", "value", "text", "message"):
+        if given.get(key):
+            raise BadRow(
+                "no text",
+                f"{place}: has no {content_key!r}, but {key!r}",
+                expected=f"the text in {content_key!r}",
             )
-        texts.append(text)
-    return "".join(texts)

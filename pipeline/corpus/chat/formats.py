@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.corpus.chat.conversation import Conversation, Document, Message, unify_messages
+from pipeline.corpus.chat.row_readers import (
+    Interpreter,
+    chat_reader,
+    checked,
+    instruction_reader,
+    prompt_completion_reader,
+    text_reader,
+)
+from pipeline.corpus.chat.soundness import Soundness
+from pipeline.corpus.chat.tool_calls import listed
 from pipeline.corpus.settings import FormatName
-from pipeline.corpus.sources.rows import Row
+from pipeline.corpus.sources.rows import BadRow, Row
+from pipeline.corpus.sources.unfit import described
 from pipeline.errors import CorpusError
 
-__all__ = ["Interpreter", "interpreter"]
-
-Interpreter = Callable[[Row], Conversation | Document]
+__all__ = ["Interpreter", "RowFormat", "row_format"]
 
 _CHAT_COLUMNS = ("messages", "conversations", "conversation", "chat", "dialogue")
+_CHAT_KEYS: dict[FormatName, tuple[str, str]] = {
+    "messages": ("role", "content"),
+    "sharegpt": ("from", "value"),
+}
 _INSTRUCTION_OUTPUTS = ("output", "response")
 _INSTRUCTION_INPUTS = ("input", "context")
+_BESIDE_A_CHAT = ("system", "tools")
 _EXPECTED = (
     "sharegpt (conversations: from, value), messages (messages: role, content), "
     "prompt_completion (prompt, completion), instruction (instruction, input, output) or text "
@@ -26,61 +39,91 @@ _EXPECTED = (
 _DO = "name the format in --corpus.format and the column in --corpus.column"
 
 
-def interpreter(
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """The format of a source's rows."""
+
+    name: FormatName
+    interpret: Interpreter
+    used: tuple[str, ...]
+    """The columns that are read, of those in the first rows."""
+    unused: tuple[str, ...]
+    """The others."""
+
+
+def row_format(
     first_rows: Sequence[Row],
     *,
     format: FormatName = "auto",
     column: str | None = None,
     answered: bool = True,
-) -> tuple[FormatName, Interpreter]:
+    soundness: Soundness | None = None,
+) -> RowFormat:
     """Return the format of the rows and the function that interprets a row.
 
     Args:
-        first_rows: rows whose columns determine the format.
+        first_rows: rows whose columns determine the format; bad ones are skipped.
         format: the format, if it is known.
         column: the column of the conversation or text, if it has an unusual name.
-        answered: drop a prompt or an instruction without its answer; false keeps it, and the
-            column of the answers may be missing.
+        answered: whether a prompt or an instruction without its answer has an empty one; false:
+            it has none, and the column of the answers may be missing.
+        soundness: checks and counts what is read.
 
     Raises:
-        CorpusError: the columns of `first_rows` fit no format, or not the named one.
+        CorpusError: the columns of `first_rows` fit no format, or not the named one; or `column`
+            is given for a format whose columns are fixed.
     """
     columns = _columns(first_rows)
     if column is not None and column not in columns:
-        raise CorpusError(f"there is no column {column!r}", expected=f"one of {', '.join(columns)}")
+        raise CorpusError(f"there is no column {column!r}", expected=f"one of {_joined(columns)}")
+    where = column
     if format == "auto":
-        format = _detect(columns, column, answered=answered)
+        format, where = _detect(columns, column, answered=answered)
+    elif column is None and format in _CHAT_KEYS:
+        where = _chat_column(columns, format) or _first(_CHAT_COLUMNS, columns)
+    if column is not None and format in ("prompt_completion", "instruction"):
+        raise CorpusError(
+            f"the column {column!r} is named, but the format {format} has columns of its own",
+            expected=_EXPECTED,
+            do="leave out --corpus.column, or name another format in --corpus.format",
+        )
     match format:
         case "sharegpt" | "messages":
-            where = column or _first(_CHAT_COLUMNS, columns)
-            keys = ("from", "value") if format == "sharegpt" else ("role", "content")
             needed: dict[str, str | None] = {"messages or conversations": where}
-            read: Interpreter = _chat_reader(str(where), *keys)
+            read: Interpreter = chat_reader(str(where), *_CHAT_KEYS[format])
+            used: list[str | None] = [where, *_BESIDE_A_CHAT]
         case "prompt_completion":
             sides = ("prompt", "completion") if answered else ("prompt",)
             needed = {name: _first((name,), columns) for name in sides}
-            read = _prompt_completion_reader(answered=answered)
+            read = prompt_completion_reader(answered=answered)
+            used = ["prompt", "completion", *_BESIDE_A_CHAT]
         case "instruction":
             output = _first(_INSTRUCTION_OUTPUTS, columns)
+            extra = _first(_INSTRUCTION_INPUTS, columns)
             needed = {"instruction": _first(("instruction",), columns)}
             if answered:
                 needed["output"] = output
-            read = _instruction_reader(
-                output, _first(_INSTRUCTION_INPUTS, columns), answered=answered
-            )
+            read = instruction_reader(output, extra, answered=answered)
+            used = ["instruction", extra, output, *_BESIDE_A_CHAT]
         case _:
-            where = column or _first(("text",), columns)
+            where = where or _first(("text",), columns)
             needed = {"text": where}
-            read = _text_reader(str(where))
+            read = text_reader(str(where))
+            used = [where]
     missing = [name for name, found in needed.items() if found is None]
     if missing:
         raise CorpusError(
             f"the format {format} lacks the column {' and '.join(missing)} "
-            f"(the columns are {', '.join(columns)})",
+            f"(the columns are {_joined(columns)})",
             expected=_EXPECTED,
             do=_DO,
         )
-    return format, read
+    return RowFormat(
+        format,
+        checked(read, soundness or Soundness()),
+        tuple(name for name in columns if name in used),
+        tuple(name for name in columns if name not in used),
+    )
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Any]:
@@ -88,131 +131,75 @@ def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for row in rows:
         for name, value in row.data.items():
-            if columns.get(name) in (None, "", []):
+            if columns.get(name) is None or _is_empty(columns[name]):
                 columns[name] = value
     return columns
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, Mapping):  # of lists: a table's list of objects
+        return not any(value.values())
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "null")
+    return value in (None, [])
+
+
+def _as_chat(value: Any) -> Any:
+    """Return a list of messages where the value is one in another shape."""
+    if isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip()[:1] in ("[", "{")):
+        try:
+            return listed(value, "", "")
+        except BadRow:
+            return value
+    return value
 
 
 def _first(names: Sequence[str], columns: Mapping[str, Any]) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
-def _detect(columns: Mapping[str, Any], column: str | None, *, answered: bool) -> FormatName:
+def _chat_column(columns: Mapping[str, Any], format: FormatName) -> str | None:
+    fitting = (name for name in _CHAT_COLUMNS if _is_chat(columns.get(name), format))
+    return next(fitting, None)
+
+
+def _is_chat(value: object, format: FormatName) -> bool:
+    items = _as_chat(value)
+    # Any of the messages: a call of a tool may have no content.
+    return isinstance(items, (list, tuple)) and any(
+        isinstance(item, Mapping) and set(_CHAT_KEYS[format]) <= item.keys() for item in items
+    )
+
+
+def _detect(
+    columns: Mapping[str, Any], column: str | None, *, answered: bool
+) -> tuple[FormatName, str | None]:
     candidates = [column] if column else [name for name in _CHAT_COLUMNS if name in columns]
     for name in candidates:
-        value = columns[name]
-        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-            if {"role", "content"} <= value[0].keys():
-                return "messages"
-            if {"from", "value"} <= value[0].keys():
-                return "sharegpt"
+        for format in _CHAT_KEYS:
+            if _is_chat(columns[name], format):
+                return format, name
     if column is not None and isinstance(columns[column], str):
-        return "text"
+        return "text", column
     if column is None:
         if "prompt" in columns and ("completion" in columns or not answered):
-            return "prompt_completion"
+            return "prompt_completion", None
         if "instruction" in columns and (_first(_INSTRUCTION_OUTPUTS, columns) or not answered):
-            return "instruction"
+            return "instruction", None
         if isinstance(columns.get("text"), str):
-            return "text"
-    found = ", ".join(f"{name} ({_describe(value)})" for name, value in columns.items())
+            return "text", "text"
+    found = ", ".join(f"{_joined([name])} ({_shape(value)})" for name, value in columns.items())
     raise CorpusError(
         f"the columns fit no known format: {found or 'there are none'}", expected=_EXPECTED, do=_DO
     )
 
 
-def _describe(value: object) -> str:
+def _shape(value: object) -> str:
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-        return f"list of {{{', '.join(map(str, value[0]))}}}"
-    return "empty" if value is None else type(value).__name__
+        return f"list of {{{_joined(value[0])}}}"
+    return "empty" if value is None else described(value)
 
 
-def _cell(row: Row, column: str) -> Any:
-    if column not in row.data:
-        raise CorpusError(
-            f"{row.place}: the column {column!r} is missing (found {', '.join(row.data)})",
-            expected="the same columns in every row",
-        )
-    return row.data[column]
-
-
-def _text_cell(row: Row, column: str) -> str:
-    value = _cell(row, column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise CorpusError(
-            f"{row.place}: the column {column!r} holds {type(value).__name__}", expected="text"
-        )
-    return value
-
-
-def _chat_reader(column: str, role_key: str, content_key: str) -> Interpreter:
-    def read(row: Row) -> Conversation:
-        cell = _cell(row, column)
-        messages = unify_messages(cell, place=row.place, role_key=role_key, content_key=content_key)
-        return Conversation(_with_system_column(messages, row), tools=_tools(row))
-
-    return read
-
-
-def _prompt_completion_reader(*, answered: bool) -> Interpreter:
-    def read(row: Row) -> Conversation:
-        prompt = _side(row, "prompt", "user")
-        there = answered or "completion" in row.data
-        completion = _side(row, "completion", "assistant") if there else []
-        if answered and not completion:
-            return Conversation([])
-        return Conversation([*prompt, *completion], first_supervised=len(prompt), tools=_tools(row))
-
-    return read
-
-
-def _side(row: Row, column: str, role: str) -> list[Message]:
-    value = _cell(row, column)
-    if isinstance(value, str):
-        return [{"role": role, "content": value}] if value.strip() else []
-    return unify_messages(
-        value, place=f"{row.place}, {column}", role_key="role", content_key="content"
-    )
-
-
-def _instruction_reader(output: str | None, extra: str | None, *, answered: bool) -> Interpreter:
-    def read(row: Row) -> Conversation:
-        question = _text_cell(row, "instruction")
-        context = _text_cell(row, extra) if extra and extra in row.data else ""
-        answer = _text_cell(row, output) if output and (answered or output in row.data) else ""
-        asked = "\n\n".join(part for part in (question, context) if part.strip())
-        messages = [{"role": "user", "content": asked}] if answered or asked else []
-        if answer.strip():
-            messages.append({"role": "assistant", "content": answer})
-        elif answered:
-            return Conversation([])
-        return Conversation(_with_system_column(messages, row))
-
-    return read
-
-
-def _text_reader(column: str) -> Interpreter:
-    return lambda row: Document(_text_cell(row, column))
-
-
-def _with_system_column(messages: list[Message], row: Row) -> list[Message]:
-    system = row.data.get("system")
-    if not messages or not isinstance(system, str) or not system.strip():
-        return messages
-    if messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": system}, *messages]
-
-
-def _tools(row: Row) -> list[Any] | None:
-    tools = row.data.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f"{row.place}: the column 'tools' is not JSON ({error.msg})", expected="a JSON list"
-            ) from None
-    return list(tools) if isinstance(tools, (list, tuple)) and tools else None
+def _joined(names: Any) -> str:
+    # A name in JSON may be no valid Unicode; a message is.
+    return ", ".join(map(str, names)).encode("utf-8", "backslashreplace").decode()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.sources.arrow_values import arrow_rows
 from pipeline.corpus.sources.rows import Row, RowSource
 from pipeline.errors import CorpusError
 
@@ -60,6 +62,8 @@ def is_saved_dataset(folder: Path) -> bool:
 def saved_source(folder: Path, split: str) -> RowSource:
     """Load a folder of `save_to_disk`; `split` picks from a dictionary of datasets.
 
+    A dataset that was saved alone has one split: its own, or `train` where it has no name.
+
     Raises:
         CorpusError: the library is missing, the folder is damaged or lacks the split.
     """
@@ -79,6 +83,15 @@ def saved_source(folder: Path, split: str) -> RowSource:
                 do="set --dataset_split",
             )
         table = table[split]
+    else:
+        # A part of a split is named like train[:10%].
+        found = re.match(r"\w+", str(table.split or ""))
+        own = found[0] if found else "train"
+        if split != own:
+            raise CorpusError(
+                f"{folder}: holds one dataset, of the split {own!r}, not {split!r}",
+                do=f"set --dataset_split {own}",
+            )
     return RowSource(
         name=f"saved/{folder.resolve().name}/{split}",
         rows=_table_rows(table, folder.name),
@@ -99,14 +112,15 @@ def _datasets_library(what: str) -> Any:
 
 
 def _table_rows(table: Any, label: str) -> Iterator[Row]:
-    number = 0
-    for piece in _pieces(table):
-        for columns in piece.iter(batch_size=1024):
-            names = list(columns)
-            for values in zip(*columns.values(), strict=True):
-                row = dict(zip(names, values, strict=True))
-                yield Row(key=str(number), place=f"{label}, row {number}", data=row)
-                number += 1
+    # As Arrow, not as the library's Python values: those decode images, follow a saved format
+    # (tensors) and do not say which nulls are padding.
+    batches = (
+        batch
+        for piece in _pieces(table)
+        for batch in piece.with_format("arrow").iter(batch_size=1024)
+    )
+    for number, data in enumerate(arrow_rows(batches, label)):
+        yield Row(key=str(number), place=f"{label}, row {number}", data=data)
 
 
 def _pieces(table: Any) -> Iterator[Any]:

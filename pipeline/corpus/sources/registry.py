@@ -8,8 +8,9 @@ from typing import Literal
 
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.embedded import EMBEDDED_NAME, embedded_source
-from pipeline.corpus.sources.files import data_suffix, files_source
+from pipeline.corpus.sources.files import files_source
 from pipeline.corpus.sources.hub import hub_source, is_saved_dataset, saved_source
+from pipeline.corpus.sources.readers import data_suffix
 from pipeline.corpus.sources.rows import RowSource
 from pipeline.errors import CorpusError
 
@@ -24,16 +25,22 @@ def open_source(settings: CorpusSettings) -> RowSource:
     Raises:
         CorpusError: there is no such source, or it cannot be read.
     """
-    name = settings.dataset_name
+    name, split, config = settings.dataset_name, settings.dataset_split, settings.dataset_config
     if name == EMBEDDED_NAME:
+        _refuse(settings, "dataset_config", "the embedded text")
+        _refuse(settings, "dataset_revision", "the embedded text")
         return embedded_source(_embedded_kinds(settings))
     if "://" in name:
-        return files_source(name, settings.dataset_split)
+        _refuse(settings, "dataset_revision", "files")
+        return files_source(name, split, config)
     path = Path(name).expanduser()
     if path.is_dir() and is_saved_dataset(path):
-        return saved_source(path, settings.dataset_split)
+        _refuse(settings, "dataset_config", "a saved dataset")
+        _refuse(settings, "dataset_revision", "a saved dataset")
+        return saved_source(path, split)
     if path.exists():
-        return files_source(str(path.resolve()), settings.dataset_split)
+        _refuse(settings, "dataset_revision", "files")
+        return files_source(str(path.resolve()), split, config)
     if data_suffix(name) or not _HUB_NAME.fullmatch(name):
         raise CorpusError(
             f"{name}: no such file or folder",
@@ -41,6 +48,16 @@ def open_source(settings: CorpusSettings) -> RowSource:
             do="check --dataset_name",
         )
     return hub_source(settings)
+
+
+def _refuse(settings: CorpusSettings, setting: str, what: str) -> None:
+    value = getattr(settings, setting)
+    if value is not None:
+        raise CorpusError(
+            f"{settings.dataset_name}: {setting} {value!r} is for datasets of the hub, and this "
+            f"is {what}",
+            do=f"leave out --corpus.{setting}, or give --dataset_name the dataset's hub name",
+        )
 
 
 def _embedded_kinds(settings: CorpusSettings) -> Literal["both", "chats", "documents"]:

@@ -20,8 +20,13 @@ class BadRow(CorpusError):
 
     def __init__(self, kind: str, found: str, *, expected: str = "", do: str = "") -> None:
         """`kind`: a few words that group rows of the same fault in the report of bad rows."""
-        super().__init__(found, expected=expected, do=do)
+        # The message may quote a column or a role that is not Unicode; logs are.
+        super().__init__(_escaped(found), expected=_escaped(expected), do=do)
         self.kind = kind
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)

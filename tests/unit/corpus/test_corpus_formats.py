@@ -157,7 +157,8 @@ def test_tool_calls_reach_the_template(
     template = (
         "{% if tools %}{{ tools[0]['name'] }}{% endif %}"
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-        "{% if m.tool_calls %}CALL {{ m.tool_calls[0]['name'] }}{% endif %}<|im_end|>{% endfor %}"
+        "{% if m.tool_calls %}CALL {{ m.tool_calls[0].function.name }}{% endif %}<|im_end|>"
+        "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     using = make_tokenizer(template=template)

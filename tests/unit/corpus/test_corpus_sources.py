@@ -226,7 +226,7 @@ def test_saved_dataset(dictionary: bool, tmp_path: Path, build: Build, tokenizer
     [
         ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', "a.jsonl, line 3: Expecting value"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl, line 2: holds list"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl: is not UTF-8 text"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, line 1: is not UTF-8 text"),
         ("a.json", b'[{"text": "a"},\n nope]', "a.json, line 2: Expecting value"),
         ("a.json", b'["a"]', "a.json, item 1: holds str"),
         ("a.json", b'[{"text": "a"}\n\n{"text": "b"}]', "a.json, line 3: Expecting ',' delimiter"),

@@ -1,0 +1,244 @@
+"""The kinds of data files, and the rows of each: Parquet, JSON Lines, JSON, CSV, text.
+
+A row that is at fault alone comes as a `BadRow` in its place; what ends a file is an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import IO, Any
+
+from pipeline.corpus.sources.arrow_values import arrow_rows
+from pipeline.corpus.sources.json_items import NotAnArray, json_items
+from pipeline.corpus.sources.packed import PACKED
+from pipeline.corpus.sources.rows import BadRow
+from pipeline.errors import CorpusError
+
+__all__ = ["DATA_SUFFIXES", "READABLE", "Open", "Placed", "data_suffix", "reader_of"]
+
+Open = Callable[[], AbstractContextManager[IO[bytes]]]
+"""Opens a file from its beginning; text kinds are unpacked already."""
+Placed = Iterator[tuple[str, dict[str, Any] | BadRow]]
+"""Rows with their places, for messages."""
+
+_PARQUET_BUFFER = 1 << 20
+"""Bytes of a column read at one time; without it the column of a row group is read at once."""
+_UTF8 = "utf-8-sig"
+_ONE_OBJECT = "one JSON object on each line"
+
+
+def data_suffix(name: str) -> str | None:
+    """Return the suffix that determines how a file is read, or None if it is not a data file."""
+    base, last = posixpath.splitext(name.lower())
+    if last not in PACKED:
+        return last if last in _READERS else None
+    suffix = posixpath.splitext(base)[1]
+    return suffix if suffix in _READERS and suffix != ".parquet" else None
+
+
+def reader_of(name: str) -> Callable[[Open, str], Placed]:
+    """Return the reader of a data file; it raises `CorpusError` for what ends the file."""
+    return _READERS[str(data_suffix(name))]
+
+
+def _read_parquet(open_file: Open, name: str) -> Placed:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def batches(file: Any) -> Iterator[Any]:
+        for group in range(file.num_row_groups):
+            # Each of Arrow's threads keeps an arena: 171 MB at the peak of a file, 107 without
+            # them.
+            yield from file.iter_batches(1024, row_groups=[group], use_threads=False)
+
+    with open_file() as stream:
+        try:
+            # pre_buffer, on by default in pyarrow, keeps every row group that was read.
+            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
+            for number, data in enumerate(arrow_rows(batches(file), name), start=1):
+                yield f"{name}, row {number}", data
+        except pa.ArrowException as error:
+            raise CorpusError(
+                f"{name}: is not a readable Parquet file ({error})", do="copy the file again"
+            ) from error
+
+
+def _read_json_lines(open_file: Open, name: str) -> Placed:
+    with open_file() as stream:
+        for number, raw in enumerate(stream, start=1):
+            place = f"{name}, line {number}"
+            try:
+                line = raw.decode(_UTF8 if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                yield place, _not_utf8(place, error)
+                continue
+            if line:
+                yield place, _json_line(line, place)
+
+
+def _json_line(line: str, place: str) -> dict[str, Any] | BadRow:
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:  # a number too long, an object too deep
+        reason = str(error)
+    else:
+        return _as_object(data, place)
+    return BadRow("not JSON", f"{place}: {reason}", expected=_ONE_OBJECT)
+
+
+def _read_json(open_file: Open, name: str) -> Placed:
+    with open_file() as stream:
+        # A byte that is not UTF-8 becomes half of a surrogate pair, which fails one row.
+        text = io.TextIOWrapper(stream, encoding=_UTF8, errors="surrogateescape")
+        try:
+            for number, item in enumerate(json_items(text), start=1):
+                place = f"{name}, item {number}"
+                yield place, _as_object(item, place)
+            return
+        except NotAnArray:
+            pass
+        except json.JSONDecodeError as error:
+            raise _json_mistake(error, name) from None
+    yield from _read_json_value(open_file, name)
+
+
+def _read_json_value(open_file: Open, name: str) -> Placed:
+    """Read one object, or one object around an array; at once, unlike all other files."""
+    with open_file() as stream:
+        head = next((line for line in stream if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
+        try:
+            data = json.loads(head.decode(_UTF8))
+            more = any(line.strip() for line in stream)
+        except json.JSONDecodeError:
+            data, more = _whole_value(open_file, name), False
+    if more:
+        # Many JSON Lines files are named .json; they have a second value after the first.
+        yield from _read_json_lines(open_file, name)
+        return
+    arrays = [v for v in data.values() if isinstance(v, list)] if isinstance(data, dict) else []
+    for number, item in enumerate(arrays[0] if arrays and len(data) == 1 else [data], start=1):
+        place = f"{name}, item {number}"
+        yield place, _as_object(item, place)
+
+
+def _whole_value(open_file: Open, name: str) -> Any:
+    with open_file() as stream:
+        try:
+            return json.loads(stream.read().decode(_UTF8))
+        except json.JSONDecodeError as error:
+            raise _json_mistake(error, name) from None
+
+
+def _json_mistake(error: json.JSONDecodeError, name: str) -> CorpusError:
+    return CorpusError(
+        f"{name}, line {error.lineno}: {error.msg}", expected="a JSON array of objects"
+    )
+
+
+def _csv_reader(delimiter: str) -> Callable[[Open, str], Placed]:
+    def read(open_file: Open, name: str) -> Placed:
+        # The module's limit, 128 KiB, is shorter than many a conversation. C's long on Windows is
+        # the largest it takes everywhere.
+        csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))
+        with open_file() as stream:
+            text = io.TextIOWrapper(stream, encoding=_UTF8, errors="surrogateescape", newline="")
+            reader = csv.DictReader(text, strict=True, delimiter=delimiter)
+            try:
+                header = _csv_header(reader, name)
+                for number, data in enumerate(reader, start=1):
+                    place = f"{name}, record {number}"
+                    yield place, _csv_record(data, header, place)
+            except csv.Error as error:
+                raise CorpusError(
+                    f"{name}, line {reader.line_num}: {error}", expected="CSV"
+                ) from None
+
+    return read
+
+
+def _csv_header(reader: csv.DictReader[str], name: str) -> list[str]:
+    header = list(reader.fieldnames or ())
+    twice = [column for column, count in Counter(header).items() if count > 1]
+    if twice:
+        raise CorpusError(
+            f"{name}: the header has the column {twice[0]!r} twice",
+            expected="columns with different names",
+        )
+    if not _is_unicode("".join(header)):
+        raise CorpusError(f"{name}: the header is not UTF-8 text", expected="UTF-8")
+    return header
+
+
+def _csv_record(data: dict[Any, Any], header: list[str], place: str) -> dict[str, Any] | BadRow:
+    if None in data or None in data.values():
+        return BadRow(
+            "another number of fields",
+            f"{place}: has another number of fields than the header",
+            expected=f"the columns {', '.join(header)}",
+        )
+    if not _is_unicode("".join(data.values())):
+        return BadRow("not UTF-8", f"{place}: is not UTF-8 text", expected="UTF-8")
+    return data
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_text(open_file: Open, name: str) -> Placed:
+    with open_file() as stream:
+        try:
+            yield name, {"text": stream.read().decode(_UTF8)}
+        except UnicodeDecodeError as error:
+            yield name, _not_utf8(name, error)
+
+
+def _not_utf8(place: str, error: UnicodeDecodeError) -> BadRow:
+    return BadRow(
+        "not UTF-8",
+        f"{place}: is not UTF-8 text ({error.reason} at byte {error.start + 1})",
+        expected="UTF-8",
+    )
+
+
+def _as_object(data: object, place: str) -> dict[str, Any] | BadRow:
+    if isinstance(data, dict):
+        return data
+    return BadRow(
+        "not an object",
+        f"{place}: holds {type(data).__name__}",
+        expected="a JSON object with named columns",
+    )
+
+
+_READERS: dict[str, Callable[[Open, str], Placed]] = {
+    ".parquet": _read_parquet,
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _csv_reader(","),
+    ".tsv": _csv_reader("\t"),
+    ".txt": _read_text,
+}
+
+DATA_SUFFIXES = tuple(_READERS)
+"""In the order in which a folder is searched."""
+
+READABLE = (
+    f"{', '.join(DATA_SUFFIXES[:-1])} or {DATA_SUFFIXES[-1]}, "
+    f"all but .parquet also as {', '.join(PACKED[:-1])} or {PACKED[-1]}"
+)
+"""For messages."""

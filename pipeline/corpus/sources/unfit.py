@@ -1,0 +1,35 @@
+"""Values that JSON cannot hold, and how messages call a value."""
+
+from __future__ import annotations
+
+import datetime
+
+__all__ = ["Unfit", "described", "kind_of_fault"]
+
+_TIMES = (datetime.date, datetime.time, datetime.timedelta)
+
+
+class Unfit:
+    """In the place of a value that a reader could not read; who needs it refuses its row."""
+
+    __slots__ = ("kind", "what")
+
+    def __init__(self, what: str, kind: str = "not JSON data") -> None:
+        """`what` describes the value, as in `a map with the key 'a' twice`."""
+        self.what = what
+        self.kind = kind
+
+
+def described(value: object) -> str:
+    """Return what a value is, for messages."""
+    if isinstance(value, Unfit):
+        return value.what
+    if isinstance(value, _TIMES):
+        # JSON readers guess dates from text.
+        return f"a date or time ({type(value).__name__}), which the file's types made of it"
+    return type(value).__name__
+
+
+def kind_of_fault(value: object, otherwise: str) -> str:
+    """Return the kind of `BadRow` that a value of the wrong type makes: the reader's own first."""
+    return value.kind if isinstance(value, Unfit) else otherwise

@@ -1,0 +1,154 @@
+"""One bad row is named and the others are read; a damaged or cut off file is an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.corpus.chat.conversation import Conversation, Document
+from pipeline.corpus.sources.readers import READABLE, data_suffix
+from pipeline.corpus.sources.rows import BadRow
+from pipeline.errors import CorpusError
+from tests.unit.corpus.interpreted import PACKERS, interpreted, raw_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n\n{"text": \n{"text": "b"}',
+            "a.jsonl, line 3: Expecting value",
+        ),
+        ("a.jsonl", b'{"text": "a"}\n[1]\n{"text": "b"}', "a.jsonl, line 2: holds list"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"x": "\xff"}\n{"text": "b"}',
+            "a.jsonl, line 2: is not UTF-8",
+        ),
+        ("a.jsonl", b'{"text": "a"}\n' + b"[" * 99999 + b'\n{"text": "b"}', "a.jsonl, line 2: "),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n' + b"1" * 9999 + b'\n{"text": "b"}',
+            "a.jsonl, line 2: Exceeds",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"txt": "x"}\n{"text": "b"}',
+            "line 2: the column 'text' is mis",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": 1}\n{"text": "b"}',
+            "line 2: the column 'text' holds i",
+        ),
+        ("a.json", b'[{"text": "a"}, 5, {"text": "b"}]', "a.json, item 2: holds int"),
+        (
+            "a.json",
+            b'[{"text": "a"}, {"text": "\xff"}, {"text": "b"}]',
+            "item 2, the text: character 1",
+        ),
+        ("a.csv", b"id,text\n1,a\n2\n3,b\n", "a.csv, record 2: has another number of fields"),
+        ("a.csv", b"id,text\n1,a\n2,b,c\n3,b\n", "a.csv, record 2: has another number of fields"),
+        ("a.csv", b"id,text\n1,a\n2,\xff\n3,b\n", "a.csv, record 2: is not UTF-8 text"),
+        ("a.tsv", b"id\ttext\n1\ta\n2\n3\tb\n", "a.tsv, record 2: has another number of fields"),
+    ],
+)
+def test_a_bad_row_is_named_and_the_others_are_read(
+    name: str, body: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(body)
+    first, bad, last = interpreted(tmp_path / name)
+    assert (first, last) == (Document("a"), Document("b"))
+    assert isinstance(bad, BadRow)
+    assert message in str(bad)
+    # Keys count the bad rows, too.
+    assert [row.key for row in raw_rows(tmp_path / name)] == [f"{name}:{n}" for n in range(3)]
+
+
+def test_a_text_file_that_is_not_utf8_fails_alone(tmp_path: Path) -> None:
+    for name, body in (("a.txt", b"one"), ("b.txt", b"\xe9"), ("c.txt", b"three")):
+        (tmp_path / name).write_bytes(body)
+    first, bad, last = interpreted(tmp_path)
+    assert (first, last) == (Document("one"), Document("three"))
+    assert isinstance(bad, BadRow)
+    assert bad.kind == "not UTF-8"
+
+
+def test_bad_rows_before_a_good_one_do_not_hide_the_format(tmp_path: Path) -> None:
+    good = json.dumps({"messages": [{"role": "user", "content": "q"}]})
+    (tmp_path / "a.jsonl").write_text("{\n[]\n" + good)
+    assert [isinstance(item, BadRow) for item in interpreted(tmp_path / "a.jsonl")] == [
+        True, True, False,
+    ]  # fmt: skip
+    (tmp_path / "b.jsonl").write_text("{\n[]\n")
+    with pytest.raises(CorpusError, match=r"b.jsonl, line 1: Expecting property") as caught:
+        interpreted(tmp_path / "b.jsonl")
+    assert not isinstance(caught.value, BadRow)
+
+
+@pytest.mark.parametrize("kind", list(PACKERS))
+def test_all_members_of_a_packed_file_are_read(kind: str, tmp_path: Path) -> None:
+    pack = PACKERS[kind]
+    texts = [f"number {n}" for n in range(5000)]
+    lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
+    body = pack(b"".join(lines[:2000])) + pack(b"".join(lines[2000:2001])) + pack(b"")
+    whole = body + pack(b"".join(lines[2001:]))
+    file = tmp_path / f"a.jsonl.{kind}"
+    file.write_bytes(whole)
+    assert interpreted(file) == [Document(text) for text in texts]
+    for damaged in (whole[:-9], whole[: len(body) + 9], body + b"damaged " * 9):
+        file.write_bytes(damaged)
+        with pytest.raises(CorpusError, match=rf"{file.name}: cannot be unpacked.*copy the file"):
+            interpreted(file)
+
+
+@pytest.mark.parametrize("kind", list(PACKERS))
+def test_a_packed_json_file_of_any_shape(kind: str, tmp_path: Path) -> None:
+    for body in ('{"rows": [{"text": "a"}]}', '[{"text": "a"}]', '{"text": "a"}'):
+        (tmp_path / f"a.json.{kind}").write_bytes(PACKERS[kind](body.encode()))
+        assert interpreted(tmp_path / f"a.json.{kind}") == [Document("a")]
+
+
+def test_which_names_are_data() -> None:
+    assert data_suffix("x/A.JSONL.ZST") == ".jsonl"
+    assert data_suffix("a.tsv.xz") == ".tsv"
+    assert data_suffix("a.ndjson") == ".ndjson"
+    for name in ("a.parquet.zst", "a.jsonl.gz.zst", "a.zst", "a.zip", "README.md"):
+        assert data_suffix(name) is None
+    for name in (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".gz", ".zst"):
+        assert name in READABLE
+
+
+def test_a_long_field_of_csv_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,text\n1,"' + "x" * 300_000 + '"\n')
+    assert interpreted(tmp_path / "a.csv") == [Document("x" * 300_000)]
+
+
+@pytest.mark.parametrize(
+    ("name", "body"), [("a.csv", b"text,text\n1,2\n"), ("a.tsv", b"text\ttext\n1\t2\n")]
+)
+def test_a_column_that_is_there_twice_is_refused(name: str, body: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(CorpusError, match="has the column 'text' twice"):
+        interpreted(tmp_path / name)
+
+
+def test_a_conversation_that_is_text_but_not_json_is_named(tmp_path: Path) -> None:
+    good = json.dumps([{"role": "user", "content": "q"}])
+    rows = [{"messages": text} for text in (good, "[{", "", good)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, bad, empty, last = interpreted(tmp_path / "a.jsonl")
+    assert first == last == Conversation([{"role": "user", "content": "q"}])
+    assert empty == Conversation([])
+    assert isinstance(bad, BadRow)
+    assert bad.kind == "not JSON"
+    assert "line 2: the conversation is not JSON" in str(bad)
+
+
+def test_a_text_that_is_json_stays_a_text(tmp_path: Path) -> None:
+    text = json.dumps([{"role": "user", "content": "q"}])
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    assert interpreted(tmp_path / "a.jsonl") == [Document(text)]
