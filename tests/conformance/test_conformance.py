@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import CorpusError
 from tests.conformance.chats import CHATS, Chat
 from tests.conformance.chats.model import as_message
-from tests.conformance.containers import CONTAINERS, write
+from tests.conformance.containers import CONTAINERS, groups, write
 from tests.conformance.expected import NO_SAMPLE, QUARANTINED, expected
 from tests.conformance.suite import (
     SHORT_CHATS,
@@ -130,6 +130,38 @@ def test_the_corpus_itself_says_what_the_templates_render(template: Template) ->
             found = text.find(piece, at)
             assert found >= 0, f"{chat.name}: {piece!r} is not in {text[at:]!r:.500}"
             at = found + len(piece)
+
+
+@pytest.mark.parametrize("container", ["parquet", "save_to_disk"])
+def test_the_typed_containers_hold_the_rows(container: str, tmp_path: Path) -> None:
+    """But for Arrow's padding they are the rows, in the same order of keys."""
+    for number, group in enumerate(groups(CHATS, container)):
+        path = write([chat.row for chat in group], container, tmp_path / str(number))
+        for chat, row in zip(group, _table_rows(path), strict=True):
+            held, wanted = _without_nulls(row), _without_nulls(chat.row)
+            assert held == wanted
+            for what in (_arguments, lambda each: each.get("tools")):
+                assert json.dumps(what(held)) == json.dumps(what(wanted)), chat.name
+
+
+def _table_rows(path: Path) -> list[dict[str, Any]]:
+    import datasets
+    import pyarrow.parquet as pq
+
+    if path.is_dir():
+        return list(datasets.load_from_disk(str(path)))
+    return list(pq.read_table(path).to_pylist())
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _arguments(row: dict[str, Any]) -> list[Any]:
+    calls = [call for message in row.get("messages", []) for call in message.get("tool_calls", [])]
+    return [call["function"]["arguments"] for call in calls]
 
 
 @pytest.mark.parametrize("kind", KINDS)

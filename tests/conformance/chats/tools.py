@@ -1,7 +1,7 @@
 """Chats with tools, calls, results and reasoning.
 
-The keys of what templates print as JSON are in alphabetical order: Arrow sorts the keys of structs,
-and a Parquet file would otherwise hold another order than JSON Lines.
+Arrow gives all objects of a column one order of keys. What templates print as JSON therefore has
+its keys in one order in all chats: a Parquet file would otherwise hold another than JSON Lines.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ASKED = user("Weather in Paris?")
 _SUNNY = answer("It is sunny.")
 _18 = result("18 degrees")
 _NULL = Call("get_weather", {"city": "Paris", "unit": None})
-_NESTED = Call("find", {"filter": {"city": "Paris", "tags": ["a", "b c"]}, "limit": 3})
+_NESTED = Call("find", {"limit": 3, "where": {"city": "Paris", "tags": ["a", "b c"]}})
 
 _CALLS = [
     chat("call", _ASKED, answer(calls=(_PARIS,)), _18, _SUNNY),
