@@ -114,8 +114,8 @@ _GLM = ("""
 {%- for m in messages %}
 {%- if m.role == 'assistant' %}""" + _SPLIT + """
 {{- '<|assistant|>\\n' }}
-{%- if reasoning %}{{- '<think>' + reasoning + '</think>\\n' }}{%- endif %}
-{{- content }}
+{%- if reasoning %}{{- '<think>' + reasoning + '</think>' }}{%- endif %}
+{{- '\\n' + content if content and reasoning else content }}
 {%- for call in m.tool_calls or [] %}
 {{- '\\n<tool_call>' + call.function.name }}
 {%- for key, value in call.function.arguments.items() %}
@@ -143,10 +143,11 @@ def _glm(turn: Turn, place: Place) -> Parts:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             calls += f"\n<arg_key>{key}</arg_key>\n<arg_value>{text}</arg_value>"
         calls += "\n</tool_call>"
+    between = "\n" if turn.content else ""
     return Parts(
         turn.content,
         _GLM_ENDS.get(place.next, ""),
-        thought=f"<think>{turn.reasoning}</think>\n" if turn.reasoning else "",
+        thought=f"<think>{turn.reasoning}</think>{between}" if turn.reasoning else "",
         calls=calls,
     )
 
