@@ -154,6 +154,10 @@ test-triton: setup-dev ## Run the loss's Triton kernels in Triton's interpreter 
 	  --target $(TRITON_FOLDER) $$(grep '^triton==' stages/locks/student-gpu.lock)
 	@TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(STUDENT) -m pytest -m triton $(ARGS)
 
+.PHONY: conformance
+conformance: setup-dev ## Try every chat x template x container and print the figures (ARGS=--long)
+	@$(STUDENT) -m tests.conformance $(ARGS)
+
 ##@ Cluster
 .PHONY: image-teacher
 image-teacher: ## Build the image of stage one (DEVICE=gpu or cpu, TAG=)

@@ -1,0 +1,1 @@
+"""Chats x chat templates x containers with the supervised text expected of each."""
