@@ -67,7 +67,8 @@ def reasoning_cases(template: Template, reasoning: Literal["template", "drop"]) 
     """Try the chats with reasoning where the settings leave it to the template or drop it."""
     chats = [chat for chat in CHATS if any(turn.reasoning for turn in chat.turns)]
     # Is an answer empty whose reasoning the template leaves out? Nothing says so.
-    chats = [chat for chat in chats if chat.name != "reasoning_only" or reasoning == "drop"]
+    if reasoning == "template":
+        chats = [chat for chat in chats if not chat.name.startswith("reasoning_only")]
     expect = partial(expected, reasoning=reasoning)
     cases = try_chats(chats, template, expect=expect, reasoning=reasoning)
     return [replace(case, container=f"jsonl, reasoning {reasoning}") for case in cases]

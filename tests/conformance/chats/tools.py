@@ -125,6 +125,7 @@ _REASONING = [
     chat("reasoning_inline_earlier", user("1"), answer("I.", inline=True, **_R), user("2"),
          answer("II.")),
     chat("reasoning_only", user(), answer("", **_R)),
+    chat("reasoning_only_first", answer("", **_R)),
     chat("reasoning_empty", user(), answer("Yes."), marks={1: {"reasoning_content": ""}}),
     chat("reasoning_null", user(), answer("Yes."), marks={1: {"reasoning_content": None}}),
     chat("reasoning_and_call", _ASKED, answer(calls=(_PARIS,), reasoning="Look it up."), _18,

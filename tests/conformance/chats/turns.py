@@ -21,6 +21,7 @@ _ROLES = [
     chat("only_user", user()),
     chat("ends_with_user", user("1"), answer("I."), user("2")),
     chat("assistant_first", answer("Welcome."), user(), answer("Nothing.")),
+    chat("only_assistant", answer("Welcome.")),
     chat("two_assistants", user(), answer("Let me see."), answer("Nothing.")),
     chat("two_users", user("Hello"), user("Are you there?"), answer("I am.")),
     chat("same_as_user", user("Echo this."), answer("Echo this.")),
@@ -45,6 +46,7 @@ _EMPTY = [
     chat("only_null", user(), answer(""), marks={1: {"content": None}}),
     chat("only_space", user(), answer("  ")),
     chat("null_user", user(""), answer("You said nothing."), marks={0: {"content": None}}),
+    chat("empty_users", system("Be brief."), user(""), answer("Ask me."), user("")),
     Chat("empty_conversation", {"messages": []}, ()),
     Chat("null_everything", {"messages": None, "tools": None}, ()),
 ]  # fmt: skip
