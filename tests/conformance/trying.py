@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.corpus.build import build_corpus
+from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.settings import CorpusSettings
 from tests.conformance.chats import CHATS, Chat
@@ -55,11 +56,8 @@ def build(path: Path, template: Template, kind: str = "bytes", **settings: Any) 
         max_quarantined_fraction=1.0, **settings,
     )  # fmt: skip
     tokenizer = tokenizer_of(kind, template)
-    maker: Any = build_corpus
-    if not template.end_tokens:
-        return maker(chosen, tokenizer=tokenizer, seed=1)
-    ends = [tokenizer.convert_tokens_to_ids(token) for token in template.end_tokens]
-    return maker(chosen, tokenizer=tokenizer, seed=1, end_tokens=ends)
+    ends = tuple(int(tokenizer.convert_tokens_to_ids(token)) for token in template.end_tokens)
+    return build_corpus(chosen, tokenizer=tokenizer, seed=1, teacher=TeacherTokens(ends))
 
 
 def supervised(sample: Sample, template: Template, kind: str = "bytes") -> str:

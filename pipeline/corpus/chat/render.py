@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.corpus.sources.rows import BadRow
 
 __all__ = ["ChatRenderer", "Rendered", "is_empty_answer", "without_reasoning"]
 
-_INLINE_THOUGHT = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*", re.DOTALL)
+_INLINE_THOUGHT = re.compile(r"\s*<think>(?P<thought>.*?)</think>", re.DOTALL)
 _OUTLINES = 4096
 """Shapes remembered; chats with tools of their own each have another."""
 _GIVE = "give a template that renders it (--chat_template), or take it out of the data"
@@ -42,6 +43,7 @@ class _Turn:
     spans: tuple[tuple[Place, Place], ...]
     ended: bool
     content_end: Place
+    rest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,9 @@ class ChatRenderer:
         """
         problem: BadRow | None = None
         altered: BadRow | None = None
-        for messages in self._forms(conversation):
+        for given, messages in self._forms(conversation):
             try:
-                text = self.template.render(messages, conversation.tools)
+                text = self.template.render(given, conversation.tools)
                 shape = self._shape(messages, conversation.tools, prompt=False)
             except TemplateRefusal as refusal:
                 problem = problem or _rejected(place, refusal)
@@ -113,10 +115,10 @@ class ChatRenderer:
         """
         problem: BadRow | None = None
         altered: BadRow | None = None
-        for messages in self._forms(conversation):
+        for given, messages in self._forms(conversation):
             prompt = not conversation.unfinished
             try:
-                text = self.template.render(messages, conversation.tools, prompt=prompt)
+                text = self.template.render(given, conversation.tools, prompt=prompt)
                 shape = self._shape(messages, conversation.tools, prompt=prompt)
             except TemplateRefusal as refusal:
                 problem = problem or _rejected(place, refusal)
@@ -133,33 +135,48 @@ class ChatRenderer:
             altered = altered or _altered(place)
         raise _first(problem, altered)
 
-    def _forms(self, conversation: Conversation) -> Iterator[list[Message]]:
-        """Yield the messages in the forms that templates take, the likeliest first."""
-        template = self.template
+    def _forms(self, conversation: Conversation) -> Iterator[tuple[list[Message], list[Message]]]:
+        """Yield the messages in the forms that templates take, the likeliest first.
+
+        Returns:
+            The messages to render, and the same with the reasoning apart from the content where
+            that is how the template treats it: what stands where is found by these.
+        """
         given = conversation.messages
         if self.reasoning == "drop":
             given = [without_reasoning(message) for message in given]
-        forms: list[list[Message]] = [given]
+        readings = [given]
         if any(_has_inline_thought(message) for message in given):
-            forms.append([_with_reasoning_apart(message) for message in given])
-        if conversation.developer:
-            forms += [
-                [
-                    {**message, "role": "developer"} if n in conversation.developer else message
-                    for n, message in enumerate(form)
-                ]
-                for form in forms
+            readings += [
+                [_with_reasoning_apart(message, strip=strip) for message in given]
+                for strip in (False, True)
             ]
+        roles = [False, True] if conversation.developer else [False]
         calls = any(message.get("tool_calls") for message in given)
-        thoughts = any("reasoning_content" in m for form in forms for m in form)
-        key = template.reasoning_key if thoughts else "reasoning_content"
-        for form in forms:
-            renamed = form if key == "reasoning_content" else [_renamed(m, key) for m in form]
-            if not calls:
-                yield renamed
-                continue
-            for as_text, flat in template.call_forms:
-                yield [_with_calls(message, as_text=as_text, flat=flat) for message in renamed]
+        for developer, reading in itertools.product(roles, readings):
+            for call_form in self.template.call_forms if calls else (None,):
+                change = self._former(conversation.developer if developer else (), call_form)
+                yield change(given), change(reading)
+
+    def _former(
+        self, developer: Collection[int], call_form: tuple[bool, bool] | None
+    ) -> Callable[[list[Message]], list[Message]]:
+        """Return the function that brings canonical messages into one form."""
+
+        def change(messages: list[Message]) -> list[Message]:
+            if any("reasoning_content" in message for message in messages):
+                messages = [_renamed(message, self.template.reasoning_key) for message in messages]
+            if developer:
+                messages = [
+                    {**message, "role": "developer"} if number in developer else message
+                    for number, message in enumerate(messages)
+                ]
+            if call_form is not None:
+                as_text, flat = call_form
+                messages = [_with_calls(m, as_text=as_text, flat=flat) for m in messages]
+            return messages
+
+        return change
 
     def _shape(
         self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool
@@ -205,7 +222,8 @@ class ChatRenderer:
             chat = MarkedChat(template, marked, tools, slots, text, self.ends, self.supervise_empty)
             for number, turn in chat.turns().items():
                 spans = tuple((outline.place(a), outline.place(b)) for a, b in turn.spans)
-                turns[number] = _Turn(spans, turn.ended, outline.place(turn.content_end))
+                end = outline.place(turn.content_end)
+                turns[number] = _Turn(spans, turn.ended, end, turn.rest)
         return _Shape(outline, turns, lost)
 
     def _lost_calls(
@@ -237,6 +255,8 @@ class ChatRenderer:
             if not self._is_supervised(conversation, messages, number):
                 continue
             own = [(found.at(a), min(found.at(b), len(text))) for a, b in turn.spans]
+            if own and turn.rest and text.startswith(turn.rest, own[0][0]):
+                own[0] = (own[0][0] + len(turn.rest), own[0][1])
             if conversation.answer_prefix and number == conversation.first_supervised:
                 begin = _after_prefix(number, conversation.answer_prefix, shape, found)
                 own = [(max(a, begin), b) for a, b in own if b > begin]
@@ -266,7 +286,7 @@ def without_reasoning(message: Message) -> Message:
         return message
     kept = {key: value for key, value in message.items() if key != "reasoning_content"}
     if _has_inline_thought(message):
-        kept["content"] = _INLINE_THOUGHT.sub("", message["content"], count=1)
+        kept["content"] = _INLINE_THOUGHT.sub("", message["content"], count=1).lstrip()
     return kept
 
 
@@ -280,16 +300,20 @@ def _has_inline_thought(message: Message) -> bool:
     )
 
 
-def _with_reasoning_apart(message: Message) -> Message:
+def _with_reasoning_apart(message: Message, *, strip: bool) -> Message:
     if not _has_inline_thought(message) or "reasoning_content" in message:
         return message
     match = _INLINE_THOUGHT.match(message["content"])
     assert match is not None
-    content = message["content"][match.end() :]
-    return {**message, "content": content, "reasoning_content": match["thought"].strip()}
+    content, thought = message["content"][match.end() :], match["thought"]
+    if strip:
+        content, thought = content.lstrip(), thought.strip()
+    return {**message, "content": content, "reasoning_content": thought}
 
 
 def _renamed(message: Message, key: str) -> Message:
+    if key == "reasoning_content":
+        return message
     return {key if k == "reasoning_content" else k: value for k, value in message.items()}
 
 

@@ -216,7 +216,7 @@ def _check_options(text: str, options: Mapping[str, Any]) -> None:
     import jinja2
     import jinja2.meta
 
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
     plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)
     try:
         variables = jinja2.meta.find_undeclared_variables(environment.parse(plain))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ _EMPTY_THOUGHT = re.compile(
     re.IGNORECASE,
 )
 _HEADER_PROBE = "QXPROBEHJWVKQ"
+_QUESTION = "QXPROBEQJWVKQ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,9 @@ class Turn:
     """Whether the last span ends with a token that ends generation."""
     content_end: int
     """Where the last text of the message ends."""
+    rest: str
+    """The end of the generation prompt that is not in the chat, such as the opening of a thought.
+    An answer whose text begins with it begins after it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class MarkedChat:
     """Texts of the tokens that end a turn."""
     empty_thoughts: bool
     """Whether an empty thought that the template inserts is supervised."""
+    is_probe: bool = False
 
     def turns(self) -> dict[int, Turn]:
         """Return the turn of each message of the assistant, by the message's number."""
@@ -69,7 +74,7 @@ class MarkedChat:
 
     def _turn(self, number: int, generated: list[tuple[int, int]] | None) -> Turn:
         own = self._places_of(number)
-        start = self._start(number, own)
+        start, rest = self._start(number, own)
         stop, ended = self._end(number, start, own)
         content_end = max((end for _, end in own), default=start)
         spans = [(start, stop)]
@@ -77,7 +82,7 @@ class MarkedChat:
             spans, ended = self._generated(generated, spans[0], own)
         first = min((begin for begin, _ in own), default=stop)
         kept = spans if self.empty_thoughts else list(self._without_thoughts(spans, first))
-        return Turn(tuple(kept), ended, content_end)
+        return Turn(tuple(kept), ended, content_end, rest)
 
     @cached_property
     def _places(self) -> list[tuple[int, int, int]]:
@@ -93,45 +98,76 @@ class MarkedChat:
     def _places_of(self, number: int) -> list[tuple[int, int]]:
         return [(begin, end) for begin, end, message in self._places if message == number]
 
-    def _start(self, number: int, own: list[tuple[int, int]]) -> int:
-        """Return where generation begins: after what the prompt and the chat share."""
+    def _start(self, number: int, own: list[tuple[int, int]]) -> tuple[int, str]:
+        """Return where generation begins, and what of the prompt is not shared with the chat.
+
+        It begins after what the prompt and the chat share. Where they share not all of the prompt
+        (the last turn before it is closed otherwise, the prompt opens a thought) or there is no
+        prompt, it begins where it does in a chat of one question and this answer.
+        """
         first = own[0][0] if own else None
+        found = self._after_prompt(number, first)
+        if (found is None or found[1]) and first is not None and not self.is_probe:
+            lead = self._lead(number)
+            if lead is not None and self.text[:first].endswith(lead[0]):
+                return first - len(lead[0]), lead[1]
+        return found or (self._header_end(number, 0, first), "")
+
+    def _after_prompt(self, number: int, first: int | None) -> tuple[int, str] | None:
+        """Return where the prompt ends in the chat, and its end that is not there; or None."""
         before = self.messages[:number]
         prompt = self.template.render_or_empty(before, self.tools, prompt=True) if before else ""
-        floor, tail = self._after_last_mark(prompt, first)
+        aligned = self._after_last_mark(prompt, first) if prompt else None
+        if aligned is None:
+            return None
+        floor, tail = aligned
         limit = len(self.text) if first is None else first
-        shared = floor + common_length(tail, self.text[floor:limit])
-        if prompt and prompt != self.template.render_or_empty(before, self.tools):
-            return shared
-        # The template knows no generation prompt, or rejects one here: white space belongs to the
-        # turn, anything else before the answer is its header.
-        header = self._header_end(number, floor, first)
-        if prompt and not self.text[shared:header].strip():
-            return shared
-        return header
+        length = common_length(tail, self.text[floor:limit])
+        if prompt == self.template.render_or_empty(before, self.tools):
+            # No generation prompt: white space belongs to the turn, all else is its header.
+            header = self._header_end(number, floor, first)
+            blank = not self.text[floor + length : header].strip()
+            return (floor + length if blank else header), ""
+        return self._before_token(floor + length, floor), tail[length:]
 
-    def _after_last_mark(self, prompt: str, first: int | None) -> tuple[int, str]:
+    def _after_last_mark(self, prompt: str, first: int | None) -> tuple[int, str] | None:
         """Return the end of the last mark before a turn, in the chat, and what the prompt has then.
 
         Only the text after that mark is compared: before it, the two may differ for good reasons,
-        such as the system text inside the last question.
+        such as the system text inside the last question. None: the chat has that mark elsewhere.
         """
-        ends = [
-            (prompt.rfind(slot.mark) + len(slot.mark), slot)
-            for slot in self.slots
-            if slot.mark in prompt
-        ]
-        if not ends:
-            before = [end for _, end, _ in self._places if first is not None and end <= first]
-            return (max(before, default=0), prompt)
-        at, slot = max(ends, key=lambda item: item[0])
-        own = [
-            end
-            for begin, end, message in self._places
-            if message == slot.message and self.text[begin:end] == slot.mark
-            and (first is None or end <= first)
-        ]  # fmt: skip
-        return max(own, default=0), prompt[at:]
+        marks = [slot.mark for slot in self.slots if slot.mark in prompt]
+        if not marks:
+            return 0, prompt
+        mark = max(marks, key=prompt.rfind)
+        at = self.text.rfind(mark, 0, first)
+        return None if at < 0 else (at + len(mark), prompt[prompt.rfind(mark) + len(mark) :])
+
+    def _lead(self, number: int) -> tuple[str, str] | None:
+        """Return what stands before the answer's text in a chat of one question and this answer.
+
+        Returns:
+            It, from where generation begins, and what `_start` returns of the prompt; None where
+            the template rejects such a chat.
+        """
+        question = Slot(_QUESTION, 0, "content")
+        messages = [{"role": "user", "content": _QUESTION}, self.messages[number]]
+        text = self.template.render_or_empty(messages, self.tools)
+        slots = [question, *(Slot(s.mark, 1, s.key) for s in self.slots if s.message == number)]
+        chat = replace(self, messages=messages, slots=slots, text=text, is_probe=True)
+        own = chat._places_of(1)
+        if not own:
+            return None
+        start, rest = chat._start(1, own)
+        return text[start : own[0][0]], rest
+
+    def _before_token(self, at: int, floor: int) -> int:
+        """Move a place inside a special token to the token's beginning."""
+        for token in self.template.special_tokens:
+            begin = self.text.rfind(token, floor, at + len(token) - 1)
+            if begin >= 0 and begin < at < begin + len(token):
+                return begin
+        return at
 
     def _header_end(self, number: int, floor: int, first: int | None) -> int:
         if first is not None:
@@ -145,14 +181,17 @@ class MarkedChat:
         """Return where a turn ends, and whether a token that ends generation is its last."""
         last = max((end for _, end in own), default=start)
         limit = next((b for b, _, n in self._places if b >= last and n != number), len(self.text))
-        calls = bool(self.messages[number].get("tool_calls"))
+        # The text of calls, or of a thought without an answer, may be several parts that each have
+        # an end; the last one counts.
+        content = self.messages[number].get("content")
+        thought_only = bool(own) and not (content or "").strip()
+        parts = thought_only or bool(self.messages[number].get("tool_calls"))
         is_last = number == len(self.messages) - 1
         shared = limit
         found = self._first_end(last, limit)
-        if calls or found is None:
+        if parts or found is None:
             shared = len(self.text) if is_last else self._shared_end(number, last, limit)
-        if calls:
-            # The text of a call may be several parts that each have an end; the last one counts.
+        if parts:
             *_, found = (None, *self._ends_in(last, shared)) if shared > last else (found,)
             found = found or self._first_end(last, limit)
         if found is not None:
@@ -183,10 +222,7 @@ class MarkedChat:
 
     def _outside_of_tokens(self, last: int, stop: int) -> int:
         """Move an end out of a special token, and before the white space after one."""
-        for token in self.template.special_tokens:
-            at = self.text.rfind(token, last, stop + len(token) - 1)
-            if at >= 0 and at < stop < at + len(token):
-                stop = at
+        stop = self._before_token(stop, last)
         trimmed = self.text[last:stop].rstrip()
         if trimmed.endswith(self.template.special_tokens):
             return last + len(trimmed)
@@ -196,11 +232,11 @@ class MarkedChat:
         self, generated: list[tuple[int, int]], turn: tuple[int, int], own: list[tuple[int, int]]
     ) -> tuple[list[tuple[int, int]], bool]:
         """Return what {% generation %} marks of a turn, with the token that ends it."""
-        within = own or [turn]
         spans = [
             (begin, stop)
             for begin, stop in generated
-            if any(begin < end and stop > at for at, end in within)
+            if any(begin < end and stop > at for at, end in own)
+            or (not own and turn[0] <= begin and stop <= turn[1])
         ]
         if not spans:
             return [], True
