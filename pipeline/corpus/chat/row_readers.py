@@ -74,6 +74,10 @@ def prompt_completion_reader(*, answered: bool) -> Interpreter:
             completion = Conversation([{"role": "assistant", "content": ""}])
         if not prompt.messages and not any(_holds(one) for one in completion.messages):
             return Conversation([])
+        begun = _is_begun(prompt) and _holds(prompt.messages[-1])
+        if not answered and begun and _may_continue(completion):
+            # Who answers goes on where the prompt ends.
+            return replace(prompt, first_supervised=len(prompt.messages), unfinished=True)
         if not completion.messages:
             return replace(prompt, first_supervised=len(prompt.messages))
         return _joined(prompt, completion, row)
@@ -151,16 +155,20 @@ def _holds(message: Message) -> bool:
     return bool(message["content"].strip()) or len(message) > 2
 
 
+def _is_begun(prompt: Conversation) -> bool:
+    """Whether a prompt ends inside an answer; after a call of a tool no text can follow."""
+    last = prompt.messages[-1] if prompt.messages else {}
+    return last.get("role") == "assistant" and "tool_calls" not in last
+
+
+def _may_continue(completion: Conversation) -> bool:
+    return not completion.messages or completion.messages[0]["role"] == "assistant"
+
+
 def _joined(prompt: Conversation, completion: Conversation, row: Row) -> Conversation:
     """Put the completion after its prompt, or into the answer with which the prompt ends."""
-    begun = prompt.messages[-1] if prompt.messages else None
     first = completion.messages[0]
-    continues = (
-        begun is not None
-        and begun["role"] == first["role"] == "assistant"
-        # After a call of a tool there is no text to continue.
-        and "tool_calls" not in begun
-    )
+    continues = _is_begun(prompt) and _may_continue(completion)
     if prompt.unfinished and not continues:
         raise BadRow(
             "a beginning that is not last",
@@ -169,7 +177,8 @@ def _joined(prompt: Conversation, completion: Conversation, row: Row) -> Convers
             expected="a completion by the assistant",
         )
     head, tail, prefix = prompt.messages, completion.messages, ""
-    if begun is not None and continues:
+    if continues:
+        begun = prompt.messages[-1]
         _require_reasoning_first(begun, first, row)
         prefix = begun["content"]
         head = head[:-1]

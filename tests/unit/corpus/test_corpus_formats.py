@@ -85,7 +85,7 @@ def test_content_parts_are_joined_and_images_refused(
     (sample,) = build(write_jsonl([row({"type": "text", "text": "two"})])).samples
     assert labels(sample) == "one two<|im_end|>"
     with pytest.raises(CorpusError, match=r"data.jsonl, line 1, message 2.*'image_url'"):
-        build(write_jsonl([row({"type": "image_url", "image_url": "x"})]))
+        build(write_jsonl([row({"type": "image_url", "image_url": "x"})]), on_bad_row="refuse")
 
 
 def test_role_names_are_unified(build: Build, write_jsonl: Build, tokenizer: Any) -> None:
@@ -102,13 +102,13 @@ def test_unknown_role_is_named_with_its_row(build: Build, write_jsonl: Build) ->
     good = CHATS["messages"]
     bad = {"messages": [{"role": "narrator", "content": "Once"}]}
     with pytest.raises(CorpusError, match=r"line 3, message 1: the role 'narrator' is unknown"):
-        build(write_jsonl([good, good, bad]))
+        build(write_jsonl([good, good, bad]), on_bad_row="refuse")
 
 
 def test_message_without_role_is_named(build: Build, write_jsonl: Build) -> None:
     rows = [CHATS["messages"], {"messages": [{"speaker": "user", "content": "a"}]}]
     with pytest.raises(CorpusError, match=r"line 2, message 1: has no 'role'.*speaker, content"):
-        build(write_jsonl(rows))
+        build(write_jsonl(rows), on_bad_row="refuse")
 
 
 def test_columns_that_fit_nothing_are_listed(build: Build, write_jsonl: Build) -> None:
@@ -141,7 +141,7 @@ def test_unusual_column_is_read_by_name(build: Build, write_jsonl: Build, labels
 
 def test_row_that_lacks_the_column_is_named(build: Build, write_jsonl: Build) -> None:
     with pytest.raises(CorpusError, match=r"line 2: the column 'text' is missing"):
-        build(write_jsonl([{"text": "abc"}, {"txt": "abc"}]))
+        build(write_jsonl([{"text": "abc"}, {"txt": "abc"}]), on_bad_row="refuse")
 
 
 def test_detection_looks_past_empty_first_rows(build: Build, write_jsonl: Build) -> None:

@@ -246,7 +246,7 @@ def test_malformed_files_are_named(
 ) -> None:
     (tmp_path / name).write_bytes(body)
     with pytest.raises(CorpusError, match=message):
-        build(tmp_path / name)
+        build(tmp_path / name, on_bad_row="refuse")
 
 
 def test_missing_file_is_no_hub_dataset(build: Build) -> None:

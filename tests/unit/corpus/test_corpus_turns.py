@@ -157,6 +157,13 @@ def test_a_completion_continues_the_answer_of_its_prompt(
     )
 
 
+@pytest.mark.parametrize("completion", [{}, {"completion": None}, {"completion": "the end."}])
+def test_who_answers_goes_on_where_the_prompt_ends(completion: dict[str, Any], one: One) -> None:
+    prompt = [_user(), _answer("Once,")]
+    found = one(answered=False, prompt=prompt, **completion)
+    assert (found.messages, found.unfinished) == (prompt, True)
+
+
 def test_a_completion_that_cannot_continue_its_prompt(one: One) -> None:
     call = {"name": "f", "arguments": {}}
     found = one(prompt=[_user(), _answer("x", tool_calls=[call])], completion="y")
