@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cache.io.token_ids import shard_token_ids
+from pipeline.data.stream.skipped_shards import read_skipped_shards
 from pipeline.errors import ModelError, ResumeError, StoreError
 from pipeline.observe.trackers import check_tracker
 from pipeline.student.estimate import Estimate, check_resources
@@ -107,7 +108,8 @@ def _find(inputs: Inputs, distributed: Distributed) -> None:
         keep=inputs.train.keep_checkpoints,
         world_size=distributed.world_size,
     )
-    find_resume_point(checkpoints, inputs.train, distributed)
+    if find_resume_point(checkpoints, inputs.train, distributed) is not None:
+        read_skipped_shards(inputs.output_dir)
 
 
 def _processes_of_checkpoint(inputs: Inputs) -> int | None:

@@ -112,6 +112,10 @@ def test_the_folder_of_another_run(
     message = check("--resume_from_checkpoint", tmp_path / "none").refused(3)
     assert f"{tmp_path / 'none'}: no complete checkpoint there" in message
     assert not (tmp_path / "student").exists()
+    unreadable = Path(shutil.copytree(tiny_run, tmp_path / "unreadable"))
+    (unreadable / "finished.json").unlink()
+    (unreadable / "skipped-shards.json").write_text("{")
+    assert "skipped-shards.json: not readable" in check(folder=unreadable).refused(3)
     # Two processes of half the packs make the same step; how many there will be is not known here.
     half = ("--per_device_train_batch_size", "1")
     check(*half, folder=tiny_run).ok()
