@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     points = space.corners() if file.search else space.points()
     cache_url = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
     from pipeline.observe.logs import configure_logging
+    from pipeline.sweep.objective import unmeasured
     from pipeline.sweep.plan import Planner
 
     configure_logging("warning")
@@ -75,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_optuna()
     planner = Planner(cache_url, options.folder / "runs", nproc=options.nproc)
+    mistakes = [*space.mistakes, *unmeasured(file.objective, points)]
     try:
-        runs = planner.plan_all(points, space.mistakes)
+        runs = planner.plan_all(points, mistakes)
     except CacheError as error:
         if file.teacher_config is None:
             raise

@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         switches={
             "dry_run": "print the plan (samples, tokens, steps, memory, time from a short "
             "calibration) and exit",
-            "check": "validate configuration and cache, then exit (before a launcher of several "
-            "processes, which would print each message once a process)",
+            "check": "validate configuration, cache, student and output folder as training would, "
+            "without its weights, then exit (before a launcher of several processes, which would "
+            "print each message once a process)",
         },
         examples=[
             f"{PROG} --config stages/configs/student.yaml",
@@ -40,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     run = command.settings
     from pipeline.observe.logs import configure_logging
-    from pipeline.observe.trackers import check_tracker
 
     configure_logging(run.observe.log_level)
-    from pipeline.student.estimate import check_resources, estimate, print_estimate
+    from pipeline.student.estimate import estimate, print_estimate
     from pipeline.student.inputs import open_inputs
+    from pipeline.student.preflight import preflight
     from pipeline.student.run import train_student
     from pipeline.student.training.distributed import read_distributed
 
@@ -55,14 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if distributed.is_first:
             print_estimate(inputs, expected)
         return 0
-    if run.output.push:
-        from pipeline.student.output.hub import require_hub_token
-
-        require_hub_token()
-    for tracker in run.observe.report_to:
-        check_tracker(tracker)
-    check_resources(inputs, expected)
-    if "check" in command.switches:
+    check = "check" in command.switches
+    preflight(inputs, expected, distributed, only_checked=check)
+    if check:
         return 0
     folder = train_student(
         inputs, resolved_config=dump_yaml(run), command=command_line(PROG, arguments)

@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pipeline.errors import DistillError, StoreError
 
@@ -122,6 +122,18 @@ class Store:
         """
         data: bytes = self._try(f"read {name}", lambda: self._fs.cat_file(self.path(name)))
         return data
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file to read places of it; of a remote one only these are fetched.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StoreError: the store fails.
+        """
+        file: BinaryIO = self._try(
+            f"open {name}", lambda: self._fs.open(self.path(name), "rb", cache_type="none")
+        )
+        return file
 
     def write(self, name: str, data: bytes, *, once: bool = False) -> None:
         """Write a file, replacing another of that name; atomic.

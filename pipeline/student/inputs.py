@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from pipeline.cache.io.reader import Cache, open_cache
+from pipeline.data.order.plan import check_lengths
 from pipeline.data.settings import DataSettings
 from pipeline.errors import CacheError
 from pipeline.loss.settings import LossSettings
+from pipeline.models.resolve import read_model_config
 from pipeline.models.resolved import ResolvedModel
 from pipeline.observe.settings import ObserveSettings
+from pipeline.student.build.check import check_student, most_positions
 from pipeline.student.build.freeze import read_unfrozen_parameters
 from pipeline.student.build.initial import initial_identity, resolve_source
-from pipeline.student.build.lora import check_lora_targets
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
 from pipeline.student.compatibility import cache_inclusion_rule, check_compatibility
+from pipeline.student.mistakes import Mistakes
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.training.checkpoint import RunIdentity
 
@@ -67,9 +72,9 @@ class Inputs:
         """Return everything that decides the losses of the run."""
         train = self.train.model_dump(mode="json")
         for name in (
-            "save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "evaluate_before",
-            "resume_from_checkpoint", "timeout_s", "per_device_train_batch_size",
-            "gradient_accumulation_steps",
+            "save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "evaluate",
+            "evaluate_before", "resume_from_checkpoint", "timeout_s",
+            "per_device_train_batch_size", "gradient_accumulation_steps",
         ):  # fmt: skip
             del train[name]
         # How the global batch is divided among ranks and passes does not change it.
@@ -141,35 +146,56 @@ class RunSettings(Protocol):
 def open_inputs(run: RunSettings) -> Inputs:
     """Open the cache and resolve the student; reject what does not go together.
 
+    Loads no weights: the student is looked at by its config, the names and shapes of its weights
+    and its tokenizer, the cache by its manifest and the lengths of its rows.
+
     Raises:
-        CacheError: no complete cache there, nothing held out, or more entries asked for than held.
-        ConfigError: a loss that the cache's targets cannot serve, or adapters on layers that the
-            student does not have.
-        ModelError: the student cannot be reached, or has another tokenizer.
+        CacheError: no complete cache there, nothing held out though the run evaluates, or more
+            entries asked for than held.
+        ConfigError: a loss that the cache's targets cannot serve, rows longer than a pack or the
+            student's positions, or settings that the student cannot serve. Several mistakes of
+            whatever kind are one of these.
+        ModelError: the student cannot be reached, is not complete, or has another tokenizer.
     """
     student, loss, data = run.student, run.loss, run.data
     cache = open_cache(run.cache_dir)
-    check_compatibility(
-        loss, data, grid=cache.manifest.temperatures, rule=cache_inclusion_rule(cache.manifest)
-    )
-    if not cache.source("heldout").shard_rows():
-        raise CacheError(
-            f"{run.cache_dir}: no held-out rows",
-            expected="some, for the evaluation",
-            do="make the cache with a larger --corpus.heldout_fraction",
+    mistakes = Mistakes()
+    with mistakes.collected():
+        check_compatibility(
+            loss, data, grid=cache.manifest.temperatures, rule=cache_inclusion_rule(cache.manifest)
         )
-    rows = cache.source(
-        "train",
-        top_k=data.max_entries,
-        tau_factor=data.tau_factor,
-        open_shards=2 * data.shuffle_shards,
-    )
-    source = resolve_source(student)
-    vocabulary = open_vocabulary(
-        source.path, cache, cross_tokenizer=loss.cross_tokenizer, train=rows
-    )
-    if student.lora.enabled:
-        check_lora_targets(source.path, student.lora, trust_remote_code=student.trust_remote_code)
+    with mistakes.collected():
+        _check_heldout(cache, run)
+    rows = source = vocabulary = None
+    with mistakes.collected():
+        rows = cache.source(
+            "train",
+            top_k=data.max_entries,
+            tau_factor=data.tau_factor,
+            open_shards=2 * data.shuffle_shards,
+        )
+    with mistakes.collected():
+        source = resolve_source(student)
+    if source is not None:
+        with mistakes.collected():
+            vocabulary = open_vocabulary(
+                source.path, cache, cross_tokenizer=loss.cross_tokenizer, train=rows
+            )
+        with mistakes.collected():
+            check_student(
+                source.path,
+                student,
+                run.train,
+                loss,
+                vocabulary_size=None if vocabulary is None else vocabulary.size,
+                on_gpu=_on_gpu(),
+            )
+        if vocabulary is not None:
+            with mistakes.collected():
+                _check_lengths(vocabulary, source, run)
+    mistakes.raise_any()
+    assert source is not None
+    assert vocabulary is not None
     return Inputs(
         student=student,
         loss=loss,
@@ -183,6 +209,44 @@ def open_inputs(run: RunSettings) -> Inputs:
         source=source,
         vocabulary=vocabulary,
     )
+
+
+def _check_heldout(cache: Cache, run: RunSettings) -> None:
+    if run.train.evaluates and not any(cache.source("heldout").shard_rows()):
+        raise CacheError(
+            f"{run.cache_dir}: no held-out rows",
+            expected="some, for the evaluation",
+            do="make the cache with a larger --corpus.heldout_fraction, or train without an "
+            "evaluation: --train.evaluate_before false --train.evaluate never",
+        )
+
+
+def _check_lengths(vocabulary: StudentVocabulary, source: ResolvedModel, run: RunSettings) -> None:
+    mistakes = Mistakes()
+    data = run.data
+    lengths_R = vocabulary.train.lengths()
+    with mistakes.collected():
+        longest = data.pack_length or vocabulary.pack_length()
+        check_lengths(lengths_R, longest, data.batch_tokens)
+    positions = most_positions(read_model_config(source.path))
+    for split, lengths in (
+        ("training", lengths_R),
+        ("held-out", vocabulary.heldout.lengths() if run.train.evaluates else ()),
+    ):
+        longest = int(np.max(lengths, initial=0))
+        if positions is not None and longest > positions:
+            mistakes.add(
+                f"student.model: found {positions} positions (max_position_embeddings), but the "
+                f"cache has a {split} row of {longest} tokens; expected at least as many; choose a "
+                "student with more, or make the cache with a smaller --corpus.max_length"
+            )
+    mistakes.raise_any()
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _spectrum(student: StudentSettings) -> list[str]:

@@ -335,7 +335,7 @@ def _publish(
     stream: TrainStream,
     target: Path,
     *,
-    scores: tuple[HeldoutScores | None, HeldoutScores],
+    scores: tuple[HeldoutScores | None, HeldoutScores | None],
 ) -> None:
     """Gather the weights and let rank 0 write the student's folder, then the mark that it is."""
     state = engine.gathered_state(student.model)

@@ -44,6 +44,14 @@ class LoraSettings(Settings):
         False, "also write the adapter alone, to output_dir/adapter; the student is merged anyhow"
     )
 
+    @model_validator(mode="after")
+    def _an_adapter_to_save(self) -> Self:
+        if self.save_adapter and self.rank is None:
+            raise ValueError(
+                "student.lora.save_adapter: found true without student.lora.rank, expected a rank"
+            )
+        return self
+
     @property
     def enabled(self) -> bool:
         """Whether adapters are trained."""
@@ -100,6 +108,11 @@ class StudentSettings(Settings):
             raise ValueError(
                 f"student.reconstruct: found {self.reconstruct} without student.keep_layers, "
                 "expected a pruned model to reconstruct"
+            )
+        if self.reconstruct != "none" and self.keep_layers and 0 in self.keep_layers[1:]:
+            raise ValueError(
+                f"student.keep_layers: found {list(self.keep_layers)} with student.reconstruct, "
+                "expected layer 0 first or not at all: no layer comes before it to be refitted"
             )
         if self.layers_to_unfreeze and self.freeze:
             raise ValueError("student.layers_to_unfreeze and student.freeze: expected at most one")
@@ -171,6 +184,12 @@ class TrainSettings(PrecisionSettings):
     eval_steps: int | None = option(
         None, "steps between held-out evaluations (none: at the end)", ge=1
     )
+    evaluate: Literal["end", "never"] = option(
+        "end",
+        "held-out evaluation of the trained student: at the `end` (and every eval_steps), or "
+        "`never`: with evaluate_before false as well the cache needs no held-out rows, and report "
+        "and card have no held-out measures",
+    )
     evaluate_before: bool = option(True, "evaluate the untrained student as well")
     resume_from_checkpoint: str = option(
         "auto",
@@ -181,6 +200,29 @@ class TrainSettings(PrecisionSettings):
     timeout_s: float = option(
         600, "a dead or stalled peer ends the run after this many seconds", gt=0
     )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run reads held-out rows at any time."""
+        return self.evaluate != "never" or self.evaluate_before
+
+    @model_validator(mode="after")
+    def _evaluations_in_the_middle(self) -> Self:
+        if self.eval_steps is not None and self.evaluate == "never":
+            raise ValueError(
+                f"train.eval_steps: found {self.eval_steps} with train.evaluate never, expected "
+                "none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Self:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError(
+                "train.offload_optimizer: found true with train.zero_stage 0, which keeps the "
+                "optimiser's state on the device; expected stage 1, 2 or 3"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compile_needs_gathered_weights(self) -> Self:

@@ -10,7 +10,7 @@ from pipeline.loss.settings import LossSettings
 from pipeline.student.metric_names import DISTANCES, divergence_name, heldout_name
 from pipeline.sweep.space import Point
 
-__all__ = ["logged_objective"]
+__all__ = ["logged_objective", "unmeasured"]
 
 
 def logged_objective(objective: str, points: Sequence[Point], *, sampled: bool) -> str:
@@ -40,6 +40,25 @@ def logged_objective(objective: str, points: Sequence[Point], *, sampled: bool) 
     if mistakes:
         raise ConfigError(mistakes=mistakes)
     return objective
+
+
+def unmeasured(objective: str, points: Sequence[Point]) -> list[str]:
+    """Return a mistake for each point whose run never measures the objective.
+
+    Args:
+        objective: of the sweep file.
+        points: of a grid or list, or the corners of a search.
+    """
+    if not objective.startswith("heldout/"):
+        return []
+    settings: list[tuple[str, Any]] = [(point.label, point.settings) for point in points]
+    return [
+        f"{label}: found train.evaluate never with the objective {objective}, which is measured on "
+        "held-out rows; expected train.evaluate end, or an objective of the training such as "
+        "train/loss"
+        for label, run in settings
+        if run.train.evaluate == "never"
+    ]
 
 
 def _loss(point: Point) -> LossSettings:

@@ -152,17 +152,6 @@ def test_a_shard_damaged_since(
     stage("train_student", flags).ok()
 
 
-def test_a_cache_without_held_out_rows(
-    stage: Stage, tiny: Tiny, refused: Callable[..., str], tmp_path: Path
-) -> None:
-    cache = tmp_path / "all"
-    flags = [*tiny.stage_one, "--cache_dir", cache, "--corpus.heldout_fraction", "0"]
-    stage("cache_teacher", flags).ok()
-    message = refused(code=3, cache=cache)
-    assert "no held-out rows; expected some, for the evaluation" in message
-    assert "--corpus.heldout_fraction" in message
-
-
 def test_a_student_of_another_tokenizer(
     refused: Callable[..., str], tiny: Tiny, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from pipeline.data.order.permutation import derive_key, permutation
 from pipeline.data.source import RowSource
 from pipeline.errors import CacheError, ConfigError
 
-__all__ = ["Pack", "StepPlan", "TrainPlan"]
+__all__ = ["Pack", "StepPlan", "TrainPlan", "check_lengths"]
 
 _SHARDS, _ROWS, _PACKS = 1, 2, 3  # salts of the derived keys; part of the order, never change
 
@@ -119,7 +119,8 @@ class TrainPlan:
         self._sizes_R = np.maximum(self._lengths_R, 1)
         self._loss_tokens_R = np.asarray(source.loss_token_counts())
         self._starts = np.cumsum([0, *source.shard_rows()])
-        _check(self._lengths_R, self._starts, pack_length, batch_tokens)
+        assert self._starts[-1] == len(self._lengths_R), "shard_rows and lengths disagree"
+        check_lengths(self._lengths_R, pack_length, batch_tokens)
         bounds = list(zip(self._starts, self._starts[1:], strict=False))
         packing = packing and batch_tokens is None
         self._shards = [
@@ -251,19 +252,24 @@ def _windows(sizes_R: NDArray[np.int32], batch_tokens: int) -> int:
     return -(-int(sizes_R.sum()) // (batch_tokens - int(sizes_R.max()) + 1))
 
 
-def _check(
-    lengths_R: NDArray[np.int32],
-    starts: NDArray[np.int64],
-    pack_length: int,
-    batch_tokens: int | None,
-) -> None:
+def check_lengths(lengths_R: NDArray[np.int32], pack_length: int, batch_tokens: int | None) -> None:
+    """Reject rows that no step can hold.
+
+    Args:
+        lengths_R: tokens of every row.
+        pack_length: most tokens of a pack.
+        batch_tokens: most tokens of a step, in place of packs.
+
+    Raises:
+        CacheError: no rows.
+        ConfigError: a row longer than a pack, or longer than a third of `batch_tokens`.
+    """
     if not len(lengths_R):
         raise CacheError(
             "the cache has no training rows",
             expected="at least one",
             do="cache a larger corpus, or hold out less of it",
         )
-    assert starts[-1] == len(lengths_R), "shard_rows and lengths disagree"
     longest = int(lengths_R.max())
     if batch_tokens is None and longest > pack_length:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,15 +11,26 @@ from pipeline.cache.io.reader import Cache
 from pipeline.evaluate.measures import HeldoutScores, MeanError, paired_difference, ratio_mean
 from pipeline.report.compose.runs import Run
 from pipeline.report.data.measures import Difference, Measure, Row
+from pipeline.report.text.metrics import kl_note
 
-__all__ = ["before_rows", "metrics_of", "paired_differences", "row_of", "teacher_row"]
+__all__ = [
+    "before_rows",
+    "comparable",
+    "measured_notes",
+    "metrics_of",
+    "paired_differences",
+    "row_of",
+    "teacher_row",
+]
 
 
 def row_of(run: Run, *, detail: str | None = None) -> Row:
     """Return a trained student's row; `detail` in place of the folder's own."""
     folder = run.folder
     said = folder.detail if detail is None else detail
-    metrics = metrics_of(run.after)
+    if run.after is None:
+        said = ", ".join(part for part in (said, "not measured") if part)
+    metrics = {} if run.after is None else metrics_of(run.after)
     return Row(folder.name, folder.kind, metrics, run.num_parameters, said, folder.rank)
 
 
@@ -30,13 +42,19 @@ def before_rows(run: Run, name: str, detail: str, num_parameters: int | None) ->
 
 
 def teacher_row(cache: Cache, *, bucketed: bool) -> Row:
-    """The teacher's own cross-entropy is in the cache; it agrees with itself by definition."""
+    """The teacher's own cross-entropy is in the cache; it agrees with itself by definition.
+
+    A cache without held-out rows gives a row without measures.
+    """
     sums, counts = [], []
     source = cache.source("heldout")
     for shard, rows in enumerate(source.shard_rows()):
         for row in source.read_rows(shard, range(rows)):
             sums.append(-float(row.targets.label_logprob_N.sum(dtype=np.float64)))
             counts.append(row.targets.num_positions)
+    model = str(cache.manifest.identity["teacher"]["model"])
+    if not sums:
+        return Row("teacher", "teacher", {}, None, f"{model}, not measured")
     entropy = _measure(ratio_mean(sums, counts))
     perplexity = float(np.exp(entropy.value))
     error = entropy.standard_error
@@ -50,7 +68,7 @@ def teacher_row(cache: Cache, *, bucketed: bool) -> Row:
             "top1_agreement": Measure(1.0),
         },
         None,
-        str(cache.manifest.identity["teacher"]["model"]),
+        model,
     )
 
 
@@ -65,15 +83,34 @@ def metrics_of(scores: HeldoutScores) -> dict[str, Measure]:
 
 
 def paired_differences(
-    a: str, scores_a: HeldoutScores, b: str, scores_b: HeldoutScores
+    a: str, scores_a: HeldoutScores | None, b: str, scores_b: HeldoutScores | None
 ) -> tuple[Difference, ...]:
-    """Return every metric of a minus that of b, subtracted sequence by sequence."""
+    """Return every metric of a minus that of b, subtracted sequence by sequence.
+
+    None where one of the two was not measured.
+    """
+    if scores_a is None or scores_b is None:
+        return ()
     found = []
     for metric in scores_a.metrics:
         if metric in scores_b.metrics:
             mean = _measure(paired_difference(scores_a, scores_b, metric))
             found.append(Difference(a, b, metric, mean.value, mean.standard_error, paired=True))
     return tuple(found)
+
+
+def comparable(a: HeldoutScores | None, b: HeldoutScores | None) -> bool:
+    """Whether both were measured, and on the same sequences."""
+    return a is not None and b is not None and a.sample_ids == b.sample_ids
+
+
+def measured_notes(runs: Sequence[Run], *, bucketed: bool) -> tuple[str, ...]:
+    """Return what the held-out KL is over, and which runs have none."""
+    missing = [run.folder.name for run in runs if run.after is None]
+    notes = () if len(missing) == len(runs) else (kl_note(bucketed=bucketed),)
+    if not missing:
+        return notes
+    return (*notes, f"Not measured on held-out text (train.evaluate never): {', '.join(missing)}.")
 
 
 def _measure(mean: MeanError) -> Measure:

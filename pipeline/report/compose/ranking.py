@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate.measures import HeldoutScores
-from pipeline.report.compose.measures import metrics_of, paired_differences
+from pipeline.report.compose.measures import comparable, metrics_of, paired_differences
 from pipeline.report.compose.runs import Run
 from pipeline.report.data.measures import Difference, Measure
 from pipeline.report.data.sweep import RunState, SweepFacts, SweepPoint
@@ -131,7 +131,7 @@ def _to_best(run: Run, best: Run, objective: str, gap: float) -> Difference:
     # Monotone in the cross-entropy, whose differences have an error.
     metric = "cross_entropy" if metric == "perplexity" else metric
     # Another cache's rows cannot be paired; a sweep has one cache, but folders can be moved.
-    if objective.startswith(_HELDOUT) and run.after.sample_ids == best.after.sample_ids:
+    if objective.startswith(_HELDOUT) and comparable(run.after, best.after):
         names = run.folder.name, best.folder.name
         for found in paired_differences(names[0], run.after, names[1], best.after):
             if found.metric == metric:  # scores of an older run may lack it

@@ -12,6 +12,7 @@ from pipeline.report.compose.cache import cache_facts, kl_is_bucketed
 from pipeline.report.compose.curves import curves_of, speeds_of
 from pipeline.report.compose.measures import (
     before_rows,
+    measured_notes,
     paired_differences,
     row_of,
     teacher_row,
@@ -21,7 +22,6 @@ from pipeline.report.compose.settings import setting_differences, settings_of
 from pipeline.report.compose.texts import generations, passages, writers
 from pipeline.report.data.report import Report
 from pipeline.report.data.runs import Command
-from pipeline.report.text.metrics import kl_note
 
 __all__ = ["compose_report"]
 
@@ -66,7 +66,6 @@ def compose_report(
         differences=tuple(
             difference
             for name, other in scores.items()
-            if other is not None
             for difference in paired_differences(first.folder.name, first.after, name, other)
         ),
         curves=tuple(curve for run in runs for curve in curves_of(run.metrics, run.folder)),
@@ -76,7 +75,7 @@ def compose_report(
         settings=settings_of(cache, runs),
         environment=describe_environment(),
         commands=tuple(commands),
-        notes=(kl_note(bucketed=bucketed), *notes),
+        notes=(*measured_notes(runs, bucketed=bucketed), *notes),
         speeds=speeds_of(runs),
         setting_differences=setting_differences(runs) if len(runs) > 1 else (),
     )

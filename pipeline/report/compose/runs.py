@@ -15,7 +15,7 @@ from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import METRICS_FILE, MetricRecord, read_metrics
 from pipeline.report.data.fields import Kind
 
-__all__ = ["Run", "RunFolder", "has_scores", "logged_key", "read_run"]
+__all__ = ["Run", "RunFolder", "has_ended", "logged_key", "read_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Run:
     """What a finished run left."""
 
     folder: RunFolder
-    after: HeldoutScores
+    after: HeldoutScores | None
+    """Of the trained student; none where the run evaluated never."""
     before: HeldoutScores | None
     """Of the student before training; none where it was not measured."""
     metrics: tuple[MetricRecord, ...]
@@ -66,7 +67,7 @@ def read_run(folder: RunFolder, *, bucketed: bool) -> Run:
         ResumeError: the run is not finished.
     """
     after = _scores(folder.path, "after", bucketed=bucketed)
-    if after is None:
+    if after is None and not has_ended(folder.path):
         raise ResumeError(
             f"{folder.path}: no heldout-after.json",
             expected="a finished run of train-student",
@@ -83,9 +84,9 @@ def read_run(folder: RunFolder, *, bucketed: bool) -> Run:
     )
 
 
-def has_scores(folder: Path) -> bool:
-    """Whether a run has got as far as its scores."""
-    return (folder / "heldout-after.json").exists()
+def has_ended(folder: Path) -> bool:
+    """Whether a run has got as far as its scores, or to its end without any."""
+    return any((folder / name).exists() for name in ("heldout-after.json", "finished.json"))
 
 
 def logged_key(key: str, *, bucketed: bool) -> str:

@@ -13,17 +13,18 @@ from pipeline.report.compose.cache import cache_facts, kl_is_bucketed
 from pipeline.report.compose.curves import curves_of, speeds_of
 from pipeline.report.compose.measures import (
     before_rows,
+    comparable,
+    measured_notes,
     paired_differences,
     row_of,
     teacher_row,
 )
 from pipeline.report.compose.ranking import SweptRun, rank_points
-from pipeline.report.compose.runs import Run, RunFolder, has_scores, logged_key, read_run
+from pipeline.report.compose.runs import Run, RunFolder, has_ended, logged_key, read_run
 from pipeline.report.compose.settings import setting_differences, settings_of
 from pipeline.report.compose.texts import generations, passages, writers
 from pipeline.report.data.report import Report
 from pipeline.report.data.runs import Command
-from pipeline.report.text.metrics import kl_note
 
 __all__ = ["compose_sweep_report", "finished_runs"]
 
@@ -82,7 +83,7 @@ def compose_sweep_report(
         differences=tuple(
             difference
             for run in runs[1:]
-            if run.after.sample_ids == best.after.sample_ids
+            if comparable(run.after, best.after)
             for difference in paired_differences(
                 run.folder.name, run.after, best.folder.name, best.after
             )
@@ -94,7 +95,7 @@ def compose_sweep_report(
         settings=settings_of(cache, [best]),
         environment=describe_environment(),
         commands=(*commands, *(_command(run.folder) for run in runs)),
-        notes=(kl_note(bucketed=bucketed), *notes, *more),
+        notes=(*measured_notes(runs, bucketed=bucketed), *notes, *more),
         sweep=facts,
         speeds=speeds_of(runs),
         setting_differences=setting_differences(runs),
@@ -102,14 +103,14 @@ def compose_sweep_report(
 
 
 def finished_runs(swept: Sequence[SweptRun], *, bucketed: bool) -> dict[str, Run]:
-    """Read what the finished runs left, by label; one that left no scores has no result."""
+    """Read what the finished runs left, by label; one that lost what it left has no result."""
     return {
         entry.label: read_run(
             RunFolder(entry.label, "distilled", entry.path, seconds=entry.seconds),
             bucketed=bucketed,
         )
         for entry in swept
-        if entry.state == "finished" and has_scores(entry.path)
+        if entry.state == "finished" and has_ended(entry.path)
     }
 
 

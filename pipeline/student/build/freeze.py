@@ -12,7 +12,7 @@ from pipeline.config.files import read_config_file
 from pipeline.errors import ConfigError
 from pipeline.student.settings import StudentSettings
 
-__all__ = ["apply_freezing", "read_unfrozen_parameters"]
+__all__ = ["apply_freezing", "learning_parameters", "read_unfrozen_parameters"]
 
 _log = logging.getLogger(__name__)
 
@@ -23,23 +23,8 @@ def apply_freezing(model: Any, settings: StudentSettings) -> float:
     Raises:
         ConfigError: a pattern that matches no parameter, or nothing left to learn.
     """
-    # Tied weights answer to each of their names: Spectrum lists lm_head beside the embedding.
-    every = dict(model.named_parameters(remove_duplicate=False))
+    learns = learning_parameters(model, settings)
     named = dict(model.named_parameters())
-    if settings.layers_to_unfreeze:
-        patterns = read_unfrozen_parameters(settings.layers_to_unfreeze)
-        chosen = _matches(every, patterns, settings.layers_to_unfreeze)
-    else:
-        chosen = _matches(every, settings.freeze, "student.freeze")
-    hit = {id(every[name]) for name in chosen}
-    unfreeze = bool(settings.layers_to_unfreeze)
-    learns = {name for name, parameter in named.items() if (id(parameter) in hit) == unfreeze}
-    if not learns:
-        raise ConfigError(
-            "every parameter of the student is frozen",
-            expected="at least one that learns",
-            do="correct layers_to_unfreeze or student.freeze",
-        )
     for name, parameter in named.items():
         parameter.requires_grad_(name in learns)
     total = sum(_size(parameter) for parameter in named.values())
@@ -49,6 +34,33 @@ def apply_freezing(model: Any, settings: StudentSettings) -> float:
         trainable, total, 100 * trainable / total, len(learns), len(named),
     )  # fmt: skip
     return trainable / total
+
+
+def learning_parameters(model: Any, settings: StudentSettings) -> set[str]:
+    """Return the names of the parameters that learn; needs no weights and changes nothing.
+
+    Raises:
+        ConfigError: a pattern that matches no parameter, or nothing left to learn.
+    """
+    # Tied weights answer to each of their names: Spectrum lists lm_head beside the embedding.
+    every = dict(model.named_parameters(remove_duplicate=False))
+    if settings.layers_to_unfreeze:
+        patterns = read_unfrozen_parameters(settings.layers_to_unfreeze)
+        chosen = _matches(every, patterns, settings.layers_to_unfreeze)
+    else:
+        chosen = _matches(every, settings.freeze, "student.freeze")
+    hit = {id(every[name]) for name in chosen}
+    unfreeze = bool(settings.layers_to_unfreeze)
+    learns = {
+        name for name, parameter in model.named_parameters() if (id(parameter) in hit) == unfreeze
+    }
+    if not learns:
+        raise ConfigError(
+            "every parameter of the student is frozen",
+            expected="at least one that learns",
+            do="correct layers_to_unfreeze or student.freeze",
+        )
+    return learns
 
 
 def read_unfrozen_parameters(path: str) -> list[str]:
@@ -75,11 +87,13 @@ def _matches(named: Iterable[str], patterns: Iterable[str], where: str) -> set[s
     names = list(named)
     chosen: set[str] = set()
     useless: list[str] = []
+    mistakes: list[str] = []
     for pattern in patterns:
         try:
             expression = re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"{where}: {pattern!r} is no regular expression ({error})") from None
+            mistakes.append(f"{where}: {pattern!r} is no regular expression ({error})")
+            continue
         # As plain text where it occurs as such: "layers.1." is not meant to match "layers.10.".
         hits = {name for name in names if pattern in name}
         hits = hits or {name for name in names if expression.search(name)}
@@ -87,10 +101,12 @@ def _matches(named: Iterable[str], patterns: Iterable[str], where: str) -> set[s
             useless.append(pattern)
         chosen |= hits
     if useless:
-        raise ConfigError(
-            f"{where}: {', '.join(map(repr, useless))} match no parameter",
-            expected=f"names such as {', '.join(names[1:3])}",
+        mistakes.append(
+            f"{where}: {', '.join(map(repr, useless))} match no parameter; expected names such as "
+            f"{', '.join(names[1:3])}"
         )
+    if mistakes:
+        raise ConfigError(mistakes=mistakes)
     return chosen
 
 

@@ -7,34 +7,38 @@ file that knows peft.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.student.settings import LoraSettings
 
-__all__ = ["adapter_files", "add_lora", "check_lora_targets", "merged_state"]
+__all__ = ["adapter_files", "add_lora", "check_lora", "merged_state"]
 
 _log = logging.getLogger(__name__)
 _ADAPTER = "default"
 
 
-def check_lora_targets(folder: Path, settings: LoraSettings, *, trust_remote_code: bool) -> None:
-    """Reject module names that the student does not have; builds it without memory.
+def check_lora(model: Any, settings: LoraSettings) -> None:
+    """Reject adapters that the student cannot have; needs no weights and changes nothing.
+
+    Args:
+        model: the student, with its loss in the head.
+        settings: with a rank.
 
     Raises:
-        ConfigError: with every name that matches nothing, and the nearest that are there.
+        ConfigError: no peft; or every name that matches nothing, with the nearest that are there.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(
+            "student.lora.rank: adapters are asked for, but the package peft is not installed",
+            expected="stage two's environment",
+            do="run `make setup-student`, or leave student.lora.rank out",
+        )
     _targets(model, settings)
 
 
@@ -152,6 +156,10 @@ def _targets(model: Any, settings: LoraSettings) -> list[str]:
     """Return the full names of the layers that get an adapter."""
     linear = _linear_layers(model)
     if settings.target_modules == ("all-linear",):
+        if not linear:
+            raise ConfigError(
+                "student.lora.target_modules: found all-linear, but the student has no linear layer"
+            )
         return linear
     chosen: set[str] = set()
     mistakes = []

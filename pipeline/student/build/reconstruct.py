@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 
-__all__ = ["reconstruct_student"]
+__all__ = ["check_reconstruction", "reconstruct_student"]
 
 _log = logging.getLogger(__name__)
 _RIDGE = 0.2
@@ -72,6 +72,15 @@ def reconstruct_student(
                 output + (inputs.float() @ change_FD.to(inputs.device)).to(output)
                 for inputs, output in runs
             ]
+
+
+def check_reconstruction(model: Any) -> None:
+    """Reject a model whose layers cannot be refitted; needs no weights.
+
+    Raises:
+        ModelError: as `reconstruct_student`.
+    """
+    _decoder(model)
 
 
 def _solve(parts: list[tuple[Any, Any, Any]], index: int) -> Any:

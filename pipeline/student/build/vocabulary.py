@@ -6,7 +6,6 @@ the head in use, tokenizer of the exported student) is asked from here.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.cache.io.reader import Cache
 from pipeline.data.mapped import MappedRows
-from pipeline.data.retokenise import Aligner, Pieces, RetokenisedRows
+from pipeline.data.retokenise import RetokenisedRows
 from pipeline.data.source import RowSource
 from pipeline.errors import ModelError
 from pipeline.loss.settings import CrossTokenizer
+from pipeline.models.resolve import read_model_config
 from pipeline.models.tokenizer import (
     load_tokenizer,
     tokenizer_files,
@@ -30,6 +31,7 @@ from pipeline.models.tokenizer import (
     vocabulary_fingerprint,
 )
 from pipeline.models.vocabulary import VocabularyMap, first_disagreement, map_vocabulary
+from pipeline.student.build.aligner import make_aligner
 
 __all__ = ["StudentVocabulary", "open_vocabulary"]
 
@@ -52,6 +54,8 @@ class StudentVocabulary:
     """What decides the student's rows; None where they are the cache's own."""
     wrap: Callable[[RowSource], RowSource] | None = None
     retokenised: bool = False
+    lacked: Callable[[NDArray[np.int32]], list[str]] | None = None
+    """Returns the pieces of the cache's ids that the student cannot be fed; None: it has all."""
     rows: RowSource | None = None
     """The training rows in the cache's tokens; None: all of them, with all entries."""
 
@@ -101,12 +105,13 @@ def open_vocabulary(
             entries.
 
     Raises:
-        ModelError: another tokenizer, or one without what the mode needs.
+        ModelError: another tokenizer, one without what the mode needs, or a head with fewer rows
+            than the student's tokenizer has ids.
     """
     cache_files = cache.tokenizer_files()
     teacher, student = tokenizer_from_files(cache_files), load_tokenizer(student_folder)
     wanted, found = teacher.get_vocab(), student.get_vocab()
-    mapping = map_vocabulary(wanted, found, head_rows=_head_rows(student_folder))
+    mapping = map_vocabulary(wanted, found, head_rows=_head_rows(student_folder, found))
     if cross_tokenizer == "uld":
         across = _across(student_folder, cache, teacher, student, mapping)
         return replace(across, rows=train)
@@ -123,22 +128,48 @@ def open_vocabulary(
             "--temperature 1",
         )
     _log.info("vocabulary mapped by content: %s", mapping.report())
+
+    def piece(number: int) -> str:
+        return str(teacher.convert_ids_to_tokens(number))
+
+    def lacked(ids: NDArray[np.int32]) -> list[str]:
+        different = np.unique(ids)
+        return [piece(int(i)) for i in different[mapping.apply(different) >= mapping.size]]
+
     return StudentVocabulary(
         cache,
         mapping.size,
         _student_files(student, teacher),
         sentence=f"mapped by content: {mapping.report()}",
         digest=vocabulary_fingerprint(student),
-        wrap=lambda source: MappedRows(
-            source, mapping.apply, mapping.size, lambda i: str(teacher.convert_ids_to_tokens(i))
-        ),
+        wrap=lambda source: MappedRows(source, mapping.apply, mapping.size, piece),
+        lacked=lacked if mapping.missing else None,
         rows=train,
     )
 
 
-def _head_rows(folder: Path) -> int:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+def _head_rows(folder: Path, tokens: Mapping[str, int]) -> int:
+    """Return the rows of the student's head, which may be padded beyond its tokenizer.
+
+    Raises:
+        ModelError: fewer than its tokenizer has ids, or no number of them.
+    """
+    config = read_model_config(folder)
+    rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if not isinstance(rows, int):
+        raise ModelError(
+            f"{folder}: config.json gives no size of the vocabulary", expected="vocab_size"
+        )
+    highest = max(tokens, key=tokens.__getitem__, default="")
+    if tokens and tokens[highest] >= rows:
+        raise ModelError(
+            f"{folder}: its tokenizer gives token {tokens[highest]} ({highest!r}), its head has "
+            f"{rows} rows",
+            expected="a row of embedding and head for each token",
+            do="resize the student's embeddings to its tokenizer first "
+            f"(model.resize_token_embeddings({tokens[highest] + 1}))",
+        )
+    return rows
 
 
 def _problem(cache: Cache, teacher: Any, student: Any, mapping: VocabularyMap) -> str | None:
@@ -146,7 +177,7 @@ def _problem(cache: Cache, teacher: Any, student: Any, mapping: VocabularyMap) -
     if not mapping.same + mapping.moved:
         return "they share no piece"
     texts = []
-    for row in _first_rows(cache.source("heldout")):
+    for row in _first_rows(cache):
         ids = row.input_ids_L
         if (mapping.apply(ids) >= mapping.size).any():
             unknown = ids[mapping.apply(ids) >= mapping.size]
@@ -156,7 +187,10 @@ def _problem(cache: Cache, teacher: Any, student: Any, mapping: VocabularyMap) -
     return first_disagreement(teacher, student, mapping, texts)
 
 
-def _first_rows(source: RowSource) -> list[Any]:
+def _first_rows(cache: Cache) -> list[Any]:
+    """Return a few rows to try tokenizers on: held-out ones where there are any."""
+    split = "heldout" if cache.manifest.of_split("heldout") else "train"
+    source = cache.source(split)
     rows: list[Any] = []
     for shard, count in enumerate(source.shard_rows()):
         rows += source.read_rows(shard, range(min(count, _PROBE_ROWS - len(rows))))
@@ -175,8 +209,8 @@ def _student_files(student: Any, teacher: Any) -> dict[str, bytes]:
 def _across(
     folder: Path, cache: Cache, teacher: Any, student: Any, mapping: VocabularyMap
 ) -> StudentVocabulary:
-    aligner = _aligner(folder, teacher, student, rows=mapping.size)
-    probe = RetokenisedRows(_Few(_first_rows(cache.source("heldout"))), aligner)
+    aligner = make_aligner(folder, teacher, student, rows=mapping.size)
+    probe = RetokenisedRows(_Few(_first_rows(cache)), aligner)
     loss_tokens, aligned = int(probe.loss_token_counts().sum()), int(probe.aligned_counts().sum())
     if not aligned:
         raise ModelError(
@@ -188,7 +222,7 @@ def _across(
     share = aligned / loss_tokens
     _log.info(
         "across tokenizers: %.1f %% of the student's supervised tokens (%d of %d in the first "
-        "held-out rows) begin where a token of the teacher does and have a target; the rest has "
+        "rows) begin where a token of the teacher does and have a target; the rest has "
         "cross-entropy alone; every row is now tokenised once to know its length",
         100 * share, aligned, loss_tokens,
     )  # fmt: skip
@@ -202,59 +236,6 @@ def _across(
         wrap=lambda source: RetokenisedRows(source, aligner),
         retokenised=True,
     )
-
-
-def _aligner(folder: Path, teacher: Any, student: Any, *, rows: int) -> Aligner:
-    """Join the two tokenizers; `rows` is the size of the student's vocabulary in its head.
-
-    Raises:
-        ModelError: one of them is not of the `tokenizers` library, whose decoder gives the text of
-            each token. Later, when rows are read: a token that the student has no embedding for.
-    """
-    from tokenizers.decoders import DecodeStream
-
-    backends = []
-    for tokenizer, place in ((teacher, "the cache"), (student, str(folder))):
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ModelError(
-                f"{place}: a {type(tokenizer).__name__}, which says nothing of the text of single "
-                "tokens",
-                expected="a tokenizer with tokenizer.json, for loss.cross_tokenizer",
-            )
-        backends.append(backend)
-    theirs, ours = backends
-
-    def texts(backend: Any, ids: Sequence[int]) -> list[str | None]:
-        stream = DecodeStream(skip_special_tokens=False)
-        return [stream.step(backend, number) for number in ids]
-
-    def encode(text: str) -> Pieces:
-        ids = ours.encode(text, add_special_tokens=False).ids
-        if max(ids, default=0) >= rows:
-            raise ModelError(
-                f"{folder}: its tokenizer gives token {max(ids)}, its head has {rows} of them",
-                expected="a row of the head for each token",
-                do="resize the student's embeddings to its tokenizer first",
-            )
-        return Pieces(ids, texts(ours, ids))
-
-    vocabulary, roles = student.get_vocab(), {}
-    for name in ("bos_token_id", "eos_token_id"):
-        number, other = getattr(teacher, name, None), getattr(student, name, None)
-        if number is not None and other is not None:
-            roles[number] = other
-        elif number is not None and name == "bos_token_id":
-            roles[number] = -1  # a student that begins with nothing
-    specials: dict[int, int] = {}
-    student_added = set(student.added_tokens_decoder)
-    for number, token in teacher.added_tokens_decoder.items():
-        same = vocabulary.get(str(token.content))
-        if same in student_added:
-            specials[number] = int(same)
-        elif number in roles:
-            specials[number] = int(roles[number])
-    return Aligner(lambda ids: texts(theirs, ids), encode, specials.get)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,12 @@ __all__ = ["CardFacts", "card_with_tasks", "student_card"]
 
 _BEGIN, _END = "<!-- lm-eval: written by eval-student -->", "<!-- end of lm-eval -->"
 
+_NOT_MEASURED = """
+## Held-out measures
+
+Not measured: the run had `train.evaluate: never`.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
@@ -57,7 +63,7 @@ def student_card(
     Args:
         facts: of the run.
         before: held-out scores without training.
-        after: those of the student; None in a checkpoint, which has not been measured.
+        after: those of the student; None where it was not measured, as in every checkpoint.
         tokens: of the whole run.
         skipped_rows: of damaged shards, repeats counted.
         unfinished_step: the step of a checkpoint; None for the finished student.
@@ -78,9 +84,9 @@ def student_card(
         "longest sequence": f"{corpus['max_length']} tokens",
     }
     if facts.weights_dtype != "as_trained":
-        table["weights"] = (
-            f"cast to {facts.weights_dtype}; the measures below are those before the cast"
-        )
+        table["weights"] = f"cast to {facts.weights_dtype}"
+        if after is not None:
+            table["weights"] += "; the measures below are those before the cast"
     if facts.vocabulary:
         table["vocabulary"] = facts.vocabulary
     rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
@@ -92,6 +98,12 @@ def student_card(
             f"**in training**: step {unfinished_step} of {facts.steps}\n"
             "on cached teacher distributions; not measured."
         )
+    heldout = ""
+    if after is not None:
+        sampled = cache_inclusion_rule(manifest) is not None
+        heldout = _heldout(before, after, sampled=sampled)
+    elif unfinished_step is None:
+        heldout = _NOT_MEASURED
     return f"""---
 {chr(10).join(front)}
 ---
@@ -103,7 +115,7 @@ A student of `{teacher["model"]}`, started from `{base}`{pruned}, {trained}
 | | |
 |---|---|
 {rows}
-{_heldout(before, after, sampled=cache_inclusion_rule(manifest) is not None)}
+{heldout}
 ## Use
 
 ```python
@@ -157,9 +169,7 @@ def card_with_tasks(card: str, scores: Sequence[TaskScore], versions: Mapping[st
     return f"{head}\n{section}{use}{tail}" if use else f"{card}\n{section}"
 
 
-def _heldout(before: HeldoutScores | None, after: HeldoutScores | None, *, sampled: bool) -> str:
-    if after is None:
-        return ""
+def _heldout(before: HeldoutScores | None, after: HeldoutScores, *, sampled: bool) -> str:
     distance = after.distance
     lines = [_score_line("before training", before, distance)] if before else []
     lines.append(_score_line("after training", after, distance))

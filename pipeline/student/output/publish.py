@@ -50,7 +50,7 @@ class Publisher:
         target: Path,
         *,
         before: HeldoutScores | None,
-        after: HeldoutScores,
+        after: HeldoutScores | None,
         tokens: int,
         skipped_rows: int,
     ) -> None:
@@ -59,8 +59,8 @@ class Publisher:
         Args:
             state: full weights on the CPU.
             target: the student's folder.
-            before: held-out scores of the untrained student.
-            after: of the finished one.
+            before: held-out scores of the untrained student; None where it was not measured.
+            after: of the finished one, likewise.
             tokens: of all steps, repeats counted.
             skipped_rows: of damaged shards, repeats counted.
         """
@@ -68,6 +68,8 @@ class Publisher:
         for name, scores in (("heldout-before.json", before), ("heldout-after.json", after)):
             if scores is not None:
                 store.write(name, json.dumps(scores.to_json()).encode())
+            else:  # of an earlier run in this folder, and not of this student
+                (self.folder / name).unlink(missing_ok=True)
         if self.student.lora.enabled and self.student.lora.save_adapter:
             self._write_adapter(state)
         card = student_card(

@@ -14,11 +14,18 @@ from pipeline.config import fingerprint
 from pipeline.errors import ResumeError
 from pipeline.storage import Store
 
-__all__ = ["Checkpoint", "Checkpoints", "RunIdentity"]
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "RunIdentity",
+    "fitting_processes",
+    "newest_complete",
+]
 
 _log = logging.getLogger(__name__)
 _MARK = "complete.json"
 _PREFIX = "step-"
+_FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Checkpoints:
         self, output_dir: Path, identity: RunIdentity, *, keep: int, world_size: int = 1
     ) -> None:
         """Read nothing yet."""
-        self.root = output_dir / "checkpoints"
+        self.root = output_dir / _FOLDER
         self._identity = identity
         self._keep = keep
         self._world_size = world_size
@@ -65,10 +72,8 @@ class Checkpoints:
             ResumeError: the newest complete one belongs to a run with other settings or another
                 cache; the message names the differences.
         """
-        for folder in sorted(self.root.glob(f"{_PREFIX}*"), reverse=True):
-            if (folder / _MARK).exists():
-                return self.read(folder)
-        return None
+        folder = newest_complete(self.root.parent)
+        return None if folder is None else self.read(folder)
 
     def read(self, folder: Path) -> Checkpoint:
         """Read one checkpoint's mark and compare it with this run.
@@ -134,6 +139,31 @@ class Checkpoints:
         """Delete all checkpoints of this output folder (start from the beginning)."""
         for folder in self.root.glob(f"{_PREFIX}*"):
             _delete(folder)
+
+
+def newest_complete(output_dir: Path) -> Path | None:
+    """Return the folder of the newest complete checkpoint of an output folder."""
+    for folder in sorted((output_dir / _FOLDER).glob(f"{_PREFIX}*"), reverse=True):
+        if (folder / _MARK).exists():
+            return folder
+    return None
+
+
+def fitting_processes(folder: Path, *, packs_of_one: int) -> int | None:
+    """Return how many processes make the same step as a checkpoint's run; None where none do.
+
+    Args:
+        folder: of the checkpoint.
+        packs_of_one: that each process contributes to a step.
+    """
+    try:
+        mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+        packs, processes = mark["identity"]["train"].get("packs_per_step"), mark["world_size"]
+        # A step that is measured in tokens is the same for any number.
+        fitting = processes if packs is None else packs / packs_of_one
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return int(fitting) if fitting >= 1 and fitting == int(fitting) else None
 
 
 def _processes(count: int) -> str:

@@ -81,8 +81,10 @@ class TrainLoop:
 
     def run(
         self, start: int, *, after_save: Callable[[int], None] | None = None
-    ) -> tuple[HeldoutScores | None, HeldoutScores]:
+    ) -> tuple[HeldoutScores | None, HeldoutScores | None]:
         """Train from step `start` to the end; return the scores before (step 0 only) and after.
+
+        Each is None where the settings leave that evaluation out.
 
         Args:
             start: steps that are done.
@@ -132,6 +134,8 @@ class TrainLoop:
                         f"stopped by SIGTERM after step {done} of {total_steps}",
                         do="run the same command again; it goes on from there",
                     )
+        if train.evaluate == "never":
+            return before, None
         after = self._evaluation.run()
         # Killed between this line and the export, the next run comes here a second time.
         if not self._end_is_logged():

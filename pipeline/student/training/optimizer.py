@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.errors import ConfigError
 from pipeline.student.settings import TrainSettings
 
-__all__ = ["has_rank_free_form", "make_optimizer", "make_schedule"]
+__all__ = ["check_schedule", "has_rank_free_form", "make_optimizer", "make_schedule"]
 
 _STATE_OF_ADAM = ("adamw_torch", "adamw_torch_fused")
 
@@ -52,6 +53,25 @@ def make_schedule(settings: TrainSettings, optimizer: Any, *, total_steps: int) 
         num_training_steps=total_steps,
         scheduler_specific_kwargs=specific,
     )
+
+
+def check_schedule(settings: TrainSettings, *, total_steps: int) -> None:
+    """Make optimiser and schedule for one number, to see whether they take the settings.
+
+    Raises:
+        ConfigError: they do not, such as a learning rate below the one a schedule ends at.
+    """
+    import torch
+
+    try:
+        group = {"params": [torch.nn.Parameter(torch.zeros(1))], "weight_decay": 0.0}
+        make_schedule(settings, make_optimizer(settings, [group]), total_steps=total_steps)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"train.lr_scheduler_type: {settings.lr_scheduler_type} is refused "
+            f"({str(error).strip().splitlines()[0]})",
+            do="change train.learning_rate or the schedule",
+        ) from None
 
 
 def has_rank_free_form(settings: TrainSettings) -> bool:

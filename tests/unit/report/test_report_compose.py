@@ -13,7 +13,13 @@ from pipeline.errors import ResumeError
 from pipeline.observe.metrics import JsonLinesSink
 from pipeline.report.compose.cache import cache_facts, kl_is_bucketed
 from pipeline.report.compose.curves import curves_of, speeds_of
-from pipeline.report.compose.measures import before_rows, paired_differences, row_of
+from pipeline.report.compose.measures import (
+    before_rows,
+    comparable,
+    measured_notes,
+    paired_differences,
+    row_of,
+)
 from pipeline.report.compose.runs import Run, RunFolder, read_run
 from pipeline.report.compose.settings import setting_differences
 
@@ -88,6 +94,23 @@ def test_the_speed_is_the_median_and_the_wait_a_share(run: Run) -> None:
     (speed,) = speeds_of([run])
     assert (speed.steps, speed.tokens, speed.tokens_per_s) == (3, 300, 20.0)
     assert speed.wait_share == pytest.approx(3.0 / (100 / 10 + 100 / 20 + 100 / 30))
+
+
+def test_a_run_that_was_never_evaluated(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "unmeasured"
+    folder.mkdir()
+    (folder / "finished.json").write_text("{}")
+    other = read_run(RunFolder("unmeasured", "distilled", folder, "said"), bucketed=True)
+    assert other.after is None
+    row = row_of(other)
+    assert (row.metrics, row.detail) == ({}, "said, not measured")
+    assert not paired_differences("one", run.after, "unmeasured", other.after)
+    assert not comparable(run.after, other.after)
+    notes = measured_notes([run, other], bucketed=True)
+    assert "lower bound" in notes[0]
+    assert notes[1:] == ("Not measured on held-out text (train.evaluate never): unmeasured.",)
+    assert len(measured_notes([other], bucketed=True)) == 1
+    assert len(measured_notes([run], bucketed=True)) == 1
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:

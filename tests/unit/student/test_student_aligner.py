@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import ModelError
-from pipeline.student.build.vocabulary import _aligner
+from pipeline.student.build.aligner import make_aligner
 
 
 def _tokenizer(*words: str) -> Any:
@@ -23,7 +23,7 @@ def _tokenizer(*words: str) -> Any:
 
 def test_the_last_row_of_the_head_is_the_last_token_that_may_come() -> None:
     student = _tokenizer("?", "one", "two", "three")
-    aligner = _aligner(Path("student"), _tokenizer("?", "one"), student, rows=3)
+    aligner = make_aligner(Path("student"), _tokenizer("?", "one"), student, rows=3)
     assert list(aligner.encode("one two").ids) == [1, 2]
     with pytest.raises(ModelError) as caught:
         aligner.encode("one three")

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.loss.head import install_distill_head
 from pipeline.loss.settings import LossSettings
-from pipeline.student.build.lora import adapter_files, add_lora, check_lora_targets, merged_state
+from pipeline.student.build.lora import adapter_files, add_lora, check_lora, merged_state
 from pipeline.student.settings import LoraSettings
 from tests.unit.student.tiny_models import LAYERS, logits, tiny_model
 
@@ -103,14 +103,12 @@ def test_the_adapter_loads_in_peft(targets: tuple[str, ...], short: bool, tmp_pa
         ("embed_tokens", "which is no linear layer inside the student's body"),
     ],
 )
-def test_bad_targets_are_refused_with_the_nearest(target: str, said: str, tmp_path: Path) -> None:
-    tiny_model().config.save_pretrained(tmp_path)
+def test_bad_targets_are_refused_with_the_nearest(target: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_lora_targets(tmp_path, _lora("q_proj", target, "wrong"), trust_remote_code=False)
+        check_lora(tiny_model(), _lora("q_proj", target, "wrong"))
     assert said in str(caught.value)
     assert "found wrong" in str(caught.value), "all at once"
 
 
-def test_good_targets_pass_the_check(tmp_path: Path) -> None:
-    tiny_model().config.save_pretrained(tmp_path)
-    check_lora_targets(tmp_path, _lora("q_proj", "layers.1.mlp.up_proj"), trust_remote_code=False)
+def test_good_targets_pass_the_check() -> None:
+    check_lora(tiny_model(), _lora("q_proj", "layers.1.mlp.up_proj"))

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
 from pipeline.student.metric_names import divergence_name, heldout_name
-from pipeline.sweep.objective import logged_objective
+from pipeline.sweep.objective import logged_objective, unmeasured
 from pipeline.sweep.space import Point
 from stages.settings import StudentRun
 
@@ -37,6 +37,17 @@ def test_distances_that_do_not_compare() -> None:
     assert logged_objective("heldout/kl", points, sampled=True) == "heldout/kl"
     with pytest.raises(ConfigError, match="heldout/kl, expected"):
         logged_objective("heldout/kl_bucketed", points, sampled=True)
+
+
+def test_an_objective_that_a_run_never_measures() -> None:
+    points = [
+        Point({"train": train}, StudentRun.model_validate({"train": train}))
+        for train in ({}, {"evaluate": "never"})
+    ]
+    (line,) = unmeasured("heldout/kl", points)
+    assert line.startswith(f"{points[1].label}: found train.evaluate never with the objective")
+    assert unmeasured("train/loss", points) == []
+    assert unmeasured("heldout/ece", points[:1]) == []
 
 
 def test_names() -> None:
