@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.corpus.chat.conversation import Conversation
 from pipeline.corpus.chat.formats import Interpreter
-from pipeline.corpus.chat.render import ChatRenderer, Rendered
-from pipeline.corpus.chat.tokenise import Tokens
+from pipeline.corpus.chat.rendering.render import ChatRenderer, Rendered
+from pipeline.corpus.chat.rendering.tokenise import Tokens
 from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.intake import AcceptedRow, Intake, TeacherTokens
 from pipeline.corpus.reading import Progress, open_reading

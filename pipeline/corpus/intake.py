@@ -15,11 +15,11 @@ from typing import Any
 
 from pipeline.corpus.bad_rows import BadRows
 from pipeline.corpus.chat.conversation import Conversation, Document
-from pipeline.corpus.chat.encoder import TextEncoder
 from pipeline.corpus.chat.formats import Interpreter
-from pipeline.corpus.chat.render import ChatRenderer, Rendered
-from pipeline.corpus.chat.template import load_template
-from pipeline.corpus.chat.tokenise import DocumentEnds, Tokens, document_ends, tokenise
+from pipeline.corpus.chat.rendering.encoder import TextEncoder
+from pipeline.corpus.chat.rendering.render import ChatRenderer, Rendered
+from pipeline.corpus.chat.rendering.template import load_template
+from pipeline.corpus.chat.rendering.tokenise import DocumentEnds, Tokens, document_ends, tokenise
 from pipeline.corpus.reading import reading_identity, with_system
 from pipeline.corpus.sample import SplitName
 from pipeline.corpus.settings import CorpusSettings

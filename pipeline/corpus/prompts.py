@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.corpus.chat.conversation import Conversation
 from pipeline.corpus.chat.formats import Interpreter
-from pipeline.corpus.chat.render import ChatRenderer, Rendered
+from pipeline.corpus.chat.rendering.render import ChatRenderer, Rendered
 from pipeline.corpus.intake import Intake, TeacherTokens
 from pipeline.corpus.reading import Progress, open_reading
 from pipeline.corpus.sample import CorpusCounts, SplitName

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.corpus.chat.conversation import Conversation, put_system
 from pipeline.corpus.chat.formats import Interpreter, RowFormat, row_format
+from pipeline.corpus.chat.rendering.template import TEMPLATE_DATE, ChatTemplate
 from pipeline.corpus.chat.soundness import Soundness
-from pipeline.corpus.chat.template import TEMPLATE_DATE, ChatTemplate
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.registry import open_source
 from pipeline.corpus.sources.rows import Row, RowSource

@@ -22,9 +22,10 @@ class CorpusSettings(Settings):
     dataset_name: str = option(
         "embedded",
         "what to read: 'embedded' (documentation that ships with Python, nothing is downloaded), "
-        "a dataset of the Hugging Face hub, a file or folder of .parquet, .jsonl, .json, .csv or "
-        ".txt (one document per file), a folder of datasets.save_to_disk, or a URL of any of "
-        "these such as s3://bucket/chats",
+        "a dataset of the Hugging Face hub, a file or folder of .parquet, .jsonl, .ndjson, .json, "
+        ".csv, .tsv or .txt (one document per file; all but .parquet also as .gz, .bz2, .xz or "
+        ".zst), a folder of datasets.save_to_disk, or a URL of any of these such as "
+        "s3://bucket/chats",
         flag="dataset_name",
         min_length=1,
     )

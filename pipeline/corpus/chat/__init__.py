@@ -1,1 +1,1 @@
-"""Rows to conversations, conversations to text, text to token ids and a loss mask."""
+"""Rows to conversations: formats, messages, their calls and flags; `rendering` goes on."""

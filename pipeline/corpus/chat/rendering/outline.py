@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.corpus.chat.conversation import Message
-from pipeline.corpus.chat.marks import Slot
+from pipeline.corpus.chat.rendering.marks import Slot
 
 __all__ = ["Found", "Outline", "Place", "outline_of"]
 

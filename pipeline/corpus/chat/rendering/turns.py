@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.corpus.chat.conversation import Message
-from pipeline.corpus.chat.marks import Slot
-from pipeline.corpus.chat.template import ChatTemplate
+from pipeline.corpus.chat.rendering.marks import Slot
+from pipeline.corpus.chat.rendering.template import ChatTemplate
 
 __all__ = ["MarkedChat", "Turn", "common_length"]
 

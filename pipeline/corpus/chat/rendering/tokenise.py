@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.chat.encoder import Encoded, TextEncoder
-from pipeline.corpus.chat.render import Rendered
+from pipeline.corpus.chat.rendering.encoder import Encoded, TextEncoder
+from pipeline.corpus.chat.rendering.render import Rendered
 
 __all__ = ["DocumentEnds", "Tokens", "document_ends", "tokenise"]
 

@@ -1,0 +1,1 @@
+"""Conversations to text, text to token ids and a loss mask."""
