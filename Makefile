@@ -144,7 +144,7 @@ test: setup-dev ## Run all tests except the slow ones (under 10 minutes on 2 cor
 
 .PHONY: test-all
 test-all: setup-dev ## Run the slow tests: real engines, killed processes, two processes, the browser
-	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "slow or browser" --durations 15 $(ARGS)
+	@$(STUDENT) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or browser" --durations 15 $(ARGS)
 
 # Beside the environment, not in it: the version that torch pins, 690 MB for one test file.
 TRITON_FOLDER = .triton
