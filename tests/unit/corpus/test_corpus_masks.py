@@ -172,6 +172,20 @@ def test_template_comes_from_text_or_file(
         build(path, chat_template="{% for %}")
 
 
+def test_one_of_several_templates_is_named(
+    build: Build, write_jsonl: Build, make_tokenizer: Build, labels: Build
+) -> None:
+    path = write_jsonl([{"messages": TURNS}])
+    using = make_tokenizer(template={"rag": MARKED, "tool_use": LAST_DIFFERS})
+    with pytest.raises(CorpusError, match=r"several chat templates.*rag, tool_use"):
+        build(path, using=using)
+    (sample,) = build(path, using=using, chat_template="rag").samples
+    assert labels(sample) == SUPERVISED
+    using = make_tokenizer(template={"default": MARKED, "tool_use": "{% for %}"})
+    (sample,) = build(path, using=using).samples
+    assert labels(sample) == SUPERVISED
+
+
 def test_chat_without_template_is_refused(
     build: Build, write_jsonl: Build, make_tokenizer: Build
 ) -> None:

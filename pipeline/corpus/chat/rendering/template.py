@@ -193,14 +193,20 @@ def load_template(
 
     Args:
         tokenizer: renders it.
-        given: `corpus.chat_template`.
+        given: `corpus.chat_template`; where the tokenizer has several templates, also one's name.
         options: `corpus.template_options`.
 
     Raises:
         CorpusError: there is none, the file cannot be read, or it has no variable of an option's
             name.
     """
-    text = _given_text(given) if given is not None else _own_text(tokenizer)
+    text = _own_text(tokenizer, given) or (_given_text(given) if given is not None else "")
+    if not text:
+        raise CorpusError(
+            "the corpus holds chats, but the tokenizer has no chat template",
+            expected="a template that turns roles into text",
+            do="give --chat_template, or use plain text",
+        )
     special = tuple(sorted(str(token) for token in tokenizer.get_added_vocab()))
     if options:
         _check_options(text, options)
@@ -247,17 +253,23 @@ def _given_text(given: str) -> str:
         ) from None
 
 
-def _own_text(tokenizer: Any) -> str:
+def _own_text(tokenizer: Any, name: str | None) -> str | None:
+    """Return the tokenizer's template; of several the one of a name, else `default`.
+
+    Raises:
+        CorpusError: there are several without a `default`, and none is named.
+    """
     own = tokenizer.chat_template
-    if isinstance(own, dict):
-        own = own.get("default")
-    if not own:
+    if not isinstance(own, dict):
+        return None if name is not None or not own else str(own)
+    if name is None and "default" not in own and own:
         raise CorpusError(
-            "the corpus holds chats, but the tokenizer has no chat template",
-            expected="a template that turns roles into text",
-            do="give --chat_template, or use plain text",
+            "the tokenizer has several chat templates and no default",
+            expected=f"one of {', '.join(sorted(own))}",
+            do="name it in --chat_template",
         )
-    return str(own)
+    found = own.get(name or "default")
+    return None if found is None else str(found)
 
 
 def _fixed_date(pattern: str) -> str:
