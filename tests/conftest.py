@@ -21,7 +21,6 @@ import pytest
 from tests.stage_runner import Result, Running, run_stage, start_stage
 from tests.tiny import make_teacher, make_tokenizer, write_corpus
 
-
 # The slow files by their length. Two processes share the files of `make test-all`; were a long one
 # last, the other process would wait for it: a quarter of the whole time.
 _LONGEST_FIRST = (

@@ -65,8 +65,8 @@ class CorpusSettings(Settings):
     )
     chat_template: str | None = option(
         None,
-        "Jinja chat template: a .jinja file, the text itself, or the name of one of the tokenizer's "
-        "(tool_use); none uses the tokenizer's default",
+        "Jinja chat template: a .jinja file, the text itself, or the name of one of the "
+        "tokenizer's (tool_use); none uses the tokenizer's default",
         flag="chat_template",
     )
     template_options: dict[str, Any] = option(
