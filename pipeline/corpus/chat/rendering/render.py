@@ -177,6 +177,9 @@ class ChatRenderer:
             for number, turn in chat.turns().items():
                 spans = tuple((outline.place(a), outline.place(b)) for a, b in turn.spans)
                 end = outline.place(turn.content_end)
+                other = chat.intruder(number, turn)
+                if other is not None and not self.everything:
+                    lost = lost or _broken(number, other)
                 turns[number] = _Turn(spans, turn.ended, end, turn.rest)
         return _Shape(outline, turns, lost)
 
@@ -241,6 +244,16 @@ def _lost(what: str, more: str) -> BadRow:
         "content lost by the chat template",
         f"{what} does not appear in what the chat template renders",
         do=_GIVE + more,
+    )
+
+
+def _broken(number: int, other: int) -> BadRow:
+    return BadRow(
+        "an answer around another message",
+        f"message {number + 1} (assistant): the chat template renders it around the text of "
+        f"message {other + 1}, which would be supervised with it",
+        expected="each message in one piece",
+        do=_GIVE,
     )
 
 
