@@ -63,6 +63,10 @@ class TextEncoder:
         self._state = json.loads(tokenizer.backend_tokenizer.to_str())
         self._state.update(post_processor=None, truncation=None, padding=None)
         self._encoder = _loaded(self._state)
+        added = self._state["added_tokens"]
+        self._added = frozenset(token["id"] for token in added)
+        self.taking_space = frozenset(token["id"] for token in added if token["rstrip"])
+        """Added tokens that take the white space behind them."""
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode whole texts, in order."""
@@ -74,11 +78,23 @@ class TextEncoder:
         return [np.asarray(item.ids, np.int32) for item in found]
 
     def encode_parts(self, text: str, cuts: Sequence[int]) -> Encoded:
-        """Encode a text so that no token crosses one of `cuts` (characters, ascending)."""
-        begins = [0, *cuts]
-        parts = [text[a:b] for a, b in itertools.pairwise((*begins, len(text)))]
-        first = _encode(self._encoder, parts[:1])
-        return Encoded([*first, *_encode(self._continuing, parts[1:])], begins)
+        """Encode a text so that no token crosses one of `cuts` (characters, ascending).
+
+        What follows a cut continues a text, up to the next added token; all else is encoded as it
+        is in the whole text.
+        """
+        begins, encodings = [0], _encode(self._encoder, [text[: cuts[0]]])
+        for begin, end in itertools.pairwise((*cuts, len(text))):
+            part = text[begin:end]
+            (whole,) = _encode(self._encoder, [part])
+            place = next((n for n, token in enumerate(whole.ids) if token in self._added), None)
+            at = len(part) if place is None else whole.offsets[place][0]
+            begins.append(begin)
+            encodings += _encode(self._continuing, [part[:at]])
+            if at < len(part):
+                begins.append(begin + at)
+                encodings += _encode(self._encoder, [part[at:]])
+        return Encoded(encodings, begins)
 
     @cached_property
     def _continuing(self) -> Any:
