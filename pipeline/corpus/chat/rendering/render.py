@@ -107,7 +107,7 @@ class ChatRenderer:
         An unfinished answer is the end of the prompt: the next token continues it.
 
         Raises:
-            BadRow: the template rejects it or loses some of it.
+            BadRow: the template rejects it, or loses or alters some of it.
             CorpusError: the template has a mistake.
         """
         problem: BadRow | None = None
@@ -123,9 +123,11 @@ class ChatRenderer:
             if shape.lost is not None:
                 problem = problem or _at(place, shape.lost)
                 continue
-            if prompt:
-                return Rendered(text, [])
+            if prompt and self.everything:
+                return Rendered(text + self.template.missing_header, [])
             found = shape.outline.find(text, messages)
+            if found is not None and prompt:
+                return Rendered(text + self.template.missing_header, [])
             if found is not None:
                 end = found.at(shape.turns[len(messages) - 1].content_end)
                 return Rendered(text[:end], [])
