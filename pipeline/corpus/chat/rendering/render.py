@@ -20,6 +20,8 @@ __all__ = ["ChatRenderer", "Rendered"]
 
 _OUTLINES = 4096
 """Shapes remembered; chats with tools of their own each have another."""
+_REMEMBERED = 1 << 24
+"""Characters of the template's own text, tools included, in all of them together."""
 _GIVE = "give a template that renders it (--chat_template), or take it out of the data"
 
 
@@ -65,6 +67,7 @@ class ChatRenderer:
     everything: bool = False
     """Whether all characters are supervised, whatever the role."""
     _shapes: OrderedDict[Hashable, _Shape] = field(default_factory=OrderedDict)
+    _remembered: int = 0
 
     def render(self, conversation: Conversation, place: str) -> Rendered:
         """Render without a generation prompt and find the supervised turns.
@@ -141,8 +144,10 @@ class ChatRenderer:
         shape = self._shapes.get(key)
         if shape is None:
             shape = self._shapes[key] = self._new_shape(messages, tools, prompt=prompt)
-            if len(self._shapes) > _OUTLINES:
-                self._shapes.popitem(last=False)
+            self._remembered += shape.outline.characters
+            while len(self._shapes) > _OUTLINES or self._remembered > _REMEMBERED:
+                _, oldest = self._shapes.popitem(last=False)
+                self._remembered -= oldest.outline.characters
         return shape
 
     def _reasoning_key(self, messages: Iterable[Message]) -> str:
