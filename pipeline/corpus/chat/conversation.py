@@ -183,7 +183,7 @@ def _require_one_meaning(given: Mapping[str, Any], message: Message, place: str)
 
 
 def _require_no_other_text(given: Mapping[str, Any], place: str, content_key: str) -> None:
-    for key in ("content", "value", "text", "message"):
+    for key in ("content", "value", "text", "message", "refusal"):
         if given.get(key):
             raise BadRow(
                 "no text",

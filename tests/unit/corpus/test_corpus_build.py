@@ -282,3 +282,16 @@ def test_settings_of_chats_without_effect_are_named(
     assert "system_prompt has no effect: each chat has a system message" in caplog.text
     assert "max_quarantined_fraction has no effect with on_bad_row refuse" in caplog.text
     assert "supervise_empty has no effect with loss_on all" in caplog.text
+
+
+def test_documents_that_get_no_end_are_named(
+    build: Build, write_jsonl: Build, make_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_jsonl([{"text": "what does it do"}])
+    using = make_tokenizer()
+    build(path, using=using)
+    using.eos_token = None
+    build(path, using=using, add_eos=False)
+    assert "add_eos" not in caplog.text
+    build(path, using=using)
+    assert "add_eos has no effect: the tokenizer has no EOS" in caplog.text
