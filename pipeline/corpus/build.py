@@ -184,10 +184,11 @@ class _Work(Intake):
         if counts.dropped_no_labels or counts.dropped_overlong:
             _log.warning("samples left out: %s", self._losses(counts))
         wanted = self.settings.heldout_samples
-        if wanted is not None and self.rule.taken < wanted:
+        held = self.small.heldout + len(self.small.moved())
+        if wanted is not None and held < wanted:
             _log.warning(
                 "only %d of at most %d rows are held out: heldout_fraction %g picked no more",
-                self.rule.taken, wanted, self.settings.heldout_fraction,
+                held, wanted, self.settings.heldout_fraction,
             )  # fmt: skip
         elif not counts.heldout:
             _log.warning("no sample is held out: nothing to evaluate on")

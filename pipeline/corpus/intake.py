@@ -70,6 +70,9 @@ class Intake(ABC):
     renderer: ChatRenderer | None = None
     """Made when the first chat comes."""
     content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+    documents: int = 0
+    given_system: int = 0
+    """Chats that had no system message and got the one of the settings."""
     turns: int = 0
     """Supervised turns so far."""
     unended: int = 0
@@ -160,6 +163,15 @@ class Intake(ABC):
                 "them a student does not learn to stop; check --chat_template",
                 "all" if self.unended == self.turns else self.unended, self.turns, ends or "none",
             )  # fmt: skip
+        if self.settings.system_prompt is not None and not self.given_system:
+            _log.warning(
+                "%s: --corpus.system_prompt has no effect: each chat has a system message", name
+            )
+        if self.documents and self.add_eos and self.ends.eos is None:
+            _log.warning(
+                "%s: --corpus.add_eos has no effect: the tokenizer has no EOS, so from documents a "
+                "student does not learn to stop", name,
+            )  # fmt: skip
         moved = self.small.moved()
         if moved:
             _log.warning(
@@ -190,6 +202,7 @@ class Intake(ABC):
         if isinstance(item, Document):
             self._digest(row, item.text)
             if item.text.strip():
+                self.documents += 1
                 return item.text
             self.count("dropped_no_labels")
             return None
@@ -199,6 +212,7 @@ class Intake(ABC):
             self.count("dropped_no_labels")
             return None
         asked = with_system(conversation, self.settings.system_prompt)
+        self.given_system += asked is not conversation
         return self.rendered(self._renderer(), asked, row)
 
     def _renderer(self) -> ChatRenderer:

@@ -131,6 +131,15 @@ def _check_settings(settings: CorpusSettings, format_name: str) -> None:
     Raises:
         CorpusError: as said.
     """
+    if settings.on_bad_row == "refuse" and _is_chosen(settings, "max_quarantined_fraction"):
+        _log.warning(
+            "%s: --corpus.max_quarantined_fraction has no effect with on_bad_row refuse",
+            settings.dataset_name,
+        )
+    if settings.loss_on == "all" and settings.supervise_empty and format_name != "text":
+        _log.warning(
+            "%s: --corpus.supervise_empty has no effect with loss_on all", settings.dataset_name
+        )
     if format_name == "text":
         for name in ("system_prompt", "chat_template", "template_options"):
             if getattr(settings, name):
@@ -144,12 +153,16 @@ def _check_settings(settings: CorpusSettings, format_name: str) -> None:
     else:
         idle = ("add_bos", "add_eos")
     for name in idle:
-        value = getattr(settings, name)
-        if value != CorpusSettings.model_fields[name].default:
+        if _is_chosen(settings, name):
+            value = getattr(settings, name)
             kind = "plain text" if format_name == "text" else "chats"
             _log.warning(
                 "%s: --corpus.%s %s has no effect on %s", settings.dataset_name, name, value, kind
             )
+
+
+def _is_chosen(settings: CorpusSettings, name: str) -> bool:
+    return bool(getattr(settings, name) != CorpusSettings.model_fields[name].default)
 
 
 def reading_identity(

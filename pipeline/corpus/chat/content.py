@@ -96,7 +96,7 @@ def _read_parts(parts: list[Any] | tuple[Any, ...], place: str) -> tuple[str, st
 def _part_text(part: object, place: str) -> str:
     if isinstance(part, str):
         return part
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    kind = part.get("type") if isinstance(part, Mapping) else described(part)
     text = part.get("text") if isinstance(part, Mapping) else None
     if kind not in _TEXT_TYPES or not isinstance(text, str):
         raise BadRow("no text", f"{place}: a content part of type {kind!r}", expected=_ONLY_TEXT)

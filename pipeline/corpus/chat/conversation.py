@@ -10,7 +10,7 @@ from pipeline.corpus.chat.content import read_content, refuse_media, take_reason
 from pipeline.corpus.chat.tool_calls import listed, take_tool_calls
 from pipeline.corpus.chat.turn_flags import take_prefix, take_supervision
 from pipeline.corpus.sources.rows import BadRow
-from pipeline.corpus.sources.unfit import described, kind_of_fault
+from pipeline.corpus.sources.unfit import Unfit, described, kind_of_fault
 
 __all__ = ["Conversation", "Document", "Message", "put_system", "read_messages"]
 
@@ -126,6 +126,8 @@ class _Turn:
 
 
 def _read(item: object, place: str, role_key: str, content_key: str, context: bool) -> _Turn:
+    if isinstance(item, Unfit):
+        raise BadRow(item.kind, f"{place}: is {item.what}", expected="a message")
     if not isinstance(item, Mapping) or item.get(role_key) is None:
         found = f"the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else repr(item)
         raise BadRow(
@@ -181,7 +183,7 @@ def _require_one_meaning(given: Mapping[str, Any], message: Message, place: str)
 
 
 def _require_no_other_text(given: Mapping[str, Any], place: str, content_key: str) -> None:
-    for key in ("content", "value", "text", "message"):
+    for key in ("content", "value", "text", "message", "refusal"):
         if given.get(key):
             raise BadRow(
                 "no text",

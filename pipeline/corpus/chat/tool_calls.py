@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.corpus.sources.rows import BadRow
-from pipeline.corpus.sources.unfit import described
+from pipeline.corpus.sources.unfit import JSON, described, kind_of_fault
 
 __all__ = ["listed", "read_tools", "take_tool_calls"]
 
@@ -26,7 +26,7 @@ def listed(value: object, place: str, what: str) -> object:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else None
+            value = JSON.decode(value) if value.strip() else None
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise BadRow(
@@ -53,7 +53,7 @@ def read_tools(value: object, place: str) -> list[Any] | None:
     items = listed(value, place, "the column 'tools'")
     if not isinstance(items, (list, tuple)):
         raise BadRow(
-            "no list of tools",
+            kind_of_fault(items, "no list of tools"),
             f"{place}: the column 'tools' holds {described(items)}",
             expected="a JSON list",
         )
@@ -86,14 +86,16 @@ def take_tool_calls(message: dict[str, Any], place: str) -> list[dict[str, Any]]
 def _object(item: object, place: str, what: str) -> dict[str, Any]:
     if isinstance(item, str):
         try:
-            item = json.loads(item)
+            item = JSON.decode(item)
         except (ValueError, RecursionError):
             raise BadRow(
                 "not JSON", f"{place}: {what} is text that is not JSON", expected="an object"
             ) from None
     if not isinstance(item, Mapping):
         raise BadRow(
-            "no object", f"{place}: {what} is {described(item)}", expected="an object of JSON"
+            kind_of_fault(item, "no object"),
+            f"{place}: {what} is {described(item)}",
+            expected="an object of JSON",
         )
     return dict(item)
 
@@ -124,7 +126,7 @@ def _arguments(value: object, place: str) -> dict[str, Any]:
         return {}
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = JSON.decode(value)
         except (ValueError, RecursionError) as error:
             raise BadRow(
                 _NOT_JSON, f"{place}: the arguments are text that is not JSON ({error})",
@@ -132,7 +134,7 @@ def _arguments(value: object, place: str) -> dict[str, Any]:
             ) from None  # fmt: skip
     if not isinstance(value, Mapping):
         raise BadRow(
-            _NOT_JSON, f"{place}: the arguments are {described(value)}",
+            kind_of_fault(value, _NOT_JSON), f"{place}: the arguments are {described(value)}",
             expected="an object of JSON",
         )  # fmt: skip
     return dict(value)

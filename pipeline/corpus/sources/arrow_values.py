@@ -7,12 +7,11 @@ they were written.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pipeline.corpus.sources.unfit import Unfit
+from pipeline.corpus.sources.unfit import JSON, Unfit
 from pipeline.errors import CorpusError
 
 __all__ = ["arrow_rows"]
@@ -140,6 +139,6 @@ def _parse(value: Any) -> Any:
     if not isinstance(value, (str, bytes)):
         return value
     try:
-        return json.loads(value)
+        return JSON.decode(value if isinstance(value, str) else value.decode())
     except (ValueError, RecursionError) as error:
         return Unfit(f"a JSON column whose text is not JSON ({error})", "not JSON")

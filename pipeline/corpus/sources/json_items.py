@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from pipeline.corpus.sources.unfit import JSON
+
 __all__ = ["NotAnArray", "json_items"]
 
 _CHUNK = 1 << 20
@@ -53,7 +55,7 @@ class _Window:
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
-        self._decode = json.JSONDecoder().raw_decode
+        self._decode = JSON.raw_decode
         self._buffer = ""
         self._lines = 0
         """Line ends in front of the buffer."""

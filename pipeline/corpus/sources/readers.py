@@ -19,6 +19,7 @@ from pipeline.corpus.sources.arrow_values import arrow_rows
 from pipeline.corpus.sources.json_items import NotAnArray, json_items
 from pipeline.corpus.sources.packed import PACKED
 from pipeline.corpus.sources.rows import BadRow
+from pipeline.corpus.sources.unfit import JSON, described, kind_of_fault
 from pipeline.errors import CorpusError
 
 __all__ = ["DATA_SUFFIXES", "READABLE", "Open", "Placed", "data_suffix", "reader_of"]
@@ -85,7 +86,7 @@ def _read_json_lines(open_file: Open, name: str) -> Placed:
 
 def _json_line(line: str, place: str) -> dict[str, Any] | BadRow:
     try:
-        data = json.loads(line)
+        data = JSON.decode(line)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at column {error.colno}"
     except (ValueError, RecursionError) as error:  # a number too long, an object too deep
@@ -116,7 +117,7 @@ def _read_json_value(open_file: Open, name: str) -> Placed:
     with open_file() as stream:
         head = next((line for line in stream if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
         try:
-            data = json.loads(head.decode(_UTF8))
+            data = JSON.decode(head.decode(_UTF8))
             more = any(line.strip() for line in stream)
         except json.JSONDecodeError:
             data, more = _whole_value(open_file, name), False
@@ -133,7 +134,7 @@ def _read_json_value(open_file: Open, name: str) -> Placed:
 def _whole_value(open_file: Open, name: str) -> Any:
     with open_file() as stream:
         try:
-            return json.loads(stream.read().decode(_UTF8))
+            return JSON.decode(stream.read().decode(_UTF8))
         except json.JSONDecodeError as error:
             raise _json_mistake(error, name) from None
 
@@ -218,8 +219,8 @@ def _as_object(data: object, place: str) -> dict[str, Any] | BadRow:
     if isinstance(data, dict):
         return data
     return BadRow(
-        "not an object",
-        f"{place}: holds {type(data).__name__}",
+        kind_of_fault(data, "not an object"),
+        f"{place}: holds {described(data)}",
         expected="a JSON object with named columns",
     )
 

@@ -1,10 +1,13 @@
-"""Values that JSON cannot hold, and how messages call a value."""
+"""Values that JSON cannot hold, JSON with such values, and how messages call a value."""
 
 from __future__ import annotations
 
 import datetime
+import json
+from collections import Counter
+from typing import Any
 
-__all__ = ["Unfit", "described", "kind_of_fault"]
+__all__ = ["JSON", "Unfit", "described", "kind_of_fault"]
 
 _TIMES = (datetime.date, datetime.time, datetime.timedelta)
 
@@ -18,6 +21,10 @@ class Unfit:
         """`what` describes the value, as in `a map with the key 'a' twice`."""
         self.what = what
         self.kind = kind
+
+    def __repr__(self) -> str:
+        """Return what it describes: messages quote the values around it."""
+        return self.what
 
 
 def described(value: object) -> str:
@@ -33,3 +40,15 @@ def described(value: object) -> str:
 def kind_of_fault(value: object, otherwise: str) -> str:
     """Return the kind of `BadRow` that a value of the wrong type makes: the reader's own first."""
     return value.kind if isinstance(value, Unfit) else otherwise
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+    return Unfit(f"an object with the key {key!r} twice")
+
+
+JSON = json.JSONDecoder(object_pairs_hook=_object)
+"""Reads JSON; `Unfit` takes the place of an object that has a key twice, where others lose one."""

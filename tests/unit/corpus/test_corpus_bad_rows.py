@@ -152,3 +152,33 @@ def test_a_text_that_is_json_stays_a_text(tmp_path: Path) -> None:
     text = json.dumps([{"role": "user", "content": "q"}])
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
     assert interpreted(tmp_path / "a.jsonl") == [Document(text)]
+
+
+_CALLS = '{"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": CALL}]}]}'
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ('{"messages": [], "messages": [{"role": "user", "content": "q"}]}', "messages"),
+        ('{"messages": [{"role": "user", "content": "q", "content": "r"}]}', "content"),
+        ('{"messages": [{"role": "user", "content": [{"text": "q", "text": "r"}]}]}', "text"),
+        (_CALLS.replace("CALL", '{"name": "f", "name": "g"}'), "name"),
+        (_CALLS.replace("CALL", r'{"name": "f", "arguments": "{\"a\": 1, \"a\": 2}"}'), "a"),
+        (_CALLS.replace("CALL", '{"name": "f", "arguments": {"b": {"a": 1, "a": 2}}}'), "a"),
+        ('{"tools": [{"name": "f", "name": "g"}], "messages": []}', "name"),
+        (r'{"tools": "[{\"name\": 1, \"name\": 2}]", "messages": []}', "name"),
+    ],
+)
+def test_an_object_with_a_key_twice_loses_neither_in_silence(
+    row: str, key: str, name: str, tmp_path: Path
+) -> None:
+    good = '{"messages": [{"role": "user", "content": "q"}], "meta": {"x": 1, "x": 2}}'
+    path = tmp_path / name
+    lines = "\n".join([good, row]) if name == "a.jsonl" else f"[{good},\n{row}]"
+    path.write_text(lines, encoding="utf-8")
+    first, second = interpreted(path)
+    assert isinstance(first, Conversation)
+    assert isinstance(second, BadRow)
+    assert f"an object with the key '{key}' twice" in str(second)

@@ -254,3 +254,44 @@ def test_import_needs_no_heavy_package() -> None:
         "'fsspec', 'jinja2', 'tokenizers', 'pandas'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_log_says_how_many_rows_of_a_small_corpus_are_held_out(
+    build: Build, write_jsonl: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = build(write_jsonl(ROWS[:12]), heldout_fraction=1e-9, heldout_samples=1)
+    assert corpus.counts.heldout == 1
+    assert "at most" not in caplog.text
+    build(write_jsonl(ROWS[:12]), heldout_fraction=1e-9, heldout_samples=9)
+    assert "only 3 of at most 9 rows are held out" in caplog.text
+
+
+def test_settings_of_chats_without_effect_are_named(
+    build: Build, write_jsonl: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    chat = {"messages": turns}
+    led = {"messages": [{"role": "system", "content": "Own."}, *turns]}
+    build(write_jsonl([chat, led]), system_prompt="Given.", max_quarantined_fraction=0.5)
+    build(write_jsonl([chat]), loss_on="all", on_bad_row="refuse")
+    assert "no effect" not in caplog.text
+    build(
+        write_jsonl([led]), system_prompt="Given.", max_quarantined_fraction=0.5,
+        loss_on="all", on_bad_row="refuse", supervise_empty=True,
+    )  # fmt: skip
+    assert "system_prompt has no effect: each chat has a system message" in caplog.text
+    assert "max_quarantined_fraction has no effect with on_bad_row refuse" in caplog.text
+    assert "supervise_empty has no effect with loss_on all" in caplog.text
+
+
+def test_documents_that_get_no_end_are_named(
+    build: Build, write_jsonl: Build, make_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_jsonl([{"text": "what does it do"}])
+    using = make_tokenizer()
+    build(path, using=using)
+    using.eos_token = None
+    build(path, using=using, add_eos=False)
+    assert "add_eos" not in caplog.text
+    build(path, using=using)
+    assert "add_eos has no effect: the tokenizer has no EOS" in caplog.text

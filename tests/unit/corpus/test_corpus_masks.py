@@ -42,6 +42,100 @@ ALTERNATING = (
     "{{ '[' + m.role + ']' + m.content + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
 )
+# In the manner of templates that people use; `A` is the assistant's header, as prompt and in chats.
+_CALLS = "{% for c in m.tool_calls or [] %}{{ '<call>' + c.function.name + '</call>' }}{% endfor %}"
+_PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+_OTHERS = "{% if m.role != 'assistant' %}{{ m.role + ':' + m.content + '<|im_end|>\n' }}{% else %}"
+MARKED_CALLS = (
+    "{% for m in messages %}" + _OTHERS + "{{ '<|im_start|>assistant\n' }}{% generation %}"
+    "{{ m.content }}" + _CALLS + "{{ '<|im_end|>\n' }}{% endgeneration %}{% endif %}{% endfor %}"
+)
+MARKED_APART = (
+    "{% for m in messages %}" + _OTHERS + "{{ '<|im_start|>assistant\n' }}{% if m.tool_calls %}"
+    "{% generation %}" + _CALLS + "{% endgeneration %}{% endif %}{% generation %}"
+    "{{ m.content + '<|im_end|>' }}{% endgeneration %}{% endif %}{% endfor %}"
+)
+THOUGHT_OPENED = (
+    "{% for m in messages %}" + _OTHERS + "{{ '<|im_start|>assistant\n<think></think>' }}"
+    "{{ m.content }}"
+    + _CALLS
+    + "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    + _PROMPT.replace("assistant\n", "assistant\n<think>\n")
+)
+THOUGHT_ON_A_LINE = (
+    "{% for m in messages %}" + _OTHERS + "{{ '<|im_start|>assistant\n<think></think>\n' }}"
+    "{{ m.content }}"
+    + _CALLS
+    + "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    + _PROMPT.replace("assistant\n", "assistant")
+)
+THOUGHT_LEFT_OUT = (
+    "{% for m in messages %}"
+    + _OTHERS
+    + "{{ '<|im_start|>assistant\n' + m.content }}"
+    + _CALLS.replace("<call>", "<tool_call>")
+    + "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    + _PROMPT.replace("assistant\n", "assistant\n<think>\n")
+)
+INDENTED = (
+    "{% for m in messages %}"
+    + _OTHERS
+    + "{{ '    A:\n' + m.content }}"
+    + _CALLS
+    + "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:\n{% endif %}"
+)
+CLOSED_BY_THE_NEXT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+    + _CALLS
+    + "{% if add_generation_prompt or not loop.last %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1].role != 'assistant' %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+RESULTS_INSIDE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    + _CALLS
+    + "{% for r in messages if m.tool_calls and r.role == 'tool' %}{{ r.content }}{% endfor %}"
+    "{{ m.content + '<|im_end|>\n' }}{% elif m.role != 'tool' %}{{ m.role + ':' + m.content }}"
+    "{% endif %}{% endfor %}" + _PROMPT
+)
+_CALL = {"type": "function", "function": {"name": "look", "arguments": {}}}
+CALLED = [
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": "result"},
+    {"role": "assistant", "content": "Said."},
+    {"role": "assistant", "content": "\nMore."},
+    {"role": "user", "content": "ok"},
+    {"role": "assistant", "content": "Then.", "tool_calls": [_CALL]},
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "call", "last"),
+    [
+        (MARKED_CALLS, "<call>", "Then.<call>look</call><|im_end|>"),
+        (MARKED_APART, "<call>", "<call>look</call>Then.<|im_end|>"),
+        (THOUGHT_OPENED, "<call>", "Then.<call>look</call><|im_end|>"),
+        (THOUGHT_ON_A_LINE, "<call>", "Then.<call>look</call><|im_end|>"),
+        (THOUGHT_LEFT_OUT, "<tool_call>", "Then.<tool_call>look</call><|im_end|>"),
+        (INDENTED, "<call>", "Then.<call>look</call><|im_end|>"),
+        (CLOSED_BY_THE_NEXT, "<call>", "Then.<call>look</call>"),
+    ],
+)
+def test_all_that_an_answer_is_made_of_counts_and_no_more(
+    template: str, call: str, last: str, build: Build, write_jsonl: Build, labels: Build
+) -> None:
+    path = write_jsonl([{"messages": CALLED}])
+    (sample,) = build(path, chat_template=template).samples
+    first = f"{call}look</call><|im_end|>"
+    assert labels(sample) == first + "Said.<|im_end|>\nMore.<|im_end|>" + last
+
+
+def test_an_answer_around_a_result_is_refused(build: Build, write_jsonl: Build) -> None:
+    path = write_jsonl([{"messages": CALLED[:3]}, {"messages": CALLED}])
+    with pytest.raises(CorpusError, match=r"line 2: message 7 .* around the text of message 3"):
+        build(path, chat_template=RESULTS_INSIDE, on_bad_row="refuse")
+    assert build(path, chat_template=RESULTS_INSIDE, on_bad_row="refuse", loss_on="all").samples
 
 
 def test_multi_turn_counts_each_answer_with_its_end_token(

@@ -174,3 +174,34 @@ def test_ids_and_seeds_never_change() -> None:
     seeds = {response_seed(s, response_id(name, n)) for s in range(50) for n in range(50)}
     assert len(seeds) == 2500
     assert all(0 <= seed < 1 << 63 for seed in seeds)
+
+
+_LINES = "{% for m in messages %}<|im_start|>{{ m.role + '\n' + CONTENT }}<|im_end|>\n{% endfor %}"
+_ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def test_a_template_without_a_generation_prompt_still_opens_the_answer(
+    prompts: Build, write_jsonl: Build, tokenizer: Any
+) -> None:
+    path = write_jsonl([_chat(U, A), _chat(U, A, U)])
+    template = _LINES.replace("CONTENT", "m.content")
+    texts = [tokenizer.decode(p.input_ids) for p in prompts(path, chat_template=template).prompts]
+    assert texts == [HI + ASK, HI + YES + HI + ASK]
+    # Nothing but white space stands before an answer: there is no header to add.
+    template = "{% for m in messages %}{{ m.role[0] + ': ' + m.content + '<|im_end|>' }}"
+    template = template.replace("m.role[0] + ':", "(m.role[0] if m.role == 'user' else '') + '")
+    template += "{% endfor %}"
+    texts = [tokenizer.decode(p.input_ids) for p in prompts(path, chat_template=template).prompts]
+    assert texts[0] == "u Hi?<|im_end|>"
+
+
+def test_a_prompt_of_which_the_template_leaves_text_out_is_refused(
+    prompts: Build, write_jsonl: Build, tokenizer: Any
+) -> None:
+    template = _LINES.replace("CONTENT", "m.content.split('</think>')[-1]") + _ASKS
+    thought = ("assistant", "<think>Hm.</think>Yes.")
+    path = write_jsonl([_chat(U, thought, U, A), _chat(("user", "a</think>b"), A), _chat(U, A)])
+    with pytest.raises(CorpusError, match=r"(?s)line 1: message 2 .*reasoning.*line 2: the mess"):
+        prompts(path, chat_template=template, on_bad_row="refuse")
+    found = prompts(path, chat_template=template, reasoning="template").prompts
+    assert [tokenizer.decode(p.input_ids) for p in found] == [HI + YES + HI + ASK, HI + ASK]

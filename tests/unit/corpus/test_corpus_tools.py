@@ -115,6 +115,7 @@ def test_no_calls_are_no_key(key: str, nothing: Any, message: Callable[..., Any]
             "follows",
         ),
         ({"content": None, "value": "text"}, "no text", "no 'content', but 'value'"),
+        ({"content": None, "refusal": "No."}, "no text", "no 'content', but 'refusal'"),
     ],
 )
 def test_what_is_no_message_is_named(

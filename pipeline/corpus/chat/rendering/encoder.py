@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from pipeline.errors import CorpusError
 
 __all__ = ["Encoded", "TextEncoder"]
+
+_AT_ONCE = 1 << 20
+"""Characters encoded in one call: the library takes about 120 bytes for each."""
 
 
 class Encoded:
@@ -63,27 +66,60 @@ class TextEncoder:
         self._state = json.loads(tokenizer.backend_tokenizer.to_str())
         self._state.update(post_processor=None, truncation=None, padding=None)
         self._encoder = _loaded(self._state)
+        added = self._state["added_tokens"]
+        self._added = frozenset(token["id"] for token in added)
+        self.taking_space = frozenset(token["id"] for token in added if token["rstrip"])
+        """Added tokens that take the white space behind them."""
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Encode whole texts, in order."""
-        return [Encoded([item]) for item in _encode(self._encoder, texts)]
+    def encode(self, texts: Sequence[str]) -> Iterator[Encoded]:
+        """Encode whole texts, in order; what the library returns for them is in memory by parts."""
+        for group in _groups(texts):
+            yield from (Encoded([item]) for item in _encode(self._encoder, group))
 
     def encode_ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Encode whole texts whose characters are of no interest; a fifth faster."""
-        found = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(item.ids, np.int32) for item in found]
+        found = (
+            self._encoder.encode_batch_fast(group, add_special_tokens=False)
+            for group in _groups(texts)
+        )
+        return [np.asarray(item.ids, np.int32) for items in found for item in items]
 
     def encode_parts(self, text: str, cuts: Sequence[int]) -> Encoded:
-        """Encode a text so that no token crosses one of `cuts` (characters, ascending)."""
-        begins = [0, *cuts]
-        parts = [text[a:b] for a, b in itertools.pairwise((*begins, len(text)))]
-        first = _encode(self._encoder, parts[:1])
-        return Encoded([*first, *_encode(self._continuing, parts[1:])], begins)
+        """Encode a text so that no token crosses one of `cuts` (characters, ascending).
+
+        What follows a cut continues a text, up to the next added token; all else is encoded as it
+        is in the whole text.
+        """
+        begins, encodings = [0], _encode(self._encoder, [text[: cuts[0]]])
+        for begin, end in itertools.pairwise((*cuts, len(text))):
+            part = text[begin:end]
+            (whole,) = _encode(self._encoder, [part])
+            place = next((n for n, token in enumerate(whole.ids) if token in self._added), None)
+            at = len(part) if place is None else whole.offsets[place][0]
+            begins.append(begin)
+            encodings += _encode(self._continuing, [part[:at]])
+            if at < len(part):
+                begins.append(begin + at)
+                encodings += _encode(self._encoder, [part[at:]])
+        return Encoded(encodings, begins)
 
     @cached_property
     def _continuing(self) -> Any:
         """The encoder for text that follows other text: it puts no space before it."""
         return _loaded(_without_prefix(self._state))
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    length = 0
+    for text in texts:
+        group.append(text)
+        length += len(text)
+        if length >= _AT_ONCE:
+            yield group
+            group, length = [], 0
+    if group:
+        yield group
 
 
 def _loaded(state: dict[str, Any]) -> Any:

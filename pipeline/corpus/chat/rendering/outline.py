@@ -50,6 +50,11 @@ class Outline:
     slots: tuple[Slot, ...]
     """One fewer than `fixed`; a slot that the template renders twice is there twice."""
 
+    @property
+    def characters(self) -> int:
+        """The number of fixed characters."""
+        return sum(map(len, self.fixed))
+
     def place(self, position: int) -> Place:
         """Return the place of a position in the text with marks; none lies inside a mark."""
         begin = 0

@@ -20,6 +20,8 @@ __all__ = ["ChatRenderer", "Rendered"]
 
 _OUTLINES = 4096
 """Shapes remembered; chats with tools of their own each have another."""
+_REMEMBERED = 1 << 24
+"""Characters of the template's own text, tools included, in all of them together."""
 _GIVE = "give a template that renders it (--chat_template), or take it out of the data"
 
 
@@ -65,6 +67,7 @@ class ChatRenderer:
     everything: bool = False
     """Whether all characters are supervised, whatever the role."""
     _shapes: OrderedDict[Hashable, _Shape] = field(default_factory=OrderedDict)
+    _remembered: int = 0
 
     def render(self, conversation: Conversation, place: str) -> Rendered:
         """Render without a generation prompt and find the supervised turns.
@@ -107,7 +110,7 @@ class ChatRenderer:
         An unfinished answer is the end of the prompt: the next token continues it.
 
         Raises:
-            BadRow: the template rejects it or loses some of it.
+            BadRow: the template rejects it, or loses or alters some of it.
             CorpusError: the template has a mistake.
         """
         problem: BadRow | None = None
@@ -123,9 +126,11 @@ class ChatRenderer:
             if shape.lost is not None:
                 problem = problem or _at(place, shape.lost)
                 continue
-            if prompt:
-                return Rendered(text, [])
+            if prompt and self.everything:
+                return Rendered(text + self.template.missing_header, [])
             found = shape.outline.find(text, messages)
+            if found is not None and prompt:
+                return Rendered(text + self.template.missing_header, [])
             if found is not None:
                 end = found.at(shape.turns[len(messages) - 1].content_end)
                 return Rendered(text[:end], [])
@@ -139,8 +144,10 @@ class ChatRenderer:
         shape = self._shapes.get(key)
         if shape is None:
             shape = self._shapes[key] = self._new_shape(messages, tools, prompt=prompt)
-            if len(self._shapes) > _OUTLINES:
-                self._shapes.popitem(last=False)
+            self._remembered += shape.outline.characters
+            while len(self._shapes) > _OUTLINES or self._remembered > _REMEMBERED:
+                _, oldest = self._shapes.popitem(last=False)
+                self._remembered -= oldest.outline.characters
         return shape
 
     def _reasoning_key(self, messages: Iterable[Message]) -> str:
@@ -177,6 +184,9 @@ class ChatRenderer:
             for number, turn in chat.turns().items():
                 spans = tuple((outline.place(a), outline.place(b)) for a, b in turn.spans)
                 end = outline.place(turn.content_end)
+                other = chat.intruder(number, turn)
+                if other is not None and not self.everything:
+                    lost = lost or _broken(number, other)
                 turns[number] = _Turn(spans, turn.ended, end, turn.rest)
         return _Shape(outline, turns, lost)
 
@@ -241,6 +251,16 @@ def _lost(what: str, more: str) -> BadRow:
         "content lost by the chat template",
         f"{what} does not appear in what the chat template renders",
         do=_GIVE + more,
+    )
+
+
+def _broken(number: int, other: int) -> BadRow:
+    return BadRow(
+        "an answer around another message",
+        f"message {number + 1} (assistant): the chat template renders it around the text of "
+        f"message {other + 1}, which would be supervised with it",
+        expected="each message in one piece",
+        do=_GIVE,
     )
 
 

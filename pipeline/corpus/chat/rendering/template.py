@@ -140,6 +140,18 @@ class ChatTemplate:
         return REASONING_KEYS[0]
 
     @cached_property
+    def missing_header(self) -> str:
+        """What stands before an answer where the template knows no generation prompt."""
+        user: Message = {"role": "user", "content": _PROBE}
+        asked = self.render_or_empty([user], None, prompt=True)
+        answered = self._chat(("user", _PROBE), ("assistant", _PROBE))
+        known = asked != self.render_or_empty([user], None)
+        if known or not asked or not answered.startswith(asked):
+            return ""
+        header = answered[len(asked) :].partition(_PROBE)[0]
+        return header if header.strip() else ""
+
+    @cached_property
     def call_forms(self) -> tuple[tuple[bool, bool], ...]:
         """How the template takes tool calls, the best form first: (as text, flat).
 

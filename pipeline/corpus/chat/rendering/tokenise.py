@@ -72,10 +72,17 @@ def _chat(row: Rendered, encoded: Encoded, encoder: TextEncoder) -> Tokens:
     """Mark the tokens inside the spans; a token that crosses a span's end is divided there.
 
     Generation begins with the prompt's own tokens, so a token across the prompt's end (a space of
-    the prompt with the first word of the answer) does not occur there.
+    the prompt with the first word of the answer) does not occur there. A special token that takes
+    the white space behind it, at the end of a turn, is whole: no chat has that white space apart.
     """
     places = {at: encoded.token_at(at) for span in row.spans for at in span}
-    crossed = sorted(at for at, (_, is_crossed) in places.items() if is_crossed)
+    begins = {begin for begin, _ in row.spans}
+    crossed = sorted(
+        at
+        for at, (token, is_crossed) in places.items()
+        if is_crossed
+        and (at in begins or int(encoded.ids_L[token - 1]) not in encoder.taking_space)
+    )
     if crossed:
         encoded = encoder.encode_parts(row.text, crossed)
         places = {at: encoded.token_at(at) for at in places}

@@ -16,16 +16,16 @@ from typing import Any
 
 from pipeline.corpus.chat.conversation import Message
 from pipeline.corpus.chat.rendering.marks import Slot
+from pipeline.corpus.chat.rendering.shared import (
+    common_length,
+    whole_markup,
+    without_prompt,
+    without_thoughts,
+)
 from pipeline.corpus.chat.rendering.template import ChatTemplate
 
-__all__ = ["MarkedChat", "Turn", "common_length"]
+__all__ = ["MarkedChat", "Turn"]
 
-_EMPTY_THOUGHT = re.compile(
-    r"<(?P<tag>[^<>/\s]*think[^<>/\s]*|thought|reasoning|reflection)>\s*</(?P=tag)>\s*"
-    r"|\[THINK\]\s*\[/THINK\]\s*"
-    r"|<\|?START_THINKING\|?>\s*<\|?END_THINKING\|?>\s*",
-    re.IGNORECASE,
-)
 _HEADER_PROBE = "QXPROBEHJWVKQ"
 _QUESTION = "QXPROBEQJWVKQ"
 
@@ -66,23 +66,34 @@ class MarkedChat:
             if self.template.marks_generation
             else None
         )
-        return {
-            number: self._turn(number, generated)
-            for number, message in enumerate(self.messages)
-            if message["role"] == "assistant"
-        }
+        turns: dict[int, Turn] = {}
+        for number, message in enumerate(self.messages):
+            if message["role"] == "assistant":
+                done = max((stop for turn in turns.values() for _, stop in turn.spans), default=0)
+                turns[number] = self._turn(number, generated, done)
+        return turns
 
-    def _turn(self, number: int, generated: list[tuple[int, int]] | None) -> Turn:
+    def _turn(self, number: int, generated: list[tuple[int, int]] | None, done: int) -> Turn:
         own = self._places_of(number)
         start, rest = self._start(number, own)
         stop, ended = self._end(number, start, own)
         content_end = max((end for _, end in own), default=start)
         spans = [(start, stop)]
         if generated is not None:
-            spans, ended = self._generated(generated, spans[0], own)
+            spans, ended = self._generated(generated, spans[0], number, done)
         first = min((begin for begin, _ in own), default=stop)
-        kept = spans if self.empty_thoughts else list(self._without_thoughts(spans, first))
-        return Turn(tuple(kept), ended, content_end, rest)
+        kept = spans if self.empty_thoughts else without_thoughts(self.text, spans, first)
+        begins = bool(kept) and kept[0][0] == start
+        return Turn(tuple(kept), ended, content_end, rest if begins else "")
+
+    def intruder(self, number: int, turn: Turn) -> int | None:
+        """Return another message whose text stands among the supervised text of a turn."""
+        inside = (
+            message
+            for at, _, message in self._places
+            if message != number and any(begin <= at < stop for begin, stop in turn.spans)
+        )
+        return next(inside, None)
 
     @cached_property
     def _places(self) -> list[tuple[int, int, int]]:
@@ -103,15 +114,20 @@ class MarkedChat:
 
         It begins after what the prompt and the chat share. Where they share not all of the prompt
         (the last turn before it is closed otherwise, the prompt opens a thought) or there is no
-        prompt, it begins where it does in a chat of one question and this answer.
+        prompt, as after another answer, it begins where it does in a chat of one question and this
+        answer.
         """
         first = own[0][0] if own else None
         found = self._after_prompt(number, first)
-        if (found is None or found[1]) and first is not None and not self.is_probe:
+        doubtful = found is None or found[1] or self._follows_answer(number)
+        if doubtful and first is not None and not self.is_probe:
             lead = self._lead(number)
             if lead is not None and self.text[:first].endswith(lead[0]):
                 return first - len(lead[0]), lead[1]
         return found or (self._header_end(number, 0, first), "")
+
+    def _follows_answer(self, number: int) -> bool:
+        return number > 0 and self.messages[number - 1]["role"] == "assistant"
 
     def _after_prompt(self, number: int, first: int | None) -> tuple[int, str] | None:
         """Return where the prompt ends in the chat, and its end that is not there; or None."""
@@ -128,7 +144,10 @@ class MarkedChat:
             header = self._header_end(number, floor, first)
             blank = not self.text[floor + length : header].strip()
             return (floor + length if blank else header), ""
-        return self._before_token(floor + length, floor), tail[length:]
+        begin = self._before_token(floor + whole_markup(tail, length), floor)
+        rest = tail[begin - floor :]
+        skipped = without_prompt(self.text[begin:limit], rest)
+        return (begin, rest) if skipped is None else (begin + skipped, "")
 
     def _after_last_mark(self, prompt: str, first: int | None) -> tuple[int, str] | None:
         """Return the end of the last mark before a turn, in the chat, and what the prompt has then.
@@ -229,14 +248,24 @@ class MarkedChat:
         return stop
 
     def _generated(
-        self, generated: list[tuple[int, int]], turn: tuple[int, int], own: list[tuple[int, int]]
+        self, generated: list[tuple[int, int]], turn: tuple[int, int], number: int, done: int
     ) -> tuple[list[tuple[int, int]], bool]:
-        """Return what {% generation %} marks of a turn, with the token that ends it."""
+        """Return what {% generation %} marks of a turn, with the token that ends it.
+
+        A block may hold calls alone, before the content or after it; `done` is where the blocks of
+        earlier turns end.
+        """
+        own = self._places_of(number)
+        others = [place for place in self._places if place[2] != number]
+        floor = max((end for _, end, _ in others if end <= turn[0]), default=0)
         spans = [
             (begin, stop)
             for begin, stop in generated
             if any(begin < end and stop > at for at, end in own)
-            or (not own and turn[0] <= begin and stop <= turn[1])
+            or (
+                max(floor, done) <= begin <= turn[1]
+                and not any(begin < end and stop > at for at, end, _ in others)
+            )
         ]
         if not spans:
             return [], True
@@ -248,28 +277,3 @@ class MarkedChat:
         if turn[1] >= stop and self.text[: turn[1]].endswith(self.ends or ("\0",)):
             return [*spans[:-1], (begin, turn[1])], True
         return spans, False
-
-    def _without_thoughts(
-        self, spans: list[tuple[int, int]], first: int
-    ) -> Iterator[tuple[int, int]]:
-        """Yield the spans without the empty thoughts before a turn's first own text."""
-        for begin, stop in spans:
-            at = begin
-            for match in _EMPTY_THOUGHT.finditer(self.text, begin, max(begin, min(first, stop))):
-                if match.start() > at:
-                    yield at, match.start()
-                at = match.end()
-            if at < stop:
-                yield at, stop
-
-
-def common_length(one: str, other: str) -> int:
-    """Return the number of characters that two texts share at their beginning."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one.startswith(other[low:middle], low):
-            low = middle
-        else:
-            high = middle - 1
-    return low
