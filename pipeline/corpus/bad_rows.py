@@ -76,6 +76,13 @@ class BadRows:
             lines.append(f"\n  {count} {kind}: " + "\n    ".join(named))
         return "".join(lines)
 
+    def besides(self) -> str:
+        """Return what to add to another error of the corpus: the bad rows may be why."""
+        if not self.count:
+            return ""
+        rows = "row is" if self.count == 1 else "rows are"
+        return f" ({self.count} {rows} quarantined:{self.listed()}\n)"
+
     def _refusal(self, *, so_far: bool) -> CorpusError:
         named = [bad for rows in self.named.values() for bad in rows]
         more = ", and perhaps more" if so_far else ""

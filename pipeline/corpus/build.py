@@ -120,13 +120,14 @@ class _Work(Intake):
         name = self.settings.dataset_name
         if not counts.samples:
             raise CorpusError(
-                f"{name}: none of its {self.rows} rows gave a sample ({self._losses(counts)})",
+                f"{name}: none of its {self.rows} rows gave a sample ({self._losses(counts)})"
+                + self.bad.besides(),
                 expected="at least one sequence with a supervised token",
                 do="check --corpus.format, --corpus.loss_on and --max_length",
             )
         if not counts.train:
             raise CorpusError(
-                f"{name}: all of its {counts.samples} samples are held out",
+                f"{name}: all of its {counts.samples} samples are held out{self.bad.besides()}",
                 expected="samples to train on",
                 do="read more rows, or lower --corpus.heldout_fraction",
             )

@@ -182,7 +182,8 @@ class Intake(ABC):
         wanted = self.settings.heldout_fraction and self.settings.heldout_samples != 0
         if wanted and self.small.rows and not moved and not self.small.heldout:
             raise CorpusError(
-                f"{name}: no row is held out: there are {self.small.rows} usable rows",
+                f"{name}: no row is held out: there are {self.small.rows} usable rows"
+                + self.bad.besides(),
                 expected="at least 2, one to train on and one to evaluate on",
                 do="give more rows, or --corpus.heldout_fraction 0 to train without evaluation",
             )

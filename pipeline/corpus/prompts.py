@@ -164,7 +164,7 @@ class _Work(Intake):
             held = f"all of its {counts.samples} prompts are held out" if counts.samples else ""
             raise CorpusError(
                 f"{name}: {held or f'none of its {self.rows} rows gave a prompt'}"
-                f" ({self._losses(counts)})",
+                f" ({self._losses(counts)}){self.bad.besides()}",
                 expected="prompts to train on",
                 do="check --corpus.format, --corpus.heldout_fraction, --max_length and "
                 "--generate.max_new_tokens",

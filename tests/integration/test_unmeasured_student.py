@@ -73,6 +73,7 @@ def test_not_evaluated_though_rows_are_held_out(
     assert not list(folder.glob("heldout-*.json"))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_decided_by_what_is_not_measured(
     flags: list[Any], stage: Stage, tmp_path: Path
 ) -> None:
