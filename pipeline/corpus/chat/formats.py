@@ -127,13 +127,21 @@ def row_format(
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return every column with its first value that is not empty."""
+    """Return every column with its first value that can be used, or else the first not empty."""
     columns: dict[str, Any] = {}
     for row in rows:
         for name, value in row.data.items():
-            if columns.get(name) is None or _is_empty(columns[name]):
+            held = columns.get(name)
+            if held is None or _is_empty(held) or (_is_odd(name, held) and not _is_empty(value)):
                 columns[name] = value
     return columns
+
+
+def _is_odd(name: str, value: Any) -> bool:
+    """Whether a value says nothing of its column's format: its row may be the only such one."""
+    if isinstance(value, str) and name not in _CHAT_COLUMNS:
+        return False
+    return not any(_is_chat(value, format) for format in _CHAT_KEYS)
 
 
 def _is_empty(value: Any) -> bool:

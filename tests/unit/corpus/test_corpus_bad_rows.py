@@ -182,3 +182,15 @@ def test_an_object_with_a_key_twice_loses_neither_in_silence(
     assert isinstance(first, Conversation)
     assert isinstance(second, BadRow)
     assert f"an object with the key '{key}' twice" in str(second)
+
+
+@pytest.mark.parametrize(
+    "first", ['["x"]', '"oops"', "[null]", "5", '[{"text": "q"}]', '{"a": 1}', "null"]
+)
+def test_a_bad_first_row_does_not_hide_the_format(first: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [first, '[{"role": "user", "content": "q"}]']
+    path.write_text("\n".join(f'{{"messages": {row}}}' for row in rows), encoding="utf-8")
+    assert isinstance(interpreted(path)[1], Conversation)
+    path.write_text('{"text": 5}\n{"text": "b"}', encoding="utf-8")
+    assert interpreted(path)[1] == Document("b")
