@@ -11,6 +11,7 @@ import bisect
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -51,7 +52,7 @@ class TextEncoder:
     """Encodes text without adding any token; its offsets divide the text."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Copy the tokenizer's backend.
+        """Take the tokenizer's backend.
 
         Raises:
             CorpusError: the tokenizer is not one of the `tokenizers` library.
@@ -63,26 +64,25 @@ class TextEncoder:
                 expected="a fast tokenizer (one with a tokenizer.json)",
                 do="convert it with AutoTokenizer.from_pretrained(..., use_fast=True) and save it",
             )
-        self._state = json.loads(tokenizer.backend_tokenizer.to_str())
-        self._state.update(post_processor=None, truncation=None, padding=None)
-        self._encoder = _loaded(self._state)
-        added = self._state["added_tokens"]
-        self._added = frozenset(token["id"] for token in added)
-        self.taking_space = frozenset(token["id"] for token in added if token["rstrip"])
+        self._encoder = tokenizer.backend_tokenizer
+        added = self._encoder.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        self.taking_space = frozenset(token for token, how in added.items() if how.rstrip)
         """Added tokens that take the white space behind them."""
 
     def encode(self, texts: Sequence[str]) -> Iterator[Encoded]:
         """Encode whole texts, in order; what the library returns for them is in memory by parts."""
         for group in _groups(texts):
-            yield from (Encoded([item]) for item in _encode(self._encoder, group))
+            yield from (Encoded([item]) for item in self._encode(group))
 
     def encode_ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Encode whole texts whose characters are of no interest; a fifth faster."""
-        found = (
-            self._encoder.encode_batch_fast(group, add_special_tokens=False)
-            for group in _groups(texts)
-        )
-        return [np.asarray(item.ids, np.int32) for items in found for item in items]
+        with _bare(self._encoder):
+            return [
+                np.asarray(item.ids, np.int32)
+                for group in _groups(texts)
+                for item in self._encoder.encode_batch_fast(group, add_special_tokens=False)
+            ]
 
     def encode_parts(self, text: str, cuts: Sequence[int]) -> Encoded:
         """Encode a text so that no token crosses one of `cuts` (characters, ascending).
@@ -90,23 +90,31 @@ class TextEncoder:
         What follows a cut continues a text, up to the next added token; all else is encoded as it
         is in the whole text.
         """
-        begins, encodings = [0], _encode(self._encoder, [text[: cuts[0]]])
+        begins, encodings = [0], self._encode([text[: cuts[0]]])
         for begin, end in itertools.pairwise((*cuts, len(text))):
             part = text[begin:end]
-            (whole,) = _encode(self._encoder, [part])
+            (whole,) = self._encode([part])
             place = next((n for n, token in enumerate(whole.ids) if token in self._added), None)
             at = len(part) if place is None else whole.offsets[place][0]
             begins.append(begin)
             encodings += _encode(self._continuing, [part[:at]])
             if at < len(part):
                 begins.append(begin + at)
-                encodings += _encode(self._encoder, [part[at:]])
+                encodings += self._encode([part[at:]])
         return Encoded(encodings, begins)
+
+    def _encode(self, texts: Sequence[str]) -> list[Any]:
+        with _bare(self._encoder):
+            return _encode(self._encoder, texts)
 
     @cached_property
     def _continuing(self) -> Any:
         """The encoder for text that follows other text: it puts no space before it."""
-        return _loaded(_without_prefix(self._state))
+        from tokenizers import Tokenizer
+
+        state = json.loads(self._encoder.to_str())
+        state.update(post_processor=None, truncation=None, padding=None)
+        return Tokenizer.from_str(json.dumps(_without_prefix(state)))
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -122,10 +130,20 @@ def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _loaded(state: dict[str, Any]) -> Any:
-    from tokenizers import Tokenizer
+@contextmanager
+def _bare(encoder: Any) -> Iterator[None]:
+    """Take off a tokenizer what changes encodings afterwards; put its post-processor back.
 
-    return Tokenizer.from_str(json.dumps(state))
+    A copy of the tokenizer would take half a second to make, and forget the words it has met.
+    """
+    post_processor = encoder.post_processor
+    encoder.post_processor = None
+    encoder.no_truncation()
+    encoder.no_padding()
+    try:
+        yield
+    finally:
+        encoder.post_processor = post_processor
 
 
 def _encode(encoder: Any, texts: Sequence[str]) -> list[Any]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+import re
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.corpus.chat.conversation import Message
 
-__all__ = ["Slot", "mark_calls", "mark_contents", "shape_of"]
+__all__ = ["QUESTION", "Slot", "last_mark", "mark_calls", "mark_contents", "marks_in", "shape_of"]
+
+QUESTION = "QXPROBEAQZJWVKQ"
+"""A mark that `mark_contents` never gives."""
+_MARK = re.compile(r"QXPROBEA[A-Q]+ZJWVKQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,22 @@ class Slot:
     """Number of the message, from 0."""
     key: str
     """`content`, or the key of the reasoning."""
+
+
+def marks_in(text: str, slots: Sequence[Slot]) -> Iterator[tuple[int, Slot]]:
+    """Yield the place and the slot of each mark in a text, in order, in one pass."""
+    by_mark = {slot.mark: slot for slot in slots}
+    for match in _MARK.finditer(text):
+        slot = by_mark.get(match[0])
+        if slot is not None:
+            yield match.start(), slot
+
+
+def last_mark(text: str) -> tuple[str, int] | None:
+    """Return the last mark of a text and where it ends; None without one."""
+    begin = text.rfind("QXPROBEA")
+    match = _MARK.match(text, begin) if begin >= 0 else None
+    return None if match is None else (match[0], match.end())
 
 
 def mark_contents(

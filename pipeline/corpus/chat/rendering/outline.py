@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.corpus.chat.conversation import Message
-from pipeline.corpus.chat.rendering.marks import Slot
+from pipeline.corpus.chat.rendering.marks import Slot, marks_in
 
 __all__ = ["Found", "Outline", "Place", "outline_of"]
 
@@ -88,13 +88,7 @@ class Outline:
 
 def outline_of(text: str, slots: Sequence[Slot]) -> Outline:
     """Divide a text with marks into fixed parts and slots."""
-    by_place: list[tuple[int, Slot]] = []
-    for slot in slots:
-        at = text.find(slot.mark)
-        while at >= 0:
-            by_place.append((at, slot))
-            at = text.find(slot.mark, at + 1)
-    by_place.sort(key=lambda item: item[0])
+    by_place = list(marks_in(text, slots))
     fixed, begin = [], 0
     for at, slot in by_place:
         fixed.append(text[begin:at])

@@ -140,13 +140,20 @@ class ChatTemplate:
         return REASONING_KEYS[0]
 
     @cached_property
+    def generation_prompt(self) -> str:
+        """What the template adds to one question as generation prompt; empty if nothing."""
+        user: Message = {"role": "user", "content": _PROBE}
+        asked = self.render_or_empty([user], None, prompt=True)
+        bare = self.render_or_empty([user], None)
+        return asked[len(bare) :] if bare and asked.startswith(bare) else ""
+
+    @cached_property
     def missing_header(self) -> str:
         """What stands before an answer where the template knows no generation prompt."""
         user: Message = {"role": "user", "content": _PROBE}
         asked = self.render_or_empty([user], None, prompt=True)
         answered = self._chat(("user", _PROBE), ("assistant", _PROBE))
-        known = asked != self.render_or_empty([user], None)
-        if known or not asked or not answered.startswith(asked):
+        if self.generation_prompt or not asked or not answered.startswith(asked):
             return ""
         header = answered[len(asked) :].partition(_PROBE)[0]
         return header if header.strip() else ""

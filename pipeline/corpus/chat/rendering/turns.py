@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.corpus.chat.conversation import Message
-from pipeline.corpus.chat.rendering.marks import Slot
+from pipeline.corpus.chat.rendering.marks import QUESTION, Slot, last_mark, marks_in
 from pipeline.corpus.chat.rendering.shared import (
     common_length,
     whole_markup,
@@ -27,7 +27,8 @@ from pipeline.corpus.chat.rendering.template import ChatTemplate
 __all__ = ["MarkedChat", "Turn"]
 
 _HEADER_PROBE = "QXPROBEHJWVKQ"
-_QUESTION = "QXPROBEQJWVKQ"
+_TELLING = 3
+"""Characters of a generation prompt that do not occur by accident."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +99,19 @@ class MarkedChat:
     @cached_property
     def _places(self) -> list[tuple[int, int, int]]:
         """Return first character, end and message of each mark, in the order of the text."""
-        places = []
-        for slot in self.slots:
-            at = self.text.find(slot.mark)
-            while at >= 0:
-                places.append((at, at + len(slot.mark), slot.message))
-                at = self.text.find(slot.mark, at + 1)
-        return sorted(places)
+        return [
+            (at, at + len(slot.mark), slot.message) for at, slot in marks_in(self.text, self.slots)
+        ]
+
+    @cached_property
+    def _by_message(self) -> dict[int, list[tuple[int, int]]]:
+        found: dict[int, list[tuple[int, int]]] = {}
+        for begin, end, message in self._places:
+            found.setdefault(message, []).append((begin, end))
+        return found
 
     def _places_of(self, number: int) -> list[tuple[int, int]]:
-        return [(begin, end) for begin, end, message in self._places if message == number]
+        return self._by_message.get(number, [])
 
     def _start(self, number: int, own: list[tuple[int, int]]) -> tuple[int, str]:
         """Return where generation begins, and what of the prompt is not shared with the chat.
@@ -131,6 +135,9 @@ class MarkedChat:
 
     def _after_prompt(self, number: int, first: int | None) -> tuple[int, str] | None:
         """Return where the prompt ends in the chat, and its end that is not there; or None."""
+        known = self._after_known_prompt(number, first)
+        if known is not None:
+            return known, ""
         before = self.messages[:number]
         prompt = self.template.render_or_empty(before, self.tools, prompt=True) if before else ""
         aligned = self._after_last_mark(prompt, first) if prompt else None
@@ -139,7 +146,7 @@ class MarkedChat:
         floor, tail = aligned
         limit = len(self.text) if first is None else first
         length = common_length(tail, self.text[floor:limit])
-        if prompt == self.template.render_or_empty(before, self.tools):
+        if not self._has_prompt(prompt, before):
             # No generation prompt: white space belongs to the turn, all else is its header.
             header = self._header_end(number, floor, first)
             blank = not self.text[floor + length : header].strip()
@@ -149,18 +156,40 @@ class MarkedChat:
         skipped = without_prompt(self.text[begin:limit], rest)
         return (begin, rest) if skipped is None else (begin + skipped, "")
 
+    def _after_known_prompt(self, number: int, first: int | None) -> int | None:
+        """Return where a turn begins if the template's generation prompt stands once before it.
+
+        It spares a rendering of all that is before each turn, which makes long chats quadratic.
+        """
+        prompt = self.template.generation_prompt
+        # The text before must be that of the very message before, or the prompt may be another's.
+        floor = max((end for _, end in self._places_of(number - 1)), default=None)
+        if len(prompt.strip()) < _TELLING or floor is None or self._follows_answer(number):
+            return None
+        limit = next((at for at, _, _ in self._places if at >= floor), len(self.text))
+        if first not in (None, limit) or self.text.count(prompt, floor, limit) != 1:
+            return None
+        return self.text.index(prompt, floor, limit) + len(prompt)
+
+    def _has_prompt(self, prompt: str, before: Sequence[Message]) -> bool:
+        """Whether the template added a generation prompt to a chat."""
+        known = self.template.generation_prompt
+        return (bool(known) and prompt.endswith(known)) or (
+            prompt != self.template.render_or_empty(before, self.tools)
+        )
+
     def _after_last_mark(self, prompt: str, first: int | None) -> tuple[int, str] | None:
         """Return the end of the last mark before a turn, in the chat, and what the prompt has then.
 
         Only the text after that mark is compared: before it, the two may differ for good reasons,
         such as the system text inside the last question. None: the chat has that mark elsewhere.
         """
-        marks = [slot.mark for slot in self.slots if slot.mark in prompt]
-        if not marks:
+        found = last_mark(prompt)
+        if found is None:
             return 0, prompt
-        mark = max(marks, key=prompt.rfind)
+        mark, end = found
         at = self.text.rfind(mark, 0, first)
-        return None if at < 0 else (at + len(mark), prompt[prompt.rfind(mark) + len(mark) :])
+        return None if at < 0 else (at + len(mark), prompt[end:])
 
     def _lead(self, number: int) -> tuple[str, str] | None:
         """Return what stands before the answer's text in a chat of one question and this answer.
@@ -169,8 +198,8 @@ class MarkedChat:
             It, from where generation begins, and what `_start` returns of the prompt; None where
             the template rejects such a chat.
         """
-        question = Slot(_QUESTION, 0, "content")
-        messages = [{"role": "user", "content": _QUESTION}, self.messages[number]]
+        question = Slot(QUESTION, 0, "content")
+        messages = [{"role": "user", "content": QUESTION}, self.messages[number]]
         text = self.template.render_or_empty(messages, self.tools)
         slots = [question, *(Slot(s.mark, 1, s.key) for s in self.slots if s.message == number)]
         chat = replace(self, messages=messages, slots=slots, text=text, is_probe=True)
@@ -206,13 +235,12 @@ class MarkedChat:
         thought_only = bool(own) and not (content or "").strip()
         parts = thought_only or bool(self.messages[number].get("tool_calls"))
         is_last = number == len(self.messages) - 1
-        shared = limit
-        found = self._first_end(last, limit)
-        if parts or found is None:
+        ends = list(self._ends_in(last, limit))
+        shared, found = limit, ends[0] if ends else None
+        if (parts and len(ends) > 1) or not ends:
             shared = len(self.text) if is_last else self._shared_end(number, last, limit)
         if parts:
-            *_, found = (None, *self._ends_in(last, shared)) if shared > last else (found,)
-            found = found or self._first_end(last, limit)
+            found = next((end for end in reversed(ends) if end <= shared), found)
         if found is not None:
             return found, True
         return self._outside_of_tokens(last, shared), False
@@ -220,13 +248,10 @@ class MarkedChat:
     def _shared_end(self, number: int, last: int, limit: int) -> int:
         """Return up to where the chat that ends with this turn agrees with the whole chat."""
         upto = self.template.render_or_empty(self.messages[: number + 1], self.tools)
-        marks = [slot.mark for slot in self.slots if slot.mark in upto]
-        at = max((upto.rfind(mark) + len(mark) for mark in marks), default=0)
+        found = last_mark(upto)
+        at = 0 if found is None else found[1]
         begin = max((end for _, end, _ in self._places if end <= last), default=0)
         return max(last, begin + common_length(upto[at:], self.text[begin:limit]))
-
-    def _first_end(self, begin: int, limit: int) -> int | None:
-        return next(self._ends_in(begin, limit), None)
 
     def _ends_in(self, begin: int, limit: int) -> Iterator[int]:
         """Yield the ends of the tokens that end a turn, in order."""
