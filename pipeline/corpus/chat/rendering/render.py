@@ -84,25 +84,10 @@ class ChatRenderer:
             BadRow: the template rejects it, loses some of it, or its turns cannot be found.
             CorpusError: the template has a mistake.
         """
-        problem: BadRow | None = None
-        altered: BadRow | None = None
-        for given, messages in forms(conversation, self.template, self.reasoning):
-            try:
-                text = self.template.render(given, conversation.tools)
-                shape = self._shape(messages, conversation.tools, prompt=False)
-            except TemplateRefusal as refusal:
-                problem = problem or _rejected(place, refusal)
-                continue
-            if shape.lost is not None:
-                problem = problem or _at(place, shape.lost)
-                continue
-            if self.everything and not conversation.unfinished:
-                return Rendered(text, [(0, len(text))])
-            found = shape.outline.find(text, messages)
-            if found is not None:
-                return self._spans(conversation, messages, text, shape, found)
-            altered = altered or _altered(place)
-        raise _first(problem, altered)
+        messages, text, shape, found = self._fitting(conversation, place, prompt=False)
+        if found is None:
+            return Rendered(text, [(0, len(text))])
+        return self._spans(conversation, messages, text, shape, found)
 
     def render_prompt(self, conversation: Conversation, place: str) -> Rendered:
         """Render with the generation prompt, so that the next token is the assistant's first.
@@ -113,10 +98,28 @@ class ChatRenderer:
             BadRow: the template rejects it, or loses or alters some of it.
             CorpusError: the template has a mistake.
         """
+        prompt = not conversation.unfinished
+        messages, text, shape, found = self._fitting(conversation, place, prompt=prompt)
+        if prompt or found is None:
+            return Rendered(text + self.template.missing_header, [])
+        end = found.at(shape.turns[len(messages) - 1].content_end)
+        return Rendered(text[:end], [])
+
+    def _fitting(
+        self, conversation: Conversation, place: str, *, prompt: bool
+    ) -> tuple[list[Message], str, _Shape, Found | None]:
+        """Return the first form of a chat that the template renders without loss, and its text.
+
+        Returns:
+            The messages, their text and shape, and what stands where; None where nobody asks,
+            because everything is supervised.
+
+        Raises:
+            BadRow: there is no such form.
+        """
         problem: BadRow | None = None
         altered: BadRow | None = None
         for given, messages in forms(conversation, self.template, self.reasoning):
-            prompt = not conversation.unfinished
             try:
                 text = self.template.render(given, conversation.tools, prompt=prompt)
                 shape = self._shape(messages, conversation.tools, prompt=prompt)
@@ -126,14 +129,11 @@ class ChatRenderer:
             if shape.lost is not None:
                 problem = problem or _at(place, shape.lost)
                 continue
-            if prompt and self.everything:
-                return Rendered(text + self.template.missing_header, [])
+            if self.everything and not conversation.unfinished:
+                return messages, text, shape, None
             found = shape.outline.find(text, messages)
-            if found is not None and prompt:
-                return Rendered(text + self.template.missing_header, [])
             if found is not None:
-                end = found.at(shape.turns[len(messages) - 1].content_end)
-                return Rendered(text[:end], [])
+                return messages, text, shape, found
             altered = altered or _altered(place)
         raise _first(problem, altered)
 
