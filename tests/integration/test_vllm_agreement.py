@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tests.conftest import Tiny
 from tests.stage_runner import run_python
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TOP_K, GRID = 20, (1.0, 2.0)
 CAPTURE = """
@@ -113,7 +113,7 @@ def captured(
     for number, group in enumerate([*([job] for job in jobs), reference]):
         file = out / f"plan-{number}.json"
         file.write_text(json.dumps({**plan, "jobs": group}))
-        result = run_python(["-c", CAPTURE, file], timeout=280).ok()
+        result = run_python(["-c", CAPTURE, file], timeout=800).ok()
         assert "CAPTURED" in result.out
     names = {"device-0": GRID, "device-1": GRID, "chunked-0": GRID, "transformers-0": GRID}
     found = {name: Captured(out / f"{name}.npz", grid) for name, grid in names.items()}
