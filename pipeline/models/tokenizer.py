@@ -12,6 +12,7 @@ from pipeline.config import fingerprint
 from pipeline.errors import ModelError
 
 __all__ = [
+    "end_tokens",
     "load_tokenizer",
     "tokenizer_files",
     "tokenizer_from_files",
@@ -38,6 +39,21 @@ def load_tokenizer(folder: str | Path) -> Any:
             f"{folder}: no usable tokenizer ({reason})",
             expected="tokenizer.json beside the weights",
         ) from None
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Return every token that a model's files name as the end of generation, ascending.
+
+    Engines disagree on where they look (generation config, model config, tokenizer); all of them
+    get this list.
+    """
+    found = {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        data = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        given = data.get("eos_token_id")
+        found |= set(given) if isinstance(given, list) else {given}
+    return tuple(sorted(int(token) for token in found if token is not None))
 
 
 def vocabulary_fingerprint(tokenizer: Any) -> str:

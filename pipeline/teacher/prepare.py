@@ -11,11 +11,11 @@ from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import ConfigError
 from pipeline.models.resolve import read_model_config, resolve_model
-from pipeline.models.tokenizer import load_tokenizer
+from pipeline.models.tokenizer import end_tokens, load_tokenizer
 from pipeline.teacher.capture.task import CaptureTask, capture_task
 from pipeline.teacher.engines.base import Teacher
 from pipeline.teacher.engines.registry import engine_info
-from pipeline.teacher.generation.plan import WritingTask, end_tokens, plan_responses
+from pipeline.teacher.generation.plan import WritingTask, plan_responses
 from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
@@ -56,7 +56,6 @@ def prepare(
         corpus,
         generate,
         tokenizer=resolved.tokenizer,
-        folder=resolved.model.path,
         seed=seed,
         teacher=_tokens(resolved),
     )
@@ -76,7 +75,7 @@ def _resolve(teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureS
 
 
 def _tokens(teacher: Teacher) -> TeacherTokens:
-    ends = end_tokens(teacher.model.path, teacher.tokenizer, None)
+    ends = end_tokens(teacher.model.path, teacher.tokenizer)
     return TeacherTokens(ends, teacher.vocab_size)
 
 

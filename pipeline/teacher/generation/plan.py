@@ -6,10 +6,8 @@ Arithmetic on prompts; nothing here loads a model or writes.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,7 @@ from pipeline.teacher.generation.files import response_file
 from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.settings import CaptureSettings
 
-__all__ = ["ResponsePlan", "ResponseShard", "WritingTask", "end_tokens", "plan_responses"]
+__all__ = ["ResponsePlan", "ResponseShard", "WritingTask", "plan_responses"]
 
 _REAL_SAMPLES = 64
 """Samples of the upper bound that hold tokens: what a timing run takes."""
@@ -200,9 +198,8 @@ def plan_responses(
     generate: GenerateSettings,
     *,
     tokenizer: Any,
-    folder: Path,
     seed: int,
-    teacher: TeacherTokens | None = None,
+    teacher: TeacherTokens,
 ) -> ResponsePlan:
     """Build the prompts and find the tokens that end a response.
 
@@ -217,24 +214,12 @@ def plan_responses(
         document_tokens=generate.prompt_tokens,
         max_tokens=corpus.max_length - generate.max_new_tokens,
     )
-    ends = end_tokens(folder, tokenizer, prompts.end_of_turn)
+    # A base model's files often lack the token with which the template ends a turn.
+    ends = {*teacher.end_tokens}
+    if prompts.end_of_turn is not None:
+        ends.add(prompts.end_of_turn)
     vocabulary = int(max(tokenizer.get_vocab().values())) + 1
-    return ResponsePlan(prompts, generate, ends, seed, vocabulary)
-
-
-def end_tokens(folder: Path, tokenizer: Any, end_of_turn: int | None) -> tuple[int, ...]:
-    """Return every token that ends a response, ascending.
-
-    Engines disagree on where they look (generation config, model config, tokenizer), and a base
-    model's files often lack the end-of-turn token of the template; so both engines get this list.
-    """
-    found = {end_of_turn, tokenizer.eos_token_id}
-    for name in ("generation_config.json", "config.json"):
-        file = folder / name
-        data = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        given = data.get("eos_token_id")
-        found |= set(given) if isinstance(given, list) else {given}
-    return tuple(sorted(int(token) for token in found if token is not None))
+    return ResponsePlan(prompts, generate, tuple(sorted(ends)), seed, vocabulary)
 
 
 def _sample(prompt: Prompt, name: str, number: int, ids_N: NDArray[np.int32]) -> Sample:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline.errors import ModelError
 from pipeline.models.tokenizer import (
+    end_tokens,
     load_tokenizer,
     tokenizer_files,
     tokenizer_from_files,
@@ -82,3 +84,14 @@ def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ModelError, match="no usable tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_every_source_of_end_tokens(tmp_path: Path) -> None:
+    tokenizer: Any = SimpleNamespace(eos_token_id=7)
+    assert end_tokens(tmp_path, tokenizer) == (7,)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 3]}')
+    assert end_tokens(tmp_path, tokenizer) == (3, 7, 9)
+    (tmp_path / "config.json").write_text('{"eos_token_id": null}')
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert end_tokens(tmp_path, SimpleNamespace(eos_token_id=None)) == ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from pipeline.corpus.sample import CorpusCounts
 from pipeline.corpus.split import prompt_id
 from pipeline.teacher.generation.base import Written
 from pipeline.teacher.generation.files import ResponseText, decode_responses, encode_responses
-from pipeline.teacher.generation.plan import ResponsePlan, end_tokens
+from pipeline.teacher.generation.plan import ResponsePlan
 from pipeline.teacher.generation.settings import GenerateSettings
 
 
@@ -181,14 +180,3 @@ def test_every_flipped_byte_is_found() -> None:
         spoiled = data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
         found = decode_responses(spoiled, response_ids=["r0", "r1", "r2"], identity_digest="d")
         assert found is None, place
-
-
-def test_every_source_of_end_tokens(tmp_path: Path) -> None:
-    tokenizer: Any = SimpleNamespace(eos_token_id=7)
-    assert end_tokens(tmp_path, tokenizer, None) == (7,)
-    (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 3]}')
-    assert end_tokens(tmp_path, tokenizer, 5) == (3, 5, 7, 9)
-    (tmp_path / "config.json").write_text('{"eos_token_id": null}')
-    (tmp_path / "generation_config.json").write_text("{}")
-    assert end_tokens(tmp_path, SimpleNamespace(eos_token_id=None), None) == ()
