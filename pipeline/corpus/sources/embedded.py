@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import json
 import platform
 import sysconfig
 from collections import Counter
@@ -87,7 +88,7 @@ def embedded_source(kinds: Literal["both", "chats", "documents"] = "both") -> Ro
             do="install Python's full standard library, or give --dataset_name a dataset or folder",
         )
     rows.sort(key=lambda row: (hashlib.blake2b(row.key.encode()).digest(), row.key))
-    digest = hashlib.sha256("\0".join(repr(row) for row in rows).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([[row.key, row.data] for row in rows]).encode()).hexdigest()
     identity = {"kinds": kinds, "python": platform.python_version(), "text_sha256": digest}
     return RowSource(
         name=EMBEDDED_NAME, rows=iter(rows), total=len(rows), identity=identity, mixed=True
