@@ -1,4 +1,4 @@
-"""The last look before a run: what depends on its folder, its processes and this machine."""
+"""The preflight check of what depends on a run's folder, its processes and this machine."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def check_student(
                     f"{folder}: no safetensors files", expected="weights as save_pretrained writes"
                 )
             check_stack(shapes, settings.keep_layers, folder)
-    # Attention has been looked at; where it is refused the rest can still be.
+    # Attention is checked above; where it is refused, the rest still can be checked.
     plain = settings.model_copy(update={"use_flash_attention": False})
     model = None
     with mistakes.collected():
