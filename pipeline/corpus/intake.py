@@ -118,8 +118,6 @@ class Intake(ABC):
             index, split = self.rows, self.rule.split_of(row.key)
             self.rows += 1
             try:
-                if row.bad is not None:
-                    raise row.bad
                 text = self._text(interpret(row), row)
             except BadRow as bad:
                 self.bad.add(bad)

@@ -9,12 +9,13 @@ from typing import Any
 from pipeline.corpus.sources.rows import BadRow
 from pipeline.corpus.sources.unfit import described, kind_of_fault
 
-__all__ = ["read_content", "refuse_media", "take_reasoning"]
+__all__ = ["REASONING_KEYS", "read_content", "refuse_media", "take_reasoning"]
 
 _TEXT_TYPES = (None, "text", "input_text", "output_text")
 _THOUGHT_TYPES = ("thinking", "reasoning")
 _THOUGHT_KEYS = ("thinking", "text", "reasoning")
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Of a message, in data and in chat templates; ours is the first."""
 _MEDIA = ("image", "video", "audio", "file", "input_image", "input_audio", "input_file")
 _ONLY_TEXT = "text only: this pipeline distills language models without images"
 
@@ -59,7 +60,7 @@ def take_reasoning(message: dict[str, Any], from_parts: str, place: str) -> str:
         BadRow: reasoning that is not text, or two that differ.
     """
     found = {"content": from_parts} if from_parts else {}
-    for key in _REASONING_KEYS:
+    for key in REASONING_KEYS:
         value = message.pop(key, None)
         if value is not None and not isinstance(value, str):
             raise BadRow("no text", f"{place}: {key!r} is {described(value)}", expected="text")

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.corpus.chat.conversation import Conversation, Document, Message
 from pipeline.corpus.sources.rows import BadRow
-from pipeline.corpus.sources.unfit import described, kind_of_fault
+from pipeline.corpus.sources.unfit import described, is_unicode, kind_of_fault
 
 __all__ = ["Soundness"]
 
@@ -121,14 +121,14 @@ class Soundness:
 def _is_sound(value: Any) -> bool:
     kind = type(value)
     if kind is str:
-        return value.isascii() or _is_unicode(value)
+        return value.isascii() or is_unicode(value)
     if kind is dict:
         for key, item in value.items():
-            if type(key) is not str or not (key.isascii() or _is_unicode(key)):
+            if type(key) is not str or not (key.isascii() or is_unicode(key)):
                 return False
             # Most are short messages: a call for each text would double the cost.
             if type(item) is str:
-                if not (item.isascii() or _is_unicode(item)):
+                if not (item.isascii() or is_unicode(item)):
                     return False
             elif not _is_sound(item):
                 return False
@@ -138,11 +138,3 @@ def _is_sound(value: Any) -> bool:
     if value is None or kind is bool or kind is int:
         return True
     return kind is float and math.isfinite(value)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

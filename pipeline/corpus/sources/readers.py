@@ -19,7 +19,7 @@ from pipeline.corpus.sources.arrow_values import arrow_rows
 from pipeline.corpus.sources.json_items import NotAnArray, json_items
 from pipeline.corpus.sources.packed import PACKED
 from pipeline.corpus.sources.rows import BadRow
-from pipeline.corpus.sources.unfit import JSON, described, kind_of_fault
+from pipeline.corpus.sources.unfit import JSON, described, is_unicode, kind_of_fault
 from pipeline.errors import CorpusError
 
 __all__ = ["DATA_SUFFIXES", "READABLE", "Open", "Placed", "data_suffix", "reader_of"]
@@ -174,7 +174,7 @@ def _csv_header(reader: csv.DictReader[str], name: str) -> list[str]:
             f"{name}: the header has the column {twice[0]!r} twice",
             expected="columns with different names",
         )
-    if not _is_unicode("".join(header)):
+    if not is_unicode("".join(header)):
         raise CorpusError(f"{name}: the header is not UTF-8 text", expected="UTF-8")
     return header
 
@@ -186,17 +186,9 @@ def _csv_record(data: dict[Any, Any], header: list[str], place: str) -> dict[str
             f"{place}: has another number of fields than the header",
             expected=f"the columns {', '.join(header)}",
         )
-    if not _is_unicode("".join(data.values())):
+    if not is_unicode("".join(data.values())):
         return BadRow("not UTF-8", f"{place}: is not UTF-8 text", expected="UTF-8")
     return data
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_text(open_file: Open, name: str) -> Placed:

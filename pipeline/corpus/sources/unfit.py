@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from typing import Any
 
-__all__ = ["JSON", "Unfit", "described", "kind_of_fault"]
+__all__ = ["JSON", "Unfit", "described", "is_unicode", "kind_of_fault"]
 
 _TIMES = (datetime.date, datetime.time, datetime.timedelta)
 
@@ -40,6 +40,15 @@ def described(value: object) -> str:
 def kind_of_fault(value: object, otherwise: str) -> str:
     """Return the kind of `BadRow` that a value of the wrong type makes: the reader's own first."""
     return value.kind if isinstance(value, Unfit) else otherwise
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a text: JSON can spell half of a surrogate pair, which it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Any:

@@ -7,8 +7,9 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator
 
+from pipeline.corpus.chat.content import REASONING_KEYS
 from pipeline.corpus.chat.conversation import Conversation, Message
-from pipeline.corpus.chat.rendering.template import REASONING_KEYS, ChatTemplate
+from pipeline.corpus.chat.rendering.template import ChatTemplate
 from pipeline.corpus.settings import Reasoning
 
 __all__ = ["forms", "is_empty_answer"]

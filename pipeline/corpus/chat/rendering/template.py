@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.corpus.chat.content import REASONING_KEYS
 from pipeline.corpus.chat.conversation import Message
 from pipeline.errors import CorpusError
 
-__all__ = ["REASONING_KEYS", "TEMPLATE_DATE", "ChatTemplate", "TemplateRefusal", "load_template"]
+__all__ = ["TEMPLATE_DATE", "ChatTemplate", "TemplateRefusal", "load_template"]
 
 TEMPLATE_DATE = "2024-07-26"
 """The date that templates see as today, so that a corpus gives the same tokens on any day."""
@@ -25,8 +26,6 @@ _RESERVED = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages",
     "return_assistant_tokens_mask", "strftime_now", "tokenize",
 )  # fmt: skip
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""The keys under which templates look for an answer's reasoning; ours is the first."""
 
 
 class TemplateRefusal(Exception):

@@ -9,7 +9,7 @@ system text into the last question, or put an empty thought before an answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -235,7 +235,7 @@ class MarkedChat:
         thought_only = bool(own) and not (content or "").strip()
         parts = thought_only or bool(self.messages[number].get("tool_calls"))
         is_last = number == len(self.messages) - 1
-        ends = list(self._ends_in(last, limit))
+        ends = self._ends_in(last, limit)
         shared, found = limit, ends[0] if ends else None
         if (parts and len(ends) > 1) or not ends:
             shared = len(self.text) if is_last else self._shared_end(number, last, limit)
@@ -253,12 +253,11 @@ class MarkedChat:
         begin = max((end for _, end, _ in self._places if end <= last), default=0)
         return max(last, begin + common_length(upto[at:], self.text[begin:limit]))
 
-    def _ends_in(self, begin: int, limit: int) -> Iterator[int]:
-        """Yield the ends of the tokens that end a turn, in order."""
+    def _ends_in(self, begin: int, limit: int) -> list[int]:
+        """Return where the tokens that end a turn end, in order."""
         if not self.ends:
-            return
-        for match in self._end_pattern.finditer(self.text, begin, limit):
-            yield match.end()
+            return []
+        return [match.end() for match in self._end_pattern.finditer(self.text, begin, limit)]
 
     @cached_property
     def _end_pattern(self) -> re.Pattern[str]:
@@ -296,7 +295,7 @@ class MarkedChat:
             return [], True
         begin, stop = spans[-1]
         last = max((end for _, end in own), default=begin)
-        inside = list(self._ends_in(min(max(last, begin), stop), stop))
+        inside = self._ends_in(min(max(last, begin), stop), stop)
         if inside and not self.text[inside[-1] : stop].strip():
             return [*spans[:-1], (begin, inside[-1])], True
         if turn[1] >= stop and self.text[: turn[1]].endswith(self.ends or ("\0",)):
