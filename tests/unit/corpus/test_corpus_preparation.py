@@ -10,6 +10,7 @@ import pytest
 from pipeline.corpus.build import build_corpus
 from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.split import HeldoutRule
 from pipeline.errors import CorpusError
 
 Build = Callable[..., Any]
@@ -45,6 +46,15 @@ def test_thirty_rows_with_the_default_split_hold_some_out(
         held = [s.source_index for s in corpus.samples if s.split == "heldout"]
         assert held == [s.source_index for s in corpus.samples.of_split("heldout")]
     assert "smallest hashes are held out as well" in caplog.text
+
+
+def test_the_rows_of_the_smallest_hashes_are_held_out(build: Build, write_jsonl: Build) -> None:
+    path = write_jsonl(_chats(40))
+    corpus = build(path, seed=7, heldout_fraction=1e-9)
+    rule = HeldoutRule(7, f"files/{path.name}", 1e-9, None)
+    by_hash = sorted(range(40), key=lambda row: rule.hash_of(f"{path.name}:{row}"))
+    held = {s.source_index for s in corpus.samples.of_split("heldout")}
+    assert held == set(by_hash[:4])
 
 
 @pytest.mark.parametrize(("rows", "heldout"), [(2, 1), (3, 1), (8, 2), (16, 4)])

@@ -164,7 +164,7 @@ class MarkedChat:
         prompt = self.template.generation_prompt
         # The text before must be that of the very message before, or the prompt may be another's.
         floor = max((end for _, end in self._places_of(number - 1)), default=None)
-        if len(prompt.strip()) < _TELLING or floor is None or self._follows_answer(number):
+        if len(prompt.strip()) < _TELLING or floor is None:
             return None
         limit = next((at for at, _, _ in self._places if at >= floor), len(self.text))
         if first not in (None, limit) or self.text.count(prompt, floor, limit) != 1:
