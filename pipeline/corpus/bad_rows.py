@@ -60,9 +60,10 @@ class BadRows:
         if self.count > _FEW and share > most:
             raise CorpusError(
                 f"{self.settings.dataset_name}: {self.count} of {rows} rows ({share:.1%}) cannot "
-                f"be used:{self.listed()}\n",
+                "be used",
                 expected=f"at most {most:.1%} (corpus.max_quarantined_fraction)",
-                do="mend the data, or accept the loss with --corpus.max_quarantined_fraction",
+                do="mend the data, or accept the loss with --corpus.max_quarantined_fraction:"
+                + self.listed(),
             )
         _log.warning("%d of %d rows are quarantined:%s", self.count, rows, self.listed())
 
@@ -77,11 +78,11 @@ class BadRows:
         return "".join(lines)
 
     def besides(self) -> str:
-        """Return what to add to another error of the corpus: the bad rows may be why."""
+        """Return what to add to another error's advice: the bad rows may be why."""
         if not self.count:
             return ""
         rows = "row is" if self.count == 1 else "rows are"
-        return f" ({self.count} {rows} quarantined:{self.listed()}\n)"
+        return f"; {self.count} {rows} quarantined:{self.listed()}"
 
     def _refusal(self, *, so_far: bool) -> CorpusError:
         named = [bad for rows in self.named.values() for bad in rows]
@@ -90,7 +91,7 @@ class BadRows:
             bad = named[0]
             return CorpusError(bad.found, expected=bad.expected, do=bad.do)
         return CorpusError(
-            f"{self.settings.dataset_name}: {self.count} rows cannot be used{more}:"
-            + self.listed() + "\n",
-            do="mend the data, or leave these rows out with --corpus.on_bad_row quarantine",
-        )  # fmt: skip
+            f"{self.settings.dataset_name}: {self.count} rows cannot be used{more}",
+            do="mend the data, or leave these rows out with --corpus.on_bad_row quarantine:"
+            + self.listed(),
+        )

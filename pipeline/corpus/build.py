@@ -120,16 +120,15 @@ class _Work(Intake):
         name = self.settings.dataset_name
         if not counts.samples:
             raise CorpusError(
-                f"{name}: none of its {self.rows} rows gave a sample ({self._losses(counts)})"
-                + self.bad.besides(),
+                f"{name}: none of its {self.rows} rows gave a sample ({self._losses(counts)})",
                 expected="at least one sequence with a supervised token",
-                do="check --corpus.format, --corpus.loss_on and --max_length",
+                do="check --corpus.format, --corpus.loss_on and --max_length" + self.bad.besides(),
             )
         if not counts.train:
             raise CorpusError(
-                f"{name}: all of its {counts.samples} samples are held out{self.bad.besides()}",
+                f"{name}: all of its {counts.samples} samples are held out",
                 expected="samples to train on",
-                do="read more rows, or lower --corpus.heldout_fraction",
+                do="read more rows, or lower --corpus.heldout_fraction" + self.bad.besides(),
             )
         self._report(counts)
         return Corpus(samples, counts, self._whole_identity(format_name))

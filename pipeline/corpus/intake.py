@@ -149,9 +149,10 @@ class Intake(ABC):
         name = self.settings.dataset_name
         if self.bad.count == self.rows and self.settings.on_bad_row != "refuse":
             raise CorpusError(
-                f"{name}: none of its {self.rows} rows can be used:{self.bad.listed()}\n",
+                f"{name}: none of its {self.rows} rows can be used",
                 expected="rows that can be read and rendered",
-                do="check --corpus.format, --corpus.loss_on and --chat_template",
+                do="check --corpus.format, --corpus.loss_on and --chat_template:"
+                + self.bad.listed(),
             )
         self.bad.finish(self.rows)
         if self.unended and self.settings.loss_on == "assistant":
@@ -180,10 +181,10 @@ class Intake(ABC):
         wanted = self.settings.heldout_fraction and self.settings.heldout_samples != 0
         if wanted and self.small.rows and not moved and not self.small.heldout:
             raise CorpusError(
-                f"{name}: no row is held out: there are {self.small.rows} usable rows"
-                + self.bad.besides(),
+                f"{name}: no row is held out (usable rows: {self.small.rows})",
                 expected="at least 2, one to train on and one to evaluate on",
-                do="give more rows, or --corpus.heldout_fraction 0 to train without evaluation",
+                do="give more rows, or --corpus.heldout_fraction 0 to train without evaluation"
+                + self.bad.besides(),
             )
 
     def identity(self, format_name: str, digest_name: str) -> dict[str, Any]:

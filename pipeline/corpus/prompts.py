@@ -164,10 +164,10 @@ class _Work(Intake):
             held = f"all of its {counts.samples} prompts are held out" if counts.samples else ""
             raise CorpusError(
                 f"{name}: {held or f'none of its {self.rows} rows gave a prompt'}"
-                f" ({self._losses(counts)}){self.bad.besides()}",
+                f" ({self._losses(counts)})",
                 expected="prompts to train on",
                 do="check --corpus.format, --corpus.heldout_fraction, --max_length and "
-                "--generate.max_new_tokens",
+                "--generate.max_new_tokens" + self.bad.besides(),
             )
         self._report(counts)
         return Prompts(
