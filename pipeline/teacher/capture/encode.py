@@ -53,5 +53,6 @@ def encode_columns(
         index=shard.index,
         temperatures=task.scheme.temperatures,
         identity_digest=task.identity_digest,
+        source_xxh3_128=shard.source.source_xxh3_128,
         tails=tails,
     )
