@@ -255,3 +255,7 @@ bench-step: setup-dev ## Measure a training step from the cache over plain fine-
 .PHONY: bench-sweep
 bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sweep $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: setup-dev ## Measure what must hold at scale, each figure beside its limit (ARGS="--sections threads")
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.scale $(ARGS)
