@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -27,6 +28,9 @@ from pipeline.errors import CorpusError, DistillError, ResourceError
 from pipeline.storage import Store
 
 __all__ = ["Recipe", "UnitProcesses", "default_processes", "prepare_here"]
+
+_NICE = 10
+"""Below the process that feeds the engine: a GPU that waits costs more than a unit that does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,8 @@ def _begin(recipe: bytes) -> None:
     """Set this process up."""
     global _mine
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    with contextlib.suppress(OSError):
+        os.nice(_NICE)
     # Warnings of the settings are the parent's to give, once.
     logging.disable(logging.WARNING)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are what runs side by side

@@ -29,6 +29,9 @@ from pipeline.teacher.preparation.processes import (
 
 __all__ = ["Preparation"]
 
+_SMALL_BYTES = 32 << 20
+"""A first unit up to this size is prepared in this process, whose other threads have to share the
+interpreter's lock with it."""
 _SHORTEST_S, _LONGEST_S = 0.05, 2.0
 _log = logging.getLogger(__name__)
 
@@ -160,11 +163,11 @@ class Preparation:
             pool, self._board, shares=Shares(), in_order=True,
             before_waiting=self._finish_some, wait=self._pause,
         )  # fmt: skip
-        alone = self._processes == 1
-        for work, lease in works:
+        for number, (work, lease) in enumerate(works):
             if self._stop.is_set():
                 raise _Stopped
-            if alone:
+            # Processes take seconds to start: the first shard need not wait for them.
+            if number == 0 and work.unit.size <= _SMALL_BYTES:
                 self._intake = self._intake or self._recipe.intake()
                 summary = prepare_here(
                     self._intake, self._folder, work.unit, is_last=work is self._works[-1]
