@@ -137,11 +137,10 @@ def _report(manifest: Manifest, shares: Shares, url: str) -> None:
     summary = shares.summary()
     if summary.counts:
         print(f"this worker: {summary_line(summary)}")
-    tokens = sum(record.loss_tokens for record in manifest.shards)
-    size = sum(record.bytes for record in manifest.shards)
+    total, digest = manifest.total(), manifest.identity_digest[:12]
     print(
-        f"cache {url}: {len(manifest.shards)} shards, {tokens} supervised tokens, "
-        f"{size / tokens:.1f} bytes each, identity {manifest.identity_digest[:12]}"
+        f"cache {url}: {total.shards} shards, {total.loss_tokens} supervised tokens, "
+        f"{total.bytes / total.loss_tokens:.1f} bytes each, identity {digest}"
     )
 
 

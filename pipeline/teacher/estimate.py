@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.cache.layout.manifest import RESPONSES, SPLITS, record_name
+from pipeline.cache.layout.names import RECORDS, RESPONSES, SPLITS
+from pipeline.cache.layout.recorded import Recorded
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes
@@ -140,7 +141,7 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
         ResourceError: too little memory (on a CPU) or disk.
     """
     plan = estimate(task, writing)
-    done = sum(store.exists(record_name(s.split, s.index)) for s in task.plan.shards)
+    done = len(Recorded(store.list(RECORDS)))
     counts, teacher = task.corpus.counts, task.teacher
     print(f"teacher      {teacher.model.name} ({teacher.model.revision})")
     print(

@@ -12,15 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.io.writer import intact_record
-from pipeline.cache.layout.manifest import (
-    MANIFEST,
-    PLAN,
-    SPLITS,
-    describe_difference,
-    read_manifest,
-    record_name,
-)
+from pipeline.cache.io.writer import read_record
+from pipeline.cache.layout.manifest import describe_difference, read_manifest
+from pipeline.cache.layout.names import MANIFEST, PLAN, SPLITS, record_name, shard_label
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
@@ -54,7 +48,7 @@ class PlannedShard:
     @property
     def name(self) -> str:
         """The shard's name in leases and logs, such as `train-00000`."""
-        return f"{self.split}-{self.index:05d}"
+        return shard_label(self.split, self.index)
 
     @property
     def file_name(self) -> str:
@@ -67,8 +61,8 @@ class PlannedShard:
         return self.samples.num_tokens
 
     def is_done(self, store: Store) -> bool:
-        """Return whether there is a record, and a file of its size."""
-        return intact_record(store, self.split, self.index, check_bytes=False) is not None
+        """Return whether there is an intact record, by one request."""
+        return read_record(store, self.split, self.index) is not None
 
     def requests(self) -> list[CaptureRequest]:
         """Return what the engine is asked for."""
@@ -92,6 +86,12 @@ class WorkPlan:
     """All shards of a cache; a pure function of the identity's corpus."""
 
     shards: tuple[PlannedShard, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Shards by split; a split without any is left out."""
+        splits = [shard.split for shard in self.shards]
+        return {split: splits.count(split) for split in SPLITS if split in splits}
 
     @property
     def num_rows(self) -> int:

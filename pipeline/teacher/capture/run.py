@@ -6,16 +6,22 @@ import logging
 from collections.abc import Collection
 from dataclasses import asdict
 
-from pipeline.cache.io.writer import finalize
-from pipeline.cache.layout.manifest import MANIFEST, SPLITS, Manifest
+from pipeline.cache.io.finalize import ShardsMissing, finalize
+from pipeline.cache.layout.manifest import Manifest
+from pipeline.cache.layout.names import MANIFEST, RECORDS, SPLITS
 from pipeline.cache.layout.quarantine import QUARANTINE, clear_quarantine, read_quarantine
-from pipeline.errors import CacheError
 from pipeline.models.tokenizer import tokenizer_files
 from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import settle_plan
-from pipeline.teacher.capture.survey import Survey, readable_manifest, survey
+from pipeline.teacher.capture.survey import (
+    Survey,
+    covering,
+    is_all_of,
+    readable_manifest,
+    survey,
+)
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.worker import CaptureWorker
 from pipeline.teacher.fleet.leases import LEASES, LeaseBoard
@@ -28,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 _ROUNDS = 3
 _FOLDERS = (
-    "", "_meta", "_meta/shards", "_meta/tokenizer", LEASES, QUARANTINE,
+    "", "_meta", RECORDS, "_meta/tokenizer", LEASES, QUARANTINE,
     *(f"data/{split}" for split in SPLITS),
 )  # fmt: skip
 
@@ -47,8 +53,7 @@ def fill_cache(
 
     Rows that the teacher cannot answer are quarantined (`cache/layout/quarantine.py`); the cache is
     complete without them, and they are tried again only when `retry_quarantined` asks for it. A run
-    over a complete cache compares every checksum, captures damaged shards again to the same bytes,
-    and loads no teacher when nothing is missing.
+    over a complete cache reads its manifest and no more, and loads no teacher.
 
     Raises:
         CacheError: the store holds another identity's cache.
@@ -61,25 +66,37 @@ def fill_cache(
     if retry_quarantined:
         _log.info("%d quarantined rows are tried again", clear_quarantine(store))
     complete = readable_manifest(store)
-    found = survey(task.plan, store, check_bytes=complete is not None)
-    if not found.missing_tokens and complete is not None:
-        _log.info("cache %s is complete, all checksums right", store.url)
-        return complete
     if complete is not None:
+        if is_all_of(complete, task.plan, read_quarantine(store), task.identity_digest):
+            _log.info("cache %s is complete", store.url)
+            return complete
         # While shards are captured again the cache must not call itself complete.
         store.delete(MANIFEST)
+    found = survey(task.plan, store)
     store.write("_meta/config.yaml", resolved_config.encode())
     files = tokenizer_files(task.teacher.tokenizer)
     for name, data in files.items():
         store.write(f"_meta/tokenizer/{name}", data)
-    found = _capture_missing(task, found, store, shares, progress_every_s)
-    return _finish(task, found, store, command=command, tokenizer_files=files)
+    manifest = _capture_missing(
+        task, found, store, shares, progress_every_s, command=command, tokenizer_files=files
+    )
+    leftovers = store.remove_partials(_FOLDERS)
+    if leftovers:
+        _log.info("%d unfinished files of killed workers removed", leftovers)
+    return manifest
 
 
 def _capture_missing(
-    task: CaptureTask, found: Survey, store: Store, shares: Shares, progress_every_s: float
-) -> Survey:
-    """Work until every shard has its record; return what is there then."""
+    task: CaptureTask,
+    found: Survey,
+    store: Store,
+    shares: Shares,
+    progress_every_s: float,
+    *,
+    command: str,
+    tokenizer_files: Collection[str],
+) -> Manifest:
+    """Work until every shard has its record, and write the manifest."""
     board = LeaseBoard(store, worker_name(), task.settings.lease_s)
     progress = Progress(
         task.plan.num_tokens,
@@ -92,44 +109,31 @@ def _capture_missing(
     with progress, board.beating(), worker:
         # A worker that was overtaken may write a recorded shard once more at this moment, and a
         # store may cut that write short: the shard is then captured again, like any damaged one.
-        for _ in range(_ROUNDS):
+        for rounds_left in reversed(range(_ROUNDS)):
             worker.run()
-            found = survey(task.plan, store, check_bytes=False)
-            if not found.missing_tokens:
-                break
-    board.sweep()
-    if found.missing_tokens:
-        raise CacheError(
-            f"{store.url}: a shard disappeared while the cache was made",
-            do="run the same command again; it computes only what is missing",
-        )
-    return found
+            board.sweep()
+            try:
+                return _finish(task, store, command=command, tokenizer_files=tokenizer_files)
+            except ShardsMissing:
+                if not rounds_left:
+                    raise
+    raise AssertionError  # the last round returns or raises
 
 
 def _finish(
-    task: CaptureTask,
-    found: Survey,
-    store: Store,
-    *,
-    command: str,
-    tokenizer_files: Collection[str],
+    task: CaptureTask, store: Store, *, command: str, tokenizer_files: Collection[str]
 ) -> Manifest:
-    """Write the manifest and remove what killed workers left."""
-    counts: dict[str, int] = asdict(task.corpus.counts)
-    quarantined = sum(map(len, read_quarantine(store).values()))
-    if quarantined:  # no member where there is none: a retry that succeeds leaves no trace
-        counts["rows_quarantined"] = quarantined
-    manifest = finalize(
+    """Write the manifest."""
+    quarantined = read_quarantine(store)
+    return finalize(
         store,
-        found.records,
+        task.plan.counts,
         identity=task.identity,
         spec=task.spec,
         temperatures=task.scheme.temperatures,
-        corpus_counts=counts,
+        corpus_counts=asdict(task.corpus.counts),
         tokenizer_files=sorted(tokenizer_files),
         command=command,
+        rows_quarantined=sum(map(len, quarantined.values())),
+        accept=covering(task.plan, quarantined),
     )
-    leftovers = store.remove_partials(_FOLDERS)
-    if leftovers:
-        _log.info("%d unfinished files of killed workers removed", leftovers)
-    return manifest

@@ -1,71 +1,49 @@
-"""What is there of a cache when a run begins: intact records, and how much is missing."""
+"""What is there of a cache when a run begins: which shards are recorded, and what is missing."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pipeline.cache.io.writer import intact_record
-from pipeline.cache.layout.manifest import (
-    MANIFEST,
-    Manifest,
-    ShardRecord,
-    read_manifest,
-    record_name,
-)
-from pipeline.cache.layout.quarantine import QuarantinedRow, read_quarantine
+from pipeline.cache.io.finalize import recorded_shards
+from pipeline.cache.layout.manifest import Manifest, read_manifest
+from pipeline.cache.layout.names import MANIFEST, shard_label
+from pipeline.cache.layout.quarantine import QuarantinedRow
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError
 from pipeline.storage import Store
-from pipeline.teacher.capture.plan import PlannedShard, WorkPlan
+from pipeline.teacher.capture.plan import WorkPlan
 
-__all__ = ["Survey", "readable_manifest", "survey"]
+__all__ = ["Survey", "covering", "is_all_of", "readable_manifest", "survey"]
 
 _log = logging.getLogger(__name__)
-
-_LOOKS_AT_ONCE = 16
-"""Records looked at side by side: an object store answers each in 20 to 50 ms, and there are
-thousands."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What is there."""
 
-    records: list[ShardRecord]
     missing_tokens: int
-
-    @property
-    def bytes_per_token(self) -> float:
-        """The largest of any shard; 0 where there is none."""
-        return max((r.bytes / r.tokens for r in self.records if r.tokens), default=0.0)
+    bytes_per_token: float
+    """The largest of any shard; 0 where there is none."""
 
 
-def survey(plan: WorkPlan, store: Store, *, check_bytes: bool) -> Survey:
-    """Look at every shard, and remove the records of damaged ones: they are captured again.
+def survey(plan: WorkPlan, store: Store) -> Survey:
+    """Look which shards have a record and a file, by three listings; no record is read.
 
-    A run that goes on trusts sizes: reading back all of a large cache at each restart would cost
-    more than the work lost. Readers compare checksums anyway.
+    The records of shards without a file are removed: these shards are captured again. Sizes are
+    compared when the cache is finished.
     """
-    recorded = set(store.list("_meta/shards"))
-    failures = read_quarantine(store)
-
-    def look(shard: PlannedShard) -> ShardRecord | None:
-        if shard.file_name not in recorded:
-            return None
-        record = intact_record(store, shard.split, shard.index, check_bytes=check_bytes)
-        if record is None or not _is_covered(shard, record, failures):
-            store.delete(record_name(shard.split, shard.index))
-            return None
-        return record
-
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        found = list(pool.map(look, plan.shards))
-    missing = sum(
-        shard.num_tokens for shard, record in zip(plan.shards, found, strict=True) if record is None
+    sizes = recorded_shards(store, plan.counts)
+    found = [(shard, sizes.get((shard.split, shard.index))) for shard in plan.shards]
+    return Survey(
+        missing_tokens=sum(shard.num_tokens for shard, size in found if size is None),
+        bytes_per_token=max(
+            (size / shard.num_tokens for shard, size in found if size and shard.num_tokens),
+            default=0.0,
+        ),
     )
-    return Survey([record for record in found if record is not None], missing)
 
 
 def readable_manifest(store: Store) -> Manifest | None:
@@ -79,8 +57,29 @@ def readable_manifest(store: Store) -> Manifest | None:
         return None
 
 
-def _is_covered(
-    shard: PlannedShard, record: ShardRecord, failures: Mapping[str, tuple[QuarantinedRow, ...]]
+def is_all_of(
+    manifest: Manifest,
+    plan: WorkPlan,
+    quarantined: Mapping[str, tuple[QuarantinedRow, ...]],
+    identity_digest: str,
 ) -> bool:
-    """Whether the rows of the record and the quarantined ones are the rows of the plan."""
-    return record.rows + len(failures.get(shard.name, ())) == len(shard.samples)
+    """Whether the manifest is that of the whole plan; its checksum covers what it says."""
+    rows = manifest.total().rows + sum(map(len, quarantined.values()))
+    return (
+        manifest.identity_digest == identity_digest
+        and manifest.shard_counts == plan.counts
+        and rows == plan.num_rows
+    )
+
+
+def covering(
+    plan: WorkPlan, quarantined: Mapping[str, tuple[QuarantinedRow, ...]]
+) -> Callable[[ShardRecord], bool]:
+    """Return whether the rows of a record and the quarantined ones are the rows of the plan."""
+    planned = {(shard.split, shard.index): len(shard.samples) for shard in plan.shards}
+
+    def is_covered(record: ShardRecord) -> bool:
+        lacking = len(quarantined.get(shard_label(*record.key), ()))
+        return record.rows + lacking == planned.get(record.key)
+
+    return is_covered

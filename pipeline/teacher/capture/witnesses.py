@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.cache.layout.names import RECORDS
+from pipeline.cache.layout.recorded import record_files
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import PlannedShard
 from pipeline.teacher.engines.base import CaptureRequest
@@ -32,7 +34,7 @@ class Witnesses:
         return self._rows(finished=True)
 
     def _rows(self, *, finished: bool) -> list[CaptureRequest]:
-        recorded = set(self._store.list("_meta/shards"))
+        recorded = record_files(self._store.list(RECORDS))
         shards = [
             shard
             for shard in self._shards

@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.cache.io.writer import commit_shard
+from pipeline.cache.layout.names import RECORDS
+from pipeline.cache.layout.recorded import record_files
 from pipeline.errors import StoreError
 from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
@@ -105,8 +107,9 @@ class CaptureWorker:
         """
         shards = leased_work(
             self._task.plan.shards,
-            "_meta/shards",
+            RECORDS,
             self._board,
+            done=record_files,
             shares=self._shares,
             before_waiting=self.flush,
             wait=wait,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from pipeline.observe.shares import Shares
@@ -55,6 +55,7 @@ def leased_work(
     board: LeaseBoard,
     *,
     shares: Shares,
+    done: Callable[[Sequence[str]], Container[str]] = frozenset,
     before_waiting: Callable[[], bool] = lambda: False,
     wait: Callable[[float], None] = time.sleep,
 ) -> Iterator[tuple[W, Lease]]:
@@ -67,6 +68,7 @@ def leased_work(
         folder: where the files lie that say what is done.
         board: this worker's leases.
         shares: the account of the time that leases take.
+        done: the names that a listing of the folder stands for.
         before_waiting: finishes what the caller has still in its hands, when others are waited
             for; returns whether there was any.
         wait: sleeps.
@@ -77,8 +79,8 @@ def leased_work(
         stop_if_asked()
         started = time.monotonic()
         with shares.spent("leases"):
-            done = set(store.list(folder))
-        missing = [work for work in works if work.file_name not in done]
+            finished = done(store.list(folder))
+        missing = [work for work in works if work.file_name not in finished]
         shares.level(planned_shards=len(works), recorded_shards=len(works) - len(missing))
         if not missing:
             return
