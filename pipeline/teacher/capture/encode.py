@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
-from pipeline.cache.layout.manifest import ShardRecord
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.teacher.capture.plan import PlannedShard
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.sparsify.columns import to_targets

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.cache.layout.embedded_checksum import has_valid_checksum
 from pipeline.cache.layout.inventory import Inventory, PlannedRows, decode_plan
-from pipeline.cache.layout.manifest import (
+from pipeline.cache.layout.names import (
     PLAN,
+    RECORDS,
     RESPONSES,
     SPLITS,
-    ShardRecord,
+    parse_segment,
+    parse_shard,
     record_name,
+    shard_label,
     shard_name,
 )
 from pipeline.cache.layout.quarantine import quarantine_name
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.storage import Store
 
 __all__ = [
@@ -58,61 +62,67 @@ def plan_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
     elif manifest is not None and plan.identity != manifest.identity:
         yield Finding(PLAN, "of another identity than the manifest")
     elif manifest is not None:
-        planned = [(item.split, item.index) for item in plan.shards]
-        listed = [(record.split, record.index) for record in manifest.shards]
-        if sorted(planned) != sorted(listed):
-            yield Finding(PLAN, f"plans {len(planned)} shards, the manifest lists {len(listed)}")
+        keys = {(item.split, item.index) for item in plan.shards}
+        counts = manifest.shard_counts
+        wanted = sum(counts.values())
+        if len(plan.shards) != wanted or any(
+            (split, index) not in keys for split, count in counts.items() for index in range(count)
+        ):
+            yield Finding(PLAN, f"plans {len(plan.shards)} shards, the manifest lists {wanted}")
     if manifest is None:
-        have = {(record.split, record.index) for record in inventory.records}
-        files = set(store.list("_meta/shards"))
         for item in plan.shards:
-            if (item.split, item.index) not in have:
-                name = record_name(item.split, item.index)
-                there = name.rsplit("/", 1)[-1] in files
-                reason = "damaged" if there else "planned, not written yet"
-                yield Finding(name, reason, (item.split, item.index))
+            if (item.split, item.index) not in inventory.recorded:
+                key = item.split, item.index
+                yield Finding(record_name(*key), "planned, not written yet", key)
 
 
-def failed_findings(inventory: Inventory) -> Iterator[Finding]:
+def failed_findings(
+    inventory: Inventory, lacking: Mapping[tuple[str, int], int]
+) -> Iterator[Finding]:
     """Yield quarantine lists that are damaged, lost, or of no shard.
 
     Stage one and `repair` compute a shard again whose list is lost or damaged.
+
+    Args:
+        inventory: of the cache.
+        lacking: how many of its planned rows a recorded shard lacks, where it lacks any.
     """
-    planned = {item.name: item for item in inventory.planned}
-    held = {f"{record.split}-{record.index:05d}": record for record in inventory.records}
+    counts = inventory.shard_counts
     for shard, rows in inventory.failed.items():
-        record = held.get(shard)
+        key = parse_shard(shard)
+        known = key is not None and key[1] < counts.get(key[0], 0)
         if rows is None:
-            key = (record.split, record.index) if record else None
-            yield Finding(quarantine_name(shard), "damaged (its checksum does not match)", key)
-        elif shard not in planned and shard not in held and (planned or held):
+            held = key if key is not None and known and key in inventory.recorded else None
+            yield Finding(quarantine_name(shard), "damaged (its checksum does not match)", held)
+        elif not known and counts:
             yield Finding(quarantine_name(shard), "belongs to no shard of this cache", stray=True)
-    counts = inventory.manifest.corpus_counts if inventory.manifest else {}
-    if counts.get("rows_quarantined", 0) <= inventory.rows_quarantined:
+    told = inventory.manifest.corpus_counts if inventory.manifest else {}
+    if told.get("rows_quarantined", 0) <= inventory.rows_quarantined:
         return
-    for shard, item in planned.items():
-        record = held.get(shard)
-        if record is not None and record.rows < item.rows and shard not in inventory.failed:
-            text = f"missing: {item.rows - record.rows} rows of {record.path} were quarantined"
-            yield Finding(quarantine_name(shard), text, (record.split, record.index))
+    for key, number in lacking.items():
+        if shard_label(*key) not in inventory.failed:
+            text = f"missing: {number} rows of {shard_name(*key)} were quarantined"
+            yield Finding(quarantine_name(shard_label(*key)), text, key)
 
 
 def stray_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
     """Yield files of no shard: other readers read every Parquet file of a split."""
-    keys = {(record.split, record.index) for record in inventory.records}
-    keys |= {(item.split, item.index) for item in inventory.planned}
-    shards = {shard_name(*key) for key in keys}
+    counts = inventory.shard_counts
     known = inventory.manifest is not None or bool(inventory.planned)
     reason = "belongs to no shard of this cache" if known else "there is no intact record of it"
     for split in SPLITS:
         for file in store.list(f"data/{split}"):
-            name = f"data/{split}/{file}"
-            if file.endswith(".parquet") and name not in shards:
-                yield Finding(name, reason, stray=True)
-    records = {record_name(*key) for key in keys}
-    for file in store.list("_meta/shards"):
-        if f"_meta/shards/{file}" not in records:
-            yield Finding(f"_meta/shards/{file}", reason, stray=True)
+            stem = file.removesuffix(".parquet")
+            key = parse_shard(f"{split}-{stem}") if file.endswith(".parquet") else None
+            if file.endswith(".parquet") and (key is None or key[1] >= counts.get(split, 0)):
+                yield Finding(f"data/{split}/{file}", reason, stray=True)
+    if inventory.manifest is not None:
+        listed = {segment.name for segment in inventory.manifest.segments}
+    else:
+        listed = {s for s in inventory.recorded.segments if s.last < counts.get(s.split, 0)}
+    for file in store.list(RECORDS):
+        if parse_segment(file) not in listed:
+            yield Finding(f"{RECORDS}/{file}", reason, stray=True)
 
 
 def response_findings(store: Store) -> Iterator[Finding]:
