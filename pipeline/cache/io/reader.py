@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -40,6 +40,9 @@ from pipeline.storage import Store
 __all__ = ["Cache", "ShardDamaged", "SplitSource", "open_cache"]
 
 _OPEN_SHARDS = 16
+_UNASKED = 4
+"""Room for shards that a thread was reading when others were asked for; the next `keep` drops
+them."""
 _READS = 2
 """A bit flipped in transfer is right at the second read; one flipped on the disk is not."""
 
@@ -151,6 +154,7 @@ class SplitSource:
         self._loading: dict[int, Future[pa.Table]] = {}
         self.shards = shards
         self._index_R2 = index_R2
+        self._starts = np.cumsum([0, *self.shard_rows()])
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -169,6 +173,18 @@ class SplitSource:
     def loss_token_counts(self) -> NDArray[np.int32]:
         """Return the supervised tokens of every row, shard after shard."""
         return self._index_R2[:, 1]
+
+    def shard_sizes(self, shard: int) -> NDArray[np.int32]:
+        """Return tokens and supervised tokens of every row of a shard, [R, 2]."""
+        start = self._starts[shard]
+        return self._index_R2[start : start + self.shards[shard].rows]
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Keep these shards in memory once they are read, and let go of all others."""
+        with self._lock:
+            self._open_shards = len(shards) + _UNASKED
+            for shard in [shard for shard in self._tables if shard not in shards]:
+                del self._tables[shard]
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Decode rows of one shard, in the requested order.
