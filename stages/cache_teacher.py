@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline.teacher.prepare import Prepared
 
 __all__ = ["TeacherRun", "main"]
+
+_log = logging.getLogger(__name__)
 
 PROG = "python -m stages.cache_teacher"
 
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             manifest = _verified(manifest, store)
         if "retry_quarantined" in command.switches and clear_quarantine(store):
             manifest = None
-        responses = {}
+        responses: Mapping[str, tuple[QuarantinedRow, ...]] = {}
         if manifest is None:
             manifest, responses = _fill(
                 prepared, run, store, shares, command=command_line(PROG, arguments)
@@ -150,9 +153,12 @@ def _verified(manifest: Manifest, store: Store) -> Manifest | None:
     """Compare all shards with their checksums; None where damaged ones are to be captured again."""
     from pipeline.cache.layout.fold import reopen
     from pipeline.cache.tools.verify import find_damaged
+    from pipeline.storage.parallel import default_workers
 
-    damaged = find_damaged(store, manifest, workers=None, level="checksum")
-    reopen(store, damaged)
+    damaged = find_damaged(store, manifest, default_workers())
+    for finding in damaged:
+        _log.warning("%s: %s; captured again", store.full_url(finding.name), finding.reason)
+    reopen(store, [finding.shard for finding in damaged if finding.shard is not None])
     return None if damaged else manifest
 
 

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Tokenise what is missing of the corpus; any number of workers share the work."""
     run = parse_command(
         TeacherRun,
-        argv,
+        list(sys.argv[1:] if argv is None else argv),
         prog=PROG,
         description=__doc__ or "",
         examples=[

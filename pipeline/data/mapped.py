@@ -31,13 +31,9 @@ class MappedRows(RowsOver):
     name: Callable[[int], str]
     """The teacher's piece of an id, for messages."""
 
-    def lengths(self) -> NDArray[np.int32]:
+    def shard_sizes(self, shard: int) -> NDArray[np.int32]:
         """Return the source's: pieces map one to one."""
-        return self.source.lengths()
-
-    def loss_token_counts(self) -> NDArray[np.int32]:
-        """Return the source's."""
-        return self.source.loss_token_counts()
+        return self.source.shard_sizes(shard)
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Read and map.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.data.source import RowsOver
 
-__all__ = ["Aligner", "Pieces", "RetokenisedRows", "retokenise"]
+__all__ = ["Aligner", "Pieces", "RetokenisedRows", "retokenise", "student_sizes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +53,10 @@ def retokenise(row: CachedSequence, aligner: Aligner) -> CachedSequence:
     for being label alone: what is left is the head of the sorted distribution, which
     cross-tokenizer losses compare.
     """
-    ids, starts, at = _student_tokens(row, aligner)
+    ids, starts, at = _student_tokens(row.input_ids_L, aligner)
+    loss_mask_M = _supervised(row.loss_mask_L, at)
     target_of_L = np.cumsum(row.loss_mask_L) - 1
-    loss_mask_M = np.zeros(len(ids), np.bool_)
-    target_M = np.full(len(ids), -1, np.int64)
-    for j, (start, place) in enumerate(zip(starts, at, strict=True)):
-        # A student's first token predicts nothing, as the teacher's.
-        if j == 0 or not row.loss_mask_L[place]:
-            continue
-        loss_mask_M[j] = True
-        if start:
-            target_M[j] = target_of_L[place]
+    target_M = np.where(starts, target_of_L[at], -1) if ids else np.zeros(0, np.int64)
     return CachedSequence(
         sample_id=row.sample_id,
         input_ids_L=np.asarray(ids, np.int32),
@@ -72,47 +65,52 @@ def retokenise(row: CachedSequence, aligner: Aligner) -> CachedSequence:
     )
 
 
+def student_sizes(
+    input_ids_L: NDArray[np.int32], loss_mask_L: NDArray[np.bool_], aligner: Aligner
+) -> tuple[int, int]:
+    """Return tokens and supervised tokens of a row in the student's tokens; needs no target."""
+    ids, _, at = _student_tokens(input_ids_L, aligner)
+    return len(ids), int(_supervised(loss_mask_L, at).sum())
+
+
 @dataclass(frozen=True)
 class RetokenisedRows(RowsOver):
-    """A `RowSource` over another one; the lengths cost one pass over all rows, once."""
+    """A `RowSource` over another one."""
 
     aligner: Aligner
+    sizes_R2: NDArray[np.int32]
+    """`student_sizes` of every row of all shards."""
 
-    def lengths(self) -> NDArray[np.int32]:
-        """Return the student's tokens of every row."""
-        return self._sizes[:, 0]
-
-    def loss_token_counts(self) -> NDArray[np.int32]:
-        """Return the student's supervised tokens of every row."""
-        return self._sizes[:, 1]
-
-    def aligned_counts(self) -> NDArray[np.int32]:
-        """Return how many of these have a target."""
-        return self._sizes[:, 2]
+    def shard_sizes(self, shard: int) -> NDArray[np.int32]:
+        """Return the student's tokens and supervised tokens of every row of a shard."""
+        return self.sizes_R2[self._starts[shard] : self._starts[shard + 1]]
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Read and tokenise again."""
         return [retokenise(row, self.aligner) for row in self.source.read_rows(shard, rows)]
 
     @cached_property
-    def _sizes(self) -> NDArray[np.int32]:
-        sizes = [
-            (len(row.input_ids_L), row.targets.num_positions, int((row.targets.counts_N > 0).sum()))
-            for shard, rows in enumerate(self.source.shard_rows())
-            for row in self.read_rows(shard, range(rows))
-        ]
-        return np.asarray(sizes, np.int32).reshape(-1, 3)
+    def _starts(self) -> list[int]:
+        starts: list[int] = np.cumsum([0, *self.source.shard_rows()]).tolist()
+        return starts
+
+
+def _supervised(loss_mask_L: NDArray[np.bool_], at: list[int]) -> NDArray[np.bool_]:
+    """Return which of the student's tokens are supervised: as the teacher's at their start."""
+    loss_mask_M = loss_mask_L[at] if at else np.zeros(0, np.bool_)
+    loss_mask_M[:1] = False  # a student's first token predicts nothing, as the teacher's
+    return loss_mask_M
 
 
 def _student_tokens(
-    row: CachedSequence, aligner: Aligner
+    input_ids_L: NDArray[np.int32], aligner: Aligner
 ) -> tuple[list[int], list[bool], list[int]]:
     """Return for each student token three things.
 
     Its id, whether a token of the teacher begins where it does, and which of the teacher's tokens
     covers its first character.
     """
-    teacher_ids = row.input_ids_L.tolist()
+    teacher_ids = input_ids_L.tolist()
     texts = aligner.texts(teacher_ids)
     ids: list[int] = []
     starts: list[bool] = []

@@ -26,10 +26,16 @@ class DataSettings(Settings):
         "in place of a number of packs; at least three times the longest one",
         ge=6,
     )
+    lanes: int = option(
+        64,
+        "most lanes that an epoch is cut into; a step takes as many packs from each, and a process "
+        "reads the shards of its own lanes: at least as many as there will ever be processes",
+        ge=1,
+    )
     shuffle_shards: int = option(
         8,
-        "packs are shuffled within groups of this many shards; as many again are read ahead, all "
-        "in memory",
+        "shards, of all lanes together, whose packs are shuffled at a time and which are in "
+        "memory, divided among the processes; at least one a lane",
         ge=1,
     )
     prefetch_batches: int = option(4, "steps prepared ahead by the background thread", ge=1)
@@ -43,13 +49,18 @@ class DataSettings(Settings):
         "more noise, no bias",
         ge=1,
     )
-    disk_cache: str | None = option(
-        None,
+    disk_cache: str = option(
+        "auto",
         "folder on a local disk for copies of a remote cache's shards, shared by processes and "
-        "runs; each is checked when it is read",
+        "runs, each checked when it is read; `auto`: where several processes of a node read a "
+        "remote cache, below XDG_CACHE_HOME or the system's temporary folder, but not in a pod of "
+        "Kubernetes, whose limit of local disk cannot be seen; `off`: no copies",
     )
     disk_cache_gib: float = option(
-        100, "GiB that the copies may take; the ones unused for longest go first", gt=0
+        100,
+        "GiB that the copies may take; the ones unused for longest go first; with `auto` at most "
+        "half of what is free",
+        gt=0,
     )
     on_damaged_shard: Literal["stop", "skip"] = option(
         "stop",
@@ -74,9 +85,10 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _local_copies(self) -> Self:
-        if self.disk_cache is not None and "://" in self.disk_cache:
+        if "://" in self.disk_cache:
             raise ValueError(
-                f"data.disk_cache: found {self.disk_cache}, expected a folder on a local disk"
+                f"data.disk_cache: found {self.disk_cache}, expected a folder on a local disk, "
+                "auto or off"
             )
         return self
 

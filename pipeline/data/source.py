@@ -1,11 +1,11 @@
-"""What the stream needs of a cache: row lengths for planning, rows for batches.
+"""What the stream needs of a cache: the sizes of rows for planning, rows for batches.
 
-Shapes: R rows of all shards.
+Shapes: R rows of a shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,20 +20,19 @@ __all__ = ["RowSource", "RowsOver"]
 class RowSource(Protocol):
     """Rows in shards; satisfied by `pipeline.cache.io.reader.SplitSource`.
 
-    The stream reads scattered rows of up to `shuffle_shards` shards for every step, and opens as
-    many again ahead: a source should keep twice that many shards at hand.
+    The stream reads scattered rows of several shards for every step and opens the next ones ahead;
+    with `keep` it says which it still needs.
     """
 
     def shard_rows(self) -> Sequence[int]:
         """Return the number of rows of each shard, in the manifest's order."""
         ...
 
-    def lengths(self) -> NDArray[np.int32]:
-        """Return the tokens of every row [R], shard after shard."""
-        ...
+    def shard_sizes(self, shard: int) -> NDArray[np.int32]:
+        """Return tokens and supervised tokens of every row of a shard, [R, 2].
 
-    def loss_token_counts(self) -> NDArray[np.int32]:
-        """Return the supervised tokens of every row [R], shard after shard."""
+        Cheap, and asked for again and again: a view of memory or of a mapped file.
+        """
         ...
 
     def shard_name(self, shard: int) -> str:
@@ -42,6 +41,10 @@ class RowSource(Protocol):
 
     def open(self, shard: int) -> None:
         """Read a shard so that its rows are at hand; called from other threads."""
+        ...
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Keep these shards at hand once they are read, and let go of all others."""
         ...
 
     def reading(self) -> Sequence[str]:
@@ -74,6 +77,10 @@ class RowsOver:
     def open(self, shard: int) -> None:
         """Let the source read a shard."""
         self.source.open(shard)
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Let the source keep shards."""
+        self.source.keep(shards)
 
     def reading(self) -> Sequence[str]:
         """Return the source's."""

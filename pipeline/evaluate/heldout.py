@@ -21,7 +21,9 @@ class PartialScores:
     """One rank's sums, by sample id."""
 
     rows: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
-    bins: list[tuple[float, float, int]] = field(default_factory=lambda: [(0.0, 0.0, 0)] * _BINS)
+    bins: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
+    """Confidence, number correct and tokens of each bin, by the first sample id of a batch: added
+    up in one order whichever rank had the batch, so that the sums are the same to the last bit."""
     gaps: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """For each bin the sum of confidence minus the number correct, by sample id."""
     with_target: dict[str, int] = field(default_factory=dict)
@@ -78,14 +80,13 @@ def score_batches(
         confidence = terms.argmax_logprob_N.double().exp().cpu().numpy()
         right = (argmax_N == batch.label_ids_N).numpy()
         which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+        bins = []
         for index in range(_BINS):
             inside = which == index
-            conf, hits, count = scores.bins[index]
-            scores.bins[index] = (
-                conf + float(confidence[inside].sum()),
-                hits + float(right[inside].sum()),
-                count + int(inside.sum()),
+            bins.append(
+                (float(confidence[inside].sum()), float(right[inside].sum()), int(inside.sum()))
             )
+        scores.bins[batch.sample_ids[0]] = bins
         gaps_SB = np.bincount(
             owner_N * _BINS + which, confidence - right, batch.num_sequences * _BINS
         ).reshape(-1, _BINS)
@@ -100,14 +101,13 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
     gaps = {name: row for part in parts for name, row in part.gaps.items()}
     known = {name: count for part in parts for name, count in part.with_target.items()}
     names = sorted(rows)
-    bins = [
-        (
-            sum(part.bins[i][0] for part in parts),
-            sum(part.bins[i][1] for part in parts),
-            sum(part.bins[i][2] for part in parts),
-        )
-        for i in range(_BINS)
-    ]
+    by_batch = {name: bins for part in parts for name, bins in part.bins.items()}
+    bins = [(0.0, 0.0, 0)] * _BINS
+    for name in sorted(by_batch):
+        bins = [
+            (conf + more, right + hits, count + tokens)
+            for (conf, right, count), (more, hits, tokens) in zip(bins, by_batch[name], strict=True)
+        ]
     return HeldoutScores(
         sample_ids=tuple(names),
         loss_tokens=tuple(rows[name][0] for name in names),

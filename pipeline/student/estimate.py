@@ -37,13 +37,13 @@ class Estimate:
 
 def estimate(inputs: Inputs, world_size: int) -> Estimate:
     """Estimate by arithmetic; reads the cache's row lengths and the student's config only."""
-    source = inputs.vocabulary.train
     plan = TrainPlan(
-        source,
+        inputs.vocabulary.train,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(world_size),
         pack_length=inputs.data.pack_length or inputs.pack_length(),
         shuffle_shards=inputs.data.shuffle_shards,
+        lanes=inputs.data.lanes,
         packing=inputs.data.packing,
         batch_tokens=inputs.data.batch_tokens,
     )
@@ -54,12 +54,12 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     tokens = train.per_device_train_batch_size * plan.pack_length
     if inputs.data.batch_tokens is not None:
         parts = world_size * train.gradient_accumulation_steps
-        tokens = inputs.data.batch_tokens // parts + int(source.lengths().max())
+        tokens = inputs.data.batch_tokens // parts + plan.totals.longest
     activations = 4 * tokens * hidden * layers * _ACTIVATION_FLOATS
     head = 3 * 4 * inputs.loss.chunk_rows * vocab
     return Estimate(
-        rows=int(sum(source.shard_rows())),
-        tokens_per_epoch=int(source.lengths().sum()),
+        rows=plan.totals.rows,
+        tokens_per_epoch=plan.totals.tokens,
         steps=steps,
         steps_per_epoch=plan.steps_per_epoch,
         packs_per_step=inputs.packs_per_step(world_size),

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.data.order.plan import check_lengths
+from pipeline.data.order.totals import split_totals
 from pipeline.data.settings import DataSettings
 from pipeline.errors import CacheError
 from pipeline.loss.settings import LossSettings
@@ -168,12 +167,7 @@ def open_inputs(run: RunSettings) -> Inputs:
         _check_heldout(cache, run)
     rows = source = vocabulary = None
     with mistakes.collected():
-        rows = cache.source(
-            "train",
-            top_k=data.max_entries,
-            tau_factor=data.tau_factor,
-            open_shards=2 * data.shuffle_shards,
-        )
+        rows = cache.source("train", top_k=data.max_entries, tau_factor=data.tau_factor)
     with mistakes.collected():
         source = resolve_source(student)
     if source is not None:
@@ -224,16 +218,14 @@ def _check_heldout(cache: Cache, run: RunSettings) -> None:
 def _check_lengths(vocabulary: StudentVocabulary, source: ResolvedModel, run: RunSettings) -> None:
     mistakes = Mistakes()
     data = run.data
-    lengths_R = vocabulary.train.lengths()
+    totals = split_totals(vocabulary.train)
     with mistakes.collected():
-        longest = data.pack_length or vocabulary.pack_length()
-        check_lengths(lengths_R, longest, data.batch_tokens)
+        check_lengths(totals, data.pack_length or vocabulary.pack_length(), data.batch_tokens)
     positions = most_positions(read_model_config(source.path))
-    for split, lengths in (
-        ("training", lengths_R),
-        ("held-out", vocabulary.heldout.lengths() if run.train.evaluates else ()),
+    for split, longest in (
+        ("training", totals.longest),
+        ("held-out", split_totals(vocabulary.heldout).longest if run.train.evaluates else 0),
     ):
-        longest = int(np.max(lengths, initial=0))
         if positions is not None and longest > positions:
             mistakes.add(
                 f"student.model: found {positions} positions (max_position_embeddings), but the "

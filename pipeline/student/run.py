@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.io.local_copies import LocalCopies
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
 from pipeline.data.stream.train_stream import Agree, TrainStream
 from pipeline.evaluate.measures import HeldoutScores
@@ -36,6 +35,7 @@ from pipeline.student.training.distributed import Distributed, peer_errors, read
 from pipeline.student.training.evaluation import HeldoutEvaluation
 from pipeline.student.training.loop import LoopSettings, TrainLoop, planned_steps
 from pipeline.student.training.resume import ResumePoint, find_resume_point, load_resume_point
+from pipeline.student.training.shard_copies import open_local_copies
 from pipeline.student.training.skip_agreement import SkipAgreement
 
 __all__ = ["train_student"]
@@ -109,7 +109,7 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
 def _train(run: _Run, target: Path) -> CheckpointUploads | None:
     """Go from the initial weights to the published folder; return uploads still under way."""
     inputs, train = run.inputs, run.inputs.train
-    _use_local_copies(inputs)
+    inputs.cache.copies = open_local_copies(inputs.cache, inputs.data, run.distributed)
     checkpoints = Checkpoints(
         run.folder,
         run.identity,
@@ -140,12 +140,6 @@ def _train(run: _Run, target: Path) -> CheckpointUploads | None:
     sinks.close()
     engine.close()
     return uploads
-
-
-def _use_local_copies(inputs: Inputs) -> None:
-    data = inputs.data
-    if data.disk_cache is not None:
-        inputs.cache.copies = LocalCopies(data.disk_cache, int(data.disk_cache_gib * (1 << 30)))
 
 
 def _build_student(run: _Run) -> _Student:

@@ -98,7 +98,7 @@ class _Bench:
         return begun / sum(tokens.values())
 
     def start_over_size(self) -> float:
-        """Return the time to the first row of a corpus 20 times as large, over that of the other."""
+        """Return the time to the first row of a corpus 20 times as large, over that of it."""
         small, large = self.corpus(2 * UNIT_MIB), self.corpus(40 * UNIT_MIB)
         seconds: dict[Path, list[float]] = {small: [], large: []}
         for round_ in range(ROUNDS):

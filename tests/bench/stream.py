@@ -107,24 +107,25 @@ class Lengths:
         """Sample the lengths."""
         rng = np.random.default_rng(0)
         self._rows = rows
-        self._lengths = np.clip(rng.lognormal(4.8, 0.7, rows), 16, MAX_LENGTH).astype(np.int32)
+        lengths = np.clip(rng.lognormal(4.8, 0.7, rows), 16, MAX_LENGTH).astype(np.int32)
+        self._sizes = np.stack([lengths, lengths // 2], 1)
 
     def shard_rows(self) -> list[int]:
         """Shards of 7,000 rows: about a million tokens."""
         return [min(7000, self._rows - start) for start in range(0, self._rows, 7000)]
 
-    def lengths(self) -> Any:
-        """Tokens of each row."""
-        return self._lengths
-
-    loss_token_counts = lengths
+    def shard_sizes(self, shard: int) -> Any:
+        """Tokens and supervised tokens of each row of a shard."""
+        return self._sizes[shard * 7000 : (shard + 1) * 7000]
 
 
 def plan_seconds(rows: int) -> float:
     """Return the wall time to plan a large cache and find a step near the end of epoch 100."""
     source: Any = Lengths(rows)
     started = time.monotonic()
-    plan = TrainPlan(source, seed=0, packs_per_step=64, pack_length=MAX_LENGTH, shuffle_shards=8)
+    plan = TrainPlan(
+        source, seed=0, packs_per_step=64, pack_length=MAX_LENGTH, shuffle_shards=8, lanes=64
+    )
     plan.step(100 * plan.steps_per_epoch - 1)
     return time.monotonic() - started
 

@@ -52,7 +52,13 @@ def _reference(
     source = cache.source("train")
     length = int(cache.manifest.identity["corpus"]["max_length"])
     plan = TrainPlan(
-        source, seed=42, packs_per_step=PACKS, pack_length=length, shuffle_shards=8, packing=True
+        source,
+        seed=42,
+        packs_per_step=PACKS,
+        pack_length=length,
+        shuffle_shards=8,
+        lanes=64,
+        packing=True,
     )
     kd, ce = [], []
     for pack in plan.step(step).packs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -35,6 +35,9 @@ from pipeline.storage import Store
 __all__ = ["Cache", "ShardDamaged", "SplitSource", "open_cache"]
 
 _OPEN_SHARDS = 16
+_UNASKED = 4
+"""Room for shards that a thread was reading when others were asked for; the next `keep` drops
+them."""
 _READS = 2
 """A bit flipped in transfer is right at the second read; one flipped on the disk is not."""
 
@@ -187,6 +190,13 @@ class SplitSource:
     def loss_token_counts(self) -> NDArray[np.int32]:
         """Return the supervised tokens of every row, shard after shard."""
         return self._index.all_sizes(self._split)[:, 1]
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Keep these shards in memory once they are read, and let go of all others."""
+        with self._lock:
+            self._open_shards = len(shards) + _UNASKED
+            for shard in [shard for shard in self._tables if shard not in shards]:
+                del self._tables[shard]
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Decode rows of one shard, in the requested order.

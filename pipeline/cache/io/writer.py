@@ -38,10 +38,12 @@ def encode_shard(
     identity_digest: str,
     tails: Sequence[NDArray[np.float32]],
     source_xxh3_128: str = "",
+    rows_quarantined: int = 0,
 ) -> tuple[ShardRecord, bytes]:
     """Return a shard's record and its Parquet bytes; a pure function of its arguments.
 
-    `source_xxh3_128` is the checksum of the prepared text of the rows; the record keeps it.
+    `source_xxh3_128` is the checksum of the prepared text of the rows, `rows_quarantined` the
+    number of those that are missing; the record keeps both.
     """
     check_rows(rows, temperatures)
     heads, coded = quantised(rows, spec, tails)
@@ -54,6 +56,7 @@ def encode_shard(
         temperatures=temperatures,
         identity_digest=identity_digest,
         source_xxh3_128=source_xxh3_128,
+        rows_quarantined=rows_quarantined,
     )
 
 
@@ -67,6 +70,7 @@ def pack_shard(
     temperatures: Sequence[float],
     identity_digest: str,
     source_xxh3_128: str = "",
+    rows_quarantined: int = 0,
 ) -> tuple[ShardRecord, bytes]:
     """Return the record and the Parquet bytes of rows that are quantised already."""
     data = parquet_bytes(
@@ -90,6 +94,7 @@ def pack_shard(
         kept_mass=round(float(coded.kept_mass_N(spec).sum()) / max(loss_tokens, 1), 6),
         entropy=round(entropy / max(loss_tokens, 1), 6),
         source_xxh3_128=source_xxh3_128,
+        rows_quarantined=rows_quarantined,
         row_tokens=lengths_S.tolist(),
         row_loss_tokens=coded.positions_S.tolist(),
         row_ids=short_ids(heads.sample_ids),

@@ -59,6 +59,8 @@ class ShardRecord:
     """Mean entropy at temperature 1, nats."""
     source_xxh3_128: str = ""
     """Checksum of the prepared text that the rows come from; empty where it is not known."""
+    rows_quarantined: int = 0
+    """Rows that the shard goes without, because the teacher fails on them."""
     row_tokens: Sequence[int] = field(default=(), hash=False, repr=False)
     """Tokens of each row; kept as int32, eight times smaller than a tuple of integers."""
     row_loss_tokens: Sequence[int] = field(default=(), hash=False, repr=False)
@@ -107,6 +109,7 @@ SEGMENT_SCHEMA = pa.schema(
             ("kept_mass", pa.float64()),
             ("entropy", pa.float64()),
             ("source_xxh3_128", pa.string()),
+            ("rows_quarantined", pa.int32()),
             # The large columns last: who needs none of them reads the file's first pages alone.
             ("row_tokens", pa.list_(pa.int32())),
             ("row_loss_tokens", pa.list_(pa.int32())),

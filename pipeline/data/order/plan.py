@@ -1,86 +1,49 @@
 """Which rows make which step: pure arithmetic of lengths, seed and step number; reads no data.
 
-An epoch permutes the shards, splits them into groups, and permutes the packs within a group. It is
-split into steps of G packs; the packs that remain form a last, smaller step. A step's packs are
-split contiguously and as evenly as possible into world_size * accumulation micro-batches, so the
-same packs make the same step for any number of ranks that divides G.
+An epoch is an axis of packs that is cut into E equal lanes (`lanes.py`); a lane takes its shards in
+a shuffled order and shuffles the packs within windows of a few shards. Step i has packs
+[i G / E, (i + 1) G / E) of every lane; the packs that remain form a last, smaller step, spread over
+the lanes. Ranks serve whole lanes, so that each reads its share of the cache, and the same packs
+make the same step for any number of ranks that divides G.
 
-With a budget of tokens instead of G, each row is a pack of its own, and the epoch is an axis of
-tokens that is split into S equal windows; a row belongs to the window in which it starts. The
-number of tokens does not depend on the epoch, so S does not either, and step i is found without
-the steps before it. Micro-batches are windows of the step in the same way.
+With a budget of tokens instead of G, each row is a pack of its own and the axis is one of tokens.
+A lane is split into S equal windows, and a row belongs to the window in which it starts. The number
+of tokens does not depend on the epoch, so S does not either, and step i is found without the steps
+before it.
 
-Shapes: R rows of all shards, P packs of a group.
+At the start one pass over the lengths counts the packs of each shard. They are formed when their
+window's turn comes: what is held is one window a lane.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.order.packing import ShardPacks
+from pipeline.data.order.lanes import Axis, Lane, lane_count
+from pipeline.data.order.packing import count_packs
 from pipeline.data.order.permutation import derive_key, permutation
+from pipeline.data.order.step import Pack, StepPlan
+from pipeline.data.order.totals import SplitTotals, split_totals
+from pipeline.data.order.window import Piece, Units, Window, shard_order
 from pipeline.data.source import RowSource
 from pipeline.errors import CacheError, ConfigError
 
-__all__ = ["Pack", "StepPlan", "TrainPlan", "check_lengths"]
+__all__ = ["TrainPlan", "check_lengths"]
 
-_SHARDS, _ROWS, _PACKS = 1, 2, 3  # salts of the derived keys; part of the order, never change
+# Salts of the derived keys; part of the order, never change. 2 and 5 are in window.py.
+_SHARDS, _PACKS, _LANES, _FLIP = 1, 3, 4, 6
 
-
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """Rows of one shard that share a pack, in order."""
-
-    shard: int
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """One optimizer step: its packs on all ranks."""
-
-    step: int
-    epoch: int
-    packs: tuple[Pack, ...]
-    num_tokens: int
-    """Of all ranks."""
-    num_loss_tokens: int
-    """Of all ranks; what the loss is divided by. Can be 0 in a corpus with such rows."""
-    pack_tokens: tuple[int, ...] | None = None
-    """Of each pack, where micro-batches are windows of tokens; None: as many packs in each."""
-    num_skipped_rows: int = 0
-    """Rows of shards that the run skips."""
-
-    def micro_batches(
-        self, *, rank: int, world_size: int, accumulation: int
-    ) -> list[tuple[Pack, ...]]:
-        """Return the packs of each of a rank's `accumulation` micro-batches; some may be empty."""
-        parts = world_size * accumulation
-        if self.pack_tokens is None:
-            cuts = [len(self.packs) * i // parts for i in range(parts + 1)]
-        else:
-            starts = np.cumsum([0, *self.pack_tokens])
-            windows = [-(-int(starts[-1]) * i // parts) for i in range(parts + 1)]
-            cuts = np.searchsorted(starts[:-1], windows).tolist()
-        mine = range(rank * accumulation, (rank + 1) * accumulation)
-        return [self.packs[cuts[i] : cuts[i + 1]] for i in mine]
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """The shuffled packs of one group of shards, on the axis that steps are windows of."""
-
-    packs: list[Pack]
-    starts_P: NDArray[np.int64]
-    """Where each pack starts, from the group's start: in packs, or in tokens."""
+_FEW = 8
+"""With fewer shards a lane than this they are dealt to lanes anew in each epoch: so few would
+otherwise keep the same company. With more, a lane keeps its shards, so that a node's disk holds
+copies of its share and not, after some epochs, of the whole cache."""
 
 
 class TrainPlan:
-    """The steps of a run, by number. Keeps the packs of the last group it was asked for."""
+    """The steps of a run, by number. Keeps one window of packs of each lane."""
 
     def __init__(
         self,
@@ -90,17 +53,20 @@ class TrainPlan:
         packs_per_step: int,
         pack_length: int,
         shuffle_shards: int,
+        lanes: int,
         packing: bool = True,
         batch_tokens: int | None = None,
     ) -> None:
-        """Pack every shard once: about 1 s for a million rows.
+        """Count the packs of every shard: 1 s for 50 million rows.
 
         Args:
-            source: asked for shard sizes, lengths and supervised tokens only.
+            source: asked for rows and sizes of shards only.
             seed: any integer.
             packs_per_step: G, over all ranks and micro-batches; of no effect with `batch_tokens`.
             pack_length: most tokens of a pack.
-            shuffle_shards: shards of a group.
+            shuffle_shards: shards of all lanes together whose packs are shuffled at a time; at
+                least one a lane.
+            lanes: most lanes; see `lane_count`.
             packing: False gives each row its own pack.
             batch_tokens: most tokens of a step over all ranks and micro-batches, in place of
                 `packs_per_step` and `packing`.
@@ -113,31 +79,25 @@ class TrainPlan:
         self.packs_per_step = packs_per_step
         self.pack_length = pack_length
         self.batch_tokens = batch_tokens
-        self._shuffle_shards = shuffle_shards
-        self._lengths_R = np.asarray(source.lengths())
-        # On the axis of tokens a row without any would start where no window is.
-        self._sizes_R = np.maximum(self._lengths_R, 1)
-        self._loss_tokens_R = np.asarray(source.loss_token_counts())
-        self._starts = np.cumsum([0, *source.shard_rows()])
-        assert self._starts[-1] == len(self._lengths_R), "shard_rows and lengths disagree"
-        check_lengths(self._lengths_R, pack_length, batch_tokens)
-        bounds = list(zip(self._starts, self._starts[1:], strict=False))
+        self.totals = totals = split_totals(source)
+        check_lengths(totals, pack_length, batch_tokens)
+        self.lanes = lane_count(
+            lanes,
+            packs_per_step=packs_per_step,
+            batch_tokens=batch_tokens,
+            longest=totals.longest,
+        )
+        """E."""
         packing = packing and batch_tokens is None
-        self._shards = [
-            ShardPacks(self._lengths_R[start:stop], pack_length, packing=packing)
-            for start, stop in bounds
-        ]
-        self.packs_per_epoch = sum(len(shard) for shard in self._shards)
-        if batch_tokens is None:
-            self._shard_sizes = [len(shard) for shard in self._shards]
-            self._steps_per_epoch = -(-self.packs_per_epoch // packs_per_step)
-        else:
-            self._shard_sizes = [int(self._sizes_R[a:b].sum()) for a, b in bounds]
-            self._steps_per_epoch = _windows(self._sizes_R, batch_tokens)
-        self._axis_tokens = int(self._sizes_R.sum())
+        self._units = Units(source, pack_length, packing, by_tokens=batch_tokens is not None)
+        self._units_S = _count_units(source, totals, pack_length) if packing else totals.rows_S
+        self._sizes_S = self._units_S if batch_tokens is None else totals.span_S
+        self.packs_per_epoch = int(self._units_S.sum())
+        self._window_pieces = -(-shuffle_shards // self.lanes)
+        self._steps_per_epoch = self._count_steps()
         self._skipped: dict[int, int] = {}
-        self._epoch_groups: tuple[int, list[NDArray[np.int64]], NDArray[np.int64]] | None = None
-        self._group_packs: tuple[tuple[int, int], _Group] | None = None
+        self._epochs: dict[int, list[Lane]] = {}
+        self._windows: dict[int, tuple[tuple[int, int], Window]] = {}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -151,7 +111,7 @@ class TrainPlan:
             capacity = self.packs_per_epoch * self.pack_length
         else:
             capacity = self._steps_per_epoch * self.batch_tokens
-        return float(self._lengths_R.sum()) / capacity
+        return self.totals.tokens / capacity
 
     def skip_shard(self, shard: int, from_step: int) -> None:
         """Drop the packs of a shard from `from_step` on; the steps stay the same otherwise."""
@@ -162,101 +122,240 @@ class TrainPlan:
         return self._skipped.get(shard, step + 1) <= step
 
     def step(self, step: int) -> StepPlan:
-        """Return step number `step` of the run, counted from 0; costs one group of shards."""
-        planned = self._packs_of(step)
-        packs = tuple(pack for pack in planned if not self.is_skipped(pack.shard, step))
-        rows = np.array(
-            [self._starts[pack.shard] + row for pack in packs for row in pack.rows], np.int64
-        )
-        lengths = self._lengths_R[rows]
-        by_tokens = self.batch_tokens is not None
+        """Return step number `step` of the run, counted from 0; costs one window of each lane."""
+        epoch, index = divmod(step, self._steps_per_epoch)
+        skipped = [shard for shard in self._skipped if self.is_skipped(shard, step)]
+        packs: list[Pack] = []
+        spans: list[int] = []
+        lane_ends: list[int] = []
+        tokens = loss_tokens = skipped_rows = 0
+        for number, lane in enumerate(self._lanes(epoch)):
+            for window, chosen in self._chosen(epoch, number, lane, self.range_of(lane, index)):
+                kept = chosen
+                if skipped:
+                    kept = chosen[~np.isin(window.shard_U[chosen], skipped)]
+                    rows_U = window.num_rows_U
+                    skipped_rows += int(rows_U[chosen].sum() - rows_U[kept].sum())
+                packs += window.packs(kept)
+                spans += window.span_U[kept].tolist()
+                tokens += int(window.tokens_U[kept].sum())
+                loss_tokens += int(window.loss_tokens_U[kept].sum())
+            lane_ends.append(len(packs))
         return StepPlan(
             step=step,
-            epoch=step // self._steps_per_epoch,
-            packs=packs,
-            num_tokens=int(lengths.sum()),
-            num_loss_tokens=int(self._loss_tokens_R[rows].sum()),
-            pack_tokens=tuple(self._sizes_R[rows].tolist()) if by_tokens else None,
-            num_skipped_rows=sum(len(pack.rows) for pack in planned) - len(rows),
+            epoch=epoch,
+            packs=tuple(packs),
+            num_tokens=tokens,
+            num_loss_tokens=loss_tokens,
+            pack_tokens=None if self.batch_tokens is None else tuple(spans),
+            num_skipped_rows=skipped_rows,
+            lane_ends=tuple(lane_ends),
         )
 
-    def shards_ahead(self, step: int) -> list[int]:
-        """Return the shards of the step's group and of the next one, in the order of their use."""
-        epoch, index = divmod(step, self._steps_per_epoch)
-        groups, bounds = self._groups(epoch)
-        group = int(np.searchsorted(bounds, self._window(index)[0], side="right")) - 1
-        ahead = groups[group : group + 2]
-        if len(ahead) == 1:
-            ahead += self._groups(epoch + 1)[0][:1]
-        return [int(s) for shards in ahead for s in shards if not self.is_skipped(int(s), step)]
+    def shards_ahead(self, step: int, lanes: range, *, steps: int) -> list[int]:
+        """Return the shards of some lanes' windows in use, and those that come next.
 
-    def _packs_of(self, step: int) -> list[Pack]:
-        """Return the packs of a step; they may reach over several groups."""
-        epoch, index = divmod(step, self._steps_per_epoch)
-        start, stop = self._window(index)
-        groups, bounds = self._groups(epoch)
-        packs: list[Pack] = []
-        group = int(np.searchsorted(bounds, start, side="right")) - 1
-        while group < len(groups) and bounds[group] < stop:
-            found = self._group(epoch, group, groups[group])
-            first, last = np.searchsorted(
-                found.starts_P, [start - bounds[group], stop - bounds[group]]
-            )
-            packs += found.packs[first:last]
-            group += 1
-        return packs
+        Args:
+            step: the one in use.
+            lanes: of a rank.
+            steps: how far to look ahead. At most as many shards again as a window of each lane
+                holds are returned: steps that are short beside it are many shards.
 
-    def _window(self, index: int) -> tuple[int, int]:
-        """Return where a step of an epoch starts and stops, in packs or in tokens."""
+        Returns:
+            In the order of their use.
+        """
+        wanted = sorted(
+            found for number in lanes for found in self._windows_ahead(number, step, steps)
+        )
+        room = len(lanes) * self._window_pieces
+        in_use, ahead = dict[int, None](), dict[int, None]()
+        for first, number, window in wanted:
+            epoch = first // self._steps_per_epoch
+            lane = self._lanes(epoch)[number]
+            for shard in lane.shards_K[lane.pieces_of(window)].tolist():
+                if first <= step:
+                    in_use[shard] = None
+                elif shard not in in_use and len(ahead) < room:
+                    ahead[shard] = None
+        return [shard for shard in [*in_use, *ahead] if not self.is_skipped(shard, step)]
+
+    def range_of(self, lane: Lane, index: int) -> tuple[int, int]:
+        """Return where a step of an epoch starts and stops in a lane, in packs or in tokens."""
         if self.batch_tokens is None:
-            return index * self.packs_per_step, (index + 1) * self.packs_per_step
-        tokens, steps = self._axis_tokens, self._steps_per_epoch
-        return -(-tokens * index // steps), -(-tokens * (index + 1) // steps)
+            each = self.packs_per_step // self.lanes
+            return min(index * each, lane.size), min((index + 1) * each, lane.size)
+        steps = self._steps_per_epoch
+        return -(-lane.size * index // steps), -(-lane.size * (index + 1) // steps)
 
-    def _groups(self, epoch: int) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
-        """Return the shards of each group and where each group starts, one more than groups."""
-        if self._epoch_groups is None or self._epoch_groups[0] != epoch:
-            shards = permutation(len(self._shards), derive_key(self.seed, epoch, _SHARDS))
-            size = self._shuffle_shards
-            groups = [shards[i : i + size] for i in range(0, len(shards), size)]
-            sizes = [sum(self._shard_sizes[s] for s in group) for group in groups]
-            self._epoch_groups = (epoch, groups, np.cumsum([0, *sizes]))
-        return self._epoch_groups[1:]
+    def skipped_before(self, step: int) -> tuple[int, int]:
+        """Return rows and tokens of skipped shards that the first `step` steps skip."""
+        rows = tokens = 0
+        for shard, first in self._skipped.items():
+            for epoch in range(first // self._steps_per_epoch, -(-step // self._steps_per_epoch)):
+                start = max(first - epoch * self._steps_per_epoch, 0)
+                stop = min(step - epoch * self._steps_per_epoch, self._steps_per_epoch)
+                if (start, stop) == (0, self._steps_per_epoch):
+                    rows += int(self.totals.rows_S[shard])
+                    tokens += int(self.totals.tokens_S[shard])
+                    continue
+                for window, inside in self._of_shard(epoch, shard, start, stop):
+                    rows += int(window.num_rows_U[inside].sum())
+                    tokens += int(window.tokens_U[inside].sum())
+        return rows, tokens
 
-    def _group(self, epoch: int, group: int, shards: Sequence[int] | NDArray[np.int64]) -> _Group:
-        """Return the shuffled packs of one group."""
-        if self._group_packs is None or self._group_packs[0] != (epoch, group):
-            packs = [
-                Pack(int(shard), tuple(rows.tolist()))
-                for shard in shards
-                for rows in self._shards[shard].rows(
-                    derive_key(self.seed, epoch, _ROWS, int(shard))
-                )
-            ]
-            order = permutation(len(packs), derive_key(self.seed, epoch, _PACKS, group))
-            packs = [packs[i] for i in order]
-            if self.batch_tokens is None:
-                starts_P = np.arange(len(packs))
-            else:
-                rows = np.array([self._starts[pack.shard] + pack.rows[0] for pack in packs], int)
-                starts_P = np.cumsum(self._sizes_R[rows], dtype=np.int64) - self._sizes_R[rows]
-            self._group_packs = ((epoch, group), _Group(packs, starts_P))
-        return self._group_packs[1]
+    def tokens_before(self, step: int) -> int:
+        """Return the tokens of the first `step` steps, repeats counted, skipped shards not.
+
+        Whole epochs and whole shards are sums; packs are formed where a lane stands, and of shards
+        that lanes share.
+        """
+        epoch, index = divmod(step, self._steps_per_epoch)
+        tokens = epoch * self.totals.tokens - self.skipped_before(step)[1]
+        if index == 0:
+            return tokens
+        for number, lane in enumerate(self._lanes(epoch)):
+            stop = self.range_of(lane, index)[0]
+            for window in range(len(lane.window_starts) - 1):
+                if lane.window_starts[window] >= stop:
+                    break
+                pieces = lane.pieces_of(window)
+                shards = lane.shards_K[pieces]
+                whole = lane.stop_K[pieces] - lane.first_K[pieces] == self._units_S[shards]
+                if whole.all() and lane.window_starts[window + 1] <= stop:
+                    tokens += int(self.totals.tokens_S[shards].sum())
+                    continue
+                formed = self._window(epoch, number, lane, window)
+                last = np.searchsorted(formed.starts_U, stop - lane.window_starts[window])
+                tokens += int(formed.tokens_U[:last].sum())
+        return tokens
+
+    def _count_steps(self) -> int:
+        if self.batch_tokens is None:
+            return -(-self.packs_per_epoch // self.packs_per_step)
+        # A window of w tokens holds the rows that start in it: at most w + longest - 1 tokens. So
+        # each lane stays within its share of the budget, and a rank within its own.
+        longest = max(self.totals.longest, 1)
+        width = self.batch_tokens // self.lanes - longest + 1
+        size = int(self._sizes_S.sum())
+        if self.lanes > 1:
+            # The longest that a lane can be: a cut moves to the next row.
+            size = -(-size // self.lanes) + longest - 1
+        return -(-size // width)
+
+    def _lanes(self, epoch: int) -> list[Lane]:
+        """Return the lanes of an epoch; two epochs are kept, as reading ahead needs the next."""
+        if epoch not in self._epochs:
+            shards = len(self._units_S)
+            anew = epoch if shards < _FEW * self.lanes else 0
+            axis = Axis(
+                permutation(shards, derive_key(self.seed, anew, _SHARDS)),
+                self._sizes_S,
+                self._units_S,
+            )
+            self._epochs = {e: lanes for e, lanes in self._epochs.items() if abs(e - epoch) == 1}
+            self._epochs[epoch] = axis.cut(
+                self.lanes,
+                split=lambda shard, offset: self._split(epoch, shard, offset),
+                window_pieces=self._window_pieces,
+                keys=lambda lane: derive_key(self.seed, epoch, _LANES, lane),
+                flip=bool(derive_key(self.seed, epoch, _FLIP) & 1),
+            )
+        return self._epochs[epoch]
+
+    def _split(self, epoch: int, shard: int, offset: int) -> tuple[int, int]:
+        if self.batch_tokens is None:
+            return offset, offset
+        order = shard_order(int(self._units_S[shard]), seed=self.seed, epoch=epoch, shard=shard)
+        span_R = np.maximum(self._units.source.shard_sizes(shard)[:, 0], 1)[order]
+        ends_R = np.cumsum(span_R, dtype=np.int64)
+        unit = int(np.searchsorted(ends_R - span_R, offset))
+        return unit, int(ends_R[unit - 1])
+
+    def _chosen(
+        self, epoch: int, number: int, lane: Lane, bounds: tuple[int, int]
+    ) -> Iterator[tuple[Window, NDArray[np.int64]]]:
+        """Yield the units of a lane between two positions, window by window."""
+        start, stop = bounds
+        if start >= stop:
+            return
+        index = lane.window_at(start)
+        while index < len(lane.window_starts) - 1 and lane.window_starts[index] < stop:
+            window = self._window(epoch, number, lane, index)
+            at = lane.window_starts[index]
+            first, last = np.searchsorted(window.starts_U, [start - at, stop - at])
+            yield window, np.arange(first, last)
+            index += 1
+
+    def _window(self, epoch: int, number: int, lane: Lane, index: int) -> Window:
+        """Return a window of a lane; the last one of each lane is kept."""
+        held = self._windows.get(number)
+        if held is None or held[0] != (epoch, index):
+            pieces = lane.pieces_of(index)
+            shards = lane.shards_K[pieces]
+            parts = (shards, lane.first_K[pieces], lane.stop_K[pieces], self._units_S[shards])
+            window = Window.form(
+                self._units,
+                [Piece(*part) for part in zip(*(p.tolist() for p in parts), strict=True)],
+                seed=self.seed,
+                epoch=epoch,
+                key=derive_key(self.seed, epoch, _PACKS, number, index),
+            )
+            self._windows[number] = held = ((epoch, index), window)
+        return held[1]
+
+    def _step_at(self, lane: Lane, position: int) -> int:
+        """Return which step of an epoch takes the unit that starts at a position of a lane."""
+        if self.batch_tokens is None:
+            return position // (self.packs_per_step // self.lanes)
+        return position * self._steps_per_epoch // lane.size
+
+    def _windows_ahead(self, number: int, step: int, steps: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the windows of a lane from a step on: (first step, lane, window)."""
+        now, index = divmod(step, self._steps_per_epoch)
+        for epoch in (now, now + 1):
+            lane = self._lanes(epoch)[number]
+            start = self.range_of(lane, index)[0]
+            for window in range(max(lane.window_at(start), 0), len(lane.window_starts) - 1):
+                first = self._step_at(lane, int(lane.window_starts[window]))
+                if epoch * self._steps_per_epoch + first > step + steps:
+                    return
+                if lane.window_starts[window + 1] > start:
+                    yield epoch * self._steps_per_epoch + first, number, window
+            index = 0
+
+    def _of_shard(
+        self, epoch: int, shard: int, start: int, stop: int
+    ) -> Iterator[tuple[Window, NDArray[np.bool_]]]:
+        """Yield the windows of an epoch that hold a shard, and its units in steps start to stop."""
+        for number, lane in enumerate(self._lanes(epoch)):
+            first, last = (self.range_of(lane, index)[0] for index in (start, stop))
+            if stop == self._steps_per_epoch:
+                last = lane.size
+            for index in {
+                int(k) // self._window_pieces for k in np.flatnonzero(lane.shards_K == shard)
+            }:
+                window = self._window(epoch, number, lane, index)
+                places_U = window.starts_U + lane.window_starts[index]
+                inside = (window.shard_U == shard) & (first <= places_U) & (places_U < last)
+                yield window, inside
 
 
-def _windows(sizes_R: NDArray[np.int32], batch_tokens: int) -> int:
-    """Return the fewest equal windows whose rows never exceed the budget.
+def _count_units(source: RowSource, totals: SplitTotals, pack_length: int) -> NDArray[np.int64]:
+    """Return the packs of each shard."""
+    return np.array(
+        [
+            count_packs(source.shard_sizes(shard)[:, 0], pack_length)
+            for shard in range(len(totals.rows_S))
+        ],
+        np.int64,
+    )
 
-    A window of w tokens holds the rows that start in it: at most w + longest - 1 tokens.
-    """
-    return -(-int(sizes_R.sum()) // (batch_tokens - int(sizes_R.max()) + 1))
 
-
-def check_lengths(lengths_R: NDArray[np.int32], pack_length: int, batch_tokens: int | None) -> None:
+def check_lengths(totals: SplitTotals, pack_length: int, batch_tokens: int | None) -> None:
     """Reject rows that no step can hold.
 
     Args:
-        lengths_R: tokens of every row.
+        totals: of the training rows.
         pack_length: most tokens of a pack.
         batch_tokens: most tokens of a step, in place of packs.
 
@@ -264,13 +363,13 @@ def check_lengths(lengths_R: NDArray[np.int32], pack_length: int, batch_tokens: 
         CacheError: no rows.
         ConfigError: a row longer than a pack, or longer than a third of `batch_tokens`.
     """
-    if not len(lengths_R):
+    if not totals.rows:
         raise CacheError(
             "the cache has no training rows",
             expected="at least one",
             do="cache a larger corpus, or hold out less of it",
         )
-    longest = int(lengths_R.max())
+    longest = totals.longest
     if batch_tokens is None and longest > pack_length:
         raise ConfigError(
             f"pack_length is {pack_length}, but the cache has a row of {longest} tokens",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import ShardDamaged
 from pipeline.data.collate import Batch, collate
-from pipeline.data.order.plan import Pack, StepPlan, TrainPlan
+from pipeline.data.order.plan import TrainPlan
+from pipeline.data.order.step import Pack, StepPlan, lanes_of_rank
 from pipeline.data.settings import DataSettings
 from pipeline.data.source import RowSource
 from pipeline.data.stream.prefetch import Patience, Prefetcher
@@ -18,6 +19,10 @@ from pipeline.data.temperature import UncachedTemperature
 from pipeline.errors import CacheError, ConfigError
 
 __all__ = ["Agree", "StepBatch", "TrainStream"]
+
+_STEPS_AHEAD = 32
+"""How many steps before its first row a shard is opened, at most: lanes come to the ends of their
+shards at different steps, so few are open for nothing, and a slow store has half a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class TrainStream:
         temperature: float,
         uncached_temperature: UncachedTemperature = "reject",
     ) -> None:
-        """Plan the run from row lengths; reads no row.
+        """Plan the run from the lengths of rows; reads no row.
 
         Args:
             source: the training rows.
@@ -103,8 +108,15 @@ class TrainStream:
             packs_per_step=packs_per_step,
             pack_length=settings.pack_length or pack_length,
             shuffle_shards=settings.shuffle_shards,
+            lanes=settings.lanes,
             packing=settings.packing,
             batch_tokens=settings.batch_tokens,
+        )
+        self._lanes = lanes_of_rank(
+            self.plan.lanes,
+            rank=rank,
+            world_size=world_size,
+            by_tokens=settings.batch_tokens is not None,
         )
 
     @property
@@ -119,13 +131,11 @@ class TrainStream:
 
     def tokens_of(self, steps: int) -> int:
         """Return the tokens of the first `steps` steps, repeats counted."""
-        return sum(self.plan.step(step).num_tokens for step in range(steps))
+        return self.plan.tokens_before(steps)
 
     def skipped_rows_of(self, steps: int) -> int:
         """Return the rows of damaged shards that these steps skip, repeats counted."""
-        if not self.skipped_shards:
-            return 0
-        return sum(self.plan.step(step).num_skipped_rows for step in range(steps))
+        return self.plan.skipped_before(steps)[0]
 
     def steps(
         self, start_step: int = 0, stop_step: int | None = None, *, agree: Agree | None = None
@@ -203,14 +213,23 @@ class TrainStream:
         ahead = ReadAhead(self._source.open, threads=self._settings.read_threads)
         try:
             while stop_step is None or step < stop_step:
-                ahead.want(self.plan.shards_ahead(step))
-                yield self._load(self.plan.step(step))
+                plan = self.plan.step(step)
+                mine = plan.micro_batches(**self._place)
+                ahead_steps = _STEPS_AHEAD
+                if stop_step is not None:  # a run's last shards are nobody's next ones
+                    ahead_steps = min(ahead_steps, stop_step - 1 - step)
+                wanted = self.plan.shards_ahead(step, self._lanes, steps=ahead_steps)
+                # First, so that what is no longer wanted makes room; a rank that shares a lane
+                # may have rows of a shard that is not among those of its lanes.
+                used = {pack.shard for packs in mine for pack in packs}
+                self._source.keep({*wanted, *used})
+                ahead.want(wanted)
+                yield self._load(plan, mine)
                 step += 1
         finally:
             ahead.close()
 
-    def _load(self, plan: StepPlan) -> StepBatch:
-        micro_packs = plan.micro_batches(**self._place)
+    def _load(self, plan: StepPlan, micro_packs: Sequence[Sequence[Pack]]) -> StepBatch:
         rows, damaged = self._read([pack for packs in micro_packs for pack in packs], plan.step)
         return StepBatch(
             step=plan.step,

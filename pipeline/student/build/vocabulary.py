@@ -7,7 +7,7 @@ the head in use, tokenizer of the exported student) is asked from here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.cache.io.reader import Cache
 from pipeline.data.mapped import MappedRows
-from pipeline.data.retokenise import RetokenisedRows
+from pipeline.data.order.totals import split_totals
+from pipeline.data.retokenise import RetokenisedRows, retokenise
 from pipeline.data.source import RowSource
 from pipeline.errors import ModelError
 from pipeline.loss.settings import CrossTokenizer
@@ -32,6 +33,7 @@ from pipeline.models.tokenizer import (
 )
 from pipeline.models.vocabulary import VocabularyMap, first_disagreement, map_vocabulary
 from pipeline.student.build.aligner import make_aligner
+from pipeline.student.build.student_sizes import SizeCounter
 
 __all__ = ["StudentVocabulary", "open_vocabulary"]
 
@@ -52,7 +54,8 @@ class StudentVocabulary:
     """For the card; empty where the vocabularies are the same."""
     digest: str | None = None
     """What decides the student's rows; None where they are the cache's own."""
-    wrap: Callable[[RowSource], RowSource] | None = None
+    wrap: Callable[[RowSource, str], RowSource] | None = None
+    """Rows of a split in the cache's tokens to those in the student's."""
     retokenised: bool = False
     lacked: Callable[[NDArray[np.int32]], list[str]] | None = None
     """Returns the pieces of the cache's ids that the student cannot be fed; None: it has all."""
@@ -74,12 +77,12 @@ class StudentVocabulary:
         longest = int(self.cache.manifest.identity["corpus"]["max_length"])
         if not self.retokenised:
             return longest
-        return max(longest, int(self.train.lengths().max(initial=0)))
+        return max(longest, split_totals(self.train).longest)
 
     def _rows(self, split: str) -> RowSource:
         source = self.rows if split == "train" else None
         source = source or self.cache.source(split)
-        return self.wrap(source) if self.wrap is not None else source
+        return self.wrap(source, split) if self.wrap is not None else source
 
 
 def open_vocabulary(
@@ -142,7 +145,7 @@ def open_vocabulary(
         _student_files(student, teacher),
         sentence=f"mapped by content: {mapping.report()}",
         digest=vocabulary_fingerprint(student),
-        wrap=lambda source: MappedRows(source, mapping.apply, mapping.size, piece),
+        wrap=lambda source, _: MappedRows(source, mapping.apply, mapping.size, piece),
         lacked=lacked if mapping.missing else None,
         rows=train,
     )
@@ -210,8 +213,10 @@ def _across(
     folder: Path, cache: Cache, teacher: Any, student: Any, mapping: VocabularyMap
 ) -> StudentVocabulary:
     aligner = make_aligner(folder, teacher, student, rows=mapping.size)
-    probe = RetokenisedRows(_Few(_first_rows(cache)), aligner)
-    loss_tokens, aligned = int(probe.loss_token_counts().sum()), int(probe.aligned_counts().sum())
+    counter = SizeCounter(cache, folder, mapping.size, aligner)
+    targets = [retokenise(row, aligner).targets for row in _first_rows(cache)]
+    loss_tokens = sum(target.num_positions for target in targets)
+    aligned = sum(int((target.counts_N > 0).sum()) for target in targets)
     if not aligned:
         raise ModelError(
             f"{folder}: of {loss_tokens} supervised tokens of the student none begins where one of "
@@ -223,7 +228,7 @@ def _across(
     _log.info(
         "across tokenizers: %.1f %% of the student's supervised tokens (%d of %d in the first "
         "rows) begin where a token of the teacher does and have a target; the rest has "
-        "cross-entropy alone; every row is now tokenised once to know its length",
+        "cross-entropy alone; every row is tokenised once to know its length, and never again",
         100 * share, aligned, loss_tokens,
     )  # fmt: skip
     return StudentVocabulary(
@@ -233,34 +238,6 @@ def _across(
         sentence=f"another tokenizer than the teacher's; {100 * share:.1f} % of the supervised "
         "begin where one of the teacher's does",
         digest=vocabulary_fingerprint(student),
-        wrap=lambda source: RetokenisedRows(source, aligner),
+        wrap=lambda source, split: RetokenisedRows(source, aligner, counter.sizes(split)),
         retokenised=True,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Few:
-    """A few rows as a source."""
-
-    rows: Sequence[Any]
-
-    def shard_rows(self) -> Sequence[int]:
-        return [len(self.rows)]
-
-    def lengths(self) -> Any:
-        return np.asarray([len(row.input_ids_L) for row in self.rows], np.int32)
-
-    def loss_token_counts(self) -> Any:
-        return np.asarray([row.targets.num_positions for row in self.rows], np.int32)
-
-    def shard_name(self, _shard: int) -> str:
-        return "the first rows"
-
-    def open(self, _shard: int) -> None:
-        return
-
-    def reading(self) -> Sequence[str]:
-        return ()
-
-    def read_rows(self, _shard: int, rows: Sequence[int]) -> list[Any]:
-        return [self.rows[i] for i in rows]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.data.collate import Batch
-from pipeline.data.heldout import heldout_batches
 from pipeline.data.source import RowSource
+from pipeline.data.stream.heldout_stream import heldout_stream
 from pipeline.evaluate.heldout import merge_scores, score_batches
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
@@ -39,17 +39,14 @@ class HeldoutEvaluation:
     def run(self) -> HeldoutScores:
         """Score every row once over all ranks."""
         distributed = self._engine.distributed
-        part = score_batches(
-            heldout_batches(
-                self._rows,
-                tokens_per_batch=self._tokens,
-                temperature=1.0,
-                rank=distributed.rank,
-                world_size=distributed.world_size,
-            ),
-            self._forward,
-            across_tokenizers=self._distance == "uld",
-        )
+        with heldout_stream(
+            self._rows,
+            tokens_per_batch=self._tokens,
+            temperature=1.0,
+            rank=distributed.rank,
+            world_size=distributed.world_size,
+        ) as batches:
+            part = score_batches(batches, self._forward, across_tokenizers=self._distance == "uld")
         return merge_scores(self._engine.gather_objects(part))
 
     def metrics(self, scores: HeldoutScores) -> dict[str, float]:

@@ -54,5 +54,6 @@ def encode_columns(
         temperatures=task.scheme.temperatures,
         identity_digest=task.identity_digest,
         source_xxh3_128=shard.source.source_xxh3_128,
+        rows_quarantined=len(quarantined),
         tails=tails,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pytest
@@ -38,9 +39,14 @@ class FakeSource:
             [_sequence(rng, shard, row, longest, inclusion) for row in range(rows)]
             for shard, rows in enumerate(shard_rows)
         ]
-
-    def _all(self) -> list[CachedSequence]:
-        return [sequence for shard in self.rows for sequence in shard]
+        every = [sequence for shard in self.rows for sequence in shard]
+        self._sizes_R2 = np.array(
+            [(len(s.input_ids_L), int(s.loss_mask_L.sum())) for s in every], np.int32
+        ).reshape(-1, 2)
+        self.held: set[int] = set()
+        self.loads: list[int] = []
+        self.most_held = 0
+        self._lock = threading.Lock()
 
     def shard_rows(self) -> Sequence[int]:
         """Rows of each shard."""
@@ -51,20 +57,41 @@ class FakeSource:
         return f"shard-{shard}"
 
     def open(self, shard: int) -> None:
-        """Remember that the shard was wanted."""
+        """Remember that the shard was wanted, and hold it."""
         self.opened.append(shard)
+        self._load(shard)
+
+    def _load(self, shard: int) -> None:
+        with self._lock:
+            if shard not in self.held:
+                self.loads.append(shard)
+                self.held.add(shard)
 
     def reading(self) -> Sequence[str]:
         """Return what hangs."""
         return self.hanging
 
+    def shard_sizes(self, shard: int) -> NDArray[np.int32]:
+        """Tokens and supervised tokens of each row of a shard."""
+        start = sum(self._shard_rows[:shard])
+        return self._sizes_R2[start : start + self._shard_rows[shard]]
+
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each row."""
-        return np.array([len(s.input_ids_L) for s in self._all()], np.int32)
+        """Tokens of each row of all shards."""
+        return self._sizes_R2[:, 0]
 
     def loss_token_counts(self) -> NDArray[np.int32]:
-        """Supervised tokens of each row."""
-        return np.array([int(s.loss_mask_L.sum()) for s in self._all()], np.int32)
+        """Supervised tokens of each row of all shards."""
+        return self._sizes_R2[:, 1]
+
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """Say that rows have these lengths; for plans, which do not read them."""
+        self._sizes_R2[:, 0] = lengths
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Remember what is wanted, and let go of the rest."""
+        self.held &= set(shards)
+        self.most_held = max(self.most_held, len(shards))
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> list[CachedSequence]:
         """Return rows, remembering which."""
@@ -73,6 +100,7 @@ class FakeSource:
             raise OSError("the disk is gone")
         if shard in self.damaged:
             raise ShardDamaged(self.shard_name(shard), "a bit flipped")
+        self._load(shard)
         self.reads += [(shard, row) for row in rows]
         return [self.rows[shard][row] for row in rows]
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order.plan import Pack, TrainPlan
+from pipeline.data.order.plan import TrainPlan
+from pipeline.data.order.step import Pack
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream.train_stream import TrainStream
 from pipeline.errors import ConfigError
@@ -19,7 +20,7 @@ MakeSource = Callable[..., Any]
 
 
 def make_plan(source: Any, batch_tokens: int, **changes: Any) -> TrainPlan:
-    options = {"seed": 0, "packs_per_step": 1, "pack_length": 2, "shuffle_shards": 2}
+    options = {"seed": 0, "packs_per_step": 1, "pack_length": 2, "shuffle_shards": 2, "lanes": 64}
     return TrainPlan(source, **{**options, **changes}, batch_tokens=batch_tokens)
 
 
@@ -69,10 +70,10 @@ def test_each_row_once_and_no_step_above_the_budget(
 def test_micro_batches_are_the_step_and_bounded(
     make_source: MakeSource, lengths: list[int], spare: int, world_size: int, accumulation: int
 ) -> None:
-    """In order, whatever the number of ranks; each is at most its share and one row more."""
+    """In order, for any number of ranks; in one lane, each is at most its share and a row more."""
     source = make_source([len(lengths)])
-    source.lengths = lambda: np.array(lengths, np.int32)
-    plan = make_plan(source, 3 * max(lengths) + spare)
+    source.set_lengths(lengths)
+    plan = make_plan(source, 3 * max(lengths) + spare, lanes=1)
     for step in epoch_of(plan, 0):
         parts = [
             part
@@ -146,14 +147,16 @@ def test_refusals(make_source: MakeSource) -> None:
 
 def test_rows_without_tokens_are_kept(make_source: MakeSource) -> None:
     source = make_source([6])
-    source.lengths = lambda: np.array([0, 3, 0, 0, 5, 0], np.int32)
+    source.set_lengths([0, 3, 0, 0, 5, 0])
     rows = [p.rows[0] for step in epoch_of(make_plan(source, 15), 0) for p in step.packs]
     assert sorted(rows) == list(range(6))
 
 
 def test_what_makes_a_run_another_run() -> None:
-    """Runs from before these settings go on, and how data come may change on the way."""
-    before = {"pack_length": None, "packing": True, "shuffle_shards": 8, "max_entries": None}
+    """What was unset stays another run's, and how data come may change on the way."""
+    before = {
+        "pack_length": None, "packing": True, "lanes": 64, "shuffle_shards": 8, "max_entries": None,
+    }  # fmt: skip
     assert DataSettings().identity() == before
     other = DataSettings(
         prefetch_batches=9, read_threads=0, disk_cache="/tmp/x", disk_cache_gib=1,

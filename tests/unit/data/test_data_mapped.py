@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pytest
@@ -30,11 +30,12 @@ class _Row:
     def shard_rows(self) -> list[int]:
         return [1]
 
-    def lengths(self) -> np.ndarray:
-        return np.asarray([len(self.row.input_ids_L)], np.int32)
+    def shard_sizes(self, _shard: int) -> np.ndarray:
+        sizes = (len(self.row.input_ids_L), self.row.targets.num_positions)
+        return np.asarray([sizes], np.int32)
 
-    def loss_token_counts(self) -> np.ndarray:
-        return np.asarray([self.row.targets.num_positions], np.int32)
+    def keep(self, shards: Collection[int]) -> None:
+        pass
 
     def shard_name(self, shard: int) -> str:
         return f"shard {shard}"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order.packing import ShardPacks, pack_lengths
+from pipeline.data.order.packing import count_packs, pack_lengths, shard_units
 from pipeline.data.order.permutation import derive_key, permutation
 from pipeline.data.order.plan import TrainPlan
 from pipeline.errors import CacheError, ConfigError
@@ -19,7 +19,9 @@ from pipeline.errors import CacheError, ConfigError
 
 def make_plan(source: Any, **changes: Any) -> TrainPlan:
     """Return a plan with small numbers."""
-    options = {"seed": 0, "packs_per_step": 4, "pack_length": 16, "shuffle_shards": 2}
+    options = {
+        "seed": 0, "packs_per_step": 4, "pack_length": 16, "shuffle_shards": 2, "lanes": 64,
+    }  # fmt: skip
     return TrainPlan(source, **{**options, **changes})
 
 
@@ -32,7 +34,7 @@ def test_golden_order() -> None:
 def test_golden_steps(make_source: Callable[..., Any]) -> None:
     """Frozen: the whole chain from seed and lengths to the rows of a step."""
     source = make_source([4, 3, 5])
-    source.lengths = lambda: np.array([3, 9, 5, 5, 16, 2, 7, 8, 8, 4, 1, 6], np.int32)
+    source.set_lengths([3, 9, 5, 5, 16, 2, 7, 8, 8, 4, 1, 6])
     plan = make_plan(source, packs_per_step=2)
     steps = [
         [(pack.shard, pack.rows) for pack in plan.step(i).packs]
@@ -77,14 +79,16 @@ def test_packs_hold_each_row_once_and_fit(
 ) -> None:
     """Whatever the lengths; and the number of packs does not depend on the key."""
     lengths_R = np.array(lengths, np.int32)
-    shard = ShardPacks(lengths_R, pack_length, packing=packing)
-    packs = shard.rows(key)
-    assert len(packs) == len(shard)
+    units = shard_units(lengths_R, pack_length, key, packing=packing)
+    packs = np.split(units.rows_R, units.bounds[1:-1]) if lengths else []
+    assert len(units.bounds) - 1 == len(packs)
+    if packing:
+        assert len(packs) == count_packs(lengths_R, pack_length)
     assert sorted(row for pack in packs for row in pack) == list(range(len(lengths)))
     assert all(lengths_R[pack].sum() <= pack_length for pack in packs)
     assert all(len(pack) for pack in packs)
     if not packing:
-        assert len(shard) == len(lengths)
+        assert len(packs) == len(lengths)
 
 
 @given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 50))
@@ -99,12 +103,15 @@ def test_packing_is_first_fit_decreasing(lengths: list[int], pack_length: int) -
         else:
             bins.append([length])
     assert pack_lengths(np.array(lengths, np.int32), pack_length) == bins
+    assert count_packs(np.array(lengths, np.int32), pack_length) == len(bins)
 
 
 def test_equal_lengths_swap_places_between_epochs() -> None:
     """Companions in a pack change where lengths allow."""
-    shard = ShardPacks(np.full(40, 5, np.int32), 10, packing=True)
-    first, second = shard.rows(1), shard.rows(2)
+    first, second = (
+        shard_units(np.full(40, 5, np.int32), 10, key, packing=True).rows_R.reshape(20, 2)
+        for key in (1, 2)
+    )
     assert {tuple(sorted(p)) for p in first} != {tuple(sorted(p)) for p in second}
 
 
@@ -112,16 +119,16 @@ def test_fill_of_realistic_lengths() -> None:
     """Two thousand chat-like lengths waste less than one per cent."""
     rng = np.random.default_rng(0)
     lengths_R = np.clip(rng.lognormal(6, 0.8, 2000), 8, 2048).astype(np.int32)
-    packs = ShardPacks(lengths_R, 2048, packing=True)
-    assert lengths_R.sum() / (len(packs) * 2048) > 0.99
+    assert lengths_R.sum() / (count_packs(lengths_R, 2048) * 2048) > 0.99
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shard_rows=st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(sum),
+    shard_rows=st.lists(st.integers(0, 9), min_size=1, max_size=30).filter(sum),
     shuffle_shards=st.integers(1, 8),
-    packs_per_step=st.integers(1, 9),
+    packs_per_step=st.integers(1, 24),
     packing=st.booleans(),
+    lanes=st.sampled_from([1, 2, 6, 64]),
     seed=st.integers(-5, 2**70),
 )
 def test_each_row_once_per_epoch(
@@ -130,9 +137,10 @@ def test_each_row_once_per_epoch(
     shuffle_shards: int,
     packs_per_step: int,
     packing: bool,
+    lanes: int,
     seed: int,
 ) -> None:
-    """For any shards, groups, step sizes and seeds; counts add up."""
+    """For any shards, lanes, windows, step sizes and seeds; counts add up."""
     source = make_source(shard_rows)
     plan = make_plan(
         source,
@@ -140,6 +148,7 @@ def test_each_row_once_per_epoch(
         shuffle_shards=shuffle_shards,
         packs_per_step=packs_per_step,
         packing=packing,
+        lanes=lanes,
     )
     every = {(s, r) for s, rows in enumerate(shard_rows) for r in range(rows)}
     for epoch in (0, 1, 5):
@@ -151,6 +160,7 @@ def test_each_row_once_per_epoch(
         assert all(len(step.packs) == packs_per_step for step in steps[:-1])
         assert sum(step.num_tokens for step in steps) == source.lengths().sum()
         assert sum(step.num_loss_tokens for step in steps) == source.loss_token_counts().sum()
+        assert plan.tokens_before((epoch + 1) * len(steps)) == (epoch + 1) * plan.totals.tokens
 
 
 def test_epochs_and_seeds_differ_and_access_is_random(make_source: Callable[..., Any]) -> None:
@@ -182,7 +192,7 @@ def test_lengths_do_not_follow_position(make_source: Callable[..., Any]) -> None
 @given(st.integers(0, 20), st.sampled_from([(1, 1), (1, 4), (2, 2), (4, 1), (2, 1)]))
 def test_micro_batches_cover_the_step(packs: int, split: tuple[int, int]) -> None:
     """Contiguous, in order, as even as can be, for short steps too."""
-    from pipeline.data.order.plan import Pack, StepPlan
+    from pipeline.data.order.step import Pack, StepPlan
 
     world_size, accumulation = split
     step = StepPlan(0, 0, tuple(Pack(0, (i,)) for i in range(packs)), 0, 0)
@@ -207,4 +217,4 @@ def test_refusals(make_source: Callable[..., Any]) -> None:
 
 GOLDEN_KEY = 0xB682EE25CE24109E
 GOLDEN_PERMUTATION = [2, 4, 8, 5, 0, 7, 6, 3, 1, 9]
-GOLDEN_STEPS = [[(2, (4, 2, 3)), (0, (1, 3))], [(0, (2, 0)), (2, (1, 0))], [(1, (0,)), (1, (2, 1))]]
+GOLDEN_STEPS = [[(2, (4, 2, 3)), (2, (1, 0))], [(0, (1, 3)), (1, (2, 1))], [(0, (2, 0)), (1, (0,))]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.data.collate import collate
 from pipeline.data.mapped import MappedRows
-from pipeline.data.retokenise import Aligner, Pieces, RetokenisedRows, retokenise
+from pipeline.data.retokenise import Aligner, Pieces, RetokenisedRows, retokenise, student_sizes
 from pipeline.errors import ModelError
 
 
@@ -142,11 +142,12 @@ class _Source:
     def shard_rows(self) -> list[int]:
         return [len(self.rows)]
 
-    def lengths(self) -> np.ndarray:
-        return np.asarray([len(row.input_ids_L) for row in self.rows], np.int32)
+    def shard_sizes(self, _shard: int) -> np.ndarray:
+        sizes = [(len(row.input_ids_L), row.targets.num_positions) for row in self.rows]
+        return np.asarray(sizes, np.int32)
 
-    def loss_token_counts(self) -> np.ndarray:
-        return np.asarray([row.targets.num_positions for row in self.rows], np.int32)
+    def keep(self, shards: Collection[int]) -> None:
+        pass
 
     def shard_name(self, shard: int) -> str:
         return f"shard {shard}"
@@ -170,13 +171,15 @@ def test_the_sizes_are_those_of_the_rows() -> None:
                             [text[i : i + 3] for i in range(0, len(text), 3)]),
         lambda _: None,
     )  # fmt: skip
-    source = RetokenisedRows(_Source(rows), aligner)
+    sizes = [student_sizes(row.input_ids_L, row.loss_mask_L, aligner) for row in rows]
+    source = RetokenisedRows(_Source(rows), aligner, np.asarray(sizes, np.int32))
     read = source.read_rows(0, range(3))
-    assert source.lengths().tolist() == [len(row.input_ids_L) for row in read] == [2, 2, 3]
-    assert source.loss_token_counts().tolist() == [row.targets.num_positions for row in read]
-    assert source.aligned_counts().tolist() == [0, 0, 1]
+    found = source.shard_sizes(0)
+    assert found[:, 0].tolist() == [len(row.input_ids_L) for row in read] == [2, 2, 3]
+    assert found[:, 1].tolist() == [row.targets.num_positions for row in read]
+    assert [int((row.targets.counts_N > 0).sum()) for row in read] == [0, 0, 1]
     batch = collate(read, temperature=1.0)
-    assert batch.num_loss_tokens == int(source.loss_token_counts().sum())
+    assert batch.num_loss_tokens == int(found[:, 1].sum())
     assert batch.num_tokens == 7
 
 
@@ -202,6 +205,8 @@ def test_any_two_cuts_of_a_text(text: str, draw: object) -> None:
         if s >= len(teacher[0])
     ]
     assert _entries(found) == wanted
+    sizes = len(found.input_ids_L), found.targets.num_positions
+    assert student_sizes(row.input_ids_L, row.loss_mask_L, aligner) == sizes
 
 
 def test_a_mapped_row_has_the_students_ids_and_says_what_it_lacks() -> None:
@@ -210,7 +215,7 @@ def test_a_mapped_row_has_the_students_ids_and_says_what_it_lacks() -> None:
     (found,) = rows.read_rows(0, [0])
     assert found.input_ids_L.tolist() == [0, 2, 4]
     assert found.targets.token_ids_E.tolist() == [200, 400, 202, 402]
-    assert rows.lengths().tolist() == [3]
+    assert rows.shard_sizes(0)[:, 0].tolist() == [3]
     small = MappedRows(_Source([row]), lambda ids: ids * 2, 3, lambda i: f"piece {i}")
     with pytest.raises(ModelError, match=r"holds 'piece 2', which is no piece of the student's"):
         small.read_rows(0, [0])

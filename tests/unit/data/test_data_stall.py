@@ -82,24 +82,28 @@ def test_a_slow_store_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_shards_are_read_ahead_in_the_order_of_their_use(make_source: Callable[..., Any]) -> None:
-    """The group in use first, then the next; at the end of an epoch the next one's first."""
-    source = make_source([30] * 6)
-    stream = make_stream(source, read_threads=1, prefetch_batches=1)
-    plan = stream.plan
+    """Those in use first, then the next of each lane; after an epoch the next one's first."""
+    source = make_source([30] * 12)
+    stream = make_stream(source, read_threads=1, prefetch_batches=1, lanes=2)
+    plan, lanes = stream.plan, range(2)
     with stream.iterate() as steps:
         next(steps)
         deadline = time.monotonic() + 10
         while len(source.opened) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert source.opened == plan.shards_ahead(0)
-    assert len(set(source.opened)) == 4
-    last, after = (
-        plan.shards_ahead(plan.steps_per_epoch - 1),
-        plan.shards_ahead(plan.steps_per_epoch),
-    )
-    assert last[-2:] == after[:2]
-    used = {pack.shard for step in range(plan.steps_per_epoch) for pack in plan.step(step).packs}
-    assert used == {*plan.shards_ahead(0), *last[:2]} == set(range(6))
+    ahead = plan.shards_ahead(0, lanes, steps=32)
+    assert source.opened[:4] == ahead
+    assert len(set(ahead)) == 4
+    # Those of the first step are in use; a lane's next shard comes when it is near.
+    assert plan.shards_ahead(0, lanes, steps=0) == ahead[:2]
+    uses = [
+        {pack.shard for pack in plan.step(step).packs} for step in range(2 * plan.steps_per_epoch)
+    ]
+    for step, use in enumerate(uses):
+        assert use <= set(plan.shards_ahead(step, lanes, steps=0))
+        assert (
+            set(plan.shards_ahead(step, lanes, steps=1)) >= use | uses[min(step + 1, len(uses) - 1)]
+        )
 
 
 def test_reading_ahead_leaves_errors_to_the_reader() -> None:

@@ -229,7 +229,7 @@ def test_heldout_in_file_order(make_source: MakeSource, world_size: int) -> None
         for rank in range(world_size)
     ]
     assert len({len(batches) for batches in ranks}) == 1
-    dealt = [ranks[i % world_size][i // world_size] for i in range(world_size * len(ranks[0]))]
+    dealt = [batch for rank in ranks for batch in rank]
     full = [batch for batch in dealt if batch.num_sequences]
     every = [s.sample_id for shard in source.rows for s in shard]
     assert [sample for batch in full for sample in batch.sample_ids] == every

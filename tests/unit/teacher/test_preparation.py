@@ -117,7 +117,7 @@ def test_a_killed_process_is_said(
     work: Callable[..., CorpusWork], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes_module, "_work", _die)
-    with pytest.raises(ResourceError, match="was killed.*corpus.processes"):
+    with pytest.raises(ResourceError, match=r"was killed.*corpus\.processes"):
         _run(work(processes=2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_cut_lengths(lengths: list[int], shards: int) -> None:
     shards = min(shards, len(lengths))
     starts = cut_lengths(lengths, shards)
     assert (starts[0], starts[-1], len(starts)) == (0, len(lengths), shards + 1)
-    assert all(a < b for a, b in zip(starts, starts[1:], strict=False))
+    assert all(a < b for a, b in pairwise(starts))
     if max(lengths) * shards < sum(lengths):
         for number, start in enumerate(starts[:-1]):
             ideal = sum(lengths) * number / shards
