@@ -173,7 +173,7 @@ def _print_plan(prepared: Prepared, store: Store) -> None:
     if responses is not None:
         task, writing = task.with_corpus(responses.corpus), None
     if prepared.corpus is not None:
-        prepared.corpus.look_at(prepared.corpus.sampled())
+        prepared.corpus.go_by(prepared.corpus.sampled())
         task.source.refresh()
     if writing is None:
         task = fit_tau(task, store, keep=False)

@@ -92,5 +92,5 @@ def _lists(table: Any, name: str) -> list[NDArray[Any]]:
         return []
     column = table.column(name).combine_chunks()
     offsets = column.offsets.to_numpy()
-    values = column.values.to_numpy(zero_copy_only=False)
+    values = np.array(column.values.to_numpy(zero_copy_only=False))  # Arrow's are read-only
     return [values[start:stop] for start, stop in pairwise(offsets)]

@@ -18,7 +18,7 @@ from pipeline.corpus.table import SampleTable
 from pipeline.teacher.capture.groups import Grouping, GroupReader, GroupShard, cut_lengths
 from pipeline.teacher.capture.plan import PlannedShard
 
-__all__ = ["PreparedShards", "ShardSource", "TableShards"]
+__all__ = ["PreparedShards", "ShardSource", "TableSamples", "TableShards", "cut_table"]
 
 
 class ShardSource(Protocol):

@@ -80,7 +80,7 @@ class CorpusWork:
         view.refresh()
         return view
 
-    def look_at(self, view: CorpusView) -> None:
+    def go_by(self, view: CorpusView) -> None:
         """Go by this view."""
         self._view = view
 

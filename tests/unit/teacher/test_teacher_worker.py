@@ -18,6 +18,7 @@ from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.names import shard_name
 from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_rows, read_quarantined_rows
 from pipeline.cache.layout.records import ShardRecord, encode_record
+from pipeline.corpus.prepared.summary import Totals
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import ModelError, StoreError
@@ -26,7 +27,8 @@ from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture import task as task_module
 from pipeline.teacher.capture import worker as worker_module
-from pipeline.teacher.capture.plan import PlannedShard, WorkPlan
+from pipeline.teacher.capture.plan import PlannedShard
+from pipeline.teacher.capture.source import TableSamples
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.worker import CaptureWorker
 from pipeline.teacher.engines.base import CaptureRequest
@@ -48,13 +50,33 @@ def _shards(count: int) -> tuple[PlannedShard, ...]:
         )
 
     return tuple(
-        PlannedShard("train", index, SampleTable.of([sample(index, row) for row in range(ROWS)]))
+        PlannedShard(
+            "train",
+            index,
+            TableSamples(SampleTable.of([sample(index, row) for row in range(ROWS)])),
+        )
         for index in range(count)
     )
 
 
 def _id(shard: int, row: int) -> str:
     return f"{shard:016x}{row:016x}"
+
+
+class Source:
+    """All shards, from the beginning."""
+
+    is_complete = True
+
+    def __init__(self, shards: tuple[PlannedShard, ...]) -> None:
+        self.shards = shards
+
+    def refresh(self) -> bool:
+        return False
+
+    def projected(self) -> Totals:
+        rows = sum(len(shard.samples) for shard in self.shards)
+        return Totals(rows, rows * TOKENS, rows)
 
 
 class Engine:
@@ -120,11 +142,13 @@ def new_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CaptureWorker]:
         monkeypatch.setattr(worker_module, "commit_shard", slow_commit)
         model = SimpleNamespace(path=None)
         teacher: Any = SimpleNamespace(settings=None, model=model, max_length=0)
-        corpus: Any = None
-        plan, spec = WorkPlan(shards), CodecSpec(32)
-        task = CaptureTask(teacher, settings, corpus, plan, SCHEME, spec, {"a": 1})
+        source: Any = Source(shards)
+        task = CaptureTask(teacher, settings, source, SCHEME, CodecSpec(32), {"a": 1})
         progress = Progress(None, enabled=False)
-        return CaptureWorker(task, board, progress, Shares(), **options)
+        worker = CaptureWorker(task, board, progress, Shares())
+        worker._bytes_per_token = options.pop("bytes_per_token", 0.0)
+        assert not options
+        return worker
 
     return new
 
