@@ -62,13 +62,13 @@ help: ## List all targets
 distill: setup ## Run both stages, a control student and the report on the embedded default (ARGS=, NPROC=)
 	@$(STUDENT) -m stages.distill --run_dir $(RUN) --nproc $(NPROC) --teacher_python $(TEACHER) $(ARGS)
 
-.PHONY: cache-teacher
-cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=; on a cluster OVERLAY=)
-	@$(if $(OVERLAY),$(SUBMIT),$(RUN_TEACHER))
-
 .PHONY: prepare-corpus
 prepare-corpus: setup-teacher ## Tokenise the corpus of stage one apart, on CPUs (CONFIG=, ARGS=)
 	@$(TEACHER) -m stages.prepare_corpus --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
+
+.PHONY: cache-teacher
+cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=; on a cluster OVERLAY=)
+	@$(if $(OVERLAY),$(SUBMIT),$(RUN_TEACHER))
 
 .PHONY: train-student
 train-student: $(if $(OVERLAY),setup-dev,setup-student) ## Stage two: train a student from a cache (CONFIG=, ARGS=, NPROC= processes; on a cluster OVERLAY=)

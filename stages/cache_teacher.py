@@ -24,6 +24,9 @@ __all__ = ["TeacherRun", "main"]
 
 _log = logging.getLogger(__name__)
 
+_SIZES_UP_TO = 2048
+"""Shards of a complete cache whose sizes are compared: in at most 10 requests."""
+
 PROG = "python -m stages.cache_teacher"
 
 
@@ -92,14 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_plan(prepared, store)
             return 0
         manifest = finished_cache(store, prepared.capture.identity)
-        if manifest is not None and "verify" in command.switches:
-            manifest = _verified(manifest, store)
+        if manifest is not None:
+            manifest = _verified(manifest, store, checksums="verify" in command.switches)
         if "retry_quarantined" in command.switches and clear_quarantine(store):
             manifest = None
+        if manifest is not None:
+            _log.info("cache %s is complete", store.url)
         responses: Mapping[str, tuple[QuarantinedRow, ...]] = {}
         if manifest is None:
             manifest, responses = _fill(
-                prepared, run, store, shares, command=command_line(PROG, arguments)
+                prepared, run, store, shares, command=command_line(PROG, _lasting(arguments))
             )
         rows = read_quarantine(store)
     _report(manifest, shares, run.cache_dir)
@@ -111,11 +116,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _lasting(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without those that ask for something once: the card names the others."""
+    once = ("verify", "retry_quarantined")
+    return [one for one in arguments if one.lstrip("-").replace("-", "_") not in once]
+
+
 def _fill(
     prepared: Prepared, run: TeacherRun, store: Store, shares: Shares, *, command: str
 ) -> tuple[Manifest, Mapping[str, tuple[QuarantinedRow, ...]]]:
     """Do what is missing of the cache; return its manifest and the responses without a text."""
     from pipeline.teacher.capture.fit_tau import can_begin, fit_tau
+    from pipeline.teacher.capture.plan import settle_plan
     from pipeline.teacher.capture.run import fill_cache
     from pipeline.teacher.estimate import check_resources, estimate
     from pipeline.teacher.generation.identity import reject_written_responses
@@ -141,6 +153,8 @@ def _fill(
         return fill(task), responses.quarantined
     assert prepared.corpus is not None
     reject_written_responses(store, task.identity)
+    if task.scheme.mean_entries is None:  # else the identity is known once tau is fitted
+        settle_plan(store, task.identity)
     with prepared.corpus.preparing(lease_s=run.capture.lease_s, shares=shares) as preparation:
         with shares.spent("preparing"):
             preparation.wait_until(lambda: can_begin(task))
@@ -149,13 +163,20 @@ def _fill(
         return fill(task, wait_for_more=preparation.pause), {}
 
 
-def _verified(manifest: Manifest, store: Store) -> Manifest | None:
-    """Compare all shards with their checksums; None where damaged ones are to be captured again."""
+def _verified(manifest: Manifest, store: Store, *, checksums: bool) -> Manifest | None:
+    """Compare all shards with their records; None where some are to be captured again.
+
+    Of a large cache nothing is compared unless checksums are: a listing of 200,000 shards is 200
+    requests, of each worker that starts.
+    """
+    if not checksums and manifest.total().shards > _SIZES_UP_TO:
+        return manifest
     from pipeline.cache.layout.fold import reopen
     from pipeline.cache.tools.verify import find_damaged
     from pipeline.storage.parallel import default_workers
 
-    damaged = find_damaged(store, manifest, default_workers())
+    check = "checksum" if checksums else "size"
+    damaged = find_damaged(store, manifest, default_workers(), check)
     for finding in damaged:
         _log.warning("%s: %s; captured again", store.full_url(finding.name), finding.reason)
     reopen(store, [finding.shard for finding in damaged if finding.shard is not None])

@@ -71,7 +71,9 @@ def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
         samples=counts.samples,
         tokens=counts.tokens,
         loss_tokens=counts.loss_tokens,
-        shards=max(len(task.source.shards), round(counts.tokens / task.settings.shard_tokens)),
+        shards=len(task.source.shards)
+        if task.source.is_complete
+        else round(counts.tokens / task.settings.shard_tokens),
         cache_bytes=int(counts.loss_tokens * per_token + counts.tokens * 2.5),
         memory_bytes=int(memory),
         at_most=writing is not None,

@@ -16,8 +16,7 @@ def _plan(text: str) -> dict[str, str]:
 def test_stage_one(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -> None:
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--dry-run"]
     plan = _plan(stage("cache_teacher", flags).ok().out)
-    manifest = open_cache(str(tiny_cache)).manifest
-    shards = manifest.shards
+    shards = open_cache(str(tiny_cache)).records()
     train, heldout = (
         sum(r.rows for r in shards if r.split == name) for name in ("train", "heldout")
     )
@@ -48,7 +47,9 @@ def test_the_estimate_of_the_caches_size_is_near(tiny: Tiny, tiny_cache: Path) -
     teacher = TeacherSettings(model=str(tiny.teacher), engine="transformers", batch_tokens=256)
     corpus = CorpusSettings(dataset_name=str(tiny.corpus), max_length=96, heldout_fraction=0.25)
     capture = CaptureSettings(top_k=16, shard_tokens=500)
-    plan = estimate(prepare(teacher, corpus, capture, seed=42).capture)
+    prepared = prepare(teacher, corpus, capture, seed=42, cache_url=str(tiny_cache))
+    prepared.capture.source.refresh()
+    plan = estimate(prepared.capture)
     shards = open_cache(str(tiny_cache)).records()
     assert (plan.shards, plan.tokens) == (len(shards), sum(r.tokens for r in shards))
     # Shards this small carry the footer's weight as well.

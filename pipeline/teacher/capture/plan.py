@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.cache.io.writer import read_record
 from pipeline.cache.layout.manifest import Manifest, describe_difference, read_manifest
-from pipeline.cache.layout.names import MANIFEST, PLAN, shard_label
+from pipeline.cache.layout.names import MANIFEST, PLAN, RECORDS, shard_label
+from pipeline.cache.layout.recorded import Recorded
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
 from pipeline.errors import CacheError
@@ -84,8 +84,8 @@ class PlannedShard:
         return self.source.samples()
 
     def is_done(self, store: Store) -> bool:
-        """Return whether there is an intact record, by one request."""
-        return read_record(store, self.split, self.index) is not None
+        """Return whether it is recorded, alone or in a segment, by one listing."""
+        return self.key in Recorded(store.list(RECORDS))
 
     def requests(self) -> list[CaptureRequest]:
         """Return what the engine is asked for."""

@@ -111,6 +111,8 @@ class CaptureWorker:
             pool,
             self._board,
             shares=self._shares,
+            # So that the records of a segment are complete, and folded, before the next one's.
+            in_order=True,
             before_waiting=self.flush,
             wait=wait,
             wait_for_more=self._wait_preparing,

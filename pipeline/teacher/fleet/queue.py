@@ -27,8 +27,8 @@ _DOUBTS = 2
 """Or until so many pieces in it turned out to be another worker's, which costs as much as a
 listing (thousands of tiny shards, many workers)."""
 _AHEAD = 16
-"""Free pieces to choose from beside as many as others hold, where their order matters: two workers
-seldom meet, and what comes first is done first."""
+"""Free pieces to choose from beside twice as many as others hold, where their order matters: two
+workers seldom meet, and what comes first is done first."""
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 
 
@@ -41,7 +41,7 @@ class Work(Protocol):
         ...
 
     def is_done(self, store: Store) -> bool:
-        """Return whether it is, by a look at its file alone: one request."""
+        """Return whether it is, by one listing or look."""
         ...
 
 
@@ -115,7 +115,7 @@ def leased_work(
         if free:
             good_until = listed + _LISTING_GOOD_FOR * (listed - started)
             doubts = 0
-            window = len(missing) - len(free) + _AHEAD if in_order else len(free)
+            window = 2 * (len(missing) - len(free)) + _AHEAD if in_order else len(free)
             while free and doubts < _DOUBTS:
                 work = free.pop(draw.randrange(min(len(free), window)))
                 lease = _try_lease(work, None, board, shares)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.corpus.intake import Intake
-from pipeline.corpus.prepared.folder import FOLD, SUMMARIES, PreparedFolder, unit_file
+from pipeline.corpus.prepared.folder import FOLD, PreparedFolder
 from pipeline.corpus.prepared.summary import UnitSummary
 from pipeline.corpus.prepared.units import Unit
 from pipeline.errors import DistillError
@@ -48,8 +48,8 @@ class UnitWork:
         return f"unit-{self.unit.index:05d}"
 
     def is_done(self, store: Store) -> bool:
-        """Return whether its summary is there, or was a moment ago: a folded one is not asked."""
-        return store.exists(f"{SUMMARIES}/{unit_file(self.unit.index)}")
+        """Return whether its summary is there, alone or folded, by one listing."""
+        return self.unit.index in PreparedFolder(store).done()[0]
 
 
 class Preparation:
