@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import run_command
+from pipeline.errors import CorpusError, ResourceError, run_command
 from stages.settings import StudentRun, TeacherRun
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.teacher.capture.plan import finished_cache
     from pipeline.teacher.fleet.processes import worker_name
     from pipeline.teacher.fleet.signals import interruptible
+    from pipeline.teacher.generation.run import RESPONSES_LOST, write_responses
     from pipeline.teacher.prepare import prepare
 
     configure_logging(run.observe.log_level)
@@ -95,17 +96,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_plan(prepared, store)
             return 0
         manifest = finished_cache(store, prepared.capture.identity)
+        if "retry_quarantined" in command.switches:
+            _log.info("%d quarantined rows are tried again", clear_quarantine(store))
         if manifest is not None:
             manifest = _verified(manifest, store, checksums="verify" in command.switches)
-        if "retry_quarantined" in command.switches and clear_quarantine(store):
-            manifest = None
-        if manifest is not None:
-            _log.info("cache %s is complete", store.url)
         responses: Mapping[str, tuple[QuarantinedRow, ...]] = {}
         if manifest is None:
             manifest, responses = _fill(
                 prepared, run, store, shares, command=command_line(PROG, _lasting(arguments))
             )
+        else:
+            _log.info("cache %s is complete", store.url)
+            if prepared.writing is not None and (
+                "verify" in command.switches or manifest.corpus_counts.get(RESPONSES_LOST)
+            ):
+                responses = write_responses(
+                    prepared.writing, store=store, progress_every_s=run.observe.progress_every_s
+                ).quarantined
         rows = read_quarantine(store)
     _report(manifest, shares, run.cache_dir)
     if rows or responses:
@@ -127,11 +134,10 @@ def _fill(
 ) -> tuple[Manifest, Mapping[str, tuple[QuarantinedRow, ...]]]:
     """Do what is missing of the cache; return its manifest and the responses without a text."""
     from pipeline.teacher.capture.fit_tau import can_begin, fit_tau
-    from pipeline.teacher.capture.plan import settle_plan
     from pipeline.teacher.capture.run import fill_cache
     from pipeline.teacher.estimate import check_resources, estimate
     from pipeline.teacher.generation.identity import reject_written_responses
-    from pipeline.teacher.generation.run import write_responses
+    from pipeline.teacher.generation.run import RESPONSES_LOST, write_responses
 
     fill = partial(
         fill_cache,
@@ -150,15 +156,19 @@ def _fill(
         )
         task = fit_tau(task.with_corpus(responses.corpus), store)
         check_resources(estimate(task), store)
-        return fill(task), responses.quarantined
+        lost = sum(map(len, responses.quarantined.values()))
+        return fill(task, more_counts={RESPONSES_LOST: lost} if lost else {}), responses.quarantined
     assert prepared.corpus is not None
     reject_written_responses(store, task.identity)
-    if task.scheme.mean_entries is None:  # else the identity is known once tau is fitted
-        settle_plan(store, task.identity)
     with prepared.corpus.preparing(lease_s=run.capture.lease_s, shares=shares) as preparation:
-        with shares.spent("preparing"):
-            preparation.wait_until(lambda: can_begin(task))
-        check_resources(estimate(task), store)
+        try:
+            with shares.spent("preparing"):
+                preparation.wait_until(lambda: can_begin(task))
+            check_resources(estimate(task), store)
+        except (CorpusError, ResourceError):
+            preparation.stop()
+            prepared.corpus.discard()
+            raise
         task = fit_tau(task, store)
         return fill(task, wait_for_more=preparation.pause), {}
 
@@ -169,6 +179,13 @@ def _verified(manifest: Manifest, store: Store, *, checksums: bool) -> Manifest 
     Of a large cache nothing is compared unless checksums are: a listing of 200,000 shards is 200
     requests, of each worker that starts.
     """
+    lacking = sum(map(len, read_quarantine(store).values()))
+    if lacking != manifest.corpus_counts.get("rows_quarantined", 0):
+        _log.warning(
+            "%s: lists of quarantined rows are lost; their rows are tried again", store.url
+        )
+        store.delete(MANIFEST)
+        return None
     if not checksums and manifest.total().shards > _SIZES_UP_TO:
         return manifest
     from pipeline.cache.layout.fold import reopen

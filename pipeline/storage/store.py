@@ -209,6 +209,18 @@ class Store:
         for name in names:
             self.delete(name)
 
+    def remove_folder(self, folder: str, *, above: int = 0) -> None:
+        """Remove a local folder that is empty, and so many empty ones above it; else do nothing."""
+        if not self.is_local:
+            return
+        path = self.path(folder).rstrip("/")
+        for _ in range(above + 1):
+            try:
+                os.rmdir(path)
+            except OSError:
+                return
+            path = os.path.dirname(path)
+
     def remove_partials(self, folders: Iterable[str]) -> int:
         """Remove unfinished files of killed writers directly below `folders`; return their number.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,9 @@ def test_a_disk_that_fills_up_on_the_way(stage: Stage, tiny: Tiny, tmp_path: Pat
 def test_a_full_scratch_disk_is_said_before_anything_is_written(
     refused: Callable[..., str],
 ) -> None:
+    """Responses that are to be written are planned on it; the corpus's own text needs none."""
+    written = ["--generate.enabled", "true", "--generate.max_new_tokens", "8"]
+    refused = partial(refused, *written)
     message = refused(code=4, hook=("full_scratch",))
     assert message.startswith("the scratch disk is full: 0.0 MB of tokenised samples are in ")
     assert "set TMPDIR to a folder on a larger disk, and run the same command again" in message
@@ -223,7 +227,7 @@ def test_a_teacher_that_is_broken_is_named_by_sample(
     assert message.startswith("the teacher answers for no row; of sample ")
     assert "are not finite; expected finite logits" in message
     assert not list((tmp_path / "cache/_meta").glob("quarantine/*"))
-    assert not list((tmp_path / "cache").rglob("*.parquet"))
+    assert not list((tmp_path / "cache/data").rglob("*.parquet"))
     assert not (tmp_path / "cache/_meta/manifest.json").exists()
 
 

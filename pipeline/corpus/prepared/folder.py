@@ -32,6 +32,8 @@ FOLD = 256
 """Summaries that are folded into one file: a worker that starts reads that many fewer files."""
 _PLAN = "corpus.json"
 _READS_AT_ONCE = 16
+_OWN_FOLDERS = 3
+"""Above the corpus in a cache that has nothing else: `corpus`, `_meta` and the cache itself."""
 _TRIES = 2
 """A bit flipped in transfer is right at the second read; one flipped on the disk is not."""
 _KINDS = ("", "-candidates")
@@ -190,6 +192,14 @@ class PreparedFolder:
         if train and candidates:
             rows.sort(key=lambda row: (row.row, row.part))
         return rows
+
+    def remove(self, *others: str) -> None:
+        """Remove everything, the folders `others` as well, and folders that are empty then."""
+        self.store.delete(_PLAN)
+        for folder in (SUMMARIES, "tokens", *others):
+            self.store.delete_all([f"{folder}/{name}" for name in self.store.list(folder)])
+            self.store.remove_folder(folder)
+        self.store.remove_folder("", above=_OWN_FOLDERS)
 
     def _read_file(self, name: str, wanted: str) -> bytes:
         reason = "missing"

@@ -45,6 +45,7 @@ def fill_cache(
     progress_every_s: float,
     shares: Shares | None = None,
     wait_for_more: Callable[[float], None] = time.sleep,
+    more_counts: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Capture what is missing of the cache and return its manifest.
 
@@ -59,6 +60,7 @@ def fill_cache(
         progress_every_s: seconds between lines of progress.
         shares: the worker's account.
         wait_for_more: waits for shards to become known, at most so many seconds.
+        more_counts: what the manifest says besides the counts of the corpus.
 
     Raises:
         CacheError: the store holds another identity's cache.
@@ -74,7 +76,7 @@ def fill_cache(
         description="cache-teacher",
         every_s=progress_every_s,
     )
-    finisher = _Finisher(task, store, command, resolved_config)
+    finisher = _Finisher(task, store, command, resolved_config, more_counts or {})
     with progress, board.beating():
         # A worker that was overtaken may write a recorded shard once more at this moment, and a
         # store may cut that write short: the shard is then captured again, like any damaged one.
@@ -111,6 +113,7 @@ class _Finisher:
     store: Store
     command: str
     resolved_config: str
+    more_counts: Mapping[str, int]
 
     @property
     def name(self) -> str:
@@ -152,7 +155,7 @@ class _Finisher:
         for name, data in files.items():
             store.write(f"_meta/tokenizer/{name}", data)
         quarantined = read_quarantine(store)
-        counts: dict[str, int] = asdict(task.source.counts())
+        counts: dict[str, int] = asdict(task.source.counts()) | dict(self.more_counts)
         if quarantined:  # no member where there is none: a retry that succeeds leaves no trace
             counts["rows_quarantined"] = sum(map(len, quarantined.values()))
         planned = _counts(task)

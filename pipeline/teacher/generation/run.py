@@ -37,7 +37,11 @@ from pipeline.teacher.generation.read import (
 )
 from pipeline.teacher.generation.registry import open_generator
 
-__all__ = ["write_responses"]
+__all__ = ["RESPONSES_LOST", "write_responses"]
+
+RESPONSES_LOST = "responses_quarantined"
+"""Among a cache's counts: the responses that the teacher could not write."""
+
 
 _log = logging.getLogger(__name__)
 

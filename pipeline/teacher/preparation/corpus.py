@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pipeline.config import fingerprint
 from pipeline.corpus.intake import Intake, TeacherTokens
 from pipeline.corpus.prepared.folder import PreparedFolder
 from pipeline.corpus.prepared.units import Unit
@@ -20,13 +21,14 @@ from pipeline.storage import Store
 from pipeline.teacher.fleet.leases import LeaseBoard
 from pipeline.teacher.fleet.processes import worker_name
 from pipeline.teacher.preparation.processes import Recipe, prepare_here
-from pipeline.teacher.preparation.work import Preparation
+from pipeline.teacher.preparation.work import SMALL_BYTES, Preparation
 
 __all__ = ["BESIDE_THE_CACHE", "CorpusWork", "sample_work"]
 
 BESIDE_THE_CACHE = "_meta/corpus"
 """Where the prepared corpus is, in the cache, unless it has an address of its own."""
 _LEASES = "leases"
+_DIGITS = 16
 _SAMPLED_UNITS = 2
 """Prepared for an estimate of a corpus of which nothing is done yet."""
 
@@ -80,6 +82,13 @@ class CorpusWork:
         view.refresh()
         return view
 
+    def discard(self) -> None:
+        """Remove a small corpus that could not be used: a run that fails leaves nothing behind."""
+        units = self.folder.units(self.identity)
+        small = units is not None and len(units) == 1 and units[0].size <= SMALL_BYTES
+        if self.settings.prepared is None and small:
+            self.folder.remove(_LEASES)
+
     def go_by(self, view: CorpusView) -> None:
         """Go by this view."""
         self._view = view
@@ -97,6 +106,7 @@ class CorpusWork:
             LeaseBoard(self.folder.store, worker_name(), lease_s, folder=_LEASES),
             shares=shares,
             processes=self.settings.processes,
+            intake=self.intake,
         )
 
     def _new_view(self, folder: PreparedFolder, units: tuple[Unit, ...]) -> CorpusView:
@@ -128,8 +138,6 @@ def sample_work(
         add_eos=settings.add_eos,
     )
     intake = new_intake(reading=open_reading(settings))
-    url = settings.prepared or f"{cache_url.rstrip('/')}/{BESIDE_THE_CACHE}"
-    recipe = Recipe(new_intake, settings, True, intake.reading.source, url)
     identity = {
         "samples": intake.identity(),
         "tokenizer_sha256": vocabulary_fingerprint(tokenizer),
@@ -137,6 +145,11 @@ def sample_work(
         # of one tokenizer and several sizes share the corpus.
         "vocab_size": _limit(tokenizer, teacher),
     }
+    place = settings.prepared or f"{cache_url.rstrip('/')}/{BESIDE_THE_CACHE}"
+    # Named by what decides its content: another try with other settings finds no other corpus in
+    # its way, and several corpora can share an address.
+    url = f"{place.rstrip('/')}/{fingerprint(identity)[:_DIGITS]}"
+    recipe = Recipe(new_intake, settings, True, intake.reading.source, url)
     return CorpusWork(settings, tokenizer, intake, recipe, PreparedFolder(Store(url)), identity)
 
 

@@ -27,9 +27,9 @@ from pipeline.teacher.preparation.processes import (
     prepare_here,
 )
 
-__all__ = ["Preparation"]
+__all__ = ["SMALL_BYTES", "Preparation"]
 
-_SMALL_BYTES = 32 << 20
+SMALL_BYTES = 32 << 20
 """A first unit up to this size is prepared in this process, whose other threads have to share the
 interpreter's lock with it."""
 _SHORTEST_S, _LONGEST_S = 0.05, 2.0
@@ -63,6 +63,7 @@ class Preparation:
         board: LeaseBoard,
         *,
         shares: Shares,
+        intake: Intake,
         processes: int | None = None,
     ) -> None:
         """Start nothing yet.
@@ -73,6 +74,7 @@ class Preparation:
             recipe: how they are prepared.
             board: leases on the folder's store.
             shares: the worker's account.
+            intake: this process's reader of units, for the first of them.
             processes: how many tokenise; None: as many as there are cores for.
         """
         self._folder = folder
@@ -84,7 +86,7 @@ class Preparation:
         self._more = threading.Event()
         self._running: dict[Future[bytes | DistillError], tuple[UnitWork, Lease]] = {}
         self._pool: UnitProcesses | None = None
-        self._intake: Intake | None = None
+        self._intake = intake
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
@@ -100,6 +102,10 @@ class Preparation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Stop, and give back what is not done."""
+        self.stop()
+
+    def stop(self) -> None:
         """Stop, and give back what is not done."""
         self._stop.set()
         if self._pool is not None:
@@ -167,8 +173,7 @@ class Preparation:
             if self._stop.is_set():
                 raise _Stopped
             # Processes take seconds to start: the first shard need not wait for them.
-            if number == 0 and work.unit.size <= _SMALL_BYTES:
-                self._intake = self._intake or self._recipe.intake()
+            if number == 0 and work.unit.size <= SMALL_BYTES:
                 summary = prepare_here(
                     self._intake, self._folder, work.unit, is_last=work is self._works[-1]
                 )
