@@ -24,9 +24,6 @@ __all__ = ["TeacherRun", "main"]
 
 _log = logging.getLogger(__name__)
 
-_SIZES_UP_TO = 2048
-"""Shards of a complete cache whose sizes are compared: in at most 10 requests."""
-
 PROG = "python -m stages.cache_teacher"
 
 
@@ -65,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.observe.prometheus import serve_metrics
     from pipeline.observe.shares import Shares
     from pipeline.storage import Store
-    from pipeline.teacher.capture.plan import finished_cache
+    from pipeline.teacher.capture.complete import complete_cache, finished_cache
     from pipeline.teacher.fleet.processes import worker_name
     from pipeline.teacher.fleet.signals import interruptible
     from pipeline.teacher.generation.run import RESPONSES_LOST, write_responses
@@ -95,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if dry_run:
             _print_plan(prepared, store)
             return 0
-        manifest = finished_cache(store, prepared.capture.identity)
+        verify = "verify" in command.switches
         if "retry_quarantined" in command.switches:
+            finished_cache(store, prepared.capture.identity)  # not in another's folder
             _log.info("%d quarantined rows are tried again", clear_quarantine(store))
-        if manifest is not None:
-            manifest = _verified(manifest, store, checksums="verify" in command.switches)
+        manifest = complete_cache(store, prepared.capture.identity, checksums=verify)
         responses: Mapping[str, tuple[QuarantinedRow, ...]] = {}
         if manifest is None:
             manifest, responses = _fill(
@@ -108,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _log.info("cache %s is complete", store.url)
             if prepared.writing is not None and (
-                "verify" in command.switches or manifest.corpus_counts.get(RESPONSES_LOST)
+                verify or manifest.corpus_counts.get(RESPONSES_LOST)
             ):
                 responses = write_responses(
                     prepared.writing, store=store, progress_every_s=run.observe.progress_every_s
@@ -171,33 +168,6 @@ def _fill(
             raise
         task = fit_tau(task, store)
         return fill(task, wait_for_more=preparation.pause), {}
-
-
-def _verified(manifest: Manifest, store: Store, *, checksums: bool) -> Manifest | None:
-    """Compare all shards with their records; None where some are to be captured again.
-
-    Of a large cache nothing is compared unless checksums are: a listing of 200,000 shards is 200
-    requests, of each worker that starts.
-    """
-    lacking = sum(map(len, read_quarantine(store).values()))
-    if lacking != manifest.corpus_counts.get("rows_quarantined", 0):
-        _log.warning(
-            "%s: lists of quarantined rows are lost; their rows are tried again", store.url
-        )
-        store.delete(MANIFEST)
-        return None
-    if not checksums and manifest.total().shards > _SIZES_UP_TO:
-        return manifest
-    from pipeline.cache.layout.fold import reopen
-    from pipeline.cache.tools.verify import find_damaged
-    from pipeline.storage.parallel import default_workers
-
-    check = "checksum" if checksums else "size"
-    damaged = find_damaged(store, manifest, default_workers(), check)
-    for finding in damaged:
-        _log.warning("%s: %s; captured again", store.full_url(finding.name), finding.reason)
-    reopen(store, [finding.shard for finding in damaged if finding.shard is not None])
-    return None if damaged else manifest
 
 
 def _print_plan(prepared: Prepared, store: Store) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.cache.layout.manifest import Manifest, describe_difference, read_manifest
+from pipeline.cache.layout.manifest import describe_difference, read_manifest
 from pipeline.cache.layout.names import MANIFEST, PLAN, RECORDS, shard_label
 from pipeline.cache.layout.recorded import Recorded
 from pipeline.config import fingerprint
@@ -26,7 +26,6 @@ __all__ = [
     "another_identity",
     "begun_identity",
     "capture_requests",
-    "finished_cache",
     "folder_identity",
     "plan_identity",
     "settle_plan",
@@ -119,25 +118,6 @@ def settle_plan(store: Store, identity: dict[str, Any]) -> None:
         return
     found = plan_identity(store, PLAN, present, "shards")
     raise another_identity(store, describe_difference(found, identity))
-
-
-def finished_cache(store: Store, identity: dict[str, Any]) -> Manifest | None:
-    """Return the manifest of a complete cache of this identity, as far as it is known beforehand.
-
-    A damaged manifest counts as none: it is written again.
-
-    Raises:
-        CacheError: the folder holds a cache, or the start of one, of another identity.
-    """
-    manifest = None
-    if store.exists(MANIFEST):
-        with suppress(CacheError):
-            manifest = read_manifest(store)
-    begun = as_begun(identity)
-    found = as_begun(manifest.identity) if manifest is not None else begun_identity(store)
-    if found is not None and found != begun:
-        raise another_identity(store, describe_difference(found, begun))
-    return manifest
 
 
 def another_identity(store: Store, difference: str) -> CacheError:

@@ -17,7 +17,8 @@ from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
-from pipeline.teacher.capture.plan import finished_cache, settle_plan
+from pipeline.teacher.capture.complete import finished_cache
+from pipeline.teacher.capture.plan import settle_plan
 from pipeline.teacher.capture.source import cut_table
 from tests.unit.cache.sample_cache import sample_identity, write_cache
 
