@@ -8,7 +8,7 @@ shard's own file decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.cache.layout.embedded_checksum import checksum
@@ -103,7 +103,7 @@ def fold(
         # A listing tells what is recorded: what has to be made again must not be in it, and what
         # lacks a shard is not complete.
         store.delete(MANIFEST)
-        _take_out(store, found.by_file, {index for _, index in missing} & set(by_index))
+        _take_out(store, found.by_file, {index for _, index in missing} & set(by_index), ())
         store.delete_all([item.path for item in found.damaged])
         return Folded(None, tuple(missing))
     raw = found.whole
@@ -157,7 +157,8 @@ def reopen(
     for block in sorted({_block_of(item) for item in touched}):
         own = [item for item in touched if _block_of(item) == block]
         found = _read(store, block, [item.path.rsplit("/", 1)[-1] for item in own])
-        _take_out(store, found.by_file, {index for split, index in wanted if split == block.split})
+        indexes = {index for split, index in wanted if split == block.split}
+        _take_out(store, found.by_file, indexes, named)
         store.delete_all([item.path for item in found.damaged])
         damaged += found.damaged
     lost = {(item.split, index) for item in damaged for index in item.shards}
@@ -237,15 +238,28 @@ def _is_of(store: Store, record: ShardRecord) -> bool:
         return False
 
 
+def _is_intact(store: Store, name: SegmentName) -> bool:
+    try:
+        return decode_segment(store.read(name.path), name) is not None
+    except FileNotFoundError:
+        return False
+
+
 def _take_out(
-    store: Store, by_file: Mapping[SegmentName, Sequence[ShardRecord]], indexes: set[int]
+    store: Store,
+    by_file: Mapping[SegmentName, Sequence[ShardRecord]],
+    indexes: set[int],
+    others: Collection[SegmentName],
 ) -> None:
-    """Replace the files that hold some records by files without these."""
+    """Replace the files that hold some records by files without these.
+
+    A file of the other records that is there already stays as it is: by_file or others name it.
+    """
     spoiled = [item for item in by_file if not indexes.isdisjoint(item.shards)]
     for item in spoiled:
         for run in _runs(index for index in item.shards if index not in indexes):
             piece = SegmentName(item.split, run[0], run[-1])
-            if piece not in by_file:
+            if piece not in by_file and not (piece in others and _is_intact(store, piece)):
                 start = run[0] - item.first
                 store.write(piece.path, encode_segment(by_file[item][start : start + len(run)]))
     store.delete_all([item.path for item in spoiled])

@@ -49,10 +49,11 @@ def commit_made_up(store: Store, split: str, index: int, **changes: Any) -> None
 
 def finalize_made_up(store: Store, shards: Mapping[str, int], **options: Any) -> Manifest:
     """Finish a cache of such shards."""
-    return finalize(
-        store, shards, identity=sample_identity(), spec=SPEC, temperatures=TEMPERATURES,
-        corpus_counts=None, tokenizer_files=[], command="made by a test", **options,
-    )  # fmt: skip
+    values: dict[str, Any] = {
+        "identity": sample_identity(), "spec": SPEC, "temperatures": TEMPERATURES,
+        "corpus_counts": None, "tokenizer_files": [], "command": "made by a test",
+    }  # fmt: skip
+    return finalize(store, shards, **{**values, **options})
 
 
 class Counted:
