@@ -16,8 +16,7 @@ def _plan(text: str) -> dict[str, str]:
 def test_stage_one(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -> None:
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--dry-run"]
     plan = _plan(stage("cache_teacher", flags).ok().out)
-    manifest = open_cache(str(tiny_cache)).manifest
-    shards = manifest.shards
+    shards = open_cache(str(tiny_cache)).records()
     train, heldout = (
         sum(r.rows for r in shards if r.split == name) for name in ("train", "heldout")
     )
