@@ -222,6 +222,18 @@ def test_reopened_shards_are_missing_and_no_others() -> None:
     assert reopen(store, [("train", 4)]) == tuple(("train", index) for index in range(6))
 
 
+def test_what_was_folded_since_it_was_listed_is_found() -> None:
+    """Another worker folds; the listing of this one names files that are gone."""
+    store = _filled()
+    listed = Recorded(store.list(RECORDS))
+    (train, _) = blocks(SHARDS)
+    folded = fold(store, train)
+    assert fold(store, train, recorded=listed) == folded
+    assert reopen(store, [("train", 2)], recorded=listed) == (("train", 2),)
+    left = Recorded(store.list(RECORDS))
+    assert list(left.missing("train", 6)) == [2]
+
+
 def test_a_record_without_a_file_is_found_by_the_listing() -> None:
     store = _filled()
     finalize_made_up(store, SHARDS)
