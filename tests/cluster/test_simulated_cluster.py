@@ -92,7 +92,7 @@ def _kill_after_checkpoint(student: Path, step: int, index: int) -> Any:
 def _every_shard_once(cache: Path) -> None:
     planned = json.loads((cache / PLAN).read_text())["shards"]
     opened = open_cache(str(cache))
-    assert len(opened.manifest.shards) == len(planned)
+    assert opened.manifest.total().shards == len(planned)
     identities: list[str] = []
     for split in ("train", "heldout"):
         source = opened.source(split)

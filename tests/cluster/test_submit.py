@@ -14,7 +14,9 @@ import pytest
 
 from k8s.__main__ import main
 from k8s.rendering.manifests import EXAMPLE_IMAGES
+from pipeline.cache.layout.fold import reopen
 from pipeline.errors import run_command
+from pipeline.storage import Store
 from tests.cluster.api_stub import ApiStub
 from tests.cluster.pod_process import Isolation, Node, PodProcess
 from tests.conftest import Tiny, digests
@@ -254,15 +256,14 @@ def test_stage_two_stops_on_an_incomplete_cache(
     api: ApiStub, call: Any, volume: Path, tmp_path: Path
 ) -> None:
     cache = volume / "distill/runs/exp1/cache"
-    (cache / "_meta/manifest.json").unlink()
-    (cache / "_meta/shards/train-00001.json").unlink()
+    reopen(Store(str(cache)), [("train", 1)])
     before = digests(volume)
     api.scripts["Job"] = _Kubelet(volume, tmp_path / "node")
     code, _, err = call(*STUDENT, "--run", "exp1", *MODEL)
     assert code == 3
     message = _one_error(err)
     assert "the cache is incomplete (1 of" in message
-    assert "shards missing: train/00001" in message
+    assert "shards missing: train-00001" in message
     assert "is not submitted" in message
     assert not [name for name in api.created if name.startswith("PyTorchJob/")]
     assert digests(volume) == before

@@ -119,15 +119,18 @@ def test_a_cache_of_a_newer_format(refused: Callable[..., str], cache_copy: Path
     assert "a cache of format version 99; expected at most 1; upgrade this project" in message
 
 
-def test_a_damaged_manifest_and_row_index(refused: Callable[..., str], cache_copy: Path) -> None:
+def test_a_damaged_manifest_and_records(refused: Callable[..., str], cache_copy: Path) -> None:
     file = cache_copy / "_meta/manifest.json"
     good = file.read_bytes()
     file.write_bytes(good.replace(b'"top_k": 16', b'"top_k": 17'))
     message = refused(code=3, cache=cache_copy)
     assert "manifest.json: damaged (its checksum does not match)" in message
     file.write_bytes(good)
-    (cache_copy / "_meta/rows.bin").unlink()
-    assert "rows.bin: missing or damaged" in refused(code=3, cache=cache_copy)
+    (records,) = (cache_copy / "_meta/shards").glob("train-*")
+    records.write_bytes(records.read_bytes()[:-1])
+    message = refused(code=3, cache=cache_copy)
+    assert f"{records}: records missing or damaged" in message
+    assert "pipeline.cache repair" in message
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])

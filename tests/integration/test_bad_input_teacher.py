@@ -181,11 +181,11 @@ def test_a_disk_that_fills_up_on_the_way(stage: Stage, tiny: Tiny, tmp_path: Pat
     message = stage("cache_teacher", flags, hook=("full_disk", "train/00002")).refused(4)
     assert "the disk is full" in message
     assert "run the same command again; it goes on where it stopped" in message
-    assert not (tmp_path / "cache/_meta/shards/train-00002.json").exists()
+    assert not (tmp_path / "cache/_meta/shards/train-00002.parquet").exists()
     assert not (tmp_path / "cache/_meta/manifest.json").exists()
     assert not list((tmp_path / "cache").rglob("*.partial"))
     # What was made before stays, and is not made again when there is room.
-    kept = list((tmp_path / "cache/_meta/shards").glob("*.json"))
+    kept = list((tmp_path / "cache/data").rglob("*.parquet"))
     times = {file: file.stat().st_mtime_ns for file in kept}
     stage("cache_teacher", flags).ok()
     assert times == {file: file.stat().st_mtime_ns for file in kept}

@@ -15,8 +15,9 @@ import pytest
 
 from pipeline.cache.__main__ import main
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.layout.names import record_name
-from pipeline.errors import CacheError, run_command
+from pipeline.cache.layout.fold import reopen
+from pipeline.errors import CacheError, ConfigError, run_command
+from pipeline.storage import Store
 from tests.conftest import Tiny, digests
 from tests.stage_runner import ENVIRONMENT, ROOT, Result, run_python
 from tests.unit.cache.planned_cache import flip
@@ -24,6 +25,8 @@ from tests.unit.cache.planned_cache import flip
 pytestmark = pytest.mark.slow  # each test runs stage one several times
 
 SHARD = "data/train/00001.parquet"
+TRAIN, HELDOUT = "_meta/shards/TRAIN", "_meta/shards/HELDOUT"
+"""Stand for the segments, whose names have the number of shards."""
 
 
 @pytest.fixture
@@ -35,16 +38,23 @@ def _repair(folder: Path, *flags: str) -> Result:
     return run_python(["-m", "pipeline.cache", "repair", folder, *flags])
 
 
+def _file(folder: Path, name: str) -> Path:
+    if name in (TRAIN, HELDOUT):
+        (found,) = (folder / "_meta/shards").glob(f"{name.rsplit('/', 1)[-1].lower()}-*")
+        return found
+    return folder / name
+
+
 def _flip(name: str) -> Callable[[Path], None]:
-    return lambda folder: flip(folder / name, (folder / name).stat().st_size // 2)
+    return lambda folder: flip(_file(folder, name), _file(folder, name).stat().st_size // 2)
 
 
 def _delete(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
+    return lambda folder: _file(folder, name).unlink()
 
 
 def _cut(name: str) -> Callable[[Path], None]:
-    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+    return lambda folder: os.truncate(_file(folder, name), _file(folder, name).stat().st_size // 2)
 
 
 def _swap(one: str, two: str) -> Callable[[Path], None]:
@@ -65,19 +75,15 @@ def _several(*acts: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 FROM_THE_REST = {
-    "a record": _flip(record_name("train", 1)),
-    "a record lost": _delete(record_name("heldout", 0)),
-    "rows.bin": _flip("_meta/rows.bin"),
-    "rows.bin and a record": _several(_cut("_meta/rows.bin"), _flip(record_name("train", 0))),
+    "records": _flip(TRAIN),
+    "records lost": _delete(HELDOUT),
+    "all records": _several(_cut(TRAIN), _flip(HELDOUT)),
 }
 BY_STAGE_ONE = {
     "a page": _flip(SHARD),
     "the footer cut": _cut(SHARD),
     "the manifest and a shard": _several(_flip("_meta/manifest.json"), _delete(SHARD)),
-    "two swapped": _several(
-        _swap("data/train/00000.parquet", SHARD),
-        _swap(record_name("train", 0), record_name("train", 1)),
-    ),
+    "two swapped": _swap("data/train/00000.parquet", SHARD),
     "the tokenizer": _flip("_meta/tokenizer/tokenizer.json"),
     "the plan": _flip("_meta/plan.json"),
     "everything": _several(
@@ -85,9 +91,8 @@ BY_STAGE_ONE = {
         _flip("data/heldout/00000.parquet"),
         _flip("_meta/manifest.json"),
         _flip("_meta/plan.json"),
-        _delete("_meta/rows.bin"),
+        _delete(TRAIN),
         _delete("_meta/tokenizer/tokenizer.json"),
-        _delete(record_name("train", 0)),
     ),
 }
 
@@ -145,9 +150,9 @@ def test_a_whole_cache_is_left_alone(damaged: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_an_unfinished_cache_is_finished(damaged: Path, tiny_cache: Path) -> None:
-    for name in ("_meta/manifest.json", "_meta/rows.bin", "README.md", SHARD):
+    reopen(Store(str(damaged)), [("train", 1)])
+    for name in ("README.md", SHARD):
         (damaged / name).unlink()
-    (damaged / record_name("train", 1)).unlink()
     _repair(damaged).ok()
     found, wanted = digests(damaged), digests(tiny_cache)
     # Nobody kept the command that the card names.
@@ -168,7 +173,7 @@ def test_files_of_nobody(
 
 @pytest.mark.slow
 def test_killed_at_any_time_the_same_command_goes_on(damaged: Path, tiny_cache: Path) -> None:
-    for name in (SHARD, "data/train/00000.parquet", "_meta/rows.bin"):
+    for name in (SHARD, "data/train/00000.parquet", HELDOUT):
         _flip(name)(damaged)
     command = [sys.executable, "-m", "pipeline.cache", "repair", str(damaged)]
     env = {**os.environ, **ENVIRONMENT}
@@ -212,3 +217,18 @@ def test_without_a_configuration(damaged: Path) -> None:
     with pytest.raises(CacheError, match=r"holds no _meta/config.yaml"):
         main(["repair", str(damaged)])
     assert digests(damaged) == before
+
+
+def test_named_shards_are_made_again_without_a_look_at_the_others(
+    damaged: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(ROOT)
+    _flip(SHARD)(damaged)
+    _flip("data/train/00000.parquet")(damaged)
+    with pytest.raises(ConfigError, match=r"has no train-00099; expected shards of the cache"):
+        main(["repair", str(damaged), "--shards", "train-00001,train-00099"])
+    assert run_command(lambda: main(["repair", str(damaged), "--shards", "train-00001"])) == 0
+    found, wanted = digests(damaged), digests(tiny_cache)
+    assert {name for name in wanted if found[name] != wanted[name]} == {"data/train/00000.parquet"}

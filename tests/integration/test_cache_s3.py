@@ -8,9 +8,11 @@ import pytest
 
 from pipeline.cache.__main__ import main as cache_command
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.io.writer import commit_shard, intact_record
+from pipeline.cache.io.writer import commit_shard
+from pipeline.cache.layout.fold import reopen
 from pipeline.errors import CacheError, run_command
 from pipeline.storage import Store
+from tests.unit.cache.records import intact_record
 from tests.unit.cache.sample_cache import sample_shard, write_cache
 from tests.unit.storage import conftest as storage_fixtures
 
@@ -35,7 +37,7 @@ def test_a_cache_on_s3_is_the_same_as_on_disk(bucket: str, tmp_path: Path) -> No
             ):
                 assert x.sample_id == y.sample_id
                 assert x.targets.logprobs_E.tolist() == y.targets.logprobs_E.tolist()
-    for record in disk.manifest.shards:
+    for record in disk.records():
         assert Store(url).read(record.path) == Store(local).read(record.path)
     assert remote.tokenizer_files() == disk.tokenizer_files()
 
@@ -46,7 +48,6 @@ def test_damage_on_s3_is_found_and_mended(bucket: str, capsys: pytest.CaptureFix
     assert _verify(url) == 0
     store, (record, data) = Store(url), sample_shard("train", 1, 3)
     store.write(record.path, data[:-1] + b"\x00")
-    assert intact_record(store, "train", 1, check_bytes=True) is None
     with pytest.raises(CacheError, match=f"{url}/{record.path}: shard damaged: checksum"):
         open_cache(url).source("train").read_rows(1, [0])
     capsys.readouterr()
@@ -54,8 +55,10 @@ def test_damage_on_s3_is_found_and_mended(bucket: str, capsys: pytest.CaptureFix
     out, err = capsys.readouterr()
     assert record.path in out
     assert err.count("\n") == 1
+    assert reopen(store, [("train", 1)]) == (("train", 1),)
+    assert store.list("_meta/shards") == ["heldout-00000.parquet", "train-00000.parquet"]
     commit_shard(store, record, data)
     assert intact_record(store, "train", 1, check_bytes=True) == record
-    store.delete("_meta/manifest.json")
+    assert store.sizes("data/train")["00001.parquet"] == len(data)
     with pytest.raises(CacheError, match="no cache there"):
         open_cache(url)

@@ -139,6 +139,18 @@ def test_lost_records_cost_no_capture(
     assert "python -m pipeline.cache repair" in message
 
 
+def test_a_damaged_segment_of_records_is_made_again_with_its_shards(
+    tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(tiny_cache, folder)
+    (records,) = (folder / "_meta/shards").glob("train-*")
+    records.write_bytes(records.read_bytes()[:-20])
+    (folder / "_meta/manifest.json").unlink()
+    stage("cache_teacher", [*tiny.stage_one, "--cache_dir", folder]).ok()
+    assert _bytes_of_a_cache(folder) == _bytes_of_a_cache(tiny_cache)
+
+
 def test_a_cache_in_repair_does_not_call_itself_complete(
     tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
 ) -> None:

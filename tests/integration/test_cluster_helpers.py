@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.cache.layout.fold import reopen
+from pipeline.storage import Store
 from tests.conftest import Stage, Tiny, digests
 
 
@@ -68,13 +70,11 @@ def test_check_cache_names_missing_shards(
 ) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(tiny_cache, cache)
-    (cache / "_meta/manifest.json").unlink()
-    for name in ("train-00000", "heldout-00000"):
-        (cache / f"_meta/shards/{name}.json").unlink()
+    reopen(Store(str(cache)), [("train", 0), ("heldout", 0)])
     message = stage("check_cache", [*tiny.stage_two, "--cache_dir", cache]).refused(3)
     assert "2 of" in message
-    assert "train/00000" in message
-    assert "heldout/00000" in message
+    assert "train-00000" in message
+    assert "heldout-00000" in message
 
 
 def test_check_cache_looks_at_the_checkpoints(

@@ -24,14 +24,15 @@ def _sample_ids(url: str, folder: Path) -> list[str]:
 
 def test_read_once_from_s3(bucket: str, tmp_path: Path) -> None:
     url = f"s3://{bucket}/cache"
-    manifest = write_cache(url)
+    write_cache(url)
+    records = open_cache(url).records()
     first = _sample_ids(url, tmp_path)
-    assert len(first) == sum(record.rows for record in manifest.shards)
-    assert {file.stem for file in tmp_path.iterdir()} == {r.xxh3_128 for r in manifest.shards}
-    for record in manifest.shards:
+    assert len(first) == sum(record.rows for record in records)
+    assert {file.stem for file in tmp_path.iterdir()} == {r.xxh3_128 for r in records}
+    for record in records:
         Store(url).delete(record.path)
     assert _sample_ids(url, tmp_path) == first
     # A copy that is damaged is no better than none: the shard itself is asked for, and named.
-    (tmp_path / f"{manifest.shards[0].xxh3_128}.shard").write_bytes(b"damaged")
+    (tmp_path / f"{records[0].xxh3_128}.shard").write_bytes(b"damaged")
     with pytest.raises(ShardDamaged, match=f"{url}/data/.*: shard damaged: missing"):
         _sample_ids(url, tmp_path)

@@ -13,6 +13,8 @@ import pytest
 
 from pipeline.cache.__main__ import main as cache_command
 from pipeline.cache.io.reader import open_cache
+from pipeline.cache.layout.fold import reopen
+from pipeline.storage import Store
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Result, Running
 from tests.tiny import make_teacher, make_tokenizer
@@ -133,8 +135,7 @@ def test_a_row_that_breaks_the_engine_for_good_is_found(
 ) -> None:
     folder, lost = tmp_path / "cache", _ids(tiny_cache)[2][1]
     _run(stage, tiny, folder).ok()  # so that there are other shards to tell the engine by
-    for name in ("_meta/manifest.json", "_meta/shards/train-00002.json"):
-        (folder / name).unlink()
+    reopen(Store(str(folder)), [("train", 2)])
     messages = []
     for _ in range(9):
         result = _run(

@@ -203,9 +203,11 @@ def test_dry_run(writing: list[Any], written: Path, stage: Stage, tmp_path: Path
     before = digests(written)
     out = stage("cache_teacher", [*writing, "--cache_dir", written, "--dry-run"]).ok().out
     manifest = open_cache(str(written)).manifest
-    tokens = sum(record.tokens for record in manifest.shards)
-    assert f"tokens       {tokens}, {manifest.identity['corpus']['responses']['tokens']}" in out
-    assert f"shards       {len(manifest.shards)}, {len(manifest.shards)} of them done" in out
+    total = manifest.total()
+    assert (
+        f"tokens       {total.tokens}, {manifest.identity['corpus']['responses']['tokens']}" in out
+    )
+    assert f"shards       {total.shards}, {total.shards} of them done" in out
     assert "at most" not in out
     assert digests(written) == before
 

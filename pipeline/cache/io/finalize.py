@@ -83,12 +83,12 @@ def finalize(
         tokenizer = {name: checksum(store.read(tokenizer_name(name))) for name in tokenizer_files}
     except FileNotFoundError as error:
         raise CacheError(f"{store.url}: a tokenizer file is missing ({error})") from None
-    files = store.list(RECORDS)
+    recorded = Recorded(store.list(RECORDS))
     sizes = {split: store.sizes(f"data/{split}") for split in ordered}
     segments: list[Segment] = []
     missing: list[tuple[str, int]] = []
     for block in blocks(ordered):
-        folded = fold(store, block, files=files, sizes=sizes[block.split], accept=accept)
+        folded = fold(store, block, recorded=recorded, sizes=sizes[block.split], accept=accept)
         missing += folded.missing
         if folded.segment is not None:
             segments.append(folded.segment)
@@ -130,8 +130,7 @@ def recorded_shards(store: Store, shards: Mapping[str, int]) -> dict[tuple[str, 
     Three listings tell it; no record is read. A shard with a record and no file is unrecorded from
     here on. Whether a size is the recorded one, `finalize` compares.
     """
-    files = store.list(RECORDS)
-    recorded = Recorded(files)
+    recorded = Recorded(store.list(RECORDS))
     found: dict[tuple[str, int], int] = {}
     lost: list[tuple[str, int]] = []
     for split, count in shards.items():
@@ -144,6 +143,6 @@ def recorded_shards(store: Store, shards: Mapping[str, int]) -> dict[tuple[str, 
                 found[split, index] = size
             elif index < count:
                 lost.append((split, index))
-    for key in reopen(store, lost, files=files):
+    for key in reopen(store, lost, recorded=recorded):
         found.pop(key, None)
     return found

@@ -54,8 +54,11 @@ def segment_columns(
                 table = file.read(wanted, use_threads=False)
     except FileNotFoundError:
         raise _damaged(store, segment, "missing") from None
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise _damaged(store, segment, f"not readable as Parquet ({error})") from None
+    kinds = [(name, SEGMENT_SCHEMA.field(name).type) for name in wanted]
+    if [(item.name, item.type) for item in table.schema] != kinds:
+        raise _damaged(store, segment, "its columns are not those of records")
     _compare(store, segment, table)
     return table
 

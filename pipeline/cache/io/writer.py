@@ -24,7 +24,7 @@ from pipeline.sampling.noise import dither
 from pipeline.storage import Store
 
 __all__ = [
-    "commit_shard", "encode_shard", "intact_record", "pack_shard", "read_record",
+    "commit_shard", "encode_shard", "pack_shard", "read_record",
 ]  # fmt: skip
 
 
@@ -123,23 +123,3 @@ def read_record(store: Store, split: str, index: int) -> ShardRecord | None:
         return decode_record(store.read(record_name(split, index)), split, index)
     except FileNotFoundError:
         return None
-
-
-def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) -> ShardRecord | None:
-    """Return the record under which a shard was committed, if its file is there.
-
-    Args:
-        store: the cache's root.
-        split: `train` or `heldout`.
-        index: the shard's number within the split.
-        check_bytes: read the shard and compare its checksum, not only its size.
-    """
-    record = read_record(store, split, index)
-    if record is None or store.size(record.path) != record.bytes:
-        return None
-    try:
-        if check_bytes and checksum(store.read(record.path)) != record.xxh3_128:
-            return None
-    except FileNotFoundError:
-        return None
-    return record

@@ -8,7 +8,7 @@ shard's own file decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.cache.layout.embedded_checksum import checksum
@@ -18,7 +18,6 @@ from pipeline.cache.layout.names import (
     RECORDS,
     SEGMENT_SHARDS,
     SegmentName,
-    parse_segment,
 )
 from pipeline.cache.layout.recorded import Recorded
 from pipeline.cache.layout.records import ShardRecord, decode_segment, encode_segment
@@ -74,7 +73,7 @@ def fold(
     store: Store,
     block: SegmentName,
     *,
-    files: Sequence[str] | None = None,
+    recorded: Recorded | None = None,
     sizes: Mapping[str, int] | None = None,
     accept: Callable[[ShardRecord], bool] = lambda record: True,
 ) -> Folded:
@@ -87,23 +86,24 @@ def fold(
     Args:
         store: the cache's root.
         block: split, first and last shard.
-        files: a listing of the records' folder, where the caller has one.
+        recorded: what a listing of the records' folder says, where the caller has one.
         sizes: of the files of the split's shards, by name; records are compared with them.
         accept: whether a record is of the shard that was planned.
 
     Raises:
         StoreError: the store fails.
     """
-    found = _read(store, block, store.list(RECORDS) if files is None else files)
+    listed = Recorded(store.list(RECORDS)) if recorded is None else recorded
+    found = _read(store, block, listed.in_block(block))
     if found.vanished:
-        found = _read(store, block, store.list(RECORDS))
+        found = _read(store, block, Recorded(store.list(RECORDS)).in_block(block))
     by_index = found.of_shard()
     records, missing = _chosen(store, by_index, block, sizes, accept)
     if missing:
         # A listing tells what is recorded: what has to be made again must not be in it, and what
         # lacks a shard is not complete.
         store.delete(MANIFEST)
-        _take_out(store, found.by_file, {index for _, index in missing} & set(by_index))
+        _take_out(store, found.by_file, {index for _, index in missing} & set(by_index), ())
         store.delete_all([item.path for item in found.damaged])
         return Folded(None, tuple(missing))
     raw = found.whole
@@ -118,20 +118,20 @@ def fold(
 
 
 def read_block(
-    store: Store, block: SegmentName, files: Iterable[str]
+    store: Store, block: SegmentName, recorded: Recorded
 ) -> dict[int, list[ShardRecord]]:
     """Return the intact records of a block by index; several where files contradict each other.
 
     Args:
         store: the cache's root.
         block: split, first and last shard.
-        files: a listing of the records' folder.
+        recorded: what a listing of the records' folder says.
     """
-    return _read(store, block, files).of_shard()
+    return _read(store, block, recorded.in_block(block)).of_shard()
 
 
 def reopen(
-    store: Store, shards: Iterable[tuple[str, int]], *, files: Sequence[str] | None = None
+    store: Store, shards: Iterable[tuple[str, int]], *, recorded: Recorded | None = None
 ) -> tuple[tuple[str, int], ...]:
     """Make shards unrecorded, so that stage one makes them again; return all that are unrecorded.
 
@@ -142,22 +142,24 @@ def reopen(
     Args:
         store: the cache's root.
         shards: split and index of each.
-        files: a listing of the records' folder, where the caller has one.
+        recorded: what a listing of the records' folder says, where the caller has one.
     """
     wanted = set(shards)
     if not wanted:
         return ()
     store.delete(MANIFEST)
-    listed = store.list(RECORDS) if files is None else files
-    named = [item for item in map(parse_segment, listed) if item is not None]
-    touched = [
-        item for item in named if any((item.split, index) in wanted for index in item.shards)
-    ]
+    listed = Recorded(store.list(RECORDS)) if recorded is None else recorded
+    by_block: dict[SegmentName, set[int]] = {}
+    for split, index in wanted:
+        by_block.setdefault(_block_of(split, index), set()).add(index)
     damaged: list[SegmentName] = []
-    for block in sorted({_block_of(item) for item in touched}):
-        own = [item for item in touched if _block_of(item) == block]
-        found = _read(store, block, [item.path.rsplit("/", 1)[-1] for item in own])
-        _take_out(store, found.by_file, {index for split, index in wanted if split == block.split})
+    for block, indexes in sorted(by_block.items()):
+        named = listed.in_block(block)
+        found = _read(store, block, _with_any(named, indexes))
+        if found.vanished:
+            named = Recorded(store.list(RECORDS)).in_block(block)
+            found = _read(store, block, _with_any(named, indexes))
+        _take_out(store, found.by_file, indexes, named)
         store.delete_all([item.path for item in found.damaged])
         damaged += found.damaged
     lost = {(item.split, index) for item in damaged for index in item.shards}
@@ -167,22 +169,17 @@ def reopen(
     return tuple(sorted(wanted | lost))
 
 
-def _block_of(item: SegmentName) -> SegmentName:
-    first = item.first // SEGMENT_SHARDS * SEGMENT_SHARDS
-    return SegmentName(item.split, first, first + SEGMENT_SHARDS - 1)
+def _with_any(segments: Iterable[SegmentName], indexes: set[int]) -> list[SegmentName]:
+    return [item for item in segments if not indexes.isdisjoint(item.shards)]
 
 
-def _read(store: Store, block: SegmentName, files: Iterable[str]) -> _Block:
-    """Read every file with records of the block."""
-    named = (parse_segment(file) for file in files)
-    own = sorted(
-        item
-        for item in named
-        if item is not None
-        and item.split == block.split
-        and item.first <= block.last
-        and item.last >= block.first
-    )
+def _block_of(split: str, index: int) -> SegmentName:
+    first = index // SEGMENT_SHARDS * SEGMENT_SHARDS
+    return SegmentName(split, first, first + SEGMENT_SHARDS - 1)
+
+
+def _read(store: Store, block: SegmentName, own: Sequence[SegmentName]) -> _Block:
+    """Read files with records of the block."""
     found = _Block()
 
     def read(item: SegmentName) -> bytes | None:
@@ -237,15 +234,28 @@ def _is_of(store: Store, record: ShardRecord) -> bool:
         return False
 
 
+def _is_intact(store: Store, name: SegmentName) -> bool:
+    try:
+        return decode_segment(store.read(name.path), name) is not None
+    except FileNotFoundError:
+        return False
+
+
 def _take_out(
-    store: Store, by_file: Mapping[SegmentName, Sequence[ShardRecord]], indexes: set[int]
+    store: Store,
+    by_file: Mapping[SegmentName, Sequence[ShardRecord]],
+    indexes: set[int],
+    others: Collection[SegmentName],
 ) -> None:
-    """Replace the files that hold some records by files without these."""
+    """Replace the files that hold some records by files without these.
+
+    A file of the other records that is there already stays as it is: by_file or others name it.
+    """
     spoiled = [item for item in by_file if not indexes.isdisjoint(item.shards)]
     for item in spoiled:
         for run in _runs(index for index in item.shards if index not in indexes):
             piece = SegmentName(item.split, run[0], run[-1])
-            if piece not in by_file:
+            if piece not in by_file and not (piece in others and _is_intact(store, piece)):
                 start = run[0] - item.first
                 store.write(piece.path, encode_segment(by_file[item][start : start + len(run)]))
     store.delete_all([item.path for item in spoiled])

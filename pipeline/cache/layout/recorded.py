@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.cache.layout.names import (
+    SEGMENT_SHARDS,
     SPLITS,
     SegmentName,
     parse_segment,
@@ -23,6 +24,9 @@ class Recorded:
         """Take the names of the files in the records' folder; those of no segment are left out."""
         self.segments = tuple(sorted(found for file in files if (found := parse_segment(file))))
         self._spans = {split: _joined(self.segments, split) for split in SPLITS}
+        self._blocks: dict[tuple[str, int], list[SegmentName]] = {}
+        for item in self.segments:
+            self._blocks.setdefault((item.split, item.first // SEGMENT_SHARDS), []).append(item)
 
     def __contains__(self, key: tuple[str, int]) -> bool:
         """Whether a shard, by split and index, is recorded."""
@@ -39,6 +43,11 @@ class Recorded:
         """Return the number of recorded shards of a split, of those below `stop`."""
         limit = _END if stop is None else stop
         return sum(max(0, min(end, limit) - start) for start, end in self._spans[split])
+
+    def in_block(self, block: SegmentName) -> list[SegmentName]:
+        """Return the segments with any shard of a range between two multiples of 1024."""
+        own = self._blocks.get((block.split, block.first // SEGMENT_SHARDS), [])
+        return [item for item in own if item.first <= block.last and item.last >= block.first]
 
     def shards(self, split: str) -> Iterator[int]:
         """Yield the indexes of a split's recorded shards, ascending."""

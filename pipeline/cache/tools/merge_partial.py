@@ -229,7 +229,7 @@ class _BlockReader:
 
     def __init__(self, store: Store, inventory: Inventory) -> None:
         self._store = store
-        self._files = [item.path.rsplit("/", 1)[-1] for item in inventory.recorded.segments]
+        self._recorded = inventory.recorded
         self._block: tuple[str, int] | None = None
         self._records: dict[int, list[ShardRecord]] = {}
 
@@ -239,7 +239,7 @@ class _BlockReader:
         if block != self._block:
             first = block[1] * SEGMENT_SHARDS
             name = SegmentName(item.split, first, first + SEGMENT_SHARDS - 1)
-            self._records = read_block(self._store, name, self._files)
+            self._records = read_block(self._store, name, self._recorded)
             self._block = block
         of_shard = self._records.get(item.index, [])
         return next((record for record in of_shard if record.xxh3_128 == xxh3_128), None)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.cache.io.finalize import finalize
+from pipeline.cache.io.writer import read_record
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.cache.layout.names import record_name, shard_name
@@ -49,10 +50,23 @@ def commit_made_up(store: Store, split: str, index: int, **changes: Any) -> None
 
 def finalize_made_up(store: Store, shards: Mapping[str, int], **options: Any) -> Manifest:
     """Finish a cache of such shards."""
-    return finalize(
-        store, shards, identity=sample_identity(), spec=SPEC, temperatures=TEMPERATURES,
-        corpus_counts=None, tokenizer_files=[], command="made by a test", **options,
-    )  # fmt: skip
+    values: dict[str, Any] = {
+        "identity": sample_identity(), "spec": SPEC, "temperatures": TEMPERATURES,
+        "corpus_counts": None, "tokenizer_files": [], "command": "made by a test",
+    }  # fmt: skip
+    return finalize(store, shards, **{**values, **options})
+
+
+def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) -> ShardRecord | None:
+    """Return the record under which a shard was committed, if its file is there and of that size.
+
+    With `check_bytes` the file's checksum is compared as well.
+    """
+    record = read_record(store, split, index)
+    if record is None or store.size(record.path) != record.bytes:
+        return None
+    same = not check_bytes or checksum(store.read(record.path)) == record.xxh3_128
+    return record if same else None
 
 
 class Counted:

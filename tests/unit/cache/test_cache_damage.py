@@ -15,13 +15,14 @@ import pytest
 
 from pipeline.cache.__main__ import main as cache_command
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.io.writer import commit_shard, intact_record
+from pipeline.cache.io.writer import commit_shard
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.names import record_name
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError, ConfigError, run_command
 from pipeline.storage import Store
 from tests.unit.cache.planned_cache import SEGMENT, lose
+from tests.unit.cache.records import intact_record
 from tests.unit.cache.sample_cache import (
     SHARD,
     forge,

@@ -61,6 +61,30 @@ def test_list_is_sorted_fresh_and_of_files_only(store: Store) -> None:
     assert store.list("a") == ["0", "2"]
 
 
+def test_sizes_are_those_of_files_directly_below(store: Store) -> None:
+    assert store.sizes("folder") == {}
+    store.write("folder/b", b"12345")
+    store.write("folder/a", b"")
+    store.write("folder/below/c", b"1")
+    assert store.sizes("folder") == {"a": 0, "b": 5}
+    store.write("folder/b", b"1")
+    assert store.sizes("folder") == {"a": 0, "b": 1}
+    if store.is_local:
+        (Path(store.root) / "folder/d.0123.partial").write_bytes(b"half")
+        assert store.sizes("folder") == {"a": 0, "b": 1}
+
+
+def test_many_files_are_deleted(store: Store) -> None:
+    names = [f"folder/{number}" for number in range(5)]
+    for name in names:
+        store.write(name, b"x")
+    store.delete_all([])
+    store.delete_all([*names[:2], "folder/never-there", names[3]])
+    assert store.list("folder") == ["2", "4"]
+    store.delete_all(["folder/2", "folder/4"])
+    assert store.list("folder") == []
+
+
 def test_create_only(store: Store) -> None:
     assert store.create("plan", b"mine") is True
     assert store.create("plan", b"other") is False
