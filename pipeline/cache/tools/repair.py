@@ -272,7 +272,7 @@ def _check_can_make(store: Store) -> None:
     if not store.exists(_CONFIG):
         raise CacheError(
             f"{store.url}: holds no {_CONFIG}, so how it was built is unknown",
-            do="run its cache-teacher command again; it computes only what is damaged",
+            do="put that file back, or run its cache-teacher command with --verify",
         )
     if store.url.startswith("memory:"):
         raise CacheError(

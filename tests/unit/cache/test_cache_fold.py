@@ -245,15 +245,19 @@ def test_a_record_without_a_file_is_found_by_the_listing() -> None:
     assert ("train", 5) not in Recorded(store.list(RECORDS))
 
 
-def _finish_after_kills(url: str, kills: list[tuple[int, bool]], done: list[str]) -> Manifest:
+def _finish_after_kills(
+    url: str, kills: list[tuple[int, bool]], spoiled: set[tuple[str, int]]
+) -> Manifest:
     """Finish a cache in processes of which all but the last are killed at some request."""
+    intact = set(_keys(SHARDS)) - spoiled
     for at, after in [*kills, (None, False)]:
         store, requests = counted(url)
         requests.killed_at, requests.after = at, after
         try:
             return finalize_made_up(store, SHARDS)
         except Killed:
-            done.append("killed")
+            recorded = Recorded(Store(url).list(RECORDS))
+            assert not {key for key in intact if key not in recorded}, "a record is lost"
         except ShardsMissing as error:
             requests.killed_at = None
             for key in error.missing:
@@ -284,7 +288,7 @@ def test_finished_to_the_same_bytes_whatever_is_killed(
     reopen(store, lost)
     for key in cut:
         store.write(shard_name(*key), b"cut")
-    _finish_after_kills(store.url, kills, [])
+    _finish_after_kills(store.url, kills, lost | cut)
     assert dict(contents(Store(store.url))) == _whole()
 
 
