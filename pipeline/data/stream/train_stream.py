@@ -10,6 +10,7 @@ from pipeline.cache.io.reader import ShardDamaged
 from pipeline.data.collate import Batch, collate
 from pipeline.data.order.plan import TrainPlan
 from pipeline.data.order.step import Pack, StepPlan, lanes_of_rank
+from pipeline.data.order.totals import SplitTotals
 from pipeline.data.settings import DataSettings
 from pipeline.data.source import RowSource
 from pipeline.data.stream.prefetch import Patience, Prefetcher
@@ -66,6 +67,7 @@ class TrainStream:
         pack_length: int,
         temperature: float,
         uncached_temperature: UncachedTemperature = "reject",
+        totals: SplitTotals | None = None,
     ) -> None:
         """Plan the run from the lengths of rows; reads no row.
 
@@ -81,6 +83,7 @@ class TrainStream:
             pack_length: the cache's max_length; `settings.pack_length` goes before it.
             temperature: of the loss.
             uncached_temperature: as in `collate`.
+            totals: of the source, where they are known.
 
         Raises:
             CacheError: no rows.
@@ -111,6 +114,7 @@ class TrainStream:
             lanes=settings.lanes,
             packing=settings.packing,
             batch_tokens=settings.batch_tokens,
+            totals=totals,
         )
         self._lanes = lanes_of_rank(
             self.plan.lanes,
