@@ -66,6 +66,10 @@ distill: setup ## Run both stages, a control student and the report on the embed
 cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=; on a cluster OVERLAY=)
 	@$(if $(OVERLAY),$(SUBMIT),$(RUN_TEACHER))
 
+.PHONY: prepare-corpus
+prepare-corpus: setup-teacher ## Tokenise the corpus of stage one apart, on CPUs (CONFIG=, ARGS=)
+	@$(TEACHER) -m stages.prepare_corpus --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
+
 .PHONY: train-student
 train-student: $(if $(OVERLAY),setup-dev,setup-student) ## Stage two: train a student from a cache (CONFIG=, ARGS=, NPROC= processes; on a cluster OVERLAY=)
 	@$(if $(OVERLAY),$(SUBMIT),$(TRAIN))
@@ -251,3 +255,7 @@ bench-step: setup-dev ## Measure a training step from the cache over plain fine-
 .PHONY: bench-sweep
 bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sweep $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: setup-dev ## Measure what must hold at scale, each figure beside its limit (ARGS="--sections threads")
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.scale $(ARGS)

@@ -75,6 +75,17 @@ class Progress:
         self.done = 0
         self._bar.reset(total=total)
 
+    def retarget(self, total: int) -> None:
+        """Count towards another total, for work whose size is found out on the way."""
+        if total != self._bar.total:
+            self._bar.total = total
+
+    def count_before(self, n: int) -> None:
+        """Count units that an earlier process has done, found out on the way."""
+        self.done += n
+        self._bar.initial += n
+        self._bar.update(n)
+
     def advance(self, n: int = 1, **values: Any) -> None:
         """Count `n` more units; `values` (a loss, a rate) are shown behind the numbers."""
         self.done += n

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.config import dump_yaml, parse_command
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TeacherRun", "main"]
 
+_log = logging.getLogger(__name__)
+
 PROG = "python -m stages.cache_teacher"
 
 
@@ -35,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "dry_run": "print the plan (samples, tokens, shards, bytes, memory, time from a short "
             "timing run) and exit",
             "retry_quarantined": "try the quarantined rows again (give it to one worker)",
+            "verify": "compare every shard of a complete cache with its checksum, and capture the "
+            "damaged ones again (give it to one worker)",
         },
         examples=[
             f"{PROG} --config stages/configs/teacher.yaml",
@@ -47,18 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         elsewhere={"stage two, train-student": StudentRun},
     )
     run = command.settings
-    from pipeline.cache.layout.quarantine import read_quarantine
+    from pipeline.cache.layout.quarantine import (
+        clear_quarantine,
+        describe_quarantine,
+        read_quarantine,
+    )
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.prometheus import serve_metrics
     from pipeline.observe.shares import Shares
     from pipeline.storage import Store
-    from pipeline.teacher.capture.fit_tau import fit_tau
-    from pipeline.teacher.capture.run import fill_cache
-    from pipeline.teacher.estimate import check_resources, estimate
+    from pipeline.teacher.capture.plan import finished_cache
     from pipeline.teacher.fleet.processes import worker_name
     from pipeline.teacher.fleet.signals import interruptible
-    from pipeline.teacher.generation.identity import reject_written_responses
-    from pipeline.teacher.generation.run import write_responses
     from pipeline.teacher.prepare import prepare
 
     configure_logging(run.observe.log_level)
@@ -72,47 +78,88 @@ def main(argv: Sequence[str] | None = None) -> int:
         host=run.observe.prometheus_host,
         worker=worker_name(),
     )
-    responses = None
     with interruptible(), endpoint:
         with shares.spent("preparing"):
             prepared = prepare(
-                run.teacher, run.corpus, run.capture, seed=run.seed, generate=run.generate
+                run.teacher,
+                run.corpus,
+                run.capture,
+                seed=run.seed,
+                cache_url=run.cache_dir,
+                generate=run.generate,
             )
         if dry_run:
             _print_plan(prepared, store)
             return 0
-        task, writing = prepared.capture, prepared.writing
-        del prepared  # an upper bound's samples leave the scratch disk with the task that held them
-        check_resources(estimate(task, writing), store)
-        if writing is None:
-            reject_written_responses(store, task.identity)
-        else:
-            responses = write_responses(
-                writing, store=store, progress_every_s=run.observe.progress_every_s
+        manifest = finished_cache(store, prepared.capture.identity)
+        if manifest is not None and "verify" in command.switches:
+            manifest = _verified(manifest, store)
+        if "retry_quarantined" in command.switches and clear_quarantine(store):
+            manifest = None
+        responses: Mapping[str, tuple[QuarantinedRow, ...]] = {}
+        if manifest is None:
+            manifest, responses = _fill(
+                prepared, run, store, shares, command=command_line(PROG, arguments)
             )
-            task = task.with_corpus(responses.corpus)
-        task = fit_tau(task, store)
-        if responses is not None:
-            check_resources(estimate(task), store)
-        manifest = fill_cache(
-            task,
-            store=store,
-            command=command_line(PROG, arguments),
-            # How a worker logs and is watched is not the cache's: each would write it otherwise.
-            resolved_config=dump_yaml(run, without=("observe",)),
-            progress_every_s=run.observe.progress_every_s,
-            retry_quarantined="retry_quarantined" in command.switches,
-            shares=shares,
-        )
         rows = read_quarantine(store)
     _report(manifest, shares, run.cache_dir)
-    _report_quarantined(
-        rows,
-        {} if responses is None else responses.quarantined,
-        planned_rows=task.corpus.counts.samples,
-        url=run.cache_dir,
-    )
+    if rows or responses:
+        planned_rows = manifest.total().rows + sum(map(len, rows.values()))
+        raise describe_quarantine(
+            rows, responses=responses, planned_rows=planned_rows, url=run.cache_dir
+        )
     return 0
+
+
+def _fill(
+    prepared: Prepared, run: TeacherRun, store: Store, shares: Shares, *, command: str
+) -> tuple[Manifest, Mapping[str, tuple[QuarantinedRow, ...]]]:
+    """Do what is missing of the cache; return its manifest and the responses without a text."""
+    from pipeline.teacher.capture.fit_tau import can_begin, fit_tau
+    from pipeline.teacher.capture.run import fill_cache
+    from pipeline.teacher.estimate import check_resources, estimate
+    from pipeline.teacher.generation.identity import reject_written_responses
+    from pipeline.teacher.generation.run import write_responses
+
+    fill = partial(
+        fill_cache,
+        store=store,
+        command=command,
+        # How a worker logs and is watched is not the cache's: each would write it otherwise.
+        resolved_config=dump_yaml(run, without=("observe",)),
+        progress_every_s=run.observe.progress_every_s,
+        shares=shares,
+    )
+    task, writing = prepared.capture, prepared.writing
+    if writing is not None:
+        check_resources(estimate(task, writing), store)
+        responses = write_responses(
+            writing, store=store, progress_every_s=run.observe.progress_every_s
+        )
+        task = fit_tau(task.with_corpus(responses.corpus), store)
+        check_resources(estimate(task), store)
+        return fill(task), responses.quarantined
+    assert prepared.corpus is not None
+    reject_written_responses(store, task.identity)
+    with prepared.corpus.preparing(lease_s=run.capture.lease_s, shares=shares) as preparation:
+        with shares.spent("preparing"):
+            preparation.wait_until(lambda: can_begin(task))
+        check_resources(estimate(task), store)
+        task = fit_tau(task, store)
+        return fill(task, wait_for_more=preparation.pause), {}
+
+
+def _verified(manifest: Manifest, store: Store) -> Manifest | None:
+    """Compare all shards with their checksums; None where damaged ones are to be captured again."""
+    from pipeline.cache.layout.fold import reopen
+    from pipeline.cache.tools.verify import find_damaged
+    from pipeline.storage.parallel import default_workers
+
+    damaged = find_damaged(store, manifest, default_workers())
+    for finding in damaged:
+        _log.warning("%s: %s; captured again", store.full_url(finding.name), finding.reason)
+    reopen(store, [finding.shard for finding in damaged if finding.shard is not None])
+    return None if damaged else manifest
 
 
 def _print_plan(prepared: Prepared, store: Store) -> None:
@@ -125,6 +172,9 @@ def _print_plan(prepared: Prepared, store: Store) -> None:
     responses = None if writing is None else finished_responses(writing, store)
     if responses is not None:
         task, writing = task.with_corpus(responses.corpus), None
+    if prepared.corpus is not None:
+        prepared.corpus.look_at(prepared.corpus.sampled())
+        task.source.refresh()
     if writing is None:
         task = fit_tau(task, store, keep=False)
     print_estimate(task, writing, store)
@@ -137,26 +187,12 @@ def _report(manifest: Manifest, shares: Shares, url: str) -> None:
     summary = shares.summary()
     if summary.counts:
         print(f"this worker: {summary_line(summary)}")
-    tokens = sum(record.loss_tokens for record in manifest.shards)
-    size = sum(record.bytes for record in manifest.shards)
+    total = manifest.total()
     print(
-        f"cache {url}: {len(manifest.shards)} shards, {tokens} supervised tokens, "
-        f"{size / tokens:.1f} bytes each, identity {manifest.identity_digest[:12]}"
+        f"cache {url}: {total.shards} shards, {total.loss_tokens} supervised tokens, "
+        f"{total.bytes / total.loss_tokens:.1f} bytes each, identity "
+        f"{manifest.identity_digest[:12]}"
     )
-
-
-def _report_quarantined(
-    rows: Mapping[str, tuple[QuarantinedRow, ...]],
-    responses: Mapping[str, tuple[QuarantinedRow, ...]],
-    *,
-    planned_rows: int,
-    url: str,
-) -> None:
-    """End the run with an error that lists what is quarantined, if anything is."""
-    from pipeline.cache.layout.quarantine import describe_quarantine
-
-    if rows or responses:
-        raise describe_quarantine(rows, responses=responses, planned_rows=planned_rows, url=url)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         identity = inputs.identity(size)
         checkpoints = Checkpoints(inputs.output_dir, identity, keep=1, world_size=size)
         find_resume_point(checkpoints, run.train, Distributed(0, 0, size))
+    shards = manifest.total().shards
     print(
-        f"cache {run.cache_dir}: complete, {len(manifest.shards)} shards, identity {digest[:12]}",
+        f"cache {run.cache_dir}: complete, {shards} shards, identity {digest[:12]}",
         flush=True,
     )
     return 0

@@ -90,6 +90,76 @@ def kill_while_exporting() -> None:
     publish.export_student = export_student
 
 
+def note_units(log: str) -> None:
+    """Append a line for each unit that this worker begins or has prepared, with its tokens."""
+    work = importlib.import_module("pipeline.teacher.preparation.work")
+    processes = importlib.import_module("pipeline.teacher.preparation.processes")
+    real = processes.prepare_here
+
+    def note(what: str, unit: Any, tokens: int = 0) -> None:
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{what} {unit.index} {tokens}\n")
+
+    def prepare_here(intake: Any, folder: Any, unit: Any, **options: Any) -> Any:
+        note("begun", unit)
+        summary = real(intake, folder, unit, **options)
+        rows = [row.totals for block in summary.blocks for row in block.candidates]
+        totals = [block.train for block in summary.blocks] + rows
+        note("done", unit, sum(total.tokens for total in totals))
+        return summary
+
+    class Here(processes.UnitProcesses):  # type: ignore[misc, name-defined]
+        """Prepares in this process what others would."""
+
+        def __init__(self, recipe: Any, _processes: int) -> None:
+            self.recipe, self.made = recipe, recipe.intake()
+            self.folder = processes.PreparedFolder(processes.Store(recipe.url))
+
+        def submit(self, unit: Any, *, is_last: bool) -> Any:
+            future = processes.Future()
+            summary = prepare_here(self.made, self.folder, unit, is_last=is_last)
+            future.set_result(summary.to_bytes())
+            return future
+
+        def close(self) -> None:
+            return
+
+    work.UnitProcesses, work.prepare_here = Here, prepare_here
+
+
+def end_at_first_row(mark: str) -> None:
+    """Write the time when the engine has answered first, and end."""
+    import time
+
+    from pipeline.teacher.fleet.quarantine import GuardedEngine
+
+    real = GuardedEngine.capture
+
+    def capture(self: Any, *args: Any, **options: Any) -> Any:
+        real(self, *args, **options)
+        with open(mark, "w", encoding="utf-8") as file:
+            file.write(str(time.monotonic()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    GuardedEngine.capture = capture  # type: ignore[method-assign]
+
+
+def count_requests(log: str) -> None:
+    """Append a byte for each request to S3, of this process and of those that it starts."""
+    import s3fs
+
+    real = s3fs.S3FileSystem._call_s3
+
+    async def _call_s3(self: Any, *args: Any, **options: Any) -> Any:
+        with open(log, "ab") as file:
+            file.write(b".")
+        return await real(self, *args, **options)
+
+    s3fs.S3FileSystem._call_s3 = _call_s3
+    # The processes that tokenise are not of this process: here it does all of it.
+    note_units(os.devnull)
+
+
 def forbid_loading() -> None:
     """Make loading any model an error."""
 

@@ -60,7 +60,7 @@ def _verify(options: argparse.Namespace) -> int:
     from pipeline.storage import Store
 
     store = Store(options.url)
-    findings, shards = _findings(store, quick=options.quick, workers=options.workers)
+    findings, shards = _findings(store, check=options.check, workers=options.workers)
     if options.json:
         listed = [{"file": store.full_url(f.name), "reason": f.reason} for f in findings]
         print(json.dumps({"url": store.url, "intact": not findings, "damaged": listed}, indent=1))
@@ -75,47 +75,65 @@ def _verify(options: argparse.Namespace) -> int:
             do=f"run {PROG} repair {options.url}; it writes only those again",
         )
     if not options.json:
-        print(f"{options.url}: {shards} shards intact{' (sizes only)' if options.quick else ''}")
+        print(f"{options.url}: {shards} shards intact ({_CHECKS[options.check]})")
     return 0
 
 
-def _findings(store: Store, *, quick: bool, workers: int | None) -> tuple[list[Finding], int]:
+_CHECKS = {
+    "size": "sizes only",
+    "checksum": "every byte compared",
+    "decode": "every byte compared, every row decoded",
+}
+
+
+def _findings(store: Store, *, check: str, workers: int | None) -> tuple[list[Finding], int]:
     """Verify with a progress bar; return the findings and the number of shards."""
     from pipeline.cache.layout.inventory import read_inventory
     from pipeline.cache.tools.verify import verify_cache
     from pipeline.storage.parallel import default_workers
 
+    def say_resumed(shards: int) -> None:
+        print(
+            f"verify: {shards} shards were compared by a run that was interrupted; the others "
+            "follow",
+            file=sys.stderr,
+            flush=True,
+        )
+
     with _progress("verify") as bar:
         findings = verify_cache(
             store,
-            quick=quick,
+            check=check,
             workers=workers or default_workers(),
             on_start=bar.start,
             on_rows=bar.advance,
+            on_resume=say_resumed,
         )
-    inventory = read_inventory(store)
-    keys = {(record.split, record.index) for record in inventory.records}
-    keys |= {(item.split, item.index) for item in inventory.planned}
-    return findings, len(keys)
+    return findings, sum(read_inventory(store).shard_counts.values())
 
 
 def _repair(options: argparse.Namespace) -> int:
     from pipeline.cache.tools.repair import plan_repair, repair_cache, restore_manifest
     from pipeline.storage import Store
+    from pipeline.storage.parallel import default_workers
 
     store = Store(options.url)
+    workers = options.workers or default_workers()
     restore_manifest(store)
-    findings, shards = _findings(store, quick=False, workers=options.workers)
+    named = [] if options.shards is None else _planned(store, options.shards)
+    findings: list[Finding] = []
+    if options.shards is None:
+        findings, _ = _findings(store, check=options.check, workers=workers)
     for finding in findings:
         print(f"{store.full_url(finding.name)}: {finding.reason}")
-    plan = plan_repair(store, findings)
+    plan = plan_repair(store, findings, named)
     if options.dry_run:
         for line in plan.lines():
             print(line)
         return 0
     sys.stdout.flush()
-    answered = repair_cache(store, plan)
-    left, _ = _findings(store, quick=True, workers=options.workers)
+    answered = repair_cache(store, plan, workers=workers)
+    left, shards = _findings(store, check="size", workers=workers)
     left = [finding for finding in left if finding.name not in plan.leave]
     if left:
         names = ", ".join(finding.name for finding in left[:8])
@@ -125,8 +143,25 @@ def _repair(options: argparse.Namespace) -> int:
         )
     by_hand = f"; to be removed by hand: {', '.join(plan.leave)}" if plan.leave else ""
     own = f"; {answered} formerly quarantined rows are now in the cache" if answered else ""
-    print(f"{options.url}: {len(findings)} files repaired, {shards} shards intact{own}{by_hand}")
+    done = len(findings) or len(named)
+    print(f"{options.url}: {done} files repaired, {shards} shards intact{own}{by_hand}")
     return 0
+
+
+def _planned(store: Store, shards: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
+    """Return the shards that were named, which the cache must have."""
+    from pipeline.cache.layout.inventory import read_inventory
+    from pipeline.cache.layout.names import shard_label
+
+    counts = read_inventory(store).shard_counts
+    unknown = [shard_label(*key) for key in shards if key[1] >= counts.get(key[0], 0)]
+    if unknown:
+        held = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        raise ConfigError(
+            f"--shards: {store.url} has no {', '.join(unknown)}",
+            expected=f"shards of the cache, numbered from 0: {held}",
+        )
+    return shards
 
 
 def _stats(options: argparse.Namespace) -> int:
@@ -136,7 +171,7 @@ def _stats(options: argparse.Namespace) -> int:
 
     cache = open_cache(options.url)
     with _progress("stats") as bar:
-        bar.start(sum(record.rows for record in cache.manifest.shards))
+        bar.start(cache.manifest.total().rows)
         workers = options.workers or default_workers()
         facts = cache_stats(cache, workers=workers, on_rows=bar.advance)
     for line in [json.dumps(facts, indent=1)] if options.json else stats_lines(facts):
@@ -217,7 +252,7 @@ def _export(options: argparse.Namespace) -> int:
 
     cache = open_cache(options.url)
     with _progress("export") as bar:
-        bar.start(sum(record.rows for record in cache.manifest.shards))
+        bar.start(cache.manifest.total().rows)
         rows = export_plain(cache, Store(options.to), top_k=options.top_k, on_rows=bar.advance)
     print(f"{options.to}: {rows} rows as plain lists")
     return 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import BadRow
 from pipeline.errors import CorpusError
 
-__all__ = ["BadRows"]
+__all__ = ["BadRows", "Named"]
 
 _log = logging.getLogger(__name__)
 
@@ -21,17 +22,29 @@ _REFUSED = 20
 """Bad rows after which a run that refuses them stops; all of them are told at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The three parts of a bad row's message."""
+
+    found: str
+    expected: str = ""
+    do: str = ""
+
+    def error(self) -> CorpusError:
+        """Return it as the error of a run."""
+        return CorpusError(self.found, expected=self.expected, do=self.do)
+
+
 @dataclass(slots=True)
 class BadRows:
-    """Collects the bad rows of one reading."""
+    """The bad rows of one reading, or of several put together."""
 
-    settings: CorpusSettings
     count: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
     """Rows by kind of fault, the first met first."""
-    named: dict[str, list[BadRow]] = field(default_factory=dict)
+    named: dict[str, list[Named]] = field(default_factory=dict)
 
-    def add(self, bad: BadRow) -> None:
+    def add(self, bad: BadRow, settings: CorpusSettings) -> None:
         """Count one row.
 
         Raises:
@@ -40,26 +53,38 @@ class BadRows:
         self.count += 1
         self.kinds[bad.kind] = self.kinds.get(bad.kind, 0) + 1
         named = self.named.setdefault(bad.kind, [])
-        limit = _REFUSED if self.settings.on_bad_row == "refuse" else _NAMED
+        limit = _REFUSED if settings.on_bad_row == "refuse" else _NAMED
         if len(named) < limit:
-            named.append(bad)
-        if self.settings.on_bad_row == "refuse" and self.count >= _REFUSED:
-            raise self._refusal(so_far=True)
+            named.append(Named(bad.found, bad.expected, bad.do))
+        if settings.on_bad_row == "refuse" and self.count >= _REFUSED:
+            raise self.refusal(settings, so_far=True)
 
-    def finish(self, rows: int) -> None:
-        """Report the bad rows among `rows`.
+    def merge(self, other: BadRows) -> None:
+        """Add the bad rows of the unit that follows."""
+        self.count += other.count
+        for kind, count in other.kinds.items():
+            self.kinds[kind] = self.kinds.get(kind, 0) + count
+            named = self.named.setdefault(kind, [])
+            named += other.named[kind][: max(0, _NAMED - len(named))]
+
+    def too_many(self, rows: int, settings: CorpusSettings) -> bool:
+        """Return whether they are more of `rows` than the run accepts."""
+        return self.count > _FEW and self.count > settings.max_quarantined_fraction * rows
+
+    def finish(self, rows: int, settings: CorpusSettings) -> None:
+        """Report the bad rows among all `rows`.
 
         Raises:
             CorpusError: there are some and the run refuses them, or there are too many.
         """
         if not self.count:
             return
-        if self.settings.on_bad_row == "refuse":
-            raise self._refusal(so_far=False)
-        share, most = self.count / rows, self.settings.max_quarantined_fraction
-        if self.count > _FEW and share > most:
+        if settings.on_bad_row == "refuse":
+            raise self.refusal(settings, so_far=False)
+        if self.too_many(rows, settings):
+            share, most = self.count / rows, settings.max_quarantined_fraction
             raise CorpusError(
-                f"{self.settings.dataset_name}: {self.count} of {rows} rows ({share:.1%}) cannot "
+                f"{settings.dataset_name}: {self.count} of {rows} rows ({share:.1%}) cannot "
                 "be used",
                 expected=f"at most {most:.1%} (corpus.max_quarantined_fraction)",
                 do="mend the data, or accept the loss with --corpus.max_quarantined_fraction:"
@@ -71,7 +96,7 @@ class BadRows:
         """Return one line a kind, with its count and the rows that are named."""
         lines = []
         for kind, count in self.kinds.items():
-            named = [str(bad) for bad in self.named[kind]]
+            named = [str(bad.error()) for bad in self.named[kind]]
             if count > len(named):
                 named.append(f"and {count - len(named)} more.")
             lines.append(f"\n  {count} {kind}: " + "\n    ".join(named))
@@ -84,14 +109,31 @@ class BadRows:
         rows = "row is" if self.count == 1 else "rows are"
         return f"; {self.count} {rows} quarantined:{self.listed()}"
 
-    def _refusal(self, *, so_far: bool) -> CorpusError:
+    def refusal(self, settings: CorpusSettings, *, so_far: bool) -> CorpusError:
+        """Return the error of a run that refuses them; `so_far`: more rows are to be read."""
         named = [bad for rows in self.named.values() for bad in rows]
         more = ", and perhaps more" if so_far else ""
         if len(named) == 1:
-            bad = named[0]
-            return CorpusError(bad.found, expected=bad.expected, do=bad.do)
+            return named[0].error()
         return CorpusError(
-            f"{self.settings.dataset_name}: {self.count} rows cannot be used{more}",
+            f"{settings.dataset_name}: {self.count} rows cannot be used{more}",
             do="mend the data, or leave these rows out with --corpus.on_bad_row quarantine:"
             + self.listed(),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; its order is that of the rows."""
+        return {
+            "count": self.count,
+            "kinds": [
+                [kind, count, [asdict(bad) for bad in self.named[kind]]]
+                for kind, count in self.kinds.items()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> BadRows:
+        """Read the JSON form."""
+        kinds = {kind: count for kind, count, _ in data["kinds"]}
+        named = {kind: [Named(**bad) for bad in rows] for kind, _, rows in data["kinds"]}
+        return cls(int(data["count"]), kinds, named)

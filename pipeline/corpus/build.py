@@ -1,29 +1,24 @@
-"""Build a corpus: read rows, render, tokenise, limit their length, identify and split them."""
+"""Build a whole corpus in this process: for small ones, and for tests."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from typing import Any
 
-from pipeline.corpus.chat.conversation import Conversation
-from pipeline.corpus.chat.formats import Interpreter
-from pipeline.corpus.chat.rendering.render import ChatRenderer, Rendered
-from pipeline.corpus.chat.rendering.tokenise import Tokens
+from pipeline.corpus.conclusion import conclude_samples
 from pipeline.corpus.corpus import Corpus
-from pipeline.corpus.intake import AcceptedRow, Intake, TeacherTokens
-from pipeline.corpus.reading import Progress, open_reading
-from pipeline.corpus.sample import CorpusCounts, Sample
+from pipeline.corpus.intake import Intake, TeacherTokens
+from pipeline.corpus.prepared.heldout import Splitting
+from pipeline.corpus.prepared.summary import CorpusSummary, Totals, UnitReport
+from pipeline.corpus.reading import open_reading
+from pipeline.corpus.samples import Block, SampleIntake, prepare_unit
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.corpus.sources.rows import Row
-from pipeline.corpus.split import sample_id
 from pipeline.corpus.table import SampleTable, SampleWriter
-from pipeline.errors import CorpusError
 
-__all__ = ["Progress", "build_corpus"]
+__all__ = ["Progress", "build_corpus", "read_whole"]
 
-_log = logging.getLogger(__name__)
+Progress = Callable[[int, int | None], None]
+"""Called with the rows done and, if known beforehand, the number of all rows."""
 
 
 def build_corpus(
@@ -48,152 +43,72 @@ def build_corpus(
             bad rows than the settings allow.
     """
     reading = open_reading(settings)
-    work = _Work(
-        settings, tokenizer, reading.source, seed, teacher or TeacherTokens(), settings.add_eos
+    intake = SampleIntake(
+        settings, tokenizer, reading, seed, teacher or TeacherTokens(), settings.add_eos
     )
-    for batch in reading.batches:
-        work.add(batch, reading.interpret)
-        if progress is not None:
-            progress(work.rows, reading.total)
-    return work.finish(reading.format_name)
+    samples, found = read_whole(intake, progress)
+    return Corpus(samples, conclude_samples(found, intake), intake.identity(), found.report.content)
 
 
-@dataclass(slots=True)
-class _Work(Intake):
-    samples: SampleWriter = field(default_factory=SampleWriter)
+def read_whole(
+    intake: Intake, progress: Progress | None = None
+) -> tuple[SampleTable, CorpusSummary]:
+    """Read all units of a source; return the samples, and what the units say together.
 
-    def used(self, conversation: Conversation) -> Conversation:
-        return conversation
+    Raises:
+        CorpusError: the source cannot be read, or has bad rows and the run refuses them.
+    """
+    units = intake.reading.units(intake.settings)
+    known = [unit.rows for unit in units]
+    total = None if None in known else sum(rows or 0 for rows in known)
+    splitting, report, gathered = Splitting(intake.rule), UnitReport(), _Gathered()
+    for unit in units:
+        before = report.rows
 
-    def described(self, conversation: Conversation) -> list[Any]:
-        chat = conversation
-        return [
-            chat.messages, chat.first_supervised, chat.tools, sorted(chat.developer),
-            sorted(chat.unsupervised), chat.unfinished, chat.answer_prefix,
-        ]  # fmt: skip
+        def write(_number: int, block: Block, before: int = before) -> None:
+            gathered.add(block, splitting, before)
 
-    def rendered(self, renderer: ChatRenderer, conversation: Conversation, row: Row) -> Rendered:
-        return renderer.render(conversation, row.place)
+        def on_rows(rows: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + rows, total)
 
-    def add(self, batch: list[Row], interpret: Interpreter) -> None:
-        """Process the next rows of the source."""
-        for taken in self.take(batch, interpret):
-            kept = [self._keep(taken, part, piece) for part, piece in self._cut(taken.tokens)]
-            if any(kept):
-                self.small.add(taken.row.key, taken.index, taken.split)
-
-    def _cut(self, tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
-        limit, length = self.settings.max_length, len(tokens.input_ids)
-        if length <= limit:
-            yield 0, tokens
-        elif self.settings.overlong == "drop":
-            self.count("dropped_overlong")
-        elif self.settings.overlong == "truncate":
-            self.count("truncated_rows")
-            self.count("tokens_cut", length - limit)
-            yield 0, Tokens(tokens.input_ids[:limit], tokens.loss_mask[:limit])
-        else:
-            self.count("split_rows")
-            for part, start in enumerate(range(0, length, limit)):
-                self.count("split_parts")
-                piece = slice(start, start + limit)
-                yield part, Tokens(tokens.input_ids[piece], tokens.loss_mask[piece])
-
-    def _keep(self, taken: AcceptedRow, part: int, piece: Tokens) -> bool:
-        """Write a sample; return whether it has a supervised token."""
-        loss_mask = piece.loss_mask.copy()
-        loss_mask[:1] = False
-        if not loss_mask.any():
-            self.count("dropped_no_labels")
-            return False
-        name = sample_id(self.source.name, taken.row.key, part)
-        self.samples.append(
-            Sample(name, taken.split, piece.input_ids, loss_mask, taken.index, part)
+        summary = prepare_unit(
+            intake, unit, write=write, on_rows=on_rows, is_last=unit is units[-1]
         )
-        return True
+        report.add(summary.report)
+    samples = gathered.finish(splitting)
+    heldout_rows = splitting.heldout + gathered.moved
+    found = CorpusSummary(
+        report, splitting.rows, heldout_rows, gathered.moved, gathered.train, gathered.heldout
+    )
+    return samples, found
 
-    def finish(self, format_name: str) -> Corpus:
-        """Log the counts and return the corpus."""
-        self.close()
-        samples = self._split(self.small.moved())
-        counts = self._counts()
-        name = self.settings.dataset_name
-        if not counts.samples:
-            raise CorpusError(
-                f"{name}: none of its {self.rows} rows gave a sample ({self._losses(counts)})",
-                expected="at least one sequence with a supervised token",
-                do="check --corpus.format, --corpus.loss_on and --max_length" + self.bad.besides(),
-            )
-        if not counts.train:
-            raise CorpusError(
-                f"{name}: all of its {counts.samples} samples are held out",
-                expected="samples to train on",
-                do="read more rows, or lower --corpus.heldout_fraction" + self.bad.besides(),
-            )
-        self._report(counts)
-        return Corpus(samples, counts, self._whole_identity(format_name))
 
-    def _split(self, moved: frozenset[int]) -> SampleTable:
-        """Return the samples, those of the rows `moved` held out."""
-        table = self.samples.finish()
-        if not moved:
-            return table
-        self.samples = SampleWriter()
-        for sample in table:
-            held = sample.source_index in moved
-            self.samples.append(replace(sample, split="heldout") if held else sample)
-        return self.samples.finish()
+class _Gathered:
+    """The samples of all blocks, in source order, each with its split."""
 
-    def _counts(self) -> CorpusCounts:
-        train, heldout = map(self.samples.num_samples, ("train", "heldout"))
-        names = (
-            "truncated_rows", "tokens_cut", "split_rows", "split_parts",
-            "dropped_no_labels", "dropped_overlong",
-        )  # fmt: skip
-        return CorpusCounts(
-            rows=self.rows,
-            samples=train + heldout,
-            train=train,
-            heldout=heldout,
-            tokens=self.samples.num_tokens,
-            loss_tokens=self.samples.num_loss_tokens,
-            quarantined=self.bad.count,
-            **{name: self.tally.get(name, 0) for name in names},
-        )
+    def __init__(self) -> None:
+        self._writer = SampleWriter()
+        self._rows: list[int] = []
+        """Rows of the source before each block."""
+        self.moved = 0
+        self.train, self.heldout = Totals(), Totals()
 
-    def _losses(self, counts: CorpusCounts) -> str:
-        return (
-            f"{counts.dropped_no_labels} without a supervised token, "
-            f"{counts.dropped_overlong} longer than {self.settings.max_length} tokens"
-        )
+    def add(self, block: Block, splitting: Splitting, before: int) -> None:
+        held = splitting.add(block.summary).heldout
+        self._rows.append(before)
+        for row in sorted([*block.train, *block.candidates], key=lambda row: (row.row, row.part)):
+            self._writer.append(row.sample("heldout" if row.row in held else "train", before))
 
-    def _report(self, counts: CorpusCounts) -> None:
-        _log.info(
-            "corpus %s: %d rows -> %d samples (%d train, %d held out), %d tokens, %d "
-            "supervised",
-            self.settings.dataset_name, counts.rows, counts.samples, counts.train, counts.heldout,
-            counts.tokens, counts.loss_tokens,
-        )  # fmt: skip
-        if counts.truncated_rows:
-            _log.warning(
-                "%d rows were longer than max_length %d: truncated, %d tokens cut off",
-                counts.truncated_rows, self.settings.max_length, counts.tokens_cut,
-            )  # fmt: skip
-        if counts.split_rows:
-            _log.info("%d long rows became %d parts", counts.split_rows, counts.split_parts)
-        if counts.dropped_no_labels or counts.dropped_overlong:
-            _log.warning("samples left out: %s", self._losses(counts))
-        wanted = self.settings.heldout_samples
-        held = self.small.heldout + len(self.small.moved())
-        if wanted is not None and held < wanted:
-            _log.warning(
-                "only %d of at most %d rows are held out: heldout_fraction %g picked no more",
-                held, wanted, self.settings.heldout_fraction,
-            )  # fmt: skip
-        elif not counts.heldout:
-            _log.warning("no sample is held out: nothing to evaluate on")
-
-    def _whole_identity(self, format_name: str) -> dict[str, Any]:
-        identity = self.identity(format_name, "rows_blake2b")
-        names = ("loss_on", "add_eos", "supervise_empty")
-        return {**identity, **{name: getattr(self.settings, name) for name in names}}
+    def finish(self, splitting: Splitting) -> SampleTable:
+        moved = {
+            self._rows[block] + row.row for block, rows in splitting.moved().items() for row in rows
+        }
+        self.moved = len(moved)
+        table = self._writer.finish()
+        if moved:
+            table = table.with_heldout(moved)
+        for split, totals in (("train", self.train), ("heldout", self.heldout)):
+            chosen = table.of_split(split)
+            totals.add(Totals(len(chosen), chosen.num_tokens, chosen.num_loss_tokens))
+        return table

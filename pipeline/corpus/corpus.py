@@ -19,4 +19,6 @@ class Corpus:
     """On the scratch disk, not in memory."""
     counts: CorpusCounts
     identity: dict[str, Any]
-    """JSON-able; equal for equal samples, except that the tokenizer is the caller's to add."""
+    """JSON-able, and known before a row is read; the tokenizer is the caller's to add."""
+    content: str = ""
+    """Digest of everything that was read and used; with the identity, equal for equal samples."""

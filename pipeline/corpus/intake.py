@@ -1,35 +1,30 @@
-"""Reading of rows: their split, text and tokens, and the counts of what was left out.
+"""Reading of rows: their text and tokens, and the report of what was left out.
 
-The common part of building samples (`build.py`) and prompts (`prompts.py`).
+The common part of samples (`samples.py`) and prompts (`prompts.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.corpus.bad_rows import BadRows
 from pipeline.corpus.chat.conversation import Conversation, Document
-from pipeline.corpus.chat.formats import Interpreter
 from pipeline.corpus.chat.rendering.encoder import TextEncoder
 from pipeline.corpus.chat.rendering.render import ChatRenderer, Rendered
 from pipeline.corpus.chat.rendering.template import load_template
 from pipeline.corpus.chat.rendering.tokenise import DocumentEnds, Tokens, document_ends, tokenise
-from pipeline.corpus.reading import reading_identity, with_system
-from pipeline.corpus.sample import SplitName
+from pipeline.corpus.prepared.blocks import TokenisedRow
+from pipeline.corpus.prepared.summary import UnitReport
+from pipeline.corpus.reading import Reading, reading_identity, with_system
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.corpus.sources.rows import BadRow, Row, RowSource
-from pipeline.corpus.split import HeldoutRule, SmallCorpus
-from pipeline.errors import CorpusError
+from pipeline.corpus.sources.rows import BadRow, Row
+from pipeline.corpus.split import HeldoutRule
 
 __all__ = ["AcceptedRow", "Intake", "TeacherTokens"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +33,9 @@ class AcceptedRow:
 
     row: Row
     index: int
-    """Its number among the rows read, from 0."""
-    split: SplitName
+    """Its number within the unit, from 0."""
+    hash: int
+    """What decides whether it is held out."""
     is_document: bool
     tokens: Tokens
 
@@ -56,43 +52,58 @@ class TeacherTokens:
 
 @dataclass(slots=True)
 class Intake(ABC):
-    """The state of one reading of a source; a subclass chooses what of a conversation is used."""
+    """What reads the units of a source; a subclass chooses what of a conversation is used.
+
+    One unit at a time: `begin`, then `take` for each batch of its rows, then `end`.
+    """
 
     settings: CorpusSettings
     tokenizer: Any
-    source: RowSource
+    reading: Reading
     seed: int
     teacher: TeacherTokens
     add_eos: bool
     """After a document."""
-    rows: int = 0
-    tally: dict[str, int] = field(default_factory=dict)
-    renderer: ChatRenderer | None = None
-    """Made when the first chat comes."""
-    content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
-    documents: int = 0
-    given_system: int = 0
-    """Chats that had no system message and got the one of the settings."""
-    turns: int = 0
-    """Supervised turns so far."""
-    unended: int = 0
-    """Those that no token which ends generation closes."""
-    encoder: TextEncoder = field(init=False)
-    bad: BadRows = field(init=False)
+    report: UnitReport = field(default_factory=UnitReport)
+    """Of the unit that is being read."""
     rule: HeldoutRule = field(init=False)
-    small: SmallCorpus = field(init=False)
+    renderer: ChatRenderer | None = field(init=False)
+    """None where the text is plain."""
     ends: DocumentEnds = field(init=False)
+    _encoder: TextEncoder = field(init=False)
+    _content: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        """Create the split rule and the special tokens of documents."""
+        """Load the template; create the split rule and the special tokens of documents.
+
+        Raises:
+            CorpusError: there are chats, and no template that can render them.
+        """
         chosen = self.settings
-        self.encoder = TextEncoder(self.tokenizer)
-        self.bad = BadRows(chosen)
+        self._encoder = TextEncoder(self.tokenizer)
         self.rule = HeldoutRule(
-            self.seed, self.source.name, chosen.heldout_fraction, chosen.heldout_samples
+            self.seed, self.reading.source.name, chosen.heldout_fraction, chosen.heldout_samples
         )
-        self.small = SmallCorpus(self.rule)
         self.ends = document_ends(self.tokenizer, add_bos=chosen.add_bos, add_eos=self.add_eos)
+        self.renderer = None if self.reading.format_name == "text" else self._new_renderer()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the unit before."""
+        self.report = UnitReport()
+        self._content = hashlib.blake2b(digest_size=16)
+        self.reading.soundness.reset()
+
+    def end(self) -> UnitReport:
+        """Return the report of the unit.
+
+        Raises:
+            CorpusError: it has bad rows, and the run refuses them.
+        """
+        report, soundness = self.report, self.reading.soundness
+        report.content = self._content.hexdigest()
+        report.replaced, report.notes = soundness.replaced, dict(soundness.notes)
+        return report
 
     @abstractmethod
     def used(self, conversation: Conversation) -> Conversation:
@@ -110,90 +121,53 @@ class Intake(ABC):
             BadRow: the template rejects it, or loses some of it.
         """
 
-    def take(self, batch: list[Row], interpret: Interpreter) -> Iterator[AcceptedRow]:
-        """Yield the next rows of the source that have tokens; count the others."""
-        kept: list[tuple[Row, int, SplitName]] = []
+    @abstractmethod
+    def samples_of(self, taken: AcceptedRow) -> list[TokenisedRow]:
+        """Return what a row gives, none where it gives nothing; counts what is cut or left out."""
+
+    def take(self, batch: list[Row]) -> Iterator[AcceptedRow]:
+        """Yield the next rows of the unit that have tokens; count the others.
+
+        Raises:
+            CorpusError: the run refuses bad rows and has met enough of them.
+        """
+        report = self.report
+        kept: list[tuple[Row, int]] = []
         texts: list[Rendered | str] = []
         for row in batch:
-            index, split = self.rows, self.rule.split_of(row.key)
-            self.rows += 1
+            index = report.rows
+            report.rows += 1
             try:
-                text = self._text(interpret(row), row)
+                text = self._text(self.reading.interpret(row), row)
             except BadRow as bad:
-                self.bad.add(bad)
+                report.bad.add(bad, self.settings)
                 continue
             if text is not None:
-                kept.append((row, index, split))
+                kept.append((row, index))
                 texts.append(text)
-        done = tokenise(texts, encoder=self.encoder, ends=self.ends)
-        for (row, index, split), text, tokens in zip(kept, texts, done, strict=True):
+        done = tokenise(texts, encoder=self._encoder, ends=self.ends)
+        for (row, index), text, tokens in zip(kept, texts, done, strict=True):
             foreign = self._foreign(row, tokens)
             if foreign is not None:
-                self.bad.add(foreign)
+                report.bad.add(foreign, self.settings)
                 continue
             if isinstance(text, Rendered):
-                self.turns += text.turns
-                self.unended += text.unended
-            yield AcceptedRow(row, index, split, isinstance(text, str), tokens)
+                report.turns += text.turns
+                report.unended += text.unended
+            row_hash = self.rule.hash_of(row.key)
+            yield AcceptedRow(row, index, row_hash, isinstance(text, str), tokens)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one field of `CorpusCounts`."""
-        self.tally[name] = self.tally.get(name, 0) + by
+        counts = self.report.counts
+        counts[name] = counts.get(name, 0) + by
 
-    def close(self) -> None:
-        """Report the bad rows and the turns without an end.
-
-        Raises:
-            CorpusError: the run refuses bad rows, or there are too many of them.
-        """
-        name = self.settings.dataset_name
-        if self.bad.count == self.rows and self.settings.on_bad_row != "refuse":
-            raise CorpusError(
-                f"{name}: none of its {self.rows} rows can be used",
-                expected="rows that can be read and rendered",
-                do="check --corpus.format, --corpus.loss_on and --chat_template:"
-                + self.bad.listed(),
-            )
-        self.bad.finish(self.rows)
-        if self.unended and self.settings.loss_on == "assistant":
-            ends = "" if self.renderer is None else ", ".join(self.renderer.ends)
-            _log.warning(
-                "%s of %d supervised turns end without a token that ends generation (%s): from "
-                "them a student does not learn to stop; check --chat_template",
-                "all" if self.unended == self.turns else self.unended, self.turns, ends or "none",
-            )  # fmt: skip
-        if self.settings.system_prompt is not None and not self.given_system:
-            _log.warning(
-                "%s: --corpus.system_prompt has no effect: each chat has a system message", name
-            )
-        if self.documents and self.add_eos and self.ends.eos is None:
-            _log.warning(
-                "%s: --corpus.add_eos has no effect: the tokenizer has no EOS, so from documents a "
-                "student does not learn to stop", name,
-            )  # fmt: skip
-        moved = self.small.moved()
-        if moved:
-            _log.warning(
-                "heldout_fraction %g picks %d of %d rows; the %d rows of the smallest hashes are "
-                "held out as well",
-                self.settings.heldout_fraction, self.small.heldout, self.small.rows, len(moved),
-            )  # fmt: skip
-        wanted = self.settings.heldout_fraction and self.settings.heldout_samples != 0
-        if wanted and self.small.rows and not moved and not self.small.heldout:
-            raise CorpusError(
-                f"{name}: no row is held out (usable rows: {self.small.rows})",
-                expected="at least 2, one to train on and one to evaluate on",
-                do="give more rows, or --corpus.heldout_fraction 0 to train without evaluation"
-                + self.bad.besides(),
-            )
-
-    def identity(self, format_name: str, digest_name: str) -> dict[str, Any]:
-        """Return what determines the corpus: source, format, template, split, digest of rows."""
+    def identity(self) -> dict[str, Any]:
+        """Return what determines the corpus: source, format, template, split."""
         template = None if self.renderer is None else self.renderer.template
         identity = reading_identity(
-            self.settings, self.source, format_name, template, self.rule, seed=self.seed
+            self.settings, self.reading, template, self.rule, seed=self.seed
         )
-        identity["content"] |= {digest_name: self.content.hexdigest()}
         if self.renderer is not None:
             identity["turn_ends"] = list(self.renderer.ends)
         return identity
@@ -202,7 +176,7 @@ class Intake(ABC):
         if isinstance(item, Document):
             self._digest(row, item.text)
             if item.text.strip():
-                self.documents += 1
+                self.report.documents += 1
                 return item.text
             self.count("dropped_no_labels")
             return None
@@ -212,21 +186,20 @@ class Intake(ABC):
             self.count("dropped_no_labels")
             return None
         asked = with_system(conversation, self.settings.system_prompt)
-        self.given_system += asked is not conversation
-        return self.rendered(self._renderer(), asked, row)
+        self.report.given_system += asked is not conversation
+        assert self.renderer is not None, "plain text has no chats"
+        return self.rendered(self.renderer, asked, row)
 
-    def _renderer(self) -> ChatRenderer:
-        if self.renderer is None:
-            chosen = self.settings
-            template = load_template(self.tokenizer, chosen.chat_template, chosen.template_options)
-            self.renderer = ChatRenderer(
-                template,
-                template.turn_ends(self.teacher.end_tokens),
-                reasoning=chosen.reasoning,
-                supervise_empty=chosen.supervise_empty,
-                everything=chosen.loss_on == "all",
-            )
-        return self.renderer
+    def _new_renderer(self) -> ChatRenderer:
+        chosen = self.settings
+        template = load_template(self.tokenizer, chosen.chat_template, chosen.template_options)
+        return ChatRenderer(
+            template,
+            template.turn_ends(self.teacher.end_tokens),
+            reasoning=chosen.reasoning,
+            supervise_empty=chosen.supervise_empty,
+            everything=chosen.loss_on == "all",
+        )
 
     def _foreign(self, row: Row, tokens: Tokens) -> BadRow | None:
         """Return the fault of a row with a token that the teacher's embedding lacks."""
@@ -243,4 +216,4 @@ class Intake(ABC):
 
     def _digest(self, row: Row, content: object) -> None:
         text = json.dumps([row.key, content], sort_keys=True, default=str)
-        self.content.update(text.encode() + b"\n")
+        self._content.update(text.encode() + b"\n")

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.corpus.build import Progress, read_whole
 from pipeline.corpus.chat.conversation import Conversation
-from pipeline.corpus.chat.formats import Interpreter
 from pipeline.corpus.chat.rendering.render import ChatRenderer, Rendered
-from pipeline.corpus.intake import Intake, TeacherTokens
-from pipeline.corpus.reading import Progress, open_reading
+from pipeline.corpus.conclusion import conclude_rows
+from pipeline.corpus.intake import AcceptedRow, Intake, TeacherTokens
+from pipeline.corpus.prepared.blocks import TokenisedRow
+from pipeline.corpus.prepared.summary import CorpusSummary
+from pipeline.corpus.reading import open_reading
 from pipeline.corpus.sample import CorpusCounts, SplitName
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import Row
 from pipeline.corpus.split import prompt_id
 from pipeline.errors import CorpusError
 
-__all__ = ["Prompt", "Prompts", "build_prompts"]
+__all__ = ["Prompt", "PromptIntake", "Prompts", "build_prompts"]
 
 _log = logging.getLogger(__name__)
 
@@ -82,23 +85,29 @@ def build_prompts(
         CorpusError: the corpus cannot be reached or read, gives no prompt, or fits no format.
     """
     reading = open_reading(settings, answered=False)
-    # No EOS: the prompt is the beginning of a document, which the teacher continues.
-    work = _Work(
-        settings, tokenizer, reading.source, seed, teacher or TeacherTokens(), add_eos=False,
+    intake = PromptIntake(
+        settings, tokenizer, reading, seed, teacher or TeacherTokens(),
+        # No EOS: the prompt is the beginning of a document, which the teacher continues.
+        add_eos=False,
         document_tokens=document_tokens, max_tokens=max_tokens,
     )  # fmt: skip
-    for batch in reading.batches:
-        work.add(batch, reading.interpret)
-        if progress is not None:
-            progress(work.rows, reading.total)
-    return work.finish(reading.format_name)
+    samples, found = read_whole(intake, progress)
+    prompts = [
+        Prompt(sample.sample_id, sample.split, sample.input_ids.copy(), sample.source_index)
+        for sample in samples
+    ]
+    counts = _conclude(found, intake)
+    identity = intake.identity()
+    identity["content"] |= {"prompts_blake2b": found.report.content}
+    return Prompts(prompts, counts, intake.end_of_turn(), identity)
 
 
 @dataclass(slots=True)
-class _Work(Intake):
+class PromptIntake(Intake):
+    """Reads units for their prompts: samples of which no token is supervised."""
+
     document_tokens: int = 0
     max_tokens: int = 0
-    prompts: list[Prompt] = field(default_factory=list)
 
     def used(self, conversation: Conversation) -> Conversation:
         """Return the conversation without its last assistant turn, if it ends with one.
@@ -118,26 +127,32 @@ class _Work(Intake):
         )
 
     def described(self, conversation: Conversation) -> list[Any]:
+        """Return everything that decides its tokens."""
         chat = conversation
         return [chat.messages, chat.tools, sorted(chat.developer), chat.unfinished]
 
     def rendered(self, renderer: ChatRenderer, conversation: Conversation, row: Row) -> Rendered:
+        """Render it up to the answer."""
         return renderer.render_prompt(conversation, row.place)
 
-    def add(self, batch: list[Row], interpret: Interpreter) -> None:
-        """Process the next rows of the source."""
-        for taken in self.take(batch, interpret):
-            ids = taken.tokens.input_ids
-            if taken.is_document:
-                ids = ids[: self.document_tokens]
-            if not len(ids):
-                self.count("dropped_no_labels")
-                continue
-            fitting = self._fit(ids)
-            if fitting is not None:
-                self.small.add(taken.row.key, taken.index, taken.split)
-                name = prompt_id(self.source.name, taken.row.key)
-                self.prompts.append(Prompt(name, taken.split, fitting.copy(), taken.index))
+    def samples_of(self, taken: AcceptedRow) -> list[TokenisedRow]:
+        """Return the prompt of a row."""
+        ids = taken.tokens.input_ids
+        if taken.is_document:
+            ids = ids[: self.document_tokens]
+        if not len(ids):
+            self.count("dropped_no_labels")
+            return []
+        fitting = self._fit(ids)
+        if fitting is None:
+            return []
+        name = prompt_id(self.reading.source.name, taken.row.key)
+        return [TokenisedRow(name, taken.index, 0, fitting, np.zeros(fitting.shape, np.bool_))]
+
+    def end_of_turn(self) -> int | None:
+        """Return the token with which the chat template ends an answer, if it has one."""
+        token = None if self.renderer is None else self.renderer.template.end_of_turn()
+        return None if token is None else int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _fit(self, ids: NDArray[np.int32]) -> NDArray[np.int32] | None:
         surplus = len(ids) - self.max_tokens
@@ -150,70 +165,35 @@ class _Work(Intake):
         self.count("tokens_cut", surplus)
         return ids[surplus:]
 
-    def finish(self, format_name: str) -> Prompts:
-        """Log the counts and return the prompts."""
-        self.close()
-        moved = self.small.moved()
-        self.prompts = [
-            replace(prompt, split="heldout") if prompt.source_index in moved else prompt
-            for prompt in self.prompts
-        ]
-        counts = self._counts()
-        name = self.settings.dataset_name
-        if not counts.train:
-            held = f"all of its {counts.samples} prompts are held out" if counts.samples else ""
-            raise CorpusError(
-                f"{name}: {held or f'none of its {self.rows} rows gave a prompt'}"
-                f" ({self._losses(counts)})",
-                expected="prompts to train on",
-                do="check --corpus.format, --corpus.heldout_fraction, --max_length and "
-                "--generate.max_new_tokens" + self.bad.besides(),
-            )
-        self._report(counts)
-        return Prompts(
-            self.prompts, counts, self._end_of_turn(), self.identity(format_name, "prompts_blake2b")
+
+def _conclude(found: CorpusSummary, intake: PromptIntake) -> CorpusCounts:
+    """Log the counts and return them."""
+    conclude_rows(found, intake)
+    counts, settings = found.counts(), intake.settings
+    name = settings.dataset_name
+    losses = (
+        f"{counts.dropped_no_labels} without anything to answer, "
+        f"{counts.dropped_overlong} longer than {intake.max_tokens} tokens"
+    )
+    if not counts.train:
+        held = f"all of its {counts.samples} prompts are held out" if counts.samples else ""
+        raise CorpusError(
+            f"{name}: {held or f'none of its {counts.rows} rows gave a prompt'} ({losses})",
+            expected="prompts to train on",
+            do="check --corpus.format, --corpus.heldout_fraction, --max_length and "
+            "--generate.max_new_tokens" + found.report.bad.besides(),
         )
-
-    def _end_of_turn(self) -> int | None:
-        token = None if self.renderer is None else self.renderer.template.end_of_turn()
-        return None if token is None else int(self.tokenizer.convert_tokens_to_ids(token))
-
-    def _counts(self) -> CorpusCounts:
-        heldout = sum(prompt.split == "heldout" for prompt in self.prompts)
-        names = (
-            "truncated_rows", "tokens_cut", "dropped_no_labels", "dropped_overlong",
+    _log.info(
+        "prompts from %s: %d rows -> %d prompts (%d train, %d held out), %d tokens",
+        name, counts.rows, counts.samples, counts.train, counts.heldout, counts.tokens,
+    )  # fmt: skip
+    if counts.truncated_rows:
+        _log.warning(
+            "%d prompts were longer than %d tokens: the last ones are kept, %d cut off before",
+            counts.truncated_rows, intake.max_tokens, counts.tokens_cut,
         )  # fmt: skip
-        return CorpusCounts(
-            rows=self.rows,
-            samples=len(self.prompts),
-            train=len(self.prompts) - heldout,
-            heldout=heldout,
-            tokens=sum(len(prompt.input_ids) for prompt in self.prompts),
-            loss_tokens=0,
-            split_rows=0,
-            split_parts=0,
-            quarantined=self.bad.count,
-            **{name: self.tally.get(name, 0) for name in names},
-        )
-
-    def _losses(self, counts: CorpusCounts) -> str:
-        return (
-            f"{counts.dropped_no_labels} without anything to answer, "
-            f"{counts.dropped_overlong} longer than {self.max_tokens} tokens"
-        )
-
-    def _report(self, counts: CorpusCounts) -> None:
-        _log.info(
-            "prompts from %s: %d rows -> %d prompts (%d train, %d held out), %d tokens",
-            self.settings.dataset_name, counts.rows, counts.samples, counts.train, counts.heldout,
-            counts.tokens,
-        )  # fmt: skip
-        if counts.truncated_rows:
-            _log.warning(
-                "%d prompts were longer than %d tokens: the last ones are kept, %d cut off before",
-                counts.truncated_rows, self.max_tokens, counts.tokens_cut,
-            )  # fmt: skip
-        if counts.dropped_no_labels or counts.dropped_overlong:
-            _log.warning("prompts left out: %s", self._losses(counts))
-        if not counts.heldout:
-            _log.warning("no prompt is held out: nothing to evaluate on")
+    if counts.dropped_no_labels or counts.dropped_overlong:
+        _log.warning("prompts left out: %s", losses)
+    if not counts.heldout:
+        _log.warning("no prompt is held out: nothing to evaluate on")
+    return counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,41 +13,63 @@ from pipeline.corpus.chat.conversation import Conversation, put_system
 from pipeline.corpus.chat.formats import Interpreter, RowFormat, row_format
 from pipeline.corpus.chat.rendering.template import TEMPLATE_DATE, ChatTemplate
 from pipeline.corpus.chat.soundness import Soundness
+from pipeline.corpus.prepared.units import Unit, cut_units, rows_of
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.registry import open_source
 from pipeline.corpus.sources.rows import Row, RowSource
 from pipeline.corpus.split import HeldoutRule
 from pipeline.errors import CorpusError
 
-__all__ = ["Progress", "Reading", "open_reading", "reading_identity", "with_system"]
-
-Progress = Callable[[int, int | None], None]
-"""Called with the rows done and, if known beforehand, the number of all rows."""
+__all__ = ["Reading", "open_reading", "reading_identity", "with_system"]
 
 _log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 256
 _DETECT_ROWS = 32
+_UNDIVIDED = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An opened source: its rows and how each is interpreted."""
+    """An opened source and how its rows are interpreted."""
 
     source: RowSource
     format_name: str
     interpret: Interpreter
-    batches: Iterator[list[Row]]
-    """Can be consumed once."""
-    total: int | None
-    """The number of rows, or None if only reading tells."""
+    soundness: Soundness
+    """What `interpret` repairs, and counts."""
+
+    def units(self, settings: CorpusSettings) -> tuple[Unit, ...]:
+        """Cut the source.
+
+        Raises:
+            CorpusError: a file cannot be read.
+        """
+        return cut_units(
+            self.source,
+            unit_bytes=max(1, round(settings.unit_mib * (1 << 20))),
+            num_samples=settings.num_samples,
+        )
+
+    def batches(self, unit: Unit) -> Iterator[list[Row]]:
+        """Yield the rows of a unit, a few hundred at a time.
+
+        Raises:
+            CorpusError: the source cannot be read.
+        """
+        rows = rows_of(self.source, unit)
+        while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+            yield batch
 
 
-def open_reading(settings: CorpusSettings, *, answered: bool = True) -> Reading:
+def open_reading(
+    settings: CorpusSettings, *, answered: bool = True, source: RowSource | None = None
+) -> Reading:
     """Open the source and determine its format.
 
     Args:
         settings: the corpus section of the configuration.
+        source: the source, where it has been opened before.
         answered: whether a question without an answer has an empty one; false where the teacher
             answers it, and then no column of answers is needed.
 
@@ -55,12 +77,10 @@ def open_reading(settings: CorpusSettings, *, answered: bool = True) -> Reading:
         CorpusError: the corpus cannot be reached or read, is empty, fits no format, or cannot
             honour a setting.
     """
-    source = open_source(settings)
-    total = source.total
-    if settings.num_samples is not None and total is not None:
-        total = min(total, settings.num_samples)
-    rows = itertools.islice(source.rows, settings.num_samples)
-    first = list(itertools.islice(rows, _DETECT_ROWS))
+    source = open_source(settings) if source is None else source
+    first_rows = min(_DETECT_ROWS, settings.num_samples or _DETECT_ROWS)
+    rows = (row for piece in source.pieces(_UNDIVIDED) for row in source.read(piece))
+    first = list(itertools.islice(rows, first_rows))
     if not first:
         raise CorpusError(
             f"{settings.dataset_name}: holds no rows", expected="at least one row of text or chat"
@@ -69,8 +89,7 @@ def open_reading(settings: CorpusSettings, *, answered: bool = True) -> Reading:
     soundness = Soundness(replace=settings.invalid_unicode == "replace")
     format_name, interpret = _interpreter(source, first, settings, soundness, answered=answered)
     _check_settings(settings, format_name)
-    batches = _batches(itertools.chain(first, rows), soundness)
-    return Reading(source, format_name, interpret, batches, total)
+    return Reading(source, format_name, interpret, soundness)
 
 
 def with_system(item: Conversation, system: str | None) -> Conversation:
@@ -84,12 +103,6 @@ def _require_a_good_row(first: list[Row]) -> None:
     bad = first[0].bad
     if bad is not None and all(row.bad is not None for row in first):
         raise CorpusError(bad.found, expected=bad.expected, do=bad.do)
-
-
-def _batches(rows: Iterator[Row], soundness: Soundness) -> Iterator[list[Row]]:
-    while batch := list(itertools.islice(rows, _BATCH_ROWS)):
-        yield batch
-    soundness.report()
 
 
 def _interpreter(
@@ -167,8 +180,7 @@ def _is_chosen(settings: CorpusSettings, name: str) -> bool:
 
 def reading_identity(
     settings: CorpusSettings,
-    source: RowSource,
-    format_name: str,
+    reading: Reading,
     template: ChatTemplate | None,
     rule: HeldoutRule,
     *,
@@ -177,11 +189,11 @@ def reading_identity(
     """Describe what determines the rows and their reading; as JSON, equal for equal rows."""
     text = template.text.encode() if template else None
     return {
-        "source": source.name,
+        "source": reading.source.name,
         "split": settings.dataset_split,
-        "content": dict(source.identity),
+        "content": dict(reading.source.identity),
         "num_samples": settings.num_samples,
-        "format": format_name,
+        "format": reading.format_name,
         "column": settings.column,
         "chat_template_sha256": hashlib.sha256(text).hexdigest() if text else None,
         "template_date": TEMPLATE_DATE if text else None,
@@ -190,6 +202,7 @@ def reading_identity(
         "invalid_unicode": settings.invalid_unicode,
         "system_prompt": settings.system_prompt,
         "max_length": settings.max_length,
+        "unit_mib": settings.unit_mib,
         "overlong": settings.overlong,
         "add_bos": settings.add_bos,
         "heldout": rule.identity(),

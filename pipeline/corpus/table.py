@@ -7,8 +7,8 @@ N samples of a block, L tokens of a sample.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -153,6 +153,19 @@ class SampleTable(Sequence[Sample]):
         """Return the samples of one split of the corpus, in source order."""
         number = _number(split)
         return SampleTable(self._files, number, range(self._files.num_samples(number)))
+
+    def with_heldout(self, rows: Container[int]) -> SampleTable:
+        """Return a copy in which the samples of some rows of the source are held out."""
+        writer = SampleWriter()
+        for sample in self:
+            held = sample.source_index in rows
+            writer.append(replace(sample, split="heldout") if held else sample)
+        return writer.finish()
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Supervised tokens of these samples; reads no sample."""
+        return sum(int(self._records(block)["loss_tokens"].sum()) for block in self._blocks())
 
     @property
     def num_tokens(self) -> int:

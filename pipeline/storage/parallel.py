@@ -1,14 +1,15 @@
-"""Apply a function to many shards in threads, with a bounded number in memory."""
+"""Apply a function to many shards in threads or processes, with a bounded number in memory."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from typing import TypeVar
 
-__all__ = ["default_workers", "in_threads"]
+__all__ = ["default_workers", "in_processes", "in_threads"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,8 +25,24 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> 
 
     Checksums, zstd, Parquet and waiting for a store release the interpreter's lock.
     """
-    waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="shards")
+    yield from _in_order(pool, function, items, workers)
+
+
+def in_processes(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield `function(item)` in the items' order, from processes of their own.
+
+    For what holds the interpreter's lock; function, items and results are pickled. The processes
+    start from nothing: a fork would share this one's threads and connections.
+    """
+    pool = ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"))
+    yield from _in_order(pool, function, items, workers)
+
+
+def _in_order(
+    pool: Executor, function: Callable[[T], R], items: Iterable[T], workers: int
+) -> Iterator[R]:
+    waiting: deque[Future[R]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.cache.layout.manifest import RESPONSES, SPLITS, record_name
+from pipeline.cache.layout.names import RECORDS, RESPONSES, SPLITS
+from pipeline.cache.layout.recorded import Recorded
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes
@@ -44,6 +46,8 @@ class Estimate:
     memory_bytes: int
     at_most: bool = False
     """Whether responses are still to be written, so that tokens and bytes are upper bounds."""
+    projected: bool = False
+    """Whether the corpus is not prepared yet, so that all is projected from its beginning."""
 
 
 def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
@@ -53,7 +57,7 @@ def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
         task: what is captured.
         writing: the responses, where they are still to be written.
     """
-    counts, settings = task.corpus.counts, task.teacher.settings
+    counts, settings = task.source.projected(), task.teacher.settings
     model = task.teacher.model
     per_token = _target_bytes(task.scheme, expected_entries(task.scheme))
     config = read_model_config(model.path)
@@ -67,10 +71,11 @@ def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
         samples=counts.samples,
         tokens=counts.tokens,
         loss_tokens=counts.loss_tokens,
-        shards=len(task.plan.shards),
+        shards=max(len(task.source.shards), round(counts.tokens / task.settings.shard_tokens)),
         cache_bytes=int(counts.loss_tokens * per_token + counts.tokens * 2.5),
         memory_bytes=int(memory),
         at_most=writing is not None,
+        projected=not task.source.is_complete,
     )
 
 
@@ -121,9 +126,7 @@ def check_resources(plan: Estimate, store: Store, *, on_gpu: bool | None = None)
         return  # few responses run to their limit; what they need is known once they are there
     free = store.free_bytes()
     present = sum(
-        store.size(f"data/{split}/{name}") or 0
-        for split in SPLITS
-        for name in store.list(f"data/{split}")
+        sum(store.sizes(f"data/{split}").values()) if free is not None else 0 for split in SPLITS
     )
     if free is not None and plan.cache_bytes - present > free:
         raise ResourceError(
@@ -140,21 +143,26 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
         ResourceError: too little memory (on a CPU) or disk.
     """
     plan = estimate(task, writing)
-    done = sum(store.exists(record_name(s.split, s.index)) for s in task.plan.shards)
-    counts, teacher = task.corpus.counts, task.teacher
+    recorded, teacher = Recorded(store.list(RECORDS)), task.teacher
+    done = sum(shard.key in recorded for shard in task.source.shards)
     print(f"teacher      {teacher.model.name} ({teacher.model.revision})")
     print(
         f"engine       {teacher.info.engine} {teacher.info.engine_version}, "
         f"{teacher.info.dtype} on {teacher.info.device}"
     )
-    most = "at most " if plan.at_most else ""
+    most = "at most " if plan.at_most else "about " if plan.projected else ""
     if writing is not None:
         _print_responses(writing.plan, store)
-    print(f"samples      {plan.samples} ({counts.train} train, {counts.heldout} held out)")
-    print(
-        f"tokens       {most}{plan.tokens}, {plan.loss_tokens} supervised; "
-        f"{counts.tokens_cut} cut off"
-    )
+    if plan.projected:
+        print(f"samples      about {plan.samples}, projected from the first units of the corpus")
+        print(f"tokens       about {plan.tokens}, {plan.loss_tokens} supervised")
+    else:
+        counts = task.source.counts()
+        print(f"samples      {plan.samples} ({counts.train} train, {counts.heldout} held out)")
+        print(
+            f"tokens       {most}{plan.tokens}, {plan.loss_tokens} supervised; "
+            f"{counts.tokens_cut} cut off"
+        )
     print(f"shards       {most}{plan.shards}, {done} of them done, at {store.url}")
     print(f"cache        {most or 'about '}{_gib(plan.cache_bytes)}")
     available = available_memory_bytes()
@@ -194,7 +202,7 @@ def _timing_run(task: CaptureTask) -> tuple[float, float]:
     """Return tokens a second, and mean entries of a supervised token."""
     engine = task.open_engine()
     try:
-        requests = capture_requests(task.corpus.samples[:64])
+        requests = capture_requests(list(itertools.islice(task.source.first_samples(), 64)))
         engine.capture(requests[:1])  # the first call pays for allocations
         chosen, tokens = [], 0
         for request in requests:

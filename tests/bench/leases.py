@@ -21,13 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.layout.manifest import (
-    ShardRecord,
-    checksum,
-    encode_record,
-    record_name,
-    shard_name,
-)
+from pipeline.cache.layout.embedded_checksum import checksum
+from pipeline.cache.layout.names import record_name, shard_name
+from pipeline.cache.layout.records import ShardRecord, encode_record
 from pipeline.corpus.table import SampleTable
 from pipeline.observe.shares import Shares
 from pipeline.storage import Store

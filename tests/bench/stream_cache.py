@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
-from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.io.finalize import finalize
+from pipeline.cache.io.writer import commit_shard, encode_shard
 from pipeline.config import fingerprint
 from pipeline.storage import Store
 
@@ -57,7 +59,7 @@ def write_cache(folder: Path, rows: int, *, top_k: int = TOP_K) -> None:
         records.append(record)
     finalize(
         store,
-        records,
+        Counter(record.split for record in records),
         identity=identity,
         spec=spec,
         temperatures=TEMPERATURES,

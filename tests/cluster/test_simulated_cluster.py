@@ -14,7 +14,7 @@ import pytest
 
 from k8s.rendering.render import RenderedJob, render_job
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.layout.manifest import PLAN
+from pipeline.cache.layout.names import PLAN
 from pipeline.observe.metrics import read_metrics
 from tests.cluster.job_process import JobProcess
 from tests.cluster.pod_process import Isolation, Node, best_isolation

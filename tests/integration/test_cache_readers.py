@@ -85,7 +85,7 @@ def test_duckdb(cache_dir: Path, expected: dict[str, list[Any]]) -> None:
     [(total,)] = duckdb.sql(
         f"SELECT sum(num_loss_tokens) FROM '{cache_dir}/data/**/*.parquet'"
     ).fetchall()
-    assert total == sum(record.loss_tokens for record in open_cache(str(cache_dir)).manifest.shards)
+    assert total == sum(record.loss_tokens for record in open_cache(str(cache_dir)).records())
 
 
 def test_polars(cache_dir: Path, expected: dict[str, list[Any]]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.cache.__main__ import main
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.layout.manifest import record_name
+from pipeline.cache.layout.names import record_name
 from pipeline.errors import CacheError, run_command
 from tests.conftest import Tiny, digests
 from tests.stage_runner import ENVIRONMENT, ROOT, Result, run_python

@@ -49,7 +49,7 @@ def test_the_estimate_of_the_caches_size_is_near(tiny: Tiny, tiny_cache: Path) -
     corpus = CorpusSettings(dataset_name=str(tiny.corpus), max_length=96, heldout_fraction=0.25)
     capture = CaptureSettings(top_k=16, shard_tokens=500)
     plan = estimate(prepare(teacher, corpus, capture, seed=42).capture)
-    shards = open_cache(str(tiny_cache)).manifest.shards
+    shards = open_cache(str(tiny_cache)).records()
     assert (plan.shards, plan.tokens) == (len(shards), sum(r.tokens for r in shards))
     # Shards this small carry the footer's weight as well.
     assert 0.4 < plan.cache_bytes / sum(record.bytes for record in shards) < 2.5

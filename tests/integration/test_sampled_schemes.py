@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.cache.codec.targets import SparseTargets
 from pipeline.cache.io.reader import Cache, open_cache
-from pipeline.cache.layout.manifest import MANIFEST
+from pipeline.cache.layout.names import MANIFEST
 from pipeline.sampling.quantisation import rounding_log_bias
 from pipeline.teacher.capture.fit_tau import FITTED_TAU
 from tests.conftest import Stage, Tiny, digests
@@ -35,7 +35,7 @@ def _targets(cache: Cache, split: str = "train") -> list[SparseTargets]:
 
 def _entries(cache: Path) -> float:
     """Return the mean entries of a supervised token."""
-    shards = open_cache(str(cache)).manifest.shards
+    shards = open_cache(str(cache)).records()
     return sum(r.entries for r in shards) / sum(r.loss_tokens for r in shards)
 
 

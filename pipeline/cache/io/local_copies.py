@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from pipeline.cache.layout.manifest import checksum
+from pipeline.cache.layout.embedded_checksum import checksum
 
 __all__ = ["LocalCopies"]
 
@@ -43,12 +43,13 @@ class LocalCopies:
             limit_bytes: of all copies; the least recently used are removed first. Processes that
                 write at the same moment can exceed it by a shard each.
         """
-        self._folder = Path(folder)
+        self.folder = Path(folder)
+        """Where the copies are."""
         self._limit_bytes = limit_bytes
         self._keeps = True
         with self._failures_end_it():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for file in self._folder.iterdir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in self.folder.iterdir():
                 if _UNFINISHED.fullmatch(file.name):
                     _remove_if_abandoned(file)
 
@@ -95,7 +96,7 @@ class LocalCopies:
         return data
 
     def _path(self, wanted: str) -> Path:
-        return self._folder / f"{wanted}.shard"
+        return self.folder / f"{wanted}.shard"
 
     @contextlib.contextmanager
     def _unfinished(self, wanted: str) -> Iterator[BinaryIO | None]:
@@ -106,7 +107,7 @@ class LocalCopies:
         """
         file: BinaryIO | None = None
         with self._failures_end_it():
-            file = _lock(self._folder / f"{wanted}.partial")
+            file = _lock(self.folder / f"{wanted}.partial")
         try:
             yield file
         finally:
@@ -130,7 +131,7 @@ class LocalCopies:
 
     def _make_room(self, wanted_bytes: int) -> None:
         found: list[tuple[float, int, Path]] = []
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if _COPY.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name):
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
@@ -157,7 +158,7 @@ class LocalCopies:
             _log.warning(
                 "%s: no more copies of shards are kept here (%s, limit %d bytes); existing ones "
                 "are used, the rest is read from the cache each time",
-                self._folder,
+                self.folder,
                 reason,
                 self._limit_bytes,
             )

@@ -16,16 +16,11 @@ from pipeline.cache.codec.subsample import EntryLimit, check_limit
 from pipeline.cache.codec.targets import CachedSequence, Statistics
 from pipeline.cache.io.local_copies import LocalCopies
 from pipeline.cache.io.parquet import parquet_table
-from pipeline.cache.layout.manifest import (
-    MANIFEST,
-    SPLITS,
-    Manifest,
-    ShardRecord,
-    checksum,
-    read_manifest,
-    read_rows_index,
-    tokenizer_name,
-)
+from pipeline.cache.io.row_index import RowIndex, open_row_index
+from pipeline.cache.layout.embedded_checksum import checksum
+from pipeline.cache.layout.manifest import Manifest, read_manifest
+from pipeline.cache.layout.names import MANIFEST, SPLITS, tokenizer_name
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.layout.schema import (
     column_names,
     read_footer,
@@ -55,23 +50,46 @@ class ShardDamaged(CacheError):
         self.reason = reason
         super().__init__(
             f"{url}: shard damaged: {reason}",
-            do="run the cache-teacher command that made this cache again; it writes only this "
-            "shard again",
+            do="run python -m pipeline.cache repair on this cache; it writes only this shard again",
         )
 
 
 class Cache:
     """A complete cache: its manifest, row lengths and shards."""
 
-    def __init__(self, store: Store, manifest: Manifest, rows_index_R2: NDArray[np.int32]) -> None:
+    def __init__(self, store: Store, manifest: Manifest) -> None:
         """Use `open_cache` instead."""
         self.store = store
         self.manifest = manifest
         self.spec = read_spec(manifest.codec)
-        self._rows_index_R2 = rows_index_R2
         self.copies: LocalCopies | None = None
         """Local copies of the shards that have been read; None reads them from the store each
         time."""
+        self._index: RowIndex | None = None
+        self._lock = threading.Lock()
+
+    def index(self) -> RowIndex:
+        """Return the records' lines and the row lengths; read at the first call.
+
+        Raises:
+            CacheError: a segment of records is missing or damaged.
+            StoreError: the store fails.
+        """
+        with self._lock:
+            if self._index is None:
+                folder = None if self.copies is None else self.copies.folder
+                self._index = open_row_index(self.store, self.manifest, folder)
+            return self._index
+
+    def records(self, split: str | None = None) -> Sequence[ShardRecord]:
+        """Return the records of a split by index, or those of the cache; without their rows.
+
+        Raises:
+            CacheError: a segment of records is missing or damaged.
+        """
+        if split is not None:
+            return self.index().lines(split)
+        return [record for name in SPLITS for record in self.index().lines(name)]
 
     @property
     def rule(self) -> InclusionRule | None:
@@ -96,22 +114,14 @@ class Cache:
             open_shards: shards kept in memory, in their compressed form.
 
         Raises:
-            CacheError: the cache holds fewer, or entries of the other kind.
+            CacheError: the cache holds fewer, or entries of the other kind; a segment of records is
+                missing or damaged.
         """
         assert split in SPLITS, split
         limit = EntryLimit(top_k, tau_factor)
         held = self.manifest.identity.get("scheme", {}).get("top_k")
         check_limit(limit, rule=self.rule, held=held, url=self.store.url)
-        shards = self.manifest.of_split(split)
-        ordered = list(self.manifest.shards)
-        starts = np.cumsum([0] + [record.rows for record in ordered])
-        picked = [
-            self._rows_index_R2[starts[i] : starts[i + 1]]
-            for i, record in enumerate(ordered)
-            if record.split == split
-        ]
-        index_R2 = np.concatenate(picked) if picked else np.zeros((0, 2), np.int32)
-        return SplitSource(self, shards, index_R2, open_shards, limit)
+        return SplitSource(self, split, open_shards, limit)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return the tokenizer's files by name, as the teacher used them.
@@ -142,42 +152,44 @@ class SplitSource:
     def __init__(
         self,
         cache: Cache,
-        shards: tuple[ShardRecord, ...],
-        index_R2: NDArray[np.int32],
+        split: str,
         open_shards: int,
         limit: EntryLimit,
     ) -> None:
         """Use `Cache.source`."""
         self._cache = cache
+        self._split = split
         self._less = limit
         self._open_shards = open_shards
         self._loading: dict[int, Future[pa.Table]] = {}
-        self.shards = shards
-        self._index_R2 = index_R2
-        self._starts = np.cumsum([0, *self.shard_rows()])
+        self._index = cache.index()
+        self.shards = self._index.lines(split)
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
     def shard_rows(self) -> Sequence[int]:
         """Return the number of rows of each shard, in order."""
-        return [record.rows for record in self.shards]
+        rows: list[int] = self.shards.rows().tolist()
+        return rows
 
     def shard_name(self, shard: int) -> str:
         """Return the name of a shard in the cache."""
         return self.shards[shard].path
 
+    def shard_sizes(self, shard: int) -> NDArray[np.int32]:
+        """Return tokens and supervised tokens of each row of a shard, int32 [rows, 2].
+
+        Of a large cache a view of a file that the node's processes share; not to be written to.
+        """
+        return self._index.sizes(self._split, shard)
+
     def lengths(self) -> NDArray[np.int32]:
-        """Return the tokens of every row, shard after shard."""
-        return self._index_R2[:, 0]
+        """Return the tokens of every row, shard after shard; for callers that need all of them."""
+        return self._index.all_sizes(self._split)[:, 0]
 
     def loss_token_counts(self) -> NDArray[np.int32]:
         """Return the supervised tokens of every row, shard after shard."""
-        return self._index_R2[:, 1]
-
-    def shard_sizes(self, shard: int) -> NDArray[np.int32]:
-        """Return tokens and supervised tokens of every row of a shard, [R, 2]."""
-        start = self._starts[shard]
-        return self._index_R2[start : start + self.shards[shard].rows]
+        return self._index.all_sizes(self._split)[:, 1]
 
     def keep(self, shards: Collection[int]) -> None:
         """Keep these shards in memory once they are read, and let go of all others."""
@@ -255,15 +267,14 @@ class SplitSource:
 
 
 def open_cache(url: str) -> Cache:
-    """Open a complete cache at a path or URL.
+    """Open a complete cache at a path or URL: its manifest, by one request.
 
     Raises:
         CacheError: there is none, it is incomplete (with the missing shards), damaged, or newer.
         StoreError: the store cannot be reached.
     """
     store = Store(url)
-    manifest = read_manifest(store)
-    return Cache(store, manifest, read_rows_index(store, manifest))
+    return Cache(store, read_manifest(store))
 
 
 def _load(cache: Cache, record: ShardRecord) -> pa.Table:
@@ -290,7 +301,7 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(cache.store, record, f"not readable as Parquet ({error})") from None
     footer: dict[str, Any] = read_footer(table.schema.metadata)
-    if footer["identity_digest"] != cache.manifest.identity_digest:
+    if cache.manifest.shard_identity not in (None, footer["identity_digest"]):
         raise _damaged(cache.store, record, "it belongs to a cache of another identity")
     # Taking rows out of a column of several row groups copies the column: 15 ms instead of 0.15
     # for 7 rows of 4,000 in eight groups.

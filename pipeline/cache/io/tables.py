@@ -15,7 +15,8 @@ from pipeline.cache.codec.subsample import ALL_ENTRIES, EntryLimit
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.parquet import parquet_table
 from pipeline.cache.io.writer import pack_shard
-from pipeline.cache.layout.manifest import ShardRecord, checksum
+from pipeline.cache.layout.embedded_checksum import checksum
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.layout.schema import column_names, read_footer, read_spec, table_to_rows
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -25,7 +26,6 @@ __all__ = [
     "encode_table",
     "read_shard",
     "read_table",
-    "short_ids",
     "table_from_bytes",
     "tail_mass",
 ]
@@ -143,17 +143,3 @@ def encode_table(
         temperatures=grid,
         identity_digest=identity_digest,
     )
-
-
-def short_ids(names: Sequence[str]) -> NDArray[np.bytes_]:
-    """Return 16 bytes for each sample id; equal where the ids are."""
-    return np.array([_short_id(name) for name in names], "S16")
-
-
-def _short_id(name: str) -> bytes:
-    try:
-        data = bytes.fromhex(name)
-    except ValueError:
-        data = b""
-    # Ids that are not as FORMAT.md requires are compared by a digest.
-    return data if len(data) == 16 else bytes.fromhex(checksum(name.encode()))

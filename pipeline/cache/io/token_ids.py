@@ -26,7 +26,7 @@ def shard_token_ids(cache: Cache, split: str) -> Iterator[tuple[str, NDArray[np.
     Raises:
         StoreError: the store fails.
     """
-    for record in cache.manifest.of_split(split):
+    for record in cache.records(split):
         try:
             with cache.store.open(record.path) as file:
                 column = pq.read_table(

@@ -1,9 +1,8 @@
-"""Rows to committed shards, and committed shards to a manifest."""
+"""Rows to committed shards."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,27 +11,20 @@ from pipeline.cache.codec.arrow import Heads, coded_table, quantised
 from pipeline.cache.codec.spec import CodecSpec, CodedRows
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.parquet import parquet_bytes
-from pipeline.cache.layout.card import card_text
-from pipeline.cache.layout.manifest import (
-    MANIFEST,
-    ROWS,
-    Manifest,
+from pipeline.cache.layout.embedded_checksum import checksum
+from pipeline.cache.layout.names import record_name, shard_name
+from pipeline.cache.layout.records import (
     ShardRecord,
-    checksum,
     decode_record,
     encode_record,
-    pack_rows_index,
-    record_name,
-    shard_name,
-    tokenizer_name,
+    short_ids,
 )
-from pipeline.cache.layout.schema import FORMAT_VERSION, check_rows, footer
-from pipeline.errors import CacheError
+from pipeline.cache.layout.schema import check_rows, footer
 from pipeline.sampling.noise import dither
 from pipeline.storage import Store
 
 __all__ = [
-    "commit_shard", "encode_shard", "finalize", "intact_record", "pack_shard",
+    "commit_shard", "encode_shard", "intact_record", "pack_shard", "read_record",
 ]  # fmt: skip
 
 
@@ -45,8 +37,14 @@ def encode_shard(
     temperatures: Sequence[float],
     identity_digest: str,
     tails: Sequence[NDArray[np.float32]],
+    source_xxh3_128: str = "",
+    rows_quarantined: int = 0,
 ) -> tuple[ShardRecord, bytes]:
-    """Return a shard's record and its Parquet bytes; a pure function of its arguments."""
+    """Return a shard's record and its Parquet bytes; a pure function of its arguments.
+
+    `source_xxh3_128` is the checksum of the prepared text of the rows, `rows_quarantined` the
+    number of those that are missing; the record keeps both.
+    """
     check_rows(rows, temperatures)
     heads, coded = quantised(rows, spec, tails)
     return pack_shard(
@@ -57,6 +55,8 @@ def encode_shard(
         index=index,
         temperatures=temperatures,
         identity_digest=identity_digest,
+        source_xxh3_128=source_xxh3_128,
+        rows_quarantined=rows_quarantined,
     )
 
 
@@ -69,6 +69,8 @@ def pack_shard(
     index: int,
     temperatures: Sequence[float],
     identity_digest: str,
+    source_xxh3_128: str = "",
+    rows_quarantined: int = 0,
 ) -> tuple[ShardRecord, bytes]:
     """Return the record and the Parquet bytes of rows that are quantised already."""
     data = parquet_bytes(
@@ -91,8 +93,11 @@ def pack_shard(
         xxh3_128=checksum(data),
         kept_mass=round(float(coded.kept_mass_N(spec).sum()) / max(loss_tokens, 1), 6),
         entropy=round(entropy / max(loss_tokens, 1), 6),
-        row_tokens=tuple(lengths_S.tolist()),
-        row_loss_tokens=tuple(coded.positions_S.tolist()),
+        source_xxh3_128=source_xxh3_128,
+        rows_quarantined=rows_quarantined,
+        row_tokens=lengths_S.tolist(),
+        row_loss_tokens=coded.positions_S.tolist(),
+        row_ids=short_ids(heads.sample_ids),
     )
     return record, data
 
@@ -101,14 +106,27 @@ def commit_shard(store: Store, record: ShardRecord, data: bytes) -> None:
     """Write the shard, then its record; a shard is committed once its record exists.
 
     If the process is killed between the two, the next run finds no record and writes the same
-    bytes again.
+    bytes again. Of an object store three requests: what arrived of the shard is asked for, because
+    its record vouches for it; the record carries its own checksum.
     """
     store.write(record.path, data)
-    store.write(record_name(record.split, record.index), encode_record(record))
+    store.write(record_name(*record.key), encode_record(record), look_back=False)
+
+
+def read_record(store: Store, split: str, index: int) -> ShardRecord | None:
+    """Return the record under which a shard was committed, by one request; None without one.
+
+    A record that has been folded into a segment since the folder was listed is not looked for: who
+    then makes the shard again makes the same bytes.
+    """
+    try:
+        return decode_record(store.read(record_name(split, index)), split, index)
+    except FileNotFoundError:
+        return None
 
 
 def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) -> ShardRecord | None:
-    """Return the record of a committed shard, or None where it has to be written (again).
+    """Return the record under which a shard was committed, if its file is there.
 
     Args:
         store: the cache's root.
@@ -116,53 +134,12 @@ def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) ->
         index: the shard's number within the split.
         check_bytes: read the shard and compare its checksum, not only its size.
     """
+    record = read_record(store, split, index)
+    if record is None or store.size(record.path) != record.bytes:
+        return None
     try:
-        record = decode_record(store.read(record_name(split, index)))
-        if record is None or (record.split, record.index) != (split, index):
-            return None
-        if store.size(record.path) != record.bytes:
-            return None
         if check_bytes and checksum(store.read(record.path)) != record.xxh3_128:
             return None
     except FileNotFoundError:
         return None
     return record
-
-
-def finalize(
-    store: Store,
-    records: Sequence[ShardRecord],
-    *,
-    identity: Mapping[str, Any],
-    spec: CodecSpec,
-    temperatures: Sequence[float],
-    corpus_counts: Mapping[str, int],
-    tokenizer_files: Sequence[str],
-    command: str,
-) -> Manifest:
-    """Write the row index, the card and, last, the manifest.
-
-    Raises:
-        CacheError: the cache would hold no training row, or lacks a tokenizer file.
-    """
-    if not any(record.rows for record in records if record.split == "train"):
-        raise CacheError("the cache would hold no training rows", expected="at least one")
-    try:
-        tokenizer = {name: checksum(store.read(tokenizer_name(name))) for name in tokenizer_files}
-    except FileNotFoundError as error:
-        raise CacheError(f"{store.url}: a tokenizer file is missing ({error})") from None
-    rows_index = pack_rows_index(records)
-    manifest = Manifest(
-        identity=dict(identity),
-        codec=spec.to_json(),
-        temperatures=tuple(temperatures),
-        shards=tuple(records),
-        corpus_counts=dict(corpus_counts),
-        tokenizer_xxh3_128=tokenizer,
-        rows_xxh3_128=checksum(rows_index),
-        format_version=FORMAT_VERSION,
-    )
-    store.write(ROWS, rows_index)
-    store.write("README.md", card_text(manifest, command).encode())
-    store.write(MANIFEST, manifest.to_bytes())
-    return manifest

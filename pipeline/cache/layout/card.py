@@ -129,12 +129,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _split_line(manifest: Manifest, split: str) -> str:
-    records = manifest.of_split(split)
-    loss_tokens = sum(record.loss_tokens for record in records)
-    size = sum(record.bytes for record in records)
-    kept = sum(record.kept_mass * record.loss_tokens for record in records) / max(loss_tokens, 1)
+    total = manifest.total(split)
+    each = total.bytes / max(total.loss_tokens, 1)
     return (
-        f"| {split} | {len(records)} | {sum(r.rows for r in records)} "
-        f"| {sum(r.tokens for r in records)} | {loss_tokens} | {size / max(loss_tokens, 1):.1f} "
-        f"| {kept:.4f} |"
+        f"| {split} | {total.shards} | {total.rows} | {total.tokens} | {total.loss_tokens} "
+        f"| {each:.1f} | {total.kept_mass:.4f} |"
     )

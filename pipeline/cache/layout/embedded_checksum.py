@@ -1,15 +1,20 @@
-"""Files that carry their own checksum: XXH3-128 of the file with zeros in the checksum's place."""
+"""Checksums of files, and files that carry their own: XXH3-128 with zeros in its place."""
 
 from __future__ import annotations
 
-from pipeline.cache.layout.manifest import checksum
+import xxhash
 
-__all__ = ["CHECKSUM_PLACE", "has_valid_checksum", "with_checksum"]
+__all__ = ["CHECKSUM_PLACE", "checksum", "has_valid_checksum", "with_checksum"]
 
 _MARK = b"xxh3-128:"
 _ZEROS = b"0" * 32
 CHECKSUM_PLACE = (_MARK + _ZEROS).decode()
 """Text that a file contains once before its checksum is filled in."""
+
+
+def checksum(data: bytes) -> str:
+    """Return XXH3-128 in hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(data)
 
 
 def with_checksum(data: bytes) -> bytes:

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.manifest import (
+    Manifest,
+    Totals,
+    read_manifest,
+    shard_identity,
+    total_of,
+)
+from pipeline.cache.layout.names import (
     MANIFEST,
     PLAN,
+    RECORDS,
     SPLITS,
-    Manifest,
-    ShardRecord,
-    decode_record,
-    read_manifest,
-    record_name,
+    SegmentName,
+    shard_label,
 )
 from pipeline.cache.layout.quarantine import QUARANTINE, QuarantinedRow, decode_quarantine
+from pipeline.cache.layout.recorded import Recorded
+from pipeline.cache.layout.records import ShardRecord, decode_segment
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.storage.parallel import in_threads
 
-__all__ = ["Inventory", "Plan", "PlannedRows", "decode_plan", "encode_plan", "read_inventory"]
+__all__ = [
+    "Inventory", "Plan", "PlannedRows", "decode_plan", "encode_plan", "read_inventory",
+    "read_segments", "recorded_totals",
+]  # fmt: skip
 
 _READS_AT_ONCE = 16
 """Small files read in parallel: an object store answers each in 20 to 50 ms, and there can be
 thousands of records."""
+_SEGMENTS_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,7 @@ class PlannedRows:
     @property
     def name(self) -> str:
         """The shard's name in leases and lists, such as `train-00000`."""
-        return f"{self.split}-{self.index:05d}"
+        return shard_label(self.split, self.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +76,8 @@ class Inventory:
     identity: dict[str, Any] | None
     """None where neither the manifest nor the plan can be read."""
     planned: tuple[PlannedRows, ...]
-    records: tuple[ShardRecord, ...]
-    """Those of the manifest; without one, the intact records of committed shards."""
+    recorded: Recorded
+    """The shards that a listing of the records' folder names."""
     failed: dict[str, tuple[QuarantinedRow, ...] | None]
     """Quarantined rows, by shard; None for a damaged list."""
     damaged: tuple[tuple[str, str], ...]
@@ -75,9 +88,25 @@ class Inventory:
         """SHA-256 of the identity."""
         return None if self.identity is None else fingerprint(self.identity)
 
+    @property
+    def shard_identity(self) -> str | None:
+        """The identity digest that every shard carries; None where it is not known or differs."""
+        return None if self.identity is None else shard_identity(self.identity)
+
     def failed_rows(self, shard: str) -> tuple[QuarantinedRow, ...]:
         """Return the rows that a shard such as `train-00000` lacks."""
         return self.failed.get(shard) or ()
+
+    @property
+    def shard_counts(self) -> dict[str, int]:
+        """Shards by split: of the manifest, else of the plan, else as many as are recorded."""
+        if self.manifest is not None:
+            return self.manifest.shard_counts
+        if self.planned:
+            planned = [item.split for item in self.planned]
+            return {split: planned.count(split) for split in SPLITS if split in planned}
+        stops = {s.split: s.last + 1 for s in self.recorded.segments}
+        return {split: stops[split] for split in SPLITS if split in stops}
 
     @property
     def rows_quarantined(self) -> int:
@@ -140,6 +169,7 @@ def read_inventory(store: Store) -> Inventory:
     if plan_raw is not None and plan is None:
         damaged.append((PLAN, "damaged (its digest does not match)"))
     failed = _failed(store)
+    files = store.list(RECORDS)
     raw = _read(store, MANIFEST)
     if raw is not None:
         try:
@@ -149,7 +179,7 @@ def read_inventory(store: Store) -> Inventory:
                 plan_raw,
                 manifest.identity,
                 planned,
-                manifest.shards,
+                Recorded(files),
                 failed,
                 tuple(damaged),
             )
@@ -157,29 +187,61 @@ def read_inventory(store: Store) -> Inventory:
             if _is_whole(raw):
                 raise  # newer, not damaged
         damaged.append((MANIFEST, "damaged (its checksum does not match)"))
-    records = _records(store)
-    if plan_raw is None and raw is None and not records:
+    recorded = Recorded(files)
+    if plan_raw is None and raw is None and not recorded:
         read_manifest(store)  # raises: there is no cache
-    if raw is None:
-        missing = len(planned) - len(records)
-        damaged.append((MANIFEST, f"missing ({missing} shards are not written yet)"))
     identity = plan.identity if plan else None
-    return Inventory(None, plan_raw, identity, planned, records, failed, tuple(damaged))
+    found = Inventory(None, plan_raw, identity, planned, recorded, failed, tuple(damaged))
+    if raw is None:
+        counts = found.shard_counts
+        missing = sum(counts.values()) - sum(
+            recorded.count(split, count) for split, count in counts.items()
+        )
+        text = f"missing ({missing} shards are not written yet)"
+        found = replace(found, damaged=(*damaged, (MANIFEST, text)))
+    return found
 
 
-def _records(store: Store) -> tuple[ShardRecord, ...]:
-    """Return the intact records of committed shards, in the manifest's order."""
+def read_segments(
+    store: Store, inventory: Inventory
+) -> Iterator[tuple[SegmentName, list[ShardRecord] | None]]:
+    """Yield each segment with its records, those of the first split first; None if it is damaged.
 
-    def read_one(file: str) -> ShardRecord | None:
-        raw = _read(store, f"_meta/shards/{file}")
-        record = None if raw is None else decode_record(raw)
-        if record is None or not record_name(record.split, record.index).endswith(f"/{file}"):
+    Of a complete cache the manifest's segments, else those that were listed.
+    """
+    manifest = inventory.manifest
+    if manifest is not None:
+        names = [segment.name for segment in manifest.segments]
+        checksums = {segment.name: segment.xxh3_128 for segment in manifest.segments}
+    else:
+        order = {split: place for place, split in enumerate(SPLITS)}
+        names = sorted(inventory.recorded.segments, key=lambda s: (order[s.split], s.first))
+        checksums = {}
+
+    def read_one(name: SegmentName) -> list[ShardRecord] | None:
+        raw = _read(store, name.path)
+        if raw is None or checksums.get(name, "") not in ("", checksum(raw)):
             return None
-        return record
+        return decode_segment(raw, name)
 
-    read = in_threads(read_one, store.list("_meta/shards"), _READS_AT_ONCE)
-    found = [record for record in read if record is not None]
-    return tuple(sorted(found, key=lambda record: (SPLITS.index(record.split), record.index)))
+    # The folded ones are large.
+    at_once = _READS_AT_ONCE if manifest is None else _SEGMENTS_AT_ONCE
+    yield from zip(names, in_threads(read_one, names, at_once), strict=True)
+
+
+def recorded_totals(store: Store, inventory: Inventory) -> dict[str, Totals]:
+    """Return the sums of each split: from the manifest, else from the records that are there."""
+    if inventory.manifest is not None:
+        return {split: inventory.manifest.total(split) for split in SPLITS}
+    found: dict[tuple[str, int], ShardRecord] = {}
+    for _, records in read_segments(store, inventory):
+        for record in records or ():
+            # What is summed stays, not the rows.
+            found[record.key] = replace(record, row_tokens=(), row_loss_tokens=(), row_ids=b"")
+    return {
+        split: total_of([record for key, record in found.items() if key[0] == split])
+        for split in SPLITS
+    }
 
 
 def _failed(store: Store) -> dict[str, tuple[QuarantinedRow, ...] | None]:

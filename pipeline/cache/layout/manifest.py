@@ -1,88 +1,111 @@
-"""Manifest, shard records and row lengths: their content, their checksums, and comparison."""
+"""The manifest: what it says of a cache, its checksum, and how identities are compared."""
 
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import xxhash
-import zstandard
-from numpy.typing import NDArray
-
+from pipeline.cache.layout.names import MANIFEST, PLAN, RECORDS, SPLITS, SegmentName
+from pipeline.cache.layout.recorded import Recorded, missing_text
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.layout.schema import FORMAT_VERSION
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
 __all__ = [
-    "MANIFEST",
-    "PLAN",
-    "ROWS",
-    "SPLITS",
     "Manifest",
-    "ShardRecord",
-    "checksum",
-    "decode_record",
+    "Segment",
+    "Totals",
     "describe_difference",
-    "encode_record",
+    "planned_counts",
     "read_manifest",
-    "record_name",
-    "shard_name",
-    "tokenizer_name",
+    "segment_of",
+    "shard_identity",
+    "total_of",
 ]
-
-MANIFEST = "_meta/manifest.json"
-PLAN = "_meta/plan.json"
-ROWS = "_meta/rows.bin"
-RESPONSES = "_meta/responses"
-"""Folder of the responses, where the teacher wrote them."""
-SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True, slots=True)
-class ShardRecord:
-    """The record of one committed shard; nothing in it depends on who wrote it or when."""
+class Totals:
+    """Sums over shards, and means over their supervised positions."""
 
-    split: str
-    index: int
-    path: str
-    """Relative to the cache, `data/<split>/<index>.parquet`."""
+    shards: int
     rows: int
     tokens: int
     loss_tokens: int
     entries: int
     bytes: int
-    xxh3_128: str
     kept_mass: float
-    """Mean over supervised positions of the mass in the stored entries at temperature 1."""
     entropy: float
-    """Mean entropy at temperature 1, nats."""
-    row_tokens: Sequence[int] = field(default=(), hash=False)
-    """Tokens of each row; kept as int32, eight times smaller than a tuple of integers."""
-    row_loss_tokens: Sequence[int] = field(default=(), hash=False)
 
-    def __post_init__(self) -> None:
-        """Pack the per-row numbers: a worker keeps those of all shards until the manifest."""
-        object.__setattr__(self, "row_tokens", array("i", self.row_tokens))
-        object.__setattr__(self, "row_loss_tokens", array("i", self.row_loss_tokens))
 
-    def to_json(self, *, with_rows: bool) -> dict[str, Any]:
-        """Return the JSON form; the manifest leaves the per-row numbers to `rows.bin`."""
-        data = asdict(self)
-        for name in ("row_tokens", "row_loss_tokens"):
-            rows = data.pop(name)
-            if with_rows:
-                data[name] = rows.tolist()
-        return data
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What the manifest says of one file of records: which, their sums, its checksum."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ShardRecord:
-        """Read the JSON form."""
-        return cls(**data)
+    path: str
+    split: str
+    first: int
+    shards: int
+    rows: int
+    tokens: int
+    loss_tokens: int
+    entries: int
+    bytes: int
+    """Of the shards."""
+    kept_mass: float
+    entropy: float
+    segment_bytes: int
+    """Of the file of records itself."""
+    xxh3_128: str
+
+    @property
+    def name(self) -> SegmentName:
+        """What the file's name says."""
+        return SegmentName(self.split, self.first, self.first + self.shards - 1)
+
+
+def shard_identity(identity: dict[str, Any]) -> str | None:
+    """Return the identity digest that every shard of a cache carries.
+
+    None in a cache made from others: a shard that was taken over unchanged has that of the cache
+    for which it was captured. Its record's checksum says that it belongs here.
+    """
+    return None if "derived" in identity else fingerprint(identity)
+
+
+def segment_of(records: Sequence[ShardRecord], *, size: int, xxh3_128: str) -> Segment:
+    """Return the manifest's entry of a segment with these records."""
+    name = SegmentName(records[0].split, records[0].index, records[-1].index)
+    total = total_of(records)
+    sums = {**asdict(total), "kept_mass": round(total.kept_mass, 6)}
+    sums["entropy"] = round(total.entropy, 6)
+    return Segment(
+        path=name.path, split=name.split, first=name.first, segment_bytes=size, xxh3_128=xxh3_128,
+        **sums,
+    )  # fmt: skip
+
+
+def total_of(parts: Iterable[ShardRecord | Segment]) -> Totals:
+    """Return the sums and means of shards or segments."""
+    shards = rows = tokens = loss_tokens = entries = size = 0
+    kept_mass = entropy = 0.0
+    for part in parts:
+        shards += part.shards if isinstance(part, Segment) else 1
+        rows += part.rows
+        tokens += part.tokens
+        loss_tokens += part.loss_tokens
+        entries += part.entries
+        size += part.bytes
+        kept_mass += part.kept_mass * part.loss_tokens
+        entropy += part.entropy * part.loss_tokens
+    each = max(loss_tokens, 1)
+    return Totals(
+        shards, rows, tokens, loss_tokens, entries, size, kept_mass / each, entropy / each
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +115,11 @@ class Manifest:
     identity: dict[str, Any]
     codec: dict[str, Any]
     temperatures: tuple[float, ...]
-    shards: tuple[ShardRecord, ...]
+    segments: tuple[Segment, ...]
+    """All of `train` by their first shard, then all of `heldout`."""
     corpus_counts: dict[str, int]
     tokenizer_xxh3_128: dict[str, str]
     """The tokenizer's files below `_meta/tokenizer`, each with its checksum."""
-    rows_xxh3_128: str
-    """Checksum of `rows.bin`: zstd of int32 [rows, 2], (tokens, loss tokens) in shard order."""
     format_version: int
 
     @property
@@ -105,9 +127,24 @@ class Manifest:
         """SHA-256 of the canonical JSON of the identity."""
         return fingerprint(self.identity)
 
-    def of_split(self, split: str) -> tuple[ShardRecord, ...]:
-        """Return the records of one split, by index."""
-        return tuple(record for record in self.shards if record.split == split)
+    @property
+    def shard_identity(self) -> str | None:
+        """The identity digest that every shard carries; None in a cache made from others."""
+        return shard_identity(self.identity)
+
+    def of_split(self, split: str) -> tuple[Segment, ...]:
+        """Return the segments of one split, in order; none where it has no shard."""
+        return tuple(item for item in self.segments if item.split == split)
+
+    def total(self, split: str | None = None) -> Totals:
+        """Return the sums over one split, or over the cache."""
+        return total_of(self.segments if split is None else self.of_split(split))
+
+    @property
+    def shard_counts(self) -> dict[str, int]:
+        """Shards by split; a split without any is left out."""
+        counts = {split: self.total(split).shards for split in SPLITS}
+        return {split: count for split, count in counts.items() if count}
 
     def to_bytes(self) -> bytes:
         """Return the file's content; the same bytes for the same cache."""
@@ -120,29 +157,11 @@ class Manifest:
             "temperatures": list(self.temperatures),
             "corpus_counts": self.corpus_counts,
             "tokenizer_xxh3_128": self.tokenizer_xxh3_128,
-            "rows_xxh3_128": self.rows_xxh3_128,
-            "shards": [record.to_json(with_rows=False) for record in self.shards],
+            "segments": [asdict(item) for item in self.segments],
         }
         # The checksum covers the rest, so that a flipped byte in the manifest is detected.
         data["manifest_sha256"] = fingerprint(data)
         return json.dumps(data, indent=1, ensure_ascii=False).encode()
-
-
-def encode_record(record: ShardRecord) -> bytes:
-    """Return the content of a shard's record file, with a checksum over the rest of it."""
-    data = record.to_json(with_rows=True)
-    data["record_sha256"] = fingerprint(data)
-    return json.dumps(data, sort_keys=True).encode()
-
-
-def decode_record(raw: bytes) -> ShardRecord | None:
-    """Read a record file; None where it is damaged."""
-    try:
-        data = json.loads(raw)
-        stored = data.pop("record_sha256")
-        return ShardRecord.from_json(data) if fingerprint(data) == stored else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -173,69 +192,26 @@ def read_manifest(store: Store) -> Manifest:
             f"{store.full_url(MANIFEST)}: damaged (its checksum does not match)",
             do="delete it and run cache-teacher again: finished shards are kept and checked",
         )
+    if "segments" not in data:
+        raise CacheError(
+            f"{store.url}: a cache of a draft of the format, without segments of records",
+            expected="one that a released version wrote",
+            do="make it again, or read it with the version that wrote it",
+        )
     return Manifest(
         identity=data["identity"],
         codec=data["codec"],
         temperatures=tuple(data["temperatures"]),
-        shards=tuple(ShardRecord.from_json(item) for item in data["shards"]),
+        segments=tuple(_segment(item) for item in data["segments"]),
         corpus_counts=data["corpus_counts"],
         tokenizer_xxh3_128=data["tokenizer_xxh3_128"],
-        rows_xxh3_128=data["rows_xxh3_128"],
         format_version=version,
     )
 
 
-def read_rows_index(store: Store, manifest: Manifest) -> NDArray[np.int32]:
-    """Return int32 [rows, 2]: tokens and supervised tokens of every row, train then held-out.
-
-    Raises:
-        CacheError: the file is missing, damaged, or disagrees with the manifest.
-    """
-    try:
-        raw = store.read(ROWS)
-    except FileNotFoundError:
-        raw = b""
-    if checksum(raw) != manifest.rows_xxh3_128:
-        raise CacheError(
-            f"{store.full_url(ROWS)}: missing or damaged",
-            do="delete _meta/manifest.json and run cache-teacher again to write both again",
-        )
-    rows = sum(record.rows for record in manifest.shards)
-    data = zstandard.ZstdDecompressor().decompress(raw, max_output_size=8 * rows + 64)
-    if len(data) != 8 * rows:
-        raise CacheError(f"{store.full_url(ROWS)}: {len(data)} bytes for {rows} rows")
-    return np.frombuffer(data, "<i4").reshape(rows, 2).astype(np.int32)
-
-
-def pack_rows_index(records: Sequence[ShardRecord]) -> bytes:
-    """Return the content of `rows.bin` for records that carry their per-row numbers."""
-    columns = ([r.row_tokens for r in records], [r.row_loss_tokens for r in records])
-    rows_R2 = np.stack([_joined(column) for column in columns], axis=1)
-    return zstandard.ZstdCompressor(level=9).compress(rows_R2.data)
-
-
-def _joined(counts: Iterable[Sequence[int]]) -> NDArray[np.int32]:
-    return np.concatenate([np.asarray(part, "<i4") for part in counts])
-
-
-def checksum(data: bytes) -> str:
-    """Return XXH3-128 in hexadecimal."""
-    return xxhash.xxh3_128_hexdigest(data)
-
-
-def shard_name(split: str, index: int) -> str:
-    """Return the shard's path inside the cache."""
-    return f"data/{split}/{index:05d}.parquet"
-
-
-def record_name(split: str, index: int) -> str:
-    """Return the path of the shard's record inside the cache."""
-    return f"_meta/shards/{split}-{index:05d}.json"
-
-
-def tokenizer_name(file: str) -> str:
-    """Return the path of a tokenizer file inside the cache."""
-    return f"_meta/tokenizer/{file}"
+def _segment(data: dict[str, Any]) -> Segment:
+    # Members that this version does not know are passed over.
+    return Segment(**{name: data[name] for name in Segment.__dataclass_fields__})
 
 
 def describe_difference(found: dict[str, Any], wanted: dict[str, Any], limit: int = 5) -> str:
@@ -265,37 +241,27 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def planned_counts(raw: bytes) -> dict[str, int]:
+    """Return the shards of each split that a plan file names; none where it is damaged."""
+    try:
+        planned = [str(item["split"]) for item in json.loads(raw)["shards"]]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {split: planned.count(split) for split in SPLITS if split in planned}
+
+
 def _incomplete(store: Store) -> CacheError:
-    plan = _read_json(store, PLAN)
-    if plan is None:
+    try:
+        planned = planned_counts(store.read(PLAN))
+    except FileNotFoundError:
         return CacheError(
             f"{store.url}: no cache there (no {MANIFEST})",
             expected="a folder written by cache-teacher",
             do="run cache-teacher first, or correct the address",
         )
-    try:
-        planned = [(str(s["split"]), int(s["index"])) for s in plan["shards"]]
-    except (KeyError, TypeError, ValueError):
-        planned = []
-    have = set(store.list("_meta/shards"))
-    missing = [
-        f"{split}/{index:05d}"
-        for split, index in planned
-        if record_name(split, index).rsplit("/", 1)[-1] not in have
-    ]
-    listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
-    what = (
-        f"{len(missing)} of {len(planned)} shards missing: {listed}" if missing else "no manifest"
-    )
+    recorded = Recorded(store.list(RECORDS))
+    what = missing_text(recorded, planned) or f"{len(recorded)} shards, but no manifest"
     return CacheError(
         f"{store.url}: the cache is incomplete ({what})",
         do="run the same cache-teacher command again; it computes only what is missing",
     )
-
-
-def _read_json(store: Store, name: str) -> dict[str, Any] | None:
-    try:
-        data = json.loads(store.read(name))
-    except (FileNotFoundError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None

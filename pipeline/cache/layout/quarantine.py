@@ -12,7 +12,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from pipeline.cache.layout.manifest import MANIFEST, record_name
+from pipeline.cache.layout.fold import reopen
+from pipeline.cache.layout.names import parse_shard
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -97,12 +98,8 @@ def clear_quarantine(store: Store) -> int:
     If the process is killed, each shard still has its list or has to be computed.
     """
     failures = read_quarantine(store)
-    if failures:
-        store.delete(MANIFEST)
-    for shard in failures:
-        split, _, index = shard.rpartition("-")
-        store.delete(record_name(split, int(index)))
-        store.delete(quarantine_name(shard))
+    reopen(store, [key for shard in failures if (key := parse_shard(shard)) is not None])
+    store.delete_all([quarantine_name(shard) for shard in failures])
     return sum(map(len, failures.values()))
 
 

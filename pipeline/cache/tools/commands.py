@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.cache.layout.manifest import SPLITS
+from pipeline.cache.layout.names import CHECKS, SPLITS, parse_shard
 from pipeline.errors import ConfigError
 
 __all__ = ["PROG", "HelpShown", "parse", "usage"]
@@ -15,9 +15,12 @@ PROG = "python -m pipeline.cache"
 _URL = "a folder, or any address fsspec opens, such as s3://bucket/cache"
 _EXAMPLES = {
     "inspect": ("inspect runs/default/cache", "inspect s3://bucket/cache --json"),
-    "verify": ("verify s3://bucket/cache --workers 8", "verify runs/default/cache --quick"),
+    "verify": ("verify s3://bucket/cache --workers 8", "verify runs/default/cache --check size"),
     "stats": ("stats runs/default/cache", "stats s3://bucket/cache --json"),
-    "repair": ("repair runs/default/cache --dry-run", "repair s3://bucket/cache"),
+    "repair": (
+        "repair runs/default/cache --dry-run",
+        "repair s3://bucket/cache --shards train-00003,train-00017",
+    ),
     "slice": (
         "slice s3://bucket/cache runs/small --samples 1000 --top-k 16",
         "slice runs/default/cache runs/heldout --split heldout",
@@ -128,8 +131,8 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     sub = command("inspect", "summarise what the cache holds, complete or not", "URL")
     _add_json(sub)
 
-    sub = command("verify", "read every file, compare checksums, decode every row", "URL")
-    sub.add_argument("--quick", action="store_true", help="compare only the sizes of shards")
+    sub = command("verify", "compare every file with its checksum, or decode every row too", "URL")
+    _add_check(sub)
     _add_workers(sub)
     _add_json(sub)
 
@@ -143,6 +146,10 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     )
     sub = command("repair", text, "URL")
     sub.add_argument("--dry-run", action="store_true", help="print what would be done")
+    which = sub.add_mutually_exclusive_group()
+    text = "make just these again, such as train-00003,heldout-00000; nothing is verified before"
+    which.add_argument("--shards", type=_shards, metavar="NAMES", help=text)
+    _add_check(which)
     _add_workers(sub)
 
     text = "a smaller cache: fewer entries a position, a subset of the samples, one split"
@@ -179,6 +186,15 @@ def _add_json(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
+def _add_check(sub: argparse._ActionsContainer) -> None:
+    text = (
+        "what is compared of the shards: size (nothing is read); checksum (the default: every "
+        "byte; finds whatever has changed since it was written); decode (every row too; finds what "
+        "a wrong writer wrote)"
+    )
+    sub.add_argument("--check", choices=CHECKS, default=CHECKS[1], help=text)
+
+
 def _add_workers(sub: argparse.ArgumentParser) -> None:
     text = "shards read at one time (default: the cores, at most 8)"
     sub.add_argument("--workers", type=_count, metavar="N", help=text)
@@ -208,6 +224,17 @@ def _share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0 and at most 1")
     return value
+
+
+def _shards(text: str) -> list[tuple[str, int]]:
+    labels = [label.strip() for label in text.split(",")]
+    found = [parse_shard(label) for label in labels]
+    wrong = [label for label, key in zip(labels, found, strict=True) if key is None]
+    if wrong:
+        raise argparse.ArgumentTypeError(
+            f"found {', '.join(map(repr, wrong))}, expected names such as train-00003, by commas"
+        )
+    return [key for key in found if key is not None]
 
 
 def _split(text: str) -> str:

@@ -1,29 +1,27 @@
 """Write a cache derived from others: reserve its folder, commit its shards, finish it.
 
-The same command again keeps the shards that are there and intact, and writes the others.
+The same command again keeps the shards that are there, and writes the others.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.cache.codec.spec import CodecSpec
-from pipeline.cache.io.writer import commit_shard, finalize, intact_record
+from pipeline.cache.io.finalize import finalize, recorded_shards
+from pipeline.cache.io.writer import commit_shard
 from pipeline.cache.layout.inventory import Plan, PlannedRows
-from pipeline.cache.layout.manifest import (
-    MANIFEST,
-    PLAN,
-    ShardRecord,
-    describe_difference,
-    read_manifest,
-    tokenizer_name,
-)
+from pipeline.cache.layout.manifest import Manifest, describe_difference, read_manifest
+from pipeline.cache.layout.names import MANIFEST, PLAN, SPLITS, tokenizer_name
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError
 from pipeline.storage import Store
+from pipeline.storage.parallel import in_threads
 
-__all__ = ["check_apart", "derived_counts", "fill", "finish", "reserve_folder"]
+__all__ = ["check_apart", "fill", "finish", "reserve_folder", "split_counts"]
 
 
 def check_apart(target: Store, sources: Sequence[Store]) -> None:
@@ -73,67 +71,87 @@ def fill(
     shards: Sequence[PlannedRows],
     make: Callable[[int], tuple[ShardRecord, bytes] | None],
     on_rows: Callable[[int], None],
-) -> list[ShardRecord]:
-    """Commit every shard that is missing and return all records, in the plan's order.
+    *,
+    workers: int = 1,
+) -> list[PlannedRows]:
+    """Commit every shard that is missing; return those that could not be made.
 
     Args:
         target: the new cache's root.
         shards: the planned shards.
-        make: encodes the shard at this place of the plan; None where that is impossible.
+        make: returns the shard at this place of the plan; None where that is impossible. Called
+            from several threads.
         on_rows: called with the number of rows written.
+        workers: shards made at one time.
     """
-    # The shards of a finished cache are compared by checksum; those of one under way by size, as in
-    # stage one.
-    finished = target.exists(MANIFEST)
-    records: list[ShardRecord] = []
-    for place, item in enumerate(shards):
-        record = intact_record(target, item.split, item.index, check_bytes=finished)
-        if record is None or (record.rows, record.tokens) != (item.rows, item.tokens):
-            made = make(place)
-            if made is None:
-                continue
-            if finished:
-                # While shards are written again the cache must not appear complete.
-                target.delete(MANIFEST)
-            record = made[0]
+    present = recorded_shards(target, split_counts(shards))
+    missing = [n for n, item in enumerate(shards) if (item.split, item.index) not in present]
+    if missing and target.exists(MANIFEST):
+        # While shards are written again the cache must not appear complete.
+        target.delete(MANIFEST)
+    on_rows(sum(item.rows for item in shards) - sum(shards[place].rows for place in missing))
+
+    def commit(place: int) -> bool:
+        made = make(place)
+        if made is not None:
             commit_shard(target, *made)
-        records.append(record)
-        on_rows(item.rows)
-    return records
+        return made is not None
+
+    impossible: list[PlannedRows] = []
+    for place, done in zip(missing, in_threads(commit, missing, workers), strict=True):
+        if not done:
+            impossible.append(shards[place])
+            continue
+        on_rows(shards[place].rows)
+    return impossible
 
 
 def finish(
     target: Store,
-    records: Sequence[ShardRecord],
+    shards: Sequence[PlannedRows],
     *,
     identity: Mapping[str, Any],
     spec: CodecSpec,
     temperatures: Sequence[float],
     tokenizer: Mapping[str, bytes],
-    corpus_counts: Mapping[str, int],
+    corpus_counts: Mapping[str, int] | None,
     command: str,
-) -> None:
-    """Write the tokenizer's files, the row index, the card and, last, the manifest."""
+    quarantined: Mapping[str, int] | None = None,
+) -> Manifest:
+    """Write the tokenizer's files, fold the records, write the card and, last, the manifest.
+
+    `corpus_counts` None: those that follow from the shards alone. `quarantined` rows are planned
+    and not in the shards of these names.
+
+    Raises:
+        ShardsMissing: shards are missing, or are not those that `shards` plans.
+    """
     for name, data in tokenizer.items():
         target.write(tokenizer_name(name), data)
-    finalize(
+    planned = {(item.split, item.index): item for item in shards}
+
+    def is_planned(record: ShardRecord) -> bool:
+        item = planned.get(record.key)
+        if item is None:
+            return False
+        lacking = (quarantined or {}).get(item.name, 0)
+        return record.rows + lacking == item.rows and bool(lacking or record.tokens == item.tokens)
+
+    return finalize(
         target,
-        records,
+        split_counts(shards),
         identity=identity,
         spec=spec,
         temperatures=temperatures,
         corpus_counts=corpus_counts,
         tokenizer_files=sorted(tokenizer),
         command=command,
+        rows_quarantined=sum((quarantined or {}).values()),
+        accept=is_planned,
     )
 
 
-def derived_counts(records: Sequence[ShardRecord]) -> dict[str, int]:
-    """Return the informative counts that follow from the shards alone."""
-    return {
-        "samples": sum(record.rows for record in records),
-        "train": sum(record.rows for record in records if record.split == "train"),
-        "heldout": sum(record.rows for record in records if record.split == "heldout"),
-        "tokens": sum(record.tokens for record in records),
-        "loss_tokens": sum(record.loss_tokens for record in records),
-    }
+def split_counts(shards: Sequence[PlannedRows]) -> dict[str, int]:
+    """Return the shards of each split; a split without any is left out."""
+    counts = Counter(item.split for item in shards)
+    return {split: counts[split] for split in SPLITS if counts[split]}

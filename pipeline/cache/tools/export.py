@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import Cache
-from pipeline.cache.layout.manifest import MANIFEST, PLAN, SPLITS
+from pipeline.cache.layout.names import MANIFEST, PLAN, SPLITS
 from pipeline.cache.tools.derive import check_apart
 from pipeline.errors import CacheError
 from pipeline.sampling.quantisation import rounding_log_bias

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.cache.io.reader import Cache, open_cache
-from pipeline.cache.io.tables import encode_table, read_table, short_ids
+from pipeline.cache.io.segments import RecordReader, iter_records
+from pipeline.cache.io.tables import read_shard
 from pipeline.cache.layout.inventory import (
     Inventory,
     Plan,
@@ -17,17 +16,15 @@ from pipeline.cache.layout.inventory import (
     encode_plan,
     read_inventory,
 )
-from pipeline.cache.layout.manifest import (
-    SPLITS,
-    ShardRecord,
-    describe_difference,
-)
-from pipeline.cache.tools.derive import check_apart, derived_counts, fill, finish, reserve_folder
+from pipeline.cache.layout.manifest import describe_difference
+from pipeline.cache.layout.names import SPLITS
+from pipeline.cache.layout.records import ShardRecord
+from pipeline.cache.tools.checking.sample_ids import Repeats, SampleIds
+from pipeline.cache.tools.derive import check_apart, fill, finish, reserve_folder
 from pipeline.cache.tools.merge_partial import merge_parts
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
-from pipeline.storage.parallel import in_threads
 
 __all__ = ["merge_caches"]
 
@@ -47,8 +44,8 @@ def merge_caches(
 
     Sources of one identity (workers that wrote to different stores): the union of their intact
     shards, byte for byte; the cache is finished when none is missing. Sources of several
-    identities, all of one tokenizer, codec, scheme and temperature grid: all rows, shard after
-    shard in the order of `urls`, with unchanged columns. A sample may then occur once per source.
+    identities, all of one tokenizer, codec, scheme and temperature grid: all shards in the order of
+    `urls`, byte for byte too. A sample may then occur once per source.
 
     Raises:
         CacheError: the sources do not fit together (everything that differs, at once), shards are
@@ -113,6 +110,16 @@ def _common(cache: Cache) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A shard of a source, and its place in the joined cache."""
+
+    cache: int
+    source: int
+    """Its index there."""
+    planned: PlannedRows
+
+
 def _append(
     target: Store,
     caches: Sequence[Cache],
@@ -122,80 +129,9 @@ def _append(
     on_start: _Progress,
     on_rows: _Progress,
 ) -> int:
-    parts = [
-        (cache, record)
-        for split in SPLITS
-        for cache in caches
-        for record in cache.manifest.of_split(split)
-    ]
-    on_start(sum(record.rows for _, record in parts))
-    ids: list[NDArray[np.bytes_]] = []
-    names: list[str] = []
-    for (_, record), (short, digest) in zip(parts, in_threads(_ids, parts, workers), strict=True):
-        ids.append(short)
-        names.append(digest)
-        on_rows(record.rows)
-    repeated = _check_splits(parts, ids)
-    identity = _joined_identity(caches, repeated)
-    shards: list[PlannedRows] = []
-    for (_, record), digest in zip(parts, names, strict=True):
-        index = sum(item.split == record.split for item in shards)
-        shards.append(PlannedRows(record.split, index, record.rows, record.tokens, digest))
-    plan = Plan(identity, tuple(shards))
-    tokenizer = caches[0].tokenizer_files()
-    reserve_folder(target, plan, encode_plan(plan))
-    digest = fingerprint(identity)
-
-    def make(place: int) -> tuple[ShardRecord, bytes]:
-        cache, record = parts[place]
-        item = shards[place]
-        table = read_table(cache.store, record, cache.manifest.identity_digest)
-        return encode_table([table], split=item.split, index=item.index, identity_digest=digest)
-
-    on_start(sum(item.rows for item in shards))
-    records = fill(target, shards, make, on_rows)
-    finish(
-        target,
-        records,
-        identity=identity,
-        spec=caches[0].spec,
-        temperatures=caches[0].manifest.temperatures,
-        tokenizer=tokenizer,
-        corpus_counts=derived_counts(records),
-        command=command,
-    )
-    return sum(record.rows for record in records)
-
-
-def _ids(part: tuple[Cache, ShardRecord]) -> tuple[NDArray[np.bytes_], str]:
-    cache, record = part
-    try:
-        table = read_table(cache.store, record, cache.manifest.identity_digest)
-    except CacheError as error:
-        raise CacheError(
-            f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
-            do=f"run python -m pipeline.cache repair {cache.store.url} first",
-        ) from None
-    names = table.column("sample_id").to_pylist()
-    return short_ids(names), fingerprint(names)
-
-
-def _check_splits(
-    parts: Sequence[tuple[Cache, ShardRecord]], ids: Sequence[NDArray[np.bytes_]]
-) -> int:
-    """Reject samples held out in one source and trained on in another; return the repeats."""
-    sides = {
-        split: np.unique(
-            np.concatenate(
-                [
-                    np.zeros(0, "S16"),
-                    *(i for (_, r), i in zip(parts, ids, strict=True) if r.split == split),
-                ]
-            )
-        )
-        for split in SPLITS
-    }
-    both = np.intersect1d(sides["train"], sides["heldout"], assume_unique=True).size
+    """Copy every shard, byte for byte: what a shard says does not depend on its neighbours."""
+    parts, repeats = _places(caches)
+    both = sum(repeats.across.values())
     if both:
         raise CacheError(
             f"{both} samples are held out in one cache and trained on in another",
@@ -204,7 +140,57 @@ def _check_splits(
             do="build the caches with the same seed and --corpus.heldout_fraction, or leave those "
             "samples out with `slice`",
         )
-    return sum(part.size for part in ids) - sum(side.size for side in sides.values())
+    identity = _joined_identity(caches, repeats.rows)
+    shards = [part.planned for part in parts]
+    plan = Plan(identity, tuple(shards))
+    tokenizer = caches[0].tokenizer_files()
+    reserve_folder(target, plan, encode_plan(plan))
+    records = [RecordReader(cache.store, cache.manifest) for cache in caches]
+
+    def make(place: int) -> tuple[ShardRecord, bytes]:
+        part = parts[place]
+        item, store = part.planned, caches[part.cache].store
+        record = records[part.cache].read(item.split, part.source)
+        try:
+            data = read_shard(store, record)
+        except CacheError as error:
+            raise CacheError(
+                f"{store.full_url(record.path)}: shard damaged: {error.found}",
+                do=f"run python -m pipeline.cache repair {store.url} first",
+            ) from None
+        return record.moved(item.split, item.index), data
+
+    rows = sum(item.rows for item in shards)
+    on_start(rows)
+    fill(target, shards, make, on_rows, workers=workers)
+    finish(
+        target,
+        shards,
+        identity=identity,
+        spec=caches[0].spec,
+        temperatures=caches[0].manifest.temperatures,
+        tokenizer=tokenizer,
+        corpus_counts=None,
+        command=command,
+    )
+    return rows
+
+
+def _places(caches: Sequence[Cache]) -> tuple[list[_Part], Repeats]:
+    """Return the shards of the joined cache, and which samples occur again, from the records."""
+    parts: list[_Part] = []
+    ids = SampleIds()
+    for split in SPLITS:
+        index = 0
+        for number, cache in enumerate(caches):
+            for record in iter_records(cache.store, cache.manifest, split):
+                digest = fingerprint(record.sample_ids())
+                planned = PlannedRows(split, index, record.rows, record.tokens, digest)
+                ids.add(record.row_ids, len(parts))
+                parts.append(_Part(number, record.index, planned))
+                index += 1
+    trained = sum(part.planned.split == "train" for part in parts)
+    return parts, ids.repeats(trained)
 
 
 def _joined_identity(caches: Sequence[Cache], repeated: int) -> dict[str, Any]:

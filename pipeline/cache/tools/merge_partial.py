@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from pipeline.cache.io.tables import read_shard
+from pipeline.cache.layout.embedded_checksum import checksum
+from pipeline.cache.layout.fold import read_block, reopen
 from pipeline.cache.layout.inventory import (
     Inventory,
     Plan,
@@ -14,18 +16,24 @@ from pipeline.cache.layout.inventory import (
     decode_plan,
     encode_plan,
     read_inventory,
+    read_segments,
 )
-from pipeline.cache.layout.manifest import (
+from pipeline.cache.layout.names import (
     RESPONSES,
-    ShardRecord,
-    checksum,
-    decode_record,
-    record_name,
+    SEGMENT_SHARDS,
+    SegmentName,
+    shard_label,
+    shard_name,
     tokenizer_name,
 )
-from pipeline.cache.layout.quarantine import decode_quarantine, quarantine_name
+from pipeline.cache.layout.quarantine import (
+    decode_quarantine,
+    quarantine_name,
+    read_quarantine,
+)
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.layout.schema import read_spec
-from pipeline.cache.tools.derive import derived_counts, fill, finish, reserve_folder
+from pipeline.cache.tools.derive import fill, finish, reserve_folder
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
@@ -37,26 +45,12 @@ _Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A shard in one of the sources."""
+    """A shard in one of the sources, without its rows."""
 
-    store: Store
-    record: ShardRecord
-
-    def read(self, item: PlannedRows) -> tuple[ShardRecord, bytes, bytes | None] | None:
-        """Return record, file and list of quarantined rows; None if one of them is damaged."""
-        try:
-            record = decode_record(self.store.read(record_name(item.split, item.index)))
-            if record is None or record.xxh3_128 != self.record.xxh3_128:
-                return None
-            failed = None
-            if record.rows != item.rows:
-                failed = self.store.read(quarantine_name(item.name))
-                rows = decode_quarantine(failed, item.name)
-                if rows is None or record.rows + len(rows) != item.rows:
-                    return None
-            return record, read_shard(self.store, record), failed
-        except (CacheError, FileNotFoundError):
-            return None
+    source: int
+    rows: int
+    tokens: int
+    xxh3_128: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +68,18 @@ class _Parts:
     def found(self) -> dict[tuple[str, int], list[_Candidate]]:
         """Return the sources of each shard, those with the most of its planned rows first."""
         found: dict[tuple[str, int], list[_Candidate]] = {}
-        for store, inventory in zip(self.stores, self.inventories, strict=True):
-            for record in inventory.records:
-                candidate = _Candidate(store, record)
-                found.setdefault((record.split, record.index), []).append(candidate)
-        return {
-            key: sorted(candidates, key=lambda candidate: -candidate.record.rows)
-            for key, candidates in found.items()
-        }
+        for number, (store, inventory) in enumerate(
+            zip(self.stores, self.inventories, strict=True)
+        ):
+            for _, records in read_segments(store, inventory):
+                for record in records or ():
+                    candidate = _Candidate(number, record.rows, record.tokens, record.xxh3_128)
+                    others = found.setdefault(record.key, [])
+                    if candidate not in others:  # of two files of records
+                        others.append(candidate)
+        for candidates in found.values():
+            candidates.sort(key=lambda candidate: -candidate.rows)
+        return found
 
     def plan(self) -> tuple[Plan, bytes]:
         """Return the plan and its file: stage one's where one has it, else from a manifest."""
@@ -91,15 +89,16 @@ class _Parts:
                 return plan, inventory.plan_raw
         assert self.whole is not None
         assert self.whole.identity is not None
+        store = self.stores[self.inventories.index(self.whole)]
         shards = [
             PlannedRows(
-                record.split,
-                record.index,
-                record.rows + len(self.whole.failed_rows(f"{record.split}-{record.index:05d}")),
+                *record.key,
+                record.rows + len(self.whole.failed_rows(shard_label(*record.key))),
                 record.tokens,
                 None,
             )
-            for record in self.whole.records
+            for _, records in read_segments(store, self.whole)
+            for record in records or ()
         ]
         plan = Plan(self.whole.identity, tuple(shards))
         return plan, encode_plan(plan)
@@ -152,11 +151,11 @@ def merge_parts(
     plan, raw = parts.plan()
     found = parts.found()
     differ = [
-        f"{one.store.full_url(one.record.path)} and {two.store.full_url(two.record.path)}"
-        for candidates in found.values()
+        " and ".join(sources[c.source].full_url(shard_name(*key)) for c in (one, two))
+        for key, candidates in found.items()
         for one, two in pairwise(candidates)
         # A row on which one worker's engine fails may have succeeded on another's.
-        if one.record.rows == two.record.rows and one.record.xxh3_128 != two.record.xxh3_128
+        if one.rows == two.rows and one.xxh3_128 != two.xxh3_128
     ]
     if differ:
         raise CacheError(
@@ -170,10 +169,15 @@ def merge_parts(
         target.write(_CONFIG, config)
     _copy_responses(parts.stores, target)
 
+    records = [_BlockReader(store, inventory) for store, inventory in zip(
+        sources, inventories, strict=True
+    )]  # fmt: skip
+
     def make(place: int) -> tuple[ShardRecord, bytes] | None:
         item = plan.shards[place]
         for candidate in found.get((item.split, item.index), []):
-            part = candidate.read(item)
+            record = records[candidate.source].read(item, candidate.xxh3_128)
+            part = None if record is None else _read(sources[candidate.source], record, item)
             if part is not None:
                 record, data, failed = part
                 # The list before the record, as in stage one: together they are the plan's rows.
@@ -185,32 +189,31 @@ def merge_parts(
 
     best = [found.get((item.split, item.index), []) for item in plan.shards]
     wanted = [
-        replace(item, rows=those[0].record.rows, tokens=those[0].record.tokens) if those else item
+        replace(item, rows=those[0].rows, tokens=those[0].tokens) if those else item
         for item, those in zip(plan.shards, best, strict=True)
     ]
     on_start(sum(item.rows for item in wanted))
-    records = fill(target, wanted, make, on_rows)
-    if len(records) < len(plan.shards):
-        have = {(record.split, record.index) for record in records}
-        keys = [(item.split, item.index) for item in plan.shards]
-        names = [f"{split}/{index:05d}" for split, index in keys if (split, index) not in have]
+    _reopen_others(target, wanted)
+    impossible = fill(target, wanted, make, on_rows)
+    if impossible:
+        names = [item.name for item in impossible]
         more = ", ..." if len(names) > 8 else ""
         raise CacheError(
-            f"{target.url}: {len(records)} of {len(plan.shards)} shards are there; no source has "
-            f"an intact {', '.join(names[:8])}{more}",
+            f"{target.url}: {len(plan.shards) - len(names)} of {len(plan.shards)} shards are "
+            f"there; no source has an intact {', '.join(names[:8])}{more}",
             do=f"run cache-teacher with --cache_dir {target.url}, which computes only those, or "
             "merge again with a cache that has them",
         )
     whole = parts.whole.manifest if parts.whole else None
     scheme = plan.identity["scheme"]
-    counts = dict(whole.corpus_counts) if whole else derived_counts(records)
-    counts.pop("rows_quarantined", None)
-    quarantined = read_inventory(target).rows_quarantined
-    if quarantined:
-        counts["rows_quarantined"] = quarantined
-    finish(
+    failures = read_quarantine(target)
+    counts = dict(whole.corpus_counts) if whole else None
+    if counts is not None:
+        counts.pop("rows_quarantined", None)
+    manifest = finish(
         target,
-        records,
+        plan.shards,
+        quarantined={shard: len(rows) for shard, rows in failures.items()},
         identity=plan.identity,
         spec=read_spec(whole.codec if whole else plan.identity["codec"]),
         temperatures=whole.temperatures if whole else scheme["temperatures"],
@@ -218,7 +221,58 @@ def merge_parts(
         corpus_counts=counts,
         command=command,
     )
-    return sum(record.rows for record in records)
+    return manifest.total().rows
+
+
+class _BlockReader:
+    """The records of a source with their rows; those of the last block are kept."""
+
+    def __init__(self, store: Store, inventory: Inventory) -> None:
+        self._store = store
+        self._files = [item.path.rsplit("/", 1)[-1] for item in inventory.recorded.segments]
+        self._block: tuple[str, int] | None = None
+        self._records: dict[int, list[ShardRecord]] = {}
+
+    def read(self, item: PlannedRows, xxh3_128: str) -> ShardRecord | None:
+        """Return the record of a shard's file with this checksum."""
+        block = item.split, item.index // SEGMENT_SHARDS
+        if block != self._block:
+            first = block[1] * SEGMENT_SHARDS
+            name = SegmentName(item.split, first, first + SEGMENT_SHARDS - 1)
+            self._records = read_block(self._store, name, self._files)
+            self._block = block
+        of_shard = self._records.get(item.index, [])
+        return next((record for record in of_shard if record.xxh3_128 == xxh3_128), None)
+
+
+def _reopen_others(target: Store, wanted: Sequence[PlannedRows]) -> None:
+    """Make shards of an earlier call unrecorded if a source has more of their rows by now."""
+    planned = {(item.split, item.index): (item.rows, item.tokens) for item in wanted}
+    reopen(
+        target,
+        [
+            record.key
+            for _, records in read_segments(target, read_inventory(target))
+            for record in records or ()
+            if planned.get(record.key) != (record.rows, record.tokens)
+        ],
+    )
+
+
+def _read(
+    store: Store, record: ShardRecord, item: PlannedRows
+) -> tuple[ShardRecord, bytes, bytes | None] | None:
+    """Return record, file and list of quarantined rows; None if one of them is damaged."""
+    try:
+        failed = None
+        if record.rows != item.rows:
+            failed = store.read(quarantine_name(item.name))
+            rows = decode_quarantine(failed, item.name)
+            if rows is None or record.rows + len(rows) != item.rows:
+                return None
+        return record, read_shard(store, record), failed
+    except (CacheError, FileNotFoundError):
+        return None
 
 
 def _copy_responses(sources: Sequence[Store], target: Store) -> None:

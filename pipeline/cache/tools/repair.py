@@ -1,10 +1,11 @@
-"""Write damaged files of a cache again, to the same bytes: from other files, or by stage one.
+"""Make damaged files of a cache again, to the same bytes: from other files, or by stage one.
 
-Files that other files determine (a shard's record, `rows.bin`) are written from those. For all
-others stage one runs as a separate process, with the configuration in the cache; it computes only
-shards without a record. Nothing is deleted before it has been replaced: a damaged shard stays until
-its new bytes are written, the manifest and the files that stage one rewrites are backed up below
-`_meta/repair` until the end, and all of them are restored when stage one fails.
+Records follow from their shards and are written from these. Shards that are damaged become
+*unrecorded* (`layout/fold.py`), and stage one runs as a separate process with the configuration in
+the cache: it captures what has no record and nothing else. Nothing is lost before it has been
+replaced: a damaged shard stays until its new bytes are written; the manifest, the records and the
+files that stage one rewrites are backed up below `_meta/repair` until the end, and all of them are
+restored when stage one fails.
 """
 
 from __future__ import annotations
@@ -17,27 +18,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.io.tables import read_table
-from pipeline.cache.io.writer import intact_record
+from pipeline.cache.io.segments import RecordReader
+from pipeline.cache.io.tables import read_shard
+from pipeline.cache.layout.fold import reopen
 from pipeline.cache.layout.inventory import Inventory, read_inventory
-from pipeline.cache.layout.manifest import (
+from pipeline.cache.layout.manifest import read_manifest
+from pipeline.cache.layout.names import (
     MANIFEST,
     PLAN,
-    ROWS,
-    ShardRecord,
-    checksum,
-    decode_record,
-    encode_record,
-    pack_rows_index,
-    record_name,
-    shard_name,
+    RECORDS,
+    SegmentName,
+    parse_segment,
+    shard_label,
 )
 from pipeline.cache.layout.quarantine import quarantine_name
-from pipeline.cache.tools.verify import Finding
+from pipeline.cache.tools.checking.coverage import Finding
+from pipeline.cache.tools.checking.rebuild import rebuild_segment
 from pipeline.errors import CacheError, Interrupted
 from pipeline.storage import Store
 
@@ -47,14 +47,18 @@ _CONFIG = "_meta/config.yaml"
 _KEPT = "_meta/repair"
 _REWRITTEN = ("README.md", _CONFIG)
 """Stage one writes these again, with the command and the address of the repair."""
+_NUMBERED = re.compile(
+    r"data/\w+/\d{5,}\.parquet|_meta/shards/\w+(-\d{5,}){1,2}\.parquet"
+    r"|_meta/quarantine/\w+-\d{5,}\.json"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RepairPlan:
     """What a repair will do; decided before anything is written."""
 
-    rewrite: dict[str, bytes]
-    """Files that other files of the cache determine."""
+    rebuild: tuple[SegmentName, ...]
+    """Files of records that are written again from their shards."""
     make: tuple[tuple[str, int], ...]
     """Shards for stage one."""
     remove: tuple[str, ...]
@@ -65,10 +69,8 @@ class RepairPlan:
 
     def lines(self) -> Iterator[str]:
         """Yield what would be done, for `--dry-run`."""
-        yield from (f"write again from the rest of the cache: {name}" for name in self.rewrite)
-        yield from (
-            f"compute again by stage one: {split}/{index:05d}" for split, index in self.make
-        )
+        yield from (f"write again from the shards: {name.path}" for name in self.rebuild)
+        yield from (f"compute again by stage one: {shard_label(*key)}" for key in self.make)
         yield from (f"remove: {name}" for name in self.remove)
         yield from (f"leave, to be removed by hand: {name}" for name in self.leave)
         if self.stage_one:
@@ -76,66 +78,73 @@ class RepairPlan:
 
 
 def restore_manifest(store: Store) -> None:
-    """Restore the manifest that an interrupted repair backed up; it lists all shards."""
-    name = f"{_KEPT}/manifest.json"
-    if store.exists(MANIFEST) or not store.exists(name):
+    """Restore the manifest and the records that an interrupted repair backed up."""
+    copy = f"{_KEPT}/manifest.json"
+    if store.exists(MANIFEST) or not store.exists(copy):
         return
     identity = read_inventory(store).identity
-    store.write(MANIFEST, store.read(name))
+    backup = store.read(copy)
     try:
-        same = identity in (None, read_inventory(store).identity)
-    except CacheError:
+        same = identity in (None, json.loads(backup)["identity"])
+    except (ValueError, KeyError, TypeError):
         same = False
-    if not same:  # the folder was emptied and used for another cache
-        store.delete(MANIFEST)
-        store.delete(name)
+    if same:
+        _restore(store)
+    else:  # the folder was emptied and used for another cache
+        _forget(store)
 
 
-def plan_repair(store: Store, findings: Sequence[Finding]) -> RepairPlan:
-    """Decide how to repair each finding; writes nothing."""
+def plan_repair(
+    store: Store, findings: Sequence[Finding], shards: Sequence[tuple[str, int]] = ()
+) -> RepairPlan:
+    """Decide how to repair each finding; writes nothing.
+
+    Args:
+        store: the cache's root.
+        findings: of `verify_cache`.
+        shards: to be made again, whatever was found.
+    """
     inventory = read_inventory(store)
     names = {finding.name for finding in findings}
     strays = [finding.name for finding in findings if finding.stray]
-    numbered = re.compile(r"data/\w+/\d{5}\.parquet|_meta/(shards|quarantine)/\w+-\d{5}\.json")
-    rewrite: dict[str, bytes] = {}
-    make: list[tuple[str, int]] = []
-    for key in sorted({f.shard for f in findings if f.shard}, key=lambda key: (key[0], key[1])):
-        listed = _listed(inventory, key)
-        record = None
-        spoiled = {shard_name(*key), _failed_list(key)} & names
-        if inventory.manifest is not None and listed is not None and not spoiled:
-            record = _record_of(store, listed, inventory)
-        if record is None:
-            make.append(key)
-        else:
-            rewrite[record_name(*key)] = encode_record(record)
+    make = sorted({f.shard for f in findings if f.shard} | set(shards))
     meta = names - set(strays) - {f.name for f in findings if f.shard}
-    if ROWS in meta and not make:
-        packed = _rows_index(store, inventory, rewrite)
-        if packed is not None:
-            rewrite[ROWS] = packed
-            meta.discard(ROWS)
-    remove = [record_name(*key) for key in make if store.exists(record_name(*key))]
+    rebuild: list[SegmentName] = []
+    for name in sorted(meta):
+        segment = _segment(name)
+        if segment is not None:
+            rebuild.append(segment)
+            meta.discard(name)
+    lists = [quarantine_name(shard_label(*key)) for key in make]
     # Stage one trusts an intact list, so a list of rows that are in the shard must go.
-    remove += [n for n in map(_failed_list, make) if n in names and store.exists(n)]
+    remove = [name for name in lists if name in names and store.exists(name)]
     remove += [PLAN] if PLAN in meta and store.exists(PLAN) else []
-    # Stage one leaves all other files alone if it finds a manifest and every shard intact, and
-    # stops if it finds a damaged manifest and no plan.
+    # Stage one leaves all other files alone if it finds a manifest, and stops if it finds a damaged
+    # manifest and no plan.
     if ((meta - {PLAN} and not make) or MANIFEST in meta) and store.exists(MANIFEST):
         remove.append(MANIFEST)
     if inventory.identity is None:
         strays = []  # what belongs to the cache is unknown
     return RepairPlan(
-        rewrite=rewrite,
+        rebuild=tuple(rebuild),
         make=tuple(make),
-        remove=(*remove, *(name for name in strays if numbered.fullmatch(name))),
-        leave=tuple(name for name in strays if not numbered.fullmatch(name)),
+        remove=(*remove, *(name for name in strays if _NUMBERED.fullmatch(name))),
+        leave=tuple(name for name in strays if not _NUMBERED.fullmatch(name)),
         stage_one=bool(make or meta),
     )
 
 
+def _segment(name: str) -> SegmentName | None:
+    folder, _, file = name.rpartition("/")
+    return parse_segment(file) if folder == RECORDS else None
+
+
 def repair_cache(
-    store: Store, plan: RepairPlan, run: Callable[[Sequence[str]], int] | None = None
+    store: Store,
+    plan: RepairPlan,
+    run: Callable[[Sequence[str]], int] | None = None,
+    *,
+    workers: int = 1,
 ) -> int:
     """Carry out a plan; a second call continues an interrupted one.
 
@@ -143,6 +152,7 @@ def repair_cache(
         store: the cache's root.
         plan: from `plan_repair`.
         run: runs stage one with these arguments and returns its exit code; `run_stage_one`.
+        workers: shards read at one time where records are written again.
 
     Returns:
         The number of formerly quarantined rows that are in the cache now.
@@ -151,23 +161,32 @@ def repair_cache(
         CacheError: stage one fails with the cache's configuration.
         Interrupted: the process was asked to stop.
     """
-    if plan.stage_one:
-        _check_can_make(store)
-    for name, data in plan.rewrite.items():
-        store.write(name, data)
-    if not plan.stage_one:
+    inventory = read_inventory(store)
+    make, same = list(plan.make), True
+    for name in plan.rebuild:
+        found, lost = rebuild_segment(store, name, inventory.shard_identity, workers=workers)
+        make += lost
+        same = same and found == _listed(inventory, name)
+    if not (plan.stage_one or make or not same):
         _remove(store, plan.remove)
         _forget(store)
         return 0
-    kept = _keep(store)
+    derived = "derived" in (inventory.identity or {})
+    if derived:
+        _open_derived(store, inventory, plan, make)
+    _check_can_make(store)
+    kept = _keep(store, make)
     removed = _remove(store, plan.remove)
     try:
+        reopen(store, make)
+        if not make and not same:
+            store.delete(MANIFEST)  # of other records: it is written again, and no shard is
         code = _run_with_config(store, run or run_stage_one)
     except BaseException:
         _put_back(store, removed)
         raise
     # With quarantined rows stage one exits non-zero although the cache is complete.
-    if code and not _is_finished(store, plan, removed):
+    if code and not _is_finished(store, make, removed):
         _put_back(store, removed)
         if code in (143, 130, -signal.SIGTERM):
             raise Interrupted(
@@ -180,20 +199,46 @@ def repair_cache(
             expected=f"the teacher and the corpus of {_CONFIG}, on the same kind of machine",
             do="restore them and run the same command again; nothing else of the cache is lost",
         )
-    for name in _REWRITTEN:
-        if name in kept:
-            store.write(name, kept[name])
+    for file in _REWRITTEN:
+        if file in kept:
+            store.write(file, kept[file])
     before = kept.get(MANIFEST)
     _forget(store)
     answered = 0
     if before is not None:
         answered = _rows_quarantined(json.loads(before)) - read_inventory(store).rows_quarantined
-    if before is not None and answered <= 0 and store.read(MANIFEST) != before:
+    if same and before is not None and answered <= 0 and store.read(MANIFEST) != before:
         raise CacheError(
             f"{store.url}: the cache is intact again, but its bytes differ from those before",
             do="the machine or the libraries differ; compare students of the two caches with care",
         )
     return max(answered, 0)
+
+
+def _listed(inventory: Inventory, name: SegmentName) -> str | None:
+    """Return the checksum by which the manifest knows a file of records."""
+    segments = inventory.manifest.segments if inventory.manifest else ()
+    return next((item.xxh3_128 for item in segments if item.name == name), None)
+
+
+def _open_derived(
+    store: Store, inventory: Inventory, plan: RepairPlan, make: Sequence[tuple[str, int]]
+) -> None:
+    """Make the damaged shards of a derived cache unrecorded, and say which command makes them.
+
+    Raises:
+        CacheError: always.
+    """
+    identity = inventory.identity or {}
+    _remove(store, plan.remove)
+    reopen(store, make)
+    store.delete(MANIFEST)
+    how = identity["derived"].get("how", {}).get("command", "the command")
+    raise CacheError(
+        f"{store.url}: derived from another cache by `{how}`; stage one cannot compute it",
+        do=f"run the same `{how}` command again (README.md of the cache has it); it writes "
+        f"only what is damaged, now that {len(make)} shards are marked as missing",
+    )
 
 
 def run_stage_one(arguments: Sequence[str]) -> int:
@@ -224,14 +269,6 @@ def _run_with_config(store: Store, run: Callable[[Sequence[str]], int]) -> int:
 
 
 def _check_can_make(store: Store) -> None:
-    identity = read_inventory(store).identity or {}
-    if "derived" in identity:
-        how = identity["derived"].get("how", {}).get("command", "the command")
-        raise CacheError(
-            f"{store.url}: derived from another cache by `{how}`; stage one cannot compute it",
-            do=f"run the same `{how}` command again (README.md of the cache has it); it writes "
-            "only what is damaged",
-        )
     if not store.exists(_CONFIG):
         raise CacheError(
             f"{store.url}: holds no {_CONFIG}, so how it was built is unknown",
@@ -244,75 +281,68 @@ def _check_can_make(store: Store) -> None:
         )
 
 
-def _failed_list(key: tuple[str, int]) -> str:
-    return quarantine_name(f"{key[0]}-{key[1]:05d}")
-
-
 def _rows_quarantined(manifest: Mapping[str, Any]) -> int:
     return int(manifest["corpus_counts"].get("rows_quarantined", 0))
 
 
-def _is_finished(store: Store, plan: RepairPlan, removed: Mapping[str, bytes]) -> bool:
+def _is_finished(
+    store: Store, make: Sequence[tuple[str, int]], removed: Mapping[str, bytes]
+) -> bool:
     """Whether stage one finished and exited non-zero only because of quarantined rows."""
     inventory = read_inventory(store)
-    return (
-        inventory.manifest is not None
-        and inventory.rows_quarantined > 0
-        and all(store.exists(name) for name in (PLAN, MANIFEST) if name in removed)
-        and all(intact_record(store, *key, check_bytes=True) is not None for key in plan.make)
-    )
-
-
-def _listed(inventory: Inventory, key: tuple[str, int]) -> ShardRecord | None:
-    return next((r for r in inventory.records if (r.split, r.index) == key), None)
-
-
-def _record_of(store: Store, listed: ShardRecord, inventory: Inventory) -> ShardRecord | None:
-    """Return the record of an intact shard: sums from the manifest, rows from the shard."""
+    if inventory.manifest is None or not inventory.rows_quarantined:
+        return False
+    records = RecordReader(store, inventory.manifest)
     try:
-        table = read_table(store, listed, inventory.identity_digest)
+        for key in make:
+            read_shard(store, records.read(*key))
     except CacheError:
-        return None
-    return replace(
-        listed,
-        row_tokens=tuple(table.column("num_tokens").to_pylist()),
-        row_loss_tokens=tuple(table.column("num_loss_tokens").to_pylist()),
-    )
+        return False
+    return all(store.exists(name) for name in (PLAN, MANIFEST) if name in removed)
 
 
-def _rows_index(store: Store, inventory: Inventory, rewritten: dict[str, bytes]) -> bytes | None:
-    """Return the content of `rows.bin` from all records, if it has the manifest's checksum."""
-    if inventory.manifest is None:
-        return None
-    records = []
-    for listed in inventory.records:
-        name = record_name(listed.split, listed.index)
-        try:
-            record = decode_record(rewritten.get(name) or store.read(name))
-        except FileNotFoundError:
-            record = None
-        if record is None:
-            return None
-        records.append(record)
-    packed = pack_rows_index(tuple(records))
-    return packed if checksum(packed) == inventory.manifest.rows_xxh3_128 else None
+def _keep(store: Store, make: Sequence[tuple[str, int]]) -> dict[str, bytes]:
+    """Back up what will be rewritten; backups of an interrupted repair are older and stay.
 
-
-def _keep(store: Store) -> dict[str, bytes]:
-    """Back up what stage one will rewrite; backups of an interrupted repair are older and stay."""
+    Returns:
+        The backups by the names of what they are of; those of records stay in the store.
+    """
     kept: dict[str, bytes] = {}
     whole = read_inventory(store).manifest is not None
-    for name in (*_REWRITTEN, *((MANIFEST,) if whole else ())):
-        copy = f"{_KEPT}/{name.rsplit('/', 1)[-1]}"
+    named = [item for item in map(parse_segment, store.list(RECORDS)) if item is not None]
+    touched = {
+        item.path
+        for item in named
+        if any(split == item.split and index in item.shards for split, index in make)
+    }
+    # The manifest last: where its copy is, those of the records are too.
+    records = sorted(touched) if whole else []
+    for file in (*_REWRITTEN, *records, *((MANIFEST,) if whole else ())):
+        copy = f"{_KEPT}/{file.rsplit('/', 1)[-1]}"
         with contextlib.suppress(FileNotFoundError):
-            store.create(copy, store.read(name))
-            kept[name] = store.read(copy)
+            store.create(copy, store.read(file))
+            if file not in touched:
+                kept[file] = store.read(copy)
     return kept
 
 
-def _forget(store: Store) -> None:
+def _restore(store: Store) -> None:
+    """Write the backed up records, and then the manifest, where they were."""
     for file in store.list(_KEPT):
-        store.delete(f"{_KEPT}/{file}")
+        if parse_segment(file) is not None:
+            store.write(f"{RECORDS}/{file}", store.read(f"{_KEPT}/{file}"))
+    copy = f"{_KEPT}/manifest.json"
+    if store.exists(MANIFEST) or not store.exists(copy):
+        return
+    store.create(MANIFEST, store.read(copy))
+    listed = {segment.path for segment in read_manifest(store).segments}
+    named = [item for item in map(parse_segment, store.list(RECORDS)) if item is not None]
+    # What `reopen` wrote in their place, and what stage one has recorded since.
+    store.delete_all([item.path for item in named if item.path not in listed])
+
+
+def _forget(store: Store) -> None:
+    store.delete_all([f"{_KEPT}/{file}" for file in store.list(_KEPT)])
 
 
 def _remove(store: Store, names: Sequence[str]) -> dict[str, bytes]:
@@ -329,6 +359,5 @@ def _put_back(store: Store, removed: dict[str, bytes]) -> None:
     """Restore the cache, except for what stage one has written in the meantime."""
     for name, data in removed.items():
         store.create(name, data)
-    copy = f"{_KEPT}/manifest.json"
-    if not store.exists(MANIFEST) and store.exists(copy):
-        store.create(MANIFEST, store.read(copy))
+    if not store.exists(MANIFEST):
+        _restore(store)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
-from pipeline.cache.codec.subsample import EntryLimit, check_limit
+from pipeline.cache.codec.subsample import ALL_ENTRIES, EntryLimit, check_limit
 from pipeline.cache.io.reader import Cache
-from pipeline.cache.io.tables import encode_table, read_table
+from pipeline.cache.io.segments import RecordReader, iter_records
+from pipeline.cache.io.tables import encode_table, read_shard, table_from_bytes
 from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
-from pipeline.cache.layout.manifest import SPLITS, ShardRecord
-from pipeline.cache.tools.derive import check_apart, derived_counts, fill, finish, reserve_folder
+from pipeline.cache.layout.names import SPLITS
+from pipeline.cache.layout.records import ShardRecord, names_of
+from pipeline.cache.tools.checking.sample_ids import SampleIds
+from pipeline.cache.tools.derive import check_apart, fill, finish, reserve_folder
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
-from pipeline.storage.parallel import in_threads
 
 __all__ = ["SliceSpec", "slice_cache"]
 
@@ -60,13 +65,20 @@ class SliceSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """A chosen row and its place in the source."""
+class _Rows:
+    """Chosen rows of one shard of the source, in order."""
 
-    shard: int
-    row: int
-    sample_id: str
-    tokens: int
+    split: str
+    index: int
+    rows: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    """Of each of the rows."""
+    row_ids: bytes
+
+    def cut(self, start: int, stop: int) -> _Rows:
+        """Return some of them."""
+        ids = self.row_ids[16 * start : 16 * stop]
+        return _Rows(self.split, self.index, self.rows[start:stop], self.tokens[start:stop], ids)
 
 
 def slice_cache(
@@ -81,10 +93,12 @@ def slice_cache(
 ) -> int:
     """Write the chosen part of a cache as a new cache; return its rows.
 
-    Rows keep their order and are divided into shards of about the source's `shard_tokens`. Without
-    `top_k` and `tau_factor` the targets are unchanged. A slice of the held-out split becomes the
-    training split of the new cache, which must have one. One shard of the source and one of the
-    target are in memory.
+    Which rows are chosen, the records tell: only shards with chosen rows are read. Rows keep their
+    order. Where rows are left out, the others are divided into shards of about the source's
+    `shard_tokens`; else every shard keeps its rows, and its bytes unless entries are left out.
+    Without `top_k` and `tau_factor` the targets are unchanged. A slice of the held-out split
+    becomes the training split of the new cache, which must have one. One shard of the source and
+    one of the target are in memory, and 36 bytes for each chosen row if some are left out.
 
     Raises:
         CacheError: nothing is left, an id is unknown, `top_k` or `tau_factor` do not fit, the
@@ -92,12 +106,9 @@ def slice_cache(
     """
     check_apart(target, [cache.store])
     _check_limit(cache, spec.limit)
-    on_start(sum(record.rows for record in cache.manifest.shards))
-    chosen = _choose(cache, spec, workers, on_rows)
+    groups, repeated = _groups(cache, spec)
     source = cache.manifest
     derived: dict[str, Any] = {"from": source.identity_digest, "how": spec.to_json()}
-    names = [row.sample_id for split in SPLITS for row in chosen[split]]
-    repeated = len(names) - len(set(names))
     if repeated:  # of a merged cache; `verify` accepts no other repeats
         derived["repeated_samples"] = repeated
     identity = {**source.identity, "derived": derived}
@@ -109,21 +120,23 @@ def slice_cache(
         assert codec.rule is not None
         identity["scheme"] = {**source.identity["scheme"], "taus": list(codec.rule.taus)}
         identity["codec"] = codec.to_json()
-    groups: list[list[_Row]] = []
-    shards: list[PlannedRows] = []
-    for split in SPLITS:
-        for index, group in enumerate(_cut(chosen[split], int(identity["shard_tokens"]))):
-            named = fingerprint([row.sample_id for row in group])
-            tokens = sum(row.tokens for row in group)
-            shards.append(PlannedRows(split, index, len(group), tokens, named))
-            groups.append(group)
+    shards = [planned for planned, _ in groups]
     plan = Plan(identity, tuple(shards))
     digest = fingerprint(identity)
+    records = RecordReader(cache.store, source)
 
     def make(place: int) -> tuple[ShardRecord, bytes]:
-        item = shards[place]
+        item, rows = groups[place]
+        if isinstance(rows, _Whole) and spec.limit == ALL_ENTRIES:
+            record = records.read(rows.split, rows.index)
+            return record.moved(item.split, item.index), _bytes(cache, record)
+        tables = (
+            [_table(cache, records.read(rows.split, rows.index))]
+            if isinstance(rows, _Whole)
+            else _gather(cache, records, rows)
+        )
         return encode_table(
-            _gather(cache, groups[place]),
+            tables,
             split=item.split,
             index=item.index,
             identity_digest=digest,
@@ -133,18 +146,18 @@ def slice_cache(
     tokenizer = cache.tokenizer_files()
     reserve_folder(target, plan, encode_plan(plan))
     on_start(sum(item.rows for item in shards))
-    records = fill(target, shards, make, on_rows)
+    fill(target, shards, make, on_rows, workers=workers)
     finish(
         target,
-        records,
+        shards,
         identity=identity,
         spec=codec,
         temperatures=source.temperatures,
         tokenizer=tokenizer,
-        corpus_counts=derived_counts(records),
+        corpus_counts=None,
         command=command,
     )
-    return sum(record.rows for record in records)
+    return sum(item.rows for item in shards)
 
 
 def _check_limit(cache: Cache, limit: EntryLimit) -> None:
@@ -153,93 +166,143 @@ def _check_limit(cache: Cache, limit: EntryLimit) -> None:
     check_limit(limit, rule=cache.rule, held=held, url=cache.store.url)
 
 
-def _choose(
-    cache: Cache, spec: SliceSpec, workers: int, on_rows: Callable[[int], None]
-) -> dict[str, list[_Row]]:
-    """Return the chosen rows of each split of the new cache, in the source's order."""
-    records = cache.manifest.shards
-    rows: dict[str, list[_Row]] = {split: [] for split in SPLITS}
-    for shard, (names, tokens) in enumerate(
-        in_threads(lambda record: _names(cache, record), records, workers)
-    ):
-        split = records[shard].split
-        if spec.split in (None, split):
-            target = split if spec.split is None else "train"
-            rows[target] += [
-                _Row(shard, row, name, count)
-                for row, (name, count) in enumerate(zip(names, tokens, strict=True))
-                if _is_in(name, spec)
-            ]
-        on_rows(records[shard].rows)
-    if spec.ids is not None:
-        unknown = spec.ids - {row.sample_id for split in SPLITS for row in rows[split]}
-        if unknown:
-            where = f"the {spec.split} split of " if spec.split else ""
-            raise CacheError(
-                f"{len(unknown)} of {len(spec.ids)} sample ids are not in {where}"
-                f"{cache.store.url}: {', '.join(sorted(unknown)[:4])}",
-                expected="ids of its column sample_id, one per line",
-            )
-    if spec.samples is not None:
-        every = sorted({_hash(row.sample_id) for split in SPLITS for row in rows[split]})
-        if len(every) < spec.samples:
-            raise CacheError(
-                f"{cache.store.url}: holds {len(every)} samples",
-                expected=f"--samples up to {len(every)}",
-            )
-        last = every[spec.samples - 1]
-        rows = {s: [row for row in rows[s] if _hash(row.sample_id) <= last] for s in SPLITS}
-    if not rows["train"]:
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """All rows of one shard of the source."""
+
+    split: str
+    index: int
+
+
+_Group = tuple[PlannedRows, "_Whole | list[_Rows]"]
+
+
+def _groups(cache: Cache, spec: SliceSpec) -> tuple[list[_Group], int]:
+    """Return the shards of the new cache, and how many of their rows repeat a sample.
+
+    Raises:
+        CacheError: nothing is left, or an id is unknown.
+    """
+    origins = {"train": spec.split} if spec.split else {split: split for split in SPLITS}
+    by_row = spec.samples is not None or spec.fraction is not None or spec.ids is not None
+    is_in = _chooser(cache, spec, list(origins.values())) if by_row else None
+    shard_tokens = int(cache.manifest.identity["shard_tokens"])
+    groups: list[_Group] = []
+    ids = SampleIds()
+    trained = 0
+    for split, origin in origins.items():
+        if is_in is None:
+            for record in iter_records(cache.store, cache.manifest, origin):
+                planned = _planned(split, record.index, record.rows, record.tokens, record.row_ids)
+                ids.add(record.row_ids, len(groups))
+                groups.append((planned, _Whole(origin, record.index)))
+        else:
+            for index, cut in enumerate(_cut(_chosen(cache, origin, is_in), shard_tokens)):
+                row_ids = b"".join(rows.row_ids for rows in cut)
+                number, tokens = (sum(int(n) for n in part) for part in (
+                    (rows.rows.size for rows in cut), (rows.tokens.sum() for rows in cut)
+                ))  # fmt: skip
+                ids.add(row_ids, len(groups))
+                groups.append((_planned(split, index, number, tokens, row_ids), cut))
+        trained = len(groups) if split == "train" else trained
+    if not sum(planned.rows for planned, _ in groups[:trained]):
         raise CacheError(
             f"{cache.store.url}: no training sample is left",
             expected="at least one",
             do="take more",
         )
-    return rows
+    return groups, ids.repeats(trained).rows
 
 
-def _is_in(name: str, spec: SliceSpec) -> bool:
+def _planned(split: str, index: int, rows: int, tokens: int, row_ids: bytes) -> PlannedRows:
+    return PlannedRows(split, index, rows, tokens, fingerprint(names_of(row_ids)))
+
+
+def _chooser(cache: Cache, spec: SliceSpec, origins: Sequence[str]) -> Callable[[str], bool]:
+    """Return whether a sample is chosen, by its id."""
+    url = cache.store.url
     if spec.fraction is not None:
-        return _hash(name) < spec.fraction * _HASHES
-    return spec.ids is None or name in spec.ids
+        limit = spec.fraction * _HASHES
+        return lambda name: _hash(name) < limit
+    if spec.ids is not None:
+        wanted = set(spec.ids)
+        for origin in origins:
+            for record in iter_records(cache.store, cache.manifest, origin):
+                wanted.difference_update(record.sample_ids())
+        if wanted:
+            where = f"the {spec.split} split of " if spec.split else ""
+            raise CacheError(
+                f"{len(wanted)} of {len(spec.ids)} sample ids are not in {where}"
+                f"{url}: {', '.join(sorted(wanted)[:4])}",
+                expected="ids of its column sample_id, one per line",
+            )
+        return spec.ids.__contains__
+    assert spec.samples is not None
+    # The smallest hashes so far: as many as are wanted, whatever the cache holds.
+    smallest = np.zeros(0, np.uint64)
+    for origin in origins:
+        for record in iter_records(cache.store, cache.manifest, origin):
+            hashes = np.array([_hash(name) for name in record.sample_ids()], np.uint64)
+            smallest = np.unique(np.concatenate([smallest, hashes]))[: spec.samples]
+    if smallest.size < spec.samples:
+        raise CacheError(
+            f"{url}: holds {smallest.size} samples", expected=f"--samples up to {smallest.size}"
+        )
+    last = int(smallest[-1])
+    return lambda name: _hash(name) <= last
 
 
 def _hash(name: str) -> int:
     return xxhash.xxh3_64_intdigest(b"slice:" + name.encode())
 
 
-def _names(cache: Cache, record: ShardRecord) -> tuple[list[str], list[int]]:
-    table = _table(cache, record)
-    return table.column("sample_id").to_pylist(), table.column("num_tokens").to_pylist()
+def _chosen(cache: Cache, origin: str, is_in: Callable[[str], bool]) -> list[_Rows]:
+    """Return the chosen rows of a split of the source, shard after shard."""
+    found: list[_Rows] = []
+    for record in iter_records(cache.store, cache.manifest, origin):
+        names = record.sample_ids()
+        rows = np.array([row for row, name in enumerate(names) if is_in(name)], np.int64)
+        if rows.size:
+            tokens = np.array(record.row_tokens, np.int64)[rows]
+            row_ids = bytes.fromhex("".join(names[row] for row in rows.tolist()))
+            found.append(_Rows(origin, record.index, rows, tokens, row_ids))
+    return found
+
+
+def _cut(chosen: Sequence[_Rows], shard_tokens: int) -> list[list[_Rows]]:
+    """Divide rows into shards by their cumulative tokens, as stage one's plan does."""
+    total = sum(int(rows.tokens.sum()) for rows in chosen)
+    count = max(1, round(total / shard_tokens))
+    groups: dict[int, list[_Rows]] = {}
+    seen = 0
+    for rows in chosen:
+        ends = seen + np.cumsum(rows.tokens)
+        middles = ends - rows.tokens / 2
+        group = np.minimum(count - 1, (middles * count / max(total, 1)).astype(np.int64))
+        borders = np.flatnonzero(np.diff(group)) + 1
+        for start, stop in itertools.pairwise([0, *borders.tolist(), group.size]):
+            groups.setdefault(int(group[start]), []).append(rows.cut(start, stop))
+        seen = int(ends[-1])
+    return [groups[number] for number in sorted(groups)]
+
+
+def _gather(cache: Cache, records: RecordReader, parts: Sequence[_Rows]) -> list[pa.Table]:
+    """Return the rows as one table for each shard of the source, read in order."""
+    return [
+        _table(cache, records.read(part.split, part.index)).take(pa.array(part.rows))
+        for part in parts
+    ]
 
 
 def _table(cache: Cache, record: ShardRecord) -> pa.Table:
+    return table_from_bytes(_bytes(cache, record), cache.manifest.shard_identity)
+
+
+def _bytes(cache: Cache, record: ShardRecord) -> bytes:
     try:
-        return read_table(cache.store, record, cache.manifest.identity_digest)
+        return read_shard(cache.store, record)
     except CacheError as error:
         raise CacheError(
             f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
             do=f"run python -m pipeline.cache repair {cache.store.url} first",
         ) from None
-
-
-def _cut(rows: Sequence[_Row], shard_tokens: int) -> list[list[_Row]]:
-    """Divide rows into shards by their cumulative tokens, as stage one's plan does."""
-    total = sum(row.tokens for row in rows)
-    count = max(1, round(total / shard_tokens))
-    groups: list[list[_Row]] = [[] for _ in range(count)]
-    seen = 0
-    for row in rows:
-        groups[min(count - 1, int((seen + row.tokens / 2) * count / total))].append(row)
-        seen += row.tokens
-    return [group for group in groups if group]
-
-
-def _gather(cache: Cache, rows: Sequence[_Row]) -> list[pa.Table]:
-    """Return the rows as one table for each shard of the source, read in order."""
-    parts: list[pa.Table] = []
-    for shard in sorted({row.shard for row in rows}):
-        wanted = [row.row for row in rows if row.shard == shard]
-        table = _table(cache, cache.manifest.shards[shard])
-        parts.append(table.take(pa.array(wanted, pa.int64())))
-    return parts

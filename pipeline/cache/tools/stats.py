@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.io.tables import decode_table, read_shard, table_from_bytes, tail_mass
-from pipeline.cache.layout.manifest import SPLITS, ShardRecord
+from pipeline.cache.layout.names import SPLITS
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError
 from pipeline.storage.parallel import in_threads
 
@@ -121,7 +122,7 @@ def cache_stats(
 
     totals = {split: Tally() for split in SPLITS}
     shards: list[dict[str, Any]] = []
-    records = cache.manifest.shards
+    records = cache.records()
     for record, tally in zip(records, in_threads(take, records, workers), strict=True):
         totals[record.split].add(tally)
         shards.append({"shard": record.path, **tally.to_json()})
@@ -137,7 +138,7 @@ def cache_stats(
 def _tally(cache: Cache, record: ShardRecord) -> Tally:
     try:
         data = read_shard(cache.store, record)
-        table = table_from_bytes(data, cache.manifest.identity_digest)
+        table = table_from_bytes(data, cache.manifest.shard_identity)
         tally = _count(table, at_one=cache.manifest.temperatures.index(1.0))
     except CacheError as error:
         raise CacheError(

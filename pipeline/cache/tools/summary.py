@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.cache.layout.card import responses_text
-from pipeline.cache.layout.inventory import Inventory, read_inventory
-from pipeline.cache.layout.manifest import MANIFEST, SPLITS, ShardRecord
+from pipeline.cache.layout.inventory import Inventory, read_inventory, recorded_totals
+from pipeline.cache.layout.manifest import Totals
+from pipeline.cache.layout.names import MANIFEST, SPLITS
 from pipeline.cache.layout.quarantine import QUARANTINE
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -28,7 +29,7 @@ def summarize(store: Store) -> dict[str, Any]:
             f"{store.url}: {names} missing or damaged",
             do=f"python -m pipeline.cache verify {store.url} lists every damaged file",
         )
-    identity = inventory.identity
+    identity, totals = inventory.identity, recorded_totals(store, inventory)
     return {
         "url": store.url,
         "complete": inventory.manifest is not None,
@@ -39,34 +40,27 @@ def summarize(store: Store) -> dict[str, Any]:
         "corpus": identity.get("corpus", {}),
         "derived": identity.get("derived"),
         "rows_quarantined": inventory.rows_quarantined,
-        "splits": {split: _split(inventory, split) for split in SPLITS},
+        "splits": {split: _split(inventory, split, totals[split]) for split in SPLITS},
     }
 
 
-def _split(inventory: Inventory, split: str) -> dict[str, Any]:
-    records = [record for record in inventory.records if record.split == split]
+def _split(inventory: Inventory, split: str, total: Totals) -> dict[str, Any]:
     planned = [item for item in inventory.planned if item.split == split]
-    loss_tokens = sum(record.loss_tokens for record in records)
     whole = inventory.manifest is not None
+    each = max(total.loss_tokens, 1)
     return {
-        "shards": len(records),
-        "shards_planned": len(records) if whole else len(planned),
-        "sequences": sum(record.rows for record in records),
-        "tokens": sum(record.tokens for record in records),
-        "tokens_planned": sum(item.tokens for item in (records if whole else planned)),
-        "loss_tokens": loss_tokens,
-        "bytes": sum(record.bytes for record in records),
-        "bytes_per_loss_token": sum(record.bytes for record in records) / max(loss_tokens, 1),
-        "entries_per_position": sum(record.entries for record in records) / max(loss_tokens, 1),
-        "kept_mass": _mean(records, [record.kept_mass for record in records]),
-        "entropy_nats": _mean(records, [record.entropy for record in records]),
+        "shards": total.shards,
+        "shards_planned": total.shards if whole else len(planned),
+        "sequences": total.rows,
+        "tokens": total.tokens,
+        "tokens_planned": total.tokens if whole else sum(item.tokens for item in planned),
+        "loss_tokens": total.loss_tokens,
+        "bytes": total.bytes,
+        "bytes_per_loss_token": total.bytes / each,
+        "entries_per_position": total.entries / each,
+        "kept_mass": total.kept_mass,
+        "entropy_nats": total.entropy,
     }
-
-
-def _mean(records: Sequence[ShardRecord], values: Sequence[float]) -> float:
-    loss_tokens = [record.loss_tokens for record in records]
-    total = sum(value * count for value, count in zip(values, loss_tokens, strict=True))
-    return total / max(sum(loss_tokens), 1)
 
 
 def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:

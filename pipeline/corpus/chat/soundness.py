@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
-import logging
 import math
 import re
 from collections import Counter
@@ -18,8 +17,6 @@ from pipeline.corpus.sources.rows import BadRow
 from pipeline.corpus.sources.unfit import described, is_unicode, kind_of_fault
 
 __all__ = ["Soundness"]
-
-_log = logging.getLogger(__name__)
 
 _HALF = re.compile("[\ud800-\udfff]")
 _UNREAD = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, bytes)
@@ -58,16 +55,10 @@ class Soundness:
         prefix = _HALF.sub("\ufffd", item.answer_prefix)  # the beginning of a checked content
         return dataclasses.replace(item, messages=messages, tools=tools, answer_prefix=prefix)
 
-    def report(self) -> None:
-        """Log the counts; to be called after the last row."""
-        if self.replaced:
-            _log.warning(
-                "%d texts were not valid Unicode: U+FFFD stands in place of each half of a "
-                "surrogate pair",
-                self.replaced,
-            )
-        for note, rows in self.notes.most_common():
-            _log.warning("%d rows: %s", rows, note)
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self.replaced = 0
+        self.notes.clear()
 
     def _message(self, message: Message, place: str) -> Message:
         kept = {}

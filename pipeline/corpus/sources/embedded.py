@@ -10,13 +10,15 @@ import platform
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.corpus.sources.rows import Row, RowSource
+from pipeline.corpus.sources.rows import Piece, Row
 from pipeline.errors import CorpusError
 
-__all__ = ["EMBEDDED_NAME", "embedded_source"]
+__all__ = ["EMBEDDED_NAME", "EmbeddedSource", "embedded_source"]
 
 EMBEDDED_NAME = "embedded"
 
@@ -65,7 +67,7 @@ _QUESTIONS = {
 }
 
 
-def embedded_source(kinds: Literal["both", "chats", "documents"] = "both") -> RowSource:
+def embedded_source(kinds: Literal["both", "chats", "documents"] = "both") -> EmbeddedSource:
     """Build documents from `pydoc_data.topics` and module docstrings, chats from other docstrings.
 
     Rows are ordered by a hash of their key, so that any first N rows contain both kinds. No text
@@ -90,9 +92,46 @@ def embedded_source(kinds: Literal["both", "chats", "documents"] = "both") -> Ro
     rows.sort(key=lambda row: (hashlib.blake2b(row.key.encode()).digest(), row.key))
     digest = hashlib.sha256(json.dumps([[row.key, row.data] for row in rows]).encode()).hexdigest()
     identity = {"kinds": kinds, "python": platform.python_version(), "text_sha256": digest}
-    return RowSource(
-        name=EMBEDDED_NAME, rows=iter(rows), total=len(rows), identity=identity, mixed=True
-    )
+    return EmbeddedSource(rows, identity)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSource:
+    """The embedded text, in memory; satisfies `RowSource`."""
+
+    rows: list[Row]
+    identity: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`embedded`."""
+        return EMBEDDED_NAME
+
+    @property
+    def total(self) -> int | None:
+        """The rows."""
+        return len(self.rows)
+
+    @property
+    def mixed(self) -> bool:
+        """Yes: documents and chats."""
+        return True
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """Divide the rows evenly."""
+        rows = len(self.rows)
+        held = sum(len(str(row.data)) for row in self.rows)
+        parts = max(1, min(rows, held // size))
+        for start, stop in pairwise([rows * part // parts for part in range(parts + 1)]):
+            yield Piece(0, start, stop, start, stop - start, held // parts)
+
+    def read(self, piece: Piece) -> Iterator[Row]:
+        """Yield the rows of a piece."""
+        yield from self.rows[piece.start : piece.stop]
+
+    def count(self, piece: Piece, at_most: int) -> int:
+        """Return the rows of a piece."""
+        return min(piece.stop - piece.start, at_most)
 
 
 def _row(key: str, data: dict[str, Any]) -> Row:

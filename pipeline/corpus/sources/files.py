@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import IO, Any
 
 from pipeline.corpus.sources.dataset_card import choose_configuration, configurations
 from pipeline.corpus.sources.packed import DAMAGED, PACKED, unpacked
-from pipeline.corpus.sources.readers import READABLE, data_suffix, reader_of
-from pipeline.corpus.sources.rows import BadRow, Row, RowSource
+from pipeline.corpus.sources.readers import (
+    READABLE,
+    count_lines,
+    data_suffix,
+    read_lines,
+    read_row_groups,
+    reader_of,
+    row_group_sizes,
+)
+from pipeline.corpus.sources.rows import BadRow, Piece, Row
 from pipeline.corpus.sources.selection import (
     DataFile,
     of_configuration,
@@ -20,7 +32,7 @@ from pipeline.corpus.sources.selection import (
 )
 from pipeline.errors import CorpusError
 
-__all__ = ["files_source"]
+__all__ = ["FilesSource", "files_source"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +42,7 @@ _POINTER_BYTES = 1024
 """A pointer of Git LFS is shorter."""
 
 
-def files_source(location: str, split: str, config: str | None = None) -> RowSource:
+def files_source(location: str, split: str, config: str | None = None) -> FilesSource:
     """Read one file, or all data files of a folder in the order of their names.
 
     Of a folder with several kinds of data files, those of the first kind of `DATA_SUFFIXES` are
@@ -65,12 +77,92 @@ def files_source(location: str, split: str, config: str | None = None) -> RowSou
         else:
             chosen = of_configuration(files, configuration, split, location)
             name += f"/{configuration.name}"
-    return RowSource(
-        name=f"files/{name}",
-        rows=_rows(fs, chosen),
-        total=None,
-        identity={"files": [[file.name, file.size] for file in chosen]},
-    )
+    return FilesSource(f"files/{name}", fs, tuple(chosen))
+
+
+@dataclass(frozen=True, slots=True)
+class FilesSource:
+    """The rows of some files, one file after the other; satisfies `RowSource`."""
+
+    name: str
+    fs: Any
+    files: tuple[DataFile, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The names and sizes of the files."""
+        return {"files": [[file.name, file.size] for file in self.files]}
+
+    @property
+    def total(self) -> int | None:
+        """Not known without reading."""
+        return None
+
+    @property
+    def mixed(self) -> bool:
+        """No: all rows are of one format."""
+        return False
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """Divide Parquet at row groups and JSON Lines anywhere; other files are one piece each."""
+        for number, file in enumerate(self.files):
+            match data_suffix(file.name):
+                case ".parquet":
+                    yield from self._row_groups(number, file, size)
+                case ".jsonl" | ".ndjson" if not _is_packed(file) and file.size > size:
+                    parts = file.size // size
+                    cuts = [file.size * part // parts for part in range(parts)]
+                    for start, stop in pairwise([*cuts, -1]):
+                        length = (file.size if stop < 0 else stop) - start
+                        yield Piece(number, start, stop, 0, None, length)
+                case _:
+                    if file.size > size:
+                        _log.info("%s: cannot be divided; one process reads it", file.name)
+                    yield Piece(number, 0, -1, 0, None, file.size)
+
+    def read(self, piece: Piece) -> Iterator[Row]:
+        """Yield the rows of a piece."""
+        file = self.files[piece.file]
+        suffix, open_file = data_suffix(file.name), partial(self._open, file)
+        whole = piece.start == 0 and piece.stop < 0
+        if suffix == ".parquet" and not whole:
+            placed = read_row_groups(open_file, file.name, piece.start, piece.stop, piece.first_row)
+        elif suffix != ".parquet" and not whole:
+            placed = read_lines(open_file, file.name, piece.start, piece.stop)
+        else:
+            placed = reader_of(file.name)(open_file, file.name)
+        with _named(file):
+            for number, place, data in placed:
+                bad = data if isinstance(data, BadRow) else None
+                values = {} if isinstance(data, BadRow) else data
+                yield Row(f"{file.name}:{number}", place, values, bad)
+
+    def count(self, piece: Piece, at_most: int) -> int:
+        """Count the rows of a piece; lines are not parsed."""
+        if piece.rows is not None:
+            return min(piece.rows, at_most)
+        file = self.files[piece.file]
+        if data_suffix(file.name) in (".jsonl", ".ndjson"):
+            with _named(file):
+                return count_lines(partial(self._open, file), at_most, piece.start, piece.stop)
+        return sum(1 for _ in itertools.islice(self.read(piece), at_most))
+
+    def _row_groups(self, number: int, file: DataFile, size: int) -> Iterator[Piece]:
+        with _named(file):
+            groups = row_group_sizes(partial(self._open, file), file.name)
+        start = rows = held = before = 0
+        for group, (group_rows, group_bytes) in enumerate(groups, start=1):
+            rows, held = rows + group_rows, held + group_bytes
+            if held >= size or group == len(groups):
+                stop = -1 if group == len(groups) else group
+                yield Piece(number, start, stop, before, rows, held)
+                start, before, rows, held = group, before + rows, 0, 0
+
+    @contextmanager
+    def _open(self, file: DataFile) -> Iterator[IO[bytes]]:
+        with self.fs.open(file.path, "rb") as stream:
+            _require_content(stream, file)
+            yield unpacked(stream, file.name)
 
 
 def _open_location(location: str) -> tuple[Any, str]:
@@ -119,36 +211,31 @@ def _card(fs: Any, files: list[DataFile]) -> str:
     return ""
 
 
-def _rows(fs: Any, files: list[DataFile]) -> Iterator[Row]:
-    for file in files:
+def _is_packed(file: DataFile) -> bool:
+    return file.name.lower().endswith(PACKED)
 
-        @contextmanager
-        def open_file(file: DataFile = file) -> Iterator[IO[bytes]]:
-            with fs.open(file.path, "rb") as stream:
-                _require_content(stream, file)
-                yield unpacked(stream, file.name)
 
-        try:
-            for number, (place, data) in enumerate(reader_of(file.name)(open_file, file.name)):
-                bad = data if isinstance(data, BadRow) else None
-                values = {} if isinstance(data, BadRow) else data
-                yield Row(f"{file.name}:{number}", place, values, bad)
-        except CorpusError:
-            raise
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                f"{file.name}: is not UTF-8 text ({error.reason} at byte {error.start})",
-                expected="UTF-8",
-            ) from error
-        except DAMAGED as error:
-            if not file.name.lower().endswith(PACKED):
-                raise _unreadable(file.name, error) from error
-            raise CorpusError(
-                f"{file.name}: cannot be unpacked to its end ({_reason(error)})",
-                do="copy the file again: it is cut off or damaged",
-            ) from error
-        except Exception as error:
+@contextmanager
+def _named(file: DataFile) -> Iterator[None]:
+    """Say of which file an error is that ends its reading."""
+    try:
+        yield
+    except CorpusError:
+        raise
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{file.name}: is not UTF-8 text ({error.reason} at byte {error.start})",
+            expected="UTF-8",
+        ) from error
+    except DAMAGED as error:
+        if not _is_packed(file):
             raise _unreadable(file.name, error) from error
+        raise CorpusError(
+            f"{file.name}: cannot be unpacked to its end ({_reason(error)})",
+            do="copy the file again: it is cut off or damaged",
+        ) from error
+    except Exception as error:
+        raise _unreadable(file.name, error) from error
 
 
 def _require_content(stream: IO[bytes], file: DataFile) -> None:

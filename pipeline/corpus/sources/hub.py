@@ -6,21 +6,23 @@ import os
 import pickle
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.arrow_values import arrow_rows
-from pipeline.corpus.sources.rows import Row, RowSource
+from pipeline.corpus.sources.rows import Piece, Row
 from pipeline.errors import CorpusError
 
-__all__ = ["hub_source", "is_saved_dataset", "saved_source"]
+__all__ = ["TableSource", "hub_source", "is_saved_dataset", "saved_source"]
 
 
 _MAPPED_BYTES = 32 << 20
 
 
-def hub_source(settings: CorpusSettings) -> RowSource:
+def hub_source(settings: CorpusSettings) -> TableSource:
     """Load one split of a hub dataset; a downloaded one needs no network.
 
     Raises:
@@ -44,12 +46,7 @@ def hub_source(settings: CorpusSettings) -> RowSource:
         "resolved": str(builder.hash) if builder.hash else None,
         "config": builder.config.name,
     }
-    return RowSource(
-        name=name,
-        rows=_table_rows(table, settings.dataset_name),
-        total=len(table),
-        identity=identity,
-    )
+    return TableSource(name, table, settings.dataset_name, identity)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -59,7 +56,7 @@ def is_saved_dataset(folder: Path) -> bool:
     )
 
 
-def saved_source(folder: Path, split: str) -> RowSource:
+def saved_source(folder: Path, split: str) -> TableSource:
     """Load a folder of `save_to_disk`; `split` picks from a dictionary of datasets.
 
     A dataset that was saved alone has one split: its own, or `train` where it has no name.
@@ -92,12 +89,53 @@ def saved_source(folder: Path, split: str) -> RowSource:
                 f"{folder}: holds one dataset, of the split {own!r}, not {split!r}",
                 do=f"set --dataset_split {own}",
             )
-    return RowSource(
-        name=f"saved/{folder.resolve().name}/{split}",
-        rows=_table_rows(table, folder.name),
-        total=len(table),
-        identity={"rows": len(table)},
-    )
+    name = f"saved/{folder.resolve().name}/{split}"
+    return TableSource(name, table, folder.name, {"rows": len(table)})
+
+
+@dataclass(frozen=True, slots=True)
+class TableSource:
+    """The rows of a `datasets.Dataset`; satisfies `RowSource`. Pickled, it is paths, not data."""
+
+    name: str
+    table: Any
+    label: str
+    """For messages."""
+    identity: dict[str, Any]
+
+    @property
+    def total(self) -> int | None:
+        """The rows."""
+        return len(self.table)
+
+    @property
+    def mixed(self) -> bool:
+        """No: all rows are of one format."""
+        return False
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """Divide the rows evenly."""
+        rows, held = len(self.table), int(self.table.data.nbytes)
+        parts = max(1, min(rows, held // size))
+        cuts = [rows * part // parts for part in range(parts + 1)]
+        for start, stop in pairwise(cuts):
+            yield Piece(0, start, stop, start, stop - start, held // parts)
+
+    def read(self, piece: Piece) -> Iterator[Row]:
+        """Yield the rows of a piece."""
+        # As Arrow, not as the library's Python values: those decode images, follow a saved format
+        # (tensors) and do not say which nulls are padding.
+        batches = (
+            batch
+            for part in _mapped(self.table, piece.start, piece.stop)
+            for batch in part.with_format("arrow").iter(batch_size=1024)
+        )
+        for number, data in enumerate(arrow_rows(batches, self.label), start=piece.start):
+            yield Row(key=str(number), place=f"{self.label}, row {number}", data=data)
+
+    def count(self, piece: Piece, at_most: int) -> int:
+        """Return the rows of a piece."""
+        return min(piece.stop - piece.start, at_most)
 
 
 def _datasets_library(what: str) -> Any:
@@ -111,31 +149,21 @@ def _datasets_library(what: str) -> Any:
     return datasets
 
 
-def _table_rows(table: Any, label: str) -> Iterator[Row]:
-    # As Arrow, not as the library's Python values: those decode images, follow a saved format
-    # (tensors) and do not say which nulls are padding.
-    batches = (
-        batch
-        for piece in _pieces(table)
-        for batch in piece.with_format("arrow").iter(batch_size=1024)
-    )
-    for number, data in enumerate(arrow_rows(batches, label)):
-        yield Row(key=str(number), place=f"{label}, row {number}", data=data)
-
-
-def _pieces(table: Any) -> Iterator[Any]:
+def _mapped(table: Any, first: int, stop: int) -> Iterator[Any]:
     """Slice a memory-mapped table, each slice from a separate mapping.
 
     Pages that were read count as the process's memory until their mapping is closed.
     """
     rows = len(table)
-    if not rows or not table.cache_files:  # in memory
-        yield table
+    if not rows:
+        return
+    if not table.cache_files:  # in memory
+        yield table.select(range(first, stop))
         return
     step = max(1024, rows * _MAPPED_BYTES // max(int(table.data.nbytes), 1))
     recipe = pickle.dumps(table)  # of a mapped table: paths, not data
-    for start in range(0, rows, step):
-        yield pickle.loads(recipe).select(range(start, min(start + step, rows)))
+    for start in range(first, stop, step):
+        yield pickle.loads(recipe).select(range(start, min(start + step, stop)))
 
 
 def _hub_error(settings: CorpusSettings, error: Exception) -> CorpusError:

@@ -22,12 +22,16 @@ from pipeline.corpus.sources.rows import BadRow
 from pipeline.corpus.sources.unfit import JSON, described, is_unicode, kind_of_fault
 from pipeline.errors import CorpusError
 
-__all__ = ["DATA_SUFFIXES", "READABLE", "Open", "Placed", "data_suffix", "reader_of"]
+__all__ = [
+    "DATA_SUFFIXES", "READABLE", "Open", "Placed", "count_lines", "data_suffix",
+    "read_lines", "read_row_groups", "reader_of", "row_group_sizes",
+]  # fmt: skip
 
 Open = Callable[[], AbstractContextManager[IO[bytes]]]
 """Opens a file from its beginning; text kinds are unpacked already."""
-Placed = Iterator[tuple[str, dict[str, Any] | BadRow]]
-"""Rows with their places, for messages."""
+Placed = Iterator[tuple[int, str, dict[str, Any] | BadRow]]
+"""Rows with what names them within the file (their number from 0, or the byte at which a line of
+JSON Lines begins: known without what is before it) and their places, for messages."""
 
 _PARQUET_BUFFER = 1 << 20
 """Bytes of a column read at one time; without it the column of a row group is read at once."""
@@ -49,12 +53,15 @@ def reader_of(name: str) -> Callable[[Open, str], Placed]:
     return _READERS[str(data_suffix(name))]
 
 
-def _read_parquet(open_file: Open, name: str) -> Placed:
+def read_row_groups(
+    open_file: Open, name: str, start: int = 0, stop: int = -1, first_row: int = 0
+) -> Placed:
+    """Read a range of a Parquet file's row groups; `first_row` rows are before them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def batches(file: Any) -> Iterator[Any]:
-        for group in range(file.num_row_groups):
+        for group in range(start, file.num_row_groups if stop < 0 else stop):
             # Each of Arrow's threads keeps an arena: 171 MB at the peak of a file, 107 without
             # them.
             yield from file.iter_batches(1024, row_groups=[group], use_threads=False)
@@ -63,25 +70,74 @@ def _read_parquet(open_file: Open, name: str) -> Placed:
         try:
             # pre_buffer, on by default in pyarrow, keeps every row group that was read.
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
-            for number, data in enumerate(arrow_rows(batches(file), name), start=1):
-                yield f"{name}, row {number}", data
+            for number, data in enumerate(arrow_rows(batches(file), name), start=first_row):
+                yield number, f"{name}, row {number + 1}", data
         except pa.ArrowException as error:
-            raise CorpusError(
-                f"{name}: is not a readable Parquet file ({error})", do="copy the file again"
-            ) from error
+            raise _not_parquet(name, error) from error
 
 
-def _read_json_lines(open_file: Open, name: str) -> Placed:
+def row_group_sizes(open_file: Open, name: str) -> list[tuple[int, int]]:
+    """Return the rows and the unpacked bytes of each row group of a Parquet file.
+
+    Raises:
+        CorpusError: it is not a readable Parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with open_file() as stream:
-        for number, raw in enumerate(stream, start=1):
-            place = f"{name}, line {number}"
+        try:
+            meta = pq.ParquetFile(stream, pre_buffer=False).metadata
+        except pa.ArrowException as error:
+            raise _not_parquet(name, error) from error
+        groups = (meta.row_group(group) for group in range(meta.num_row_groups))
+        return [(group.num_rows, group.total_byte_size) for group in groups]
+
+
+def _not_parquet(name: str, error: Exception) -> CorpusError:
+    return CorpusError(
+        f"{name}: is not a readable Parquet file ({error})", do="copy the file again"
+    )
+
+
+def read_lines(open_file: Open, name: str, start: int = 0, stop: int = -1) -> Placed:
+    """Read the lines of JSON Lines that begin at the bytes from `start` on and before `stop`."""
+    with open_file() as stream:
+        for number, (at, raw) in enumerate(_lines(stream, start, stop), start=1):
+            # What number the line has in the file only those before it could tell.
+            place = f"{name}, line {number}" if not start else f"{name}, byte {at}"
             try:
-                line = raw.decode(_UTF8 if number == 1 else "utf-8").strip()
+                line = raw.decode("utf-8" if at else _UTF8).strip()
             except UnicodeDecodeError as error:
-                yield place, _not_utf8(place, error)
+                yield at, place, _not_utf8(place, error)
                 continue
             if line:
-                yield place, _json_line(line, place)
+                yield at, place, _json_line(line, place)
+
+
+def count_lines(open_file: Open, at_most: int, start: int = 0, stop: int = -1) -> int:
+    """Return the lines that are rows in a range, or `at_most` where there are more."""
+    count = 0
+    with open_file() as stream:
+        for at, raw in _lines(stream, start, stop):
+            count += bool(raw.decode("utf-8" if at else _UTF8, errors="replace").strip())
+            if count >= at_most:
+                break
+    return count
+
+
+def _lines(stream: IO[bytes], start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that begin in a range of bytes, each with the byte where it does."""
+    at = start
+    if start:
+        stream.seek(start - 1)
+        at += len(stream.readline()) - 1  # the rest of a line that begins before the range
+    while stop < 0 or at < stop:
+        raw = stream.readline()
+        if not raw:
+            return
+        yield at, raw
+        at += len(raw)
 
 
 def _json_line(line: str, place: str) -> dict[str, Any] | BadRow:
@@ -101,9 +157,9 @@ def _read_json(open_file: Open, name: str) -> Placed:
         # A byte that is not UTF-8 becomes half of a surrogate pair, which fails one row.
         text = io.TextIOWrapper(stream, encoding=_UTF8, errors="surrogateescape")
         try:
-            for number, item in enumerate(json_items(text), start=1):
-                place = f"{name}, item {number}"
-                yield place, _as_object(item, place)
+            for number, item in enumerate(json_items(text)):
+                place = f"{name}, item {number + 1}"
+                yield number, place, _as_object(item, place)
             return
         except NotAnArray:
             pass
@@ -123,12 +179,12 @@ def _read_json_value(open_file: Open, name: str) -> Placed:
             data, more = _whole_value(open_file, name), False
     if more:
         # Many JSON Lines files are named .json; they have a second value after the first.
-        yield from _read_json_lines(open_file, name)
+        yield from read_lines(open_file, name)
         return
     arrays = [v for v in data.values() if isinstance(v, list)] if isinstance(data, dict) else []
-    for number, item in enumerate(arrays[0] if arrays and len(data) == 1 else [data], start=1):
-        place = f"{name}, item {number}"
-        yield place, _as_object(item, place)
+    for number, item in enumerate(arrays[0] if arrays and len(data) == 1 else [data]):
+        place = f"{name}, item {number + 1}"
+        yield number, place, _as_object(item, place)
 
 
 def _whole_value(open_file: Open, name: str) -> Any:
@@ -155,9 +211,9 @@ def _csv_reader(delimiter: str) -> Callable[[Open, str], Placed]:
             reader = csv.DictReader(text, strict=True, delimiter=delimiter)
             try:
                 header = _csv_header(reader, name)
-                for number, data in enumerate(reader, start=1):
-                    place = f"{name}, record {number}"
-                    yield place, _csv_record(data, header, place)
+                for number, data in enumerate(reader):
+                    place = f"{name}, record {number + 1}"
+                    yield number, place, _csv_record(data, header, place)
             except csv.Error as error:
                 raise CorpusError(
                     f"{name}, line {reader.line_num}: {error}", expected="CSV"
@@ -194,9 +250,9 @@ def _csv_record(data: dict[Any, Any], header: list[str], place: str) -> dict[str
 def _read_text(open_file: Open, name: str) -> Placed:
     with open_file() as stream:
         try:
-            yield name, {"text": stream.read().decode(_UTF8)}
+            yield 0, name, {"text": stream.read().decode(_UTF8)}
         except UnicodeDecodeError as error:
-            yield name, _not_utf8(name, error)
+            yield 0, name, _not_utf8(name, error)
 
 
 def _not_utf8(place: str, error: UnicodeDecodeError) -> BadRow:
@@ -218,9 +274,9 @@ def _as_object(data: object, place: str) -> dict[str, Any] | BadRow:
 
 
 _READERS: dict[str, Callable[[Open, str], Placed]] = {
-    ".parquet": _read_parquet,
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
+    ".parquet": read_row_groups,
+    ".jsonl": read_lines,
+    ".ndjson": read_lines,
     ".json": _read_json,
     ".csv": _csv_reader(","),
     ".tsv": _csv_reader("\t"),

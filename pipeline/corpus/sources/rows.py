@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.errors import CorpusError
 
-__all__ = ["BadRow", "Row", "RowSource"]
+__all__ = ["BadRow", "Piece", "Row", "RowSource"]
 
 
 class BadRow(CorpusError):
@@ -45,15 +45,75 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class RowSource:
-    """Rows in a fixed order; `rows` can be consumed once."""
+class Piece:
+    """A range of a source that can be read by itself: what preparation is divided by."""
 
-    name: str
-    """Identifies the source in sample ids; independent of the machine and of the content."""
-    rows: Iterator[Row]
-    total: int | None
-    """Number of rows, or None if only reading tells."""
-    identity: dict[str, Any]
-    """A description of the content without reading it: revision, files and their sizes, ..."""
-    mixed: bool = False
-    """Whether every row is interpreted by its own columns (embedded text only)."""
+    file: int
+    """Number of the file within the source; 0 where there is only a table."""
+    start: int
+    """The first row group of a Parquet file, byte of JSON Lines, row of a table."""
+    stop: int
+    """One more than the last, or -1: to the end of the file."""
+    first_row: int
+    """Number of its first row within the file, where that is known and rows are named by it."""
+    rows: int | None
+    """Its rows, or None where only reading tells."""
+    size: int
+    """Bytes, about: what its reading costs."""
+
+    def to_json(self) -> list[int | None]:
+        """Return the JSON form."""
+        return [self.file, self.start, self.stop, self.first_row, self.rows, self.size]
+
+    @classmethod
+    def from_json(cls, data: list[Any]) -> Piece:
+        """Read the JSON form."""
+        return cls(*data)
+
+
+class RowSource(Protocol):
+    """Rows in a fixed order, readable in pieces from any process; instances can be pickled."""
+
+    @property
+    def name(self) -> str:
+        """Identifies the source in sample ids; independent of the machine and of the content."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """A description of the content without reading it: revision, files and their sizes, ..."""
+        ...
+
+    @property
+    def total(self) -> int | None:
+        """Number of rows, or None if only reading tells."""
+        ...
+
+    @property
+    def mixed(self) -> bool:
+        """Whether every row is interpreted by its own columns (embedded text only)."""
+        ...
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """Divide the source into pieces of about `size` bytes, in its order; reads no row.
+
+        Raises:
+            CorpusError: a file cannot be read.
+        """
+        ...
+
+    def read(self, piece: Piece) -> Iterator[Row]:
+        """Yield the rows of a piece; the pieces of any division give the same rows.
+
+        Raises:
+            CorpusError: the source cannot be read, or ends in the middle.
+        """
+        ...
+
+    def count(self, piece: Piece, at_most: int) -> int:
+        """Return the rows of a piece, or `at_most` where there are more.
+
+        Raises:
+            CorpusError: the source cannot be read.
+        """
+        ...

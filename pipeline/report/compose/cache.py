@@ -23,21 +23,20 @@ def cache_facts(cache: Cache) -> CacheFacts:
     """Return what the manifest says."""
     manifest = cache.manifest
     identity = manifest.identity
-    records = manifest.shards
-    loss_tokens = sum(record.loss_tokens for record in records)
+    total = manifest.total()
     return CacheFacts(
         teacher=str(identity["teacher"]["model"]),
         teacher_revision=str(identity["teacher"]["revision"]),
         corpus=str(identity["corpus"].get("source")),
-        samples=sum(record.rows for record in records),
-        tokens=sum(record.tokens for record in records),
-        loss_tokens=loss_tokens,
-        size_bytes=sum(record.bytes for record in records),
+        samples=total.rows,
+        tokens=total.tokens,
+        loss_tokens=total.loss_tokens,
+        size_bytes=total.bytes,
         scheme=_scheme_words(identity["scheme"]),
         identity=manifest.identity_digest,
         temperatures=manifest.temperatures,
-        kept_mass_mean=sum(r.kept_mass * r.loss_tokens for r in records) / max(loss_tokens, 1),
-        entropy_mean=sum(r.entropy * r.loss_tokens for r in records) / max(loss_tokens, 1),
+        kept_mass_mean=total.kept_mass,
+        entropy_mean=total.entropy,
         shards=tuple(
             ShardFacts(
                 name=f"{r.split}/{r.index:05d}",
@@ -48,7 +47,7 @@ def cache_facts(cache: Cache) -> CacheFacts:
                 kept_mass_mean=r.kept_mass,
                 entropy_mean=r.entropy,
             )
-            for r in records
+            for r in cache.records()
         ),
     )
 

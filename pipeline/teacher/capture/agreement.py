@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.cache.layout.quarantine import (
     QuarantinedRow,
@@ -22,11 +22,19 @@ __all__ = ["QuarantineLists"]
 class QuarantineLists:
     """The lists of one cache, as one worker reads and writes them."""
 
-    def __init__(self, store: Store, *, planned_rows: int, max_fraction: float) -> None:
-        """Count the rows that may be quarantined: one in any case."""
+    def __init__(
+        self, store: Store, *, planned_rows: Callable[[], int], max_fraction: float
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            store: the cache's root.
+            planned_rows: of all shards, projected while not all are known.
+            max_fraction: how many of these may be quarantined; one in any case.
+        """
         self._store = store
         self._planned_rows = planned_rows
-        self._most = max(1, math.floor(max_fraction * planned_rows))
+        self._max_fraction = max_fraction
 
     def read(self, shard: str) -> tuple[QuarantinedRow, ...]:
         """Return the rows of a shard that are quarantined already."""
@@ -69,11 +77,13 @@ class QuarantineLists:
         # The shard's own list may be an earlier attempt's: its rows are among `rows`.
         others.pop(shard, None)
         count = len(rows) + sum(map(len, others.values()))
-        if count > self._most:
+        planned = self._planned_rows()
+        most = max(1, math.floor(self._max_fraction * planned))
+        if count > most:
             raise ModelError(
-                f"{count} of {self._planned_rows} rows fail, the last of them sample "
+                f"{count} of {planned} rows fail, the last of them sample "
                 f"{rows[-1].sample_id} of {shard}: {rows[-1].error}",
-                expected=f"at most {self._most} (capture.max_quarantined_fraction)",
+                expected=f"at most {most} (capture.max_quarantined_fraction)",
                 do="mend the teacher or the engine, or allow more; finished shards are kept",
             )
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.writer import encode_shard
-from pipeline.cache.layout.manifest import ShardRecord
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.teacher.capture.plan import PlannedShard
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.sparsify.columns import to_targets
@@ -53,5 +53,7 @@ def encode_columns(
         index=shard.index,
         temperatures=task.scheme.temperatures,
         identity_digest=task.identity_digest,
+        source_xxh3_128=shard.source.source_xxh3_128,
+        rows_quarantined=len(quarantined),
         tails=tails,
     )

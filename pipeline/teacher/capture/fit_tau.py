@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +31,7 @@ from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.settings import MOST_ENTRIES
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["FITTED_TAU", "fit_scheme", "fit_tau", "mean_entries", "scale_rule"]
+__all__ = ["FITTED_TAU", "can_begin", "fit_scheme", "fit_tau", "mean_entries", "scale_rule"]
 
 FITTED_TAU = "_meta/fitted_tau.json"
 _SLICE_TOKENS = 2048
@@ -46,7 +46,7 @@ def fit_tau(task: CaptureTask, store: Store, *, keep: bool = True) -> CaptureTas
     The teacher is loaded only where the result is not yet known.
 
     Args:
-        task: with its corpus known.
+        task: with the beginning of its corpus known.
         store: the cache's root.
         keep: write the result; False for an estimate.
 
@@ -70,10 +70,27 @@ def fit_tau(task: CaptureTask, store: Store, *, keep: bool = True) -> CaptureTas
             engine.close()
 
     scheme = fit_scheme(
-        task.scheme, task.scheme.mean_entries, store=store, samples=task.corpus.samples,
+        task.scheme, task.scheme.mean_entries, store=store, samples=task.source.first_samples(),
         identity=identity, capture=capture, keep=keep,
     )  # fmt: skip
     return task.with_scheme(scheme)
+
+
+def can_begin(task: CaptureTask) -> bool:
+    """Look for more of the corpus; return whether there is a shard, and enough to fit tau by."""
+    task.source.refresh()
+    if task.source.is_complete:
+        return True
+    if not task.source.shards:
+        return False
+    if task.scheme.mean_entries is None:
+        return True
+    tokens = 0
+    for sample in task.source.first_samples():
+        tokens += int(sample.loss_mask.sum())
+        if tokens >= _SLICE_TOKENS:
+            return True
+    return False
 
 
 def fit_scheme(
@@ -81,7 +98,7 @@ def fit_scheme(
     wanted: float,
     *,
     store: Store,
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     identity: dict[str, object],
     capture: Callable[[list[Sample]], list[NDArray[np.float32]]],
     keep: bool = True,
@@ -92,7 +109,7 @@ def fit_scheme(
         scheme: with a rule.
         wanted: mean entries.
         store: the cache's root, where the result is kept or is already.
-        samples: of the corpus; the first few are captured.
+        samples: from the beginning of the corpus on; the first few are captured.
         identity: the cache's, with the rule as it is; another one's result is rejected.
         capture: the teacher's columns of some samples.
         keep: write the result; False for an estimate.

@@ -1,29 +1,20 @@
-"""The work plan of stage one: samples cut into shards of about equal tokens, before the capture."""
+"""A shard as a piece of work, and whose folder it is: the identity is written before anything."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.cache.io.writer import intact_record
-from pipeline.cache.layout.manifest import (
-    MANIFEST,
-    PLAN,
-    SPLITS,
-    describe_difference,
-    read_manifest,
-    record_name,
-)
+from pipeline.cache.io.writer import read_record
+from pipeline.cache.layout.manifest import Manifest, describe_difference, read_manifest
+from pipeline.cache.layout.names import MANIFEST, PLAN, shard_label
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
-from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.teacher.capture.identity import as_begun
@@ -31,15 +22,37 @@ from pipeline.teacher.engines.base import CaptureRequest
 
 __all__ = [
     "PlannedShard",
-    "WorkPlan",
+    "ShardSamples",
     "another_identity",
     "begun_identity",
     "capture_requests",
-    "cut_shards",
+    "finished_cache",
     "folder_identity",
     "plan_identity",
     "settle_plan",
 ]
+
+
+class ShardSamples(Protocol):
+    """The samples of a shard: what is known of them, and how they are read."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all samples, about."""
+        ...
+
+    @property
+    def source_xxh3_128(self) -> str:
+        """Checksum of what they were read from; empty where there is no such thing."""
+        ...
+
+    def samples(self) -> Sequence[Sample]:
+        """Read them.
+
+        Raises:
+            CorpusError: they cannot be read.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +61,31 @@ class PlannedShard:
 
     split: str
     index: int
-    samples: SampleTable
-    """A view: reading it reads the samples, holding it costs nothing."""
+    source: ShardSamples
 
     @property
     def name(self) -> str:
         """The shard's name in leases and logs, such as `train-00000`."""
-        return f"{self.split}-{self.index:05d}"
+        return shard_label(self.split, self.index)
 
     @property
-    def file_name(self) -> str:
-        """Its record among the records."""
-        return record_name(self.split, self.index).rsplit("/", 1)[-1]
+    def key(self) -> tuple[str, int]:
+        """Split and index."""
+        return self.split, self.index
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all samples."""
-        return self.samples.num_tokens
+        """Tokens of all samples, about."""
+        return self.source.num_tokens
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The samples; read at each access, but for the last few groups."""
+        return self.source.samples()
 
     def is_done(self, store: Store) -> bool:
-        """Return whether there is a record, and a file of its size."""
-        return intact_record(store, self.split, self.index, check_bytes=False) is not None
+        """Return whether there is an intact record, by one request."""
+        return read_record(store, self.split, self.index) is not None
 
     def requests(self) -> list[CaptureRequest]:
         """Return what the engine is asked for."""
@@ -87,101 +104,40 @@ def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkPlan:
-    """All shards of a cache; a pure function of the identity's corpus."""
-
-    shards: tuple[PlannedShard, ...]
-
-    @property
-    def num_rows(self) -> int:
-        """Samples of all shards."""
-        return sum(len(shard.samples) for shard in self.shards)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all shards."""
-        return sum(shard.num_tokens for shard in self.shards)
-
-    def to_bytes(self, identity: dict[str, Any]) -> bytes:
-        """Return the plan file; a later run with another identity is recognised by it."""
-        data = {
-            "identity": identity,
-            "identity_digest": fingerprint(identity),
-            "shards": [
-                {
-                    "split": shard.split,
-                    "index": shard.index,
-                    "rows": len(shard.samples),
-                    "tokens": shard.num_tokens,
-                    "samples_sha256": _ids_fingerprint(shard.samples),
-                }
-                for shard in self.shards
-            ],
-        }
-        return json.dumps(data, indent=1, ensure_ascii=False).encode()
-
-
-def cut_shards(samples: SampleTable, *, shard_tokens: int) -> WorkPlan:
-    """Cut each split into shards of about `shard_tokens`, in the corpus's order.
-
-    The number of shards is rounded to the nearest, and the cut follows the running total, so
-    that shards of a split differ by at most one sample from equal size.
-    """
-    shards: list[PlannedShard] = []
-    for split in SPLITS:
-        chosen = samples.of_split(split)
-        cuts = itertools.pairwise([*_starts(chosen, shard_tokens), len(chosen)])
-        shards += [
-            PlannedShard(split, index, chosen[start:stop])
-            for index, (start, stop) in enumerate(cuts)
-        ]
-    return WorkPlan(tuple(shards))
-
-
-def _starts(samples: SampleTable, shard_tokens: int) -> Iterator[int]:
-    """Yield where each shard begins: a sample belongs where its middle falls."""
-    total = samples.num_tokens
-    count = max(1, round(total / shard_tokens))
-    place = seen = 0
-    last = -1
-    for lengths_N in samples.lengths():
-        ends_N = seen + np.cumsum(lengths_N)
-        middle_N = ends_N - lengths_N / 2
-        shard_N = np.minimum(count - 1, (middle_N * count / total).astype(np.int64))
-        yield from (place + np.flatnonzero(np.diff(shard_N, prepend=last))).tolist()
-        place, seen, last = place + lengths_N.size, int(ends_N[-1]), int(shard_N[-1])
-
-
-def _ids_fingerprint(samples: SampleTable) -> str:
-    """Return `fingerprint` of the list of ids, without the list."""
-    digest = hashlib.sha256(b"[")
-    for number, sample_id in enumerate(samples.sample_ids()):
-        digest.update(f'{"," if number else ""}"{sample_id}"'.encode())
-    digest.update(b"]")
-    return digest.hexdigest()
-
-
-def settle_plan(store: Store, plan: WorkPlan, identity: dict[str, Any]) -> None:
-    """Write the plan, or agree with the one that is there.
+def settle_plan(store: Store, identity: dict[str, Any]) -> None:
+    """Write whose folder it is, or agree with what is there.
 
     Raises:
         CacheError: the folder holds a cache, or the start of one, of another identity.
     """
-    content = plan.to_bytes(identity)
-    if not store.exists(PLAN) and store.exists(MANIFEST):
-        found = read_manifest(store).identity  # the plan was deleted; the cache says whose it is
-        if fingerprint(found) == fingerprint(identity):
-            store.write(PLAN, content)
-            return
-    elif store.create(PLAN, content):
+    data = {"identity": identity, "identity_digest": fingerprint(identity)}
+    content = json.dumps(data, indent=1, ensure_ascii=False).encode()
+    if store.create(PLAN, content):
         return
-    else:
-        present = store.read(PLAN)
-        if present == content:
-            return
-        found = plan_identity(store, PLAN, present, "shards")
+    present = store.read(PLAN)
+    if present == content:
+        return
+    found = plan_identity(store, PLAN, present, "shards")
     raise another_identity(store, describe_difference(found, identity))
+
+
+def finished_cache(store: Store, identity: dict[str, Any]) -> Manifest | None:
+    """Return the manifest of a complete cache of this identity, as far as it is known beforehand.
+
+    A damaged manifest counts as none: it is written again.
+
+    Raises:
+        CacheError: the folder holds a cache, or the start of one, of another identity.
+    """
+    manifest = None
+    if store.exists(MANIFEST):
+        with suppress(CacheError):
+            manifest = read_manifest(store)
+    begun = as_begun(identity)
+    found = as_begun(manifest.identity) if manifest is not None else begun_identity(store)
+    if found is not None and found != begun:
+        raise another_identity(store, describe_difference(found, begun))
+    return manifest
 
 
 def another_identity(store: Store, difference: str) -> CacheError:

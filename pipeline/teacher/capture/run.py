@@ -1,25 +1,28 @@
-"""The capture from beginning to end: what is there, what is missing, the manifest of all."""
+"""The capture from beginning to end: what is missing, by all workers; the manifest, by one."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 
-from pipeline.cache.io.writer import finalize
-from pipeline.cache.layout.manifest import MANIFEST, SPLITS, Manifest
-from pipeline.cache.layout.quarantine import QUARANTINE, clear_quarantine, read_quarantine
+from pipeline.cache.io.finalize import ShardsMissing, finalize
+from pipeline.cache.layout.manifest import Manifest, read_manifest
+from pipeline.cache.layout.names import MANIFEST, RECORDS, SPLITS, shard_label
+from pipeline.cache.layout.quarantine import QUARANTINE, QuarantinedRow, read_quarantine
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError
 from pipeline.models.tokenizer import tokenizer_files
 from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import settle_plan
-from pipeline.teacher.capture.survey import Survey, readable_manifest, survey
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.worker import CaptureWorker
-from pipeline.teacher.fleet.leases import LEASES, LeaseBoard
+from pipeline.teacher.fleet.leases import LEASES, Lease, LeaseBoard
 from pipeline.teacher.fleet.processes import worker_name
+from pipeline.teacher.fleet.queue import leased_work
 from pipeline.teacher.sparsify.stopwatch import SPARSIFIER
 
 __all__ = ["fill_cache"]
@@ -28,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _ROUNDS = 3
 _FOLDERS = (
-    "", "_meta", "_meta/shards", "_meta/tokenizer", LEASES, QUARANTINE,
+    "", "_meta", RECORDS, "_meta/tokenizer", LEASES, QUARANTINE,
     *(f"data/{split}" for split in SPLITS),
 )  # fmt: skip
 
@@ -40,15 +43,22 @@ def fill_cache(
     command: str,
     resolved_config: str,
     progress_every_s: float,
-    retry_quarantined: bool = False,
     shares: Shares | None = None,
+    wait_for_more: Callable[[float], None] = time.sleep,
 ) -> Manifest:
     """Capture what is missing of the cache and return its manifest.
 
     Rows that the teacher cannot answer are quarantined (`cache/layout/quarantine.py`); the cache is
-    complete without them, and they are tried again only when `retry_quarantined` asks for it. A run
-    over a complete cache compares every checksum, captures damaged shards again to the same bytes,
-    and loads no teacher when nothing is missing.
+    complete without them. Every worker captures; one of them writes the manifest, the others wait.
+
+    Args:
+        task: what is captured; its shards may still become known.
+        store: the cache's root.
+        command: the command line, for the card.
+        resolved_config: the whole configuration, kept beside the cache.
+        progress_every_s: seconds between lines of progress.
+        shares: the worker's account.
+        wait_for_more: waits for shards to become known, at most so many seconds.
 
     Raises:
         CacheError: the store holds another identity's cache.
@@ -56,80 +66,125 @@ def fill_cache(
     """
     shares = shares or Shares()
     shares.inside("teacher", "sparsifier", SPARSIFIER.seconds)
-    shares.level(planned_tokens=task.plan.num_tokens)
-    settle_plan(store, task.plan, task.identity)
-    if retry_quarantined:
-        _log.info("%d quarantined rows are tried again", clear_quarantine(store))
-    complete = readable_manifest(store)
-    found = survey(task.plan, store, check_bytes=complete is not None)
-    if not found.missing_tokens and complete is not None:
-        _log.info("cache %s is complete, all checksums right", store.url)
-        return complete
-    if complete is not None:
-        # While shards are captured again the cache must not call itself complete.
-        store.delete(MANIFEST)
-    store.write("_meta/config.yaml", resolved_config.encode())
-    files = tokenizer_files(task.teacher.tokenizer)
-    for name, data in files.items():
-        store.write(f"_meta/tokenizer/{name}", data)
-    found = _capture_missing(task, found, store, shares, progress_every_s)
-    return _finish(task, found, store, command=command, tokenizer_files=files)
-
-
-def _capture_missing(
-    task: CaptureTask, found: Survey, store: Store, shares: Shares, progress_every_s: float
-) -> Survey:
-    """Work until every shard has its record; return what is there then."""
+    settle_plan(store, task.identity)
     board = LeaseBoard(store, worker_name(), task.settings.lease_s)
     progress = Progress(
-        task.plan.num_tokens,
+        task.source.projected().tokens,
         unit="tokens",
         description="cache-teacher",
         every_s=progress_every_s,
-        initial=task.plan.num_tokens - found.missing_tokens,
     )
-    worker = CaptureWorker(task, board, progress, shares, bytes_per_token=found.bytes_per_token)
-    with progress, board.beating(), worker:
+    finisher = _Finisher(task, store, command, resolved_config)
+    with progress, board.beating():
         # A worker that was overtaken may write a recorded shard once more at this moment, and a
         # store may cut that write short: the shard is then captured again, like any damaged one.
-        for _ in range(_ROUNDS):
-            worker.run()
-            found = survey(task.plan, store, check_bytes=False)
-            if not found.missing_tokens:
-                break
-    board.sweep()
-    if found.missing_tokens:
-        raise CacheError(
-            f"{store.url}: a shard disappeared while the cache was made",
-            do="run the same command again; it computes only what is missing",
+        for rounds_left in reversed(range(_ROUNDS)):
+            with CaptureWorker(
+                task, board, progress, shares, wait_for_more=wait_for_more
+            ) as worker:
+                worker.run()
+            try:
+                return _finish(finisher, board, shares)
+            except ShardsMissing:
+                if not rounds_left:
+                    raise
+    raise AssertionError  # the last round returns or raises
+
+
+def _finish(finisher: _Finisher, board: LeaseBoard, shares: Shares) -> Manifest:
+    """Write the manifest, or wait for the worker that does."""
+    for _, lease in leased_work(finisher, board, shares=shares):
+        try:
+            finisher.finish(board, lease)
+        except CacheError:
+            board.give_up(lease)
+            raise
+        board.done(lease)
+    return read_manifest(board.store)
+
+
+@dataclass(slots=True)
+class _Finisher:
+    """The last piece of work: the manifest. It is itself the pool of that one piece."""
+
+    task: CaptureTask
+    store: Store
+    command: str
+    resolved_config: str
+
+    @property
+    def name(self) -> str:
+        """What its lease is called."""
+        return "manifest"
+
+    @property
+    def total(self) -> int:
+        """The shards: they are all there."""
+        return len(self.task.source.shards)
+
+    @property
+    def is_complete(self) -> bool:
+        """No further pieces come."""
+        return True
+
+    def is_done(self, store: Store) -> bool:
+        """Return whether there is a manifest."""
+        return store.exists(MANIFEST)
+
+    def missing(self) -> list[_Finisher]:
+        """Return itself while there is none."""
+        return [] if self.is_done(self.store) else [self]
+
+    def finish(self, board: LeaseBoard, lease: Lease) -> None:
+        """Remove what killed workers left; write the files of the whole cache, the manifest last.
+
+        Raises:
+            ShardsMissing: shards lack a file of the recorded size; they are unrecorded now.
+            CacheError: rows of the corpus are in no shard.
+        """
+        task, store = self.task, self.store
+        board.sweep(keep=lease)
+        leftovers = store.remove_partials(_FOLDERS)
+        if leftovers:
+            _log.info("%d unfinished files of killed workers removed", leftovers)
+        store.write("_meta/config.yaml", self.resolved_config.encode())
+        files = tokenizer_files(task.teacher.tokenizer)
+        for name, data in files.items():
+            store.write(f"_meta/tokenizer/{name}", data)
+        quarantined = read_quarantine(store)
+        counts: dict[str, int] = asdict(task.source.counts())
+        if quarantined:  # no member where there is none: a retry that succeeds leaves no trace
+            counts["rows_quarantined"] = sum(map(len, quarantined.values()))
+        planned = _counts(task)
+        finalize(
+            store,
+            planned,
+            identity=task.identity,
+            spec=task.spec,
+            temperatures=task.scheme.temperatures,
+            corpus_counts=counts,
+            tokenizer_files=sorted(files),
+            command=self.command,
+            accept=_acceptance(task, quarantined),
         )
-    return found
 
 
-def _finish(
-    task: CaptureTask,
-    found: Survey,
-    store: Store,
-    *,
-    command: str,
-    tokenizer_files: Collection[str],
-) -> Manifest:
-    """Write the manifest and remove what killed workers left."""
-    counts: dict[str, int] = asdict(task.corpus.counts)
-    quarantined = sum(map(len, read_quarantine(store).values()))
-    if quarantined:  # no member where there is none: a retry that succeeds leaves no trace
-        counts["rows_quarantined"] = quarantined
-    manifest = finalize(
-        store,
-        found.records,
-        identity=task.identity,
-        spec=task.spec,
-        temperatures=task.scheme.temperatures,
-        corpus_counts=counts,
-        tokenizer_files=sorted(tokenizer_files),
-        command=command,
-    )
-    leftovers = store.remove_partials(_FOLDERS)
-    if leftovers:
-        _log.info("%d unfinished files of killed workers removed", leftovers)
-    return manifest
+def _counts(task: CaptureTask) -> dict[str, int]:
+    """Return the shards of each split that has any."""
+    splits = [shard.split for shard in task.source.shards]
+    return {split: splits.count(split) for split in SPLITS if split in splits}
+
+
+def _acceptance(
+    task: CaptureTask, quarantined: Mapping[str, Collection[QuarantinedRow]]
+) -> Callable[[ShardRecord], bool]:
+    """Return whether a record is of the planned shard, without the rows that its list names."""
+    sources = {shard.key: shard.source.source_xxh3_128 for shard in task.source.shards}
+
+    def accept(record: ShardRecord) -> bool:
+        lacking = len(quarantined.get(shard_label(*record.key), ()))
+        return (
+            record.source_xxh3_128 == sources.get(record.key) and record.rows_quarantined == lacking
+        )
+
+    return accept

@@ -9,7 +9,7 @@ from pipeline.cache.codec.spec import CodecSpec
 from pipeline.config import fingerprint
 from pipeline.corpus.corpus import Corpus
 from pipeline.teacher.capture.identity import cache_identity
-from pipeline.teacher.capture.plan import WorkPlan, cut_shards
+from pipeline.teacher.capture.source import ShardSource, TableShards
 from pipeline.teacher.engines.base import Engine, Teacher
 from pipeline.teacher.engines.registry import open_engine
 from pipeline.teacher.settings import CaptureSettings
@@ -25,8 +25,7 @@ class CaptureTask:
 
     teacher: Teacher
     settings: CaptureSettings
-    corpus: Corpus
-    plan: WorkPlan
+    source: ShardSource
     scheme: SparseScheme
     spec: CodecSpec
     identity: dict[str, Any]
@@ -40,8 +39,7 @@ class CaptureTask:
         """Return the task over another corpus: the one with the responses that were written."""
         return replace(
             self,
-            corpus=corpus,
-            plan=cut_shards(corpus.samples, shard_tokens=self.settings.shard_tokens),
+            source=TableShards(corpus, self.settings.shard_tokens),
             identity={**self.identity, "corpus": corpus.identity},
         )
 
@@ -66,20 +64,21 @@ class CaptureTask:
         )
 
 
-def capture_task(teacher: Teacher, settings: CaptureSettings, corpus: Corpus) -> CaptureTask:
-    """Return the task of capturing a corpus by these settings."""
+def capture_task(
+    teacher: Teacher, settings: CaptureSettings, corpus: dict[str, Any], source: ShardSource
+) -> CaptureTask:
+    """Return the task of capturing a corpus, of which the identity is known, by these settings."""
     scheme = capture_scheme(settings)
     spec = CodecSpec(teacher.vocab_size, scheme.rule, scheme.quantisation)
     identity = cache_identity(
         teacher=teacher.model,
         engine=teacher.info,
         tokenizer=teacher.tokenizer,
-        corpus_identity=corpus.identity,
+        corpus_identity=corpus,
         scheme=scheme,
         spec=spec,
         shard_tokens=settings.shard_tokens,
         batch_tokens=teacher.settings.batch_tokens,
         head_rows=settings.head_rows,
     )
-    plan = cut_shards(corpus.samples, shard_tokens=settings.shard_tokens)
-    return CaptureTask(teacher, settings, corpus, plan, scheme, spec, identity)
+    return CaptureTask(teacher, settings, source, scheme, spec, identity)

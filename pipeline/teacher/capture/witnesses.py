@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from pipeline.cache.layout.names import RECORDS
+from pipeline.cache.layout.recorded import Recorded
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import PlannedShard
+from pipeline.teacher.capture.source import ShardSource
 from pipeline.teacher.engines.base import CaptureRequest
 
 __all__ = ["Witnesses"]
@@ -17,10 +18,10 @@ _ROWS = 3
 class Witnesses:
     """Picks rows besides those of the shard that is being captured."""
 
-    def __init__(self, store: Store, shards: Sequence[PlannedShard]) -> None:
+    def __init__(self, store: Store, source: ShardSource) -> None:
         """Keep the parts; nothing is read before it is asked for."""
         self._store = store
-        self._shards = shards
+        self._source = source
         self.current: PlannedShard | None = None
 
     def any_rows(self) -> list[CaptureRequest]:
@@ -32,11 +33,11 @@ class Witnesses:
         return self._rows(finished=True)
 
     def _rows(self, *, finished: bool) -> list[CaptureRequest]:
-        recorded = set(self._store.list("_meta/shards"))
+        recorded = Recorded(self._store.list(RECORDS))
         shards = [
             shard
-            for shard in self._shards
-            if shard is not self.current and (shard.file_name in recorded) == finished
+            for shard in self._source.shards
+            if shard is not self.current and (shard.key in recorded) == finished
         ]
         rows = [request for shard in shards[:_SHARDS] for request in shard.requests()]
         return sorted(rows, key=lambda request: request.input_ids_L.size)[:_ROWS]

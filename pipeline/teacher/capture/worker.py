@@ -17,6 +17,7 @@ from pipeline.progress import Progress
 from pipeline.teacher.capture.agreement import QuarantineLists
 from pipeline.teacher.capture.encode import encode_columns
 from pipeline.teacher.capture.plan import PlannedShard
+from pipeline.teacher.capture.pool import ShardPool
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.witnesses import Witnesses
 from pipeline.teacher.engines.base import Engine
@@ -49,7 +50,7 @@ class CaptureWorker:
         progress: Progress,
         shares: Shares,
         *,
-        bytes_per_token: float = 0.0,
+        wait_for_more: Callable[[float], None] = time.sleep,
     ) -> None:
         """Keep the parts; use as a context manager.
 
@@ -58,21 +59,23 @@ class CaptureWorker:
             board: this worker's leases.
             progress: advances by tokens.
             shares: the worker's account of time and counts.
-            bytes_per_token: a shard's size on the store by its tokens, where known, else 0.
+            wait_for_more: waits for shards to become known, at most so many seconds.
         """
         self._task = task
         self._board = board
         self._store = board.store
         self._progress = progress
         self._shares = shares
-        self._bytes_per_token = bytes_per_token
+        self._wait_for_more = wait_for_more
+        self._bytes_per_token = 0.0
+        """A shard's size on the store by its tokens, where known, else 0."""
         self._tries = task.settings.tries
         self._lists = QuarantineLists(
             board.store,
-            planned_rows=task.plan.num_rows,
+            planned_rows=lambda: task.source.projected().samples,
             max_fraction=task.settings.max_quarantined_fraction,
         )
-        self._witnesses = Witnesses(board.store, task.plan.shards)
+        self._witnesses = Witnesses(board.store, task.source)
         self._engine: Engine | None = None
         self._guarded: GuardedEngine | None = None
         self._writer = Behind("cache-writer")
@@ -103,15 +106,17 @@ class CaptureWorker:
             ModelError: the engine answers for no row, or too many rows of the plan fail.
             StoreError: the disk has no room for a shard, or writing one failed.
         """
-        shards = leased_work(
-            self._task.plan.shards,
-            "_meta/shards",
+        pool = ShardPool(self._task.source, self._board, self._progress, self._shares)
+        works = leased_work(
+            pool,
             self._board,
             shares=self._shares,
             before_waiting=self.flush,
             wait=wait,
+            wait_for_more=self._wait_preparing,
         )
-        for shard, lease in shards:
+        for shard, lease in works:
+            self._bytes_per_token = max(self._bytes_per_token, pool.bytes_per_token)
             self.make(shard, lease)
         self.flush()
 
@@ -122,6 +127,10 @@ class CaptureWorker:
         # At most one shard waits: a slow store holds the teacher back instead of filling memory.
         self.flush()
         self._writer.start(partial(self._write, shard, lease, answered))
+
+    def _wait_preparing(self, seconds: float) -> None:
+        with self._shares.spent("preparing"):
+            self._wait_for_more(seconds)
 
     def flush(self) -> bool:
         """Wait until the shard in the writer's hands is committed; return whether there was one.

@@ -46,11 +46,12 @@ class Lease:
     """`train-00000`."""
     attempt: int
     """0 for the first worker, 1 after one take-over, ..."""
+    folder: str = LEASES
 
     @property
     def path(self) -> str:
         """The lease's file."""
-        return f"{LEASES}/{self.shard}.{self.attempt}.json"
+        return f"{self.folder}/{self.shard}.{self.attempt}.json"
 
 
 def marker_name(shard: str) -> str:
@@ -76,6 +77,8 @@ class LeaseBoard:
     lease_s: float
     clock: Callable[[], float] = time.monotonic
     is_dead: Callable[[dict[str, Any]], bool] = has_died_here
+    folder: str = LEASES
+    """Where the leases are."""
     _held: dict[Lease, int] = field(default_factory=dict)
     _watched: dict[str, _Watched] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -83,7 +86,7 @@ class LeaseBoard:
     def attempts(self) -> dict[str, int]:
         """Return the newest attempt of each leased shard, by one listing."""
         newest: dict[str, int] = {}
-        for name in self.store.list(LEASES):
+        for name in self.store.list(self.folder):
             shard, number, *rest = name.rsplit(".", 2)
             if rest == ["json"] and number.isdigit():
                 newest[shard] = max(newest.get(shard, 0), int(number))
@@ -101,11 +104,11 @@ class LeaseBoard:
         """
         attempt = 0
         if newest is not None:
-            current = Lease(shard, newest)
+            current = Lease(shard, newest, self.folder)
             if not self._is_free(current):
                 return None
             attempt = newest + 1
-        lease = Lease(shard, attempt)
+        lease = Lease(shard, attempt, self.folder)
         content = self._content(beat=0, state="working")
         # Not synced: a power cut ends its owner as well, and costs what the lease would save.
         if not self.store.create(lease.path, content, sync=False):
@@ -119,7 +122,9 @@ class LeaseBoard:
         count = 0
         for attempt in range(lease.attempt):
             try:
-                state = _parse(self.store.read(Lease(lease.shard, attempt).path)).get("state")
+                state = _parse(self.store.read(Lease(lease.shard, attempt, self.folder).path)).get(
+                    "state"
+                )
             except FileNotFoundError:
                 continue
             count += state != _GIVEN_UP
@@ -156,7 +161,7 @@ class LeaseBoard:
         with self._lock:
             self._held.pop(lease, None)
         for attempt in range(lease.attempt + 1):
-            self.store.delete(Lease(lease.shard, attempt).path)
+            self.store.delete(Lease(lease.shard, attempt, self.folder).path)
         if lease.attempt:
             self.store.delete(marker_name(lease.shard))
 
@@ -178,10 +183,12 @@ class LeaseBoard:
         thread.start()
         thread.join(_PARTING_S)
 
-    def sweep(self) -> None:
-        """Remove what dead workers left, once every shard has its record."""
-        for name in self.store.list(LEASES):
-            self.store.delete(f"{LEASES}/{name}")
+    def sweep(self, keep: Lease | None = None) -> None:
+        """Remove what dead workers left, once every shard has its record; but not `keep`."""
+        kept = None if keep is None else keep.path
+        for name in self.store.list(self.folder):
+            if f"{self.folder}/{name}" != kept:
+                self.store.delete(f"{self.folder}/{name}")
 
     def beating(self) -> _Heart:
         """Return a context in which a thread keeps the held leases alive."""

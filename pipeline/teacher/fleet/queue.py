@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 from pipeline.observe.shares import Shares
@@ -17,7 +17,7 @@ from pipeline.storage import Store
 from pipeline.teacher.fleet.leases import Lease, LeaseBoard
 from pipeline.teacher.fleet.signals import stop_if_asked
 
-__all__ = ["Work", "leased_work"]
+__all__ = ["Work", "WorkPool", "leased_work"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +26,10 @@ _LISTING_GOOD_FOR = 100
 _DOUBTS = 2
 """Or until so many pieces in it turned out to be another worker's, which costs as much as a
 listing (thousands of tiny shards, many workers)."""
+_AHEAD = 16
+"""Free pieces to choose from beside as many as others hold, where their order matters: two workers
+seldom meet, and what comes first is done first."""
+_SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 
 
 class Work(Protocol):
@@ -36,52 +40,74 @@ class Work(Protocol):
         """What its lease is called."""
         ...
 
-    @property
-    def file_name(self) -> str:
-        """The file that says that it is done, in the folder of all such files."""
-        ...
-
     def is_done(self, store: Store) -> bool:
-        """Return whether it is, by a look at its file alone."""
+        """Return whether it is, by a look at its file alone: one request."""
         ...
 
 
 W = TypeVar("W", bound=Work)
 
 
+class WorkPool(Protocol[W]):
+    """The pieces of work that are known, and which of them are done."""
+
+    def missing(self) -> list[W]:
+        """Look at the store, and return the known pieces that are not done, in their order."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """How many pieces are known."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no further pieces come."""
+        ...
+
+
 def leased_work(
-    works: Sequence[W],
-    folder: str,
+    pool: WorkPool[W],
     board: LeaseBoard,
     *,
     shares: Shares,
+    in_order: bool = False,
     before_waiting: Callable[[], bool] = lambda: False,
     wait: Callable[[float], None] = time.sleep,
+    wait_for_more: Callable[[float], None] = time.sleep,
 ) -> Iterator[tuple[W, Lease]]:
     """Yield pieces of work with their leases until all are done, whoever did them.
 
     The caller gives each lease back; a piece that is not done then is yielded again.
 
     Args:
-        works: all pieces.
-        folder: where the files lie that say what is done.
+        pool: all pieces.
         board: this worker's leases.
         shares: the account of the time that leases take.
+        in_order: take one of the first free pieces, of about as many as are being worked on; else
+            any.
         before_waiting: finishes what the caller has still in its hands, when others are waited
             for; returns whether there was any.
-        wait: sleeps.
+        wait: sleeps while others work on all that is left.
+        wait_for_more: sleeps while no further piece is known.
     """
-    store = board.store
     draw = random.Random(board.worker)
+    pause = _SHORTEST_WAIT_S
     while True:
         stop_if_asked()
         started = time.monotonic()
         with shares.spent("leases"):
-            done = set(store.list(folder))
-        missing = [work for work in works if work.file_name not in done]
-        shares.level(planned_shards=len(works), recorded_shards=len(works) - len(missing))
+            is_complete = pool.is_complete
+            missing = pool.missing()
+        shares.level(planned_shards=pool.total, recorded_shards=pool.total - len(missing))
         if not missing:
-            return
+            if is_complete:
+                return
+            if not before_waiting():
+                wait_for_more(pause)
+                pause = min(2 * pause, _LONGEST_WAIT_S)
+            continue
+        pause = _SHORTEST_WAIT_S
         with shares.spent("leases"):
             newest = board.attempts()
         listed = time.monotonic()
@@ -89,8 +115,9 @@ def leased_work(
         if free:
             good_until = listed + _LISTING_GOOD_FOR * (listed - started)
             doubts = 0
+            window = len(missing) - len(free) + _AHEAD if in_order else len(free)
             while free and doubts < _DOUBTS:
-                work = free.pop(draw.randrange(len(free)))
+                work = free.pop(draw.randrange(min(len(free), window)))
                 lease = _try_lease(work, None, board, shares)
                 if lease is None:
                     doubts += 1
@@ -108,7 +135,7 @@ def leased_work(
                 yield work, lease
                 break
         else:
-            _log.debug("%d shards are in other workers' hands", len(missing))
+            _log.debug("%d pieces are in other workers' hands", len(missing))
             wait(min(5.0, board.lease_s / 10))
 
 

@@ -18,7 +18,7 @@ from pipeline.cache.layout.embedded_checksum import (
     has_valid_checksum,
     with_checksum,
 )
-from pipeline.cache.layout.manifest import RESPONSES
+from pipeline.cache.layout.names import RESPONSES
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.teacher.generation.base import Written
 

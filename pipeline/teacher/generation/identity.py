@@ -6,7 +6,8 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from pipeline.cache.layout.manifest import RESPONSES, describe_difference
+from pipeline.cache.layout.manifest import describe_difference
+from pipeline.cache.layout.names import RESPONSES
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store

@@ -134,7 +134,8 @@ class ResponsePlan:
             }
         }
         tokens = sum(int(ids_N.size) for ids_N in responses_RN)
-        return Corpus(SampleTable.of(samples), self._counts(samples, tokens), identity)
+        counts = self._counts(samples, tokens)
+        return Corpus(SampleTable.of(samples), counts, identity, content.hexdigest())
 
     def upper_bound(self) -> Corpus:
         """Return a corpus in which every response runs to its limit: for estimates only."""

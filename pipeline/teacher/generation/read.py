@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.cache.layout.manifest import RESPONSES
+from pipeline.cache.layout.names import RESPONSES
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.config import fingerprint
 from pipeline.corpus.corpus import Corpus

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from pipeline.cache.layout.manifest import RESPONSES
+from pipeline.cache.layout.names import RESPONSES
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.config import fingerprint
 from pipeline.errors import ModelError
@@ -72,6 +72,29 @@ def write_responses(task: WritingTask, *, store: Store, progress_every_s: float)
     return to_responses(files, task, store)
 
 
+class _ResponsePool:
+    """The shards of responses; all are known."""
+
+    def __init__(self, shards: Sequence[ResponseShard], store: Store) -> None:
+        self._shards = shards
+        self._store = store
+
+    def missing(self) -> list[ResponseShard]:
+        """Return the shards without a file, by one listing."""
+        done = set(self._store.list(RESPONSES))
+        return [shard for shard in self._shards if shard.file_name not in done]
+
+    @property
+    def total(self) -> int:
+        """All."""
+        return len(self._shards)
+
+    @property
+    def is_complete(self) -> bool:
+        """No further shards come."""
+        return True
+
+
 class _Writer:
     """Writes one shard after the other; the generator is opened at the first."""
 
@@ -92,8 +115,8 @@ class _Writer:
 
     def run(self) -> None:
         """Lease and write shards until every file is there, whoever wrote it."""
-        shards = self._task.plan.shards()
-        for shard, lease in leased_work(shards, RESPONSES, self._board, shares=Shares()):
+        pool = _ResponsePool(self._task.plan.shards(), self._store)
+        for shard, lease in leased_work(pool, self._board, shares=Shares()):
             requests = self._task.plan.requests(shard.prompts)
             written = self._write(shard, requests)
             self._check_vocabulary(requests, written)

@@ -10,6 +10,7 @@ places.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from pipeline.sampling.inclusion import MOST_INCLUSION, InclusionRule
 from pipeline.sampling.quantisation import Quantisation
+from pipeline.teacher.sparsify.blocks import for_each_block
 from pipeline.teacher.sparsify.stopwatch import SPARSIFIER
 
 if TYPE_CHECKING:
@@ -116,21 +118,31 @@ def sparsify(
     import torch
 
     rows, vocab = logits_RV.shape
-    block = max(rows, 1)
-    if logits_RV.device.type == "cpu":
-        block = max(2, _CPU_BLOCK_BYTES // (4 * vocab))
+    device = logits_RV.device
     if noise_R is None:
         noise_R = torch.zeros_like(label_R)
+    columns_RC = logits_RV.new_empty((rows, scheme.num_columns), dtype=torch.float32)
     if not rows:
-        return logits_RV.new_zeros((0, scheme.num_columns), dtype=torch.float32)
-    # Written again for each block: new memory of this size costs more than the arithmetic.
-    with SPARSIFIER.running(logits_RV.device):
-        work = _Work(min(block, max(rows, 2)), vocab, logits_RV.device)
-        parts = []
-        for start in range(0, rows, block):
+        return columns_RC
+    # The block's size is fixed, so that no row's bits depend on the number of threads.
+    block = max(2, _CPU_BLOCK_BYTES // (4 * vocab)) if device.type == "cpu" else max(rows, 2)
+
+    def open_worker() -> Callable[[int], None]:
+        # Written again for each block: new memory of this size costs more than the arithmetic.
+        work = _Work(min(block, max(rows, 2)), vocab, device)
+
+        def run(start: int) -> None:
             some = slice(start, start + block)
-            parts.append(_block(logits_RV[some], label_R[some], scheme, noise_R[some], work))
-        return torch.cat(parts)
+            columns_RC[some] = _block(logits_RV[some], label_R[some], scheme, noise_R[some], work)
+
+        return run
+
+    with SPARSIFIER.running(device):
+        if device.type == "cpu":
+            for_each_block(range(0, rows, block), open_worker)
+        else:
+            open_worker()(0)
+    return columns_RC
 
 
 class _Work:

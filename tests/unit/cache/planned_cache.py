@@ -5,10 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
-from pipeline.cache.layout.manifest import PLAN
+from pipeline.cache.layout.names import (
+    PLAN,
+    RECORDS,
+    parse_segment,
+    record_name,
+    segment_name,
+    shard_name,
+)
+from pipeline.cache.layout.records import decode_segment, encode_record
 from pipeline.config import fingerprint
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import SIZES, sample_identity, sample_rows, write_cache
+
+SEGMENT = segment_name("train", 0, 1)
+"""The records of the training shards of `write_cache`."""
 
 
 def sample_plan() -> Plan:
@@ -28,6 +39,24 @@ def write_planned_cache(url: str) -> None:
     store = Store(url)
     store.write(PLAN, encode_plan(sample_plan()))
     store.write("_meta/config.yaml", b"teacher: {}\n")
+
+
+def lose(folder: Path, *shards: tuple[str, int]) -> None:
+    """Make an unfinished cache of a complete one, without these shards and with single records."""
+    store = Store(str(folder))
+    for file in store.list(RECORDS):
+        name = parse_segment(file)
+        assert name is not None
+        records = decode_segment(store.read(name.path), name)
+        assert records is not None
+        store.delete(name.path)
+        for record in records:
+            store.write(record_name(*record.key), encode_record(record))
+    for name in ("_meta/manifest.json", "README.md"):
+        store.delete(name)
+    for key in shards:
+        store.delete(shard_name(*key))
+        store.delete(record_name(*key))
 
 
 def flip(file: Path, at: int, bit: int = 0) -> None:

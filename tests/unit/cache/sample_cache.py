@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from numpy.typing import NDArray
 from pipeline.cache.codec.arrow import coded_table, quantised
 from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.io.finalize import finalize
 from pipeline.cache.io.reader import Cache
-from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
-from pipeline.cache.layout.manifest import Manifest, ShardRecord
+from pipeline.cache.io.writer import commit_shard, encode_shard
+from pipeline.cache.layout.embedded_checksum import checksum
+from pipeline.cache.layout.manifest import Manifest, segment_of
+from pipeline.cache.layout.records import ShardRecord, encode_segment
 from pipeline.cache.layout.schema import check_rows, footer
 from pipeline.config import fingerprint
 from pipeline.storage import Store
@@ -120,7 +125,7 @@ def finish(store: Store, records: Sequence[ShardRecord], identity: dict[str, Any
     store.write("_meta/tokenizer/tokenizer.json", b'{"model": {"vocab": {"a": 0, "b": 1}}}')
     return finalize(
         store,
-        records,
+        Counter(record.split for record in records),
         identity=identity,
         spec=SPEC,
         temperatures=TEMPERATURES,
@@ -148,6 +153,16 @@ def read_all(cache: Cache) -> list[Any]:
         for shard, rows in enumerate(cache.source(split).shard_rows())
         for row in cache.source(split).read_rows(shard, range(rows))
     ]
+
+
+def forge(folder: Path, record: ShardRecord) -> None:
+    """Replace the record of train/00001 in its segment and in the manifest."""
+    first, _ = sample_shard("train", 0, 5)
+    raw = encode_segment([first, record])
+    entry = segment_of([first, record], size=len(raw), xxh3_128=checksum(raw))
+    (folder / entry.path).write_bytes(raw)
+    manifest = json.loads((folder / "_meta/manifest.json").read_text())
+    rewrite_manifest(folder, segments=[asdict(entry), manifest["segments"][1]])
 
 
 def rewrite_manifest(folder: Path, **changes: Any) -> None:

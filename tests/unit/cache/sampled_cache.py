@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
-from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.io.finalize import finalize
+from pipeline.cache.io.writer import commit_shard, encode_shard
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.config import fingerprint
 from pipeline.sampling.inclusion import InclusionRule
@@ -103,7 +105,7 @@ def write_sampled_cache(url: str, rule: InclusionRule = RULES[1]) -> Manifest:
         "name": "threshold", "temperatures": list(GRID), "taus": list(rule.taus)
     }  # fmt: skip
     identity = sample_identity(scheme=scheme, codec=spec.to_json())
-    store, records = Store(url), []
+    store = Store(url)
     for split, index, number in SIZES:
         rows, tails = sampled_rows(number, 100 * (split == "heldout") + index, rule)
         record, data = encode_shard(
@@ -111,9 +113,9 @@ def write_sampled_cache(url: str, rule: InclusionRule = RULES[1]) -> Manifest:
             identity_digest=fingerprint(identity), tails=tails,
         )  # fmt: skip
         commit_shard(store, record, data)
-        records.append(record)
     store.write("_meta/tokenizer/tokenizer.json", b'{"model": {"vocab": {"a": 0, "b": 1}}}')
     return finalize(
-        store, records, identity=identity, spec=spec, temperatures=GRID,
+        store, Counter(split for split, _, _ in SIZES),
+        identity=identity, spec=spec, temperatures=GRID,
         corpus_counts={"rows": 10}, tokenizer_files=["tokenizer.json"], command="made by a test",
     )  # fmt: skip

@@ -24,7 +24,7 @@ COMMANDS = ["inspect", "verify", "stats", "repair", "slice", "merge", "export"]
         ("zzz C", "'zzz' is not a command; expected one of inspect"),
         ("verify", "the following arguments are required: URL"),
         ("--json", "required: COMMAND"),
-        ("verify C --quik", "verify: --quik: unknown flag; did you mean --quick?"),
+        ("verify C --chekc size", "verify: --chekc: unknown flag; did you mean --check?"),
         ("verify C --work 3", "--work: unknown flag; did you mean --workers?"),  # no abbreviations
         ("verify C D", "'D' is one address too many"),
         (

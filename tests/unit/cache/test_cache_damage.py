@@ -16,12 +16,15 @@ import pytest
 from pipeline.cache.__main__ import main as cache_command
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, intact_record
-from pipeline.cache.layout.manifest import ShardRecord, record_name
+from pipeline.cache.layout.embedded_checksum import checksum
+from pipeline.cache.layout.names import record_name
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError, ConfigError, run_command
 from pipeline.storage import Store
+from tests.unit.cache.planned_cache import SEGMENT, lose
 from tests.unit.cache.sample_cache import (
     SHARD,
-    finish,
+    forge,
     read_all,
     rewrite_manifest,
     sample_identity,
@@ -65,9 +68,8 @@ SECTIONS: list[tuple[str, str, Callable[[Path], int]]] = [
     ("parquet footer", SHARD, _footer_at),
     ("parquet end", SHARD, _last),
     ("held-out shard", "data/heldout/00000.parquet", _middle),
-    ("shard record", record_name("train", 1), _middle),
+    ("records", SEGMENT, _middle),
     ("manifest", "_meta/manifest.json", _middle),
-    ("rows.bin", "_meta/rows.bin", _middle),
     ("tokenizer", "_meta/tokenizer/tokenizer.json", _middle),
 ]
 
@@ -85,13 +87,13 @@ def test_a_flipped_bit_is_found_wherever_it_is(
     assert name in out + err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    if name.endswith(".parquet"):
+    if name.startswith("data/"):
         cache = open_cache(url)  # opening is cheap and reads no shard
         with pytest.raises(CacheError, match=f"{name}: shard damaged: checksum"):
             read_all(cache)
-    elif "manifest" in name or "rows" in name:
+    elif "manifest" in name or "shards" in name:
         with pytest.raises(CacheError, match=name):
-            open_cache(url)
+            open_cache(url).source("train")
 
 
 def test_no_single_bit_of_the_manifest_passes(cache_dir: Path) -> None:
@@ -151,23 +153,37 @@ def test_missing_shard_and_missing_files(cache_dir: Path) -> None:
     (cache_dir / "_meta/tokenizer/tokenizer.json").unlink()
     with pytest.raises(CacheError, match=r"tokenizer.json: missing or damaged"):
         open_cache(str(cache_dir)).tokenizer_files()
-    (cache_dir / "_meta/rows.bin").unlink()
-    with pytest.raises(CacheError, match=r"rows.bin: missing or damaged"):
-        open_cache(str(cache_dir))
+    (cache_dir / SEGMENT).unlink()
+    with pytest.raises(
+        CacheError, match=rf"{SEGMENT}: records missing or damaged: missing.*repair"
+    ):
+        open_cache(str(cache_dir)).source("train")
 
 
-def test_rows_index_that_disagrees_is_refused(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "cache"))
-    record, data = sample_shard("train", 0, 5)
-    commit_shard(store, record, data)
-    finish(store, [replace(record, row_tokens=(1,), row_loss_tokens=(1,))], sample_identity())
-    with pytest.raises(CacheError, match=r"rows.bin: 8 bytes for 5 rows"):
-        open_cache(store.url)
+def test_records_that_disagree_with_the_manifest_are_refused(cache_dir: Path) -> None:
+    record, _ = sample_shard("train", 1, 3)
+    whole = (cache_dir / "_meta/manifest.json").read_text()
+    for changed, says in (
+        ({"row_tokens": [1, 1, 1]}, "its row_tokens are not those of its records"),
+        ({"row_loss_tokens": list(record.row_loss_tokens)[:-1]}, "its row_loss_tokens are not"),
+    ):
+        forge(cache_dir, replace(record, **changed))
+        with pytest.raises(CacheError, match=says):
+            open_cache(str(cache_dir)).source("train")
+    # The manifest of other sums, with the right checksum: only a writer could have made it.
+    (cache_dir / "_meta/manifest.json").write_text(whole)
+    forge(cache_dir, record)
+    entries = json.loads((cache_dir / "_meta/manifest.json").read_text())["segments"]
+    entries[0]["tokens"] += 1
+    rewrite_manifest(cache_dir, segments=entries)
+    with pytest.raises(CacheError, match=r"[0-9]+ tokens, the manifest says [0-9]+"):
+        open_cache(str(cache_dir)).source("train")
 
 
 def test_intact_record_is_none_where_a_shard_has_to_be_made_again(cache_dir: Path) -> None:
     store = Store(str(cache_dir))
     record, data = sample_shard("train", 1, 3)
+    lose(cache_dir)
     file, note = cache_dir / record.path, cache_dir / record_name("train", 1)
 
     def intact(*, check_bytes: bool = True) -> ShardRecord | None:
@@ -184,15 +200,15 @@ def test_intact_record_is_none_where_a_shard_has_to_be_made_again(cache_dir: Pat
     assert intact() is None
     commit_shard(store, record, data)
     assert intact() == record
-    text = note.read_text()
-    changed = text.replace(
-        f'"loss_tokens": {record.loss_tokens}', f'"loss_tokens": {record.loss_tokens + 1}'
-    )
-    assert changed != text
-    for damaged in (changed, text[:-9], "[]", "{}", "3", "\x00"):
-        note.write_text(damaged)
+    raw = note.read_bytes()
+    for at in range(0, len(raw), 7):
+        note.write_bytes(raw)
+        _flip(note, at)
+        assert intact() is None, at
+    for damaged in (raw[:-9], b"", b"PAR1", b"\0" * 500):
+        note.write_bytes(damaged)
         assert intact() is None, damaged
-    note.write_text((cache_dir / record_name("train", 0)).read_text())
+    note.write_bytes((cache_dir / record_name("train", 0)).read_bytes())
     assert intact() is None  # another shard's record
     note.unlink()
     assert intact() is None
@@ -202,9 +218,7 @@ def test_shard_of_another_identity_is_refused(cache_dir: Path) -> None:
     other = sample_identity(corpus={"source": "elsewhere"})
     record, data = sample_shard("train", 1, 3, identity=other)
     (cache_dir / record.path).write_bytes(data)
-    manifest = json.loads((cache_dir / "_meta/manifest.json").read_text())
-    manifest["shards"][1] = record.to_json(with_rows=False)
-    rewrite_manifest(cache_dir, shards=manifest["shards"])
+    forge(cache_dir, record)
     source = open_cache(str(cache_dir)).source("train")
     assert source.read_rows(0, [0])
     with pytest.raises(CacheError, match=r"00001.parquet: .* of another identity"):
@@ -215,11 +229,8 @@ def test_parquet_without_our_footer_is_refused(cache_dir: Path) -> None:
     file = cache_dir / SHARD
     pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
     data = file.read_bytes()
-    manifest = json.loads((cache_dir / "_meta/manifest.json").read_text())
-    from pipeline.cache.layout.manifest import checksum
-
-    manifest["shards"][1].update(bytes=len(data), xxh3_128=checksum(data))
-    rewrite_manifest(cache_dir, shards=manifest["shards"])
+    record, _ = sample_shard("train", 1, 3)
+    forge(cache_dir, replace(record, bytes=len(data), xxh3_128=checksum(data)))
     with pytest.raises(CacheError, match="no distill_cache metadata"):
         open_cache(str(cache_dir)).source("train").read_rows(1, [0])
 

@@ -24,27 +24,27 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
 SHA256 = {
     "top-k": (
-        "cd139f9c42d31dc61235299d7d21fc18ce6c261fe2bb1266b0086b035d5d879c",
+        "1e807dcf3f338e815ad753885ddff8183045bc2c5fdb6c9a266e16b3bed2fa34",
         "138bc987e54c4de51970558e031c7eeb6455ac4d1ba39c37874ccee8c94af5f7",
     ),
     "threshold": (
-        "f51b2fcc94bc842a2e733af523ae0550d7143508bea6e6a4d5bbb99e604376bc",
+        "fd44b0bfb37ed147aef55b1315eae2524373266186354f8742c2a3aa3af8def4",
         "0585b077cfdf5c9566a413c6d09316cfcb3958920e4218fc88b08e3fd5a4728d",
     ),
     "top-k-sampled": (
-        "6b1b3ff16ac6697be7c1d4c731cc6bec228a2104aba3a25f68e4bdb739004b26",
+        "4313661ea00b846ce0586c401fdb1e3b7fa9c134a122f46316264be803741159",
         "bf593076e06f195ac531d538c04c51f6c5bab87f12f9f4221fe8752697c15b16",
     ),
     "threshold-of-three": (
-        "635b9de74d101700a4913f0b0366e8066eb8bc3e4d33cfec449520eb9545ccc8",
+        "62a838c9bb3c97d52cf4ae653ffb561fac1986829e68df16998ccd97f7cef888",
         "78c36bdc013b3cfb867debc872944495965cd9b938e6b15f9a40b0e79996eecb",
     ),
     "threshold-long": (
-        "68199fd57b31627fa4d09ea1c520f0bc41a6c68ed062597a5e17e02220431c46",
+        "afbb5694eb70300fec429d3b02887ba8541e98f994562b0f3dbfdb1fe5db107a",
         "b3354b861dc445ffba261cf768e920739c29ea6584f91a315b5ad486e4ecc305",
     ),
     "threshold-coarse": (
-        "49003c240a857bbf72fcfdb20f3b0ecc67f4c38fb27e228c7a329deaf0a8b064",
+        "c745b0f2f595e5c60dcb87fa45b395332620c6b517a9bc8db67c22041c5f2aad",
         "7e23fbbf0195bfb5b2186e2797cffb9b5b2d5d8168b4bde1e5f509c2a38deb3f",
     ),
 }

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import xxhash
-import zstandard
 
 import pipeline.cache
 
@@ -48,6 +46,10 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
+def _xxh3(data: bytes) -> str:
+    return xxhash.xxh3_128(data).digest().hex()
+
+
 @pytest.mark.parametrize("cache", CACHES, ids=lambda path: path.name)
 def test_digests_checksums_and_sums(cache: Path) -> None:
     manifest = _parse((cache / "_meta/manifest.json").read_text(encoding="utf-8"))
@@ -56,55 +58,63 @@ def test_digests_checksums_and_sums(cache: Path) -> None:
     assert manifest["format"] == "distill-cache"
     assert int(manifest["format_version"]) == 1
     assert manifest["identity_digest"] == _digest(manifest["identity"])
-    packed = (cache / "_meta/rows.bin").read_bytes()
-    assert xxhash.xxh3_128(packed).digest().hex() == manifest["rows_xxh3_128"]
-    lengths = list(struct.iter_unpack("<ii", zstandard.ZstdDecompressor().decompress(packed)))
     for name, checksum in manifest["tokenizer_xxh3_128"].items():
-        data = (cache / "_meta/tokenizer" / name).read_bytes()
-        assert xxhash.xxh3_128(data).digest().hex() == checksum
-    number = 0
-    for record in manifest["shards"]:
-        data = (cache / record["path"]).read_bytes()
-        assert record["path"] == f"data/{record['split']}/{int(record['index']):05d}.parquet"
-        assert len(data) == int(record["bytes"])
-        assert xxhash.xxh3_128(data).digest().hex() == record["xxh3_128"]
-        table = pq.read_table(cache / record["path"])
-        note = json.loads(table.schema.metadata[b"distill_cache"])
-        assert set(note) == {"format_version", "identity_digest", "codec", "temperatures"}
-        rows = table.to_pylist()
-        assert len(rows) == int(record["rows"])
-        assert sum(row["num_tokens"] for row in rows) == int(record["tokens"])
-        assert sum(row["num_loss_tokens"] for row in rows) == int(record["loss_tokens"])
-        for row in rows:
-            assert (row["num_tokens"], row["num_loss_tokens"]) == lengths[number]
-            assert sum(row["loss_mask"]) == row["num_loss_tokens"]
-            number += 1
-    assert number == len(lengths)
+        assert _xxh3((cache / "_meta/tokenizer" / name).read_bytes()) == checksum
+    seen = []
+    for segment in manifest["segments"]:
+        for record in _records(cache, segment):
+            seen.append((record["split"], record["index"]))
+            data = (cache / record["path"]).read_bytes()
+            assert record["path"] == f"data/{record['split']}/{record['index']:05d}.parquet"
+            assert len(data) == record["bytes"]
+            assert _xxh3(data) == record["xxh3_128"]
+            table = pq.read_table(cache / record["path"])
+            note = json.loads(table.schema.metadata[b"distill_cache"])
+            assert set(note) == {"format_version", "identity_digest", "codec", "temperatures"}
+            assert note["identity_digest"] == manifest["identity_digest"]
+            rows = table.to_pylist()
+            assert [row["num_tokens"] for row in rows] == record["row_tokens"]
+            assert [row["num_loss_tokens"] for row in rows] == record["row_loss_tokens"]
+            assert bytes.fromhex("".join(r["sample_id"] for r in rows)) == record["row_ids"]
+            for row in rows:
+                assert sum(row["loss_mask"]) == row["num_loss_tokens"]
+    assert seen == [("train", 0), ("train", 1), ("heldout", 0)]
 
 
-@pytest.mark.parametrize("cache", CACHES, ids=lambda path: path.name)
-def test_records_repeat_the_manifest(cache: Path) -> None:
-    manifest = _parse((cache / "_meta/manifest.json").read_text(encoding="utf-8"))
-    packed = (cache / "_meta/rows.bin").read_bytes()
-    lengths = list(struct.iter_unpack("<ii", zstandard.ZstdDecompressor().decompress(packed)))
-    for file in (cache / "_meta/shards").iterdir():
-        note = _parse(file.read_text(encoding="utf-8"))
-        stored = note.pop("record_sha256")
-        assert _digest(note) == stored
-        start = [r["path"] for r in manifest["shards"]].index(note["path"])
-        before = sum(int(r["rows"]) for r in manifest["shards"][:start])
-        own = lengths[before : before + int(note["rows"])]
-        assert [int(n) for n in note.pop("row_tokens")] == [tokens for tokens, _ in own]
-        assert [int(n) for n in note.pop("row_loss_tokens")] == [
-            loss_tokens for _, loss_tokens in own
-        ]
-        assert note == manifest["shards"][start]
+def _records(cache: Path, segment: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read a segment as FORMAT.md says, and compare it with the manifest's entry and itself."""
+    data = (cache / segment["path"]).read_bytes()
+    assert len(data) == int(segment["segment_bytes"])
+    assert _xxh3(data) == segment["xxh3_128"]
+    place = data.rindex(b"xxh3-128:") + 9
+    assert _xxh3(data[:place] + b"0" * 32 + data[place + 32 :]).encode() == data[place : place + 32]
+    file = pq.ParquetFile(cache / segment["path"])
+    assert file.num_row_groups == 1
+    records: list[dict[str, Any]] = file.read().to_pylist()
+    first, shards = int(segment["first"]), int(segment["shards"])
+    assert [record["index"] for record in records] == list(range(first, first + shards))
+    last = first + shards - 1
+    span = f"{first:05d}" if first == last else f"{first:05d}-{last:05d}"
+    assert segment["path"] == f"_meta/shards/{segment['split']}-{span}.parquet"
+    for name in ("rows", "tokens", "loss_tokens", "entries", "bytes"):
+        assert sum(record[name] for record in records) == int(segment[name])
+    positions = max(1, sum(record["loss_tokens"] for record in records))
+    for name in ("kept_mass", "entropy"):
+        mean = sum(record[name] * record["loss_tokens"] for record in records) / positions
+        assert mean == pytest.approx(float(segment[name]), abs=1e-6)
+    for record in records:
+        assert record["split"] == segment["split"]
+        assert len(record["row_tokens"]) == record["rows"] == len(record["row_loss_tokens"])
+        assert sum(record["row_tokens"]) == record["tokens"]
+        assert sum(record["row_loss_tokens"]) == record["loss_tokens"]
+        assert len(record["row_ids"]) == 16 * record["rows"]
+    return records
 
 
 def test_format_page_names_every_member() -> None:
     text = FORMAT.read_text(encoding="utf-8")
     manifest = json.loads((CACHES[0] / "_meta/manifest.json").read_text())
-    names = {*manifest, *manifest["shards"][0], *manifest["codec"], *manifest["identity"]}
-    names |= set(json.loads((CACHES[0] / "_meta/shards/train-00000.json").read_text()))
+    names = {*manifest, *manifest["segments"][0], *manifest["codec"], *manifest["identity"]}
+    names |= set(pq.read_schema(CACHES[0] / "_meta/shards/heldout-00000.parquet").names)
     missing = [name for name in names if f"`{name}`" not in text and f'"{name}"' not in text]
     assert missing == []

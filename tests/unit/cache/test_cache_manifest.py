@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.cache.io.finalize import finalize
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.io.writer import encode_shard, finalize
+from pipeline.cache.io.writer import commit_shard, encode_shard
 from pipeline.cache.layout.manifest import Manifest, describe_difference
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError, DistillError
 from pipeline.storage import Store
+from tests.unit.cache.planned_cache import SEGMENT, lose
 from tests.unit.cache.sample_cache import (
     SHARD,
     SIZES,
@@ -86,8 +88,8 @@ def test_rows_come_in_the_order_asked_for(made: Path) -> None:
 
 
 def test_record_counts_its_shard(made: Path) -> None:
-    manifest = open_cache(str(made)).manifest
-    for record, (split, index, number) in zip(manifest.shards, SIZES, strict=True):
+    records = open_cache(str(made)).records()
+    for record, (split, index, number) in zip(records, SIZES, strict=True):
         rows, tails = sample_rows(number, seed=100 * (split == "heldout") + index)
         assert (record.split, record.index, record.rows) == (split, index, number)
         assert record.tokens == sum(row.input_ids_L.size for row in rows)
@@ -101,13 +103,12 @@ def test_record_counts_its_shard(made: Path) -> None:
 
 def test_missing_manifest_names_the_missing_shards(cache_dir: Path) -> None:
     url = str(cache_dir)
-    (cache_dir / "_meta/manifest.json").unlink()
+    lose(cache_dir, ("train", 1))
     with pytest.raises(CacheError, match=r"no cache there .no _meta/manifest.json"):
         open_cache(url)
     shards = [{"split": s, "index": i} for s, i, _ in [*SIZES, ("heldout", 1, 0)]]
     (cache_dir / "_meta/plan.json").write_text(json.dumps({"shards": shards}))
-    (cache_dir / "_meta/shards/train-00001.json").unlink()
-    with pytest.raises(CacheError, match="2 of 4 shards missing: train/00001, heldout/00001"):
+    with pytest.raises(CacheError, match="2 of 4 shards missing: train-00001, heldout-00001"):
         open_cache(url)
     (cache_dir / "_meta/plan.json").write_text('{"shards": [{"splat": "train"}]}')
     with pytest.raises(CacheError, match="incomplete"):
@@ -172,20 +173,21 @@ def test_what_no_reader_could_read_is_not_written() -> None:
 
 def test_a_cache_without_training_rows_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    record, _ = sample_shard("heldout", 0, 2)
+    record, data = sample_shard("heldout", 0, 2)
+    commit_shard(store, record, data)
     with pytest.raises(CacheError, match="no training rows"):
         finish(store, [record], sample_identity())
     assert not store.exists("_meta/manifest.json")
-    record, _ = sample_shard("train", 0, 2)
+    commit_shard(store, *sample_shard("train", 0, 2))
     with pytest.raises(CacheError, match="a tokenizer file is missing"):
         finalize(
-            store, [record], identity=sample_identity(), spec=SPEC, temperatures=TEMPERATURES,
+            store, {"train": 1}, identity=sample_identity(), spec=SPEC, temperatures=TEMPERATURES,
             corpus_counts={}, tokenizer_files=["gone.json"], command="",
         )  # fmt: skip
 
 
 def test_finalize_writes_the_same_bytes_again(cache_dir: Path) -> None:
-    names = ["_meta/manifest.json", "_meta/rows.bin", "README.md"]
+    names = ["_meta/manifest.json", SEGMENT, "README.md"]
     before = [(cache_dir / name).read_bytes() for name in names]
     (cache_dir / names[0]).unlink()
     write_cache(str(cache_dir))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import pytest
 
 from pipeline.cache.__main__ import main
 from pipeline.cache.codec.spec import CodecSpec
+from pipeline.cache.io.finalize import finalize
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
-from pipeline.cache.layout.manifest import record_name
+from pipeline.cache.io.writer import commit_shard, encode_shard
+from pipeline.cache.layout.fold import reopen
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from tests.conftest import digests
-from tests.unit.cache.planned_cache import flip, write_planned_cache
+from tests.unit.cache.planned_cache import flip, lose, write_planned_cache
 from tests.unit.cache.sample_cache import (
     SHARD,
     SPEC,
@@ -44,11 +46,7 @@ def whole(tmp_path: Path) -> Path:
 def _part(whole: Path, target: Path, *lost: tuple[str, int]) -> Path:
     """Copy a cache as a worker leaves it that has not written these shards."""
     shutil.copytree(whole, target)
-    for split, index in lost:
-        (target / f"data/{split}/{index:05d}.parquet").unlink()
-        (target / record_name(split, index)).unlink()
-    for name in ("_meta/manifest.json", "_meta/rows.bin", "README.md"):
-        (target / name).unlink()
+    lose(target, *lost)
     return target
 
 
@@ -79,7 +77,7 @@ def test_parts_of_one_cache_become_it(whole: Path, tmp_path: Path) -> None:
 def test_what_is_missing_is_named_and_the_same_command_goes_on(whole: Path, tmp_path: Path) -> None:
     one = _part(whole, tmp_path / "one", ("train", 1), ("heldout", 0))
     two = _part(whole, tmp_path / "two", ("train", 0), ("heldout", 0))
-    with pytest.raises(CacheError, match=r"2 of 3 shards are there; .* intact heldout/00000"):
+    with pytest.raises(CacheError, match=r"2 of 3 shards are there; .* intact heldout-00000"):
         _merge(tmp_path / "sum", one, two)
     assert not (tmp_path / "sum/_meta/manifest.json").exists()
     three = _part(whole, tmp_path / "three", ("train", 0), ("train", 1))
@@ -95,7 +93,7 @@ def test_one_identity_and_other_bytes(whole: Path, tmp_path: Path) -> None:
         rows, SPEC, split="train", index=1, temperatures=TEMPERATURES,
         identity_digest=fingerprint(sample_identity()), tails=tails,
     )  # fmt: skip
-    (other / "_meta/manifest.json").unlink()
+    lose(other)
     commit_shard(Store(str(other)), record, data)
     with pytest.raises(CacheError, match=f"different shards:\n.*{SHARD}"):
         _merge(tmp_path / "sum", whole, other)
@@ -125,7 +123,8 @@ def _write(
     finish(store, records, identity)
     if spec != SPEC:
         finalize(
-            store, records, identity=identity, spec=spec, temperatures=TEMPERATURES,
+            store, Counter(r.split for r in records),
+            identity=identity, spec=spec, temperatures=TEMPERATURES,
             corpus_counts={}, tokenizer_files=["tokenizer.json"], command="",
         )  # fmt: skip
     return folder
@@ -168,8 +167,7 @@ def test_several_teachers(tmp_path: Path) -> None:
         for a, b in zip(got, rows, strict=True):
             assert a.targets.logprobs_E.tolist() == b.targets.logprobs_E.tolist()
     whole = digests(tmp_path / "sum")
-    (tmp_path / "sum/_meta/manifest.json").unlink()
-    (tmp_path / "sum" / record_name("train", 1)).unlink()
+    lose(tmp_path / "sum", ("train", 1))
     assert _merge(tmp_path / "sum", one, two) == 0
     assert digests(tmp_path / "sum") == whole
     assert (digests(one), digests(two)) == before
@@ -239,8 +237,9 @@ def test_targets_and_sources_that_do_not_go(whole: Path, tmp_path: Path) -> None
 def test_from_disk_and_s3_to_s3(bucket: str, whole: Path, tmp_path: Path) -> None:
     remote = f"s3://{bucket}/parts/one"
     write_planned_cache(remote)
-    for name in ("_meta/manifest.json", SHARD, record_name("train", 1)):
-        Store(remote).delete(name)
+    store = Store(remote)
+    assert reopen(store, [("train", 1)]) == (("train", 1),)
+    store.delete(SHARD)
     target = f"s3://{bucket}/sum"
     assert _merge(target, remote, whole) == 0
     assert verify_cache(Store(target), workers=2) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from pipeline.cache.__main__ import main
+from pipeline.cache.io.finalize import finalize
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.io.writer import commit_shard, encode_shard, finalize
+from pipeline.cache.io.writer import commit_shard, encode_shard
 from pipeline.cache.layout.inventory import read_inventory
-from pipeline.cache.layout.manifest import PLAN, read_manifest, record_name
+from pipeline.cache.layout.manifest import read_manifest
+from pipeline.cache.layout.names import CHECKS, PLAN, RECORDS
 from pipeline.cache.layout.quarantine import (
     QuarantinedRow,
     decode_quarantine,
@@ -28,7 +31,7 @@ from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from tests.conftest import digests
-from tests.unit.cache.planned_cache import flip, write_planned_cache
+from tests.unit.cache.planned_cache import SEGMENT, flip, lose, write_planned_cache
 from tests.unit.cache.sample_cache import (
     SHARD,
     SPEC,
@@ -60,7 +63,8 @@ def _write(url: str, lost: Sequence[int]) -> None:
     records = [sample_shard("train", 0, 5)[0], record, sample_shard("heldout", 0, 2)[0]]
     counts = {"rows": 10, **({"rows_quarantined": len(lost)} if lost else {})}
     finalize(
-        store, records, identity=identity, spec=SPEC, temperatures=TEMPERATURES,
+        store, Counter(r.split for r in records),
+        identity=identity, spec=SPEC, temperatures=TEMPERATURES,
         corpus_counts=counts, tokenizer_files=["tokenizer.json"], command="made by a test",
     )  # fmt: skip
 
@@ -77,8 +81,8 @@ def without(made_without: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made_without, tmp_path / "cache"))
 
 
-def _damaged(folder: Path, *, quick: bool = False) -> dict[str, str]:
-    return {f.name: f.reason for f in verify_cache(Store(str(folder)), quick=quick)}
+def _damaged(folder: Path, *, check: str = "checksum") -> dict[str, str]:
+    return {f.name: f.reason for f in verify_cache(Store(str(folder)), check=check)}
 
 
 def _run_by_hand(folder: Path, plan_of: Path) -> Callable[[Sequence[str]], int]:
@@ -86,9 +90,11 @@ def _run_by_hand(folder: Path, plan_of: Path) -> Callable[[Sequence[str]], int]:
     quarantined row."""
 
     def run(_arguments: Sequence[str]) -> int:
-        for name in (SHARD, record_name(*KEY), LIST, PLAN, "_meta/rows.bin", "_meta/manifest.json"):
+        for name in (SHARD, LIST, PLAN, "_meta/manifest.json"):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(plan_of / name, folder / name)
+        shutil.rmtree(folder / RECORDS)
+        shutil.copytree(plan_of / RECORDS, folder / RECORDS)
         return 3
 
     return run
@@ -96,8 +102,8 @@ def _run_by_hand(folder: Path, plan_of: Path) -> Callable[[Sequence[str]], int]:
 
 def test_rows_quarantined_are_no_damage(without: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = digests(without)
-    for quick in (False, True):
-        assert _damaged(without, quick=quick) == {}
+    for check in CHECKS:
+        assert _damaged(without, check=check) == {}
     assert main(["inspect", str(without)]) == 0
     assert "1 rows that the teacher fails on" in capsys.readouterr().out
     (without / "_meta/manifest.json").unlink()
@@ -147,15 +153,15 @@ def test_lists_that_say_something_else_than_the_shard(without: Path) -> None:
 
 def test_repair_makes_what_a_lost_list_leaves_open(without: Path) -> None:
     store = Store(str(without))
-    flip(without / record_name(*KEY), 30)  # a record follows from the shard, whatever was planned
+    flip(without / SEGMENT, 30)  # a record follows from the shard, whatever was planned
     plan = plan_repair(store, verify_cache(store))
-    assert (list(plan.rewrite), plan.stage_one) == ([record_name(*KEY)], False)
+    assert ([name.path for name in plan.rebuild], plan.stage_one) == ([SEGMENT], False)
     assert repair_cache(store, plan) == 0
     assert _damaged(without) == {}
     flip(without / LIST, 30)
     plan = plan_repair(store, verify_cache(store))
     assert plan.make == (KEY,)
-    assert set(plan.remove) == {LIST, record_name(*KEY)}
+    assert plan.remove == (LIST,)
 
 
 def test_a_stage_that_ends_with_rows_quarantined_has_repaired(
@@ -185,8 +191,10 @@ def test_rows_that_are_answered_now_are_told(without: Path, tmp_path: Path) -> N
     assert plan.make == (KEY,)
 
     def run(_arguments: Sequence[str]) -> int:
-        for name in (SHARD, record_name(*KEY), "_meta/rows.bin", "_meta/manifest.json"):
+        for name in (SHARD, "_meta/manifest.json"):
             shutil.copy(tmp_path / "whole" / name, without / name)
+        shutil.rmtree(without / RECORDS)
+        shutil.copytree(tmp_path / "whole" / RECORDS, without / RECORDS)
         return 0
 
     assert repair_cache(store, plan, run) == 1
@@ -204,11 +212,7 @@ def test_more_rows_quarantined_than_before_is_no_repair(without: Path, tmp_path:
 
 def _part(source: Path, target: Path, *lost: tuple[str, int]) -> Path:
     shutil.copytree(source, target)
-    for split, index in lost:
-        (target / f"data/{split}/{index:05d}.parquet").unlink()
-        (target / record_name(split, index)).unlink()
-    for name in ("_meta/manifest.json", "_meta/rows.bin", "README.md"):
-        (target / name).unlink()
+    lose(target, *lost)
     return target
 
 
@@ -233,7 +237,7 @@ def test_parts_keep_their_lists(without: Path, tmp_path: Path) -> None:
     assert times == {file: file.stat().st_mtime_ns for file in times}
     # A part without the list does not have the planned rows.
     (one / LIST).unlink()
-    with pytest.raises(CacheError, match="no source has an intact train/00001"):
+    with pytest.raises(CacheError, match="no source has an intact train-00001"):
         _merge(tmp_path / "none", one, two)
 
 

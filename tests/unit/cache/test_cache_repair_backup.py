@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache.layout.manifest import record_name
+from pipeline.cache.layout.names import record_name
 from pipeline.cache.tools import repair
 from pipeline.cache.tools.repair import plan_repair, repair_cache
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.storage import Store
-from tests.unit.cache.planned_cache import flip, write_planned_cache
+from tests.unit.cache.planned_cache import SEGMENT, flip, write_planned_cache
 from tests.unit.cache.sample_cache import SHARD, sample_shard
 
 
@@ -21,7 +21,7 @@ def test_a_second_repair_keeps_the_first_ones_backup(
 ) -> None:
     write_planned_cache(str(tmp_path))
     store = Store(str(tmp_path))
-    card, record = store.read("README.md"), store.read(record_name("train", 1))
+    card, records = store.read("README.md"), store.read(SEGMENT)
     manifest = store.read("_meta/manifest.json")
     flip(tmp_path / SHARD, 1000)
 
@@ -38,7 +38,8 @@ def test_a_second_repair_keeps_the_first_ones_backup(
 
     def finished(_arguments: Sequence[str]) -> int:
         store.write(SHARD, sample_shard("train", 1, 3)[1])
-        store.write(record_name("train", 1), record)
+        store.write(SEGMENT, records)
+        store.delete(record_name("train", 0))  # what is left of the segment meanwhile
         store.write("README.md", b"the repair's own card")
         store.write("_meta/manifest.json", manifest)
         return 0

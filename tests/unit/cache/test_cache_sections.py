@@ -52,7 +52,7 @@ def test_a_bit_in_every_section(cache_dir: Path) -> None:
 
 def test_one_bit_of_every_byte(cache_dir: Path) -> None:
     store = Store(str(cache_dir))
-    record = open_cache(store.url).manifest.of_split("train")[1]
+    record = open_cache(store.url).records("train")[1]
     file = cache_dir / record.path
     for at in range(record.bytes):
         flip(file, at, at % 8)

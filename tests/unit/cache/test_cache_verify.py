@@ -13,24 +13,27 @@ import pytest
 
 from pipeline.cache.__main__ import main
 from pipeline.cache.io.writer import commit_shard, encode_shard
+from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.inventory import encode_plan
-from pipeline.cache.layout.manifest import (
-    PLAN,
-    decode_record,
-    encode_record,
-    record_name,
-    shard_name,
-)
+from pipeline.cache.layout.names import CHECKS, PLAN, SegmentName, record_name, shard_name
+from pipeline.cache.layout.records import decode_segment, encode_segment
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError, run_command
 from pipeline.storage import Store
-from tests.unit.cache.planned_cache import flip, sample_plan, write_planned_cache
+from tests.unit.cache.planned_cache import (
+    SEGMENT,
+    flip,
+    lose,
+    sample_plan,
+    write_planned_cache,
+)
 from tests.unit.cache.sample_cache import (
     SHARD,
     SPEC,
     TEMPERATURES,
     finish,
+    forge,
     rewrite_manifest,
     sample_identity,
     sample_rows,
@@ -39,10 +42,9 @@ from tests.unit.cache.sample_cache import (
 
 META = [
     "_meta/manifest.json",
-    "_meta/rows.bin",
     PLAN,
     "_meta/tokenizer/tokenizer.json",
-    record_name("train", 1),
+    SEGMENT,
 ]
 FILES = [*META, SHARD]
 
@@ -59,14 +61,14 @@ def planned(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "cache"))
 
 
-def _damaged(folder: Path, *, quick: bool = False, workers: int = 2) -> set[str]:
-    return {f.name for f in verify_cache(Store(str(folder)), quick=quick, workers=workers)}
+def _damaged(folder: Path, *, check: str = "decode", workers: int = 2) -> set[str]:
+    return {f.name for f in verify_cache(Store(str(folder)), check=check, workers=workers)}
 
 
 def test_a_whole_cache_has_no_findings(whole: Path) -> None:
     for workers in (1, 3):
-        for quick in (False, True):
-            assert _damaged(whole, quick=quick, workers=workers) == set()
+        for check in CHECKS:
+            assert _damaged(whole, check=check, workers=workers) == set()
 
 
 def test_progress_counts_every_row_once(whole: Path) -> None:
@@ -74,7 +76,7 @@ def test_progress_counts_every_row_once(whole: Path) -> None:
     rows: list[int] = []
     verify_cache(Store(str(whole)), workers=2, on_start=totals.append, on_rows=rows.append)
     assert totals == [10]
-    assert rows == [5, 3, 2]
+    assert sum(rows) == 10
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -106,7 +108,8 @@ def test_cut_emptied_and_deleted_files_are_found(name: str, kind: str, planned: 
     if kind != "deleted":
         file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "longer": data + b"x"}[kind])
     assert _damaged(planned) == {name}
-    assert _damaged(planned, quick=True) == {name}
+    assert _damaged(planned, check="checksum") == {name}
+    assert _damaged(planned, check="size") == {name}
 
 
 def test_every_damaged_file_is_listed_at_once(
@@ -123,10 +126,14 @@ def test_every_damaged_file_is_listed_at_once(
     assert "repair" in err
 
 
-def test_quick_sees_sizes_only(planned: Path) -> None:
+def test_what_each_level_sees(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for check, says in (("size", "sizes only"), ("decode", "every row decoded")):
+        assert main(["verify", str(planned), "--check", check]) == 0
+        assert says in capsys.readouterr().out
     flip(planned / SHARD, 40)
-    assert _damaged(planned, quick=True) == set()
-    assert _damaged(planned) == {SHARD}
+    assert _damaged(planned, check="size") == set()
+    assert _damaged(planned, check="checksum") == {SHARD}
+    assert _damaged(planned, check="decode") == {SHARD}
 
 
 def test_two_swapped_shards_are_both_found(planned: Path) -> None:
@@ -135,17 +142,16 @@ def test_two_swapped_shards_are_both_found(planned: Path) -> None:
     one.write_bytes(b)
     two.write_bytes(a)
     assert _damaged(planned) == {shard_name("train", 0), SHARD}
-    assert _damaged(planned, quick=True) == {shard_name("train", 0), SHARD}
-    # Their records swapped as well: the files agree with them, the manifest does not.
-    notes = [planned / record_name("train", index) for index in (0, 1)]
-    texts = [note.read_bytes() for note in notes]
-    notes[0].write_bytes(texts[1])
-    notes[1].write_bytes(texts[0])
-    wanted = {shard_name("train", i) for i in (0, 1)} | {record_name("train", i) for i in (0, 1)}
-    assert _damaged(planned) == wanted
+    assert _damaged(planned, check="size") == {shard_name("train", 0), SHARD}
+    # Their records swapped as well: the files are those of the records, and in the wrong place.
+    name = SegmentName("train", 0, 1)
+    records = decode_segment((planned / SEGMENT).read_bytes(), name)
+    assert records is not None
+    turned = [records[1].moved("train", 0), records[0].moved("train", 1)]
+    (planned / SEGMENT).write_bytes(encode_segment(turned))
+    assert _damaged(planned) == {SEGMENT}
     (planned / "_meta/manifest.json").unlink()
-    found = _damaged(planned)
-    assert {record_name("train", 0), record_name("train", 1)} <= found
+    assert _damaged(planned) == {"_meta/manifest.json", PLAN}
 
 
 def test_without_a_manifest_the_records_judge(planned: Path) -> None:
@@ -153,6 +159,7 @@ def test_without_a_manifest_the_records_judge(planned: Path) -> None:
     assert _damaged(planned) == {"_meta/manifest.json"}
     flip(planned / SHARD, 40)
     (planned / record_name("heldout", 0)).unlink()
+    assert _damaged(planned, check="size") == {"_meta/manifest.json", record_name("heldout", 0)}
     assert _damaged(planned) == {"_meta/manifest.json", SHARD, record_name("heldout", 0)}
     (planned / PLAN).unlink()
     found = _damaged(planned)
@@ -161,7 +168,7 @@ def test_without_a_manifest_the_records_judge(planned: Path) -> None:
 
 def test_files_that_belong_to_no_shard(planned: Path) -> None:
     shutil.copy(planned / SHARD, planned / "data/train/00007.parquet")
-    shutil.copy(planned / record_name("train", 1), planned / record_name("train", 7))
+    shutil.copy(planned / SEGMENT, planned / record_name("train", 7))
     (planned / "data/train/00003.parquet.0123.partial").write_bytes(b"PAR1 half")
     findings = verify_cache(Store(str(planned)))
     assert {f.name for f in findings} == {"data/train/00007.parquet", record_name("train", 7)}
@@ -226,15 +233,10 @@ def test_counts_that_agree_everywhere_but_in_the_rows(planned: Path) -> None:
     record, data = sample_shard("train", 1, 3)
     table = pq.read_table(file)
     pq.write_table(table.slice(0, 2), file)
-    from pipeline.cache.layout.manifest import checksum, encode_record
-
     data = file.read_bytes()
-    forged = replace(record, bytes=len(data), xxh3_128=checksum(data))
-    (planned / record_name("train", 1)).write_bytes(encode_record(forged))
-    manifest = json.loads((planned / "_meta/manifest.json").read_text())
-    manifest["shards"][1] = forged.to_json(with_rows=False)
-    rewrite_manifest(planned, shards=manifest["shards"])
-    (finding,) = verify_cache(Store(str(planned)))
+    forge(planned, replace(record, bytes=len(data), xxh3_128=checksum(data)))
+    assert _damaged(planned, check="checksum") == set()
+    (finding,) = verify_cache(Store(str(planned)), check="decode")
     assert finding.name == SHARD
     assert "its record says" in finding.reason
 
@@ -266,8 +268,7 @@ def test_inspect_says_how_far_an_unfinished_cache_is(
     assert told["complete"] is True
     assert told["scheme"]["name"] == "top-k"
     assert told["splits"]["train"]["sequences"] == 8
-    (planned / "_meta/manifest.json").unlink()
-    (planned / record_name("train", 1)).unlink()
+    lose(planned, ("train", 1))
     assert main(["inspect", str(planned)]) == 0
     out = capsys.readouterr().out
     assert "incomplete: 2 of 3 shards" in out
@@ -289,13 +290,20 @@ def test_inspect_names_a_scheme_without_top_k(
 
 @pytest.mark.parametrize("column", ["row_tokens", "row_loss_tokens"])
 def test_a_record_with_the_right_sums_and_other_rows_is_found(column: str, planned: Path) -> None:
-    """A later stage one would write them to `rows.bin`, from which training is planned."""
-    file = planned / record_name("train", 0)
-    record = decode_record(file.read_bytes())
-    assert record is not None
+    """Training is planned by them."""
+    record, _ = sample_shard("train", 1, 3)
     numbers = list(getattr(record, column))
     turned = numbers[1:] + numbers[:1]
     assert turned != numbers
-    file.write_bytes(encode_record(replace(record, **{column: tuple(turned)})))
-    found = {f.name: f.reason for f in verify_cache(Store(str(planned)))}
-    assert found == {record_name("train", 0): "shard record differs from _meta/rows.bin"}
+    forge(planned, replace(record, **{column: tuple(turned)}))
+    found = {f.name: f.reason for f in verify_cache(Store(str(planned)), check="decode")}
+    assert found == {SHARD: "its rows have other lengths than its record says"}
+
+
+def test_a_record_with_other_samples_is_found(planned: Path) -> None:
+    """Rows are chosen by them, and repeats are found."""
+    record, _ = sample_shard("train", 1, 3)
+    forge(planned, replace(record, row_ids=record.row_ids[16:] + record.row_ids[:16]))
+    found = {f.name: f.reason for f in verify_cache(Store(str(planned)), check="decode")}
+    assert found[SHARD] == "its rows have other sample ids than its record says"
+    assert set(found) == {SHARD, PLAN}

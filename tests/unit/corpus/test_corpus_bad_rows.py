@@ -64,8 +64,13 @@ def test_a_bad_row_is_named_and_the_others_are_read(
     assert (first, last) == (Document("a"), Document("b"))
     assert isinstance(bad, BadRow)
     assert message in str(bad)
-    # Keys count the bad rows, too.
-    assert [row.key for row in raw_rows(tmp_path / name)] == [f"{name}:{n}" for n in range(3)]
+    # Keys count the bad rows, too; those of lines are the bytes where they begin.
+    keys: list[int] = list(range(3))
+    if name.endswith(".jsonl"):
+        lines = body.split(b"\n")
+        starts = [sum(len(line) + 1 for line in lines[:n]) for n in range(len(lines))]
+        keys = [start for start, line in zip(starts, lines, strict=True) if line]
+    assert [row.key for row in raw_rows(tmp_path / name)] == [f"{name}:{key}" for key in keys]
 
 
 def test_a_text_file_that_is_not_utf8_fails_alone(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,10 @@ def test_another_file_moves_no_row_of_the_others(
         *range(100, 200)
     ]
     rule = HeldoutRule(42, "files/chats", 0.2, None)
-    assert [s.split for s in before.samples] == [rule.split_of(f"b.jsonl:{i}") for i in range(100)]
+    lines = (tmp_path / "chats" / "b.jsonl").read_bytes().splitlines(keepends=True)
+    starts = [0, *itertools.accumulate(map(len, lines))][:-1]
+    held = [rule.is_candidate(rule.hash_of(f"b.jsonl:{start}")) for start in starts]
+    assert [s.split == "heldout" for s in before.samples] == held
 
 
 def test_seed_decides_the_split_but_not_the_ids(build: Build, write_jsonl: Build) -> None:
@@ -179,14 +183,24 @@ def test_parts_of_a_row_share_its_split(build: Build, write_jsonl: Build) -> Non
 def test_split_ignores_order_and_number(
     seed: int, keys: list[str], fraction: float, shuffle: random.Random
 ) -> None:
-    def splits(of: list[str]) -> dict[str, str]:
+    def splits(of: list[str]) -> dict[str, bool]:
         rule = HeldoutRule(seed, "source", fraction, None)
-        return {key: rule.split_of(key) for key in of}
+        return {key: rule.is_candidate(rule.hash_of(key)) for key in of}
 
     whole = splits(keys)
     taken = shuffle.sample(keys, shuffle.randint(0, len(keys)))
     assert splits(taken).items() <= whole.items()
-    assert fraction > 0 or "heldout" not in whole.values()
+    assert fraction > 0 or not any(whole.values())
+
+
+def _held(rule: HeldoutRule, keys: Iterable[str]) -> list[bool]:
+    found, candidates = [], 0
+    for key in keys:
+        row_hash = rule.hash_of(key)
+        is_candidate = rule.is_candidate(row_hash)
+        found.append(is_candidate and rule.holds_out(row_hash, candidates))
+        candidates += is_candidate
+    return found
 
 
 @given(
@@ -196,19 +210,24 @@ def test_split_ignores_order_and_number(
 )
 @settings(max_examples=60, deadline=None)
 def test_capped_split_ignores_what_follows(keys: list[str], at_most: int, number: int) -> None:
-    def splits(of: list[str]) -> list[str]:
-        rule = HeldoutRule(3, "source", 0.4, at_most)
-        return [rule.split_of(key) for key in of]
-
-    whole = splits(keys)
-    assert splits(keys[:number]) == whole[:number]
-    assert whole.count("heldout") <= at_most
+    rule = HeldoutRule(3, "source", 0.4, at_most)
+    whole = _held(rule, keys)
+    assert _held(rule, keys[:number]) == whole[:number]
+    assert sum(whole) <= at_most
 
 
 def test_fraction_is_met() -> None:
-    rule = HeldoutRule(42, "source", 0.02, None)
-    held = sum(rule.split_of(str(number)) == "heldout" for number in range(20_000))
+    held = sum(_held(HeldoutRule(42, "source", 0.02, None), map(str, range(20_000))))
     assert 340 <= held <= 460  # 400 and three standard deviations
+
+
+@pytest.mark.parametrize(("rows", "about"), [(100_000, 1044), (1_000_000, 1965)])
+def test_about_two_thousand_rows_of_a_large_corpus_are_held_out(rows: int, about: int) -> None:
+    """Of 100 thousand rows 2,000 are candidates, of a million 20,000: 400 (1 + ln(n / 400))."""
+    held = _held(HeldoutRule(42, "source", 0.02, None), map(str, range(rows)))
+    assert abs(sum(held) - about) < 4 * about**0.5
+    # And not the first ones alone: of a source in some order, all of it is seen.
+    assert sum(held[rows // 2 :]) > 200
 
 
 def test_sample_ids_are_distinct_and_frozen() -> None:

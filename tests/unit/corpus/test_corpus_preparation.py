@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,8 @@ def test_the_rows_of_the_smallest_hashes_are_held_out(build: Build, write_jsonl:
     path = write_jsonl(_chats(40))
     corpus = build(path, seed=7, heldout_fraction=1e-9)
     rule = HeldoutRule(7, f"files/{path.name}", 1e-9, None)
-    by_hash = sorted(range(40), key=lambda row: rule.hash_of(f"{path.name}:{row}"))
+    starts = [0, *itertools.accumulate(map(len, path.read_bytes().splitlines(keepends=True)))]
+    by_hash = sorted(range(40), key=lambda row: rule.hash_of(f"{path.name}:{starts[row]}"))
     held = {s.source_index for s in corpus.samples.of_split("heldout")}
     assert held == set(by_hash[:4])
 

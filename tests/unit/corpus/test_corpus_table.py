@@ -25,7 +25,7 @@ from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import ResourceError
 from pipeline.storage.scratch import ScratchFile
-from pipeline.teacher.capture.plan import cut_shards
+from pipeline.teacher.capture.source import TableShards
 
 Build = Callable[..., Any]
 
@@ -126,10 +126,9 @@ def _held(build: Build, path: Path) -> tuple[int, int]:
     """Return the bytes that a corpus and its plan hold, and their peak."""
     gc.collect()
     tracemalloc.start()
-    corpus = build(path, heldout_fraction=0.1)
-    plan = cut_shards(corpus.samples, shard_tokens=50_000)
-    plan.to_bytes(corpus.identity)
-    assert sum(len(shard.samples) for shard in plan.shards) == corpus.counts.samples
+    corpus = build(path, heldout_fraction=0.1, unit_mib=0.02)
+    shards = TableShards(corpus, 50_000).shards
+    assert sum(len(shard.samples) for shard in shards) == corpus.counts.samples
     gc.collect()
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.cache.io.local_copies import LocalCopies
-from pipeline.cache.layout.manifest import checksum
+from pipeline.cache.layout.embedded_checksum import checksum
 
 SHARDS = [bytes([number]) * 1000 for number in range(5)]
 NAMES = [checksum(shard) for shard in SHARDS]
@@ -140,7 +140,7 @@ def test_a_folder_that_is_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 KILLED = """
 import os, signal, sys
 from pipeline.cache.io.local_copies import LocalCopies
-from pipeline.cache.layout.manifest import checksum
+from pipeline.cache.layout.embedded_checksum import checksum
 
 data = bytes(range(256)) * 4096
 write = os.write

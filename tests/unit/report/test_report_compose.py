@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.cache.layout.manifest import total_of
 from pipeline.errors import ResumeError
 from pipeline.observe.metrics import JsonLinesSink
 from pipeline.report.compose.cache import cache_facts, kl_is_bucketed
@@ -141,8 +142,8 @@ def test_the_scheme_of_a_cache_says_what_its_kl_is_over(
         "teacher": {"model": "t", "revision": "r"}, "corpus": {"source": "c"}, "scheme": scheme,
     }  # fmt: skip
     manifest = SimpleNamespace(
-        identity=identity, shards=(), identity_digest="d", temperatures=(1.0,)
+        identity=identity, total=lambda: total_of(()), identity_digest="d", temperatures=(1.0,)
     )
-    cache: Any = SimpleNamespace(manifest=manifest)
+    cache: Any = SimpleNamespace(manifest=manifest, records=lambda: ())
     assert kl_is_bucketed(cache) is bucketed
     assert cache_facts(cache).scheme == words

@@ -17,14 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pipeline.cache.io.writer import intact_record
-from pipeline.cache.layout.manifest import (
-    ShardRecord,
-    checksum,
-    decode_record,
-    encode_record,
-    record_name,
-    shard_name,
-)
+from pipeline.cache.layout.embedded_checksum import checksum
+from pipeline.cache.layout.names import record_name, shard_name
+from pipeline.cache.layout.records import ShardRecord, decode_record, encode_record
 from pipeline.errors import StoreError
 from pipeline.storage import Store
 from pipeline.storage import store as store_module
@@ -249,7 +244,7 @@ class Fleet(RuleBasedStateMachine):
         found = set()
         for shard in SHARDS:
             raw = self._raw(record_name(*SHARDS[shard]))
-            record = decode_record(raw) if raw else None
+            record = decode_record(raw, *SHARDS[shard]) if raw else None
             if record is not None:
                 assert record == _record(shard)
                 found.add(shard)

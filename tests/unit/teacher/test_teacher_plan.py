@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.layout.manifest import PLAN
+from pipeline.cache.layout.names import PLAN
 from pipeline.config import fingerprint
 from pipeline.corpus import table
 from pipeline.corpus.sample import Sample

@@ -1,0 +1,1 @@
+"""What `verify` and `repair` stand on: files against records, plans against both, repeats."""

@@ -1,0 +1,231 @@
+"""The folder of a prepared corpus: its units, what is done of them, and their samples.
+
+corpus.json                        identity and units, written first
+summaries/NNNNN.json               one unit; written after its samples: the unit is done
+summaries/NNNNN-NNNNN.jsonl.zst    the same of 256 units, folded
+tokens/NNNNN-N.parquet             samples of a block, and -candidates.parquet
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import xxhash
+import zstandard
+
+from pipeline.cache.layout.manifest import describe_difference
+from pipeline.config import fingerprint
+from pipeline.corpus.prepared.blocks import TokenisedRow, decode_block, encode_block
+from pipeline.corpus.prepared.summary import UnitSummary
+from pipeline.corpus.prepared.units import Unit
+from pipeline.errors import CorpusError
+from pipeline.storage import Store
+from pipeline.storage.parallel import in_threads
+
+__all__ = ["FOLD", "SUMMARIES", "DamagedBlock", "PreparedFolder", "unit_file"]
+
+SUMMARIES = "summaries"
+FOLD = 256
+"""Summaries that are folded into one file: a worker that starts reads that many fewer files."""
+_PLAN = "corpus.json"
+_READS_AT_ONCE = 16
+_TRIES = 2
+"""A bit flipped in transfer is right at the second read; one flipped on the disk is not."""
+_KINDS = ("", "-candidates")
+
+
+class DamagedBlock(CorpusError):
+    """A file of samples that is missing, or whose bytes are not those of its summary."""
+
+
+def unit_file(index: int) -> str:
+    """Return the name of a unit's summary, among the summaries."""
+    return f"{index:05d}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedFolder:
+    """A prepared corpus, or the beginning of one, at the root of a store."""
+
+    store: Store
+
+    def begin(
+        self, identity: dict[str, Any], cut: Callable[[], Sequence[Unit]]
+    ) -> tuple[Unit, ...]:
+        """Return the units; cut and written by the first who comes.
+
+        Args:
+            identity: everything that decides the samples.
+            cut: cuts the source.
+
+        Raises:
+            CorpusError: the folder holds another corpus, or its file is damaged.
+        """
+        units = self.units(identity)
+        if units is None:
+            data = {
+                "identity": identity,
+                "identity_digest": fingerprint(identity),
+                "units": [unit.to_json() for unit in cut()],
+            }
+            self.store.create(_PLAN, json.dumps(data, separators=(",", ":")).encode())
+            # Of this worker or of one that was faster: what is written is what all go by.
+            units = self.units(identity)
+            assert units is not None
+        return units
+
+    def units(self, identity: dict[str, Any]) -> tuple[Unit, ...] | None:
+        """Return the units that are written, or None where nothing has begun.
+
+        Raises:
+            CorpusError: the folder holds another corpus, or its file is damaged.
+        """
+        try:
+            raw = self.store.read(_PLAN)
+        except FileNotFoundError:
+            return None
+        try:
+            data = json.loads(raw)
+            found = data["identity"]
+            if fingerprint(found) != data["identity_digest"]:
+                raise ValueError("digest")
+            units = tuple(Unit.from_json(index, item) for index, item in enumerate(data["units"]))
+        except (ValueError, KeyError, TypeError):
+            raise CorpusError(
+                f"{self.store.full_url(_PLAN)}: damaged",
+                do="delete it; the units are cut again, and those that are done are kept",
+            ) from None
+        if found != identity:
+            raise CorpusError(
+                f"{self.store.url}: holds a corpus prepared with other settings "
+                f"({describe_difference(found, identity)})",
+                expected="an empty folder, or a corpus prepared with these settings",
+                do="choose another --corpus.prepared, or delete that folder",
+            )
+        return units
+
+    def done(self) -> tuple[set[int], list[str]]:
+        """Return which units are done and the files that say so, by one listing."""
+        done: set[int] = set()
+        names = self.store.list(SUMMARIES)
+        for name in names:
+            first, last = _range(name)
+            done.update(range(first, last + 1))
+        return done, names
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[str, list[UnitSummary]]]:
+        """Yield the summaries of each file; a damaged one is removed, its units are done again.
+
+        A file that is damaged, or was folded meanwhile, gives none.
+        """
+
+        def read_one(name: str) -> list[UnitSummary]:
+            try:
+                raw = self.store.read(f"{SUMMARIES}/{name}")
+            except FileNotFoundError:
+                return []
+            found = _decode(name, raw)
+            if found is None:
+                self.store.delete(f"{SUMMARIES}/{name}")
+                return []
+            return found
+
+        yield from zip(names, in_threads(read_one, names, _READS_AT_ONCE), strict=True)
+
+    def commit(self, summary: UnitSummary) -> None:
+        """Say that a unit is done; its blocks are written before."""
+        self.store.write(f"{SUMMARIES}/{unit_file(summary.index)}", summary.to_bytes())
+
+    def to_fold(self, names: Collection[str], num_units: int) -> Iterator[int]:
+        """Yield the first units of the ranges that can be folded, by a listing."""
+        for first in range(0, num_units - FOLD + 1, FOLD):
+            singles = [unit_file(index) for index in range(first, first + FOLD)]
+            if all(name in names for name in singles):
+                yield first
+
+    def fold(self, first: int) -> None:
+        """Join the summaries of a range into one file; for one worker at a time.
+
+        Killed at any point, it leaves the summaries readable: the joined file is written before the
+        others are removed, and says the same.
+        """
+        names = [unit_file(index) for index in range(first, first + FOLD)]
+        found = [summary for _, summaries in self.read(names) for summary in summaries]
+        if len(found) < FOLD:
+            return  # one was damaged, and is prepared again
+        lines = b"\n".join(summary.to_bytes() for summary in found)
+        name = f"{first:05d}-{first + FOLD - 1:05d}.jsonl.zst"
+        self.store.write(f"{SUMMARIES}/{name}", zstandard.ZstdCompressor(level=9).compress(lines))
+        for name in names:
+            self.store.delete(f"{SUMMARIES}/{name}")
+
+    def write_block(
+        self, unit: int, number: int, rows: tuple[Sequence[TokenisedRow], Sequence[TokenisedRow]]
+    ) -> list[str]:
+        """Write the samples of a block, train and candidates apart; return the files' checksums."""
+        checksums = []
+        for kind, part in zip(_KINDS, rows, strict=True):
+            checksums.append("")
+            if part:
+                data = encode_block(part)
+                self.store.write(_block_name(unit, number, kind), data)
+                checksums[-1] = xxhash.xxh3_128_hexdigest(data)
+        return checksums
+
+    def read_block(
+        self, unit: int, number: int, checksums: Sequence[str], *, train: bool, candidates: bool
+    ) -> list[TokenisedRow]:
+        """Return samples of a block: those of its train rows, of its candidates, or of both.
+
+        Raises:
+            DamagedBlock: a file is missing or damaged.
+        """
+        rows: list[TokenisedRow] = []
+        for kind, wanted, is_asked in zip(_KINDS, checksums, (train, candidates), strict=True):
+            if is_asked and wanted:
+                rows += decode_block(self._read_file(_block_name(unit, number, kind), wanted))
+        if train and candidates:
+            rows.sort(key=lambda row: (row.row, row.part))
+        return rows
+
+    def _read_file(self, name: str, wanted: str) -> bytes:
+        reason = "missing"
+        for _ in range(_TRIES):
+            try:
+                data = self.store.read(name)
+            except FileNotFoundError:
+                break
+            found = xxhash.xxh3_128_hexdigest(data)
+            if found == wanted:
+                return data
+            reason = f"checksum {found[:12]}..., not {wanted[:12]}..."
+        raise DamagedBlock(f"{self.store.full_url(name)}: damaged ({reason})")
+
+
+def _block_name(unit: int, number: int, kind: str) -> str:
+    return f"tokens/{unit:05d}-{number}{kind}.parquet"
+
+
+def _range(name: str) -> tuple[int, int]:
+    stem = name.split(".", 1)[0]
+    first, _, last = stem.partition("-")
+    if not first.isdigit() or not (last or first).isdigit():
+        return 0, -1
+    return int(first), int(last or first)
+
+
+def _decode(name: str, raw: bytes) -> list[UnitSummary] | None:
+    first, last = _range(name)
+    try:
+        if name.endswith(".zst"):
+            raw = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+    except zstandard.ZstdError:
+        return None
+    found = [UnitSummary.from_bytes(line) for line in raw.split(b"\n")]
+    indexes = [None if summary is None else summary.index for summary in found]
+    if indexes != list(range(first, last + 1)):
+        return None
+    return [summary for summary in found if summary is not None]

@@ -1,0 +1,192 @@
+"""The processes of one worker that tokenise: a unit goes in, its files and its summary come out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from pipeline.corpus.intake import Intake
+from pipeline.corpus.prepared.folder import PreparedFolder
+from pipeline.corpus.prepared.summary import UnitSummary
+from pipeline.corpus.prepared.units import Unit
+from pipeline.corpus.reading import open_reading
+from pipeline.corpus.samples import Block, prepare_unit
+from pipeline.corpus.sources.rows import RowSource
+from pipeline.errors import CorpusError, DistillError, ResourceError
+from pipeline.storage import Store
+
+__all__ = ["Recipe", "UnitProcesses", "default_processes", "prepare_here"]
+
+_NICE = 10
+"""Below the process that feeds the engine: a GPU that waits costs more than a unit that does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How units become samples; can be sent to another process."""
+
+    new_intake: Callable[..., Intake]
+    """Called with `reading`: the reader of units, all else bound."""
+    settings: Any
+    """The corpus section of the configuration."""
+    answered: bool
+    source: RowSource
+    url: str
+    """Of the prepared corpus."""
+
+    def intake(self) -> Intake:
+        """Return a reader of units.
+
+        Raises:
+            CorpusError: the source cannot be read.
+        """
+        reading = open_reading(self.settings, answered=self.answered, source=self.source)
+        return self.new_intake(reading=reading)
+
+
+def prepare_here(
+    intake: Intake, folder: PreparedFolder, unit: Unit, *, is_last: bool
+) -> UnitSummary:
+    """Prepare a unit in this process and write its blocks; the summary is the caller's to commit.
+
+    Raises:
+        CorpusError: the source cannot be read, or has bad rows and the run refuses them.
+        StoreError: the store fails.
+    """
+
+    def write(number: int, block: Block) -> None:
+        block.summary.checksums = folder.write_block(
+            unit.index, number, (block.train, block.candidates)
+        )
+
+    return prepare_unit(intake, unit, write=write, is_last=is_last)
+
+
+def default_processes(units: int, *, devices: Path = Path("/dev")) -> int:
+    """Return how many processes tokenise: the cores of this process, shared by the GPUs' workers.
+
+    One worker runs for each GPU of a machine (or for all of them, under tensor parallelism, and
+    then uses less than it could).
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    gpus = len(list(devices.glob("nvidia[0-9]*")))
+    return max(1, min(units, cores // max(1, gpus)))
+
+
+class UnitProcesses:
+    """Some processes, each with a tokenizer of its own."""
+
+    def __init__(self, recipe: Recipe, processes: int) -> None:
+        """Start none yet; the first unit does."""
+        # Not fork: this process may hold a GPU, threads and the tokenizer's own pool.
+        self._pool = ProcessPoolExecutor(
+            processes,
+            mp_context=get_context("spawn"),
+            initializer=_begin,
+            initargs=(pickle.dumps(recipe),),
+        )
+
+    def submit(self, unit: Unit, *, is_last: bool) -> Future[bytes | DistillError]:
+        """Prepare a unit; the future gives its summary, as bytes, or the error to raise."""
+        return self._pool.submit(_work, unit, is_last)
+
+    @staticmethod
+    def result(future: Future[bytes | DistillError]) -> UnitSummary:
+        """Return what a future gives.
+
+        Raises:
+            CorpusError, StoreError: as `prepare_here` says.
+            ResourceError: the process was killed.
+        """
+        try:
+            found = future.result()
+        except BrokenProcessPool:
+            raise ResourceError(
+                "a process that tokenises was killed, most likely for want of memory",
+                do="set --corpus.processes to a smaller number, and run the same command again",
+            ) from None
+        if isinstance(found, DistillError):
+            raise found
+        summary = UnitSummary.from_bytes(found)
+        assert summary is not None
+        return summary
+
+    def close(self) -> None:
+        """End the processes at once; what they had begun is begun again by whoever comes."""
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+
+
+_mine: tuple[Intake, PreparedFolder] | CorpusError | None = None
+
+
+def _begin(recipe: bytes) -> None:
+    """Set this process up."""
+    global _mine
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    with contextlib.suppress(OSError):
+        os.nice(_NICE)
+    # Warnings of the settings are the parent's to give, once.
+    logging.disable(logging.WARNING)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are what runs side by side
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    made: Recipe = pickle.loads(recipe)
+    try:
+        _mine = made.intake(), PreparedFolder(Store(made.url))
+    except CorpusError as error:
+        _mine = error
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, however that does: a pool's own wait has no end."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(unit: Unit, is_last: bool) -> bytes | DistillError:
+    assert _mine is not None
+    if isinstance(_mine, CorpusError):
+        return _plain(_mine)
+    intake, folder = _mine
+    try:
+        return prepare_here(intake, folder, unit, is_last=is_last).to_bytes()
+    except DistillError as error:
+        return _plain(error)
+
+
+class _Sent(DistillError):
+    """Stands for an error on its way between processes."""
+
+    def __reduce__(self) -> Any:
+        return _restored, (self.exit_code, self.found, self.expected, self.do)
+
+
+def _plain(error: DistillError) -> DistillError:
+    sent = _Sent(error.found, expected=error.expected, do=error.do)
+    sent.exit_code = error.exit_code
+    return sent
+
+
+def _restored(exit_code: int, found: str, expected: str, do: str) -> DistillError:
+    error = CorpusError(found, expected=expected, do=do)
+    error.exit_code = exit_code
+    return error

@@ -1,0 +1,63 @@
+"""Prepare the corpus of stage one on CPUs, before any teacher is loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pipeline.config import parse_command
+from pipeline.errors import run_command
+from stages.settings import StudentRun, TeacherRun
+
+__all__ = ["TeacherRun", "main"]
+
+PROG = "python -m stages.prepare_corpus"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Tokenise what is missing of the corpus; any number of workers share the work."""
+    run = parse_command(
+        TeacherRun,
+        list(sys.argv[1:] if argv is None else argv),
+        prog=PROG,
+        description=__doc__ or "",
+        examples=[
+            f"{PROG} --config stages/configs/teacher.yaml",
+            f"{PROG} --teacher_model Qwen/Qwen2-7B-Instruct --dataset_name mlabonne/FineTome-100k "
+            "--corpus.prepared s3://bucket/finetome-qwen2",
+        ],
+        elsewhere={"stage two, train-student": StudentRun},
+    ).settings
+    from pipeline.errors import ConfigError
+    from pipeline.observe.logs import configure_logging
+    from pipeline.observe.shares import Shares
+    from pipeline.teacher.capture.source import PreparedShards
+    from pipeline.teacher.fleet.signals import interruptible
+    from pipeline.teacher.prepare import open_corpus
+
+    if run.generate.enabled:
+        raise ConfigError(
+            "generate.enabled: found true",
+            expected="false: the prompts of a teacher that writes are prepared by cache-teacher",
+        )
+    configure_logging(run.observe.log_level)
+    shares = Shares()
+    work = open_corpus(run.teacher, run.corpus, seed=run.seed, cache_url=run.cache_dir)
+    with (
+        interruptible(),
+        work.preparing(lease_s=run.capture.lease_s, shares=shares) as preparation,
+    ):
+        preparation.wait()
+        source = PreparedShards(lambda: work.view, work.intake, run.capture.shard_tokens)
+        source.refresh()
+    counts, mine = source.counts(), shares.summary().counts
+    print(
+        f"corpus {work.folder.store.url}: {counts.samples} samples ({counts.train} train, "
+        f"{counts.heldout} held out), {counts.tokens} tokens in {len(work.units())} units; this "
+        f"worker prepared {mine.get('units', 0)} of them, {mine.get('tokenised', 0)} tokens"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

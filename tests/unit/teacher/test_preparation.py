@@ -1,0 +1,163 @@
+"""Workers prepare a corpus together: each unit once, the same bytes whoever does it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.corpus.intake import TeacherTokens
+from pipeline.corpus.prepared import folder as folder_module
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.errors import CorpusError, ResourceError
+from pipeline.observe.shares import Shares
+from pipeline.storage import Store
+from pipeline.teacher.preparation import processes as processes_module
+from pipeline.teacher.preparation.corpus import CorpusWork, sample_work
+from pipeline.teacher.preparation.processes import default_processes
+from tests.tiny import make_tokenizer, write_corpus
+
+ROWS = 150
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return make_tokenizer(write_corpus(tmp_path_factory.mktemp("corpus")))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    rows = [{"text": "what does it do " * (n % 5 + 1) + str(n)} for n in range(ROWS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def work(tokenizer: Any, data: Path, tmp_path: Path) -> Callable[..., CorpusWork]:
+    def new(name: str = "cache", **options: Any) -> CorpusWork:
+        options = {"unit_mib": 0.001, "heldout_fraction": 0.1, "processes": 1} | options
+        return sample_work(
+            CorpusSettings(dataset_name=str(data), **options),
+            tokenizer=tokenizer,
+            seed=7,
+            teacher=TeacherTokens(),
+            cache_url=str(tmp_path / name),
+        )
+
+    return new
+
+
+def _run(work: CorpusWork, shares: Shares | None = None) -> None:
+    with work.preparing(lease_s=5, shares=shares or Shares()) as preparation:
+        preparation.wait()
+
+
+def _files(store: Store) -> dict[str, bytes]:
+    folders = ("", "tokens", "summaries", "leases")
+    names = [f"{folder}/{n}" if folder else n for folder in folders for n in store.list(folder)]
+    return {name: store.read(name) for name in names}
+
+
+def test_one_and_many_prepare_the_same(work: Callable[..., CorpusWork]) -> None:
+    one, many = work("one"), [work("many", processes=k) for k in (1, 2, 1)]
+    _run(one)
+    shares = [Shares() for _ in many]
+    threads = [threading.Thread(target=_run, args=pair) for pair in zip(many, shares, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    made = _files(many[0].folder.store)
+    assert made == _files(one.folder.store)
+    assert not any(name.startswith("leases") for name in made)
+    counts = [share.summary().counts for share in shares]
+    assert sum(count.get("units", 0) for count in counts) == len(one.units()) > 6
+    one.view.refresh()
+    tokens = one.view.train.tokens + one.view.heldout.tokens
+    assert sum(count.get("tokenised", 0) for count in counts) == tokens
+
+
+def test_a_prepared_corpus_is_opened_and_nothing_is_done(work: Callable[..., CorpusWork]) -> None:
+    _run(work())
+    shares = Shares()
+    again = work()
+    _run(again, shares)
+    assert not shares.summary().counts
+    again.view.refresh()
+    assert again.view.is_complete
+
+
+def test_several_caches_share_an_address(work: Callable[..., CorpusWork], tmp_path: Path) -> None:
+    where = str(tmp_path / "shared")
+    one, two = work("a", prepared=where), work("b", prepared=where)
+    _run(one)
+    shares = Shares()
+    _run(two, shares)
+    assert not shares.summary().counts
+    with pytest.raises(CorpusError, match=r"shared: holds a corpus prepared with other settings"):
+        work("c", prepared=where, max_length=99).units()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_stops_a_unit_stops_the_run(
+    processes: int, work: Callable[..., CorpusWork], data: Path
+) -> None:
+    data.write_text(data.read_text() + "{broken\n")
+    bad = work(processes=processes, on_bad_row="refuse")
+    with pytest.raises(CorpusError, match=r"data\.jsonl, byte \d+: Expecting property name"):
+        _run(bad)
+
+
+def test_a_killed_process_is_said(
+    work: Callable[..., CorpusWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes_module, "_work", _die)
+    with pytest.raises(ResourceError, match=r"was killed.*corpus\.processes"):
+        _run(work(processes=2))
+
+
+def _die(*_: Any) -> None:
+    import os
+
+    os._exit(9)
+
+
+def test_summaries_are_folded_on_the_way(
+    work: Callable[..., CorpusWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "FOLD", 3)
+    made = work()
+    _run(made)
+    names = made.folder.store.list("summaries")
+    assert "00000-00002.jsonl.zst" in names
+    assert len(names) < len(made.units())
+    made.view.refresh()
+    assert made.view.is_complete
+
+
+def test_an_estimate_writes_nothing(work: Callable[..., CorpusWork]) -> None:
+    made = work()
+    view = made.sampled()
+    assert view.num_done == 2
+    assert 0 < view.known_share < 1
+    assert not _files(made.folder.store)
+    _run(made)
+    assert work().sampled().is_complete
+
+
+@pytest.mark.parametrize(
+    ("gpus", "units", "wanted"), [(0, 99, 8), (4, 99, 2), (64, 9, 1), (0, 3, 3)]
+)
+def test_processes_by_default(
+    gpus: int, units: int, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for number in range(gpus):
+        (tmp_path / f"nvidia{number}").touch()
+    (tmp_path / "nvidiactl").touch()
+    assert default_processes(units, devices=tmp_path) == wanted
