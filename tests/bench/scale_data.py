@@ -1,8 +1,8 @@
 """What stage two costs as the cache and the ranks grow: reading, planning, memory.
 
-`python -m tests.bench.scale_data` prints one figure of each function. Sources are made up: rows of
-drawn lengths, of which a plan reads the lengths alone. Numba's compiled kernels are cached on disk
-and made before the clock starts.
+`python -m tests.bench.scale_data` prints these figures and some beside them. Sources are made up:
+rows of random lengths, of which a plan reads the lengths alone. Numba's compiled kernels are cached
+on disk and made before the clock starts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pipeline.data.settings import DataSettings
 from pipeline.data.stream.train_stream import TrainStream
 
 __all__ = [
-    "plan_mib_per_rank_1b", "plan_seconds_50m", "read_amplification", "read_amplification_world8",
+    "figures", "plan_mib_per_rank_1b", "plan_seconds_50m", "read_amplification",
+    "read_amplification_world8",
 ]  # fmt: skip
 
 ROWS_PER_SHARD = 7_000
@@ -203,6 +204,15 @@ def read_amplification(world_size: int, *, shards: int = 256, **settings: Any) -
 def read_amplification_world8() -> float:
     """Return `read_amplification` of eight ranks."""
     return read_amplification(8)
+
+
+def figures() -> dict[str, float]:
+    """Return what `make bench-scale` shows."""
+    return {
+        "read_amplification_world8": read_amplification_world8(),
+        "plan_seconds_50m": plan_seconds_50m(),
+        "plan_mib_per_rank_1b": plan_mib_per_rank_1b(),
+    }
 
 
 def main() -> None:
