@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from pipeline.data.temperature import UncachedTemperature
 from pipeline.errors import CacheError, ConfigError
 
 __all__ = ["Agree", "StepBatch", "TrainStream"]
+
+_log = logging.getLogger(__name__)
 
 _STEPS_AHEAD = 32
 """How many steps before its first row a shard is opened, at most: lanes come to the ends of their
@@ -122,6 +125,16 @@ class TrainStream:
             world_size=world_size,
             by_tokens=settings.batch_tokens is not None,
         )
+        if rank == 0 and world_size > self.plan.lanes:
+            _log.warning(
+                "%d processes share %d lanes of the data: each shard is read by up to %d; %s",
+                world_size,
+                self.plan.lanes,
+                -(-world_size // self.plan.lanes) + bool(world_size % self.plan.lanes),
+                "a larger data.batch_tokens has room for more lanes, up to data.lanes"
+                if settings.batch_tokens is not None
+                else f"raise data.lanes to {world_size} or more, in a new run",
+            )
 
     @property
     def steps_per_epoch(self) -> int:

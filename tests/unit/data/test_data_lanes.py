@@ -267,3 +267,24 @@ def test_a_plan_forms_no_pack_before_its_turn_and_holds_no_row(
         tracemalloc.stop()
     # Of 800,000 rows those of 64 shards are in packs, at 15 bytes a row.
     assert held < 64 * rows * 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lanes": 4}, "8 processes share 4 lanes of the data: each shard is read by up to 2"),
+        ({"lanes": 4}, "raise data.lanes to 8 or more, in a new run"),
+        ({"batch_tokens": 100}, "a larger data.batch_tokens has room for more lanes"),
+        ({}, ""),
+    ],
+)
+def test_more_processes_than_lanes_are_told_what_they_read(
+    make_source: MakeSource, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: str
+) -> None:
+    for rank in (0, 1):
+        TrainStream(
+            make_source([20] * 8), DataSettings(**changes), seed=3, packs_per_step=16, rank=rank,
+            world_size=8, accumulation=1, pack_length=16, temperature=1.0,
+        )  # fmt: skip
+    assert len(caplog.records) == bool(said)
+    assert said in caplog.text
