@@ -169,7 +169,7 @@ def stream_loads(
     for rank in range(world_size):
         source = make_source([16] * 96)
         stream = TrainStream(
-            source, DataSettings(**{"read_threads": 1, **changes}), seed=3, packs_per_step=32,
+            source, DataSettings(**{"read_threads": 0, **changes}), seed=3, packs_per_step=32,
             rank=rank, world_size=world_size, accumulation=1, pack_length=16, temperature=1.0,
         )  # fmt: skip
         for _ in stream.steps(0, epochs * stream.steps_per_epoch):
@@ -190,10 +190,11 @@ def test_the_stream_reads_each_shard_once_an_epoch(
     assert most <= 3 * 32 // world_size
 
 
-def test_reading_ahead_ends_with_the_run(make_source: MakeSource) -> None:
-    """The shards of an epoch that does not come are not read."""
-    loads, _ = stream_loads(make_source, 1, epochs=2)
-    assert loads <= 2 * 96
+def test_reading_ahead_reads_little_more(make_source: MakeSource) -> None:
+    """A thread can come too late with a shard of a few steps; those of no epoch are not read."""
+    assert 2 * 96 - 32 <= stream_loads(make_source, 1, epochs=2)[0] <= 2 * 96
+    loads, _ = stream_loads(make_source, 1, epochs=2, read_threads=1)
+    assert loads <= 1.1 * 2 * 96
 
 
 def test_ranks_share_the_files_of_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +219,8 @@ def test_ranks_share_the_files_of_a_cache(tmp_path: Path, monkeypatch: pytest.Mo
     for rank in range(4):
         source = open_cache(str(tmp_path)).source("train")
         stream = TrainStream(
-            source, DataSettings(), seed=0, packs_per_step=16, rank=rank, world_size=4,
-            accumulation=1, pack_length=40, temperature=1.0,
+            source, DataSettings(read_threads=0), seed=0, packs_per_step=16, rank=rank,
+            world_size=4, accumulation=1, pack_length=40, temperature=1.0,
         )  # fmt: skip
         for step in stream.steps(0, stream.steps_per_epoch):
             seen += [name for batch in step.micro_batches for name in batch.sample_ids]
