@@ -46,6 +46,7 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
         lanes=inputs.data.lanes,
         packing=inputs.data.packing,
         batch_tokens=inputs.data.batch_tokens,
+        totals=inputs.vocabulary.totals,
     )
     train = inputs.train
     steps = train.max_steps or max(1, math.ceil(train.num_train_epochs * plan.steps_per_epoch))

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.cache.io.reader import Cache, open_cache
-from pipeline.data.order.plan import check_lengths
-from pipeline.data.order.totals import split_totals
+from pipeline.data.order.totals import check_lengths, split_totals
 from pipeline.data.settings import DataSettings
 from pipeline.errors import CacheError
 from pipeline.loss.settings import LossSettings
@@ -218,7 +217,7 @@ def _check_heldout(cache: Cache, run: RunSettings) -> None:
 def _check_lengths(vocabulary: StudentVocabulary, source: ResolvedModel, run: RunSettings) -> None:
     mistakes = Mistakes()
     data = run.data
-    totals = split_totals(vocabulary.train)
+    totals = vocabulary.totals
     with mistakes.collected():
         check_lengths(totals, data.pack_length or vocabulary.pack_length(), data.batch_tokens)
     positions = most_positions(read_model_config(source.path))

@@ -209,6 +209,7 @@ def _open_stream(run: _Run) -> TrainStream:
         pack_length=inputs.pack_length(),
         temperature=loss.temperature,
         uncached_temperature=loss.uncached_temperature,
+        totals=inputs.vocabulary.totals,
     )
 
 

@@ -1,7 +1,7 @@
 """The sparsifier with two threads over one, where every core has another busy process.
 
 `python -m tests.bench.scale_threads` sparsifies rows of V = 49,152 in the head's chunks of 256, in
-alternating rounds: with one thread and with two, by blocks (`pipeline/teacher/sparsify/blocks.py`),
+alternating rounds: with one thread and with two, by blocks (`pipeline/cpu_blocks.py`),
 and, for the record, with the operations of each block divided among the threads, as before.
 """
 

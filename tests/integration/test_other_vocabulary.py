@@ -66,6 +66,12 @@ def test_the_same_pieces_under_other_ids(
     assert "nothing to train" in stage("train_student", flags).ok().err
 
 
+@pytest.fixture(autouse=True)
+def _local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep lengths that are stored apart from the machine's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "local"))
+
+
 @pytest.fixture
 def other(tiny: Tiny, tmp_path: Path) -> Path:
     """Return a student of a smaller vocabulary, cut in other places, and of flat distributions."""

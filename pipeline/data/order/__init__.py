@@ -1,1 +1,1 @@
-"""Which rows make which step, by arithmetic: permutations, packs, the plan."""
+"""Which rows make which step, by arithmetic: permutations, packs, lanes, windows, the plan."""

@@ -22,24 +22,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.order.lanes import Axis, Lane, lane_count
-from pipeline.data.order.packing import count_packs
-from pipeline.data.order.permutation import derive_key, permutation
+from pipeline.data.order.lanes import lane_count
+from pipeline.data.order.schedule import Schedule
 from pipeline.data.order.step import Pack, StepPlan
-from pipeline.data.order.totals import SplitTotals, split_totals
-from pipeline.data.order.window import Piece, Units, Window, shard_order
+from pipeline.data.order.totals import SplitTotals, check_lengths, split_totals
+from pipeline.data.order.window import Units, Window
 from pipeline.data.source import RowSource
-from pipeline.errors import CacheError, ConfigError
 
-__all__ = ["TrainPlan", "check_lengths"]
-
-# Salts of the derived keys; part of the order, never change. 2 and 5 are in window.py.
-_SHARDS, _PACKS, _LANES, _FLIP = 1, 3, 4, 6
-
-_FEW = 8
-"""With fewer shards a lane than this they are dealt to lanes anew in each epoch: so few would
-otherwise keep the same company. With more, a lane keeps its shards, so that a node's disk holds
-copies of its share and not, after some epochs, of the whole cache."""
+__all__ = ["TrainPlan"]
 
 
 class TrainPlan:
@@ -56,6 +46,7 @@ class TrainPlan:
         lanes: int,
         packing: bool = True,
         batch_tokens: int | None = None,
+        totals: SplitTotals | None = None,
     ) -> None:
         """Count the packs of every shard: 1 s for 50 million rows.
 
@@ -70,6 +61,7 @@ class TrainPlan:
             packing: False gives each row its own pack.
             batch_tokens: most tokens of a step over all ranks and micro-batches, in place of
                 `packs_per_step` and `packing`.
+            totals: of the source, where they are known; its rows are counted once.
 
         Raises:
             CacheError: no rows.
@@ -79,7 +71,7 @@ class TrainPlan:
         self.packs_per_step = packs_per_step
         self.pack_length = pack_length
         self.batch_tokens = batch_tokens
-        self.totals = totals = split_totals(source)
+        self.totals = totals = totals or split_totals(source)
         check_lengths(totals, pack_length, batch_tokens)
         self.lanes = lane_count(
             lanes,
@@ -89,15 +81,20 @@ class TrainPlan:
         )
         """E."""
         packing = packing and batch_tokens is None
-        self._units = Units(source, pack_length, packing, by_tokens=batch_tokens is not None)
-        self._units_S = _count_units(source, totals, pack_length) if packing else totals.rows_S
-        self._sizes_S = self._units_S if batch_tokens is None else totals.span_S
-        self.packs_per_epoch = int(self._units_S.sum())
-        self._window_pieces = -(-shuffle_shards // self.lanes)
+        units_S = totals.packs_S(pack_length) if packing else totals.rows_S
+        self.packs_per_epoch = int(units_S.sum())
         self._steps_per_epoch = self._count_steps()
+        self._schedule = Schedule(
+            units=Units(source, pack_length, packing, by_tokens=batch_tokens is not None),
+            seed=seed,
+            num_lanes=self.lanes,
+            window_pieces=-(-shuffle_shards // self.lanes),
+            units_S=units_S,
+            sizes_S=units_S if batch_tokens is None else totals.span_S,
+            steps_per_epoch=self._steps_per_epoch,
+            packs_per_step=packs_per_step,
+        )
         self._skipped: dict[int, int] = {}
-        self._epochs: dict[int, list[Lane]] = {}
-        self._windows: dict[int, tuple[tuple[int, int], Window]] = {}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -129,8 +126,10 @@ class TrainPlan:
         spans: list[int] = []
         lane_ends: list[int] = []
         tokens = loss_tokens = skipped_rows = 0
-        for number, lane in enumerate(self._lanes(epoch)):
-            for window, chosen in self._chosen(epoch, number, lane, self.range_of(lane, index)):
+        for number, lane in enumerate(self._schedule.lanes(epoch)):
+            for window, chosen in self._schedule.chosen(
+                epoch, number, lane, self._schedule.range_of(lane, index)
+            ):
                 kept = chosen
                 if skipped:
                     kept = chosen[~np.isin(window.shard_U[chosen], skipped)]
@@ -167,25 +166,17 @@ class TrainPlan:
         wanted = sorted(
             found for number in lanes for found in self._windows_ahead(number, step, steps)
         )
-        room = len(lanes) * self._window_pieces
+        room = len(lanes) * self._schedule.window_pieces
         in_use, ahead = dict[int, None](), dict[int, None]()
         for first, number, window in wanted:
             epoch = first // self._steps_per_epoch
-            lane = self._lanes(epoch)[number]
+            lane = self._schedule.lanes(epoch)[number]
             for shard in lane.shards_K[lane.pieces_of(window)].tolist():
                 if first <= step:
                     in_use[shard] = None
                 elif shard not in in_use and len(ahead) < room:
                     ahead[shard] = None
         return [shard for shard in [*in_use, *ahead] if not self.is_skipped(shard, step)]
-
-    def range_of(self, lane: Lane, index: int) -> tuple[int, int]:
-        """Return where a step of an epoch starts and stops in a lane, in packs or in tokens."""
-        if self.batch_tokens is None:
-            each = self.packs_per_step // self.lanes
-            return min(index * each, lane.size), min((index + 1) * each, lane.size)
-        steps = self._steps_per_epoch
-        return -(-lane.size * index // steps), -(-lane.size * (index + 1) // steps)
 
     def skipped_before(self, step: int) -> tuple[int, int]:
         """Return rows and tokens of skipped shards that the first `step` steps skip."""
@@ -213,18 +204,18 @@ class TrainPlan:
         tokens = epoch * self.totals.tokens - self.skipped_before(step)[1]
         if index == 0:
             return tokens
-        for number, lane in enumerate(self._lanes(epoch)):
-            stop = self.range_of(lane, index)[0]
+        for number, lane in enumerate(self._schedule.lanes(epoch)):
+            stop = self._schedule.range_of(lane, index)[0]
             for window in range(len(lane.window_starts) - 1):
                 if lane.window_starts[window] >= stop:
                     break
                 pieces = lane.pieces_of(window)
                 shards = lane.shards_K[pieces]
-                whole = lane.stop_K[pieces] - lane.first_K[pieces] == self._units_S[shards]
+                whole = lane.stop_K[pieces] - lane.first_K[pieces] == self._schedule.units_S[shards]
                 if whole.all() and lane.window_starts[window + 1] <= stop:
                     tokens += int(self.totals.tokens_S[shards].sum())
                     continue
-                formed = self._window(epoch, number, lane, window)
+                formed = self._schedule.window(epoch, number, lane, window)
                 last = np.searchsorted(formed.starts_U, stop - lane.window_starts[window])
                 tokens += int(formed.tokens_U[:last].sum())
         return tokens
@@ -236,87 +227,20 @@ class TrainPlan:
         # each lane stays within its share of the budget, and a rank within its own.
         longest = max(self.totals.longest, 1)
         width = self.batch_tokens // self.lanes - longest + 1
-        size = int(self._sizes_S.sum())
+        size = int(self.totals.span_S.sum())
         if self.lanes > 1:
             # The longest that a lane can be: a cut moves to the next row.
             size = -(-size // self.lanes) + longest - 1
         return -(-size // width)
 
-    def _lanes(self, epoch: int) -> list[Lane]:
-        """Return the lanes of an epoch; two epochs are kept, as reading ahead needs the next."""
-        if epoch not in self._epochs:
-            shards = len(self._units_S)
-            anew = epoch if shards < _FEW * self.lanes else 0
-            axis = Axis(
-                permutation(shards, derive_key(self.seed, anew, _SHARDS)),
-                self._sizes_S,
-                self._units_S,
-            )
-            self._epochs = {e: lanes for e, lanes in self._epochs.items() if abs(e - epoch) == 1}
-            self._epochs[epoch] = axis.cut(
-                self.lanes,
-                split=lambda shard, offset: self._split(epoch, shard, offset),
-                window_pieces=self._window_pieces,
-                keys=lambda lane: derive_key(self.seed, epoch, _LANES, lane),
-                flip=bool(derive_key(self.seed, epoch, _FLIP) & 1),
-            )
-        return self._epochs[epoch]
-
-    def _split(self, epoch: int, shard: int, offset: int) -> tuple[int, int]:
-        if self.batch_tokens is None:
-            return offset, offset
-        order = shard_order(int(self._units_S[shard]), seed=self.seed, epoch=epoch, shard=shard)
-        span_R = np.maximum(self._units.source.shard_sizes(shard)[:, 0], 1)[order]
-        ends_R = np.cumsum(span_R, dtype=np.int64)
-        unit = int(np.searchsorted(ends_R - span_R, offset))
-        return unit, int(ends_R[unit - 1])
-
-    def _chosen(
-        self, epoch: int, number: int, lane: Lane, bounds: tuple[int, int]
-    ) -> Iterator[tuple[Window, NDArray[np.int64]]]:
-        """Yield the units of a lane between two positions, window by window."""
-        start, stop = bounds
-        if start >= stop:
-            return
-        index = lane.window_at(start)
-        while index < len(lane.window_starts) - 1 and lane.window_starts[index] < stop:
-            window = self._window(epoch, number, lane, index)
-            at = lane.window_starts[index]
-            first, last = np.searchsorted(window.starts_U, [start - at, stop - at])
-            yield window, np.arange(first, last)
-            index += 1
-
-    def _window(self, epoch: int, number: int, lane: Lane, index: int) -> Window:
-        """Return a window of a lane; the last one of each lane is kept."""
-        held = self._windows.get(number)
-        if held is None or held[0] != (epoch, index):
-            pieces = lane.pieces_of(index)
-            shards = lane.shards_K[pieces]
-            parts = (shards, lane.first_K[pieces], lane.stop_K[pieces], self._units_S[shards])
-            window = Window.form(
-                self._units,
-                [Piece(*part) for part in zip(*(p.tolist() for p in parts), strict=True)],
-                seed=self.seed,
-                epoch=epoch,
-                key=derive_key(self.seed, epoch, _PACKS, number, index),
-            )
-            self._windows[number] = held = ((epoch, index), window)
-        return held[1]
-
-    def _step_at(self, lane: Lane, position: int) -> int:
-        """Return which step of an epoch takes the unit that starts at a position of a lane."""
-        if self.batch_tokens is None:
-            return position // (self.packs_per_step // self.lanes)
-        return position * self._steps_per_epoch // lane.size
-
     def _windows_ahead(self, number: int, step: int, steps: int) -> Iterator[tuple[int, int, int]]:
         """Yield the windows of a lane from a step on: (first step, lane, window)."""
         now, index = divmod(step, self._steps_per_epoch)
         for epoch in (now, now + 1):
-            lane = self._lanes(epoch)[number]
-            start = self.range_of(lane, index)[0]
+            lane = self._schedule.lanes(epoch)[number]
+            start = self._schedule.range_of(lane, index)[0]
             for window in range(max(lane.window_at(start), 0), len(lane.window_starts) - 1):
-                first = self._step_at(lane, int(lane.window_starts[window]))
+                first = self._schedule.step_at(lane, int(lane.window_starts[window]))
                 if epoch * self._steps_per_epoch + first > step + steps:
                     return
                 if lane.window_starts[window + 1] > start:
@@ -327,59 +251,15 @@ class TrainPlan:
         self, epoch: int, shard: int, start: int, stop: int
     ) -> Iterator[tuple[Window, NDArray[np.bool_]]]:
         """Yield the windows of an epoch that hold a shard, and its units in steps start to stop."""
-        for number, lane in enumerate(self._lanes(epoch)):
-            first, last = (self.range_of(lane, index)[0] for index in (start, stop))
+        for number, lane in enumerate(self._schedule.lanes(epoch)):
+            first, last = (self._schedule.range_of(lane, index)[0] for index in (start, stop))
             if stop == self._steps_per_epoch:
                 last = lane.size
             for index in {
-                int(k) // self._window_pieces for k in np.flatnonzero(lane.shards_K == shard)
+                int(k) // self._schedule.window_pieces
+                for k in np.flatnonzero(lane.shards_K == shard)
             }:
-                window = self._window(epoch, number, lane, index)
+                window = self._schedule.window(epoch, number, lane, index)
                 places_U = window.starts_U + lane.window_starts[index]
                 inside = (window.shard_U == shard) & (first <= places_U) & (places_U < last)
                 yield window, inside
-
-
-def _count_units(source: RowSource, totals: SplitTotals, pack_length: int) -> NDArray[np.int64]:
-    """Return the packs of each shard."""
-    return np.array(
-        [
-            count_packs(source.shard_sizes(shard)[:, 0], pack_length)
-            for shard in range(len(totals.rows_S))
-        ],
-        np.int64,
-    )
-
-
-def check_lengths(totals: SplitTotals, pack_length: int, batch_tokens: int | None) -> None:
-    """Reject rows that no step can hold.
-
-    Args:
-        totals: of the training rows.
-        pack_length: most tokens of a pack.
-        batch_tokens: most tokens of a step, in place of packs.
-
-    Raises:
-        CacheError: no rows.
-        ConfigError: a row longer than a pack, or longer than a third of `batch_tokens`.
-    """
-    if not totals.rows:
-        raise CacheError(
-            "the cache has no training rows",
-            expected="at least one",
-            do="cache a larger corpus, or hold out less of it",
-        )
-    longest = totals.longest
-    if batch_tokens is None and longest > pack_length:
-        raise ConfigError(
-            f"pack_length is {pack_length}, but the cache has a row of {longest} tokens",
-            expected=f"at least {longest}",
-            do="raise data.pack_length, or leave it unset to take the cache's max_length",
-        )
-    # Below, a window can be shorter than a row, and then be a step without any.
-    if batch_tokens is not None and 3 * longest > batch_tokens:
-        raise ConfigError(
-            f"data.batch_tokens is {batch_tokens}, but the cache has a row of {longest} tokens",
-            expected=f"at least three times as much, {3 * longest}",
-            do="raise it, or leave it unset for packs of data.pack_length",
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from pipeline.cache.io.reader import ShardDamaged
 from pipeline.data.collate import Batch, collate
 from pipeline.data.order.plan import TrainPlan
 from pipeline.data.order.step import Pack, StepPlan, lanes_of_rank
+from pipeline.data.order.totals import SplitTotals
 from pipeline.data.settings import DataSettings
 from pipeline.data.source import RowSource
 from pipeline.data.stream.prefetch import Patience, Prefetcher
@@ -19,6 +21,8 @@ from pipeline.data.temperature import UncachedTemperature
 from pipeline.errors import CacheError, ConfigError
 
 __all__ = ["Agree", "StepBatch", "TrainStream"]
+
+_log = logging.getLogger(__name__)
 
 _STEPS_AHEAD = 32
 """How many steps before its first row a shard is opened, at most: lanes come to the ends of their
@@ -66,6 +70,7 @@ class TrainStream:
         pack_length: int,
         temperature: float,
         uncached_temperature: UncachedTemperature = "reject",
+        totals: SplitTotals | None = None,
     ) -> None:
         """Plan the run from the lengths of rows; reads no row.
 
@@ -81,6 +86,7 @@ class TrainStream:
             pack_length: the cache's max_length; `settings.pack_length` goes before it.
             temperature: of the loss.
             uncached_temperature: as in `collate`.
+            totals: of the source, where they are known.
 
         Raises:
             CacheError: no rows.
@@ -111,6 +117,7 @@ class TrainStream:
             lanes=settings.lanes,
             packing=settings.packing,
             batch_tokens=settings.batch_tokens,
+            totals=totals,
         )
         self._lanes = lanes_of_rank(
             self.plan.lanes,
@@ -118,6 +125,16 @@ class TrainStream:
             world_size=world_size,
             by_tokens=settings.batch_tokens is not None,
         )
+        if rank == 0 and world_size > self.plan.lanes:
+            _log.warning(
+                "%d processes share %d lanes of the data: each shard is read by up to %d; %s",
+                world_size,
+                self.plan.lanes,
+                -(-world_size // self.plan.lanes) + bool(world_size % self.plan.lanes),
+                "a larger data.batch_tokens has room for more lanes, up to data.lanes"
+                if settings.batch_tokens is not None
+                else f"raise data.lanes to {world_size} or more, in a new run",
+            )
 
     @property
     def steps_per_epoch(self) -> int:

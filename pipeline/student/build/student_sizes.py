@@ -91,7 +91,8 @@ class SizeCounter:
         return fingerprint(
             {
                 "version": _VERSION,
-                "shards": [record.xxh3_128 for record in manifest.of_split(split)],
+                # Of the records, which hold the checksum of each shard.
+                "segments": [segment.xxh3_128 for segment in manifest.of_split(split)],
                 "teacher": dict(manifest.tokenizer_xxh3_128),
                 "student": {name: data.hex() for name, data in sorted(student.items())},
                 "head_rows": self.head_rows,
@@ -100,7 +101,7 @@ class SizeCounter:
 
     def _stored(self, file: Path, split: str) -> Sizes | None:
         """Return a stored file, mapped; None where there is none or it is not whole."""
-        rows = sum(record.rows for record in self.cache.manifest.of_split(split))
+        rows = self.cache.manifest.total(split).rows
         try:
             found = np.load(file, mmap_mode="r")
         except (OSError, ValueError):
@@ -111,7 +112,7 @@ class SizeCounter:
         cache = self.cache
         source = cache.source(split)
         shards = range(len(source.shards))
-        tokens = sum(int(source.shard_sizes(shard)[:, 0].sum()) for shard in shards)
+        tokens = cache.manifest.total(split).tokens
         parts: list[Sizes] = []
         with self._counting(split, tokens) as counts:
             progress = Progress(
@@ -170,7 +171,7 @@ def _work(shard: int) -> Sizes | None:
 
 def _count_shard(cache: Cache, split: str, shard: int, aligner: Aligner) -> Sizes:
     """Count the rows of a shard; of its file the ids and the masks alone are read."""
-    record = cache.manifest.of_split(split)[shard]
+    record = cache.records(split)[shard]
     try:
         with cache.store.open(record.path) as file:
             table = pq.read_table(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.io.reader import Cache
 from pipeline.data.mapped import MappedRows
-from pipeline.data.order.totals import split_totals
+from pipeline.data.order.totals import SplitTotals, split_totals
 from pipeline.data.retokenise import RetokenisedRows, retokenise
 from pipeline.data.source import RowSource
 from pipeline.errors import ModelError
@@ -72,12 +72,17 @@ class StudentVocabulary:
         """The held-out rows in the student's tokens."""
         return self._rows("heldout")
 
+    @cached_property
+    def totals(self) -> SplitTotals:
+        """Of the training rows."""
+        return split_totals(self.train)
+
     def pack_length(self) -> int:
         """Return the tokens of the longest sequence that there can be."""
         longest = int(self.cache.manifest.identity["corpus"]["max_length"])
         if not self.retokenised:
             return longest
-        return max(longest, split_totals(self.train).longest)
+        return max(longest, self.totals.longest)
 
     def _rows(self, split: str) -> RowSource:
         source = self.rows if split == "train" else None

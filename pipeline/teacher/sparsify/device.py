@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.cpu_blocks import for_each_block
 from pipeline.sampling.inclusion import MOST_INCLUSION, InclusionRule
 from pipeline.sampling.quantisation import Quantisation
-from pipeline.teacher.sparsify.blocks import for_each_block
 from pipeline.teacher.sparsify.stopwatch import SPARSIFIER
 
 if TYPE_CHECKING:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pipeline.cache.io.reader import open_cache
+from pipeline.cache.io.writer import commit_shard
 from pipeline.data.order.plan import TrainPlan
 from pipeline.data.order.step import Pack, StepPlan, lanes_of_rank
+from pipeline.data.order.window import Window
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream.train_stream import TrainStream
+from pipeline.storage import Store
+from tests.unit.cache.sample_cache import finish, sample_identity, sample_shard
 
 MakeSource = Callable[..., Any]
 
@@ -161,7 +169,7 @@ def stream_loads(
     for rank in range(world_size):
         source = make_source([16] * 96)
         stream = TrainStream(
-            source, DataSettings(**{"read_threads": 1, **changes}), seed=3, packs_per_step=32,
+            source, DataSettings(**{"read_threads": 0, **changes}), seed=3, packs_per_step=32,
             rank=rank, world_size=world_size, accumulation=1, pack_length=16, temperature=1.0,
         )  # fmt: skip
         for _ in stream.steps(0, epochs * stream.steps_per_epoch):
@@ -182,7 +190,102 @@ def test_the_stream_reads_each_shard_once_an_epoch(
     assert most <= 3 * 32 // world_size
 
 
-def test_reading_ahead_ends_with_the_run(make_source: MakeSource) -> None:
-    """The shards of an epoch that does not come are not read."""
-    loads, _ = stream_loads(make_source, 1, epochs=2)
-    assert loads <= 2 * 96
+def test_reading_ahead_reads_little_more(make_source: MakeSource) -> None:
+    """A thread can come too late with a shard of a few steps; those of no epoch are not read."""
+    assert 2 * 96 - 32 <= stream_loads(make_source, 1, epochs=2)[0] <= 2 * 96
+    loads, _ = stream_loads(make_source, 1, epochs=2, read_threads=1)
+    assert loads <= 1.1 * 2 * 96
+
+
+def test_ranks_share_the_files_of_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader itself: how often each file is read, and how many shards it holds."""
+    store, identity = Store(str(tmp_path)), sample_identity(corpus={"max_length": 40})
+    records = []
+    for split, index in [*(("train", index) for index in range(40)), ("heldout", 0)]:
+        record, data = sample_shard(split, index, 6, identity=identity)
+        commit_shard(store, record, data)
+        records.append(record)
+    finish(store, records, identity)
+    reads: list[str] = []
+    real = Store.read
+
+    def noted(self: Store, name: str) -> bytes:
+        if name.startswith("data/train"):
+            reads.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(Store, "read", noted)
+    seen: list[str] = []
+    for rank in range(4):
+        source = open_cache(str(tmp_path)).source("train")
+        stream = TrainStream(
+            source, DataSettings(read_threads=0), seed=0, packs_per_step=16, rank=rank,
+            world_size=4, accumulation=1, pack_length=40, temperature=1.0,
+        )  # fmt: skip
+        for step in stream.steps(0, stream.steps_per_epoch):
+            seen += [name for batch in step.micro_batches for name in batch.sample_ids]
+            assert len(source._tables) <= 3 * 16 // 4 + 4
+    assert len(seen) == len(set(seen)) == 240
+    assert set(reads) == {record.path for record in records if record.split == "train"}
+    assert len(reads) <= 40 + 3
+
+
+def test_a_plan_forms_no_pack_before_its_turn_and_holds_no_row(
+    make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its start it counts; it formed all packs then, and held 29 bytes of every row."""
+    formed: list[int] = []
+    real = Window.form.__func__  # type: ignore[attr-defined]
+
+    def noted(cls: type[Window], units: Any, pieces: Any, **options: Any) -> Window:
+        formed.append(len(pieces))
+        window: Window = real(cls, units, pieces, **options)
+        return window
+
+    monkeypatch.setattr(Window, "form", classmethod(noted))
+    make_plan(make_source([30] * 3)).step(0)  # compiles
+    rows, rng = 2_000, np.random.default_rng(0)
+    sizes_R2 = np.stack([rng.integers(1, 512, rows, np.int32)] * 2, 1)
+
+    class Many:
+        def shard_rows(self) -> list[int]:
+            return [rows] * 400
+
+        def shard_sizes(self, _shard: int) -> Any:
+            return sizes_R2
+
+    formed.clear()
+    tracemalloc.start()
+    try:
+        plan = make_plan(Many(), pack_length=512, packs_per_step=64)
+        assert not formed
+        assert plan.tokens_before(7 * plan.steps_per_epoch) == 7 * plan.totals.tokens
+        assert not formed
+        plan.step(5 * plan.steps_per_epoch + 3)
+        assert len(formed) == 64
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    # Of 800,000 rows those of 64 shards are in packs, at 15 bytes a row.
+    assert held < 64 * rows * 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lanes": 4}, "8 processes share 4 lanes of the data: each shard is read by up to 2"),
+        ({"lanes": 4}, "raise data.lanes to 8 or more, in a new run"),
+        ({"batch_tokens": 100}, "a larger data.batch_tokens has room for more lanes"),
+        ({}, ""),
+    ],
+)
+def test_more_processes_than_lanes_are_told_what_they_read(
+    make_source: MakeSource, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: str
+) -> None:
+    for rank in (0, 1):
+        TrainStream(
+            make_source([20] * 8), DataSettings(**changes), seed=3, packs_per_step=16, rank=rank,
+            world_size=8, accumulation=1, pack_length=16, temperature=1.0,
+        )  # fmt: skip
+    assert len(caplog.records) == bool(said)
+    assert said in caplog.text

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import cpu_blocks as blocks
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
-from pipeline.teacher.sparsify import blocks, device
+from pipeline.teacher.sparsify import device
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -156,7 +157,7 @@ def test_work_arrays_do_not_outlive_the_call(threads: Callable[[int], None]) -> 
 BOUND = """
 import ctypes, json, os, sys, threading, torch
 from pathlib import Path
-from pipeline.teacher.sparsify.blocks import for_each_block
+from pipeline.cpu_blocks import for_each_block
 
 mkl = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 choice = getattr(mkl, "mkl_serv_get_dynamic", lambda: 1)
@@ -207,4 +208,4 @@ def test_threads_of_a_bound_process_have_cores_of_their_own() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert f'"MainThread": [{cores[0]}]' in result.stdout
-    assert f'"sparsify_0": [{cores[1]}]' in result.stdout
+    assert f'"cpu-blocks_0": [{cores[1]}]' in result.stdout

@@ -140,7 +140,7 @@ def _pool() -> ThreadPoolExecutor:
     The interpreter ends them at its exit, which takes as long as a block.
     """
     return ThreadPoolExecutor(
-        _MOST_HELPERS, thread_name_prefix="sparsify", initializer=_use_the_cores_of_openmp
+        _MOST_HELPERS, thread_name_prefix="cpu-blocks", initializer=_use_the_cores_of_openmp
     )
 
 
