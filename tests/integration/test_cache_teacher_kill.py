@@ -197,7 +197,7 @@ def test_another_identity_is_refused(
     assert digests(tiny_cache) == before
     # The beginning of one counts as well: the plan alone says whose it is.
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "begun"]
-    assert stage("cache_teacher", flags, hook=("kill_at_sync", 9)).code == -signal.SIGKILL
+    assert stage("cache_teacher", flags, hook=("kill_at_sync", 12)).code == -signal.SIGKILL
     before = digests(tmp_path / "begun")
     message = stage("cache_teacher", [*flags, "--max_length", "95"]).refused(3)
     assert "corpus.max_length: 96 there, 95 asked for" in message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.cache.layout.embedded_checksum import checksum
@@ -65,6 +65,17 @@ class Plan:
 
     identity: dict[str, Any]
     shards: tuple[PlannedRows, ...]
+    """Of a derived cache; stage one's plan knows no more than their number."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """Shards by split, where the plan knows no more."""
+
+    @property
+    def shard_counts(self) -> dict[str, int]:
+        """Shards by split; empty while stage one does not know."""
+        if not self.shards:
+            return self.counted
+        planned = [item.split for item in self.shards]
+        return {split: planned.count(split) for split in SPLITS if split in planned}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,9 @@ class Inventory:
     identity: dict[str, Any] | None
     """None where neither the manifest nor the plan can be read."""
     planned: tuple[PlannedRows, ...]
+    """The shards of a derived cache's plan."""
+    counted: dict[str, int]
+    """Shards by split, as the plan says; empty where it does not know yet."""
     recorded: Recorded
     """The shards that a listing of the records' folder names."""
     failed: dict[str, tuple[QuarantinedRow, ...] | None]
@@ -102,9 +116,8 @@ class Inventory:
         """Shards by split: of the manifest, else of the plan, else as many as are recorded."""
         if self.manifest is not None:
             return self.manifest.shard_counts
-        if self.planned:
-            planned = [item.split for item in self.planned]
-            return {split: planned.count(split) for split in SPLITS if split in planned}
+        if self.counted:
+            return self.counted
         stops = {s.split: s.last + 1 for s in self.recorded.segments}
         return {split: stops[split] for split in SPLITS if split in stops}
 
@@ -140,6 +153,10 @@ def decode_plan(raw: bytes) -> Plan | None:
         identity = data["identity"]
         if fingerprint(identity) != data["identity_digest"]:
             return None
+        listed = data.get("shards", {})
+        if isinstance(listed, dict):
+            counted = {split: int(listed[split]) for split in SPLITS if split in listed}
+            return Plan(identity, (), counted)
         shards = tuple(
             PlannedRows(
                 item["split"],
@@ -148,7 +165,7 @@ def decode_plan(raw: bytes) -> Plan | None:
                 int(item["tokens"]),
                 item["samples_sha256"],
             )
-            for item in data["shards"]
+            for item in listed
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -165,6 +182,7 @@ def read_inventory(store: Store) -> Inventory:
     plan_raw = _read(store, PLAN)
     plan = None if plan_raw is None else decode_plan(plan_raw)
     planned = plan.shards if plan else ()
+    counted = plan.shard_counts if plan else {}
     damaged: list[tuple[str, str]] = []
     if plan_raw is not None and plan is None:
         damaged.append((PLAN, "damaged (its digest does not match)"))
@@ -179,6 +197,7 @@ def read_inventory(store: Store) -> Inventory:
                 plan_raw,
                 manifest.identity,
                 planned,
+                counted,
                 Recorded(files),
                 failed,
                 tuple(damaged),
@@ -191,7 +210,7 @@ def read_inventory(store: Store) -> Inventory:
     if plan_raw is None and raw is None and not recorded:
         read_manifest(store)  # raises: there is no cache
     identity = plan.identity if plan else None
-    found = Inventory(None, plan_raw, identity, planned, recorded, failed, tuple(damaged))
+    found = Inventory(None, plan_raw, identity, planned, counted, recorded, failed, tuple(damaged))
     if raw is None:
         counts = found.shard_counts
         missing = sum(counts.values()) - sum(

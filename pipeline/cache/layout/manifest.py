@@ -244,8 +244,11 @@ def _short(value: Any) -> str:
 def planned_counts(raw: bytes) -> dict[str, int]:
     """Return the shards of each split that a plan file names; none where it is damaged."""
     try:
-        planned = [str(item["split"]) for item in json.loads(raw)["shards"]]
-    except (ValueError, KeyError, TypeError):
+        listed = json.loads(raw).get("shards", {})
+        if isinstance(listed, dict):
+            return {split: int(listed[split]) for split in SPLITS if split in listed}
+        planned = [str(item["split"]) for item in listed]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
     return {split: planned.count(split) for split in SPLITS if split in planned}
 

@@ -85,10 +85,13 @@ class _Parts:
         """Return the plan and its file: stage one's where one has it, else from a manifest."""
         for inventory in self.inventories:
             plan = decode_plan(inventory.plan_raw) if inventory.plan_raw else None
-            if plan is not None and inventory.plan_raw is not None:
-                return plan, inventory.plan_raw
-        assert self.whole is not None
-        assert self.whole.identity is not None
+            if plan is not None and inventory.plan_raw is not None and plan.shard_counts:
+                return self._with_rows(plan), inventory.plan_raw
+        if self.whole is None or self.whole.identity is None:
+            raise CacheError(
+                f"{self.stores[0].url}: no source knows yet how many shards the cache has",
+                do="let cache-teacher go on with one of them until its corpus is prepared",
+            )
         store = self.stores[self.inventories.index(self.whole)]
         shards = [
             PlannedRows(
@@ -102,6 +105,23 @@ class _Parts:
         ]
         plan = Plan(self.whole.identity, tuple(shards))
         return plan, encode_plan(plan)
+
+    def _with_rows(self, plan: Plan) -> Plan:
+        """Return the plan with a line for each shard, of the rows that any source has of it."""
+        if plan.shards:
+            return plan
+        rows: dict[tuple[str, int], tuple[int, int]] = {}
+        for store, inventory in zip(self.stores, self.inventories, strict=True):
+            for _, records in read_segments(store, inventory):
+                for record in records or ():
+                    found = record.rows + record.rows_quarantined, record.tokens
+                    rows[record.key] = max(found, rows.get(record.key, (0, 0)))
+        shards = [
+            PlannedRows(split, index, *rows.get((split, index), (0, 0)), None)
+            for split, count in plan.counted.items()
+            for index in range(count)
+        ]
+        return Plan(plan.identity, tuple(shards), plan.counted)
 
     def tokenizer(self) -> dict[str, bytes]:
         """Return the tokenizer's files, checked against the manifest where there is one."""

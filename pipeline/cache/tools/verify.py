@@ -234,6 +234,8 @@ class _Records:
     def _by_record(self, record: ShardRecord) -> Iterator[Finding]:
         """Yield what is wrong by a record alone."""
         self._ids.add(record.row_ids, self._starts[record.split] + record.index)
+        if record.rows_quarantined:
+            self.lacking[record.key] = record.rows_quarantined
         plan = self._planned.get(record.key)
         if plan is not None:
             yield from self._by_plan(record, plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ __all__ = [
     "another_identity",
     "begun_identity",
     "capture_requests",
+    "complete_plan",
     "folder_identity",
     "plan_identity",
     "settle_plan",
@@ -109,15 +110,32 @@ def settle_plan(store: Store, identity: dict[str, Any]) -> None:
     Raises:
         CacheError: the folder holds a cache, or the start of one, of another identity.
     """
-    data = {"identity": identity, "identity_digest": fingerprint(identity)}
-    content = json.dumps(data, indent=1, ensure_ascii=False).encode()
-    if store.create(PLAN, content):
+    if store.create(PLAN, _plan_bytes(identity)):
         return
-    present = store.read(PLAN)
-    if present == content:
-        return
-    found = plan_identity(store, PLAN, present, "shards")
-    raise another_identity(store, describe_difference(found, identity))
+    found = plan_identity(store, PLAN, store.read(PLAN), "shards")
+    if found != identity:
+        raise another_identity(store, describe_difference(found, identity))
+
+
+def complete_plan(store: Store, identity: dict[str, Any], counts: Mapping[str, int]) -> None:
+    """Add the number of shards of each split to the plan, once it is known.
+
+    Every worker writes the same; tools say by it what an unfinished cache lacks.
+    """
+    content = _plan_bytes(identity, counts)
+    try:
+        if store.read(PLAN) == content:
+            return
+    except FileNotFoundError:
+        pass
+    store.write(PLAN, content)
+
+
+def _plan_bytes(identity: dict[str, Any], counts: Mapping[str, int] | None = None) -> bytes:
+    data: dict[str, Any] = {"identity": identity, "identity_digest": fingerprint(identity)}
+    if counts is not None:
+        data["shards"] = dict(counts)
+    return json.dumps(data, indent=1, ensure_ascii=False).encode()
 
 
 def another_identity(store: Store, difference: str) -> CacheError:

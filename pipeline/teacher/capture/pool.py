@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.cache.layout.fold import fold
 from pipeline.cache.layout.names import RECORDS, SEGMENT_SHARDS, SPLITS, SegmentName, shard_name
@@ -20,9 +20,17 @@ class ShardPool:
     """The shards that are known, looked at by one listing of the records."""
 
     def __init__(
-        self, source: ShardSource, board: LeaseBoard, progress: Progress, shares: Shares
+        self,
+        source: ShardSource,
+        board: LeaseBoard,
+        progress: Progress,
+        shares: Shares,
+        *,
+        on_complete: Callable[[], None] = lambda: None,
     ) -> None:
-        """Look at nothing yet."""
+        """Look at nothing yet; `on_complete` is called once all shards are known."""
+        self._on_complete = on_complete
+        self._was_complete = False
         self._source = source
         self._board = board
         self._store = board.store
@@ -45,6 +53,9 @@ class ShardPool:
     def missing(self) -> list[PlannedShard]:
         """Return the known shards without a record, in their order."""
         self._source.refresh()
+        if self._source.is_complete and not self._was_complete:
+            self._was_complete = True
+            self._on_complete()
         shards = self._source.shards
         files = self._store.list(RECORDS)
         recorded = Recorded(files)

@@ -18,6 +18,7 @@ from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import settle_plan
+from pipeline.teacher.capture.source import shard_counts
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.worker import CaptureWorker
 from pipeline.teacher.fleet.leases import LEASES, Lease, LeaseBoard
@@ -158,7 +159,7 @@ class _Finisher:
         counts: dict[str, int] = asdict(task.source.counts()) | dict(self.more_counts)
         if quarantined:  # no member where there is none: a retry that succeeds leaves no trace
             counts["rows_quarantined"] = sum(map(len, quarantined.values()))
-        planned = _counts(task)
+        planned = shard_counts(task.source)
         finalize(
             store,
             planned,
@@ -172,12 +173,6 @@ class _Finisher:
         )
 
 
-def _counts(task: CaptureTask) -> dict[str, int]:
-    """Return the shards of each split that has any."""
-    splits = [shard.split for shard in task.source.shards]
-    return {split: splits.count(split) for split in SPLITS if split in splits}
-
-
 def _acceptance(
     task: CaptureTask, quarantined: Mapping[str, Collection[QuarantinedRow]]
 ) -> Callable[[ShardRecord], bool]:
@@ -186,8 +181,8 @@ def _acceptance(
 
     def accept(record: ShardRecord) -> bool:
         lacking = len(quarantined.get(shard_label(*record.key), ()))
-        return (
-            record.source_xxh3_128 == sources.get(record.key) and record.rows_quarantined == lacking
-        )
+        # A record that `repair` wrote again from its shard does not know what that came from.
+        known = record.source_xxh3_128 in (sources.get(record.key), "")
+        return known and record.rows_quarantined == lacking
 
     return accept

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from pipeline.cache.layout.names import SPLITS
 from pipeline.corpus.conclusion import conclude_samples
 from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.intake import Intake
@@ -18,7 +19,14 @@ from pipeline.corpus.table import SampleTable
 from pipeline.teacher.capture.groups import Grouping, GroupReader, GroupShard, cut_lengths
 from pipeline.teacher.capture.plan import PlannedShard
 
-__all__ = ["PreparedShards", "ShardSource", "TableSamples", "TableShards", "cut_table"]
+__all__ = [
+    "PreparedShards",
+    "ShardSource",
+    "TableSamples",
+    "TableShards",
+    "cut_table",
+    "shard_counts",
+]
 
 
 class ShardSource(Protocol):
@@ -58,6 +66,12 @@ class ShardSource(Protocol):
     def first_samples(self) -> Iterator[Sample]:
         """Read samples from the beginning on, of those that are known."""
         ...
+
+
+def shard_counts(source: ShardSource) -> dict[str, int]:
+    """Return the shards of each split that has any."""
+    splits = [shard.split for shard in source.shards]
+    return {split: splits.count(split) for split in SPLITS if split in splits}
 
 
 class TableShards:

@@ -16,8 +16,9 @@ from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.teacher.capture.agreement import QuarantineLists
 from pipeline.teacher.capture.encode import encode_columns
-from pipeline.teacher.capture.plan import PlannedShard
+from pipeline.teacher.capture.plan import PlannedShard, complete_plan
 from pipeline.teacher.capture.pool import ShardPool
+from pipeline.teacher.capture.source import shard_counts
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.witnesses import Witnesses
 from pipeline.teacher.engines.base import Engine
@@ -106,7 +107,13 @@ class CaptureWorker:
             ModelError: the engine answers for no row, or too many rows of the plan fail.
             StoreError: the disk has no room for a shard, or writing one failed.
         """
-        pool = ShardPool(self._task.source, self._board, self._progress, self._shares)
+        task = self._task
+        pool = ShardPool(
+            task.source, self._board, self._progress, self._shares,
+            on_complete=lambda: complete_plan(
+                self._store, task.identity, shard_counts(task.source)
+            ),
+        )  # fmt: skip
         works = leased_work(
             pool,
             self._board,

@@ -64,15 +64,17 @@ def plan_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
     elif manifest is not None:
         keys = {(item.split, item.index) for item in plan.shards}
         counts = manifest.shard_counts
-        wanted = sum(counts.values())
-        if len(plan.shards) != wanted or any(
-            (split, index) not in keys for split, count in counts.items() for index in range(count)
+        wanted, planned = sum(counts.values()), sum(plan.shard_counts.values())
+        if (planned and plan.shard_counts != counts) or any(
+            (split, index) not in keys
+            for split, count in counts.items()
+            for index in range(count if keys else 0)
         ):
-            yield Finding(PLAN, f"plans {len(plan.shards)} shards, the manifest lists {wanted}")
+            yield Finding(PLAN, f"plans {planned} shards, the manifest lists {wanted}")
     if manifest is None:
-        for item in plan.shards:
-            if (item.split, item.index) not in inventory.recorded:
-                key = item.split, item.index
+        for split, count in plan.shard_counts.items():
+            for index in inventory.recorded.missing(split, count):
+                key = split, index
                 yield Finding(record_name(*key), "planned, not written yet", key)
 
 
@@ -108,7 +110,7 @@ def failed_findings(
 def stray_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
     """Yield files of no shard: other readers read every Parquet file of a split."""
     counts = inventory.shard_counts
-    known = inventory.manifest is not None or bool(inventory.planned)
+    known = inventory.manifest is not None or bool(inventory.counted)
     reason = "belongs to no shard of this cache" if known else "there is no intact record of it"
     for split in SPLITS:
         for file in store.list(f"data/{split}"):
