@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.teacher.capture.complete import complete_cache, finished_cache
     from pipeline.teacher.fleet.processes import worker_name
     from pipeline.teacher.fleet.signals import interruptible
-    from pipeline.teacher.generation.run import RESPONSES_LOST, write_responses
+    from pipeline.teacher.generation.run import RESPONSES_LOST, has_responses, write_responses
     from pipeline.teacher.prepare import prepare
 
     configure_logging(run.observe.log_level)
@@ -105,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _log.info("cache %s is complete", store.url)
             if prepared.writing is not None and (
-                verify or manifest.corpus_counts.get(RESPONSES_LOST)
+                verify
+                or manifest.corpus_counts.get(RESPONSES_LOST)
+                or not has_responses(prepared.writing, store)
             ):
                 responses = write_responses(
                     prepared.writing, store=store, progress_every_s=run.observe.progress_every_s

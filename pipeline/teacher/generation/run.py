@@ -25,7 +25,7 @@ from pipeline.teacher.fleet.processes import worker_name
 from pipeline.teacher.fleet.queue import leased_work
 from pipeline.teacher.generation.base import Generator, WriteRequest, Written
 from pipeline.teacher.generation.files import ResponseText, encode_responses
-from pipeline.teacher.generation.identity import settle_responses
+from pipeline.teacher.generation.identity import RESPONSE_PLAN, settle_responses
 from pipeline.teacher.generation.plan import ResponseShard, WritingTask
 from pipeline.teacher.generation.quarantine import write_or_quarantine
 from pipeline.teacher.generation.read import (
@@ -37,7 +37,7 @@ from pipeline.teacher.generation.read import (
 )
 from pipeline.teacher.generation.registry import open_generator
 
-__all__ = ["RESPONSES_LOST", "write_responses"]
+__all__ = ["RESPONSES_LOST", "has_responses", "write_responses"]
 
 RESPONSES_LOST = "responses_quarantined"
 """Among a cache's counts: the responses that the teacher could not write."""
@@ -74,6 +74,11 @@ def write_responses(task: WritingTask, *, store: Store, progress_every_s: float)
             files = read_files(task, store)
     check_limit(files, task, store)
     return to_responses(files, task, store)
+
+
+def has_responses(task: WritingTask, store: Store) -> bool:
+    """Return whether the plan and every file of responses are there, by two requests."""
+    return store.exists(RESPONSE_PLAN) and responses_done(task.plan, store) == task.plan.total
 
 
 class _ResponsePool:
