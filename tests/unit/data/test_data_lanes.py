@@ -167,7 +167,7 @@ def stream_loads(
     """Return how many shards all ranks read in some epochs, and the most one keeps at a time."""
     loads, most = 0, 0
     for rank in range(world_size):
-        source = make_source([16] * 96)
+        source = make_source([9] * 96)
         stream = TrainStream(
             source, DataSettings(**{"read_threads": 0, **changes}), seed=3, packs_per_step=32,
             rank=rank, world_size=world_size, accumulation=1, pack_length=16, temperature=1.0,
