@@ -221,16 +221,16 @@ def full_disk(name: str) -> None:
     """Make every write of a file whose path contains `name` fail as on a full disk."""
     import errno
 
-    from pipeline.storage import Store
+    from pipeline.storage import local
 
-    real: Callable[..., None] = Store._write_local
+    real = local.write_local
 
-    def write(self: Store, path: str, data: bytes, **options: bool) -> None:
-        if name in path:
+    def write_local(target: str, data: bytes, **options: bool) -> None:
+        if name in target:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(self, path, data, **options)
+        real(target, data, **options)
 
-    Store._write_local = write  # type: ignore[method-assign]
+    _set("pipeline.storage.store", "write_local", write_local)
 
 
 def poison(kind: str, sample_ids: Sequence[str], times: int = 1 << 30) -> None:

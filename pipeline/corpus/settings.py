@@ -119,8 +119,8 @@ class CorpusSettings(Settings):
     heldout_samples: int | None = option(
         None,
         "hold out at most this many rows: the first, in source order, of those that "
-        "heldout_fraction picks; none thins them out by their hash from the 400th on, which makes "
-        "1,000 of 100 thousand rows, 2,200 of 2 million, 3,500 of 50 million",
+        "heldout_fraction picks; none takes ever fewer of them by their hash from the 400th on, "
+        "which makes 1,000 of 100 thousand rows, 2,200 of 2 million, 3,500 of 50 million",
         ge=0,
     )
     prepared: str | None = option(

@@ -8,11 +8,11 @@ import os
 import random
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 from pipeline.errors import DistillError, StoreError
+from pipeline.storage.local import PARTIAL, write_local
 
 __all__ = ["Store"]
 
@@ -53,7 +53,6 @@ _FINAL = (
     AttributeError,
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_PARTIAL = ".partial"
 
 
 class Store:
@@ -150,7 +149,7 @@ class Store:
             if self.is_local:
                 self._try(
                     action,
-                    lambda: self._write_local(name, data, replace=True, sync=not once),
+                    lambda: write_local(self.path(name), data, replace=True, sync=not once),
                     once=once,
                 )
             else:
@@ -174,7 +173,7 @@ class Store:
             nonlocal tries
             tries += 1
             if self.is_local:
-                self._write_local(name, data, replace=False, sync=sync)
+                write_local(self.path(name), data, replace=False, sync=sync)
             else:
                 self._fs.pipe_file(self.path(name), data, mode="create")
 
@@ -237,7 +236,7 @@ class Store:
             except FileNotFoundError:
                 continue
             for name in (str(path).rsplit("/", 1)[-1] for path in found):
-                if name.endswith(_PARTIAL):
+                if name.endswith(PARTIAL):
                     self.delete(f"{folder}/{name}" if folder else name)
                     removed += 1
         return removed
@@ -257,7 +256,7 @@ class Store:
             found = self._try(f"list {folder}", call)
         except FileNotFoundError:
             return {}
-        return {name: found[name] for name in found if name and not name.endswith(_PARTIAL)}
+        return {name: found[name] for name in found if name and not name.endswith(PARTIAL)}
 
     def _names(self, folder: str) -> Sequence[str]:
         if self.is_local:
@@ -296,36 +295,6 @@ class Store:
             if size != len(data):
                 raise OSError(errno.EIO, f"{size} of {len(data)} bytes have arrived")
 
-    def _write_local(self, name: str, data: bytes, *, replace: bool, sync: bool = True) -> None:
-        target = self.path(name)
-        folder = os.path.dirname(target)
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
-        if not replace and os.path.lexists(target):
-            raise FileExistsError(target)  # avoids writing a synced file for a lease that is taken
-        # The name never ends in .parquet: globs of other readers must not find unfinished files.
-        temporary = f"{target}.{uuid.uuid4().hex}{_PARTIAL}"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
-                size = os.fstat(file.fileno()).st_size
-            if size != len(data):
-                raise OSError(errno.EIO, f"{size} of {len(data)} bytes have arrived")
-            if replace:
-                os.replace(temporary, target)
-            else:
-                _link(temporary, target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-        if sync:
-            _sync_folder(folder)
-
     def _try(self, action: str, call: Callable[[], T], *, once: bool = False) -> T:
         """Run `call`; retry with growing pauses after transient failures of the store.
 
@@ -359,7 +328,7 @@ class Store:
         return (
             self.is_local
             and isinstance(error, FileNotFoundError)
-            and str(error.filename).endswith(_PARTIAL)
+            and str(error.filename).endswith(PARTIAL)
         )
 
     def _may_pass(self, error: Exception) -> bool:
@@ -389,23 +358,3 @@ def _protocols(fs: Any) -> tuple[str, ...]:
 def _is_throttled(error: Exception) -> bool:
     text = f"{type(error).__name__} {error}".lower()
     return any(word in text for word in _THROTTLED)
-
-
-def _link(temporary: str, target: str) -> None:
-    """Rename the file unless the name is taken; also on NFS and Lustre."""
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        # NFS repeats a call whose answer was lost and then finds its own link: a link count of two.
-        if os.stat(temporary).st_nlink != 2:
-            raise
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems cannot sync a folder; the rename itself is atomic
-    finally:
-        os.close(descriptor)

@@ -66,14 +66,14 @@ class Plan:
     identity: dict[str, Any]
     shards: tuple[PlannedRows, ...]
     """Of a derived cache; stage one's plan knows no more than their number."""
-    counted: dict[str, int] = field(default_factory=dict)
+    plan_counts: dict[str, int] = field(default_factory=dict)
     """Shards by split, where the plan knows no more."""
 
     @property
     def shard_counts(self) -> dict[str, int]:
         """Shards by split; empty while stage one does not know."""
         if not self.shards:
-            return self.counted
+            return self.plan_counts
         planned = [item.split for item in self.shards]
         return {split: planned.count(split) for split in SPLITS if split in planned}
 
@@ -88,7 +88,7 @@ class Inventory:
     """None where neither the manifest nor the plan can be read."""
     planned: tuple[PlannedRows, ...]
     """The shards of a derived cache's plan."""
-    counted: dict[str, int]
+    plan_counts: dict[str, int]
     """Shards by split, as the plan says; empty where it does not know yet."""
     recorded: Recorded
     """The shards that a listing of the records' folder names."""
@@ -116,8 +116,8 @@ class Inventory:
         """Shards by split: of the manifest, else of the plan, else as many as are recorded."""
         if self.manifest is not None:
             return self.manifest.shard_counts
-        if self.counted:
-            return self.counted
+        if self.plan_counts:
+            return self.plan_counts
         stops = {s.split: s.last + 1 for s in self.recorded.segments}
         return {split: stops[split] for split in SPLITS if split in stops}
 
@@ -155,8 +155,8 @@ def decode_plan(raw: bytes) -> Plan | None:
             return None
         listed = data.get("shards", {})
         if isinstance(listed, dict):
-            counted = {split: int(listed[split]) for split in SPLITS if split in listed}
-            return Plan(identity, (), counted)
+            plan_counts = {split: int(listed[split]) for split in SPLITS if split in listed}
+            return Plan(identity, (), plan_counts)
         shards = tuple(
             PlannedRows(
                 item["split"],
@@ -182,7 +182,7 @@ def read_inventory(store: Store) -> Inventory:
     plan_raw = _read(store, PLAN)
     plan = None if plan_raw is None else decode_plan(plan_raw)
     planned = plan.shards if plan else ()
-    counted = plan.shard_counts if plan else {}
+    plan_counts = plan.shard_counts if plan else {}
     damaged: list[tuple[str, str]] = []
     if plan_raw is not None and plan is None:
         damaged.append((PLAN, "damaged (its digest does not match)"))
@@ -197,7 +197,7 @@ def read_inventory(store: Store) -> Inventory:
                 plan_raw,
                 manifest.identity,
                 planned,
-                counted,
+                plan_counts,
                 Recorded(files),
                 failed,
                 tuple(damaged),
@@ -210,7 +210,9 @@ def read_inventory(store: Store) -> Inventory:
     if plan_raw is None and raw is None and not recorded:
         read_manifest(store)  # raises: there is no cache
     identity = plan.identity if plan else None
-    found = Inventory(None, plan_raw, identity, planned, counted, recorded, failed, tuple(damaged))
+    found = Inventory(
+        None, plan_raw, identity, planned, plan_counts, recorded, failed, tuple(damaged)
+    )
     if raw is None:
         counts = found.shard_counts
         missing = sum(counts.values()) - sum(

@@ -118,10 +118,10 @@ class _Parts:
                     rows[record.key] = max(found, rows.get(record.key, (0, 0)))
         shards = [
             PlannedRows(split, index, *rows.get((split, index), (0, 0)), None)
-            for split, count in plan.counted.items()
+            for split, count in plan.plan_counts.items()
             for index in range(count)
         ]
-        return Plan(plan.identity, tuple(shards), plan.counted)
+        return Plan(plan.identity, tuple(shards), plan.plan_counts)
 
     def tokenizer(self) -> dict[str, bytes]:
         """Return the tokenizer's files, checked against the manifest where there is one."""

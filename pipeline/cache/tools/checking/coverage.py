@@ -110,7 +110,7 @@ def failed_findings(
 def stray_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
     """Yield files of no shard: other readers read every Parquet file of a split."""
     counts = inventory.shard_counts
-    known = inventory.manifest is not None or bool(inventory.counted)
+    known = inventory.manifest is not None or bool(inventory.plan_counts)
     reason = "belongs to no shard of this cache" if known else "there is no intact record of it"
     for split in SPLITS:
         for file in store.list(f"data/{split}"):
