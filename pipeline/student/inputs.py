@@ -88,6 +88,7 @@ class Inputs:
         return RunIdentity(
             {
                 "cache": self.cache.manifest.identity_digest,
+                "corpus": self.cache.manifest.corpus_content,
                 **({"vocabulary": digest} if digest is not None else {}),
                 "student": initial_identity(self.student, self.source),
                 "freeze": [list(self.student.freeze), _spectrum(self.student)],

@@ -52,6 +52,7 @@ def finalize(
     spec: CodecSpec,
     temperatures: Sequence[float],
     corpus_counts: Mapping[str, int] | None,
+    corpus_content: str = "",
     tokenizer_files: Sequence[str],
     command: str,
     rows_quarantined: int = 0,
@@ -69,6 +70,7 @@ def finalize(
         spec: its codec.
         temperatures: its grid.
         corpus_counts: for people; None for those that follow from the records.
+        corpus_content: digest of the text, where it is known.
         tokenizer_files: names below `_meta/tokenizer`.
         command: for the card.
         rows_quarantined: planned rows that the cache goes without; told where there are any.
@@ -103,6 +105,7 @@ def finalize(
         temperatures=tuple(temperatures),
         segments=tuple(segments),
         corpus_counts=counts,
+        corpus_content=corpus_content,
         tokenizer_xxh3_128=tokenizer,
         format_version=FORMAT_VERSION,
     )

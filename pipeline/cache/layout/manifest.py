@@ -121,6 +121,8 @@ class Manifest:
     tokenizer_xxh3_128: dict[str, str]
     """The tokenizer's files below `_meta/tokenizer`, each with its checksum."""
     format_version: int
+    corpus_content: str = ""
+    """Digest of all text that was read; empty where it is not known."""
 
     @property
     def identity_digest(self) -> str:
@@ -156,6 +158,7 @@ class Manifest:
             "codec": self.codec,
             "temperatures": list(self.temperatures),
             "corpus_counts": self.corpus_counts,
+            "corpus_content": self.corpus_content,
             "tokenizer_xxh3_128": self.tokenizer_xxh3_128,
             "segments": [asdict(item) for item in self.segments],
         }
@@ -204,6 +207,7 @@ def read_manifest(store: Store) -> Manifest:
         temperatures=tuple(data["temperatures"]),
         segments=tuple(_segment(item) for item in data["segments"]),
         corpus_counts=data["corpus_counts"],
+        corpus_content=data["corpus_content"],
         tokenizer_xxh3_128=data["tokenizer_xxh3_128"],
         format_version=version,
     )

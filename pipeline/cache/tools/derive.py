@@ -116,6 +116,7 @@ def finish(
     tokenizer: Mapping[str, bytes],
     corpus_counts: Mapping[str, int] | None,
     command: str,
+    corpus_content: str = "",
     quarantined: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Write the tokenizer's files, fold the records, write the card and, last, the manifest.
@@ -144,6 +145,7 @@ def finish(
         spec=spec,
         temperatures=temperatures,
         corpus_counts=corpus_counts,
+        corpus_content=corpus_content,
         tokenizer_files=sorted(tokenizer),
         command=command,
         rows_quarantined=sum((quarantined or {}).values()),

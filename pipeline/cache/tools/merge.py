@@ -171,6 +171,7 @@ def _append(
         temperatures=caches[0].manifest.temperatures,
         tokenizer=tokenizer,
         corpus_counts=None,
+        corpus_content=fingerprint([cache.manifest.corpus_content for cache in caches]),
         command=command,
     )
     return rows

@@ -239,6 +239,7 @@ def merge_parts(
         temperatures=whole.temperatures if whole else scheme["temperatures"],
         tokenizer=parts.tokenizer(),
         corpus_counts=counts,
+        corpus_content=whole.corpus_content if whole else "",
         command=command,
     )
     return manifest.total().rows

@@ -155,6 +155,7 @@ def slice_cache(
         temperatures=source.temperatures,
         tokenizer=tokenizer,
         corpus_counts=None,
+        corpus_content=source.corpus_content,
         command=command,
     )
     return sum(item.rows for item in shards)

@@ -60,6 +60,7 @@ def make_initial_student(
     wanted = initial_identity(settings, source)
     if settings.reconstruct != "none":
         wanted["cache"] = cache.manifest.identity_digest
+        wanted["corpus"] = cache.manifest.corpus_content
     content = json.dumps(wanted, indent=1)
     mark = target / _MARK
     if mark.exists() and mark.read_text(encoding="utf-8") == content:

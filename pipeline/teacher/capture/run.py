@@ -167,6 +167,7 @@ class _Finisher:
             spec=task.spec,
             temperatures=task.scheme.temperatures,
             corpus_counts=counts,
+            corpus_content=task.source.content,
             tokenizer_files=sorted(files),
             command=self.command,
             accept=_acceptance(task, quarantined),
