@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import CorpusError, ResourceError, run_command
+from pipeline.errors import ConfigError, CorpusError, ResourceError, run_command
 from stages.settings import StudentRun, TeacherRun
 
 if TYPE_CHECKING:
@@ -164,11 +164,11 @@ def _fill(
             with shares.spent("preparing"):
                 preparation.wait_until(lambda: can_begin(task))
             check_resources(estimate(task), store)
-        except (CorpusError, ResourceError):
+            task = fit_tau(task, store)
+        except (ConfigError, CorpusError, ResourceError):
             preparation.stop()
             prepared.corpus.discard()
             raise
-        task = fit_tau(task, store)
         return fill(task, wait_for_more=preparation.pause), {}
 
 

@@ -104,7 +104,7 @@ def test_no_cache_and_an_incomplete_one(
     assert killed.code == -signal.SIGKILL
     message = refused(code=3, cache=begun)
     assert "the cache is incomplete" in message
-    assert "shards missing: train/0000" in message
+    assert "of 5 shards missing: train-0000" in message
     assert "run the same cache-teacher command again; it computes only what is missing" in message
 
 
@@ -148,10 +148,10 @@ def test_a_shard_damaged_since(
     message = stage("train_student", flags).refused(3)
     assert "data/train/00002.parquet: shard damaged: " in message
     assert ("checksum" if damage == "flipped" else "missing") in message
-    assert "run the cache-teacher command that made this cache again" in message
+    assert f"run python -m pipeline.cache repair {cache_copy}" in message
     assert not (tmp_path / "student/model").exists()
-    # What the message says is what helps, and the run then is the same as without the damage.
-    stage("cache_teacher", [*tiny.stage_one, "--cache_dir", cache_copy]).ok()
+    # So does the command that made it, and the run then is the same as without the damage.
+    stage("cache_teacher", [*tiny.stage_one, "--cache_dir", cache_copy, "--verify"]).ok()
     stage("train_student", flags).ok()
 
 

@@ -52,7 +52,7 @@ def test_it_learns_and_exports_plain_weights_and_the_adapter(one_process: Path) 
     from transformers import AutoModelForCausalLM
 
     losses = _losses(one_process)
-    assert losses[STEPS, "train/loss"] < 0.9 * losses[1, "train/loss"]
+    assert losses[STEPS, "train/loss"] < 0.95 * losses[1, "train/loss"]
     before, after = (load_file(one_process / f"{n}/model.safetensors") for n in ("init", "model"))
     assert before.keys() == after.keys(), "no adapters, and the tied head is stored once"
     moved = {name for name in before if not torch.equal(before[name], after[name])}

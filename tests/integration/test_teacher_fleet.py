@@ -145,6 +145,81 @@ def test_killed_twenty_times_over_and_still_one_workers_bytes(
     _same_cache(tmp_path / "cache", many_shards[1])
 
 
+@pytest.fixture(scope="module")
+def many_units(
+    tiny: Tiny, stage: Stage, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[object], Path]:
+    """Return flags that cut the corpus into about twenty units, and the cache of one worker."""
+    root = tmp_path_factory.mktemp("units")
+    corpus = write_corpus(root / "corpus", samples=200)
+    flags = [
+        *tiny.stage_one, "--dataset_name", corpus, "--corpus.unit_mib", 0.002,
+        "--corpus.processes", 1, *LEASE,
+    ]  # fmt: skip
+    stage("cache_teacher", [*flags, "--cache_dir", root / "cache"]).ok()
+    assert len(list((root / "cache/_meta/corpus").rglob("summaries/*.json"))) > 15
+    return flags, root / "cache"
+
+
+def test_three_workers_on_an_empty_folder_each_killed_once(
+    many_units: tuple[list[object], Path], start: Callable[..., Running], tmp_path: Path
+) -> None:
+    """They prepare the corpus and capture it, and no unit is prepared to its end twice."""
+    folder = tmp_path / "cache"
+    flags = [*many_units[0], "--cache_dir", folder]
+    logs = [tmp_path / f"units-{number}" for number in range(6)]
+
+    def begin(number: int) -> Running:
+        hook = ("hooks", ("slow_engine", 0.3), ("note_units", str(logs[number])))
+        return start("cache_teacher", flags, hook=hook)
+
+    workers = [begin(number) for number in range(3)]
+    for number in range(3):
+        # The first two while the corpus is prepared, the last one while shards are captured.
+        if number < 2:
+            _until(lambda n=number: logs[n].exists() and logs[n].read_text().count("begun") > n + 1)
+        else:
+            _until(lambda: list((folder / "_meta/shards").glob("*.parquet")))
+        os.kill(workers[number].process.pid, signal.SIGKILL)
+        workers[number].process.join()
+        workers[number] = begin(3 + number)
+    for worker in workers:
+        worker.wait(240).ok()
+    _same_cache(folder, many_units[1])
+    lines = [line.split() for log in logs if log.exists() for line in log.read_text().splitlines()]
+    done = [int(unit) for what, unit, _ in lines if what == "done"]
+    begun = [int(unit) for what, unit, _ in lines if what == "begun"]
+    # One that was killed between its last file and its word is prepared again.
+    assert len(done) - len(set(done)) <= 2
+    assert len(begun) - len(set(begun)) <= 3, "each worker was killed with one unit in its hands"
+    assert set(done) == set(range(len(set(begun))))
+
+
+@pytest.mark.slow
+def test_units_on_a_store_that_fails_one_call_in_ten(
+    many_units: tuple[list[object], Path], start: Callable[..., Running], tmp_path: Path
+) -> None:
+    flags = [*many_units[0], "--cache_dir", f"faulty://{tmp_path}/cache"]
+    workers = [start("cache_teacher", flags, hook=FAULTY) for _ in range(2)]
+    for worker in workers:
+        worker.wait(300).ok()
+    _same_cache(tmp_path / "cache", many_units[1])
+
+
+@pytest.mark.slow
+def test_units_prepared_apart_and_by_processes(
+    many_units: tuple[list[object], Path], stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    flags = [*many_units[0], "--cache_dir", folder, "--corpus.processes", 2]
+    out = stage("prepare_corpus", flags).ok().out
+    assert "200 samples" in out
+    assert "200 samples" in stage("prepare_corpus", flags).ok().out
+    hook = ("kill_before", "pipeline.teacher.preparation.work", "prepare_here")
+    stage("cache_teacher", flags, hook=hook).ok()  # prepares nothing
+    _same_cache(folder, many_units[1])
+
+
 def _stopped(worker: Running, within_s: float) -> Result:
     """Send SIGTERM, and see it end with the usual message in time."""
     os.kill(worker.process.pid, signal.SIGTERM)

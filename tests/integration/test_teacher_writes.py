@@ -170,7 +170,7 @@ def test_other_settings_are_refused_at_once(
     # A cache of the corpus's own text is no place for the teacher's.
     plain = tmp_path / "plain"
     begun = stage(
-        "cache_teacher", [*tiny.stage_one, "--cache_dir", plain], hook=("kill_at_sync", 9)
+        "cache_teacher", [*tiny.stage_one, "--cache_dir", plain], hook=("kill_at_sync", 12)
     )
     assert begun.code == -signal.SIGKILL
     before = digests(plain)

@@ -164,7 +164,7 @@ class Preparation:
             self._more.set()
 
     def _prepare(self) -> None:
-        pool = _UnitPool(self._folder, self._works)
+        pool = _UnitPool(self._folder, self._works, self._board)
         works = leased_work(
             pool, self._board, shares=Shares(), in_order=True,
             before_waiting=self._finish_some, wait=self._pause,
@@ -186,7 +186,6 @@ class Preparation:
                 )
                 while len(self._running) > self._processes:
                     self._finish_some()
-            self._fold(pool)
 
     def _finish_some(self) -> bool:
         """Wait for a unit of this worker's processes; return whether there was one."""
@@ -210,14 +209,6 @@ class Preparation:
         self._shares.add(units=1, tokenised=tokens)
         self._more.set()
 
-    def _fold(self, pool: _UnitPool) -> None:
-        """Join summaries of full ranges, as the last listing shows them."""
-        for first in self._folder.to_fold(pool.names, len(self._works)):
-            lease = self._board.try_lease(f"fold-{first:05d}-{first + FOLD - 1:05d}", None)
-            if lease is not None:
-                self._folder.fold(first)
-                self._board.done(lease)
-
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise _Stopped
@@ -226,15 +217,25 @@ class Preparation:
 class _UnitPool(WorkPool[UnitWork]):
     """All units; known from the beginning."""
 
-    def __init__(self, folder: PreparedFolder, works: tuple[UnitWork, ...]) -> None:
+    def __init__(
+        self, folder: PreparedFolder, works: tuple[UnitWork, ...], board: LeaseBoard
+    ) -> None:
         self._folder = folder
         self._works = works
-        self.names: set[str] = set()
+        self._board = board
 
     def missing(self) -> list[UnitWork]:
         done, names = self._folder.done()
-        self.names = set(names)
+        self._fold(set(names))
         return [work for work in self._works if work.unit.index not in done]
+
+    def _fold(self, names: set[str]) -> None:
+        """Join the summaries of full ranges."""
+        for first in self._folder.to_fold(names, len(self._works)):
+            lease = self._board.try_lease(f"fold-{first:05d}-{first + FOLD - 1:05d}", None)
+            if lease is not None:
+                self._folder.fold(first)
+                self._board.done(lease)
 
     @property
     def total(self) -> int:

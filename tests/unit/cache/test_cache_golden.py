@@ -24,27 +24,27 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
 SHA256 = {
     "top-k": (
-        "1e807dcf3f338e815ad753885ddff8183045bc2c5fdb6c9a266e16b3bed2fa34",
+        "c69dfed5e813d41656a026e369bc4096b3e979c15c4bcb5a2020d6685423a93d",
         "138bc987e54c4de51970558e031c7eeb6455ac4d1ba39c37874ccee8c94af5f7",
     ),
     "threshold": (
-        "fd44b0bfb37ed147aef55b1315eae2524373266186354f8742c2a3aa3af8def4",
+        "9f6220e2535fc6cfde62e7b1a5c85642afdefc8cf9ec99113a8669b504369461",
         "0585b077cfdf5c9566a413c6d09316cfcb3958920e4218fc88b08e3fd5a4728d",
     ),
     "top-k-sampled": (
-        "4313661ea00b846ce0586c401fdb1e3b7fa9c134a122f46316264be803741159",
+        "1967e0445d7c6d4e68ba3e1fb53f0d41a9f4adb98f879d57d9ee139630269f05",
         "bf593076e06f195ac531d538c04c51f6c5bab87f12f9f4221fe8752697c15b16",
     ),
     "threshold-of-three": (
-        "62a838c9bb3c97d52cf4ae653ffb561fac1986829e68df16998ccd97f7cef888",
+        "ce9c0102d9183701eb2b0448eb64898398ba9a4c0f6c65a20e7b2794d7419430",
         "78c36bdc013b3cfb867debc872944495965cd9b938e6b15f9a40b0e79996eecb",
     ),
     "threshold-long": (
-        "afbb5694eb70300fec429d3b02887ba8541e98f994562b0f3dbfdb1fe5db107a",
+        "1a3d813987b53ec326b5f98dac03930def7ac4675c3b0097a1afb3b926b1be46",
         "b3354b861dc445ffba261cf768e920739c29ea6584f91a315b5ad486e4ecc305",
     ),
     "threshold-coarse": (
-        "c745b0f2f595e5c60dcb87fa45b395332620c6b517a9bc8db67c22041c5f2aad",
+        "f559f1fa84c1cba3932a0707916506fd717429282f6339ff8a4a950bca41747a",
         "7e23fbbf0195bfb5b2186e2797cffb9b5b2d5d8168b4bde1e5f509c2a38deb3f",
     ),
 }

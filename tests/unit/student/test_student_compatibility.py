@@ -90,7 +90,7 @@ def test_settings_that_contradict_each_other() -> None:
 
 
 def test_the_rule_of_a_cache() -> None:
-    manifest = Manifest({}, {"name": "x"}, GRID, (), {}, {}, "", 1)
+    manifest = Manifest({}, {"name": "x"}, GRID, (), {}, {}, 1)
     assert cache_inclusion_rule(manifest) is None
     assert cache_inclusion_rule(replace(manifest, codec={"inclusion_rule": BOTH.to_json()})) == BOTH
     assert [rule.highest for rule in (ONE, BOTH, HIGH)] == [1, 2, 2]
