@@ -148,7 +148,7 @@ def test_a_shard_damaged_since(
     message = stage("train_student", flags).refused(3)
     assert "data/train/00002.parquet: shard damaged: " in message
     assert ("checksum" if damage == "flipped" else "missing") in message
-    assert f"run python -m pipeline.cache repair {cache_copy}" in message
+    assert "run python -m pipeline.cache repair on this cache" in message
     assert not (tmp_path / "student/model").exists()
     # So does the command that made it, and the run then is the same as without the damage.
     stage("cache_teacher", [*tiny.stage_one, "--cache_dir", cache_copy, "--verify"]).ok()

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.cache.layout.fold import reopen
-from pipeline.cache.layout.manifest import Manifest, describe_difference, read_manifest
+from pipeline.cache.layout.manifest import Manifest, read_manifest
 from pipeline.cache.layout.names import MANIFEST
 from pipeline.cache.layout.quarantine import read_quarantine
 from pipeline.cache.tools.verify import find_damaged
@@ -15,7 +15,11 @@ from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.storage.parallel import default_workers
 from pipeline.teacher.capture.identity import as_begun
-from pipeline.teacher.capture.plan import another_identity, begun_identity
+from pipeline.teacher.capture.plan import (
+    another_identity,
+    begun_identity,
+    identity_difference,
+)
 
 __all__ = ["complete_cache", "finished_cache"]
 
@@ -75,5 +79,5 @@ def finished_cache(store: Store, identity: dict[str, Any]) -> Manifest | None:
     begun = as_begun(identity)
     found = as_begun(manifest.identity) if manifest is not None else begun_identity(store)
     if found is not None and found != begun:
-        raise another_identity(store, describe_difference(found, begun))
+        raise another_identity(store, identity_difference(found, begun))
     return manifest

@@ -28,6 +28,7 @@ __all__ = [
     "capture_requests",
     "complete_plan",
     "folder_identity",
+    "identity_difference",
     "plan_identity",
     "settle_plan",
 ]
@@ -114,7 +115,7 @@ def settle_plan(store: Store, identity: dict[str, Any]) -> None:
         return
     found = plan_identity(store, PLAN, store.read(PLAN), "shards")
     if found != identity:
-        raise another_identity(store, describe_difference(found, identity))
+        raise another_identity(store, identity_difference(found, identity))
 
 
 def complete_plan(store: Store, identity: dict[str, Any], counts: Mapping[str, int]) -> None:
@@ -136,6 +137,15 @@ def _plan_bytes(identity: dict[str, Any], counts: Mapping[str, int] | None = Non
     if counts is not None:
         data["shards"] = dict(counts)
     return json.dumps(data, indent=1, ensure_ascii=False).encode()
+
+
+def identity_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Name what differs; of a cache of written responses and one of the corpus's own, just that."""
+    written = ["generate" in identity.get("corpus", {}) for identity in (found, wanted)]
+    if written[0] == written[1]:
+        return describe_difference(found, wanted)
+    whose = ["the teacher's" if own else "the corpus's" for own in written]
+    return f"responses: {whose[0]} there, {whose[1]} asked for"
 
 
 def another_identity(store: Store, difference: str) -> CacheError:

@@ -6,12 +6,16 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from pipeline.cache.layout.manifest import describe_difference
 from pipeline.cache.layout.names import RESPONSES
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
-from pipeline.teacher.capture.plan import another_identity, begun_identity, plan_identity
+from pipeline.teacher.capture.plan import (
+    another_identity,
+    begun_identity,
+    identity_difference,
+    plan_identity,
+)
 from pipeline.teacher.generation.plan import WritingTask
 
 __all__ = ["RESPONSE_PLAN", "reject_written_responses", "settle_responses"]
@@ -57,10 +61,4 @@ def reject_written_responses(store: Store, identity: dict[str, Any]) -> None:
 
 
 def _another(store: Store, found: dict[str, Any], wanted: dict[str, Any]) -> CacheError:
-    written = ["generate" in identity["corpus"] for identity in (found, wanted)]
-    if written[0] != written[1]:
-        whose = ["the teacher's" if own else "the corpus's" for own in written]
-        difference = f"responses: {whose[0]} there, {whose[1]} asked for"
-    else:
-        difference = describe_difference(found, wanted)
-    return another_identity(store, difference)
+    return another_identity(store, identity_difference(found, wanted))
