@@ -29,6 +29,8 @@ from pipeline.storage import Store
 
 __all__ = ["Recipe", "UnitProcesses", "default_processes", "prepare_here"]
 
+_MOST_PROCESSES = 32
+"""By default: each takes about 0.6 GB, most of it transformers and the tokenizer."""
 _NICE = 10
 """Below the process that feeds the engine: a GPU that waits costs more than a unit that does."""
 
@@ -74,18 +76,24 @@ def prepare_here(
     return prepare_unit(intake, unit, write=write, is_last=is_last)
 
 
-def default_processes(units: int, *, devices: Path = Path("/dev")) -> int:
+def default_processes(
+    units: int, *, devices: Path = Path("/dev"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
     """Return how many processes tokenise: the cores of this process, shared by the GPUs' workers.
 
     One worker runs for each GPU of a machine (or for all of them, under tensor parallelism, and
-    then uses less than it could).
+    then uses less than it could). A container sees all cores of its machine; its quota counts.
     """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
     gpus = len(list(devices.glob("nvidia[0-9]*")))
-    return max(1, min(units, cores // max(1, gpus)))
+    return max(1, min(units, _MOST_PROCESSES, cores // max(1, gpus)))
 
 
 class UnitProcesses:

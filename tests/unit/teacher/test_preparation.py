@@ -153,13 +153,25 @@ def test_an_estimate_writes_nothing(work: Callable[..., CorpusWork]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "units", "wanted"), [(0, 99, 8), (4, 99, 2), (64, 9, 1), (0, 3, 3)]
+    ("gpus", "units", "quota", "wanted"),
+    [
+        (0, 99, "max 100000", 8),
+        (4, 99, "max 100000", 2),
+        (64, 9, "max 100000", 1),
+        (0, 3, "max 100000", 3),
+        (0, 99, "300000 100000", 3),
+        (1, 99, "50000 100000", 1),
+        (0, 99, "", 8),
+    ],
 )
 def test_processes_by_default(
-    gpus: int, units: int, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpus: int, units: int, quota: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     for number in range(gpus):
         (tmp_path / f"nvidia{number}").touch()
     (tmp_path / "nvidiactl").touch()
-    assert default_processes(units, devices=tmp_path) == wanted
+    (tmp_path / "cpu.max").write_text(quota)
+    assert default_processes(units, devices=tmp_path, cgroup=tmp_path) == wanted
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(192)))
+    assert default_processes(999, devices=tmp_path / "none", cgroup=tmp_path / "none") == 32
