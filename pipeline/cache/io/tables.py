@@ -115,6 +115,8 @@ def encode_table(
     index: int,
     identity_digest: str,
     limit: EntryLimit = ALL_ENTRIES,
+    source_xxh3_128: str = "",
+    rows_quarantined: int = 0,
 ) -> tuple[ShardRecord, bytes]:
     """Return a shard with the rows of some tables, under another name and identity.
 
@@ -128,6 +130,8 @@ def encode_table(
         index: of the new shard.
         identity_digest: of the new cache.
         limit: which entries stay.
+        source_xxh3_128: as `encode_shard` takes it.
+        rows_quarantined: as `encode_shard` takes it.
     """
     about = read_footer(tables[0].schema.metadata)
     spec, grid = read_spec(about["codec"]), tuple(float(value) for value in about["temperatures"])
@@ -142,4 +146,6 @@ def encode_table(
         index=index,
         temperatures=grid,
         identity_digest=identity_digest,
+        source_xxh3_128=source_xxh3_128,
+        rows_quarantined=rows_quarantined,
     )

@@ -74,7 +74,18 @@ def pack_shard(
 ) -> tuple[ShardRecord, bytes]:
     """Return the record and the Parquet bytes of rows that are quantised already."""
     data = parquet_bytes(
-        coded_table(heads, coded, spec, footer(spec, temperatures, identity_digest))
+        coded_table(
+            heads,
+            coded,
+            spec,
+            footer(
+                spec,
+                temperatures,
+                identity_digest,
+                source_xxh3_128=source_xxh3_128,
+                rows_quarantined=rows_quarantined,
+            ),
+        )
     )
     loss_tokens = int(coded.positions_S.sum())
     codes_N = coded.entropy_NG[:, list(temperatures).index(1.0)]

@@ -56,15 +56,27 @@ def column_names() -> list[str]:
 
 
 def footer(
-    spec: CodecSpec, temperatures: Sequence[float], identity_digest: str
+    spec: CodecSpec,
+    temperatures: Sequence[float],
+    identity_digest: str,
+    *,
+    source_xxh3_128: str = "",
+    rows_quarantined: int = 0,
 ) -> dict[bytes, bytes]:
-    """Return the key-value metadata by which a shard can be read without the manifest."""
-    data = {
+    """Return the key-value metadata by which a shard can be read without the manifest.
+
+    With it goes what its record cannot learn from its rows, so that a lost record is made again.
+    """
+    data: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "identity_digest": identity_digest,
         "codec": spec.to_json(),
         "temperatures": list(temperatures),
     }
+    if source_xxh3_128:
+        data["source_xxh3_128"] = source_xxh3_128
+    if rows_quarantined:
+        data["rows_quarantined"] = rows_quarantined
     return {_FOOTER_KEY: json.dumps(data, sort_keys=True).encode()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cache.layout.fold import reopen
 from pipeline.cache.layout.manifest import Manifest, read_manifest
-from pipeline.cache.layout.names import MANIFEST
+from pipeline.cache.layout.names import MANIFEST, PLAN
 from pipeline.cache.layout.quarantine import read_quarantine
 from pipeline.cache.tools.verify import find_damaged
 from pipeline.errors import CacheError
@@ -18,6 +18,7 @@ from pipeline.teacher.capture.identity import as_begun
 from pipeline.teacher.capture.plan import (
     another_identity,
     begun_identity,
+    complete_plan,
     identity_difference,
 )
 
@@ -49,6 +50,8 @@ def complete_cache(store: Store, identity: dict[str, Any], *, checksums: bool) -
     manifest = finished_cache(store, identity)
     if manifest is None:
         return None
+    if not store.exists(PLAN):
+        complete_plan(store, manifest.identity, manifest.shard_counts)
     lacking = sum(map(len, read_quarantine(store).values()))
     if lacking != manifest.corpus_counts.get("rows_quarantined", 0):
         _log.warning("%s: a list of quarantined rows is lost: they are tried again", store.url)

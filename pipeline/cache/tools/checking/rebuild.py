@@ -34,8 +34,15 @@ def record_of(
     """
     try:
         table = table_from_bytes(data, identity_digest)
-        own = str(read_footer(table.schema.metadata)["identity_digest"])
-        record, again = encode_table([table], split=split, index=index, identity_digest=own)
+        own = read_footer(table.schema.metadata)
+        record, again = encode_table(
+            [table],
+            split=split,
+            index=index,
+            identity_digest=str(own["identity_digest"]),
+            source_xxh3_128=str(own.get("source_xxh3_128", "")),
+            rows_quarantined=int(own.get("rows_quarantined", 0)),
+        )
     except (CacheError, pa.ArrowException, KeyError, ValueError, IndexError):
         return None
     return record if again == data else None
@@ -47,7 +54,7 @@ def rebuild_segment(
     """Write a damaged file of records again; return its checksum, and the shards to be made again.
 
     Where a shard is damaged too, the records of the others are written as smaller files and there
-    is no checksum. The records lack what only their writer knew, the checksum of the prepared text.
+    is no checksum.
 
     Args:
         store: the cache's root.
