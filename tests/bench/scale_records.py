@@ -133,6 +133,15 @@ def merge_growth(shards: int) -> float:
     return float(many["seconds"] / few["seconds"] / 4)
 
 
+def figures() -> dict[str, float]:
+    """Return the figures of `make bench-scale`: a restart is a look and the end of the cache."""
+    end, restart = finalize_cost(), restart_cost()
+    return {
+        "restart_requests_200k": end["requests"] + restart["unfinished"],
+        "complete_cache_requests": restart["complete"],
+    }
+
+
 def _forget(store: Store) -> None:
     store._fs.rm(store.root, recursive=True)
 
