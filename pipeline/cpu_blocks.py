@@ -34,25 +34,25 @@ def for_each_block(starts: Iterable[int], open_worker: Callable[[], Callable[[in
     """
     import torch
 
-    todo = deque(starts)
+    left = deque(starts)
     inference = torch.is_inference_mode_enabled()
 
     def work() -> None:
         with one_torch_thread(), torch.inference_mode(inference), torch.no_grad():
-            if not todo:
+            if not left:
                 return
             run = open_worker()
             try:
-                for start in _taken(todo):
+                for start in _taken(left):
                     run(start)
             except BaseException:
-                todo.clear()  # the others end with the block they are at
+                left.clear()  # the others end with the block they are at
                 raise
 
     threads = torch.get_num_threads()
     if threads > 1 and _libraries() is None:
         threads = 1
-    helpers = min(threads, len(todo), _MOST_HELPERS) - 1
+    helpers = min(threads, len(left), _MOST_HELPERS) - 1
     futures = [_pool().submit(work) for _ in range(helpers)]
     try:
         work()
@@ -64,11 +64,11 @@ def for_each_block(starts: Iterable[int], open_worker: Callable[[], Callable[[in
         future.result()
 
 
-def _taken(todo: deque[int]) -> Iterator[int]:
+def _taken(left: deque[int]) -> Iterator[int]:
     """Yield what this thread gets of what several threads take from the left."""
-    while todo:
+    while left:
         try:
-            start = todo.popleft()
+            start = left.popleft()
         except IndexError:  # another thread took the last one
             return
         yield start

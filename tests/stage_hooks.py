@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
@@ -109,20 +110,22 @@ def note_units(log: str) -> None:
         return summary
 
     class Here(processes.UnitProcesses):  # type: ignore[misc, name-defined]
-        """Prepares in this process what others would."""
+        """Prepares on a thread of this process what another process would."""
 
         def __init__(self, recipe: Any, _processes: int) -> None:
-            self.recipe, self.made = recipe, recipe.intake()
+            self.made = recipe.intake()
             self.folder = processes.PreparedFolder(processes.Store(recipe.url))
+            self.thread = ThreadPoolExecutor(1)
 
         def submit(self, unit: Any, *, is_last: bool) -> Any:
-            future = processes.Future()
-            summary = prepare_here(self.made, self.folder, unit, is_last=is_last)
-            future.set_result(summary.to_bytes())
-            return future
+            def prepare() -> bytes:
+                done = prepare_here(self.made, self.folder, unit, is_last=is_last)
+                return bytes(done.to_bytes())
+
+            return self.thread.submit(prepare)
 
         def close(self) -> None:
-            return
+            self.thread.shutdown(wait=False, cancel_futures=True)
 
     work.UnitProcesses, work.prepare_here = Here, prepare_here
 
