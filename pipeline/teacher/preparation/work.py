@@ -190,6 +190,10 @@ class Preparation:
                 self._running[self._tokenising.submit(work.unit, is_last=is_last)] = lease
                 while len(self._running) > self._processes:
                     self._finish_some()
+        # A process has committed its unit before this thread hears of it, and the heartbeat would
+        # bring back a lease that is swept while it is held.
+        while self._finish_some():
+            pass
         # Every unit is done: what is left is of workers that were killed.
         self._board.sweep()
         self._folder.remove_partials(self._board.folder)
