@@ -104,3 +104,17 @@ def test_auto_leaves_half_of_the_disk(
     for copies in (first, second):
         assert copies is not None
         assert copies._limit_bytes == 5_000
+
+
+def test_a_copy_that_another_run_removes_meanwhile_is_not_counted(
+    remote: Cache, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed and then gone, as this link is."""
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=6_000))
+    node.mkdir(parents=True)
+    (node / f"{'0' * 32}.shard").write_bytes(b"x" * 4_000)
+    (node / f"{'1' * 32}.shard").symlink_to(node / "removed")
+    copies = open_local_copies(remote, DataSettings(), FOUR)
+    assert copies is not None
+    assert copies._limit_bytes == 5_000
