@@ -59,7 +59,7 @@ def test_several_processes_share_copies_of_a_remote_cache(remote: Cache, node: P
 
 @pytest.mark.parametrize("case", ["off", "one process", "local", "pod", "memory", "no folder"])
 def test_none_where_they_are_of_no_use_or_do_harm(
-    case: str, remote: Cache, node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    case: str, remote: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.INFO)
@@ -80,8 +80,7 @@ def test_none_where_they_are_of_no_use_or_do_harm(
         (tmp_path / "distill").write_text("")
         said = "no folder for them can be written to"
     assert open_local_copies(cache, data, FOUR) is None
-    assert said in caplog.text
-    assert not list(node.glob("*.shard")) if node.is_dir() else True
+    assert said in caplog.text if said else caplog.text == ""
 
 
 def test_a_folder_by_name_is_used_whatever_the_node(remote: Cache, tmp_path: Path) -> None:
