@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.collate import Batch
-from pipeline.data.heldout import heldout_batches, heldout_parts
+from pipeline.data.heldout import heldout_parts
 from pipeline.data.stream.heldout_stream import heldout_stream
 from pipeline.evaluate.heldout import PartialScores, merge_scores, score_batches
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.targets import LossTerms
+from tests.unit.data.heldout_batches import heldout_batches
 
 MakeSource = Callable[..., Any]
 
