@@ -69,6 +69,7 @@ def test_keys_depend_on_every_part() -> None:
     assert len(keys) == 8
 
 
+@settings(deadline=None)  # the first example may wait for numba's compiler
 @given(
     st.lists(st.integers(1, 40), max_size=80),
     st.integers(40, 64),
@@ -92,6 +93,7 @@ def test_packs_hold_each_row_once_and_fit(
         assert len(packs) == len(lengths)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 50))
 def test_packing_is_first_fit_decreasing(lengths: list[int], pack_length: int) -> None:
     """The histogram version gives the textbook's bins."""
