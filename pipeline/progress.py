@@ -77,8 +77,7 @@ class Progress:
 
     def retarget(self, total: int) -> None:
         """Count towards another total, for work whose size is found out on the way."""
-        if total != self._bar.total:
-            self._bar.total = total
+        self._bar.total = total
 
     def count_before(self, n: int) -> None:
         """Count units that an earlier process has done, found out on the way."""

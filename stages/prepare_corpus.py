@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.config import parse_command
 from pipeline.errors import run_command
 from stages.settings import StudentRun, TeacherRun
+
+if TYPE_CHECKING:
+    from pipeline.teacher.capture.source import ShardSource
 
 __all__ = ["TeacherRun", "main"]
 
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         preparation.wait()
         source = PreparedShards(lambda: work.view, work.intake, run.capture.shard_tokens)
-        source.refresh()
+        preparation.wait_until(lambda: _is_whole(source))
     counts, mine = source.counts(), shares.summary().counts
     print(
         f"corpus {work.folder.store.url}: {counts.samples} samples ({counts.train} train, "
@@ -57,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"worker prepared {mine.get('units', 0)} of them, {mine.get('tokenised', 0)} tokens"
     )
     return 0
+
+
+def _is_whole(source: ShardSource) -> bool:
+    """Look for more of the corpus; return whether that is all."""
+    source.refresh()
+    return source.is_complete
 
 
 if __name__ == "__main__":

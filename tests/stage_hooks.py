@@ -104,9 +104,7 @@ def note_units(log: str) -> None:
     def prepare_here(intake: Any, folder: Any, unit: Any, **options: Any) -> Any:
         note("begun", unit)
         summary = real(intake, folder, unit, **options)
-        rows = [row.totals for block in summary.blocks for row in block.candidates]
-        totals = [block.train for block in summary.blocks] + rows
-        note("done", unit, sum(total.tokens for total in totals))
+        note("done", unit, sum(block.num_tokens for block in summary.blocks))
         return summary
 
     class Here(processes.UnitProcesses):  # type: ignore[misc, name-defined]
@@ -120,6 +118,7 @@ def note_units(log: str) -> None:
         def submit(self, unit: Any, *, is_last: bool) -> Any:
             def prepare() -> bytes:
                 done = prepare_here(self.made, self.folder, unit, is_last=is_last)
+                self.folder.commit(done)
                 return bytes(done.to_bytes())
 
             return self.thread.submit(prepare)
@@ -127,7 +126,9 @@ def note_units(log: str) -> None:
         def close(self) -> None:
             self.thread.shutdown(wait=False, cancel_futures=True)
 
-    work.UnitProcesses, work.prepare_here = Here, prepare_here
+    work.UnitProcesses = Here
+    corpus = importlib.import_module("pipeline.teacher.preparation.corpus")
+    corpus.prepare_here = prepare_here  # of the first unit
 
 
 def end_at_first_row(mark: str) -> None:

@@ -9,7 +9,7 @@ from pipeline.corpus.conclusion import conclude_samples
 from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.intake import Intake, TeacherTokens
 from pipeline.corpus.prepared.heldout import Splitting
-from pipeline.corpus.prepared.summary import CorpusSummary, Totals, UnitReport
+from pipeline.corpus.prepared.summary import CorpusSummary, SampleTotals, UnitReport
 from pipeline.corpus.reading import open_reading
 from pipeline.corpus.samples import Block, SampleIntake, prepare_unit
 from pipeline.corpus.settings import CorpusSettings
@@ -92,7 +92,7 @@ class _Gathered:
         self._rows: list[int] = []
         """Rows of the source before each block."""
         self.moved = 0
-        self.train, self.heldout = Totals(), Totals()
+        self.train, self.heldout = SampleTotals(), SampleTotals()
 
     def add(self, block: Block, splitting: Splitting, before: int) -> None:
         held = splitting.add(block.summary).heldout
@@ -110,5 +110,5 @@ class _Gathered:
             table = table.with_heldout(moved)
         for split, totals in (("train", self.train), ("heldout", self.heldout)):
             chosen = table.of_split(split)
-            totals.add(Totals(len(chosen), chosen.num_tokens, chosen.num_loss_tokens))
+            totals.add(SampleTotals(len(chosen), chosen.num_tokens, chosen.num_loss_tokens))
         return table

@@ -32,12 +32,6 @@ class Block:
     train: list[TokenisedRow] = field(default_factory=list)
     candidates: list[TokenisedRow] = field(default_factory=list)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all samples."""
-        summary = self.summary
-        return summary.train.tokens + sum(row.tokens for row in summary.candidates)
-
 
 @dataclass(slots=True)
 class SampleIntake(Intake):
@@ -127,7 +121,7 @@ def prepare_unit(
         blocks.append(block)
 
     for batch in intake.reading.batches(unit):
-        if block.num_tokens >= _BLOCK_TOKENS:
+        if block.summary.num_tokens >= _BLOCK_TOKENS:
             finish()
             block = Block(BlockSummary(intake.report.rows))
         for taken in intake.take(batch):

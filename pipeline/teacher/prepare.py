@@ -18,7 +18,7 @@ from pipeline.teacher.engines.base import Teacher
 from pipeline.teacher.engines.registry import engine_info
 from pipeline.teacher.generation.plan import WritingTask, plan_responses
 from pipeline.teacher.generation.settings import GenerateSettings
-from pipeline.teacher.preparation.corpus import CorpusWork, sample_work
+from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
 __all__ = ["Prepared", "open_corpus", "prepare"]
@@ -55,7 +55,7 @@ def prepare(
     """
     resolved = _resolve(teacher, corpus, capture)
     if generate is None or not generate.enabled:
-        work = sample_work(
+        work = corpus_work(
             corpus,
             tokenizer=resolved.tokenizer,
             seed=seed,
@@ -90,7 +90,7 @@ def open_corpus(
     _check_fits(config, corpus, None)
     tokenizer = load_tokenizer(model.path)
     tokens = TeacherTokens(end_tokens(model.path, tokenizer), int(config["vocab_size"]))
-    return sample_work(corpus, tokenizer=tokenizer, seed=seed, teacher=tokens, cache_url=cache_url)
+    return corpus_work(corpus, tokenizer=tokenizer, seed=seed, teacher=tokens, cache_url=cache_url)
 
 
 def _resolve(teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureSettings) -> Teacher:

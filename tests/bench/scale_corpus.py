@@ -88,9 +88,6 @@ class _Bench:
         while not logs[0].exists() or logs[0].read_text().count("begun") < 3:
             time.sleep(0.05)
             assert workers[0].process.is_alive(), workers[0].log()
-        # Not in the few milliseconds in which the unit before is committed, which the begin of the
-        # next one marks: a kill at any moment seldom meets those.
-        time.sleep(0.2)
         os.kill(workers[0].process.pid, signal.SIGKILL)
         for worker in workers[1:]:
             worker.wait(600).ok()

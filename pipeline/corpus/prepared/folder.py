@@ -9,6 +9,7 @@ tokens/NNNNN-N.parquet             samples of a block, and -candidates.parquet
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from pipeline.errors import CorpusError
 from pipeline.storage import Store
 from pipeline.storage.parallel import in_threads
 
-__all__ = ["FOLD", "SUMMARIES", "DamagedBlock", "PreparedFolder", "unit_file"]
+__all__ = ["FOLD", "SUMMARIES", "DamagedBlock", "PreparedFolder"]
 
 SUMMARIES = "summaries"
 FOLD = 256
@@ -37,6 +38,7 @@ _OWN_FOLDERS = 3
 _TRIES = 2
 """A bit flipped in transfer is right at the second read; one flipped on the disk is not."""
 _KINDS = ("", "-candidates")
+_FILE = re.compile(r"(\d{5,})(?:\.json|-(\d{5,})\.jsonl\.zst)")
 
 
 class DamagedBlock(CorpusError):
@@ -73,10 +75,12 @@ class PreparedFolder:
                 "identity_digest": fingerprint(identity),
                 "units": [unit.to_json() for unit in cut()],
             }
-            self.store.create(_PLAN, json.dumps(data, separators=(",", ":")).encode())
-            # Of this worker or of one that was faster: what is written is what all go by.
-            units = self.units(identity)
-            assert units is not None
+            content = json.dumps(data, separators=(",", ":")).encode()
+            # Of this worker or of one that was faster: what is written is what all go by. It may be
+            # gone again where that one found its corpus of no use.
+            while units is None:
+                self.store.create(_PLAN, content)
+                units = self.units(identity)
         return units
 
     def units(self, identity: dict[str, Any]) -> tuple[Unit, ...] | None:
@@ -112,10 +116,12 @@ class PreparedFolder:
     def done(self) -> tuple[set[int], list[str]]:
         """Return which units are done and the files that say so, by one listing."""
         done: set[int] = set()
-        names = self.store.list(SUMMARIES)
-        for name in names:
-            first, last = _range(name)
-            done.update(range(first, last + 1))
+        names = []
+        for name in self.store.list(SUMMARIES):
+            indexes = _range(name)
+            if indexes:
+                done.update(indexes)
+                names.append(name)
         return done, names
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, list[UnitSummary]]]:
@@ -139,7 +145,8 @@ class PreparedFolder:
 
     def commit(self, summary: UnitSummary) -> None:
         """Say that a unit is done; its blocks are written before."""
-        self.store.write(f"{SUMMARIES}/{unit_file(summary.index)}", summary.to_bytes())
+        name = f"{SUMMARIES}/{unit_file(summary.index)}"
+        self.store.write(name, summary.to_bytes(), look_back=False)  # it has its own checksum
 
     def to_fold(self, names: Collection[str], num_units: int) -> Iterator[int]:
         """Yield the first units of the ranges that can be folded, by a listing."""
@@ -161,8 +168,7 @@ class PreparedFolder:
         lines = b"\n".join(summary.to_bytes() for summary in found)
         name = f"{first:05d}-{first + FOLD - 1:05d}.jsonl.zst"
         self.store.write(f"{SUMMARIES}/{name}", zstandard.ZstdCompressor(level=9).compress(lines))
-        for name in names:
-            self.store.delete(f"{SUMMARIES}/{name}")
+        self.store.delete_all([f"{SUMMARIES}/{name}" for name in names])
 
     def write_block(
         self, unit: int, number: int, rows: tuple[Sequence[TokenisedRow], Sequence[TokenisedRow]]
@@ -173,7 +179,7 @@ class PreparedFolder:
             checksums.append("")
             if part:
                 data = encode_block(part)
-                self.store.write(_block_name(unit, number, kind), data)
+                self.store.write(_block_name(unit, number, kind), data, look_back=False)
                 checksums[-1] = xxhash.xxh3_128_hexdigest(data)
         return checksums
 
@@ -201,6 +207,10 @@ class PreparedFolder:
             self.store.remove_folder(folder)
         self.store.remove_folder("", above=_OWN_FOLDERS)
 
+    def remove_partials(self, *others: str) -> None:
+        """Remove unfinished files of killed workers, of the folders `others` as well."""
+        self.store.remove_partials(("", SUMMARIES, "tokens", *others))
+
     def _read_file(self, name: str, wanted: str) -> bytes:
         reason = "missing"
         for _ in range(_TRIES):
@@ -219,16 +229,13 @@ def _block_name(unit: int, number: int, kind: str) -> str:
     return f"tokens/{unit:05d}-{number}{kind}.parquet"
 
 
-def _range(name: str) -> tuple[int, int]:
-    stem = name.split(".", 1)[0]
-    first, _, last = stem.partition("-")
-    if not first.isdigit() or not (last or first).isdigit():
-        return 0, -1
-    return int(first), int(last or first)
+def _range(name: str) -> range:
+    """Return the units that a file is of; none where it is no file of summaries."""
+    found = _FILE.fullmatch(name)
+    return range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
 
 
 def _decode(name: str, raw: bytes) -> list[UnitSummary] | None:
-    first, last = _range(name)
     try:
         if name.endswith(".zst"):
             raw = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
@@ -236,6 +243,6 @@ def _decode(name: str, raw: bytes) -> list[UnitSummary] | None:
         return None
     found = [UnitSummary.from_bytes(line) for line in raw.split(b"\n")]
     indexes = [None if summary is None else summary.index for summary in found]
-    if indexes != list(range(first, last + 1)):
+    if indexes != list(_range(name)):
         return None
     return [summary for summary in found if summary is not None]

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.corpus.prepared.summary import BlockSummary, HashedRow, Totals
+from pipeline.corpus.prepared.summary import BlockSummary, HashedRow, SampleTotals
 from pipeline.corpus.split import AT_LEAST, HeldoutRule
 
 __all__ = ["BlockSplit", "Splitting", "smallest_hashes"]
@@ -18,8 +18,8 @@ class BlockSplit:
 
     heldout: frozenset[int]
     """Rows of the unit."""
-    num_train: Totals
-    num_heldout: Totals
+    num_train: SampleTotals
+    num_heldout: SampleTotals
     releases: bool
     """Whether candidates are trained on."""
     moves: bool
@@ -93,7 +93,7 @@ def smallest_hashes(rows: list[HashedRow], row: HashedRow) -> None:
 def _split(
     block: BlockSummary, held: Sequence[HashedRow], moved: Sequence[HashedRow]
 ) -> BlockSplit:
-    train, heldout = Totals(), Totals()
+    train, heldout = SampleTotals(), SampleTotals()
     train.add(block.train)
     for row in block.candidates:
         train.add(row.totals)

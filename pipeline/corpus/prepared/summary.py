@@ -10,24 +10,31 @@ from pipeline.config import fingerprint
 from pipeline.corpus.bad_rows import BadRows
 from pipeline.corpus.sample import CorpusCounts
 
-__all__ = ["BlockSummary", "CorpusSummary", "HashedRow", "Totals", "UnitReport", "UnitSummary"]
+__all__ = [
+    "BlockSummary",
+    "CorpusSummary",
+    "HashedRow",
+    "SampleTotals",
+    "UnitReport",
+    "UnitSummary",
+]
 
 
 @dataclass(slots=True)
-class Totals:
+class SampleTotals:
     """Sums over samples."""
 
     samples: int = 0
     tokens: int = 0
     loss_tokens: int = 0
 
-    def add(self, other: Totals) -> None:
+    def add(self, other: SampleTotals) -> None:
         """Add other samples."""
         self.samples += other.samples
         self.tokens += other.tokens
         self.loss_tokens += other.loss_tokens
 
-    def take(self, other: Totals) -> None:
+    def take(self, other: SampleTotals) -> None:
         """Take samples away."""
         self.samples -= other.samples
         self.tokens -= other.tokens
@@ -46,9 +53,9 @@ class HashedRow(NamedTuple):
     loss_tokens: int
 
     @property
-    def totals(self) -> Totals:
+    def totals(self) -> SampleTotals:
         """The sums."""
-        return Totals(self.samples, self.tokens, self.loss_tokens)
+        return SampleTotals(self.samples, self.tokens, self.loss_tokens)
 
 
 @dataclass(slots=True)
@@ -57,7 +64,7 @@ class BlockSummary:
 
     first_row: int
     """The rows of a block are those from here to the next block's."""
-    train: Totals = field(default_factory=Totals)
+    train: SampleTotals = field(default_factory=SampleTotals)
     """Of the rows that are no candidates."""
     rows: int = 0
     """With samples: candidates and others."""
@@ -67,6 +74,11 @@ class BlockSummary:
     """The few others of the smallest hashes, by hash: held out where there are no candidates."""
     checksums: list[str] = field(default_factory=lambda: ["", ""])
     """Of the files of the train rows and of the candidates; empty where there is none."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all samples."""
+        return self.train.tokens + sum(row.tokens for row in self.candidates)
 
 
 @dataclass(slots=True)
@@ -143,8 +155,8 @@ class CorpusSummary:
     heldout_rows: int
     moved_rows: int
     """Of these, the ones that only the smallness of the corpus holds out."""
-    train: Totals
-    heldout: Totals
+    train: SampleTotals
+    heldout: SampleTotals
 
     def counts(self) -> CorpusCounts:
         """Return the counts of the corpus."""
@@ -165,7 +177,7 @@ class CorpusSummary:
 
 
 def _block(data: dict[str, Any]) -> BlockSummary:
-    data["train"] = Totals(**data["train"])
+    data["train"] = SampleTotals(**data["train"])
     for name in ("candidates", "smallest"):
         data[name] = [HashedRow(*item) for item in data[name]]
     return BlockSummary(**data)

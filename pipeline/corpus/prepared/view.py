@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from threading import Lock
 
 from pipeline.corpus.prepared.blocks import TokenisedRow
 from pipeline.corpus.prepared.folder import DamagedBlock, PreparedFolder
@@ -11,7 +13,7 @@ from pipeline.corpus.prepared.heldout import BlockSplit, Splitting
 from pipeline.corpus.prepared.summary import (
     BlockSummary,
     CorpusSummary,
-    Totals,
+    SampleTotals,
     UnitReport,
     UnitSummary,
 )
@@ -47,7 +49,7 @@ class CorpusView:
     folder: PreparedFolder
     units: Sequence[Unit]
     rule: HeldoutRule
-    prepare: Callable[[Unit], None]
+    prepare: Callable[[Unit], object]
     """Prepares a unit again whose files are damaged; to the same bytes."""
     report: UnitReport = field(default_factory=UnitReport)
     """Of the units so far."""
@@ -55,8 +57,8 @@ class CorpusView:
     """Of the units so far; those of a corpus that may turn out to be small come at its end."""
     num_done: int = 0
     """Units so far."""
-    train: Totals = field(default_factory=Totals)
-    heldout: Totals = field(default_factory=Totals)
+    train: SampleTotals = field(default_factory=SampleTotals)
+    heldout: SampleTotals = field(default_factory=SampleTotals)
     moved_rows: int = 0
     _splitting: Splitting = field(init=False)
     _waiting: dict[int, UnitSummary] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class CorpusView:
     _unsettled: list[tuple[PlacedBlock, BlockSummary]] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
     _placed: int = 0
+    _repairing: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         """Begin with nothing."""
@@ -124,9 +127,8 @@ class CorpusView:
         try:
             rows = self._read(block, train=train, candidates=candidates)
         except DamagedBlock:
-            self.prepare(self.units[block.unit])
             try:
-                rows = self._read(block, train=train, candidates=candidates)
+                rows = self._repaired(block, train=train, candidates=candidates)
             except DamagedBlock as error:
                 raise CorpusError(
                     f"{error.found}, and preparing it again gave other samples",
@@ -140,6 +142,13 @@ class CorpusView:
         return self.folder.read_block(
             block.unit, block.number, block.checksums, train=train, candidates=candidates
         )
+
+    def _repaired(self, block: PlacedBlock, *, train: bool, candidates: bool) -> list[TokenisedRow]:
+        with self._repairing:
+            with suppress(DamagedBlock):  # another thread may have repaired it meanwhile
+                return self._read(block, train=train, candidates=candidates)
+            self.prepare(self.units[block.unit])
+            return self._read(block, train=train, candidates=candidates)
 
     def _add(self, summary: UnitSummary) -> None:
         for number, block in enumerate(summary.blocks):

@@ -15,7 +15,7 @@ from threading import Lock
 import numpy as np
 import xxhash
 
-from pipeline.corpus.prepared.summary import Totals
+from pipeline.corpus.prepared.summary import SampleTotals
 from pipeline.corpus.prepared.view import CorpusView, PlacedBlock
 from pipeline.corpus.sample import Sample, SplitName
 from pipeline.storage.parallel import in_threads
@@ -35,7 +35,7 @@ class Group:
     first_shard: int
     num_shards: int
     blocks: tuple[PlacedBlock, ...]
-    totals: Totals
+    totals: SampleTotals
 
     @property
     def source_xxh3_128(self) -> str:
@@ -53,7 +53,7 @@ class Grouping:
     groups: list[Group] = field(default_factory=list)
     num_shards: int = 0
     _blocks: list[PlacedBlock] = field(default_factory=list)
-    _totals: Totals = field(default_factory=Totals)
+    _totals: SampleTotals = field(default_factory=SampleTotals)
 
     def add(self, block: PlacedBlock) -> None:
         """Add the next block of the corpus."""
@@ -74,7 +74,7 @@ class Grouping:
             Group(self.split, self.num_shards, count, tuple(self._blocks), self._totals)
         )
         self.num_shards += count
-        self._blocks, self._totals = [], Totals()
+        self._blocks, self._totals = [], SampleTotals()
 
 
 class GroupReader:

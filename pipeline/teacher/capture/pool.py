@@ -26,7 +26,7 @@ class ShardPool:
         progress: Progress,
         shares: Shares,
         *,
-        on_complete: Callable[[], None] = lambda: None,
+        on_complete: Callable[[], None],
     ) -> None:
         """Look at nothing yet; `on_complete` is called once all shards are known."""
         self._on_complete = on_complete

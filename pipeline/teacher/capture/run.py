@@ -87,16 +87,16 @@ def fill_cache(
             ) as worker:
                 worker.run()
             try:
-                return _finish(finisher, board, shares)
+                return _finish(finisher, board)
             except ShardsMissing:
                 if not rounds_left:
                     raise
     raise AssertionError  # the last round returns or raises
 
 
-def _finish(finisher: _Finisher, board: LeaseBoard, shares: Shares) -> Manifest:
+def _finish(finisher: _Finisher, board: LeaseBoard) -> Manifest:
     """Write the manifest, or wait for the worker that does."""
-    for _, lease in leased_work(finisher, board, shares=shares):
+    for _, lease in leased_work(finisher, board, shares=Shares()):
         try:
             finisher.finish(board, lease)
         except CacheError:

@@ -12,7 +12,7 @@ from pipeline.cache.layout.names import SPLITS
 from pipeline.corpus.conclusion import conclude_samples
 from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.intake import Intake
-from pipeline.corpus.prepared.summary import Totals
+from pipeline.corpus.prepared.summary import SampleTotals
 from pipeline.corpus.prepared.view import CorpusView
 from pipeline.corpus.sample import CorpusCounts, Sample
 from pipeline.corpus.table import SampleTable
@@ -32,8 +32,8 @@ __all__ = [
 class ShardSource(Protocol):
     """The shards of a cache as far as they are known, and what they are made of."""
 
-    def refresh(self) -> bool:
-        """Look for more; return whether there is.
+    def refresh(self) -> None:
+        """Look for more.
 
         Raises:
             CorpusError: the corpus is complete, and cannot be used.
@@ -50,7 +50,7 @@ class ShardSource(Protocol):
         """The shards that are known."""
         ...
 
-    def projected(self) -> Totals:
+    def projected(self) -> SampleTotals:
         """Return the sums over all samples; projected by bytes while some are not known."""
         ...
 
@@ -82,9 +82,8 @@ class TableShards:
         self._corpus = corpus
         self._shards = cut_table(corpus.samples, shard_tokens=shard_tokens)
 
-    def refresh(self) -> bool:
+    def refresh(self) -> None:
         """Nothing more comes."""
-        return False
 
     @property
     def is_complete(self) -> bool:
@@ -96,10 +95,10 @@ class TableShards:
         """All."""
         return self._shards
 
-    def projected(self) -> Totals:
+    def projected(self) -> SampleTotals:
         """Return the sums over all samples."""
         counts = self._corpus.counts
-        return Totals(counts.samples, counts.tokens, counts.loss_tokens)
+        return SampleTotals(counts.samples, counts.tokens, counts.loss_tokens)
 
     def counts(self) -> CorpusCounts:
         """Return the counts of the corpus."""
@@ -138,11 +137,11 @@ class PreparedShards:
     def _reader(self) -> GroupReader:
         return GroupReader(self._view)
 
-    def refresh(self) -> bool:
+    def refresh(self) -> None:
         """Look for units that are done, and cut what is new; whoever looks cuts the same."""
         if self._counts is not None:
-            return False
-        grown = self._view.refresh()
+            return
+        self._view.refresh()
         for block in self._view.blocks[self._blocks :]:
             for grouping in self._groupings:
                 grouping.add(block)
@@ -162,7 +161,6 @@ class PreparedShards:
                     for number_in_group in range(group.num_shards)
                 ]
             self._groups[number] = len(grouping.groups)
-        return grown
 
     @property
     def is_complete(self) -> bool:
@@ -177,13 +175,15 @@ class PreparedShards:
             return ()
         return self._shards
 
-    def projected(self) -> Totals:
+    def projected(self) -> SampleTotals:
         """Return the sums, projected by the bytes of the source."""
         view, share = self._view, self._view.known_share or 1.0
-        known = Totals()
+        known = SampleTotals()
         known.add(view.train)
         known.add(view.heldout)
-        return Totals(*(round(n / share) for n in (known.samples, known.tokens, known.loss_tokens)))
+        return SampleTotals(
+            *(round(n / share) for n in (known.samples, known.tokens, known.loss_tokens))
+        )
 
     def counts(self) -> CorpusCounts:
         """Return the counts of the complete corpus."""

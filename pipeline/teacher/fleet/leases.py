@@ -162,7 +162,7 @@ class LeaseBoard:
             self._held.pop(lease, None)
         for attempt in range(lease.attempt + 1):
             self.store.delete(Lease(lease.shard, attempt, self.folder).path)
-        if lease.attempt:
+        if lease.attempt and self.folder == LEASES:
             self.store.delete(marker_name(lease.shard))
 
     def give_up_all(self, *, badly: bool = False) -> None:

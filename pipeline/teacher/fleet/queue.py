@@ -33,7 +33,7 @@ _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 
 
 class Work(Protocol):
-    """One piece of work, done when its file is there."""
+    """One piece of work, done when the store says so."""
 
     @property
     def name(self) -> str:
@@ -97,11 +97,10 @@ def leased_work(
         stop_if_asked()
         started = time.monotonic()
         with shares.spent("leases"):
-            is_complete = pool.is_complete
             missing = pool.missing()
         shares.level(planned_shards=pool.total, recorded_shards=pool.total - len(missing))
         if not missing:
-            if is_complete:
+            if pool.is_complete:
                 return
             if not before_waiting():
                 wait_for_more(pause)

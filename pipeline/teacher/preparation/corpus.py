@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any
 
 from pipeline.config import fingerprint
 from pipeline.corpus.intake import Intake, TeacherTokens
 from pipeline.corpus.prepared.folder import PreparedFolder
+from pipeline.corpus.prepared.summary import UnitSummary
 from pipeline.corpus.prepared.units import Unit
 from pipeline.corpus.prepared.view import CorpusView
 from pipeline.corpus.reading import open_reading
@@ -23,9 +25,9 @@ from pipeline.teacher.fleet.processes import worker_name
 from pipeline.teacher.preparation.processes import Recipe, prepare_here
 from pipeline.teacher.preparation.work import SMALL_BYTES, Preparation
 
-__all__ = ["BESIDE_THE_CACHE", "CorpusWork", "sample_work"]
+__all__ = ["CorpusWork", "corpus_work"]
 
-BESIDE_THE_CACHE = "_meta/corpus"
+_BESIDE_THE_CACHE = "_meta/corpus"
 """Where the prepared corpus is, in the cache, unless it has an address of its own."""
 _LEASES = "leases"
 _DIGITS = 16
@@ -38,12 +40,14 @@ class CorpusWork:
     """A corpus to be prepared, or prepared; nothing is looked at before it is asked for."""
 
     settings: CorpusSettings
-    tokenizer: Any
     intake: Intake
+    """Of one thread at a time, which holds `lock`."""
     recipe: Recipe
     folder: PreparedFolder
     identity: dict[str, Any]
     """Of the corpus, with the tokenizer: what is prepared for one cache fits all of this one."""
+    lock: Lock = field(default_factory=Lock)
+    _units: tuple[Unit, ...] | None = None
     _view: CorpusView | None = None
 
     def units(self) -> tuple[Unit, ...]:
@@ -52,7 +56,9 @@ class CorpusWork:
         Raises:
             CorpusError: the source cannot be read, or the folder holds another corpus.
         """
-        return self.folder.begin(self.identity, lambda: self.intake.reading.units(self.settings))
+        if self._units is None:
+            self._units = self.folder.begin(self.identity, self._cut)
+        return self._units
 
     @property
     def view(self) -> CorpusView:
@@ -71,15 +77,17 @@ class CorpusWork:
         if units is not None:
             view = self._new_view(self.folder, units)
             view.refresh()
-            if view.blocks:
+            if view.train.samples:
                 return view
         folder = PreparedFolder(Store(f"memory://estimate-{uuid.uuid4().hex}"))
-        units = folder.begin(self.identity, lambda: self.intake.reading.units(self.settings))
-        for unit in units[:_SAMPLED_UNITS]:
-            is_last = unit.index + 1 == len(units)
-            folder.commit(prepare_here(self.intake, folder, unit, is_last=is_last))
+        units = folder.begin(self.identity, self._cut)
         view = self._new_view(folder, units)
-        view.refresh()
+        for unit in units:
+            folder.commit(self._prepare(folder, units, unit))
+            view.refresh()
+            # As long as any row may still be held out, none is known to be trained on.
+            if view.num_done >= _SAMPLED_UNITS and view.train.samples:
+                break
         return view
 
     def discard(self) -> None:
@@ -106,17 +114,21 @@ class CorpusWork:
             LeaseBoard(self.folder.store, worker_name(), lease_s, folder=_LEASES),
             shares=shares,
             processes=self.settings.processes,
-            intake=self.intake,
+            prepare=partial(self._prepare, self.folder, self.units()),
         )
 
     def _new_view(self, folder: PreparedFolder, units: tuple[Unit, ...]) -> CorpusView:
-        def prepare(unit: Unit) -> None:
-            prepare_here(self.intake, folder, unit, is_last=unit.index + 1 == len(units))
+        return CorpusView(folder, units, self.intake.rule, partial(self._prepare, folder, units))
 
-        return CorpusView(folder, units, self.intake.rule, prepare)
+    def _prepare(self, folder: PreparedFolder, units: tuple[Unit, ...], unit: Unit) -> UnitSummary:
+        with self.lock:
+            return prepare_here(self.intake, folder, unit, is_last=unit.index + 1 == len(units))
+
+    def _cut(self) -> tuple[Unit, ...]:
+        return self.intake.reading.units(self.settings)
 
 
-def sample_work(
+def corpus_work(
     settings: CorpusSettings,
     *,
     tokenizer: Any,
@@ -145,12 +157,12 @@ def sample_work(
         # of one tokenizer and several sizes share the corpus.
         "vocab_size": _limit(tokenizer, teacher),
     }
-    place = settings.prepared or f"{cache_url.rstrip('/')}/{BESIDE_THE_CACHE}"
+    place = settings.prepared or f"{cache_url.rstrip('/')}/{_BESIDE_THE_CACHE}"
     # Named by what decides its content: another try with other settings finds no other corpus in
     # its way, and several corpora can share an address.
     url = f"{place.rstrip('/')}/{fingerprint(identity)[:_DIGITS]}"
-    recipe = Recipe(new_intake, settings, True, intake.reading.source, url)
-    return CorpusWork(settings, tokenizer, intake, recipe, PreparedFolder(Store(url)), identity)
+    recipe = Recipe(new_intake, settings, intake.reading.source, url)
+    return CorpusWork(settings, intake, recipe, PreparedFolder(Store(url)), identity)
 
 
 def _limit(tokenizer: Any, teacher: TeacherTokens) -> int | None:

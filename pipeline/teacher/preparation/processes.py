@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from pipeline.corpus.intake import Intake
 from pipeline.corpus.prepared.folder import PreparedFolder
@@ -23,8 +22,9 @@ from pipeline.corpus.prepared.summary import UnitSummary
 from pipeline.corpus.prepared.units import Unit
 from pipeline.corpus.reading import open_reading
 from pipeline.corpus.samples import Block, prepare_unit
+from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import RowSource
-from pipeline.errors import CorpusError, DistillError, ResourceError
+from pipeline.errors import DistillError, ResourceError
 from pipeline.storage import Store
 
 __all__ = ["Recipe", "UnitProcesses", "default_processes", "prepare_here"]
@@ -41,9 +41,7 @@ class Recipe:
 
     new_intake: Callable[..., Intake]
     """Called with `reading`: the reader of units, all else bound."""
-    settings: Any
-    """The corpus section of the configuration."""
-    answered: bool
+    settings: CorpusSettings
     source: RowSource
     url: str
     """Of the prepared corpus."""
@@ -54,8 +52,7 @@ class Recipe:
         Raises:
             CorpusError: the source cannot be read.
         """
-        reading = open_reading(self.settings, answered=self.answered, source=self.source)
-        return self.new_intake(reading=reading)
+        return self.new_intake(reading=open_reading(self.settings, source=self.source))
 
 
 def prepare_here(
@@ -109,12 +106,12 @@ class UnitProcesses:
             initargs=(pickle.dumps(recipe),),
         )
 
-    def submit(self, unit: Unit, *, is_last: bool) -> Future[bytes | DistillError]:
-        """Prepare a unit; the future gives its summary, as bytes, or the error to raise."""
+    def submit(self, unit: Unit, *, is_last: bool) -> Future[bytes]:
+        """Prepare a unit and commit it; the future gives its summary, as bytes."""
         return self._pool.submit(_work, unit, is_last)
 
     @staticmethod
-    def result(future: Future[bytes | DistillError]) -> UnitSummary:
+    def result(future: Future[bytes]) -> UnitSummary:
         """Return what a future gives.
 
         Raises:
@@ -128,8 +125,6 @@ class UnitProcesses:
                 "a process that tokenises was killed, most likely for want of memory",
                 do="set --corpus.processes to a smaller number, and run the same command again",
             ) from None
-        if isinstance(found, DistillError):
-            raise found
         summary = UnitSummary.from_bytes(found)
         assert summary is not None
         return summary
@@ -142,7 +137,7 @@ class UnitProcesses:
             process.kill()
 
 
-_mine: tuple[Intake, PreparedFolder] | CorpusError | None = None
+_mine: tuple[Intake, PreparedFolder] | DistillError | None = None
 
 
 def _begin(recipe: bytes) -> None:
@@ -158,8 +153,8 @@ def _begin(recipe: bytes) -> None:
     made: Recipe = pickle.loads(recipe)
     try:
         _mine = made.intake(), PreparedFolder(Store(made.url))
-    except CorpusError as error:
-        _mine = error
+    except DistillError as error:
+        _mine = error  # told by the first unit: an error here would only break the pool
 
 
 def _end_with_parent() -> None:
@@ -170,31 +165,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(unit: Unit, is_last: bool) -> bytes | DistillError:
+def _work(unit: Unit, is_last: bool) -> bytes:
     assert _mine is not None
-    if isinstance(_mine, CorpusError):
-        return _plain(_mine)
+    if isinstance(_mine, DistillError):
+        raise _mine
     intake, folder = _mine
-    try:
-        return prepare_here(intake, folder, unit, is_last=is_last).to_bytes()
-    except DistillError as error:
-        return _plain(error)
-
-
-class _Sent(DistillError):
-    """Stands for an error on its way between processes."""
-
-    def __reduce__(self) -> Any:
-        return _restored, (self.exit_code, self.found, self.expected, self.do)
-
-
-def _plain(error: DistillError) -> DistillError:
-    sent = _Sent(error.found, expected=error.expected, do=error.do)
-    sent.exit_code = error.exit_code
-    return sent
-
-
-def _restored(exit_code: int, found: str, expected: str, do: str) -> DistillError:
-    error = CorpusError(found, expected=expected, do=do)
-    error.exit_code = exit_code
-    return error
+    summary = prepare_here(intake, folder, unit, is_last=is_last)
+    # Here and not in the parent, which may be busy: this process begins the next unit at once, and
+    # what is not committed when the worker is killed is prepared again.
+    folder.commit(summary)
+    return summary.to_bytes()

@@ -11,21 +11,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from pipeline.corpus.intake import Intake
 from pipeline.corpus.prepared.folder import FOLD, PreparedFolder
 from pipeline.corpus.prepared.summary import UnitSummary
 from pipeline.corpus.prepared.units import Unit
-from pipeline.errors import DistillError
 from pipeline.observe.shares import Shares
 from pipeline.storage import Store
 from pipeline.teacher.fleet.leases import Lease, LeaseBoard
 from pipeline.teacher.fleet.queue import WorkPool, leased_work
-from pipeline.teacher.preparation.processes import (
-    Recipe,
-    UnitProcesses,
-    default_processes,
-    prepare_here,
-)
+from pipeline.teacher.preparation.processes import Recipe, UnitProcesses, default_processes
 
 __all__ = ["SMALL_BYTES", "Preparation"]
 
@@ -33,6 +26,7 @@ SMALL_BYTES = 32 << 20
 """A first unit up to this size is prepared in this process, whose other threads have to share the
 interpreter's lock with it."""
 _SHORTEST_S, _LONGEST_S = 0.05, 2.0
+_PARTING_S = 3.0
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +57,7 @@ class Preparation:
         board: LeaseBoard,
         *,
         shares: Shares,
-        intake: Intake,
+        prepare: Callable[[Unit], UnitSummary],
         processes: int | None = None,
     ) -> None:
         """Start nothing yet.
@@ -74,7 +68,7 @@ class Preparation:
             recipe: how they are prepared.
             board: leases on the folder's store.
             shares: the worker's account.
-            intake: this process's reader of units, for the first of them.
+            prepare: prepares the first unit, in this process; its summary is not committed yet.
             processes: how many tokenise; None: as many as there are cores for.
         """
         self._folder = folder
@@ -84,12 +78,12 @@ class Preparation:
         self._shares = shares
         self._processes = processes or default_processes(len(units))
         self._more = threading.Event()
-        self._running: dict[Future[bytes | DistillError], tuple[UnitWork, Lease]] = {}
-        self._pool: UnitProcesses | None = None
-        self._intake = intake
+        self._running: dict[Future[bytes], Lease] = {}
+        self._tokenising: UnitProcesses | None = None
+        self._prepare_here = prepare
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
+        self._thread = self._new_thread()
 
     def __enter__(self) -> Self:
         """Start."""
@@ -108,8 +102,10 @@ class Preparation:
     def stop(self) -> None:
         """Stop, and give back what is not done."""
         self._stop.set()
-        if self._pool is not None:
-            self._pool.close()
+        for _ in range(2):  # once more for processes that the thread was about to start
+            if self._tokenising is not None:
+                self._tokenising.close()
+            self._thread.join(_PARTING_S)
         self._board.give_up_all()
 
     def check(self) -> None:
@@ -128,7 +124,7 @@ class Preparation:
             CorpusError, StoreError, ResourceError: as the parts say.
         """
         while self._thread.is_alive():
-            self._thread.join(0.5)
+            self._thread.join(_LONGEST_S)
         self.check()
 
     def pause(self, seconds: float) -> None:
@@ -140,6 +136,10 @@ class Preparation:
         self._more.wait(seconds)
         self._more.clear()
         self.check()
+        if not self._thread.is_alive():
+            # All units were done, and yet more is waited for: a summary turned out to be damaged.
+            self._thread = self._new_thread()
+            self._thread.start()
 
     def wait_until(self, known: Callable[[], bool]) -> None:
         """Wait until enough is known, whoever prepares it.
@@ -151,6 +151,9 @@ class Preparation:
         while not known():
             self.pause(pause)
             pause = min(2 * pause, _LONGEST_S)
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="preparation", daemon=True)
 
     def _run(self) -> None:
         try:
@@ -164,28 +167,32 @@ class Preparation:
             self._more.set()
 
     def _prepare(self) -> None:
-        pool = _UnitPool(self._folder, self._works, self._board)
         works = leased_work(
-            pool, self._board, shares=Shares(), in_order=True,
-            before_waiting=self._finish_some, wait=self._pause,
-        )  # fmt: skip
+            _UnitPool(self._folder, self._works, self._board),
+            self._board,
+            shares=Shares(),
+            in_order=True,
+            before_waiting=self._finish_some,
+            wait=self._wait,
+        )
         for number, (work, lease) in enumerate(works):
             if self._stop.is_set():
                 raise _Stopped
             # Processes take seconds to start: the first shard need not wait for them.
             if number == 0 and work.unit.size <= SMALL_BYTES:
-                summary = prepare_here(
-                    self._intake, self._folder, work.unit, is_last=work is self._works[-1]
-                )
-                self._commit(summary, lease)
+                summary = self._prepare_here(work.unit)
+                self._folder.commit(summary)
+                self._finish(summary, lease)
             else:
-                self._pool = self._pool or UnitProcesses(self._recipe, self._processes)
-                self._running[self._pool.submit(work.unit, is_last=work is self._works[-1])] = (
-                    work,
-                    lease,
-                )
+                if self._tokenising is None:
+                    self._tokenising = UnitProcesses(self._recipe, self._processes)
+                is_last = work is self._works[-1]
+                self._running[self._tokenising.submit(work.unit, is_last=is_last)] = lease
                 while len(self._running) > self._processes:
                     self._finish_some()
+        # Every unit is done: what is left is of workers that were killed.
+        self._board.sweep()
+        self._folder.remove_partials(self._board.folder)
 
     def _finish_some(self) -> bool:
         """Wait for a unit of this worker's processes; return whether there was one."""
@@ -193,23 +200,19 @@ class Preparation:
             return False
         done, _ = wait_for(self._running, return_when=FIRST_COMPLETED)
         for future in done:
-            _, lease = self._running.pop(future)
+            lease = self._running.pop(future)
             if self._stop.is_set():
                 raise _Stopped
-            self._commit(UnitProcesses.result(future), lease)
+            self._finish(UnitProcesses.result(future), lease)
         return True
 
-    def _commit(self, summary: UnitSummary, lease: Lease) -> None:
-        self._folder.commit(summary)
+    def _finish(self, summary: UnitSummary, lease: Lease) -> None:
+        """Give a committed unit's lease back, and account for it."""
         self._board.done(lease)
-        tokens = sum(
-            block.train.tokens + sum(row.tokens for row in block.candidates)
-            for block in summary.blocks
-        )
-        self._shares.add(units=1, tokenised=tokens)
+        self._shares.add(units=1, tokenised=sum(block.num_tokens for block in summary.blocks))
         self._more.set()
 
-    def _pause(self, seconds: float) -> None:
+    def _wait(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise _Stopped
 
@@ -226,13 +229,17 @@ class _UnitPool(WorkPool[UnitWork]):
 
     def missing(self) -> list[UnitWork]:
         done, names = self._folder.done()
-        self._fold(set(names))
+        firsts = list(self._folder.to_fold(set(names), len(self._works)))
+        if firsts:
+            self._fold(firsts)
         return [work for work in self._works if work.unit.index not in done]
 
-    def _fold(self, names: set[str]) -> None:
+    def _fold(self, firsts: list[int]) -> None:
         """Join the summaries of full ranges."""
-        for first in self._folder.to_fold(names, len(self._works)):
-            lease = self._board.try_lease(f"fold-{first:05d}-{first + FOLD - 1:05d}", None)
+        newest = self._board.attempts()
+        for first in firsts:
+            name = f"fold-{first:05d}-{first + FOLD - 1:05d}"
+            lease = self._board.try_lease(name, newest.get(name))
             if lease is not None:
                 self._folder.fold(first)
                 self._board.done(lease)

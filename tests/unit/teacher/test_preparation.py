@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +21,11 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import CorpusError, ResourceError
 from pipeline.observe.shares import Shares
 from pipeline.storage import Store
+from pipeline.teacher.capture.groups import Grouping, GroupReader
 from pipeline.teacher.preparation import processes as processes_module
-from pipeline.teacher.preparation.corpus import CorpusWork, sample_work
+from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
 from pipeline.teacher.preparation.processes import default_processes
+from tests.stage_runner import ROOT
 from tests.tiny import make_tokenizer, write_corpus
 
 ROWS = 150
@@ -41,7 +48,7 @@ def data(tmp_path: Path) -> Path:
 def work(tokenizer: Any, data: Path, tmp_path: Path) -> Callable[..., CorpusWork]:
     def new(name: str = "cache", **options: Any) -> CorpusWork:
         options = {"unit_mib": 0.001, "heldout_fraction": 0.1, "processes": 1} | options
-        return sample_work(
+        return corpus_work(
             CorpusSettings(dataset_name=str(data), **options),
             tokenizer=tokenizer,
             seed=7,
@@ -123,9 +130,95 @@ def test_a_killed_process_is_said(
         _run(work(processes=2))
 
 
-def _die(*_: Any) -> None:
-    import os
+def test_a_damaged_summary_is_waited_for_and_prepared_again(
+    work: Callable[..., CorpusWork],
+) -> None:
+    made = work()
+    _run(made)
+    store = made.folder.store
+    before = _files(store)
+    store.write("summaries/00003.json", b'{"index": 3}')
+    again = work()
+    with again.preparing(lease_s=5, shares=Shares()) as preparation:
+        preparation.wait_until(lambda: bool(again.view.refresh() and again.view.is_complete))
+    assert _files(store) == before
 
+
+def test_threads_repair_damaged_files_side_by_side(work: Callable[..., CorpusWork]) -> None:
+    made = work()
+    _run(made)
+    store = made.folder.store
+    before = _files(store)
+    store.delete_all([f"tokens/{name}" for name in store.list("tokens")])
+    made.view.refresh()
+    grouping = Grouping("train", 1 << 40)
+    for block in made.view.blocks:
+        grouping.add(block)
+    grouping.close()
+    samples = GroupReader(made.view).samples(grouping.groups[0])
+    assert len(samples) == made.view.train.samples
+    assert _files(store) == before
+
+
+def test_what_killed_workers_left_is_removed_and_foreign_files_are_not(
+    work: Callable[..., CorpusWork],
+) -> None:
+    made = work()
+    _run(made)
+    store = made.folder.store
+    store.write("leases/unit-00001.0.json", b"{}")
+    store.write("summaries/.DS_Store", b"x")
+    Path(store.path("tokens/00001-0.parquet.1234.partial")).write_bytes(b"half")
+    _run(work())
+    assert store.list("leases") == []
+    assert not list(Path(store.root).rglob("*.partial"))
+    assert store.read("summaries/.DS_Store") == b"x"
+
+
+def test_an_estimate_of_a_corpus_that_may_be_small_goes_on_until_it_knows(
+    work: Callable[..., CorpusWork],
+) -> None:
+    view = work(heldout_fraction=1e-9).sampled()
+    assert view.is_complete
+    assert view.train.samples == ROWS - 4
+
+
+PARENT = """
+import pickle, sys, time
+from pipeline.teacher.preparation.processes import UnitProcesses
+if __name__ == "__main__":
+    recipe, units = pickle.load(open(sys.argv[1], "rb"))
+    pool = UnitProcesses(recipe, 2)
+    for unit in units[:2]:
+        UnitProcesses.result(pool.submit(unit, is_last=False))
+    print(*[p.pid for p in pool._pool._processes.values()], flush=True)
+    time.sleep(600)
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed(
+    work: Callable[..., CorpusWork], tmp_path: Path
+) -> None:
+    made = work()
+    (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "recipe").write_bytes(pickle.dumps((made.recipe, made.units())))
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py", tmp_path / "recipe"],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert parent.stdout is not None
+    children = [int(pid) for pid in parent.stdout.readline().split()]
+    assert children
+    assert made.folder.done()[0] == {0, 1}, "each commits what it has prepared"
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _die(*_: Any) -> None:
     os._exit(9)
 
 
@@ -143,13 +236,13 @@ def test_summaries_are_folded_on_the_way(
 
 
 def test_an_estimate_writes_nothing(work: Callable[..., CorpusWork]) -> None:
-    made = work()
+    made = work(heldout_fraction=0.3)
     view = made.sampled()
     assert view.num_done == 2
     assert 0 < view.known_share < 1
     assert not _files(made.folder.store)
     _run(made)
-    assert work().sampled().is_complete
+    assert work(heldout_fraction=0.3).sampled().is_complete
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.prepared.heldout import BlockSplit
-from pipeline.corpus.prepared.summary import Totals
+from pipeline.corpus.prepared.summary import SampleTotals
 from pipeline.corpus.prepared.view import PlacedBlock
 from pipeline.corpus.sample import Sample
 from pipeline.teacher.capture.groups import Grouping, GroupReader, GroupShard, cut_lengths
 
 
 def _block(unit: int, lengths: Sequence[int], split: str) -> PlacedBlock:
-    totals = Totals(len(lengths), sum(lengths), len(lengths))
-    parts = (totals, Totals()) if split == "train" else (Totals(), totals)
+    totals = SampleTotals(len(lengths), sum(lengths), len(lengths))
+    parts = (totals, SampleTotals()) if split == "train" else (SampleTotals(), totals)
     return PlacedBlock(unit, 0, 0, (f"{unit}", ""), BlockSplit(frozenset(), *parts, False, False))
 
 

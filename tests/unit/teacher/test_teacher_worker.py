@@ -18,7 +18,7 @@ from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.names import shard_name
 from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_rows, read_quarantined_rows
 from pipeline.cache.layout.records import ShardRecord, encode_record
-from pipeline.corpus.prepared.summary import Totals
+from pipeline.corpus.prepared.summary import SampleTotals
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.table import SampleTable
 from pipeline.errors import ModelError, StoreError
@@ -74,9 +74,9 @@ class Source:
     def refresh(self) -> bool:
         return False
 
-    def projected(self) -> Totals:
+    def projected(self) -> SampleTotals:
         rows = sum(len(shard.samples) for shard in self.shards)
-        return Totals(rows, rows * TOKENS, rows)
+        return SampleTotals(rows, rows * TOKENS, rows)
 
 
 class Engine:
