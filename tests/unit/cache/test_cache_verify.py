@@ -25,6 +25,7 @@ from tests.unit.cache.planned_cache import (
     SEGMENT,
     flip,
     lose,
+    plan_as_stage_one,
     sample_plan,
     write_planned_cache,
 )
@@ -77,6 +78,31 @@ def test_progress_counts_every_row_once(whole: Path) -> None:
     verify_cache(Store(str(whole)), workers=2, on_start=totals.append, on_rows=rows.append)
     assert totals == [10]
     assert sum(rows) == 10
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_plan_of_stage_one_has_no_more_than_numbers(
+    is_known: bool, planned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_as_stage_one(planned, is_known=is_known)
+    if is_known:
+        assert _damaged(planned) == set()
+    lose(planned, ("train", 1))
+    totals: list[int] = []
+    rows: list[int] = []
+    findings = verify_cache(Store(str(planned)), on_start=totals.append, on_rows=rows.append)
+    unwritten = {record_name("train", 1)} if is_known else set()
+    assert {finding.name for finding in findings} == {"_meta/manifest.json", *unwritten}
+    assert totals == [7]
+    assert sum(rows) == 7
+    assert main(["inspect", str(planned)]) == 0
+    state = next(line for line in capsys.readouterr().out.splitlines() if "incomplete" in line)
+    made = "2 of 3 shards" if is_known else "2 shards so far"
+    assert state == f"state        incomplete: {made}; its cache-teacher command continues it"
+    assert main(["inspect", str(planned), "--json"]) == 0
+    train = json.loads(capsys.readouterr().out)["splits"]["train"]
+    assert (train["shards"], train["shards_planned"]) == (1, 2 if is_known else None)
+    assert train["tokens_planned"] is None
 
 
 @pytest.mark.parametrize("name", FILES)
