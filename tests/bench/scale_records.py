@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from pipeline.cache.io.finalize import recorded_shards
 from pipeline.cache.io.row_index import open_row_index
@@ -95,8 +96,8 @@ def restart_cost(shards: int = SHARDS, *, single: int = 320) -> dict[str, Any]:
     assert manifest.shard_counts == counts
     complete = len(requests.requests)
     requests.requests.clear()
-    with tempfile.TemporaryDirectory() as folder:
-        lines = open_row_index(store, read_manifest(store), Path(folder)).lines("train")
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        lines = open_row_index(store, read_manifest(store)).lines("train")
         assert lines[-1].path == shard_name("train", counts["train"] - 1)
     result = {
         "shards": shards,

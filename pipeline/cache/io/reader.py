@@ -77,8 +77,7 @@ class Cache:
         """
         with self._lock:
             if self._index is None:
-                folder = None if self.copies is None else self.copies.folder
-                self._index = open_row_index(self.store, self.manifest, folder)
+                self._index = open_row_index(self.store, self.manifest)
             return self._index
 
     def records(self, split: str | None = None) -> Sequence[ShardRecord]:
