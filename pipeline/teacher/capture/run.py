@@ -182,8 +182,7 @@ def _acceptance(
 
     def accept(record: ShardRecord) -> bool:
         lacking = len(quarantined.get(shard_label(*record.key), ()))
-        # A record that `repair` wrote again from its shard does not know what that came from.
-        known = record.source_xxh3_128 in (sources.get(record.key), "")
-        return known and record.rows_quarantined == lacking
+        same = record.source_xxh3_128 == sources.get(record.key)
+        return same and record.rows_quarantined == lacking
 
     return accept
