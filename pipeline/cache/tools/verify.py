@@ -267,7 +267,7 @@ def _size_reason(record: ShardRecord, sizes: Mapping[str, Mapping[str, int]]) ->
 
 
 def _rows(store: Store, inventory: Inventory) -> int:
-    """Return the rows to check: planned, or, where the plan has only numbers of shards, recorded."""
+    """Return the rows to check: those planned, or recorded where a plan has numbers of shards."""
     if inventory.manifest is not None:
         return inventory.manifest.total().rows
     if inventory.planned:

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.inventory import encode_plan
 from pipeline.cache.layout.names import CHECKS, PLAN, SegmentName, record_name, shard_name
 from pipeline.cache.layout.records import decode_segment, encode_segment
+from pipeline.cache.tools.checking.rebuild import record_of
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError, run_command
@@ -276,6 +278,23 @@ def test_json_for_programs(planned: Path, capsys: pytest.CaptureFixture[str]) ->
     told = json.loads(capsys.readouterr().out)
     assert [item["file"] for item in told["damaged"]] == [f"{planned}/{SHARD}"]
     assert told["damaged"][0]["reason"].startswith("checksum ")
+
+
+def test_a_shard_says_what_its_record_cannot_learn_from_its_rows() -> None:
+    rows, tails = sample_rows(3, seed=5)
+    digest = fingerprint(sample_identity())
+    cases: tuple[dict[str, Any], ...] = (
+        {},
+        {"source_xxh3_128": checksum(b"units"), "rows_quarantined": 2},
+    )
+    for known in cases:
+        record, data = encode_shard(
+            rows, SPEC, split="train", index=7, temperatures=TEMPERATURES,
+            identity_digest=digest, tails=tails, **known,
+        )  # fmt: skip
+        assert record.rows_quarantined == known.get("rows_quarantined", 0)
+        assert record_of(data, "train", 7, digest) == record
+        assert record_of(data, "train", 7, "0" * 64) is None
 
 
 def test_no_cache_and_a_newer_one(planned: Path, tmp_path: Path) -> None:
