@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from pipeline.data.collate import Batch, collate
 from pipeline.data.source import RowSource
 
-__all__ = ["RowRange", "heldout_batch", "heldout_batches", "heldout_parts"]
+__all__ = ["RowRange", "heldout_batch", "heldout_parts"]
 
 
 class RowRange(NamedTuple):
@@ -19,27 +18,6 @@ class RowRange(NamedTuple):
     shard: int
     start: int
     stop: int
-
-
-def heldout_batches(
-    source: RowSource,
-    *,
-    tokens_per_batch: int,
-    temperature: float,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[Batch]:
-    """Yield every row exactly once over all ranks; see `heldout_parts`.
-
-    Args:
-        source: the held-out rows.
-        tokens_per_batch: most tokens of a batch; a longer row is a batch of its own.
-        temperature: one of the cache's grid.
-        rank: this rank.
-        world_size: ranks that share the rows.
-    """
-    for parts in heldout_parts(source, tokens_per_batch, rank=rank, world_size=world_size):
-        yield heldout_batch(source, parts, temperature=temperature)
 
 
 def heldout_batch(source: RowSource, parts: list[RowRange], *, temperature: float) -> Batch:

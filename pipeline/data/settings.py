@@ -99,8 +99,4 @@ class DataSettings(Settings):
             "prefetch_batches", "read_threads", "disk_cache", "disk_cache_gib", "on_damaged_shard",
             "stall_warning_s", "stall_timeout_s",
         }  # fmt: skip
-        data = self.model_dump(mode="json", exclude=apart)
-        for name in ("batch_tokens", "tau_factor"):
-            if data[name] is None:  # runs from before there was this setting go on
-                del data[name]
-        return data
+        return self.model_dump(mode="json", exclude=apart)

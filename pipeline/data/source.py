@@ -25,7 +25,7 @@ class RowSource(Protocol):
     """
 
     def shard_rows(self) -> Sequence[int]:
-        """Return the number of rows of each shard, in the manifest's order."""
+        """Return the number of rows of each shard, by index."""
         ...
 
     def shard_sizes(self, shard: int) -> NDArray[np.int32]:

@@ -1,4 +1,7 @@
-"""Score a student on the held-out rows of a cache: KL, cross-entropy, agreement, calibration."""
+"""Score a student on the held-out rows of a cache: KL, cross-entropy, agreement, calibration.
+
+Shapes: N supervised tokens and S sequences of a batch, or S sequences of all; B bins of confidence.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data.collate import Batch
 from pipeline.evaluate.measures import METRICS, UNLIKE_METRICS, HeldoutScores
@@ -21,11 +25,8 @@ class PartialScores:
     """One rank's sums, by sample id."""
 
     rows: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
-    bins: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
-    """Confidence, number correct and tokens of each bin, by the first sample id of a batch: added
-    up in one order whichever rank had the batch, so that the sums are the same to the last bit."""
-    gaps: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """For each bin the sum of confidence minus the number correct, by sample id."""
+    bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Confidence, number correct and tokens of each bin, [B, 3], by sample id."""
     with_target: dict[str, int] = field(default_factory=dict)
     """Tokens that have entries, by sample id; filled only across tokenizers."""
 
@@ -77,20 +78,17 @@ def score_batches(
             scores.with_target |= dict(
                 zip(batch.sample_ids, known.astype(int).tolist(), strict=True)
             )
-        confidence = terms.argmax_logprob_N.double().exp().cpu().numpy()
-        right = (argmax_N == batch.label_ids_N).numpy()
-        which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-        bins = []
-        for index in range(_BINS):
-            inside = which == index
-            bins.append(
-                (float(confidence[inside].sum()), float(right[inside].sum()), int(inside.sum()))
-            )
-        scores.bins[batch.sample_ids[0]] = bins
-        gaps_SB = np.bincount(
-            owner_N * _BINS + which, confidence - right, batch.num_sequences * _BINS
-        ).reshape(-1, _BINS)
-        scores.gaps |= dict(zip(batch.sample_ids, map(tuple, gaps_SB.tolist()), strict=True))
+        confidence_N = terms.argmax_logprob_N.double().exp().cpu().numpy()
+        right_N = (argmax_N == batch.label_ids_N).numpy()
+        bin_N = np.minimum((confidence_N * _BINS).astype(int), _BINS - 1)
+        bins_SB3 = np.stack(
+            [
+                np.bincount(owner_N * _BINS + bin_N, values_N, batch.num_sequences * _BINS)
+                for values_N in (confidence_N, right_N, None)
+            ],
+            axis=-1,
+        ).reshape(-1, _BINS, 3)
+        scores.bins |= dict(zip(batch.sample_ids, bins_SB3, strict=True))
     return scores
 
 
@@ -98,16 +96,10 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
     """Join the ranks' parts, ordered by sample id: the same for any number of ranks."""
     parts = list(parts)
     rows = {name: row for part in parts for name, row in part.rows.items()}
-    gaps = {name: row for part in parts for name, row in part.gaps.items()}
+    bins = {name: bins_B3 for part in parts for name, bins_B3 in part.bins.items()}
     known = {name: count for part in parts for name, count in part.with_target.items()}
     names = sorted(rows)
-    by_batch = {name: bins for part in parts for name, bins in part.bins.items()}
-    bins = [(0.0, 0.0, 0)] * _BINS
-    for name in sorted(by_batch):
-        bins = [
-            (conf + more, right + hits, count + tokens)
-            for (conf, right, count), (more, hits, tokens) in zip(bins, by_batch[name], strict=True)
-        ]
+    bins_SB3 = np.array([bins[name] for name in names]).reshape(-1, _BINS, 3)
     return HeldoutScores(
         sample_ids=tuple(names),
         loss_tokens=tuple(rows[name][0] for name in names),
@@ -115,7 +107,9 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
             metric: tuple(rows[name][1][metric] for name in names)
             for metric in (UNLIKE_METRICS if known else METRICS)
         },
-        confidence_bins=tuple(bins),
-        confidence_gaps=tuple(gaps[name] for name in names),
+        confidence_bins=tuple(
+            (confidence, right, int(count)) for confidence, right, count in bins_SB3.sum(0).tolist()
+        ),
+        confidence_gaps=tuple(map(tuple, (bins_SB3[..., 0] - bins_SB3[..., 1]).tolist())),
         with_target=tuple(known[name] for name in names) if known else (),
     )

@@ -175,7 +175,9 @@ def _row(length: int) -> CachedSequence:
     return CachedSequence("", np.zeros(length, np.int32), np.zeros(length, np.bool_), targets)
 
 
-def read_amplification(world_size: int, *, shards: int = 256, **settings: Any) -> float:
+def read_amplification(
+    world_size: int, *, shards: int = 256, packs_per_step: int = 64, **settings: Any
+) -> float:
     """Return shards read by all ranks in one epoch over shards of the cache.
 
     Through the whole stream, with reading ahead in the reader's thread, so that two runs count
@@ -188,10 +190,10 @@ def read_amplification(world_size: int, *, shards: int = 256, **settings: Any) -
             source,
             DataSettings(read_threads=0, **settings),
             seed=0,
-            packs_per_step=64,
+            packs_per_step=packs_per_step,
             rank=rank,
             world_size=world_size,
-            accumulation=64 // world_size,
+            accumulation=packs_per_step // world_size,
             pack_length=64,
             temperature=1.0,
         )
@@ -223,6 +225,9 @@ def main() -> None:
     for world_size in (1, 2, 4, 8):
         print(f"{'read amplification, world ' + str(world_size):<40}", end="")
         print(f"{read_amplification(world_size):>10.3f}")
+    for world_size in (6, 12):
+        print(f"{'the same, world ' + str(world_size) + ', shared lanes':<40}", end="")
+        print(f"{read_amplification(world_size, packs_per_step=192):>10.3f}")
     for name, settings in (("no packing", {"packing": False}), ("tokens", {"batch_tokens": 8192})):
         print(f"{'the same, world 8, ' + name:<40}{read_amplification(8, **settings):>10.3f}")
     print(f"{'plan of 50 million rows, s':<40}{plan_seconds_50m():>10.2f}")

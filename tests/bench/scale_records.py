@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import tempfile
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
-from pipeline.cache.io.finalize import recorded_shards
 from pipeline.cache.io.row_index import open_row_index
 from pipeline.cache.layout.fold import blocks
 from pipeline.cache.layout.manifest import read_manifest
 from pipeline.cache.layout.names import record_name, shard_name
-from pipeline.cache.layout.quarantine import read_quarantine
 from pipeline.cache.layout.records import encode_record, encode_segment
 from pipeline.cache.tools.merge import merge_caches
+from pipeline.corpus.prepared.summary import Totals
+from pipeline.observe.shares import Shares
+from pipeline.progress import Progress
 from pipeline.storage import Store
+from pipeline.teacher.capture.complete import complete_cache
+from pipeline.teacher.capture.plan import PlannedShard, complete_plan, settle_plan
+from pipeline.teacher.capture.pool import ShardPool
+from pipeline.teacher.fleet.leases import LeaseBoard
 from tests.bench.flat_memory import register
 from tests.unit.cache.records import counted, finalize_made_up, made_up_data, made_up_record
 from tests.unit.cache.sample_cache import sample_identity
@@ -82,21 +89,59 @@ def finalize_cost(shards: int = SHARDS, *, single: int = 320) -> dict[str, Any]:
     return result
 
 
+class _Source:
+    """The shards of a corpus that is prepared; their text is never asked for."""
+
+    is_complete, num_tokens, source_xxh3_128 = True, 7, ""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        """Know all shards."""
+        self.shards: Any = [
+            PlannedShard(split, index, self)  # type: ignore[arg-type]
+            for split, count in counts.items()
+            for index in range(count)
+        ]
+
+    def refresh(self) -> bool:
+        """Nothing more comes."""
+        return False
+
+    def projected(self) -> Totals:
+        """Return the sums."""
+        return Totals(len(self.shards), 7 * len(self.shards), 3 * len(self.shards))
+
+
 def restart_cost(shards: int = SHARDS, *, single: int = 320) -> dict[str, Any]:
-    """Return the requests of looking at a cache: that is complete, and that only lacks its end."""
+    """Return the requests of stage one's start: over a complete cache, and one that lacks its end.
+
+    Over the latter it goes on with `finalize`, whose requests `finalize_cost` counts.
+    """
     url, counts = made_up(shards, single=single)
+    identity, source = sample_identity(), _Source(counts)
+    settle_plan(Store(url), identity)
+    complete_plan(Store(url), identity, counts)
     store, requests = counted(url)
-    recorded_shards(store, counts)
+    assert complete_cache(store, identity, checksums=False) is None
+    settle_plan(store, identity)
+    with Progress(enabled=False) as progress:
+        pool = ShardPool(
+            source,  # type: ignore[arg-type]
+            LeaseBoard(store, "a measurement", 60.0),
+            progress,
+            Shares(),
+            on_complete=lambda: complete_plan(store, identity, counts),
+        )
+        assert pool.missing() == []
     unfinished = len(requests.requests)
     finalize_made_up(Store(url), counts)
     requests.requests.clear()
-    manifest = read_manifest(store)
-    read_quarantine(store)
+    manifest = complete_cache(store, identity, checksums=False)
+    assert manifest is not None
     assert manifest.shard_counts == counts
     complete = len(requests.requests)
     requests.requests.clear()
-    with tempfile.TemporaryDirectory() as folder:
-        lines = open_row_index(store, read_manifest(store), Path(folder)).lines("train")
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        lines = open_row_index(store, read_manifest(store)).lines("train")
         assert lines[-1].path == shard_name("train", counts["train"] - 1)
     result = {
         "shards": shards,

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.decode import to_targets, unpack, unpack_statistics
+from pipeline.cache.codec.decode import to_targets, unpack
 from pipeline.cache.codec.encode import pack, quantise
 from pipeline.cache.codec.spec import (
     COLUMNS,
@@ -25,13 +25,13 @@ from pipeline.cache.codec.spec import (
     pack_classes,
     unpack_order,
 )
-from pipeline.cache.codec.targets import CachedSequence, Statistics
+from pipeline.cache.codec.targets import CachedSequence
 from pipeline.errors import CacheError
 from pipeline.sampling.noise import dither, row_noise, sample_key
 
 __all__ = [
-    "SHARD_SCHEMA", "STATISTICS_COLUMNS", "Heads", "coded_rows", "coded_table",
-    "decoded_statistics", "quantised", "targets_of",
+    "SHARD_SCHEMA", "Heads", "coded_rows", "coded_table",
+    "quantised", "targets_of",
 ]  # fmt: skip
 
 _HEADS = [
@@ -42,14 +42,6 @@ _HEADS = [
     pa.field("loss_mask", pa.list_(pa.bool_()), nullable=False),
 ]
 SHARD_SCHEMA = pa.schema([*_HEADS, *(pa.field(n, pa.binary(), nullable=False) for n in COLUMNS)])
-STATISTICS_COLUMNS = [
-    *(item.name for item in _HEADS),
-    "label_logprob",
-    "log_z",
-    "log_z_high",
-    "entropy",
-]
-"""What `decoded_statistics` needs; no entry is read."""
 _ORDER_KEY = b"distill_ranks"
 
 
@@ -203,31 +195,6 @@ def targets_of(
             targets=target,
         )
         for row, target in enumerate(targets)
-    ]
-
-
-def decoded_statistics(
-    table: pa.Table, spec: CodecSpec, temperatures: tuple[float, ...]
-) -> list[Statistics]:
-    """Return the statistics of each row's positions; its entries are not read.
-
-    Raises:
-        CacheError: columns that contradict each other.
-    """
-    heads = Heads.of_table(table)
-    columns = {name: _blobs(table.column(name)) for name in STATISTICS_COLUMNS[len(_HEADS) :]}
-    positions_S = heads.positions_S
-    label_N, steps_NG, entropy_NG = unpack_statistics(columns, positions_S, temperatures)
-    log_z_NG = np.zeros((len(label_N), len(temperatures)), np.float32)
-    log_z_NG[:, [t != 1.0 for t in temperatures]] = steps_NG * np.float32(
-        spec.quantisation.log_z_step
-    )
-    label_logprob_N = spec.quantisation.always_kept_values()[label_N]
-    entropies_NG = spec.quantisation.entropy_value(entropy_NG, dither(heads.noise_N())[:, None])
-    ends = np.cumsum(positions_S)
-    return [
-        Statistics(label_logprob_N[begin:end], log_z_NG[begin:end], entropies_NG[begin:end])
-        for begin, end in zip((ends - positions_S).tolist(), ends.tolist(), strict=True)
     ]
 
 

@@ -17,7 +17,7 @@ from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import MOST_INCLUSION
 
-__all__ = ["to_targets", "unpack", "unpack_statistics"]
+__all__ = ["to_targets", "unpack"]
 
 _LEAST = 1e-30
 """No entry has a smaller inclusion probability, so 1 / pi is finite."""
@@ -42,7 +42,7 @@ def unpack(
     Raises:
         CacheError: the bytes cannot have been written by the encoder.
     """
-    label_N, log_z_NG, entropy_NG = unpack_statistics(columns, positions_S, temperatures)
+    label_N, log_z_NG, entropy_NG = _unpack_statistics(columns, positions_S, temperatures)
     _expect(columns["tail"], positions_S * (spec.rule is None), "tail")
     _expect(columns["always_kept_counts"], positions_S, "always_kept_counts")
     _expect(columns["sampled_counts"], positions_S, "sampled_counts")
@@ -63,7 +63,7 @@ def unpack(
     )
 
 
-def unpack_statistics(
+def _unpack_statistics(
     columns: Mapping[str, Blobs], positions_S: NDArray[np.int64], temperatures: tuple[float, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8]]:
     """Read only the codes of the labels [N], of log Z [N, G - 1] and of the entropies [N, G].

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CachedSequence", "SparseTargets", "Statistics"]
+__all__ = ["CachedSequence", "SparseTargets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,3 @@ class CachedSequence:
     """loss_mask_L[i]: token i is a label; its target is p(. | tokens before i). Never at i = 0."""
     targets: SparseTargets
     """Of the positions where `loss_mask_L` is true, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """The statistics of N supervised positions, without entries; see `SparseTargets`."""
-
-    label_logprob_N: NDArray[np.float32]
-    log_z_NG: NDArray[np.float32]
-    entropy_NG: NDArray[np.float32]

@@ -8,14 +8,13 @@ from typing import Any
 from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.layout.card import card_text
 from pipeline.cache.layout.embedded_checksum import checksum
-from pipeline.cache.layout.fold import blocks, fold, reopen
+from pipeline.cache.layout.fold import blocks, fold
 from pipeline.cache.layout.manifest import Manifest, Segment, total_of
 from pipeline.cache.layout.names import (
     MANIFEST,
     RECORDS,
     SPLITS,
     shard_label,
-    shard_name,
     tokenizer_name,
 )
 from pipeline.cache.layout.recorded import Recorded
@@ -24,7 +23,7 @@ from pipeline.cache.layout.schema import FORMAT_VERSION
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["ShardsMissing", "finalize", "recorded_shards"]
+__all__ = ["ShardsMissing", "finalize"]
 
 _SHOWN = 8
 
@@ -125,27 +124,3 @@ def _counts(segments: Sequence[Segment]) -> dict[str, int]:
         "tokens": total.tokens,
         "loss_tokens": total.loss_tokens,
     }
-
-
-def recorded_shards(store: Store, shards: Mapping[str, int]) -> dict[tuple[str, int], int]:
-    """Return the planned shards that are recorded, by split and index, with their files' sizes.
-
-    Three listings tell it; no record is read. A shard with a record and no file is unrecorded from
-    here on. Whether a size is the recorded one, `finalize` compares.
-    """
-    recorded = Recorded(store.list(RECORDS))
-    found: dict[tuple[str, int], int] = {}
-    lost: list[tuple[str, int]] = []
-    for split, count in shards.items():
-        if not recorded.count(split, count):
-            continue
-        sizes = store.sizes(f"data/{split}")
-        for index in recorded.shards(split):
-            size = sizes.get(shard_name(split, index).rsplit("/", 1)[-1])
-            if index < count and size is not None:
-                found[split, index] = size
-            elif index < count:
-                lost.append((split, index))
-    for key in reopen(store, lost, recorded=recorded):
-        found.pop(key, None)
-    return found

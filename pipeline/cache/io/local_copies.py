@@ -15,17 +15,26 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from pipeline.cache.layout.embedded_checksum import checksum
 
-__all__ = ["LocalCopies"]
+__all__ = ["LocalCopies", "StoredCopy"]
 
 _log = logging.getLogger(__name__)
 
 _COPY = re.compile(r"[0-9a-f]{32}\.shard")
 _UNFINISHED = re.compile(r"[0-9a-f]{32}\.partial")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class StoredCopy(NamedTuple):
+    """A copy in a folder, or an unfinished one."""
+
+    used: float
+    """When it was last read or written."""
+    size_bytes: int
+    path: Path
 
 
 class LocalCopies:
@@ -52,6 +61,17 @@ class LocalCopies:
             for file in self.folder.iterdir():
                 if _UNFINISHED.fullmatch(file.name):
                     _remove_if_abandoned(file)
+
+    @staticmethod
+    def stored(folder: Path) -> list[StoredCopy]:
+        """Return what is in a folder, but for what another process removes meanwhile."""
+        found = []
+        for path in folder.iterdir():
+            if _COPY.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    found.append(StoredCopy(status.st_mtime, status.st_size, path))
+        return found
 
     def read(self, wanted: str, fetch: Callable[[], bytes]) -> bytes:
         """Return the bytes with this checksum from their copy, or what `fetch` returns.
@@ -130,13 +150,8 @@ class LocalCopies:
             os.replace(file.name, self._path(wanted))
 
     def _make_room(self, wanted_bytes: int) -> None:
-        found: list[tuple[float, int, Path]] = []
-        for path in self.folder.iterdir():
-            if _COPY.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name):
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    found.append((status.st_mtime, status.st_size, path))
-        total = wanted_bytes + sum(size for _, size, _ in found)
+        found = self.stored(self.folder)
+        total = wanted_bytes + sum(copy.size_bytes for copy in found)
         for _, size, path in sorted(found):
             if total <= self._limit_bytes:
                 return

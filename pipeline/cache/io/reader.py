@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.subsample import EntryLimit, check_limit
-from pipeline.cache.codec.targets import CachedSequence, Statistics
+from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.local_copies import LocalCopies
 from pipeline.cache.io.parquet import parquet_table
 from pipeline.cache.io.row_index import RowIndex, open_row_index
@@ -21,13 +21,7 @@ from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.manifest import Manifest, read_manifest
 from pipeline.cache.layout.names import MANIFEST, SPLITS, tokenizer_name
 from pipeline.cache.layout.records import ShardRecord
-from pipeline.cache.layout.schema import (
-    column_names,
-    read_footer,
-    read_spec,
-    table_to_rows,
-    table_to_statistics,
-)
+from pipeline.cache.layout.schema import column_names, read_footer, read_spec, table_to_rows
 from pipeline.errors import CacheError, StoreError
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.storage import Store
@@ -35,6 +29,7 @@ from pipeline.storage import Store
 __all__ = ["Cache", "ShardDamaged", "SplitSource", "open_cache"]
 
 _OPEN_SHARDS = 16
+"""Shards kept in memory, in their compressed form, until `keep` says which."""
 _UNASKED = 4
 """Room for shards that a thread was reading when others were asked for; the next `keep` drops
 them."""
@@ -77,8 +72,7 @@ class Cache:
         """
         with self._lock:
             if self._index is None:
-                folder = None if self.copies is None else self.copies.folder
-                self._index = open_row_index(self.store, self.manifest, folder)
+                self._index = open_row_index(self.store, self.manifest)
             return self._index
 
     def records(self, split: str | None = None) -> Sequence[ShardRecord]:
@@ -102,7 +96,6 @@ class Cache:
         *,
         top_k: int | None = None,
         tau_factor: float | None = None,
-        open_shards: int = _OPEN_SHARDS,
     ) -> SplitSource:
         """Return the rows of one split (`train` or `heldout`), with all or fewer entries.
 
@@ -111,7 +104,6 @@ class Cache:
             top_k: only the largest entries of each position, of a top-k cache.
             tau_factor: subsample sampled entries without bias, as if every tau had been larger by
                 this factor; every reader gets the same entries.
-            open_shards: shards kept in memory, in their compressed form.
 
         Raises:
             CacheError: the cache holds fewer, or entries of the other kind; a segment of records is
@@ -121,7 +113,7 @@ class Cache:
         limit = EntryLimit(top_k, tau_factor)
         held = self.manifest.identity.get("scheme", {}).get("top_k")
         check_limit(limit, rule=self.rule, held=held, url=self.store.url)
-        return SplitSource(self, split, open_shards, limit)
+        return SplitSource(self, split, limit)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return the tokenizer's files by name, as the teacher used them.
@@ -149,18 +141,12 @@ class SplitSource:
     Safe to use from several threads.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        split: str,
-        open_shards: int,
-        limit: EntryLimit,
-    ) -> None:
+    def __init__(self, cache: Cache, split: str, limit: EntryLimit) -> None:
         """Use `Cache.source`."""
         self._cache = cache
         self._split = split
         self._less = limit
-        self._open_shards = open_shards
+        self._open_shards = _OPEN_SHARDS
         self._loading: dict[int, Future[pa.Table]] = {}
         self._index = cache.index()
         self.shards = self._index.lines(split)
@@ -209,19 +195,6 @@ class SplitSource:
         cache = self._cache
         try:
             return table_to_rows(table, cache.spec, cache.manifest.temperatures, self._less)
-        except CacheError as error:
-            raise _damaged(cache.store, self.shards[shard], error.found) from None
-
-    def read_statistics(self, shard: int, rows: Sequence[int]) -> list[Statistics]:
-        """Return the statistics of rows; their entries are not decoded.
-
-        Raises:
-            CacheError: the shard is missing or damaged; the message names it.
-        """
-        cache = self._cache
-        table = self._table(shard).take(pa.array(list(rows), pa.int64()))
-        try:
-            return table_to_statistics(table, cache.spec, cache.manifest.temperatures)
         except CacheError as error:
             raise _damaged(cache.store, self.shards[shard], error.found) from None
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import logging
 import os
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -30,6 +29,7 @@ from pipeline.cache.layout.manifest import Manifest, Segment
 from pipeline.cache.layout.names import SPLITS, shard_name
 from pipeline.cache.layout.records import LENGTHS, ShardRecord
 from pipeline.storage import Store
+from pipeline.storage.local_folder import local_folder
 
 __all__ = ["RowIndex", "ShardLines", "open_row_index"]
 
@@ -40,6 +40,8 @@ _SMALL_SEGMENTS = 8
 """Up to so many rows and segments each process keeps 8 MB and makes 8 requests, and no file."""
 _LAYOUT = 1
 """Of the file; a file of another layout has another name."""
+_KEPT_S = 30 * 24 * 3600.0
+"""A file that nobody has opened for so long is removed when another is written."""
 _LINE = np.dtype(
     [
         ("first_row", "<i8"),
@@ -137,15 +139,10 @@ class ShardLines(Sequence[ShardRecord]):
         return np.asarray(self._lines_S["rows"])
 
 
-def open_row_index(store: Store, manifest: Manifest, folder: Path | None = None) -> RowIndex:
+def open_row_index(store: Store, manifest: Manifest) -> RowIndex:
     """Return the index of a cache; of a large one from a file of this node, written if missing.
 
     Where no file can be kept (a full disk) the index stays in this process's memory.
-
-    Args:
-        store: the cache's root.
-        manifest: of the cache.
-        folder: for the file, on a local disk; None for one below the temporary files.
 
     Raises:
         CacheError: a segment is missing or damaged.
@@ -153,15 +150,21 @@ def open_row_index(store: Store, manifest: Manifest, folder: Path | None = None)
     """
     total = manifest.total()
     small = total.rows <= _SMALL_ROWS and len(manifest.segments) <= _SMALL_SEGMENTS
-    if not small:
+    folder = None if small else local_folder("row-lengths")
+    if folder is not None:
         try:
-            return _from_file(store, manifest, folder or _temporary())
+            return _from_file(store, manifest, folder)
         except OSError as error:
             _log.warning(
                 "%s: the row lengths cannot be kept there (%s); each process holds its own",
-                folder or tempfile.gettempdir(),
+                folder,
                 error.strerror or error,
             )
+    elif not small:
+        _log.warning(
+            "no local folder can be written to: each process holds the row lengths for itself; set "
+            "XDG_CACHE_HOME or TMPDIR to a folder on a local disk"
+        )
     rows_R2 = np.zeros((total.rows, 2), np.int32)
     lines_S = np.zeros(total.shards, _LINE)
     row = line = 0
@@ -170,10 +173,6 @@ def open_row_index(store: Store, manifest: Manifest, folder: Path | None = None)
         lines_S[line : line + segment.shards] = part_S
         row, line = row + segment.rows, line + segment.shards
     return RowIndex(manifest, rows_R2, lines_S)
-
-
-def _temporary() -> Path:
-    return Path(tempfile.gettempdir()) / f"distill-row-index-{getpass.getuser()}"
 
 
 def _parts(
@@ -200,18 +199,31 @@ def _parts(
 def _from_file(store: Store, manifest: Manifest, folder: Path) -> RowIndex:
     name = checksum("".join([str(_LAYOUT), *(s.xxh3_128 for s in manifest.segments)]).encode())
     path = folder / f"{name}.rows"
-    folder.mkdir(parents=True, exist_ok=True)
     found = _mapped(manifest, path)
     if found is None:
         with _locked(folder / f"{name}.lock"):
             # Written by another process while this one waited.
             found = _mapped(manifest, path)
             if found is None:
+                _remove_old(folder)
                 _write(store, manifest, path)
                 found = _mapped(manifest, path)
     if found is None:
         raise OSError(f"{path} is not as it was written")
+    with contextlib.suppress(OSError):
+        os.utime(path)
     return found
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove files of other caches that nobody has opened for long; who has one mapped keeps it.
+
+    The locks stay: they are empty, and one that is removed would no longer exclude.
+    """
+    for file in folder.glob("*.rows*"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > _KEPT_S:
+                file.unlink()
 
 
 @contextlib.contextmanager

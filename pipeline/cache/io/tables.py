@@ -25,28 +25,12 @@ __all__ = [
     "decode_table",
     "encode_table",
     "read_shard",
-    "read_table",
     "table_from_bytes",
     "tail_mass",
 ]
 
 _BATCH_ROWS = 256
 """Decoded rows are several times larger than encoded ones; this many are decoded at a time."""
-
-
-def read_table(store: Store, record: ShardRecord, identity_digest: str | None) -> pa.Table:
-    """Return a shard's columns, its bytes compared with `record`.
-
-    Args:
-        store: the cache's root.
-        record: the shard's record, from the manifest or its own file.
-        identity_digest: the cache's; None where it is not known.
-
-    Raises:
-        CacheError: as `read_shard` and `table_from_bytes` say; `found` is the bare reason, without
-            the file's name.
-    """
-    return table_from_bytes(read_shard(store, record), identity_digest)
 
 
 def read_shard(store: Store, record: ShardRecord) -> bytes:

@@ -13,19 +13,12 @@ from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.parquet import parquet_bytes
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.names import record_name, shard_name
-from pipeline.cache.layout.records import (
-    ShardRecord,
-    decode_record,
-    encode_record,
-    short_ids,
-)
+from pipeline.cache.layout.records import ShardRecord, encode_record, short_ids
 from pipeline.cache.layout.schema import check_rows, footer
 from pipeline.sampling.noise import dither
 from pipeline.storage import Store
 
-__all__ = [
-    "commit_shard", "encode_shard", "pack_shard", "read_record",
-]  # fmt: skip
+__all__ = ["commit_shard", "encode_shard", "pack_shard"]
 
 
 def encode_shard(
@@ -122,15 +115,3 @@ def commit_shard(store: Store, record: ShardRecord, data: bytes) -> None:
     """
     store.write(record.path, data)
     store.write(record_name(*record.key), encode_record(record), look_back=False)
-
-
-def read_record(store: Store, split: str, index: int) -> ShardRecord | None:
-    """Return the record under which a shard was committed, by one request; None without one.
-
-    A record that has been folded into a segment since the folder was listed is not looked for: who
-    then makes the shard again makes the same bytes.
-    """
-    try:
-        return decode_record(store.read(record_name(split, index)), split, index)
-    except FileNotFoundError:
-        return None

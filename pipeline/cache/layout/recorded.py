@@ -10,11 +10,12 @@ from pipeline.cache.layout.names import (
     SPLITS,
     SegmentName,
     parse_segment,
-    record_name,
     shard_label,
 )
 
-__all__ = ["Recorded", "missing_text", "record_files"]
+__all__ = ["Recorded", "missing_text"]
+
+_SHOWN = 8
 
 
 class Recorded:
@@ -79,19 +80,7 @@ def _joined(segments: Iterable[SegmentName], split: str) -> list[tuple[int, int]
     return spans
 
 
-def record_files(files: Iterable[str]) -> set[str]:
-    """Return the file names that a listing stands for, one for each recorded shard.
-
-    They are the names under which shards are committed, whether or not they are folded by now.
-    """
-    return {
-        record_name(item.split, index).rsplit("/", 1)[-1]
-        for item in Recorded(files).segments
-        for index in item.shards
-    }
-
-
-def missing_text(recorded: Recorded, planned: Mapping[str, int], shown: int = 8) -> str:
+def missing_text(recorded: Recorded, planned: Mapping[str, int]) -> str:
     """Say how many of the planned shards have no record, and which, or nothing if all have one."""
     total = sum(planned.values())
     have = sum(recorded.count(split, count) for split, count in planned.items())
@@ -100,8 +89,8 @@ def missing_text(recorded: Recorded, planned: Mapping[str, int], shown: int = 8)
     names: list[str] = []
     for split, count in planned.items():
         for index in recorded.missing(split, count):
-            if len(names) == shown:
+            if len(names) == _SHOWN:
                 break
             names.append(shard_label(split, index))
-    more = ", ..." if total - have > shown else ""
+    more = ", ..." if total - have > _SHOWN else ""
     return f"{total - have} of {total} shards missing: {', '.join(names)}{more}"

@@ -25,7 +25,6 @@ __all__ = [
     "LIGHT",
     "SEGMENT_SCHEMA",
     "ShardRecord",
-    "decode_record",
     "decode_segment",
     "encode_record",
     "encode_segment",
@@ -187,12 +186,6 @@ def records_of(table: pa.Table) -> Iterator[ShardRecord]:
 def encode_record(record: ShardRecord) -> bytes:
     """Return the file of one shard's record, as it is committed."""
     return encode_segment([record])
-
-
-def decode_record(raw: bytes, split: str, index: int) -> ShardRecord | None:
-    """Read the record of one shard; None where it is damaged or another's."""
-    records = decode_segment(raw, SegmentName(split, index, index))
-    return records[0] if records else None
 
 
 def names_of(row_ids: bytes) -> list[str]:

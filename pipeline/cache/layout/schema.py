@@ -8,15 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.cache.codec.arrow import (
-    SHARD_SCHEMA,
-    coded_rows,
-    decoded_statistics,
-    targets_of,
-)
+from pipeline.cache.codec.arrow import SHARD_SCHEMA, coded_rows, targets_of
 from pipeline.cache.codec.spec import CODEC_NAME, CodecSpec
 from pipeline.cache.codec.subsample import ALL_ENTRIES, EntryLimit
-from pipeline.cache.codec.targets import CachedSequence, Statistics
+from pipeline.cache.codec.targets import CachedSequence
 from pipeline.errors import CacheError
 
 __all__ = [
@@ -27,7 +22,6 @@ __all__ = [
     "read_footer",
     "read_spec",
     "table_to_rows",
-    "table_to_statistics",
 ]
 
 FORMAT_VERSION = 1
@@ -130,14 +124,3 @@ def table_to_rows(
     heads, coded = coded_rows(table, spec, grid)
     coded = limit.of_coded(coded, heads.noise_N, spec, grid)
     return targets_of(heads, coded, limit.of_spec(spec), grid)
-
-
-def table_to_statistics(
-    table: pa.Table, spec: CodecSpec, temperatures: Sequence[float]
-) -> list[Statistics]:
-    """Return the statistics of each row; its entries are not decoded.
-
-    Raises:
-        CacheError: a row whose columns contradict each other.
-    """
-    return decoded_statistics(table, spec, tuple(float(value) for value in temperatures))

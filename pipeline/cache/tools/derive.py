@@ -11,17 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.cache.codec.spec import CodecSpec
-from pipeline.cache.io.finalize import finalize, recorded_shards
+from pipeline.cache.io.finalize import finalize
 from pipeline.cache.io.writer import commit_shard
+from pipeline.cache.layout.fold import reopen
 from pipeline.cache.layout.inventory import Plan, PlannedRows
 from pipeline.cache.layout.manifest import Manifest, describe_difference, read_manifest
-from pipeline.cache.layout.names import MANIFEST, PLAN, SPLITS, tokenizer_name
+from pipeline.cache.layout.names import MANIFEST, PLAN, RECORDS, SPLITS, shard_name, tokenizer_name
+from pipeline.cache.layout.recorded import Recorded
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.storage.parallel import in_threads
 
-__all__ = ["check_apart", "fill", "finish", "reserve_folder", "split_counts"]
+__all__ = ["check_apart", "fill", "finish", "recorded_shards", "reserve_folder", "split_counts"]
 
 
 def check_apart(target: Store, sources: Sequence[Store]) -> None:
@@ -104,6 +106,30 @@ def fill(
             continue
         on_rows(shards[place].rows)
     return impossible
+
+
+def recorded_shards(store: Store, shards: Mapping[str, int]) -> dict[tuple[str, int], int]:
+    """Return the planned shards that are recorded, by split and index, with their files' sizes.
+
+    Three listings tell it; no record is read. A shard with a record and no file is unrecorded from
+    here on. Whether a size is the recorded one, `finalize` compares.
+    """
+    recorded = Recorded(store.list(RECORDS))
+    found: dict[tuple[str, int], int] = {}
+    lost: list[tuple[str, int]] = []
+    for split, count in shards.items():
+        if not recorded.count(split, count):
+            continue
+        sizes = store.sizes(f"data/{split}")
+        for index in recorded.shards(split):
+            size = sizes.get(shard_name(split, index).rsplit("/", 1)[-1])
+            if index < count and size is not None:
+                found[split, index] = size
+            elif index < count:
+                lost.append((split, index))
+    for key in reopen(store, lost, recorded=recorded):
+        found.pop(key, None)
+    return found
 
 
 def finish(

@@ -66,7 +66,13 @@ def merge_caches(
         )
     if len({inventory.identity_digest for inventory in inventories}) == 1:
         return merge_parts(
-            target, sources, inventories, command=command, on_start=on_start, on_rows=on_rows
+            target,
+            sources,
+            inventories,
+            command=command,
+            workers=workers,
+            on_start=on_start,
+            on_rows=on_rows,
         )
     caches = _open_all(sources, inventories)
     return _append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -147,6 +148,7 @@ def merge_parts(
     inventories: Sequence[Inventory],
     *,
     command: str,
+    workers: int,
     on_start: _Progress,
     on_rows: _Progress,
 ) -> int:
@@ -160,6 +162,7 @@ def merge_parts(
         sources: of one identity, complete or not.
         inventories: of the sources.
         command: for the card.
+        workers: shards copied at one time.
         on_start: called with the number of rows to write.
         on_rows: called with the number of rows written.
 
@@ -214,7 +217,7 @@ def merge_parts(
     ]
     on_start(sum(item.rows for item in wanted))
     _reopen_others(target, wanted)
-    impossible = fill(target, wanted, make, on_rows)
+    impossible = fill(target, wanted, make, on_rows, workers=workers)
     if impossible:
         names = [item.name for item in impossible]
         more = ", ..." if len(names) > 8 else ""
@@ -246,23 +249,28 @@ def merge_parts(
 
 
 class _BlockReader:
-    """The records of a source with their rows; those of the last block are kept."""
+    """The records of a source with their rows; those of the last block are kept.
+
+    Safe to use from several threads: one reads a block, the others wait for it.
+    """
 
     def __init__(self, store: Store, inventory: Inventory) -> None:
         self._store = store
         self._recorded = inventory.recorded
         self._block: tuple[str, int] | None = None
         self._records: dict[int, list[ShardRecord]] = {}
+        self._lock = threading.Lock()
 
     def read(self, item: PlannedRows, xxh3_128: str) -> ShardRecord | None:
         """Return the record of a shard's file with this checksum."""
         block = item.split, item.index // SEGMENT_SHARDS
-        if block != self._block:
-            first = block[1] * SEGMENT_SHARDS
-            name = SegmentName(item.split, first, first + SEGMENT_SHARDS - 1)
-            self._records = read_block(self._store, name, self._recorded)
-            self._block = block
-        of_shard = self._records.get(item.index, [])
+        with self._lock:
+            if block != self._block:
+                first = block[1] * SEGMENT_SHARDS
+                name = SegmentName(item.split, first, first + SEGMENT_SHARDS - 1)
+                self._records = read_block(self._store, name, self._recorded)
+                self._block = block
+            of_shard = self._records.get(item.index, [])
         return next((record for record in of_shard if record.xxh3_128 == xxh3_128), None)
 
 

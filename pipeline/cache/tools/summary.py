@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pipeline.cache.layout.card import responses_text
@@ -45,15 +45,14 @@ def summarize(store: Store) -> dict[str, Any]:
 
 
 def _split(inventory: Inventory, split: str, total: Totals) -> dict[str, Any]:
-    planned = [item for item in inventory.planned if item.split == split]
-    whole = inventory.manifest is not None
+    shards, tokens = _planned(inventory, split, total)
     each = max(total.loss_tokens, 1)
     return {
         "shards": total.shards,
-        "shards_planned": total.shards if whole else len(planned),
+        "shards_planned": shards,
         "sequences": total.rows,
         "tokens": total.tokens,
-        "tokens_planned": total.tokens if whole else sum(item.tokens for item in planned),
+        "tokens_planned": tokens,
         "loss_tokens": total.loss_tokens,
         "bytes": total.bytes,
         "bytes_per_loss_token": total.bytes / each,
@@ -63,6 +62,36 @@ def _split(inventory: Inventory, split: str, total: Totals) -> dict[str, Any]:
     }
 
 
+def _planned(inventory: Inventory, split: str, total: Totals) -> tuple[int | None, int | None]:
+    """Return shards and tokens of the plan; None: stage one's says no tokens, at first no shards.
+
+    A complete cache is what was planned.
+    """
+    if inventory.manifest is not None:
+        return total.shards, total.tokens
+    shards = inventory.plan_counts.get(split, 0) if inventory.plan_counts else None
+    if not inventory.planned:
+        return shards, None
+    return shards, sum(item.tokens for item in inventory.planned if item.split == split)
+
+
+def _progress(splits: Collection[Mapping[str, Any]]) -> str:
+    """Say how much of an incomplete cache is there, as far as its plan tells."""
+
+    def summed(key: str) -> int | None:
+        values = [split[key] for split in splits]
+        return None if None in values else sum(values)
+
+    planned, of = summed("shards_planned"), summed("tokens_planned")
+    shards, tokens = (sum(split[key] for split in splits) for key in ("shards", "tokens"))
+    if planned is None:
+        return f"{shards} shards so far"
+    if of is None:
+        return f"{shards} of {planned} shards"
+    share = 100 * tokens / max(of, 1)
+    return f"{shards} of {planned} shards, {tokens} of {of} tokens ({share:.1f} %)"
+
+
 def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of `inspect`."""
     teacher, scheme = facts["teacher"], dict(facts["scheme"])
@@ -70,14 +99,8 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     name = scheme.pop("name", "unknown")
     yield f"cache        {facts['url']}"
     if not facts["complete"]:
-        splits = facts["splits"].values()
-        made, planned = (sum(s[key] for s in splits) for key in ("shards", "shards_planned"))
-        tokens, of = (sum(s[key] for s in splits) for key in ("tokens", "tokens_planned"))
-        share = 100 * tokens / max(of, 1)
-        yield (
-            f"state        incomplete: {made} of {planned} shards, {tokens} of {of} tokens "
-            f"({share:.1f} %); its cache-teacher command continues it"
-        )
+        made = _progress(facts["splits"].values())
+        yield f"state        incomplete: {made}; its cache-teacher command continues it"
     yield f"identity     {facts['identity_digest']}"
     yield (
         f"teacher      {teacher.get('model')} ({teacher.get('dtype')}, "

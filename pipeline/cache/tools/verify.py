@@ -86,7 +86,7 @@ def verify_cache(
     findings += plan_findings(store, inventory)
     findings += stray_findings(store, inventory)
     findings += response_findings(store)
-    on_start(_rows(inventory))
+    on_start(_rows(store, inventory))
     state = None
     if inventory.manifest is not None and check != "size":
         state = VerifyState(store.url, check, checksum(store.read(MANIFEST)))
@@ -266,10 +266,20 @@ def _size_reason(record: ShardRecord, sizes: Mapping[str, Mapping[str, int]]) ->
     return "missing" if size is None else f"{size} bytes, not {record.bytes}"
 
 
-def _rows(inventory: Inventory) -> int:
+def _rows(store: Store, inventory: Inventory) -> int:
+    """Return the rows to check: those planned, or recorded where a plan has numbers of shards."""
     if inventory.manifest is not None:
         return inventory.manifest.total().rows
-    return sum(item.rows for item in inventory.planned)
+    if inventory.planned:
+        return sum(item.rows for item in inventory.planned)
+    counts = inventory.shard_counts
+    rows = {
+        record.key: record.rows  # two files may hold it
+        for _, records in read_segments(store, inventory)
+        for record in records or ()
+        if record.index < counts.get(record.split, 0)
+    }
+    return sum(rows.values())
 
 
 def _tokenizer(store: Store, inventory: Inventory) -> Iterator[Finding]:

@@ -9,7 +9,6 @@ Shapes: R rows of one shard, P packs, U units (packs, or rows where each is one)
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.cache.codec.jit import kernel
 from pipeline.data.order.permutation import permutation
 
-__all__ = ["ShardUnits", "count_packs", "pack_lengths", "shard_units"]
+__all__ = ["ShardUnits", "count_packs", "shard_units"]
 
 Ints = NDArray[np.int64]
 
@@ -58,18 +57,6 @@ def shard_units(
     return ShardUnits(places, bounds)
 
 
-def pack_lengths(lengths_R: NDArray[np.int32], pack_length: int) -> list[list[int]]:
-    """Return packs of lengths, each summing to at most `pack_length`.
-
-    The result is that of first-fit decreasing (Johnson 1973: at most 11/9 of the optimum).
-
-    Raises:
-        ValueError: a row is longer than a pack.
-    """
-    flat_R, bounds = _packed(lengths_R, pack_length)
-    return [flat_R[a:b].tolist() for a, b in pairwise(bounds)]
-
-
 def count_packs(lengths_R: NDArray[np.int32], pack_length: int) -> int:
     """Return P, without forming the packs: 0.1 s for a million rows.
 
@@ -83,7 +70,10 @@ def count_packs(lengths_R: NDArray[np.int32], pack_length: int) -> int:
 
 
 def _packed(lengths_R: NDArray[np.int32], pack_length: int) -> tuple[Ints, Ints]:
-    """Return the lengths of all places, pack after pack, and where each pack starts."""
+    """Return the lengths of all places, pack after pack, and where each pack starts.
+
+    The packs are those of first-fit decreasing (Johnson 1973: at most 11/9 of the optimum).
+    """
     _check(lengths_R, pack_length)
     flat_R = np.empty(len(lengths_R), np.int64)
     bounds = np.zeros(len(lengths_R) + 1, np.int64)

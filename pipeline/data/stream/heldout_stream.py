@@ -22,7 +22,7 @@ _SHARDS_AHEAD = 8
 def heldout_stream(
     source: RowSource, *, tokens_per_batch: int, temperature: float, rank: int, world_size: int
 ) -> Iterator[Iterator[Batch]]:
-    """Give the batches of `heldout_batches`; one thread makes them ahead, one opens shards.
+    """Give the batches of `heldout_parts`; one thread makes them ahead, one opens shards.
 
     Args:
         source: the held-out rows.

@@ -24,7 +24,7 @@ class SkippedShard:
     """One shard of the training rows that is not used."""
 
     shard: int
-    """Its number in the split, in the manifest's order."""
+    """Its number in the split, by index."""
     from_step: int
     """The first step, from 0, that skips it."""
     path: str

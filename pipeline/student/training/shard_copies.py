@@ -46,7 +46,7 @@ def open_local_copies(
         return None
     # What is there is part of what may be there: else each start would halve the limit.
     room = shutil.disk_usage(folder).free + sum(
-        file.stat().st_size for file in folder.glob("*.shard")
+        copy.size_bytes for copy in LocalCopies.stored(folder)
     )
     limit = min(limit, room // 2)
     if distributed.local_rank == 0:

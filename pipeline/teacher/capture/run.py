@@ -157,8 +157,6 @@ class _Finisher:
             store.write(f"_meta/tokenizer/{name}", data)
         quarantined = read_quarantine(store)
         counts: dict[str, int] = asdict(task.source.counts()) | dict(self.more_counts)
-        if quarantined:  # no member where there is none: a retry that succeeds leaves no trace
-            counts["rows_quarantined"] = sum(map(len, quarantined.values()))
         planned = shard_counts(task.source)
         finalize(
             store,
@@ -170,6 +168,7 @@ class _Finisher:
             corpus_content=task.source.content,
             tokenizer_files=sorted(files),
             command=self.command,
+            rows_quarantined=sum(map(len, quarantined.values())),
             accept=_acceptance(task, quarantined),
         )
 
@@ -182,8 +181,7 @@ def _acceptance(
 
     def accept(record: ShardRecord) -> bool:
         lacking = len(quarantined.get(shard_label(*record.key), ()))
-        # A record that `repair` wrote again from its shard does not know what that came from.
-        known = record.source_xxh3_128 in (sources.get(record.key), "")
-        return known and record.rows_quarantined == lacking
+        same = record.source_xxh3_128 == sources.get(record.key)
+        return same and record.rows_quarantined == lacking
 
     return accept

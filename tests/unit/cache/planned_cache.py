@@ -1,7 +1,8 @@
-"""A small cache as stage one writes it: with a plan and a configuration."""
+"""A small cache with a configuration and a plan: a derived cache's, or stage one's."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
@@ -16,6 +17,7 @@ from pipeline.cache.layout.names import (
 from pipeline.cache.layout.records import decode_segment, encode_record
 from pipeline.config import fingerprint
 from pipeline.storage import Store
+from pipeline.teacher.capture.plan import complete_plan, settle_plan
 from tests.unit.cache.sample_cache import SIZES, sample_identity, sample_rows, write_cache
 
 SEGMENT = segment_name("train", 0, 1)
@@ -34,11 +36,20 @@ def sample_plan() -> Plan:
 
 
 def write_planned_cache(url: str) -> None:
-    """Write a complete cache of three shards and ten rows."""
+    """Write a complete cache of three shards and ten rows; its plan lists them."""
     write_cache(url)
     store = Store(url)
     store.write(PLAN, encode_plan(sample_plan()))
     store.write("_meta/config.yaml", b"teacher: {}\n")
+
+
+def plan_as_stage_one(folder: Path, *, is_known: bool = True) -> None:
+    """Replace the plan by stage one's: numbers of shards, and not even these before `is_known`."""
+    store = Store(str(folder))
+    store.delete(PLAN)
+    settle_plan(store, sample_identity())
+    if is_known:
+        complete_plan(store, sample_identity(), Counter(split for split, _, _ in SIZES))
 
 
 def lose(folder: Path, *shards: tuple[str, int]) -> None:

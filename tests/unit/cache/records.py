@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.cache.io.finalize import finalize
-from pipeline.cache.io.writer import read_record
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.manifest import Manifest
-from pipeline.cache.layout.names import record_name, shard_name
-from pipeline.cache.layout.records import ShardRecord, encode_record
+from pipeline.cache.layout.names import SegmentName, record_name, shard_name
+from pipeline.cache.layout.records import ShardRecord, decode_segment, encode_record
 from pipeline.storage import Store
 from tests.unit.cache.sample_cache import SPEC, TEMPERATURES, sample_identity
 
@@ -55,6 +54,20 @@ def finalize_made_up(store: Store, shards: Mapping[str, int], **options: Any) ->
         "corpus_counts": None, "tokenizer_files": [], "command": "made by a test",
     }  # fmt: skip
     return finalize(store, shards, **{**values, **options})
+
+
+def decode_record(raw: bytes, split: str, index: int) -> ShardRecord | None:
+    """Read the record of one shard; None where it is damaged or another's."""
+    records = decode_segment(raw, SegmentName(split, index, index))
+    return records[0] if records else None
+
+
+def read_record(store: Store, split: str, index: int) -> ShardRecord | None:
+    """Return the record under which a shard was committed; None where it has none of its own."""
+    try:
+        return decode_record(store.read(record_name(split, index)), split, index)
+    except FileNotFoundError:
+        return None
 
 
 def intact_record(store: Store, split: str, index: int, *, check_bytes: bool) -> ShardRecord | None:

@@ -18,7 +18,7 @@ from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.tables import encode_table, table_from_bytes
 from pipeline.cache.io.writer import encode_shard
-from pipeline.cache.layout.schema import table_to_rows, table_to_statistics
+from pipeline.cache.layout.schema import table_to_rows
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import InclusionRule
@@ -72,9 +72,6 @@ def test_sampled_rows_come_back(
         np.testing.assert_allclose(p, q, atol=0.012)
         half = spec.quantisation.entropy_step / 2
         np.testing.assert_allclose(a.entropy_NG, b.entropy_NG, atol=1.01 * half)
-    for row, known in zip(got, table_to_statistics(table, spec, GRID), strict=True):
-        for name in ("label_logprob_N", "log_z_NG", "entropy_NG"):
-            assert getattr(known, name).tolist() == getattr(row.targets, name).tolist()
 
 
 @given(seed=st.integers(0, 2**32), count=st.sampled_from([1, 2, 64, 300, 499]))

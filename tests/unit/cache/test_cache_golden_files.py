@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import pytest
 import xxhash
 
 import pipeline.cache
+from pipeline.cache.layout.schema import footer
+from pipeline.corpus.sample import CorpusCounts
+from pipeline.teacher.generation.run import RESPONSES_LOST
+from tests.unit.cache.sample_cache import SPEC
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FORMAT = Path(pipeline.cache.__file__).parent / "FORMAT.md"
@@ -118,3 +123,11 @@ def test_format_page_names_every_member() -> None:
     names |= set(pq.read_schema(CACHES[0] / "_meta/shards/heldout-00000.parquet").names)
     missing = [name for name in names if f"`{name}`" not in text and f'"{name}"' not in text]
     assert missing == []
+    counts = [field.name for field in fields(CorpusCounts)]
+    footer_of = footer(SPEC, [1.0], "0" * 64, source_xxh3_128="0" * 32, rows_quarantined=1)
+    for told, start, end in (
+        ([*counts, RESPONSES_LOST, "rows_quarantined"], "\n| `corpus_counts` |", "\n| `"),
+        (json.loads(footer_of[b"distill_cache"]), "\n**Key-value metadata", "\n`distill_ranks`"),
+    ):
+        part = text.partition(start)[2].partition(end)[0]
+        assert [name for name in told if f"`{name}`" not in part] == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from pipeline.cache.io.finalize import finalize
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, encode_shard
 from pipeline.cache.layout.fold import reopen
+from pipeline.cache.layout.names import SegmentName
+from pipeline.cache.layout.recorded import Recorded
+from pipeline.cache.layout.records import ShardRecord
+from pipeline.cache.tools import merge_partial
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
@@ -72,6 +78,34 @@ def test_parts_of_one_cache_become_it(whole: Path, tmp_path: Path) -> None:
     flip(whole / SHARD, 50)
     assert _merge(tmp_path / "again", whole, two) == 0
     assert _but_card(tmp_path / "again") == wanted
+
+
+def test_parts_are_copied_by_as_many_workers_as_are_asked_for(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = _part(whole, tmp_path / "two", ("train", 0))
+    together = threading.Barrier(2)
+    shards: list[str] = []
+    blocks: list[Any] = []
+    read_shard, read_block = merge_partial.read_shard, merge_partial.read_block
+
+    def watched_shard(store: Store, record: ShardRecord) -> bytes:
+        shards.append(record.path)
+        if record.split == "train":
+            together.wait(20)
+        return read_shard(store, record)
+
+    def slow_block(store: Store, block: SegmentName, recorded: Recorded) -> Any:
+        blocks.append((store.url, block))
+        time.sleep(0.2)
+        return read_block(store, block, recorded)
+
+    monkeypatch.setattr(merge_partial, "read_shard", watched_shard)
+    monkeypatch.setattr(merge_partial, "read_block", slow_block)
+    assert _merge(tmp_path / "sum", whole, two, "--workers", "2") == 0
+    assert _but_card(tmp_path / "sum") == _but_card(whole)
+    assert len(shards) == 3
+    assert len(blocks) == len(set(blocks)) == 2, "one worker reads a block, the other waits"
 
 
 def test_what_is_missing_is_named_and_the_same_command_goes_on(whole: Path, tmp_path: Path) -> None:

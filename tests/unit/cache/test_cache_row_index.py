@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import pwd
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +31,15 @@ def as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_index, "_SMALL_ROWS", 0)
 
 
-def _check(url: str, folder: Path) -> None:
-    index = open_row_index(Store(url), read_manifest(Store(url)), folder)
+@pytest.fixture(autouse=True)
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return where this node keeps the files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    return tmp_path / "node/distill/row-lengths"
+
+
+def _check(url: str) -> None:
+    index = open_row_index(Store(url), read_manifest(Store(url)))
     for split, shard, rows in SIZES:
         record, _ = sample_shard(split, shard, rows)
         sizes = index.sizes(split, shard)
@@ -44,35 +54,38 @@ def _check(url: str, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_if_large")
-def test_one_file_for_all_processes_of_a_node(made: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "node"
+def test_one_file_for_all_processes_of_a_node(made: Path, node: Path) -> None:
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_check, args=(str(made), folder)) for _ in range(4)]
+    processes = [context.Process(target=_check, args=(str(made),)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    (file,) = folder.glob("*.rows")
-    assert not list(folder.glob("*unfinished"))
-    before = file.stat().st_mtime_ns
+    (file,) = node.glob("*.rows")
+    assert not list(node.glob("*unfinished"))
+    before = file.stat().st_ino
     # Whoever comes later reads no segment.
     store, requests = counted(str(made))
     manifest = read_manifest(store)
     requests.requests.clear()
-    open_row_index(store, manifest, folder)
+    open_row_index(store, manifest)
     assert requests.requests == []
-    assert file.stat().st_mtime_ns == before
+    assert file.stat().st_ino == before
 
 
 @pytest.mark.usefixtures("as_if_large")
-def test_the_lengths_are_mapped_and_not_held(made: Path, tmp_path: Path) -> None:
+def test_the_lengths_are_mapped_and_not_held(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = read_manifest(Store(str(made)))
-    index = open_row_index(Store(str(made)), manifest, tmp_path)
+    index = open_row_index(Store(str(made)), manifest)
     base: object = index.sizes("train", 1)
     while getattr(base, "base", None) is not None and not isinstance(base, np.memmap):
         base = base.base  # type: ignore[attr-defined]
     assert isinstance(base, np.memmap)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(row_index, "_SMALL_ROWS", 1000)
     small = open_cache(str(made)).source("train")
     assert np.array_equal(small.shard_sizes(1), index.sizes("train", 1))
     assert np.array_equal(small.lengths(), index.all_sizes("train")[:, 0])
@@ -81,9 +94,9 @@ def test_the_lengths_are_mapped_and_not_held(made: Path, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("as_if_large")
 @pytest.mark.parametrize("kind", ["flipped", "cut", "longer", "killed"])
-def test_a_damaged_file_is_written_again(kind: str, made: Path, tmp_path: Path) -> None:
-    _check(str(made), tmp_path)
-    (file,) = tmp_path.glob("*.rows")
+def test_a_damaged_file_is_written_again(kind: str, made: Path, node: Path) -> None:
+    _check(str(made))
+    (file,) = node.glob("*.rows")
     whole = file.read_bytes()
     for at in range(len(whole)) if kind == "flipped" else [0]:
         if kind == "flipped":
@@ -92,22 +105,71 @@ def test_a_damaged_file_is_written_again(kind: str, made: Path, tmp_path: Path) 
             file.rename(file.with_suffix(".rows-unfinished"))
         else:
             file.write_bytes(whole[:-1] if kind == "cut" else whole + b"x")
-        _check(str(made), tmp_path)
+        _check(str(made))
         assert file.read_bytes() == whole
 
 
 @pytest.mark.usefixtures("as_if_large")
 def test_without_a_disk_each_process_holds_its_own(
-    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    (tmp_path / "taken").write_text("a file, no folder")
-    _check(str(made), tmp_path / "taken")
-    assert "the row lengths cannot be kept there" in caplog.text
+    (tmp_path / "node").write_text("a file, no folder")
+    _check(str(made))
+    assert "no local folder can be written to" in caplog.text
+    (tmp_path / "node").unlink()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(row_index, "_write", full)
+    _check(str(made))
+    assert "the row lengths cannot be kept there (no space left)" in caplog.text
 
 
-def test_a_small_cache_keeps_no_file(made: Path, tmp_path: Path) -> None:
-    _check(str(made), tmp_path / "node")
-    assert not (tmp_path / "node").exists()
+@pytest.mark.usefixtures("as_if_large")
+def test_a_user_without_a_name_has_a_folder_too(
+    made: Path, node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers run under numbers that no passwd file names. Nobody else may write there."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    _check(str(made))
+    assert len(list(node.glob("*.rows"))) == 1
+    assert node.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.usefixtures("as_if_large")
+def test_files_that_nobody_opens_go_when_another_is_written(
+    made: Path, cache_dir: Path, node: Path
+) -> None:
+    _check(str(made))
+    (file,) = node.glob("*.rows")
+    for name in ("old.rows", "killed.rows-unfinished", "new.rows"):
+        (node / name).write_bytes(b"lengths")
+    for old in (file, node / "old.rows", node / "killed.rows-unfinished"):
+        os.utime(old, (0, 0))
+    _check(str(made))  # opened, so no longer old; nothing was written
+    assert time.time() - file.stat().st_mtime < 60
+    assert (node / "old.rows").exists()
+    commit_made_up(Store(str(cache_dir)), "train", 2)
+    finalize_made_up(Store(str(cache_dir)), {"train": 3, "heldout": 1})
+    open_row_index(Store(str(cache_dir)), read_manifest(Store(str(cache_dir))))
+    left = {path.name for path in node.glob("*.rows*")}
+    assert {file.name, "new.rows"} < left
+    assert len(left) == 3
+
+
+def test_a_small_cache_keeps_no_file(made: Path, node: Path) -> None:
+    _check(str(made))
+    assert not node.exists()
 
 
 @pytest.fixture

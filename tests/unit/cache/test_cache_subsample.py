@@ -139,14 +139,6 @@ def test_a_top_k_is_read_with_fewer_entries(made: Path) -> None:
             np.testing.assert_allclose(np.sort(found)[::-1], largest, atol=0.7)
 
 
-def test_statistics_are_read_without_entries(made: Path) -> None:
-    source = open_cache(str(made)).source("train")
-    rows, known = source.read_rows(1, [2, 0]), source.read_statistics(1, [2, 0])
-    for row, facts in zip(rows, known, strict=True):
-        assert facts.entropy_NG.tolist() == row.targets.entropy_NG.tolist()
-        assert facts.label_logprob_N.tolist() == row.targets.label_logprob_N.tolist()
-
-
 @pytest.mark.parametrize(
     ("sampled", "asked", "found"),
     [

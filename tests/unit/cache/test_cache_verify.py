@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.inventory import encode_plan
 from pipeline.cache.layout.names import CHECKS, PLAN, SegmentName, record_name, shard_name
 from pipeline.cache.layout.records import decode_segment, encode_segment
+from pipeline.cache.tools.checking.rebuild import record_of
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError, run_command
@@ -25,6 +27,7 @@ from tests.unit.cache.planned_cache import (
     SEGMENT,
     flip,
     lose,
+    plan_as_stage_one,
     sample_plan,
     write_planned_cache,
 )
@@ -77,6 +80,31 @@ def test_progress_counts_every_row_once(whole: Path) -> None:
     verify_cache(Store(str(whole)), workers=2, on_start=totals.append, on_rows=rows.append)
     assert totals == [10]
     assert sum(rows) == 10
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_plan_of_stage_one_has_no_more_than_numbers(
+    is_known: bool, planned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_as_stage_one(planned, is_known=is_known)
+    if is_known:
+        assert _damaged(planned) == set()
+    lose(planned, ("train", 1))
+    totals: list[int] = []
+    rows: list[int] = []
+    findings = verify_cache(Store(str(planned)), on_start=totals.append, on_rows=rows.append)
+    unwritten = {record_name("train", 1)} if is_known else set()
+    assert {finding.name for finding in findings} == {"_meta/manifest.json", *unwritten}
+    assert totals == [7]
+    assert sum(rows) == 7
+    assert main(["inspect", str(planned)]) == 0
+    state = next(line for line in capsys.readouterr().out.splitlines() if "incomplete" in line)
+    made = "2 of 3 shards" if is_known else "2 shards so far"
+    assert state == f"state        incomplete: {made}; its cache-teacher command continues it"
+    assert main(["inspect", str(planned), "--json"]) == 0
+    train = json.loads(capsys.readouterr().out)["splits"]["train"]
+    assert (train["shards"], train["shards_planned"]) == (1, 2 if is_known else None)
+    assert train["tokens_planned"] is None
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -250,6 +278,23 @@ def test_json_for_programs(planned: Path, capsys: pytest.CaptureFixture[str]) ->
     told = json.loads(capsys.readouterr().out)
     assert [item["file"] for item in told["damaged"]] == [f"{planned}/{SHARD}"]
     assert told["damaged"][0]["reason"].startswith("checksum ")
+
+
+def test_a_shard_says_what_its_record_cannot_learn_from_its_rows() -> None:
+    rows, tails = sample_rows(3, seed=5)
+    digest = fingerprint(sample_identity())
+    cases: tuple[dict[str, Any], ...] = (
+        {},
+        {"source_xxh3_128": checksum(b"units"), "rows_quarantined": 2},
+    )
+    for known in cases:
+        record, data = encode_shard(
+            rows, SPEC, split="train", index=7, temperatures=TEMPERATURES,
+            identity_digest=digest, tails=tails, **known,
+        )  # fmt: skip
+        assert record.rows_quarantined == known.get("rows_quarantined", 0)
+        assert record_of(data, "train", 7, digest) == record
+        assert record_of(data, "train", 7, "0" * 64) is None
 
 
 def test_no_cache_and_a_newer_one(planned: Path, tmp_path: Path) -> None:

@@ -153,9 +153,10 @@ def test_rows_without_tokens_are_kept(make_source: MakeSource) -> None:
 
 
 def test_what_makes_a_run_another_run() -> None:
-    """What was unset stays another run's, and how data come may change on the way."""
+    """All that decides the losses, also what is unset; how data come may change on the way."""
     before = {
-        "pack_length": None, "packing": True, "lanes": 64, "shuffle_shards": 8, "max_entries": None,
+        "pack_length": None, "packing": True, "batch_tokens": None, "lanes": 64,
+        "shuffle_shards": 8, "max_entries": None, "tau_factor": None,
     }  # fmt: skip
     assert DataSettings().identity() == before
     other = DataSettings(

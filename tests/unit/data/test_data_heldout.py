@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.collate import Batch
-from pipeline.data.heldout import heldout_batches, heldout_parts
+from pipeline.data.heldout import heldout_parts
 from pipeline.data.stream.heldout_stream import heldout_stream
-from pipeline.evaluate.heldout import merge_scores, score_batches
+from pipeline.evaluate.heldout import PartialScores, merge_scores, score_batches
+from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.targets import LossTerms
+from tests.unit.data.heldout_batches import heldout_batches
 
 MakeSource = Callable[..., Any]
 
@@ -54,30 +57,42 @@ def _forward(batch: Batch) -> LossTerms:
     )
 
 
+def _scores(source: Any, world_size: int) -> HeldoutScores:
+    def part(rank: int) -> PartialScores:
+        batches = heldout_batches(
+            source, tokens_per_batch=24, temperature=1.0, rank=rank, world_size=world_size
+        )
+        return score_batches(batches, _forward)
+
+    return merge_scores([part(rank) for rank in range(world_size)])
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_scores_are_the_same_for_any_number_of_ranks(
     make_source: MakeSource, world_size: int
 ) -> None:
     """Sums of floats too: they were added up rank by rank, in another order for each number."""
     source = make_source([40, 0, 33, 60, 21])
-
-    def scores(ranks: int) -> Any:
-        return merge_scores(
-            [
-                score_batches(
-                    heldout_batches(
-                        source, tokens_per_batch=24, temperature=1.0, rank=rank, world_size=ranks
-                    ),
-                    _forward,
-                )
-                for rank in range(ranks)
-            ]
-        )
-
-    alone = scores(1)
+    alone = _scores(source, 1)
     assert len(alone.sample_ids) > 100
     assert sum(count for _, _, count in alone.confidence_bins) == sum(alone.loss_tokens)
-    assert scores(world_size) == alone
+    assert _scores(source, world_size) == alone
+
+
+def test_calibration_is_of_the_sequences_that_are_scored(make_source: MakeSource) -> None:
+    """In a merge of two teachers' caches a sample occurs twice, and can begin two batches."""
+    source = make_source([40, 40])
+    source.rows[1] = [
+        replace(row, sample_id=other.sample_id)
+        for row, other in zip(source.rows[1], source.rows[0], strict=True)
+    ]
+    scores = _scores(source, 1)
+    assert len(scores.sample_ids) > 30
+    assert sum(count for _, _, count in scores.confidence_bins) == sum(scores.loss_tokens)
+    bins_B3, gaps_SB = np.array(scores.confidence_bins), np.array(scores.confidence_gaps)
+    np.testing.assert_allclose(bins_B3[:, 0] - bins_B3[:, 1], gaps_SB.sum(0), atol=1e-9)
+    for world_size in (2, 3, 5):
+        assert _scores(source, world_size) == scores
 
 
 def test_the_stream_gives_the_same_batches_and_reads_ahead(make_source: MakeSource) -> None:

@@ -17,12 +17,12 @@ import torch
 
 from pipeline.cache.io.reader import open_cache
 from pipeline.data.collate import Batch
-from pipeline.data.heldout import heldout_batches
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream.prefetch import Prefetcher
 from pipeline.data.stream.train_stream import StepBatch, TrainStream
 from pipeline.errors import ConfigError
 from tests.unit.cache.sample_cache import write_cache
+from tests.unit.data.heldout_batches import heldout_batches
 
 MakeSource = Callable[..., Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,10 @@ from pipeline.cache.io.finalize import ShardsMissing
 from pipeline.cache.io.writer import commit_shard, encode_shard
 from pipeline.cache.layout.fold import reopen
 from pipeline.cache.layout.manifest import Manifest
+from pipeline.cache.layout.names import record_name, shard_name
 from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_name, quarantine_rows
+from pipeline.cache.layout.records import encode_record
+from pipeline.cache.tools.checking.rebuild import record_of
 from pipeline.config import fingerprint
 from pipeline.corpus.prepared.summary import SampleTotals
 from pipeline.storage import Store
@@ -196,3 +200,16 @@ def test_a_shard_of_other_text_is_captured_again(
     assert Worker.made == ["train-00000", "train-00001", "heldout-00000"] * 2
     monkeypatch.setattr(Samples, "source_xxh3_128", "units")
     assert _fill(store) == first
+
+
+def test_a_record_that_says_no_text_is_not_of_the_plan(store: tuple[Store, Counted]) -> None:
+    """One that is written again from its shard has the checksum of the text from there."""
+    store, _ = store  # type: ignore[assignment]
+    first = _fill(store)
+    reopen(store, [("train", 1)])
+    record = record_of(store.read(shard_name("train", 1)), "train", 1, None)
+    assert record is not None
+    store.write(record_name("train", 1), encode_record(replace(record, source_xxh3_128="")))
+    Worker.made.clear()
+    assert _fill(store) == first
+    assert Worker.made == ["train-00001"]

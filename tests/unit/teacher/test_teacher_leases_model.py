@@ -18,12 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.names import record_name, shard_name
-from pipeline.cache.layout.records import ShardRecord, decode_record, encode_record
+from pipeline.cache.layout.records import ShardRecord, encode_record
 from pipeline.errors import StoreError
 from pipeline.storage import Store
 from pipeline.storage import store as store_module
 from pipeline.teacher.fleet.leases import LEASES, Lease, LeaseBoard
-from tests.unit.cache.records import intact_record
+from tests.unit.cache.records import decode_record, intact_record
 
 LEASE_S = 10.0
 SHARDS = {"train-00000": ("train", 0), "heldout-00000": ("heldout", 0)}

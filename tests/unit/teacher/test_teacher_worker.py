@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.cache.codec.spec import CodecSpec
-from pipeline.cache.io.writer import commit_shard, read_record
+from pipeline.cache.io.writer import commit_shard
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.names import shard_name
 from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_rows, read_quarantined_rows
@@ -37,6 +37,7 @@ from pipeline.teacher.fleet.leases import LEASES, LeaseBoard
 from pipeline.teacher.fleet.quarantine import EngineLost, GuardedEngine
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.device import SparseScheme
+from tests.unit.cache.records import read_record
 
 ROWS, TOKENS = 3, 10
 SCHEME = SparseScheme(1, (1.0,))
