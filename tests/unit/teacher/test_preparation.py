@@ -122,6 +122,24 @@ def test_what_stops_a_unit_stops_the_run(
         _run(bad)
 
 
+def test_what_a_process_committed_unheard_is_accounted_for(
+    work: Callable[..., CorpusWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat after the last look at the folder brings no lease back."""
+    real = processes_module.UnitProcesses.submit
+
+    def late(self: Any, *args: Any, **options: Any) -> Any:
+        future = real(self, *args, **options)
+        future.result()
+        return future
+
+    monkeypatch.setattr(processes_module.UnitProcesses, "submit", late)
+    made, shares = work(processes=99), Shares()
+    _run(made, shares)
+    assert shares.summary().counts["units"] == len(made.units())
+    assert not made.folder.store.list("leases")
+
+
 def test_a_killed_process_is_said(
     work: Callable[..., CorpusWork], monkeypatch: pytest.MonkeyPatch
 ) -> None:
