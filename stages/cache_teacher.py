@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.config import dump_yaml, parse_command
@@ -65,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.teacher.capture.complete import complete_cache, finished_cache
     from pipeline.teacher.fleet.processes import worker_name
     from pipeline.teacher.fleet.signals import interruptible
-    from pipeline.teacher.generation.run import RESPONSES_LOST, has_responses, write_responses
+    from pipeline.teacher.generation.run import has_responses, write_responses
+    from pipeline.teacher.generation.units import RESPONSES_LOST
     from pipeline.teacher.prepare import prepare
 
     configure_logging(run.observe.log_level)
@@ -104,14 +104,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             _log.info("cache %s is complete", store.url)
-            if prepared.writing is not None and (
-                verify
-                or manifest.corpus_counts.get(RESPONSES_LOST)
-                or not has_responses(prepared.writing, store)
+            writing = prepared.writing
+            if writing is not None and (
+                verify or manifest.corpus_counts.get(RESPONSES_LOST) or not has_responses(store)
             ):
-                responses = write_responses(
-                    prepared.writing, store=store, progress_every_s=run.observe.progress_every_s
-                ).quarantined
+                with prepared.corpus.preparing(
+                    lease_s=run.capture.lease_s, shares=shares
+                ) as preparation:
+                    responses = write_responses(
+                        writing,
+                        store=store,
+                        progress_every_s=run.observe.progress_every_s,
+                        wait_for_more=preparation.pause,
+                        check_files=verify,
+                    ).quarantined
         rows = read_quarantine(store)
     _report(manifest, shares, run.cache_dir)
     if rows or responses:
@@ -135,56 +141,69 @@ def _fill(
     from pipeline.teacher.capture.fit_tau import can_begin, fit_tau
     from pipeline.teacher.capture.run import fill_cache
     from pipeline.teacher.estimate import check_resources, estimate
-    from pipeline.teacher.generation.identity import reject_written_responses
-    from pipeline.teacher.generation.run import RESPONSES_LOST, write_responses
-
-    fill = partial(
-        fill_cache,
-        store=store,
-        command=command,
-        # How a worker logs and is watched is not the cache's: each would write it otherwise.
-        resolved_config=dump_yaml(run, without=("observe",)),
-        progress_every_s=run.observe.progress_every_s,
-        shares=shares,
+    from pipeline.teacher.generation.identity import (
+        reject_other_responses,
+        reject_written_responses,
     )
+    from pipeline.teacher.generation.run import can_write, write_responses
+
     task, writing = prepared.capture, prepared.writing
-    if writing is not None:
-        check_resources(estimate(task, writing), store)
-        responses = write_responses(
-            writing, store=store, progress_every_s=run.observe.progress_every_s
-        )
-        task = fit_tau(task.with_corpus(responses.corpus), store)
-        check_resources(estimate(task), store)
-        lost = sum(map(len, responses.quarantined.values()))
-        return fill(task, more_counts={RESPONSES_LOST: lost} if lost else {}), responses.quarantined
-    assert prepared.corpus is not None
-    reject_written_responses(store, task.identity)
+    if writing is None:
+        reject_written_responses(store, task.identity)
+    else:
+        reject_other_responses(store, writing.identity)
+    lost: Mapping[str, tuple[QuarantinedRow, ...]] = {}
+    counts: Mapping[str, int] = {}
     with prepared.corpus.preparing(lease_s=run.capture.lease_s, shares=shares) as preparation:
         try:
             with shares.spent("preparing"):
-                preparation.wait_until(lambda: can_begin(task))
-            check_resources(estimate(task), store)
+                preparation.wait_until(
+                    lambda: can_begin(task) if writing is None else can_write(writing)
+                )
+            check_resources(estimate(task, writing), store)
+            if writing is not None:
+                responses = write_responses(
+                    writing,
+                    store=store,
+                    progress_every_s=run.observe.progress_every_s,
+                    wait_for_more=preparation.pause,
+                )
+                task, counts = task.with_source(responses.source), responses.counts
+                lost = responses.quarantined
+                task.source.refresh()
+                check_resources(estimate(task), store)
             task = fit_tau(task, store)
         except (ConfigError, CorpusError, ResourceError):
             preparation.stop()
             prepared.corpus.discard()
             raise
-        return fill(task, wait_for_more=preparation.pause), {}
+        manifest = fill_cache(
+            task,
+            store=store,
+            command=command,
+            # How a worker logs and is watched is not the cache's: each would write it otherwise.
+            resolved_config=dump_yaml(run, without=("observe",)),
+            progress_every_s=run.observe.progress_every_s,
+            shares=shares,
+            wait_for_more=preparation.pause,
+            more_counts=counts,
+        )
+        return manifest, lost
 
 
 def _print_plan(prepared: Prepared, store: Store) -> None:
     """Print what a run would take, by what is there of responses and tau; write nothing."""
     from pipeline.teacher.capture.fit_tau import fit_tau
     from pipeline.teacher.estimate import print_estimate
-    from pipeline.teacher.generation.read import finished_responses
+    from pipeline.teacher.generation.run import written_shards
 
     task, writing = prepared.capture, prepared.writing
-    responses = None if writing is None else finished_responses(writing, store)
-    if responses is not None:
-        task, writing = task.with_corpus(responses.corpus), None
-    if prepared.corpus is not None:
-        prepared.corpus.go_by(prepared.corpus.sampled())
-        task.source.refresh()
+    prepared.corpus.go_by(prepared.corpus.sampled())
+    if writing is not None:
+        written = written_shards(writing, store)
+        if written is not None:
+            task, writing = task.with_source(written), None
+    task.source.refresh()
     if writing is None:
         task = fit_tau(task, store, keep=False)
     print_estimate(task, writing, store)

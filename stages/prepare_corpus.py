@@ -11,7 +11,8 @@ from pipeline.errors import run_command
 from stages.settings import StudentRun, TeacherRun
 
 if TYPE_CHECKING:
-    from pipeline.teacher.capture.source import ShardSource
+    from pipeline.teacher.capture.source import PreparedShards
+    from pipeline.teacher.generation.shards import PromptShards
 
 __all__ = ["TeacherRun", "main"]
 
@@ -32,38 +33,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         elsewhere={"stage two, train-student": StudentRun},
     ).settings
-    from pipeline.errors import ConfigError
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.shares import Shares
-    from pipeline.teacher.capture.source import PreparedShards
     from pipeline.teacher.fleet.signals import interruptible
-    from pipeline.teacher.prepare import open_corpus
+    from pipeline.teacher.prepare import corpus_source, open_corpus
 
-    if run.generate.enabled:
-        raise ConfigError(
-            "generate.enabled: found true",
-            expected="false: the prompts of a teacher that writes are prepared by cache-teacher",
-        )
     configure_logging(run.observe.log_level)
     shares = Shares()
-    work = open_corpus(run.teacher, run.corpus, seed=run.seed, cache_url=run.cache_dir)
+    work = open_corpus(
+        run.teacher,
+        run.corpus,
+        seed=run.seed,
+        cache_url=run.cache_dir,
+        generate=run.generate,
+    )
     with (
         interruptible(),
         work.preparing(lease_s=run.capture.lease_s, shares=shares) as preparation,
     ):
         preparation.wait()
-        source = PreparedShards(lambda: work.view, work.intake, run.capture.shard_tokens)
+        source = corpus_source(work, run.capture, run.generate)
         preparation.wait_until(lambda: _is_whole(source))
     counts, mine = source.counts(), shares.summary().counts
+    what = "prompts" if run.generate.enabled else "samples"
     print(
-        f"corpus {work.folder.store.url}: {counts.samples} samples ({counts.train} train, "
+        f"corpus {work.folder.store.url}: {counts.samples} {what} ({counts.train} train, "
         f"{counts.heldout} held out), {counts.tokens} tokens in {len(work.units())} units; this "
         f"worker prepared {mine.get('units', 0)} of them, {mine.get('tokenised', 0)} tokens"
     )
     return 0
 
 
-def _is_whole(source: ShardSource) -> bool:
+def _is_whole(source: PreparedShards | PromptShards) -> bool:
     """Look for more of the corpus; return whether that is all."""
     source.refresh()
     return source.is_complete

@@ -1,113 +1,51 @@
-"""Build the prompts that a teacher answers, from the rows and the split of a corpus."""
+"""The prompts that a teacher answers: samples of the rows of a corpus, none of them supervised."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.build import Progress, read_whole
 from pipeline.corpus.chat.conversation import Conversation
 from pipeline.corpus.chat.rendering.render import ChatRenderer, Rendered
 from pipeline.corpus.conclusion import conclude_rows
-from pipeline.corpus.intake import AcceptedRow, Intake, TeacherTokens
+from pipeline.corpus.intake import AcceptedRow, Intake
 from pipeline.corpus.prepared.blocks import TokenisedRow
 from pipeline.corpus.prepared.summary import CorpusSummary
-from pipeline.corpus.reading import open_reading
-from pipeline.corpus.sample import CorpusCounts, SplitName
-from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.sample import CorpusCounts
 from pipeline.corpus.sources.rows import Row
 from pipeline.corpus.split import prompt_id
 from pipeline.errors import CorpusError
 
-__all__ = ["Prompt", "PromptIntake", "Prompts", "build_prompts"]
+__all__ = ["PromptIntake", "PromptLimits", "conclude_prompts"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt for the teacher."""
+class PromptLimits:
+    """How long prompts are."""
 
-    prompt_id: str
-    """32 hexadecimal digits: a hash of the source and the row's place in it."""
-    split: SplitName
-    """The split of the row, and so of all its responses."""
-    input_ids: NDArray[np.int32]
-    """At least one token."""
-    source_index: int
-    """The row's number among the rows read, from 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """All prompts of a corpus in source order."""
-
-    prompts: list[Prompt]
-    counts: CorpusCounts
-    """Counts of the prompts: each is a sample, none of whose tokens is supervised yet."""
-    end_of_turn: int | None
-    """The token with which the chat template ends an answer, if it has one."""
-    identity: dict[str, Any]
-    """As JSON; equal for equal prompts, except that the caller adds the tokenizer."""
-
-
-def build_prompts(
-    settings: CorpusSettings,
-    *,
-    tokenizer: Any,
-    seed: int,
-    teacher: TeacherTokens | None = None,
-    document_tokens: int,
-    max_tokens: int,
-    progress: Progress | None = None,
-) -> Prompts:
-    """Read, render and tokenise the prompts of the corpus that `settings` describe.
-
-    The prompt of a chat is the messages before its last assistant turn, whose text is not used,
-    followed by the template's generation prompt. A chat that ends with another role is used in
-    full. The prompt of a plain document is its first tokens.
-
-    Args:
-        settings: the corpus section of the configuration.
-        tokenizer: a fast tokenizer of transformers.
-        seed: decides, with each row's identity, which rows are held out.
-        teacher: the size of its embedding, where it is known.
-        document_tokens: how many of a document's first tokens are the prompt, its BOS included.
-        max_tokens: of a prompt. `overlong` decides about a longer one: `truncate` keeps its last
-            tokens, where the question and the generation prompt are; `drop` leaves it out.
-        progress: called after each batch of rows.
-
-    Raises:
-        CorpusError: the corpus cannot be reached or read, gives no prompt, or fits no format.
-    """
-    reading = open_reading(settings, answered=False)
-    intake = PromptIntake(
-        settings, tokenizer, reading, seed, teacher or TeacherTokens(),
-        # No EOS: the prompt is the beginning of a document, which the teacher continues.
-        add_eos=False,
-        document_tokens=document_tokens, max_tokens=max_tokens,
-    )  # fmt: skip
-    samples, found = read_whole(intake, progress)
-    prompts = [
-        Prompt(sample.sample_id, sample.split, sample.input_ids.copy(), sample.source_index)
-        for sample in samples
-    ]
-    counts = _conclude(found, intake)
-    identity = intake.identity()
-    identity["content"] |= {"prompts_blake2b": found.report.content}
-    return Prompts(prompts, counts, intake.end_of_turn(), identity)
+    document_tokens: int
+    """How many of a document's first tokens are the prompt, its BOS included."""
+    max_tokens: int
+    """Of a prompt. `overlong` decides about a longer one: `truncate` keeps its last tokens, where
+    the question and the generation prompt are; `drop` leaves it out."""
 
 
 @dataclass(slots=True)
 class PromptIntake(Intake):
-    """Reads units for their prompts: samples of which no token is supervised."""
+    """Reads units for their prompts: samples of which no token is supervised.
 
-    document_tokens: int = 0
-    max_tokens: int = 0
+    The prompt of a chat is the messages before its last assistant turn, whose text is not used,
+    followed by the template's generation prompt. A chat that ends with another role is used in
+    full. The prompt of a plain document is its first tokens.
+    """
+
+    limits: PromptLimits = field(kw_only=True)
 
     def used(self, conversation: Conversation) -> Conversation:
         """Return the conversation without its last assistant turn, if it ends with one.
@@ -135,11 +73,16 @@ class PromptIntake(Intake):
         """Render it up to the answer."""
         return renderer.render_prompt(conversation, row.place)
 
+    def identity(self) -> dict[str, Any]:
+        """Return what determines the prompts."""
+        # Not `super()`: a dataclass with slots is another class than the one its methods know.
+        return Intake.identity(self) | {"prompts": asdict(self.limits)}
+
     def samples_of(self, taken: AcceptedRow) -> list[TokenisedRow]:
         """Return the prompt of a row."""
         ids = taken.tokens.input_ids
         if taken.is_document:
-            ids = ids[: self.document_tokens]
+            ids = ids[: self.limits.document_tokens]
         if not len(ids):
             self.count("dropped_no_labels")
             return []
@@ -155,7 +98,7 @@ class PromptIntake(Intake):
         return None if token is None else int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _fit(self, ids: NDArray[np.int32]) -> NDArray[np.int32] | None:
-        surplus = len(ids) - self.max_tokens
+        surplus = len(ids) - self.limits.max_tokens
         if surplus <= 0:
             return ids
         if self.settings.overlong == "drop":
@@ -166,14 +109,18 @@ class PromptIntake(Intake):
         return ids[surplus:]
 
 
-def _conclude(found: CorpusSummary, intake: PromptIntake) -> CorpusCounts:
-    """Log the counts and return them."""
+def conclude_prompts(found: CorpusSummary, intake: PromptIntake) -> CorpusCounts:
+    """Report what all units say together; return the counts of the prompts.
+
+    Raises:
+        CorpusError: the corpus is empty, has too many bad rows, or no prompt to train on.
+    """
     conclude_rows(found, intake)
     counts, settings = found.counts(), intake.settings
     name = settings.dataset_name
     losses = (
         f"{counts.dropped_no_labels} without anything to answer, "
-        f"{counts.dropped_overlong} longer than {intake.max_tokens} tokens"
+        f"{counts.dropped_overlong} longer than {intake.limits.max_tokens} tokens"
     )
     if not counts.train:
         held = f"all of its {counts.samples} prompts are held out" if counts.samples else ""
@@ -190,7 +137,7 @@ def _conclude(found: CorpusSummary, intake: PromptIntake) -> CorpusCounts:
     if counts.truncated_rows:
         _log.warning(
             "%d prompts were longer than %d tokens: the last ones are kept, %d cut off before",
-            counts.truncated_rows, intake.max_tokens, counts.tokens_cut,
+            counts.truncated_rows, intake.limits.max_tokens, counts.tokens_cut,
         )  # fmt: skip
     if counts.dropped_no_labels or counts.dropped_overlong:
         _log.warning("prompts left out: %s", losses)

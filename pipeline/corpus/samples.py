@@ -96,7 +96,6 @@ def prepare_unit(
     *,
     write: Callable[[int, Block], None],
     is_last: bool = True,
-    on_rows: Callable[[int], None] | None = None,
 ) -> UnitSummary:
     """Read a unit and hand on its blocks; a pure function of the source and the settings.
 
@@ -106,7 +105,6 @@ def prepare_unit(
         write: is called with each block's number and the block, which it may complete with the
             checksums of its files.
         is_last: whether no unit follows, for the message of a run that refuses bad rows.
-        on_rows: is called after each batch with the rows of the unit so far.
 
     Raises:
         CorpusError: the source cannot be read, or has bad rows and the run refuses them.
@@ -128,8 +126,6 @@ def prepare_unit(
             samples = intake.samples_of(taken)
             if samples:
                 _add(block, intake, taken, samples)
-        if on_rows is not None:
-            on_rows(intake.report.rows)
     finish()
     report = intake.end()
     if report.bad.count and intake.settings.on_bad_row == "refuse":

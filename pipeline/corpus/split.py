@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["AT_LEAST", "HeldoutRule", "prompt_id", "response_id", "response_seed", "sample_id"]
+__all__ = [
+    "AT_LEAST", "DecidedSplit", "HeldoutRule", "SplitRule", "prompt_id", "response_id",
+    "response_seed", "sample_id",
+]  # fmt: skip
 
 
 def sample_id(source: str, key: str, part: int) -> str:
@@ -48,6 +51,41 @@ ABOUT = 400
 """Candidates of which all are held out where no number is set; after them ever fewer: the n-th with
 probability 400 / n. That makes 400 (1 + ln(n / 400)) of n: 1,000 of a corpus of 100 thousand rows,
 2,200 of 2 million, 3,500 of 50 million."""
+
+
+class SplitRule(Protocol):
+    """Which candidates of the units of a corpus are held out."""
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is to be held out."""
+        ...
+
+    def holds_out(self, row_hash: int, number: int) -> bool:
+        """Return whether candidate `number`, in source order, is held out."""
+        ...
+
+    def least(self, rows: int) -> int:
+        """Return how many of `rows` usable rows are held out at least."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedSplit:
+    """The candidates are what is held out: the split of their prompts has been decided before."""
+
+    @property
+    def is_off(self) -> bool:
+        """Units say themselves what is held out."""
+        return False
+
+    def holds_out(self, row_hash: int, number: int) -> bool:
+        """Hold all of them out."""
+        return True
+
+    def least(self, rows: int) -> int:
+        """No others are held out, however few there are."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from pipeline.observe.memory import available_memory_bytes
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import capture_requests
 from pipeline.teacher.capture.task import CaptureTask
-from pipeline.teacher.generation.plan import ResponsePlan, WritingTask
+from pipeline.teacher.generation.files import response_file
+from pipeline.teacher.generation.plan import WritingTask
 from pipeline.teacher.sparsify.columns import kept_entries
 from pipeline.teacher.sparsify.device import SparseScheme
 
@@ -72,7 +73,7 @@ def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
         tokens=counts.tokens,
         loss_tokens=counts.loss_tokens,
         shards=len(task.source.shards)
-        if task.source.is_complete
+        if task.source.is_complete and writing is None
         else round(counts.tokens / task.settings.shard_tokens),
         cache_bytes=int(counts.loss_tokens * per_token + counts.tokens * 2.5),
         memory_bytes=int(memory),
@@ -154,7 +155,7 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
     )
     most = "at most " if plan.at_most else "about " if plan.projected else ""
     if writing is not None:
-        _print_responses(writing.plan, store)
+        _print_responses(writing, store)
     if plan.projected:
         print(f"samples      about {plan.samples}, projected from the first units of the corpus")
         print(f"tokens       about {plan.tokens}, {plan.loss_tokens} supervised")
@@ -185,18 +186,20 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
     )
 
 
-def _print_responses(plan: ResponsePlan, store: Store) -> None:
+def _print_responses(writing: WritingTask, store: Store) -> None:
     """Print what the teacher has still to write."""
-    shards = plan.shards()
+    prompts, settings = writing.prompts.projected(), writing.plan.settings
+    shards = math.ceil(prompts.samples / settings.shard_prompts)
     present = set(store.list(RESPONSES))
-    done = sum(shard.file_name in present for shard in shards)
+    done = sum(response_file(index).rsplit("/", 1)[-1] in present for index in range(shards))
+    about = "" if writing.prompts.is_complete else "about "
     print(
-        f"prompts      {len(plan.prompts.prompts)}, {plan.prompts.counts.tokens} tokens, "
-        f"{plan.settings.responses} responses each"
+        f"prompts      {about}{prompts.samples}, {prompts.tokens} tokens, "
+        f"{settings.responses} responses each"
     )
     print(
-        f"to write     at most {plan.most_tokens} tokens, {len(shards)} shards of responses, "
-        f"{done} of them done"
+        f"to write     at most {writing.plan.upper_bound(prompts).loss_tokens} tokens, {about}"
+        f"{shards} shards of responses, {done} of them done"
     )
 
 

@@ -7,21 +7,23 @@ from typing import Any
 
 from pipeline.cache.codec.spec import MAX_VOCAB_SIZE
 from pipeline.corpus.intake import TeacherTokens
+from pipeline.corpus.prompts import PromptIntake, PromptLimits
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import ConfigError
 from pipeline.models.resolve import read_model_config, resolve_model
 from pipeline.models.resolved import ResolvedModel
 from pipeline.models.tokenizer import end_tokens, load_tokenizer
-from pipeline.teacher.capture.source import PreparedShards, TableShards
+from pipeline.teacher.capture.source import PreparedShards
 from pipeline.teacher.capture.task import CaptureTask, capture_task
 from pipeline.teacher.engines.base import Teacher
 from pipeline.teacher.engines.registry import engine_info
-from pipeline.teacher.generation.plan import WritingTask, plan_responses
+from pipeline.teacher.generation.plan import UpperBound, WritingTask, plan_responses
 from pipeline.teacher.generation.settings import GenerateSettings
+from pipeline.teacher.generation.shards import PromptShards
 from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
-__all__ = ["Prepared", "open_corpus", "prepare"]
+__all__ = ["Prepared", "corpus_source", "open_corpus", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,10 @@ class Prepared:
     """What is to be done."""
 
     capture: CaptureTask
-    """Where responses are still to be written, its shards are upper bounds, and its identity lacks
-    what only the responses decide."""
-    corpus: CorpusWork | None = None
-    """Where the samples are the corpus's own: what prepares them."""
+    """Where responses are still to be written, its shards are not known and its sums are upper
+    bounds."""
+    corpus: CorpusWork
+    """What prepares the samples, or the prompts."""
     writing: WritingTask | None = None
     """Where the teacher writes the responses."""
 
@@ -48,37 +50,38 @@ def prepare(
 ) -> Prepared:
     """Resolve the teacher and open the corpus; no teacher is loaded, no row prepared.
 
-    Where the teacher writes the responses, its prompts are prepared here.
-
     Raises:
         ConfigError, ModelError, CorpusError: as the parts say.
     """
     resolved = _resolve(teacher, corpus, capture)
-    if generate is None or not generate.enabled:
-        work = corpus_work(
-            corpus,
-            tokenizer=resolved.tokenizer,
-            seed=seed,
-            teacher=_tokens(resolved),
-            cache_url=cache_url,
-        )
-        source = PreparedShards(lambda: work.view, work.intake, capture.shard_tokens)
-        return Prepared(capture_task(resolved, capture, work.intake.identity(), source), work)
-    responses = plan_responses(
+    tokens = _tokens(resolved)
+    work = corpus_work(
         corpus,
-        generate,
         tokenizer=resolved.tokenizer,
         seed=seed,
-        teacher=_tokens(resolved),
+        teacher=tokens,
+        cache_url=cache_url,
+        prompts=_prompt_limits(corpus, generate),
     )
-    bound = responses.upper_bound()
-    source_of_bound = TableShards(bound, capture.shard_tokens)
-    task = capture_task(resolved, capture, bound.identity, source_of_bound)
-    return Prepared(task, writing=WritingTask(resolved, responses, capture, task.identity))
+    generate = generate or GenerateSettings()
+    prompts = corpus_source(work, capture, generate)
+    if isinstance(prompts, PreparedShards):
+        return Prepared(capture_task(resolved, capture, work.intake.identity(), prompts), work)
+    assert isinstance(work.intake, PromptIntake)
+    plan = plan_responses(
+        generate, tokenizer=resolved.tokenizer, seed=seed, teacher=tokens, intake=work.intake
+    )
+    task = capture_task(resolved, capture, plan.identity(), UpperBound(plan, prompts))
+    return Prepared(task, work, WritingTask(resolved, plan, prompts, capture, task.identity))
 
 
 def open_corpus(
-    teacher: TeacherSettings, corpus: CorpusSettings, *, seed: int, cache_url: str
+    teacher: TeacherSettings,
+    corpus: CorpusSettings,
+    *,
+    seed: int,
+    cache_url: str,
+    generate: GenerateSettings | None = None,
 ) -> CorpusWork:
     """Open the corpus alone, with no more of the teacher than its tokenizer.
 
@@ -90,7 +93,23 @@ def open_corpus(
     _check_fits(config, corpus, None)
     tokenizer = load_tokenizer(model.path)
     tokens = TeacherTokens(end_tokens(model.path, tokenizer), int(config["vocab_size"]))
-    return corpus_work(corpus, tokenizer=tokenizer, seed=seed, teacher=tokens, cache_url=cache_url)
+    return corpus_work(
+        corpus,
+        tokenizer=tokenizer,
+        seed=seed,
+        teacher=tokens,
+        cache_url=cache_url,
+        prompts=_prompt_limits(corpus, generate),
+    )
+
+
+def corpus_source(
+    work: CorpusWork, capture: CaptureSettings, generate: GenerateSettings
+) -> PreparedShards | PromptShards:
+    """Return what a corpus is prepared for: shards of samples, or of prompts."""
+    if isinstance(work.intake, PromptIntake):
+        return PromptShards(lambda: work.view, work.intake, generate.shard_prompts)
+    return PreparedShards.of_rows(lambda: work.view, work.intake, capture.shard_tokens)
 
 
 def _resolve(teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureSettings) -> Teacher:
@@ -100,6 +119,15 @@ def _resolve(teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureS
     _check_fits(config, corpus, capture)
     tokenizer = load_tokenizer(model.path)
     return Teacher(teacher, model, info, tokenizer, int(config["vocab_size"]), corpus.max_length)
+
+
+def _prompt_limits(
+    corpus: CorpusSettings, generate: GenerateSettings | None
+) -> PromptLimits | None:
+    """Return the lengths of prompts, where the teacher answers them."""
+    if generate is None or not generate.enabled:
+        return None
+    return PromptLimits(generate.prompt_tokens, corpus.max_length - generate.max_new_tokens)
 
 
 def _text_config(model: ResolvedModel) -> dict[str, Any]:

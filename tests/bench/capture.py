@@ -39,10 +39,10 @@ SCHEMES = {
 
 def embedded(tokens: int) -> tuple[Path, list[CaptureRequest], int]:
     """Return the default teacher, the first requests of its default corpus, and the length."""
-    from pipeline.corpus.build import build_corpus
     from pipeline.corpus.settings import CorpusSettings
     from pipeline.models.tokenizer import load_tokenizer
     from pipeline.teacher.capture.plan import capture_requests
+    from tests.whole_corpus import build_corpus
 
     folder = resolve_model("embedded", revision=None, role="teacher").path
     settings = CorpusSettings(dataset_name="embedded", max_length=512)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.corpus.build import build_corpus
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import load_tokenizer
 from tests.bench.gemma import GEMMA, gemma_folder
+from tests.whole_corpus import build_corpus
 
 __all__ = ["Hidden", "hidden_states"]
 

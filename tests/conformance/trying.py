@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.build import build_corpus
 from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.settings import CorpusSettings
@@ -22,6 +21,7 @@ from tests.conformance.containers import groups, write
 from tests.conformance.expected import NO_SAMPLE, QUARANTINED, expected
 from tests.conformance.templates import Template
 from tests.conformance.vocabularies import comparable, holds, tokenizer_of
+from tests.whole_corpus import build_corpus
 
 __all__ = ["Case", "Settings", "build", "supervised", "try_chats", "wrong"]
 

@@ -52,19 +52,20 @@ def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Pat
 
 def test_it_says_whose_the_responses_are(written: Path) -> None:
     manifest = open_cache(str(written)).manifest
-    told = manifest.identity["corpus"]["responses"]
+    told = manifest.corpus_counts
     responses = response_rows(written)
-    assert told["count"] == 72
-    assert told["unfinished"] == sum(not row["finished"] for row in responses.values())
+    assert told["responses"] == 72
+    assert told["responses_unfinished"] == sum(not row["finished"] for row in responses.values())
     line = (
         "written by the teacher itself (temperature 0.9, top-p 0.95, seed 42): 72 responses, "
-        f"{told['tokens']} tokens, {told['unfinished']} cut off at 14; text in `_meta/responses`"
+        f"{told['loss_tokens']} tokens, {told['responses_unfinished']} cut off at 14; "
+        "text in `_meta/responses`"
     )
     assert f"| responses | {line} |" in (written / "README.md").read_text()
     shown = run_python(["-m", "pipeline.cache", "inspect", written]).ok().out
     assert f"responses    {line}" in shown
     assert "intact" in run_python(["-m", "pipeline.cache", "verify", written]).ok().out
-    assert manifest.corpus_counts["loss_tokens"] == told["tokens"]
+    assert manifest.total().loss_tokens == told["loss_tokens"]
 
 
 @pytest.mark.slow
@@ -204,9 +205,7 @@ def test_dry_run(writing: list[Any], written: Path, stage: Stage, tmp_path: Path
     out = stage("cache_teacher", [*writing, "--cache_dir", written, "--dry-run"]).ok().out
     manifest = open_cache(str(written)).manifest
     total = manifest.total()
-    assert (
-        f"tokens       {total.tokens}, {manifest.identity['corpus']['responses']['tokens']}" in out
-    )
+    assert f"tokens       {total.tokens}, {total.loss_tokens} supervised" in out
     assert f"shards       {total.shards}, {total.shards} of them done" in out
     assert "at most" not in out
     assert digests(written) == before

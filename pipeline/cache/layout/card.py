@@ -18,7 +18,7 @@ def card_text(manifest: Manifest, command: str) -> str:
     files = "\n".join(f"  - split: {name}\n    path: data/{name}/*.parquet" for name in splits)
     table = "\n".join(_split_line(manifest, name) for name in splits)
     temperatures = ", ".join(f"{value:g}" for value in manifest.temperatures)
-    own = responses_text(identity)
+    own = responses_text(identity, manifest.corpus_counts)
     responses = f"| responses | {own} |\n" if own else ""
     return f"""---
 configs:
@@ -94,13 +94,18 @@ def _scheme_text(scheme: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def responses_text(identity: Mapping[str, Any]) -> str | None:
-    """Describe how the teacher wrote the responses; None where it did not."""
+def responses_text(identity: Mapping[str, Any], counts: Mapping[str, int]) -> str | None:
+    """Describe how the teacher wrote the responses; None where it did not.
+
+    Args:
+        identity: of the cache.
+        counts: of the manifest; those of a derived or unfinished cache do not have all.
+    """
     corpus = identity.get("corpus", {})
-    if "responses" not in corpus:
+    if "generate" not in corpus:
         return None
     # A cache merged from several teachers' has lists of what differs.
-    all_sampled, all_written = _listed(corpus["generate"]), _listed(corpus["responses"])
+    all_sampled = _listed(corpus["generate"])
     sampled = all_sampled[0]
     filters = [
         f"{label} {sampled[name]:g}"
@@ -110,17 +115,15 @@ def responses_text(identity: Mapping[str, Any]) -> str | None:
         if sampled[name] != off
     ]  # fmt: skip
     how = ", ".join([f"temperature {sampled['temperature']:g}", *filters, f"seed {corpus['seed']}"])
-    count, tokens, unfinished = (
-        sum(written[name] for written in all_written) for name in ("count", "tokens", "unfinished")
-    )
     if len(all_sampled) > 1:
         how = f"{len(all_sampled)} sampling settings"
     limit = max(settings["max_new_tokens"] for settings in all_sampled)
-    # A derived cache holds rows, not the text; a slice has its source's numbers.
-    where = "counted in its sources" if identity.get("derived") else "text in `_meta/responses`"
+    text = f"written by the teacher itself ({how})"
+    if "responses" not in counts:  # a derived cache holds rows, not the text
+        return f"{text}, at most {limit} tokens each"
     return (
-        f"written by the teacher itself ({how}): {count} responses, {tokens} tokens, "
-        f"{unfinished} cut off at {limit}; {where}"
+        f"{text}: {counts['responses']} responses, {counts['loss_tokens']} tokens, "
+        f"{counts['responses_unfinished']} cut off at {limit}; text in `_meta/responses`"
     )
 
 

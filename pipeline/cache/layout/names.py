@@ -11,6 +11,7 @@ __all__ = [
     "PLAN",
     "RECORDS",
     "RESPONSES",
+    "RESPONSE_UNITS",
     "SEGMENT_SHARDS",
     "SPLITS",
     "SegmentName",
@@ -29,6 +30,8 @@ RECORDS = "_meta/shards"
 """Folder of the segments of records."""
 RESPONSES = "_meta/responses"
 """Folder of the responses, where the teacher wrote them."""
+RESPONSE_UNITS = f"{RESPONSES}/units"
+"""The samples that they became, a prepared corpus: only stage one reads it."""
 SPLITS = ("train", "heldout")
 CHECKS = ("size", "checksum", "decode")
 """What `verify` compares of each shard: its size; its bytes; its bytes and all that its rows decode

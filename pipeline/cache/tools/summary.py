@@ -38,6 +38,7 @@ def summarize(store: Store) -> dict[str, Any]:
         "scheme": identity.get("scheme", {}),
         "codec": identity.get("codec", {}),
         "corpus": identity.get("corpus", {}),
+        "corpus_counts": inventory.manifest.corpus_counts if inventory.manifest else {},
         "derived": identity.get("derived"),
         "rows_quarantined": inventory.rows_quarantined,
         "splits": {split: _split(inventory, split, totals[split]) for split in SPLITS},
@@ -106,7 +107,7 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         f"teacher      {teacher.get('model')} ({teacher.get('dtype')}, "
         f"revision {teacher.get('revision')})"
     )
-    if own := responses_text(facts):
+    if own := responses_text(facts, facts["corpus_counts"]):
         yield f"responses    {own}"
     yield (
         f"engine       {teacher.get('engine')} {teacher.get('engine_version')} "

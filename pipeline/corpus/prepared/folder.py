@@ -148,6 +148,18 @@ class PreparedFolder:
         name = f"{SUMMARIES}/{unit_file(summary.index)}"
         self.store.write(name, summary.to_bytes(), look_back=False)  # it has its own checksum
 
+    def files_of(self, index: int) -> list[str]:
+        """Return the files that say that a unit is done."""
+        return [name for name in self.done()[1] if index in _range(name)]
+
+    def forget(self, index: int) -> None:
+        """Say that a unit is not done; killed at any point, it is not or the others are as well."""
+        for name, summaries in self.read(self.files_of(index)):
+            for summary in summaries:
+                if summary.index != index:
+                    self.commit(summary)
+            self.store.delete(f"{SUMMARIES}/{name}")
+
     def to_fold(self, names: Collection[str], num_units: int) -> Iterator[int]:
         """Yield the first units of the ranges that can be folded, by a listing."""
         for first in range(0, num_units - FOLD + 1, FOLD):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.corpus.prepared.summary import BlockSummary, HashedRow, SampleTotals
-from pipeline.corpus.split import AT_LEAST, HeldoutRule
+from pipeline.corpus.split import AT_LEAST, SplitRule
 
 __all__ = ["BlockSplit", "Splitting", "smallest_hashes"]
 
@@ -30,7 +30,7 @@ class BlockSplit:
 class Splitting:
     """The split of the blocks so far, and whether what follows can change it."""
 
-    rule: HeldoutRule
+    rule: SplitRule
     rows: int = 0
     """Usable rows of the blocks so far."""
     candidates: int = 0

@@ -87,7 +87,7 @@ class UnitReport:
 
     rows: int = 0
     counts: dict[str, int] = field(default_factory=dict)
-    """By the fields of `CorpusCounts`."""
+    """By the fields of `CorpusCounts`, and of responses that could not be written."""
     documents: int = 0
     given_system: int = 0
     """Chats that had no system message and got the one of the settings."""

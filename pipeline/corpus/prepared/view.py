@@ -19,7 +19,7 @@ from pipeline.corpus.prepared.summary import (
 )
 from pipeline.corpus.prepared.units import Unit
 from pipeline.corpus.sample import Sample, SplitName
-from pipeline.corpus.split import HeldoutRule
+from pipeline.corpus.split import SplitRule
 from pipeline.errors import CorpusError
 
 __all__ = ["CorpusView", "PlacedBlock"]
@@ -48,7 +48,7 @@ class CorpusView:
 
     folder: PreparedFolder
     units: Sequence[Unit]
-    rule: HeldoutRule
+    rule: SplitRule
     prepare: Callable[[Unit], object]
     """Prepares a unit again whose files are damaged; to the same bytes."""
     report: UnitReport = field(default_factory=UnitReport)
@@ -83,6 +83,16 @@ class CorpusView:
         total = sum(unit.size for unit in self.units)
         known = sum(unit.size for unit in self.units[: self.num_done])
         return 1.0 if self.is_complete or not total else known / total
+
+    def projected(self) -> SampleTotals:
+        """Return the sums over all samples; projected by the bytes of the source."""
+        share = self.known_share or 1.0
+        known = SampleTotals()
+        known.add(self.train)
+        known.add(self.heldout)
+        return SampleTotals(
+            *(round(n / share) for n in (known.samples, known.tokens, known.loss_tokens))
+        )
 
     def refresh(self) -> bool:
         """Look at the folder; return whether more is known than before.

@@ -55,11 +55,10 @@ def cache_identity(
 def as_begun(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the part that is known before the teacher is asked anything.
 
-    Without responses that it wrote, and with the taus from before they were fitted.
+    With the taus from before they were fitted.
     """
-    corpus = {name: value for name, value in identity["corpus"].items() if name != "responses"}
     scheme, codec = dict(identity["scheme"]), dict(identity["codec"])
     if "taus_before" in scheme:
         scheme["taus"] = scheme["taus_before"]
         codec["inclusion_rule"] = {**codec["inclusion_rule"], "taus": scheme["taus_before"]}
-    return {**identity, "corpus": corpus, "scheme": scheme, "codec": codec}
+    return {**identity, "scheme": scheme, "codec": codec}

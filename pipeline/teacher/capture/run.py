@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass
 
 from pipeline.cache.io.finalize import ShardsMissing, finalize
 from pipeline.cache.layout.manifest import Manifest, read_manifest
-from pipeline.cache.layout.names import MANIFEST, RECORDS, SPLITS, shard_label
+from pipeline.cache.layout.names import (
+    MANIFEST,
+    RECORDS,
+    RESPONSE_UNITS,
+    RESPONSES,
+    SPLITS,
+    shard_label,
+)
 from pipeline.cache.layout.quarantine import QUARANTINE, QuarantinedRow, read_quarantine
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError
@@ -32,7 +39,8 @@ _log = logging.getLogger(__name__)
 
 _ROUNDS = 3
 _FOLDERS = (
-    "", "_meta", RECORDS, "_meta/tokenizer", LEASES, QUARANTINE,
+    "", "_meta", RECORDS, "_meta/tokenizer", LEASES, QUARANTINE, RESPONSES,
+    *(f"{RESPONSE_UNITS}/{name}" for name in ("summaries", "tokens")),
     *(f"data/{split}" for split in SPLITS),
 )  # fmt: skip
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from pipeline.cache.codec.spec import CodecSpec
 from pipeline.config import fingerprint
-from pipeline.corpus.corpus import Corpus
 from pipeline.teacher.capture.identity import cache_identity
-from pipeline.teacher.capture.source import ShardSource, TableShards
+from pipeline.teacher.capture.source import ShardSource
 from pipeline.teacher.engines.base import Engine, Teacher
 from pipeline.teacher.engines.registry import open_engine
 from pipeline.teacher.settings import CaptureSettings
@@ -35,13 +34,9 @@ class CaptureTask:
         """SHA-256 of the identity."""
         return fingerprint(self.identity)
 
-    def with_corpus(self, corpus: Corpus) -> CaptureTask:
-        """Return the task over another corpus: the one with the responses that were written."""
-        return replace(
-            self,
-            source=TableShards(corpus, self.settings.shard_tokens),
-            identity={**self.identity, "corpus": corpus.identity},
-        )
+    def with_source(self, source: ShardSource) -> CaptureTask:
+        """Return the task over other shards: those of the responses that were written."""
+        return replace(self, source=source)
 
     def with_scheme(self, scheme: SparseScheme) -> CaptureTask:
         """Return the task with another scheme: the one whose tau was fitted."""

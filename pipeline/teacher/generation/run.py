@@ -1,114 +1,212 @@
 """The teacher writes the responses: shards of prompts, leased by any number of workers.
 
 A response file is created once and never replaced, so all workers go on from the same tokens even
-where two of them, both alive, wrote the same shard. Only when all files are there is the corpus
-known, and with it the cache's identity and plan; until then the folder belongs to the identity as
-far as it can be known, which is written first and rejects everybody else at once.
+where two of them, both alive, wrote the same shard. From the file its unit is made (`units.py`),
+and with the last unit the capture can begin. Prompts are answered while others are prepared.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from pipeline.cache.layout.names import RESPONSES
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.config import fingerprint
-from pipeline.errors import ModelError
+from pipeline.corpus.sample import Sample
+from pipeline.errors import CacheError, ModelError
 from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.storage import Store
-from pipeline.teacher.fleet.leases import LeaseBoard
+from pipeline.teacher.capture.source import ShardSource
+from pipeline.teacher.fleet.leases import Lease, LeaseBoard
 from pipeline.teacher.fleet.processes import worker_name
 from pipeline.teacher.fleet.queue import leased_work
 from pipeline.teacher.generation.base import Generator, WriteRequest, Written
-from pipeline.teacher.generation.files import ResponseText, encode_responses
-from pipeline.teacher.generation.identity import RESPONSE_PLAN, settle_responses
-from pipeline.teacher.generation.plan import ResponseShard, WritingTask
-from pipeline.teacher.generation.quarantine import write_or_quarantine
-from pipeline.teacher.generation.read import (
-    Responses,
-    check_limit,
-    read_files,
-    responses_done,
-    to_responses,
+from pipeline.teacher.generation.files import ReadResponses, ResponseText, encode_responses
+from pipeline.teacher.generation.identity import (
+    complete_responses,
+    planned_files,
+    settle_responses,
 )
+from pipeline.teacher.generation.plan import WritingTask
+from pipeline.teacher.generation.quarantine import write_or_quarantine
 from pipeline.teacher.generation.registry import open_generator
+from pipeline.teacher.generation.shards import ResponseShard
+from pipeline.teacher.generation.units import RESPONSES_LOST, ResponseUnits
+from pipeline.teacher.preparation.work import fold_summaries
 
-__all__ = ["RESPONSES_LOST", "has_responses", "write_responses"]
-
-RESPONSES_LOST = "responses_quarantined"
-"""Among a cache's counts: the responses that the teacher could not write."""
-
+__all__ = ["Responses", "can_write", "has_responses", "write_responses", "written_shards"]
 
 _log = logging.getLogger(__name__)
 
 
-def write_responses(task: WritingTask, *, store: Store, progress_every_s: float) -> Responses:
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """What the teacher wrote."""
+
+    source: ShardSource
+    """The shards to capture: prompts and responses."""
+    counts: Mapping[str, int]
+    """For the manifest."""
+    quarantined: Mapping[str, tuple[QuarantinedRow, ...]]
+    """Responses that the teacher could not write, by shard of responses; in no shard."""
+
+
+def write_responses(
+    task: WritingTask,
+    *,
+    store: Store,
+    progress_every_s: float,
+    wait_for_more: Callable[[float], None] = time.sleep,
+    check_files: bool = False,
+) -> Responses:
     """Write what is missing of the responses and return all.
 
     A run that finds every response loads no teacher. The generator is closed before this returns:
     the device is free for the capture.
 
+    Args:
+        task: what is written; its prompts may still become known.
+        store: the cache's root.
+        progress_every_s: seconds between lines of progress.
+        wait_for_more: waits for prompts to become known, at most so many seconds.
+        check_files: read every file, and write the damaged ones again.
+
     Raises:
         CacheError: the store holds a cache, or the start of one, of another identity.
+        CorpusError: the prompts cannot be prepared, or there are none.
         ModelError: the teacher answers no prompt of a shard, or too few in all.
     """
     settle_responses(store, task)
-    done = responses_done(task.plan, store)
+    units = ResponseUnits(task, store)
     board = LeaseBoard(store, worker_name(), task.settings.lease_s)
+    task.prompts.refresh()
+    if check_files:
+        units.remove_damaged()
     progress = Progress(
-        task.plan.total,
+        _responses(task),
         unit="responses",
         description="teacher writes",
         every_s=progress_every_s,
-        initial=done,
-        enabled=done < task.plan.total,
     )
-    with progress, board.beating(), _Writer(task, board, progress) as writer:
-        files = None
-        while files is None:
-            writer.run()
-            files = read_files(task, store)
-    check_limit(files, task, store)
-    return to_responses(files, task, store)
+    pool = _ResponsePool(task, units, board, progress)
+    with progress, board.beating(), _Writer(task, units, board, progress) as writer:
+        view = None
+        while view is None or not view.is_complete:  # a damaged summary is made again
+            for shard, lease in leased_work(
+                pool, board, shares=Shares(), in_order=True, wait_for_more=wait_for_more
+            ):
+                writer.make(shard, lease)
+            view = units.view()
+    complete_responses(store, task)
+    units.check_limit(view)
+    report = view.report
+    counts = {"responses": report.turns, "responses_unfinished": report.unended}
+    if report.counts.get(RESPONSES_LOST):
+        counts[RESPONSES_LOST] = report.counts[RESPONSES_LOST]
+    return Responses(units.source(view), counts, units.quarantined(view))
 
 
-def has_responses(task: WritingTask, store: Store) -> bool:
-    """Return whether the plan and every file of responses are there, by two requests."""
-    return store.exists(RESPONSE_PLAN) and responses_done(task.plan, store) == task.plan.total
+def can_write(task: WritingTask) -> bool:
+    """Look for more prompts; return whether there are any to answer."""
+    task.prompts.refresh()
+    return task.prompts.is_complete or bool(task.prompts.shards)
+
+
+def has_responses(store: Store) -> bool:
+    """Return whether every file of responses is there, by two requests."""
+    return len(_files(store)) == planned_files(store)
+
+
+def written_shards(task: WritingTask, store: Store) -> ShardSource | None:
+    """Return the shards to capture where every response is there; writes nothing.
+
+    Raises:
+        CorpusError: the prompts are complete, and cannot be used.
+    """
+    task.prompts.refresh()
+    if not task.prompts.is_complete:
+        return None
+    view = ResponseUnits(task, store).view()
+    return ResponseUnits(task, store).source(view) if view.is_complete else None
+
+
+def _responses(task: WritingTask) -> int:
+    return task.prompts.projected().samples * task.plan.settings.responses
+
+
+def _files(store: Store) -> list[str]:
+    return [name for name in store.list(RESPONSES) if name.endswith(".parquet")]
+
+
+@dataclass(frozen=True, slots=True)
+class _ResponseWork:
+    """A shard of responses, as a piece of work of the fleet."""
+
+    shard: ResponseShard
+    units: ResponseUnits
+
+    @property
+    def name(self) -> str:
+        """What its lease is called."""
+        return self.shard.name
+
+    def is_done(self, _: Store) -> bool:
+        """Return whether its file and its unit are there."""
+        return self.units.is_done(self.shard)
 
 
 class _ResponsePool:
-    """The shards of responses; all are known."""
+    """The shards of the prompts that are known."""
 
-    def __init__(self, shards: Sequence[ResponseShard], store: Store) -> None:
-        self._shards = shards
-        self._store = store
+    def __init__(
+        self, task: WritingTask, units: ResponseUnits, board: LeaseBoard, progress: Progress
+    ) -> None:
+        self._prompts = task.prompts
+        self._task = task
+        self._units = units
+        self._board = board
+        self._progress = progress
+        self._is_first = True
 
-    def missing(self) -> list[ResponseShard]:
-        """Return the shards without a file, by one listing."""
-        done = set(self._store.list(RESPONSES))
-        return [shard for shard in self._shards if shard.file_name not in done]
+    def missing(self) -> list[_ResponseWork]:
+        """Return the shards without a file or a unit, by two listings."""
+        self._prompts.refresh()
+        shards, names = self._units.missing()
+        self._progress.retarget(_responses(self._task))
+        if self._is_first:
+            self._is_first = False
+            lacking = {shard.index for shard in shards}
+            there = sum(s.num_prompts for s in self._prompts.shards if s.index not in lacking)
+            self._progress.count_before(there * self._task.plan.settings.responses)
+        fold_summaries(self._units.folder, names, len(self._prompts.shards), self._board)
+        return [_ResponseWork(shard, self._units) for shard in shards]
 
     @property
     def total(self) -> int:
-        """All."""
-        return len(self._shards)
+        """The shards that are known."""
+        return len(self._prompts.shards)
 
     @property
     def is_complete(self) -> bool:
-        """No further shards come."""
-        return True
+        """Whether all prompts are known."""
+        return self._prompts.is_complete
 
 
 class _Writer:
     """Writes one shard after the other; the generator is opened at the first."""
 
-    def __init__(self, task: WritingTask, board: LeaseBoard, progress: Progress) -> None:
+    def __init__(
+        self, task: WritingTask, units: ResponseUnits, board: LeaseBoard, progress: Progress
+    ) -> None:
         self._task = task
+        self._units = units
         self._board = board
         self._store = board.store
         self._progress = progress
@@ -122,21 +220,46 @@ class _Writer:
         if self._generator is not None:
             self._generator.close()
 
-    def run(self) -> None:
-        """Lease and write shards until every file is there, whoever wrote it."""
-        pool = _ResponsePool(self._task.plan.shards(), self._store)
-        for shard, lease in leased_work(pool, self._board, shares=Shares()):
-            requests = self._task.plan.requests(shard.prompts)
-            written = self._write(shard, requests)
-            self._check_vocabulary(requests, written)
-            data = encode_responses(
-                self._texts(shard, requests, written),
-                written,
-                identity_digest=fingerprint(self._task.identity),
+    def make(self, work: _ResponseWork, lease: Lease) -> None:
+        """Write the file and the unit of a shard, as far as they are missing."""
+        shard, units = work.shard, self._units
+        prompts = self._task.prompts.prompts(shard)
+        found = units.read(shard, prompts)
+        if found is None:
+            found = self._new_file(shard, prompts)
+        else:
+            self._progress.advance(shard.num_prompts * self._task.plan.settings.responses)
+        units.commit(shard, prompts, found.tokens)
+        self._board.done(lease)
+
+    def _new_file(self, shard: ResponseShard, prompts: Sequence[Sample]) -> ReadResponses:
+        """Let the teacher answer, and write the file; return what is in it."""
+        requests = self._task.plan.requests(prompts)
+        written = self._write(shard, requests)
+        self._check_vocabulary(requests, written)
+        empty = np.zeros(0, np.int32)
+        tokens = [one.token_ids_N if isinstance(one, Written) else empty for one in written]
+        found = self._units.read(shard, prompts)
+        if found is not None:
+            _log.info("%s was written by another worker; its tokens count", shard.name)
+            return found
+        self._units.check_again(shard, prompts, tokens)
+        if self._store.exists(shard.file):
+            _log.warning("%s: damaged; written again", self._store.full_url(shard.file))
+            self._store.delete(shard.file)
+        data = encode_responses(
+            self._texts(prompts, requests, written),
+            written,
+            identity_digest=fingerprint(self._task.identity),
+        )
+        self._store.create(shard.file, data)
+        found = self._units.read(shard, prompts)  # of this worker, or of one that was faster
+        if found is None:
+            raise CacheError(
+                f"{self._store.full_url(shard.file)}: damaged as soon as it was written",
+                do="look after the store; the same command goes on",
             )
-            if not self._store.create(shard.file, data):
-                _log.info("%s was written by another worker; its tokens count", shard.name)
-            self._board.done(lease)
+        return found
 
     def _write(
         self, shard: ResponseShard, requests: Sequence[WriteRequest]
@@ -189,13 +312,13 @@ class _Writer:
 
     def _texts(
         self,
-        shard: ResponseShard,
+        prompts: Sequence[Sample],
         requests: Sequence[WriteRequest],
         written: Sequence[Written | QuarantinedRow],
     ) -> list[ResponseText]:
         plan = self._task.plan
         decode = partial(self._task.teacher.tokenizer.decode, skip_special_tokens=False)
-        prompts = [prompt for prompt in shard.prompts for _ in range(plan.settings.responses)]
+        owners = [prompt for prompt in prompts for _ in range(plan.settings.responses)]
         ids = [one.token_ids_N.tolist() if isinstance(one, Written) else [] for one in written]
         return [
             ResponseText(
@@ -205,5 +328,5 @@ class _Writer:
                 response=decode(tokens),
                 finished=bool(tokens) and tokens[-1] in plan.ends,
             )
-            for request, prompt, tokens in zip(requests, prompts, ids, strict=True)
+            for request, prompt, tokens in zip(requests, owners, ids, strict=True)
         ]

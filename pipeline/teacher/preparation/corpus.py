@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -14,6 +15,7 @@ from pipeline.corpus.prepared.folder import PreparedFolder
 from pipeline.corpus.prepared.summary import UnitSummary
 from pipeline.corpus.prepared.units import Unit
 from pipeline.corpus.prepared.view import CorpusView
+from pipeline.corpus.prompts import PromptIntake, PromptLimits
 from pipeline.corpus.reading import open_reading
 from pipeline.corpus.samples import SampleIntake
 from pipeline.corpus.settings import CorpusSettings
@@ -135,21 +137,32 @@ def corpus_work(
     seed: int,
     teacher: TeacherTokens,
     cache_url: str,
+    prompts: PromptLimits | None = None,
 ) -> CorpusWork:
     """Open the source and determine its format; no row is prepared.
+
+    Args:
+        settings: the corpus section of the configuration.
+        tokenizer: a fast tokenizer of transformers.
+        seed: decides, with each row's identity, which rows are held out.
+        teacher: its end tokens and the size of its embedding.
+        cache_url: the cache, beside which the corpus is unless it has an address of its own.
+        prompts: their lengths, where the teacher answers them.
 
     Raises:
         CorpusError: the source cannot be reached or read, is empty, or fits no format.
     """
+    new_intake: Callable[..., Intake]
+    if prompts is None:
+        new_intake = partial(SampleIntake, add_eos=settings.add_eos)
+    else:
+        # No EOS: the prompt is the beginning of a document, which the teacher continues.
+        new_intake = partial(PromptIntake, add_eos=False, limits=prompts)
     new_intake = partial(
-        SampleIntake,
-        settings=settings,
-        tokenizer=tokenizer,
-        seed=seed,
-        teacher=teacher,
-        add_eos=settings.add_eos,
+        new_intake, settings=settings, tokenizer=tokenizer, seed=seed, teacher=teacher
     )
-    intake = new_intake(reading=open_reading(settings))
+    answered = prompts is None
+    intake = new_intake(reading=open_reading(settings, answered=answered))
     identity = {
         "samples": intake.identity(),
         "tokenizer_sha256": vocabulary_fingerprint(tokenizer),
@@ -161,7 +174,7 @@ def corpus_work(
     # Named by what decides its content: another try with other settings finds no other corpus in
     # its way, and several corpora can share an address.
     url = f"{place.rstrip('/')}/{fingerprint(identity)[:_DIGITS]}"
-    recipe = Recipe(new_intake, settings, intake.reading.source, url)
+    recipe = Recipe(new_intake, settings, intake.reading.source, url, answered)
     return CorpusWork(settings, intake, recipe, PreparedFolder(Store(url)), identity)
 
 

@@ -45,6 +45,8 @@ class Recipe:
     source: RowSource
     url: str
     """Of the prepared corpus."""
+    answered: bool
+    """Whether rows have answers; false where the teacher writes them."""
 
     def intake(self) -> Intake:
         """Return a reader of units.
@@ -52,7 +54,9 @@ class Recipe:
         Raises:
             CorpusError: the source cannot be read.
         """
-        return self.new_intake(reading=open_reading(self.settings, source=self.source))
+        return self.new_intake(
+            reading=open_reading(self.settings, source=self.source, answered=self.answered)
+        )
 
 
 def prepare_here(

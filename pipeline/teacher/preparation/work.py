@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pipeline.teacher.fleet.leases import Lease, LeaseBoard
 from pipeline.teacher.fleet.queue import WorkPool, leased_work
 from pipeline.teacher.preparation.processes import Recipe, UnitProcesses, default_processes
 
-__all__ = ["SMALL_BYTES", "Preparation"]
+__all__ = ["SMALL_BYTES", "Preparation", "fold_summaries"]
 
 SMALL_BYTES = 32 << 20
 """A first unit up to this size is prepared in this process, whose other threads have to share the
@@ -233,20 +233,8 @@ class _UnitPool(WorkPool[UnitWork]):
 
     def missing(self) -> list[UnitWork]:
         done, names = self._folder.done()
-        firsts = list(self._folder.to_fold(set(names), len(self._works)))
-        if firsts:
-            self._fold(firsts)
+        fold_summaries(self._folder, names, len(self._works), self._board)
         return [work for work in self._works if work.unit.index not in done]
-
-    def _fold(self, firsts: list[int]) -> None:
-        """Join the summaries of full ranges."""
-        newest = self._board.attempts()
-        for first in firsts:
-            name = f"fold-{first:05d}-{first + FOLD - 1:05d}"
-            lease = self._board.try_lease(name, newest.get(name))
-            if lease is not None:
-                self._folder.fold(first)
-                self._board.done(lease)
 
     @property
     def total(self) -> int:
@@ -255,6 +243,27 @@ class _UnitPool(WorkPool[UnitWork]):
     @property
     def is_complete(self) -> bool:
         return True
+
+
+def fold_summaries(
+    folder: PreparedFolder, names: Sequence[str], num_units: int, board: LeaseBoard
+) -> None:
+    """Join the summaries of full ranges, of which this worker gets the lease.
+
+    Args:
+        folder: the prepared corpus.
+        names: a listing of its summaries.
+        num_units: all, or those that are known.
+        board: leases.
+    """
+    firsts = list(folder.to_fold(set(names), num_units))
+    newest = board.attempts() if firsts else {}
+    for first in firsts:
+        name = f"fold-{first:05d}-{first + FOLD - 1:05d}"
+        lease = board.try_lease(name, newest.get(name))
+        if lease is not None:
+            folder.fold(first)
+            board.done(lease)
 
 
 class _Stopped(Exception):

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.build import build_corpus
-from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.settings import CorpusSettings
+from tests.whole_corpus import Corpus, build_corpus
 
 CHATML = (
     "{% for message in messages %}"

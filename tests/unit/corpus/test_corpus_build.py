@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.corpus.build import build_corpus
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.split import HeldoutRule, sample_id
 from pipeline.errors import CorpusError
@@ -248,15 +247,6 @@ def test_fewer_held_out_than_asked_is_logged(
 ) -> None:
     build(write_jsonl(ROWS[:20]), heldout_fraction=0.1, heldout_samples=15)
     assert "of at most 15 rows are held out" in caplog.text
-
-
-def test_progress_ends_at_the_number_of_rows(tokenizer: Any, write_jsonl: Build) -> None:
-    seen: list[tuple[int, int | None]] = []
-    chosen = CorpusSettings(dataset_name=str(write_jsonl(ROWS)))
-    build_corpus(
-        chosen, tokenizer=tokenizer, seed=1, progress=lambda done, total: seen.append((done, total))
-    )
-    assert [done for done, _ in seen] == [256, 300]
 
 
 def test_mistakes_in_settings() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.build import build_corpus
 from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.split import HeldoutRule
 from pipeline.errors import CorpusError
+from tests.whole_corpus import build_corpus
 
 Build = Callable[..., Any]
 

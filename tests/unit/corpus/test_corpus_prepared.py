@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus.build import build_corpus
 from pipeline.corpus.conclusion import conclude_samples
 from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.prepared import folder as folder_module
@@ -24,6 +23,7 @@ from pipeline.corpus.samples import Block, SampleIntake, prepare_unit
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.errors import CorpusError
 from pipeline.storage import Store
+from tests.whole_corpus import build_corpus
 
 Write = Callable[..., Path]
 ROWS = [{"text": "what does it do " * (n % 5 + 1) + str(n)} for n in range(120)]

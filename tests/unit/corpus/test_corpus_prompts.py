@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.build import build_corpus
-from pipeline.corpus.prompts import Prompts, build_prompts
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.split import prompt_id, response_id, response_seed, sample_id
 from pipeline.errors import CorpusError
+from tests.whole_corpus import Corpus, build_corpus, build_prompts
 
 Build = Callable[..., Any]
 SYSTEM = "<|im_start|>system\nYou help.<|im_end|>\n"
@@ -22,7 +21,7 @@ ASK = "<|im_start|>assistant\n"
 def prompts(tokenizer: Any) -> Build:
     def run(
         path: object, *, using: Any = None, document_tokens: int = 6, **settings: Any
-    ) -> Prompts:
+    ) -> Corpus:
         most = settings.pop("max_tokens", 1000)
         settings.setdefault("heldout_fraction", 0.0)
         return build_prompts(
@@ -61,7 +60,7 @@ def test_a_chat_ends_with_the_generation_prompt(
     turns: list[tuple[str, str]], text: str, prompts: Build, write_jsonl: Build, tokenizer: Any
 ) -> None:
     built = prompts(write_jsonl([_chat(*turns)]))
-    (prompt,) = built.prompts
+    (prompt,) = built.samples
     assert tokenizer.decode(prompt.input_ids) == text
     assert built.end_of_turn == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
@@ -70,7 +69,7 @@ def test_the_systems_message_of_the_settings(
     prompts: Build, write_jsonl: Build, tokenizer: Any
 ) -> None:
     path = write_jsonl([_chat(U, A), _chat(S, U, A)])
-    first, second = prompts(path, system_prompt="Sing.").prompts
+    first, second = prompts(path, system_prompt="Sing.").samples
     assert tokenizer.decode(first.input_ids).startswith("<|im_start|>system\nSing.<|im_end|>")
     assert tokenizer.decode(second.input_ids).startswith("<|im_start|>system\nBe brief.")
 
@@ -89,7 +88,7 @@ def test_the_systems_message_of_the_settings(
 def test_rows_with_and_without_answers_ask_the_same(
     row: dict[str, Any], prompts: Build, write_jsonl: Build, tokenizer: Any
 ) -> None:
-    (prompt,) = prompts(write_jsonl([row])).prompts
+    (prompt,) = prompts(write_jsonl([row])).samples
     assert tokenizer.decode(prompt.input_ids) == SYSTEM + HI + ASK
 
 
@@ -101,11 +100,9 @@ def test_a_corpus_still_needs_the_answers(build: Build, write_jsonl: Build) -> N
 def test_the_answer_of_the_corpus_changes_nothing(prompts: Build, write_jsonl: Build) -> None:
     one = prompts(write_jsonl([_chat(U, A)]))
     other = prompts(write_jsonl([_chat(U, ("assistant", "Quite another."))]))
-    assert (
-        one.identity["content"]["prompts_blake2b"] == other.identity["content"]["prompts_blake2b"]
-    )
+    assert one.content == other.content
     asked_otherwise = prompts(write_jsonl([_chat(("user", "Ho?"), A)]))
-    assert asked_otherwise.identity != one.identity
+    assert asked_otherwise.content != one.content
 
 
 def test_a_documents_first_tokens(
@@ -114,7 +111,7 @@ def test_a_documents_first_tokens(
     using = make_tokenizer(adds_bos=True)
     path = write_jsonl([{"text": "what does it do " * 5}, {"text": "does"}, {"text": "  "}])
     built = prompts(path, using=using)
-    long, short = built.prompts
+    long, short = built.samples
     assert long.input_ids[0] == using.bos_token_id
     assert long.input_ids[1:].tolist() == using("what does it do " * 5)["input_ids"][1:6]
     assert len(long.input_ids) == 6
@@ -127,13 +124,13 @@ def test_a_documents_first_tokens(
 def test_long_prompts_keep_their_end_or_are_dropped(prompts: Build, write_jsonl: Build) -> None:
     path = write_jsonl([_chat(("user", "what does it do " * n), A) for n in (1, 9, 2)])
     whole = prompts(path)
-    most = len(whole.prompts[2].input_ids)
+    most = len(whole.samples[2].input_ids)
     cut = prompts(path, max_tokens=most)
-    full = whole.prompts[1].input_ids
-    assert cut.prompts[1].input_ids.tolist() == full[-most:].tolist()
+    full = whole.samples[1].input_ids
+    assert cut.samples[1].input_ids.tolist() == full[-most:].tolist()
     assert (cut.counts.truncated_rows, cut.counts.tokens_cut) == (1, len(full) - most)
     kept = prompts(path, max_tokens=most, overlong="drop")
-    assert [p.source_index for p in kept.prompts] == [0, 2]
+    assert [p.source_index for p in kept.samples] == [0, 2]
     assert kept.counts.dropped_overlong == 1
     assert kept.counts.samples == kept.counts.train == 2
 
@@ -145,14 +142,14 @@ def test_the_split_is_that_of_the_plain_corpus(
     chosen = CorpusSettings(dataset_name=str(path), heldout_fraction=0.2, heldout_samples=15)
     plain = build_corpus(chosen, tokenizer=tokenizer, seed=42)
     asked = prompts(path, heldout_fraction=0.2, heldout_samples=15)
-    assert [p.split for p in asked.prompts] == [s.split for s in plain.samples]
+    assert [p.split for p in asked.samples] == [s.split for s in plain.samples]
     assert asked.counts.heldout == 15
     # Identities are new ones: a response is not the row.
     names = {s.sample_id for s in plain.samples}
-    own = {response_id(p.prompt_id, n) for p in asked.prompts for n in range(3)}
+    own = {response_id(p.sample_id, n) for p in asked.samples for n in range(3)}
     assert len(own) == 600
     assert not own & names
-    assert not {p.prompt_id for p in asked.prompts} & (names | own)
+    assert not {p.sample_id for p in asked.samples} & (names | own)
 
 
 def test_what_gives_no_prompt_is_refused_in_words(prompts: Build, write_jsonl: Build) -> None:
@@ -185,13 +182,13 @@ def test_a_template_without_a_generation_prompt_still_opens_the_answer(
 ) -> None:
     path = write_jsonl([_chat(U, A), _chat(U, A, U)])
     template = _LINES.replace("CONTENT", "m.content")
-    texts = [tokenizer.decode(p.input_ids) for p in prompts(path, chat_template=template).prompts]
+    texts = [tokenizer.decode(p.input_ids) for p in prompts(path, chat_template=template).samples]
     assert texts == [HI + ASK, HI + YES + HI + ASK]
     # Nothing but white space stands before an answer: there is no header to add.
     template = "{% for m in messages %}{{ m.role[0] + ': ' + m.content + '<|im_end|>' }}"
     template = template.replace("m.role[0] + ':", "(m.role[0] if m.role == 'user' else '') + '")
     template += "{% endfor %}"
-    texts = [tokenizer.decode(p.input_ids) for p in prompts(path, chat_template=template).prompts]
+    texts = [tokenizer.decode(p.input_ids) for p in prompts(path, chat_template=template).samples]
     assert texts[0] == "u Hi?<|im_end|>"
 
 
@@ -203,5 +200,5 @@ def test_a_prompt_of_which_the_template_leaves_text_out_is_refused(
     path = write_jsonl([_chat(U, thought, U, A), _chat(("user", "a</think>b"), A), _chat(U, A)])
     with pytest.raises(CorpusError, match=r"(?s)line 1: message 2 .*reasoning.*line 2: the mess"):
         prompts(path, chat_template=template, on_bad_row="refuse")
-    found = prompts(path, chat_template=template, reasoning="template").prompts
+    found = prompts(path, chat_template=template, reasoning="template").samples
     assert [tokenizer.decode(p.input_ids) for p in found] == [HI + YES + HI + ASK, HI + ASK]

@@ -1,9 +1,11 @@
-"""Prompts to requests to samples, and the files that hold responses on their way."""
+"""Prompts to shards and requests, responses to samples, and the files that hold them."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,106 +15,161 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.cache.layout.quarantine import QuarantinedRow
-from pipeline.corpus.prompts import Prompt, Prompts
-from pipeline.corpus.sample import CorpusCounts
-from pipeline.corpus.split import prompt_id
+from pipeline.corpus.prepared.heldout import BlockSplit, Splitting
+from pipeline.corpus.prepared.summary import SampleTotals, UnitReport
+from pipeline.corpus.prepared.view import PlacedBlock
+from pipeline.corpus.sample import Sample
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.split import DecidedSplit, prompt_id
 from pipeline.teacher.generation.base import Written
 from pipeline.teacher.generation.files import ResponseText, decode_responses, encode_responses
 from pipeline.teacher.generation.plan import ResponsePlan
 from pipeline.teacher.generation.settings import GenerateSettings
+from pipeline.teacher.generation.shards import PromptShards, ResponseShard
+from pipeline.teacher.generation.units import RESPONSES_LOST, response_unit
 
 
-def _plan(lengths: list[int], **chosen: Any) -> ResponsePlan:
-    prompts = [
-        Prompt(
+def _plan(**chosen: Any) -> ResponsePlan:
+    chosen = {"enabled": True, "max_new_tokens": 9, **chosen}
+    return ResponsePlan(GenerateSettings(**chosen), (2,), 42, 600, {"source": "s"})
+
+
+def _prompts(lengths: list[int]) -> list[Sample]:
+    return [
+        Sample(
             prompt_id("s", str(n)),
             "heldout" if n % 3 == 2 else "train",
             np.arange(5, 5 + length, dtype=np.int32),
+            np.zeros(length, np.bool_),
             n,
+            0,
         )
         for n, length in enumerate(lengths)
     ]
-    heldout = sum(prompt.split == "heldout" for prompt in prompts)
-    counts = CorpusCounts(
-        len(lengths), len(lengths), len(lengths) - heldout, heldout, sum(lengths), 0, 0, 0, 0, 0,
-        0, 0, 0,
-    )  # fmt: skip
-    chosen = {"enabled": True, "max_new_tokens": 9, **chosen}
-    return ResponsePlan(
-        Prompts(prompts, counts, 2, {"source": "s"}), GenerateSettings(**chosen), (2,), 42, 600
-    )
 
 
-def _responses(plan: ResponsePlan, seed: int = 0) -> list[NDArray[np.int32]]:
+def _responses(total: int, seed: int = 0) -> list[NDArray[np.int32]]:
     draw = np.random.default_rng(seed)
-    return [draw.integers(0, 50, draw.integers(1, 10)).astype(np.int32) for _ in range(plan.total)]
+    return [draw.integers(0, 50, draw.integers(1, 10)).astype(np.int32) for _ in range(total)]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 12))
+class View:
+    """A corpus of blocks of prompts, of which more and more are known."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.prompts = _prompts([3] * sum(sizes))
+        ends = list(itertools.accumulate(sizes))
+        self._parts = [self.prompts[e - n : e] for n, e in zip(sizes, ends, strict=True)]
+        self._all = [self._block(number) for number in range(len(sizes))]
+        self.known = 0
+        self.report = UnitReport()
+
+    def _block(self, number: int) -> PlacedBlock:
+        held = sum(prompt.split == "heldout" for prompt in self._parts[number])
+        sums = [SampleTotals(n, 3 * n) for n in (len(self._parts[number]) - held, held)]
+        return PlacedBlock(number, 0, 0, (), BlockSplit(frozenset(), *sums, False, False))
+
+    def refresh(self) -> bool:
+        return True
+
+    @property
+    def blocks(self) -> list[PlacedBlock]:
+        return self._all[: self.known]
+
+    @property
+    def is_complete(self) -> bool:
+        return self.known == len(self._all)
+
+    def summary(self) -> Any:
+        return None
+
+    def samples(self, block: PlacedBlock, split: str) -> list[Sample]:
+        return [prompt for prompt in self._parts[block.unit] if prompt.split == split]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.integers(1, 4), st.integers(1, 12))
 def test_shards_hold_every_prompt_once_and_requests_do_not_know_the_cut(
-    lengths: list[int], responses: int, size: int
+    sizes: list[int], responses: int, size: int
 ) -> None:
-    plan = _plan(lengths, responses=responses, shard_prompts=size)
-    shards = plan.shards()
-    assert [shard.index for shard in shards] == list(range(-(-len(lengths) // size)))
-    assert [p for shard in shards for p in shard.prompts] == plan.prompts.prompts
-    cut = [request for shard in shards for request in plan.requests(shard.prompts)]
-    whole = _plan(lengths, responses=responses, shard_prompts=1000).requests(plan.prompts.prompts)
+    view, plan = View(sizes), _plan(responses=responses, shard_prompts=size)
+    settings: Any = SimpleNamespace(settings=CorpusSettings())
+    source = PromptShards(lambda: view, settings, size)  # type: ignore[arg-type,return-value]
+    source._conclude = lambda _: SimpleNamespace()  # type: ignore[assignment,return-value]
+    known: list[ResponseShard] = []
+    for number in range(len(sizes) + 1):
+        view.known = number
+        source.refresh()
+        # What is cut stays when more of the corpus is known.
+        assert list(source.shards[: len(known)]) == known
+        known = list(source.shards)
+    assert [shard.index for shard in known] == list(range(-(-sum(sizes) // size)))
+    assert all(shard.num_prompts == size for shard in known[:-1])
+    assert [p for shard in known for p in source.prompts(shard)] == view.prompts
+    assert list(source.first_prompts()) == view.prompts
+    cut = [request for shard in known for request in plan.requests(source.prompts(shard))]
+    whole = _plan(responses=responses, shard_prompts=1000).requests(view.prompts)
     assert [(r.response_id, r.seed) for r in cut] == [(r.response_id, r.seed) for r in whole]
-    assert len({r.response_id for r in cut}) == len({r.seed for r in cut}) == plan.total
-    # More responses later, other prompts beside: those there keep their seeds.
-    more = _plan([*lengths, 3], responses=responses + 1).requests(plan.prompts.prompts)
+    total = sum(sizes) * responses
+    assert len({r.response_id for r in cut}) == len({r.seed for r in cut}) == total
+    # More responses later: those there keep their seeds.
+    more = _plan(responses=responses + 1).requests(view.prompts)
     assert {(r.response_id, r.seed) for r in cut} <= {(r.response_id, r.seed) for r in more}
 
 
 def test_samples_are_prompt_and_response_and_the_response_counts() -> None:
-    plan = _plan([3, 1, 4], responses=2)
-    written = _responses(plan)
-    corpus = plan.corpus(written)
-    requests = plan.requests(plan.prompts.prompts)
-    for sample, request, ids in zip(corpus.samples, requests, written, strict=True):
+    plan, prompts = _plan(responses=2), _prompts([3, 1, 4])
+    written = _responses(6)
+    block, summary = response_unit(7, prompts, written, plan)
+    rows = sorted([*block.train, *block.candidates], key=lambda row: (row.row, row.part))
+    for row, request, ids in zip(rows, plan.requests(prompts), written, strict=True):
         prompt = request.prompt_ids_L
-        assert sample.sample_id == request.response_id
-        assert sample.input_ids.tolist() == [*prompt, *ids]
-        assert sample.input_ids.dtype == np.int32
-        assert sample.loss_mask.tolist() == [False] * len(prompt) + [True] * len(ids)
-    assert [s.split for s in corpus.samples] == ["train"] * 4 + ["heldout"] * 2
-    assert [s.part for s in corpus.samples] == [0, 1] * 3
-    assert (corpus.counts.samples, corpus.counts.train, corpus.counts.heldout) == (6, 4, 2)
+        assert row.sample_id == request.response_id
+        assert row.input_ids.tolist() == [*prompt, *ids]
+        assert row.input_ids.dtype == np.int32
+        assert row.loss_mask.tolist() == [False] * len(prompt) + [True] * len(ids)
+    assert [(row.row, row.part) for row in rows] == [(n, k) for n in range(3) for k in range(2)]
+    assert [row.row for row in block.candidates] == [2, 2], "the split is the prompts'"
+    assert summary.index == 7
+    split = Splitting(DecidedSplit()).add(block.summary)
+    assert split.heldout == {2}
+    assert (split.num_train.samples, split.num_heldout.samples) == (4, 2)
+    assert not split.moves
+    assert not split.releases
     tokens = sum(map(len, written))
-    assert (corpus.counts.tokens, corpus.counts.loss_tokens) == (tokens + 16, tokens)
+    assert split.num_train.tokens + split.num_heldout.tokens == tokens + 16
+    assert split.num_train.loss_tokens + split.num_heldout.loss_tokens == tokens
+    assert summary.report.turns == 6
+    assert summary.report.unended == sum(int(ids[-1]) != 2 for ids in written)
 
 
-def test_the_identity_knows_every_token() -> None:
-    plan = _plan([3, 1, 4])
-    written = _responses(plan)
-    whole = plan.corpus(written).identity
-    assert whole["generate"]["end_tokens"] == [2]
-    assert whole["responses"]["count"] == 3
-    unfinished = sum(int(ids[-1]) != 2 for ids in written)
-    assert whole["responses"]["unfinished"] == unfinished
+def test_the_content_knows_every_token() -> None:
+    plan, prompts = _plan(), _prompts([3, 1, 4])
+    written = _responses(3)
+
+    def content(responses: list[NDArray[np.int32]], asked: list[Sample] = prompts) -> str:
+        return response_unit(0, asked, responses, plan)[1].report.content
+
     for n in range(3):
         changed = [ids.copy() for ids in written]
         changed[n][-1] ^= 1
-        assert plan.corpus(changed).identity["responses"] != whole["responses"]
-    # The same tokens, parted otherwise between two responses.
+        assert content(changed) != content(written)
+    # The same tokens, parted otherwise between two responses, and another prompt.
     moved = [np.r_[written[0], written[1][:1]], written[1][1:], written[2]]
     assert len(moved[1])
-    assert plan.corpus(moved).identity["responses"]["blake2b"] != whole["responses"]["blake2b"]
-    json.dumps(whole)
+    assert content(moved) != content(written)
+    assert content(written, _prompts([3, 2, 4])) != content(written)
+    assert plan.identity()["generate"]["end_tokens"] == [2]
+    json.dumps(plan.identity())
 
 
 def test_the_upper_bound_has_the_sizes() -> None:
-    plan = _plan([3, 1, 4] * 40, responses=2, max_new_tokens=5)
-    bound, full = plan.upper_bound(), plan.corpus([np.full(5, 7, np.int32)] * plan.total)
-    assert bound.counts == full.counts
-    assert [s.input_ids.size for s in bound.samples] == [s.input_ids.size for s in full.samples]
-    assert [s.sample_id for s in bound.samples] == [s.sample_id for s in full.samples]
-    assert plan.most_tokens == plan.total * 5 == bound.counts.loss_tokens
-    for sample, other in zip(bound.samples[:64], full.samples, strict=False):
-        assert sample.loss_mask.tolist() == other.loss_mask.tolist()
-    assert "responses" not in bound.identity
+    plan, prompts = _plan(responses=2, max_new_tokens=5), _prompts([3, 1, 4])
+    bound = plan.upper_bound(SampleTotals(3, 8))
+    block, _ = response_unit(0, prompts, [np.full(5, 7, np.int32)] * 6, plan)
+    split = Splitting(DecidedSplit()).add(block.summary)
+    split.num_train.add(split.num_heldout)
+    assert bound == split.num_train == SampleTotals(6, 46, 30)
 
 
 def _file(*, logprobs: bool = True, digest: str = "d") -> tuple[bytes, list[NDArray[np.int32]]]:
@@ -153,16 +210,19 @@ def test_a_response_that_is_lacking_says_why() -> None:
 
 
 def test_a_prompt_without_a_response_is_no_sample() -> None:
-    plan = _plan([3, 1, 4], responses=2)
+    plan, prompts = _plan(responses=2), _prompts([3, 1, 4])
     ids = np.array([7, 2], np.int32)
-    whole, less = plan.corpus([ids] * 6), plan.corpus([ids] * 4 + [ids[:0], ids])
-    assert less.counts.samples == 5 == len(less.samples)
-    assert less.counts.train + less.counts.heldout == 5
-    assert less.counts.loss_tokens == 10 == whole.counts.loss_tokens - 2
-    assert less.counts.tokens == whole.counts.tokens - 6
-    names = [sample.sample_id for sample in whole.samples]
-    assert [sample.sample_id for sample in less.samples] == [*names[:4], names[5]]
-    assert less.identity["responses"] != whole.identity["responses"]
+    whole, all_of_it = response_unit(0, prompts, [ids] * 6, plan)
+    less, summary = response_unit(0, prompts, [ids] * 4 + [ids[:0], ids], plan)
+    assert [row.sample_id for row in less.train] == [row.sample_id for row in whole.train]
+    assert [row.part for row in less.candidates] == [1]
+    assert summary.report.counts == {RESPONSES_LOST: 1}
+    assert summary.report.turns == 5
+    assert summary.report.content != all_of_it.report.content
+    # Nor is there a row where both are lost.
+    none, _ = response_unit(0, prompts, [ids] * 4 + [ids[:0]] * 2, plan)
+    assert none.summary.rows == 2
+    assert not none.summary.candidates
 
 
 def test_a_file_of_others_is_not_taken() -> None:

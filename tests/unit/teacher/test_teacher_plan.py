@@ -2,70 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache.layout.names import MANIFEST, PLAN
 from pipeline.config import fingerprint
-from pipeline.corpus.sample import Sample
-from pipeline.corpus.table import SampleTable
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 from pipeline.teacher.capture.complete import finished_cache
+from pipeline.teacher.capture.groups import cut_lengths
 from pipeline.teacher.capture.plan import settle_plan
-from pipeline.teacher.capture.source import cut_table
 from tests.unit.cache.sample_cache import sample_identity, write_cache
-
-
-def _samples(lengths: list[int], heldout_every: int = 4) -> SampleTable:
-    samples = [
-        Sample(
-            sample_id=f"{i:032x}",
-            split="heldout" if i % heldout_every == heldout_every - 1 else "train",
-            input_ids=np.zeros(length, np.int32),
-            loss_mask=np.zeros(length, np.bool_),
-            source_index=i,
-            part=0,
-        )
-        for i, length in enumerate(lengths)
-    ]
-    return SampleTable.of(samples)
 
 
 @given(
     lengths=st.lists(st.integers(1, 200), min_size=1, max_size=120),
     shard_tokens=st.integers(1, 3000),
-    heldout_every=st.integers(1, 9),
 )
 @settings(max_examples=300, deadline=None)
 def test_every_sample_once_in_order_in_shards_of_about_equal_size(
-    lengths: list[int], shard_tokens: int, heldout_every: int
+    lengths: list[int], shard_tokens: int
 ) -> None:
-    samples = _samples(lengths, heldout_every)
-    planned = cut_table(samples, shard_tokens=shard_tokens)
-    for split in ("train", "heldout"):
-        shards = [shard for shard in planned if shard.split == split]
-        wanted = [sample.sample_id for sample in samples if sample.split == split]
-        assert [s.sample_id for shard in shards for s in shard.samples] == wanted
-        assert [shard.index for shard in shards] == list(range(len(shards)))
-        assert all(len(shard.samples) for shard in shards)
-        if not wanted:
-            assert not shards
-            continue
-        sizes = [shard.num_tokens for shard in shards]
-        longest = max(n for n, s in zip(lengths, samples, strict=True) if s.split == split)
-        count = min(len(wanted), max(1, round(sum(sizes) / shard_tokens)))
-        assert len(shards) == count
-        if longest <= sum(sizes) / count:
-            assert all(abs(size - sum(sizes) / count) <= longest for size in sizes)
-    splits = [shard.split for shard in planned]
-    assert splits == sorted(splits, reverse=True)  # train before held-out, as in the manifest
+    count = min(len(lengths), max(1, round(sum(lengths) / shard_tokens)))
+    starts = cut_lengths(lengths, count)
+    assert starts[0] == 0
+    assert starts[-1] == len(lengths)
+    assert len(starts) == count + 1
+    assert all(start < stop for start, stop in itertools.pairwise(starts)), "none is empty"
+    sizes = [sum(lengths[start:stop]) for start, stop in itertools.pairwise(starts)]
+    mean = sum(lengths) / count
+    if max(lengths) <= mean:
+        assert all(abs(size - mean) <= max(lengths) for size in sizes)
 
 
 def test_the_same_identity_again_is_agreed_on(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,6 @@ from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_rows, re
 from pipeline.cache.layout.records import ShardRecord, encode_record
 from pipeline.corpus.prepared.summary import SampleTotals
 from pipeline.corpus.sample import Sample
-from pipeline.corpus.table import SampleTable
 from pipeline.errors import ModelError, StoreError
 from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
@@ -28,7 +28,6 @@ from pipeline.storage import Store
 from pipeline.teacher.capture import task as task_module
 from pipeline.teacher.capture import worker as worker_module
 from pipeline.teacher.capture.plan import PlannedShard
-from pipeline.teacher.capture.source import TableSamples
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.worker import CaptureWorker
 from pipeline.teacher.engines.base import CaptureRequest
@@ -43,6 +42,22 @@ ROWS, TOKENS = 3, 10
 SCHEME = SparseScheme(1, (1.0,))
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The samples of a shard."""
+
+    rows: list[Sample]
+
+    source_xxh3_128 = ""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.input_ids.size for row in self.rows)
+
+    def samples(self) -> list[Sample]:
+        return self.rows
+
+
 def _shards(count: int) -> tuple[PlannedShard, ...]:
     def sample(shard: int, row: int) -> Sample:
         loss_mask = np.arange(TOKENS) > 3
@@ -54,7 +69,7 @@ def _shards(count: int) -> tuple[PlannedShard, ...]:
         PlannedShard(
             "train",
             index,
-            TableSamples(SampleTable.of([sample(index, row) for row in range(ROWS)])),
+            Listed([sample(index, row) for row in range(ROWS)]),
         )
         for index in range(count)
     )

@@ -131,10 +131,11 @@ def response_findings(store: Store) -> Iterator[Finding]:
     """Yield damaged or missing files of the responses, from which shards are computed."""
     present = set(store.list(RESPONSES))
     try:
-        planned = int(json.loads(store.read(f"{RESPONSES}/plan.json"))["shards"])
+        # At first the plan knows no number: prompts are prepared while others are answered.
+        planned = int(json.loads(store.read(f"{RESPONSES}/plan.json")).get("shards", 0))
     except FileNotFoundError:
         planned = 0
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, AttributeError, TypeError):
         yield Finding(f"{RESPONSES}/plan.json", "damaged")
         planned = 0
     wanted = {f"{index:05d}.parquet" for index in range(planned)}
