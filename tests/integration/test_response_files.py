@@ -14,7 +14,16 @@ from tests.conftest import Stage
 from tests.responses import RESPONSES, cached_rows, content_digests, response_rows
 
 
-@pytest.mark.parametrize("damage", ["shards lost", "plan of the responses lost", "manifest lost"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "shards lost",
+        "plan of the responses lost",
+        pytest.param("manifest lost", marks=pytest.mark.slow),
+        "units lost",
+        "samples of a unit damaged",
+    ],
+)
 def test_responses_that_are_there_are_not_written_again(
     damage: str, writing: list[Any], written: Path, stage: Stage, tmp_path: Path
 ) -> None:
@@ -25,6 +34,13 @@ def test_responses_that_are_there_are_not_written_again(
             shutil.rmtree(folder / "data")
         case "plan of the responses lost":
             (folder / RESPONSES / "plan.json").unlink()
+        case "units lost":
+            shutil.rmtree(folder / RESPONSES / "units")
+            shutil.rmtree(folder / "_meta/corpus")
+            (folder / "_meta/manifest.json").unlink()
+        case "samples of a unit damaged":
+            (folder / RESPONSES / "units/tokens/00002-0.parquet").write_bytes(b"cut")
+            shutil.rmtree(folder / "data")
         case _:
             (folder / "_meta/manifest.json").unlink()
             (folder / "_meta/plan.json").unlink()
@@ -58,7 +74,7 @@ def test_a_damaged_file_of_responses_is_written_again_to_the_same_bytes(
     # Of a complete cache a missing file is noticed at once, a damaged one where that is asked for.
     asked = [] if damage == "deleted" else ["--verify"]
     result = stage("cache_teacher", [*writing, "--cache_dir", folder, *asked]).ok()
-    assert ("damaged or missing" in result.err) == (damage != "deleted")
+    assert ("damaged; written again" in result.err) == (damage != "deleted")
     assert content_digests(folder) == content_digests(written)
     assert others.stat().st_mtime_ns == stamp
 

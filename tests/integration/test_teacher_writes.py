@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -86,9 +87,11 @@ def test_two_workers_write_what_one_writes(
     assert not list((tmp_path / "cache/_meta/leases").glob("*"))
 
 
-# 2 syncs a write: the plan of the responses 1-2, then a lease and a file for each of four shards.
+# 2 syncs a write: the prompts are 1 to 8, the plan of the responses 9 and 10; then a file and the
+# two files of samples and the summary of its unit, for each of four shards; the capture is from 45.
 @pytest.mark.parametrize(
-    "sync", [1, 4, 6, 19, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 9, 13, 17))]
+    "sync",
+    [9, 11, 15, 17, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 7, 13, 19, 28, 43, 49))],
 )
 def test_killed_in_the_middle_of_a_write(
     sync: int, writing: list[Any], written: Path, stage: Stage, tmp_path: Path
@@ -115,7 +118,7 @@ def test_killed_while_the_teacher_writes(
     stage("cache_teacher", [*writing, "--cache_dir", folder]).ok()
     assert content_digests(folder) == content_digests(written)
     for name, stamp in before.items():
-        if not name.endswith(".partial"):
+        if name.endswith(".parquet"):
             assert (folder / RESPONSES / name).stat().st_mtime_ns == stamp, "written again"
 
 
@@ -140,7 +143,7 @@ def test_sigterm_lets_go_and_says_how_to_go_on(
     writing: list[Any], written: Path, stage: Stage, tmp_path: Path
 ) -> None:
     every = [*writing, "--cache_dir", tmp_path / "cache"]
-    result = stage("cache_teacher", every, hook=("signal_at_sync", 5, int(signal.SIGTERM)))
+    result = stage("cache_teacher", every, hook=("signal_at_sync", 11, int(signal.SIGTERM)))
     assert result.refused(143).startswith("stopped by SIGTERM; run the same command again")
     leases = list((tmp_path / "cache/_meta/leases").glob("*.json"))
     assert leases
@@ -153,7 +156,7 @@ def test_other_settings_are_refused_at_once(
     writing: list[Any], tiny: Tiny, stage: Stage, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cache"
-    begun = stage("cache_teacher", [*writing, "--cache_dir", folder], hook=("kill_at_sync", 7))
+    begun = stage("cache_teacher", [*writing, "--cache_dir", folder], hook=("kill_at_sync", 13))
     assert begun.code == -signal.SIGKILL
     before = digests(folder)
     for changed, told in [
@@ -235,6 +238,20 @@ def test_a_student_learns_from_it(
     )
     assert before != after
     assert (folder / "model/model.safetensors").exists()
+
+
+def test_prompts_are_prepared_apart(
+    writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    every = [*writing, "--cache_dir", tmp_path / "cache"]
+    out = stage("prepare_corpus", every).ok().out
+    assert re.search(r"36 prompts \(\d+ train, \d+ held out\)", out)
+    before = digests(tmp_path / "cache")
+    assert all(name.startswith("_meta/corpus/") for name in before)
+    log = tmp_path / "units"
+    stage("cache_teacher", every, hook=("note_units", str(log))).ok()
+    assert not log.exists(), "no unit is prepared again"
+    assert content_digests(tmp_path / "cache") == content_digests(written)
 
 
 def test_documents_begin_and_the_teacher_goes_on(
