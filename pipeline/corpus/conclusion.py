@@ -77,7 +77,7 @@ def conclude_samples(found: CorpusSummary, intake: Intake) -> CorpusCounts:
     if counts.truncated_rows:
         _log.warning(
             "%d rows were longer than max_length %d: truncated, %d tokens cut off",
-            counts.truncated_rows, settings.max_length, counts.tokens_cut,
+            counts.truncated_rows, settings.max_length, counts.truncated_tokens,
         )  # fmt: skip
     if counts.split_rows:
         _log.info("%d long rows became %d parts", counts.split_rows, counts.split_parts)

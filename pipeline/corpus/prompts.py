@@ -105,7 +105,7 @@ class PromptIntake(Intake):
             self.count("dropped_overlong")
             return None
         self.count("truncated_rows")
-        self.count("tokens_cut", surplus)
+        self.count("truncated_tokens", surplus)
         return ids[surplus:]
 
 
@@ -137,7 +137,7 @@ def conclude_prompts(found: CorpusSummary, intake: PromptIntake) -> CorpusCounts
     if counts.truncated_rows:
         _log.warning(
             "%d prompts were longer than %d tokens: the last ones are kept, %d cut off before",
-            counts.truncated_rows, intake.limits.max_tokens, counts.tokens_cut,
+            counts.truncated_rows, intake.limits.max_tokens, counts.truncated_tokens,
         )  # fmt: skip
     if counts.dropped_no_labels or counts.dropped_overlong:
         _log.warning("prompts left out: %s", losses)

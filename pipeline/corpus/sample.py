@@ -44,7 +44,7 @@ class CorpusCounts:
     loss_tokens: int
     """Supervised tokens of all samples."""
     truncated_rows: int
-    tokens_cut: int
+    truncated_tokens: int
     """Tokens that truncation cut off."""
     split_rows: int
     """Rows that became several parts."""

@@ -80,7 +80,7 @@ class SampleIntake(Intake):
             self.count("dropped_overlong")
         elif self.settings.overlong == "truncate":
             self.count("truncated_rows")
-            self.count("tokens_cut", length - limit)
+            self.count("truncated_tokens", length - limit)
             yield 0, Tokens(tokens.input_ids[:limit], tokens.loss_mask[:limit])
         else:
             self.count("split_rows")

@@ -164,7 +164,7 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
         print(f"samples      {plan.samples} ({counts.train} train, {counts.heldout} held out)")
         print(
             f"tokens       {most}{plan.tokens}, {plan.loss_tokens} supervised; "
-            f"{counts.tokens_cut} cut off"
+            f"{counts.truncated_tokens} cut off"
         )
     print(f"shards       {most}{plan.shards}, {done} of them done, at {store.url}")
     print(f"cache        {most or 'about '}{_gib(plan.cache_bytes)}")

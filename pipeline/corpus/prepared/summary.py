@@ -161,7 +161,7 @@ class CorpusSummary:
     def counts(self) -> CorpusCounts:
         """Return the counts of the corpus."""
         names = (
-            "truncated_rows", "tokens_cut", "split_rows", "split_parts",
+            "truncated_rows", "truncated_tokens", "split_rows", "split_parts",
             "dropped_no_labels", "dropped_overlong",
         )  # fmt: skip
         return CorpusCounts(

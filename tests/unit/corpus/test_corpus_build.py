@@ -36,7 +36,7 @@ def test_truncation_is_supervised(build: Build, write_jsonl: Build) -> None:
     corpus = build(path, max_length=12)
     lengths = [len(sample.input_ids) for sample in whole]
     assert corpus.counts.truncated_rows == sum(length > 12 for length in lengths) > 0
-    assert corpus.counts.tokens_cut == sum(max(0, length - 12) for length in lengths)
+    assert corpus.counts.truncated_tokens == sum(max(0, length - 12) for length in lengths)
     for cut, full in zip(corpus.samples, whole, strict=True):
         assert cut.input_ids.tolist() == full.input_ids[:12].tolist()
         assert cut.sample_id == full.sample_id
@@ -58,7 +58,7 @@ def test_split_keeps_every_token(build: Build, write_jsonl: Build) -> None:
     assert corpus.counts.split_rows == long
     expected = sum(-(-len(s.input_ids) // 12) for s in whole if len(s.input_ids) > 12)
     assert corpus.counts.split_parts == expected
-    assert corpus.counts.truncated_rows == corpus.counts.tokens_cut == 0
+    assert corpus.counts.truncated_rows == corpus.counts.truncated_tokens == 0
     assert len({sample.sample_id for sample in corpus.samples}) == corpus.counts.samples
 
 

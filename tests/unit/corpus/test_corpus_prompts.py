@@ -128,7 +128,7 @@ def test_long_prompts_keep_their_end_or_are_dropped(prompts: Build, write_jsonl:
     cut = prompts(path, max_tokens=most)
     full = whole.samples[1].input_ids
     assert cut.samples[1].input_ids.tolist() == full[-most:].tolist()
-    assert (cut.counts.truncated_rows, cut.counts.tokens_cut) == (1, len(full) - most)
+    assert (cut.counts.truncated_rows, cut.counts.truncated_tokens) == (1, len(full) - most)
     kept = prompts(path, max_tokens=most, overlong="drop")
     assert [p.source_index for p in kept.samples] == [0, 2]
     assert kept.counts.dropped_overlong == 1
