@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.config import parse_command
-from pipeline.errors import run_command
+from pipeline.errors import ConfigError, run_command
 from stages.settings import StudentRun, TeacherRun
 
 if TYPE_CHECKING:
     from pipeline.teacher.capture.source import ShardSource
 
-__all__ = ["TeacherRun", "main"]
+__all__ = ["TeacherRun", "main", "require_corpus"]
 
 PROG = "python -m stages.prepare_corpus"
 
@@ -32,18 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         elsewhere={"stage two, train-student": StudentRun},
     ).settings
-    from pipeline.errors import ConfigError
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.shares import Shares
     from pipeline.teacher.capture.source import PreparedShards
     from pipeline.teacher.fleet.signals import interruptible
     from pipeline.teacher.prepare import open_corpus
 
-    if run.generate.enabled:
-        raise ConfigError(
-            "generate.enabled: found true",
-            expected="false: the prompts of a teacher that writes are prepared by cache-teacher",
-        )
+    require_corpus(run)
     configure_logging(run.observe.log_level)
     shares = Shares()
     work = open_corpus(run.teacher, run.corpus, seed=run.seed, cache_url=run.cache_dir)
@@ -61,6 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"worker prepared {mine.get('units', 0)} of them, {mine.get('tokenised', 0)} tokens"
     )
     return 0
+
+
+def require_corpus(run: TeacherRun) -> None:
+    """Reject a run that has no samples to prepare before its teacher has written them.
+
+    Raises:
+        ConfigError: the teacher writes the responses.
+    """
+    if run.generate.enabled:
+        raise ConfigError(
+            "generate.enabled: found true",
+            expected="false: the prompts of a teacher that writes are prepared by cache-teacher",
+        )
 
 
 def _is_whole(source: ShardSource) -> bool:
