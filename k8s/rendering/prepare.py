@@ -21,8 +21,8 @@ __all__ = ["prepare_corpus_job"]
 
 _STAGE = "prepare-corpus"
 _PROCESSES = 7
-"""Of a worker where the overlay's are for GPUs: the system takes a part of a node's CPUs, so that one
-worker fits a node of 8, and two fit 16."""
+"""Of a worker where the overlay's are for GPUs: a node of 8 CPUs, less its system's share, takes
+one such worker, and a node of 16 takes two."""
 _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 # Exit codes that another try does not change: a mistake in the configuration; a corpus or tokenizer
 # that cannot be used.
