@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Final
 
 from k8s.checks.job_rules import gpus_of
 from k8s.checks.validate import check_documents
@@ -19,7 +19,7 @@ from stages.settings import TeacherRun
 
 __all__ = ["prepare_corpus_job"]
 
-_STAGE = "prepare-corpus"
+_STAGE: Final = "prepare-corpus"
 _PROCESSES = 7
 """Of a worker where the overlay's are for GPUs: a node of 8 CPUs, less its system's share, takes
 one such worker, and a node of 16 takes two."""
