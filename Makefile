@@ -11,7 +11,8 @@ ARGS    ?=
 PYTHON  ?= python3
 
 # With OVERLAY the same targets go to a cluster (k8s/README.md): RUN, NODES, CONFIG, ARGS, IMAGE, QUEUE,
-# PRIORITY, NAMESPACE, TIMEOUT (seconds), IDENTITY (of the cache), DRY_RUN=1.
+# PRIORITY, NAMESPACE, TIMEOUT (seconds), IDENTITY (of the cache), DRY_RUN=1; prepare-corpus has WORKERS
+# and NODE_SELECTOR instead of NODES.
 OVERLAY ?=
 DEVICE  ?= gpu
 TAG     ?= $(if $(filter cpu,$(DEVICE)),cpu,$(shell git describe --always --dirty --abbrev=12 2>/dev/null || echo dev))
@@ -32,6 +33,7 @@ endif
 SWEEP   ?= stages/configs/sweeps/temperature.yaml
 RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep $(SWEEP) --teacher_python $(TEACHER) $(ARGS)
 
+PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
 RUN_TEACHER = $(TEACHER) -m stages.cache_teacher --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
 
 CLUSTER = $(STUDENT) -m k8s
@@ -40,7 +42,9 @@ SECRET  ?= hub-token
 SUBMIT  = $(CLUSTER) $@ $(PLACE) --run "$(notdir $(RUN))" $(if $(CONFIG),--config "$(CONFIG)") \
     $(if $(NODES),--nodes "$(NODES)") $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUEUE),--queue "$(QUEUE)") \
     $(if $(PRIORITY),--priority "$(PRIORITY)") $(if $(TIMEOUT),--timeout_s "$(TIMEOUT)") \
-    $(if $(IDENTITY),--cache_identity "$(IDENTITY)") -- $(ARGS)
+    $(if $(IDENTITY),--cache_identity "$(IDENTITY)") \
+    $(if $(filter prepare-corpus,$@),$(if $(WORKERS),--workers "$(WORKERS)") \
+    $(if $(NODE_SELECTOR),--node_selector "$(NODE_SELECTOR)")) -- $(ARGS)
 
 SUBMIT_SWEEP = $(CLUSTER) sweep $(PLACE) --sweep "$(SWEEP)" $(if $(NODES),--nodes "$(NODES)") \
     $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUEUE),--queue "$(QUEUE)") \
@@ -63,8 +67,8 @@ distill: setup ## Run both stages, a control student and the report on the embed
 	@$(STUDENT) -m stages.distill --run_dir $(RUN) --nproc $(NPROC) --teacher_python $(TEACHER) $(ARGS)
 
 .PHONY: prepare-corpus
-prepare-corpus: setup-teacher ## Tokenise the corpus of stage one apart, on CPUs (CONFIG=, ARGS=)
-	@$(TEACHER) -m stages.prepare_corpus --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
+prepare-corpus: $(if $(OVERLAY),setup-dev,setup-teacher) ## Tokenise the corpus of stage one apart, on CPUs (CONFIG=, ARGS=; on a cluster OVERLAY=, WORKERS= pods)
+	@$(if $(OVERLAY),$(SUBMIT),$(PREPARE_CORPUS))
 
 .PHONY: cache-teacher
 cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=; on a cluster OVERLAY=)

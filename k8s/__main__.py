@@ -14,6 +14,7 @@ __all__ = ["main"]
 _USAGE = f"""usage: {PROG} COMMAND [--option VALUE ...] [-- FLAGS OF THE STAGE]
 
 commands (each with --help):
+  prepare-corpus  tokenise the corpus of stage one apart, on CPUs
   cache-teacher   render, check, submit and follow stage one
   train-student   the same for stage two, after a preflight check of its cache
   sweep           a job of stage two for each point of a sweep file
@@ -26,6 +27,7 @@ commands (each with --help):
   logs            follow the logs of a run"""
 
 _COMMANDS: dict[str, Callable[[str, Sequence[str]], None]] = {
+    "prepare-corpus": runs.prepare_corpus,
     "cache-teacher": runs.stage,
     "train-student": runs.stage,
     "sweep": runs.sweep,

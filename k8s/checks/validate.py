@@ -20,7 +20,7 @@ PREREQUISITES = {"PersistentVolumeClaim": {"fsx-claim"}}
 """What a render may name without containing it; ops/fsx-static or fsx-dynamic creates it."""
 
 _WORKLOADS = ("PyTorchJob", "Job", "Pod")
-_OFFLINE = ("cache-teacher", "train-student", "check-cache")
+_OFFLINE = ("cache-teacher", "train-student", "check-cache", "prepare-corpus")
 _AS_ROOT = ("fsx-init",)
 _TOKENS = re.compile(
     r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"

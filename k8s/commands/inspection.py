@@ -43,6 +43,7 @@ def logs(name: str, arguments: Sequence[str]) -> None:
     from k8s.submission.status import follow_logs
 
     options, _, _ = parse(LogsOptions, name, arguments)
-    if options.stage is not None and options.stage not in STAGES:
-        raise ConfigError(f"stage {options.stage!r}: unknown", expected=" or ".join(STAGES))
+    known = (*STAGES, "prepare-corpus")
+    if options.stage is not None and options.stage not in known:
+        raise ConfigError(f"stage {options.stage!r}: unknown", expected=" or ".join(known))
     follow_logs(options.overlay, options.namespace, run=options.run, stage=options.stage)

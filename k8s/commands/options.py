@@ -14,6 +14,7 @@ __all__ = [
     "LogsOptions",
     "PlaceOptions",
     "PrefetchOptions",
+    "PrepareOptions",
     "SubmitOptions",
     "SweepOptions",
     "VolumeOptions",
@@ -32,26 +33,40 @@ class PlaceOptions(Settings):
     namespace: str | None = option(None, "instead of the overlay's")
 
 
-class SubmitOptions(PlaceOptions):
-    """One run of one stage."""
+class _RunOptions(PlaceOptions):
+    """One run: what all commands that submit one have."""
 
     run: str = option("default", "name of the run: part of the job's name, and its folder")
     config: str | None = option(None, "configuration of the stage; none takes the overlay's")
-    nodes: int | None = option(None, "machines; none takes the overlay's", ge=1)
     image: str | None = option(
         None, "image; none takes the digest that `make push-images` wrote, else the overlay's"
     )
     queue: str | None = option(None, "Kueue's local queue")
     priority: str | None = option(None, "Kueue's priority class")
+    timeout_s: float | None = option(None, "stop waiting after this many seconds", gt=0)
+    poll_s: float = option(10, "seconds between two queries of the job's state", gt=0)
+    stuck_s: float = option(
+        120, "seconds that a pod may be unable to start before the job counts as failed", gt=0
+    )
+
+
+class SubmitOptions(_RunOptions):
+    """One run of one stage."""
+
+    nodes: int | None = option(None, "machines; none takes the overlay's", ge=1)
     cache_identity: str | None = option(
         None,
         "stage two: the identity its cache must have, or the first characters",
         pattern=r"^[0-9a-f]{6,64}$",
     )
-    timeout_s: float | None = option(None, "stop waiting after this many seconds", gt=0)
-    poll_s: float = option(10, "seconds between two queries of the job's state", gt=0)
-    stuck_s: float = option(
-        120, "seconds that a pod may be unable to start before the job counts as failed", gt=0
+
+
+class PrepareOptions(_RunOptions):
+    """The corpus that a run of stage one would read, prepared on CPUs."""
+
+    workers: int = option(2, "pods, which share the work", ge=1)
+    node_selector: str | None = option(
+        None, "labels of the nodes to use, key=value, several with commas; none takes any node"
     )
 
 
@@ -105,7 +120,9 @@ class LogsOptions(PlaceOptions):
     """Which logs."""
 
     run: str = option("default", "name of the run")
-    stage: str | None = option(None, "cache-teacher or train-student; none takes both")
+    stage: str | None = option(
+        None, "cache-teacher, train-student or prepare-corpus; none takes all"
+    )
 
 
 def parse(

@@ -1,14 +1,14 @@
-"""The commands that submit runs: cache-teacher, train-student, sweep."""
+"""The commands that submit runs: prepare-corpus, cache-teacher, train-student, sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from k8s.commands.options import SubmitOptions, SweepOptions, parse, show
+from k8s.commands.options import PrepareOptions, SubmitOptions, SweepOptions, parse, show
 from k8s.rendering.run_config import Stage
 from pipeline.errors import ConfigError
 
-__all__ = ["stage", "sweep"]
+__all__ = ["prepare_corpus", "stage", "sweep"]
 
 
 def stage(name: str, arguments: Sequence[str]) -> None:
@@ -41,6 +41,35 @@ def stage(name: str, arguments: Sequence[str]) -> None:
         cache_identity=options.cache_identity,
         patience=Patience(options.timeout_s, options.poll_s, options.stuck_s),
     )
+
+
+def prepare_corpus(name: str, arguments: Sequence[str]) -> None:
+    """Render, check, submit and follow the preparation of stage one's corpus."""
+    from k8s.rendering.prepare import prepare_corpus_job
+    from k8s.rendering.render import render_job
+
+    options, dry, flags = parse(PrepareOptions, name, arguments)
+    rendered = prepare_corpus_job(
+        render_job(
+            stage="cache-teacher",
+            run=options.run,
+            overlay=options.overlay,
+            config=options.config,
+            flags=flags,
+            image=options.image,
+            namespace=options.namespace,
+            queue=options.queue,
+            priority=options.priority,
+        ),
+        workers=options.workers,
+        node_selector=options.node_selector,
+    )
+    if dry:
+        show(rendered.documents)
+        return
+    from k8s.submission.submit import Patience, submit_stage
+
+    submit_stage(rendered, patience=Patience(options.timeout_s, options.poll_s, options.stuck_s))
 
 
 def sweep(name: str, arguments: Sequence[str]) -> None:

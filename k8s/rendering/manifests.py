@@ -14,6 +14,7 @@ from k8s.cluster.kubectl import render_kustomization
 from k8s.cluster.objects import ROOT, Object, dump_documents, find, pod_spec
 from k8s.rendering.operations import fsx_init_job, fsx_volume, prefetch_job
 from k8s.rendering.preflight import check_cache_job
+from k8s.rendering.prepare import prepare_corpus_job
 from k8s.rendering.render import RenderedJob, render_job
 from k8s.rendering.run_config import STAGES, Stage
 from k8s.rendering.variants import katib_experiment, train_job, trial_job
@@ -58,6 +59,7 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
         for stage in STAGES:
             yield f"  {stage}", partial(_render, stage, overlay)
         yield "  check-cache", partial(_check_preflight, overlay)
+        yield "  prepare-corpus", partial(_check_preparation, overlay)
         image = None if overlay == "local-kind" else EXAMPLE_IMAGES["cache-teacher"]
         yield (
             "  prefetch",
@@ -83,6 +85,10 @@ def _check_folder(folder: Path) -> None:
 
 def _check_preflight(overlay: str) -> None:
     check_cache_job(_render("train-student", overlay), cache_identity="0123456789ab")
+
+
+def _check_preparation(overlay: str) -> None:
+    prepare_corpus_job(_render("cache-teacher", overlay), workers=2)
 
 
 def _check_examples() -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from k8s.checks.job_rules import GPU, LONGEST_NAME, gpus_of, instance_type, nproc_of
 from k8s.checks.validate import check_documents
@@ -31,21 +31,30 @@ from k8s.rendering.run_config import STAGES, RunConfig, Stage, resolve_config
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import ConfigError
 
-__all__ = ["PUSHED_IMAGES", "RenderedJob", "pushed_image", "render_job", "set_image"]
+__all__ = [
+    "PUSHED_IMAGES",
+    "RESTARTS_PER_WORKER",
+    "RenderedJob",
+    "check_run_name",
+    "pushed_image",
+    "render_job",
+    "set_image",
+]
 
 PUSHED_IMAGES = Path("runs/k8s/images.json")
 """What `make push-images` pushed: image by name, with digest."""
 
 _QUEUE = "kueue.x-k8s.io/queue-name"
 _PRIORITY = "kueue.x-k8s.io/priority-class"
-_RESTARTS_PER_WORKER = 6
+RESTARTS_PER_WORKER = 6
+"""Before a job fails; those of all its workers are added up."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedJob:
     """A job, rendered and checked."""
 
-    stage: Stage
+    stage: Stage | Literal["prepare-corpus"]
     run: str
     documents: list[Object]
     settings: Settings
@@ -54,8 +63,8 @@ class RenderedJob:
 
     @property
     def job(self) -> Object:
-        """The PyTorchJob."""
-        found = find(self.documents, "PyTorchJob")
+        """The PyTorchJob; of `prepare-corpus` the Job."""
+        found = find(self.documents, "PyTorchJob") or find(self.documents, "Job")
         assert found is not None
         return found
 
@@ -113,7 +122,7 @@ def render_job(
     """
     if stage not in STAGES:
         raise ConfigError(f"stage {stage!r}: unknown", expected=" or ".join(STAGES))
-    _check_run_name(stage, run)
+    check_run_name(stage, run)
     folder = overlay_folder(overlay)
     documents = copy.deepcopy(render_kustomization(folder))
     job = find_job(documents, stage, source=str(folder))
@@ -165,7 +174,12 @@ def set_image(item: Object, image: str | None) -> None:
         main_container(item)["image"] = image
 
 
-def _check_run_name(stage: str, run: str) -> None:
+def check_run_name(stage: str, run: str) -> None:
+    """Reject a run whose jobs could not be named after it.
+
+    Raises:
+        ConfigError: other characters, or too many.
+    """
     longest = LONGEST_NAME - len(stage) - len("--12345678")
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", run) or len(run) > longest:
         raise ConfigError(
@@ -236,9 +250,7 @@ def _set_size(job: Object, stage: Stage, nodes: int | None, resolved: RunConfig)
         elastic["minReplicas"] = elastic["maxReplicas"] = replicas
     # The operator adds up the restarts of all workers.
     policy = job["spec"].setdefault("runPolicy", {})
-    policy["backoffLimit"] = max(
-        int(policy.get("backoffLimit", 0)), _RESTARTS_PER_WORKER * replicas
-    )
+    policy["backoffLimit"] = max(int(policy.get("backoffLimit", 0)), RESTARTS_PER_WORKER * replicas)
 
 
 def _scale(container: dict[str, Any], spec: dict[str, Any], factor: float) -> None:

@@ -20,7 +20,7 @@ CONFIG_FOLDER = "/etc/distill"
 # Paths of a stage that belong on the volume: section, field, name in the run's folder. A value left
 # at the schema's default means "the run's own".
 _PATHS = {
-    "cache-teacher": ((None, "cache_dir", "cache"),),
+    "cache-teacher": ((None, "cache_dir", "cache"), ("corpus", "prepared", "corpus")),
     "train-student": ((None, "cache_dir", "cache"), ("output", "output_dir", "student")),
 }
 # Fields that may name a folder or file to read; the pods see only the volume.
@@ -94,6 +94,8 @@ def resolve_config(
     mistakes: list[str] = []
     for section, field, name in _PATHS[stage]:
         holder = data if section is None else data[section]
+        if holder[field] is None:
+            continue
         dotted = field if section is None else f"{section}.{field}"
         own = f"{volume}/runs/{run}/{name}"
         defaults = {f"runs/default/{name}"}

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
+from k8s.cluster.objects import replica_specs
 from k8s.submission.job_state import job_state
 from pipeline.errors import DistillError
 
@@ -61,15 +62,16 @@ class LogFollower:
 def list_jobs(overlay: str, namespace: str | None) -> None:
     """Print one line per job: name, stage, run, workers, state."""
     text = Kubectl().ask(
-        "-n", _place(overlay, namespace), "get", "pytorchjobs.kubeflow.org", "-l", _PROJECT,
-        "-o", "json",
+        "-n", _place(overlay, namespace), "get", "pytorchjobs.kubeflow.org,jobs.batch",
+        "-l", _PROJECT, "-o", "json",
     )  # fmt: skip
     items = json.loads(text).get("items", [])
     if not items:
         print("no jobs")
     for item in items:
         labels = item["metadata"].get("labels") or {}
-        replicas = item["spec"]["pytorchReplicaSpecs"]["Worker"].get("replicas")
+        worker = replica_specs(item).get("Worker")
+        replicas = worker.get("replicas") if worker else item["spec"].get("parallelism", 1)
         state = job_state(item)
         print(
             f"{item['metadata']['name']:<50} {labels.get('distill/run', '-'):<20} "

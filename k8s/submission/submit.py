@@ -66,7 +66,11 @@ def submit_stage(
     """
     patience = patience or Patience()
     if begin_stage(rendered, cache_identity=cache_identity, patience=patience):
-        run_to_end(Kubectl(), rendered.job, patience=patience, log_pod=f"{rendered.name}-worker-0")
+        # The pods of a Job have random names: kubectl chooses one of them.
+        pod = (
+            f"job/{rendered.name}" if rendered.job["kind"] == "Job" else f"{rendered.name}-worker-0"
+        )
+        run_to_end(Kubectl(), rendered.job, patience=patience, log_pod=pod)
 
 
 def begin_stage(

@@ -192,15 +192,15 @@ class PodProcess:
 
     def _environment(self) -> dict[str, str]:
         found = {}
-        labels = self.pod["metadata"]["labels"]
+        metadata = self.pod["metadata"]
         for variable in main_container(self.pod)["env"]:
             if "value" in variable:
                 found[variable["name"]] = str(variable["value"])
             else:
                 path = variable["valueFrom"]["fieldRef"]["fieldPath"]
-                match = re.fullmatch(r"metadata\.labels\['(.+)'\]", path)
+                match = re.fullmatch(r"metadata\.(labels|annotations)\['(.+)'\]", path)
                 assert match, path
-                found[variable["name"]] = labels.get(match[1], "")
+                found[variable["name"]] = metadata[match[1]].get(match[2], "")
         return found
 
     def _mounts(self) -> dict[str, Path]:

@@ -195,33 +195,39 @@ def test_a_secret_that_is_not_there(api: ApiStub, call: Any) -> None:
 
 
 class _Kubelet:
-    """Runs the container of a Job as a process, on a volume of the test, and reports its end."""
+    """Runs the pods of a Job as processes, on a volume of the test, and reports their end."""
 
     def __init__(self, volume: Path, work: Path) -> None:
         self.volume, self.work = volume, work
         self.commands: list[list[str]] = []
 
     def __call__(self, api: ApiStub, job: Object) -> None:
-        template = copy.deepcopy(job["spec"]["template"])
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {**template["metadata"], "name": job["metadata"]["name"]},
-            "spec": template["spec"],
-        }
         documents = list(api.objects.values())
         with Node(self.work, self.volume, Isolation.LOOPBACK) as node:
-            process = PodProcess(node, pod, documents)
-            container = pod["spec"]["containers"][0]
-            self.commands.append([*container["command"], *container["args"]])
-            process.start()
-            assert process.process is not None
-            code = process.process.wait(240)
-            api.add_pod(job, log=process.log, phase="Failed" if code else "Succeeded")
-        if code:
+            pods = [
+                PodProcess(node, self._pod(job, index), documents)
+                for index in range(job["spec"].get("completions", 1))
+            ]
+            for pod in pods:
+                container = pod.pod["spec"]["containers"][0]
+                self.commands.append([*container["command"], *container["args"]])
+                pod.start()
+            codes = [pod.process.wait(240) for pod in pods if pod.process is not None]
+            failed = any(codes)
+            log = "".join(pod.log for pod in pods)
+            api.add_pod(job, log=log, phase="Failed" if failed else "Succeeded")
+        if failed:
             api.end_job(job, "Failed", reason="BackoffLimitExceeded", completed=False)
         else:
             api.end_job(job, "Complete")
+
+    @staticmethod
+    def _pod(job: Object, index: int) -> Object:
+        template = copy.deepcopy(job["spec"]["template"])
+        name = f"{job['metadata']['name']}-{index}"
+        annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
+        metadata = {**template["metadata"], "name": name, "annotations": annotations}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
 
 @pytest.fixture
@@ -296,6 +302,63 @@ def test_prefetch_runs_once_and_again(api: ApiStub, call: Any) -> None:
         assert (code, err) == (0, "")
         assert "prefetch: succeeded" in out
     assert api.created.count("Job/prefetch") == 2
+
+
+PREPARE = ["prepare-corpus", "--overlay", "local-kind", "--poll_s", "1", "--run", "exp2"]
+CORPUS = [
+    "--", "--teacher_model", "/fsx/models/tiny", "--teacher.engine", "transformers",
+    "--dataset_name", "/fsx/chats/chats.jsonl", "--num_samples", "none", "--max_length", "96",
+]  # fmt: skip
+
+
+def test_the_corpus_is_prepared_by_all_workers(
+    api: ApiStub, call: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    root = tmp_path / "volume"
+    shutil.copytree(tiny.teacher, root / "distill/models/tiny")
+    shutil.copytree(tiny.corpus.parent, root / "distill/chats")
+    kubelet = _Kubelet(root, tmp_path / "node")
+    api.scripts["Job"] = kubelet
+    code, _, err = call(*PREPARE, "--workers", "2", *CORPUS)
+    assert (code, err) == (0, "")
+    (name,) = (item.removeprefix("Job/") for item in api.created if item.startswith("Job/"))
+    assert len(kubelet.commands) == 2
+    assert not [item for item in api.created if item.startswith("PyTorchJob/")]
+    said = [line for line in api.logs[f"{name}-abcde"].splitlines() if line.startswith("corpus ")]
+    assert len(said) == 2
+    folders = list((root / "distill/runs/exp2/cache/_meta/corpus").iterdir())
+    assert len(folders) == 1
+    # It has succeeded: nothing is done again.
+    made = list(api.created)
+    assert "has succeeded already" in call(*PREPARE, "--workers", "2", *CORPUS)[1]
+    assert api.created == made
+    assert f"{name:<50} exp2" in call("jobs", "--overlay", "local-kind")[1]
+
+
+def test_a_preparation_that_fails_is_begun_again(api: ApiStub, call: Any) -> None:
+    api.scripts["Job"] = _ends("Failed", reason="PodFailurePolicy", completed=False)
+    code, _, err = call(*PREPARE)
+    assert code == 1
+    assert "failed (PodFailurePolicy" in _one_error(err)
+    api.scripts["Job"] = _never_ends
+    code, out, _ = call(*PREPARE, "--timeout_s", "2")
+    assert code == 124
+    assert "failed before (PodFailurePolicy" in out
+    # It runs: the command attaches, and reads the logs of one of its pods.
+    made = list(api.created)
+    code, out, _ = call(*PREPARE, "--timeout_s", "3")
+    assert code == 124
+    assert "following it" in out
+    assert "waiting" in out
+    assert api.created == made
+    assert "waiting" in call("logs", "--overlay", "local-kind", "--run", "exp2")[1]
+
+
+def test_nothing_is_submitted_of_a_corpus_off_the_volume(api: ApiStub, call: Any) -> None:
+    code, _, err = call(*PREPARE, "--", "--corpus.prepared", "s3://bucket/corpus")
+    assert code == 2
+    assert "corpus.prepared: found s3://bucket/corpus" in _one_error(err)
+    assert api.created == []
 
 
 def test_jobs_and_logs(api: ApiStub, call: Any) -> None:

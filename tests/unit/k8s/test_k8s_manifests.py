@@ -95,3 +95,16 @@ def test_the_targets_are_those_of_one_machine() -> None:
     assert cluster.endswith('--nodes "2" -- --seed 1')
     assert "-m stages.train_student" not in cluster
     assert '--run "default"' in _make("cache-teacher", "OVERLAY=local-kind")
+
+
+def test_the_preparation_has_workers_and_no_nodes() -> None:
+    local = _make("prepare-corpus", "ARGS=--seed 1")
+    assert "-m stages.prepare_corpus --config stages/configs/teacher.yaml --seed 1" in local
+    cluster = _make(
+        "prepare-corpus", "OVERLAY=hyperpod-p5", "RUN=exp1", "WORKERS=4", "NODE_SELECTOR=pool=cpu",
+        "ARGS=--seed 1",
+    )  # fmt: skip
+    assert '-m k8s prepare-corpus --overlay "hyperpod-p5" --run "exp1"' in cluster
+    assert cluster.endswith('--workers "4" --node_selector "pool=cpu" -- --seed 1')
+    # A variable of the environment that is called WORKERS is not the other targets'.
+    assert "--workers" not in _make("cache-teacher", "OVERLAY=local-kind", "WORKERS=4")
