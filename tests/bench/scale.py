@@ -24,7 +24,7 @@ LIMITS = {
     "sparsifier_two_threads_over_one": 1.1,
 }
 """The largest allowed value of each figure."""
-SECTIONS = ("corpus", "records", "data", "threads")
+SECTIONS = ("corpus", "records", "data", "threads", "sizes")
 
 
 def figures_of(section: str) -> dict[str, float]:

@@ -25,7 +25,7 @@ from pipeline.data.settings import DataSettings
 from pipeline.data.stream.train_stream import TrainStream
 
 __all__ = [
-    "figures", "plan_mib_per_rank_1b", "plan_seconds_50m", "read_amplification",
+    "figures", "plan_mib", "plan_mib_per_rank_1b", "plan_seconds_50m", "read_amplification",
     "read_amplification_world8",
 ]  # fmt: skip
 
@@ -88,14 +88,19 @@ def plan_seconds_50m() -> float:
 
 
 def plan_mib_per_rank_1b() -> float:
-    """Return the MiB of private memory that a rank's plan of a billion rows takes.
+    """Return `plan_mib` of a billion rows."""
+    return plan_mib(1_000_000_000)
+
+
+def plan_mib(rows: int) -> float:
+    """Return the MiB of private memory that a rank's plan of so many rows takes.
 
     Pages of the file of lengths are not among them: the ranks of a node share these, and the
     kernel drops them when memory is short.
     """
     with TemporaryDirectory() as folder:
         file = Path(folder) / "sizes"
-        command = [sys.executable, "-m", "tests.bench.scale_data", "--memory", str(file)]
+        command = [sys.executable, "-m", "tests.bench.scale_data", "--memory", str(file), str(rows)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -106,15 +111,15 @@ def _private_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def _measure_memory(file: Path) -> None:
-    """Plan a billion rows in this process and print what it added."""
+def _measure_memory(file: Path, rows: int) -> None:
+    """Plan so many rows in this process and print what it added."""
     warm = _plan(MappedSizes(file, 2_000_000))
     warm.step(0)
     del warm
     before = _private_mib()
-    plan = _plan(MappedSizes(file, 1_000_000_000))
+    plan = _plan(MappedSizes(file, rows))
     most = 0.0
-    for step in range(0, 2 * plan.steps_per_epoch, plan.steps_per_epoch // 8):
+    for step in range(0, 2 * plan.steps_per_epoch, max(1, plan.steps_per_epoch // 8)):
         plan.step(step)
         plan.shards_ahead(step, range(8), steps=32)
         most = max(most, _private_mib() - before)
@@ -220,7 +225,7 @@ def figures() -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     if sys.argv[1:2] == ["--memory"]:
-        _measure_memory(Path(sys.argv[2]))
+        _measure_memory(Path(sys.argv[2]), int(sys.argv[3]))
         return
     for world_size in (1, 2, 4, 8):
         print(f"{'read amplification, world ' + str(world_size):<40}", end="")
