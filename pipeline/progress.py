@@ -82,7 +82,8 @@ class Progress:
     def count_before(self, n: int) -> None:
         """Count units that an earlier process has done, found out on the way."""
         self.done += n
-        self._bar.initial += n
+        if not self._bar.disable:  # a disabled bar of tqdm has no such number
+            self._bar.initial += n
         self._bar.update(n)
 
     def advance(self, n: int = 1, **values: Any) -> None:

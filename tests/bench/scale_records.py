@@ -25,7 +25,7 @@ from pipeline.cache.layout.manifest import read_manifest
 from pipeline.cache.layout.names import record_name, shard_name
 from pipeline.cache.layout.records import encode_record, encode_segment
 from pipeline.cache.tools.merge import merge_caches
-from pipeline.corpus.prepared.summary import Totals
+from pipeline.corpus.prepared.summary import SampleTotals
 from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.storage import Store
@@ -102,13 +102,12 @@ class _Source:
             for index in range(count)
         ]
 
-    def refresh(self) -> bool:
+    def refresh(self) -> None:
         """Nothing more comes."""
-        return False
 
-    def projected(self) -> Totals:
+    def projected(self) -> SampleTotals:
         """Return the sums."""
-        return Totals(len(self.shards), 7 * len(self.shards), 3 * len(self.shards))
+        return SampleTotals(len(self.shards), 7 * len(self.shards), 3 * len(self.shards))
 
 
 def restart_cost(shards: int = SHARDS, *, single: int = 320) -> dict[str, Any]:
