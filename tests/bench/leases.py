@@ -102,6 +102,7 @@ def lease_all(folder: Path, *, workers: int, shards: int) -> tuple[float, int]:
         Leases per second, and the attempts at leases.
     """
     folder.mkdir()
+    encode_record(made_up_record("train", 0))  # what it imports, once for all processes
     context = multiprocessing.get_context("fork")
     go = context.Barrier(workers + 1)
     processes = [
