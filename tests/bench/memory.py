@@ -28,8 +28,8 @@ from pipeline.observe.memory import peak_rss_bytes
 
 FEW, MANY = 10, 1000
 SHARD_TOKENS = 4096
-UNIT_MIB = 0.25
-"""The text of some ten shards, so that the small corpus is a unit or two and the large one 100."""
+UNIT_MIB = 0.125
+"""The text of some five shards, so that the small corpus is two units and the large one 200."""
 WORDS = [
     "open", "file", "read", "line", "list", "key", "name", "value", "function", "error", "module",
     "path", "setting", "data",
@@ -159,7 +159,7 @@ def measure(root: Path, few_shards: int, many_shards: int) -> tuple[float, float
         rows.append((f"{shards} shards", samples, peaks, cpu_seconds() - before))
         made = len(list((root / f"cache-{shards}" / "data").rglob("*.parquet")))
         # The held-out rows of the small corpus are a small shard of their own.
-        assert abs(made - shards) <= max(2, shards // 20), f"{made} shards, not {shards}"
+        assert abs(made - shards) <= max(2, shards // 10), f"{made} shards, not {shards}"
     (_, _, few, _), (_, samples, many, _) = rows
     read, held = apart("objects", flags)
     print(f"{'':<28}{'samples':>9}{'peak MB':>9}{'ratio':>8}  MB by the end of {', '.join(PHASES)}")
