@@ -82,8 +82,10 @@ class Progress:
     def count_before(self, n: int) -> None:
         """Count units that an earlier process has done, found out on the way."""
         self.done += n
-        self._bar.initial += n
-        self._bar.update(n)
+        if not self._bar.disable:  # a disabled bar of tqdm lacks these numbers
+            self._bar.n += n
+            self._bar.initial += n
+            self._bar.last_print_n += n  # else they would count as speed
 
     def advance(self, n: int = 1, **values: Any) -> None:
         """Count `n` more units; `values` (a loss, a rate) are shown behind the numbers."""

@@ -131,6 +131,7 @@ def _logged_objective(objective: str, points: Sequence[Point], cache_url: str) -
 
 
 def _run(task: _Task, runs: list[PlannedRun], shown: str) -> int:
+    from pipeline.storage.parallel import usable_cores
     from pipeline.sweep.ledger import Entry, Ledger
     from pipeline.sweep.plan import check_resources
     from pipeline.sweep.run import Sweep
@@ -143,7 +144,7 @@ def _run(task: _Task, runs: list[PlannedRun], shown: str) -> int:
         options.parallel,
         nproc=options.nproc,
         gpus=visible_gpus(),
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=usable_cores(),
         environment=os.environ,
     )
     listed = file.search is None

@@ -10,7 +10,7 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import BadRow
 from pipeline.errors import CorpusError
 
-__all__ = ["BadRows", "Named"]
+__all__ = ["BadRowMessage", "BadRows"]
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _REFUSED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class BadRowMessage:
     """The three parts of a bad row's message."""
 
     found: str
@@ -42,7 +42,8 @@ class BadRows:
     count: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
     """Rows by kind of fault, the first met first."""
-    named: dict[str, list[Named]] = field(default_factory=dict)
+    messages: dict[str, list[BadRowMessage]] = field(default_factory=dict)
+    """Of the first rows of each kind."""
 
     def add(self, bad: BadRow, settings: CorpusSettings) -> None:
         """Count one row.
@@ -52,10 +53,10 @@ class BadRows:
         """
         self.count += 1
         self.kinds[bad.kind] = self.kinds.get(bad.kind, 0) + 1
-        named = self.named.setdefault(bad.kind, [])
+        named = self.messages.setdefault(bad.kind, [])
         limit = _REFUSED if settings.on_bad_row == "refuse" else _NAMED
         if len(named) < limit:
-            named.append(Named(bad.found, bad.expected, bad.do))
+            named.append(BadRowMessage(bad.found, bad.expected, bad.do))
         if settings.on_bad_row == "refuse" and self.count >= _REFUSED:
             raise self.refusal(settings, so_far=True)
 
@@ -64,8 +65,8 @@ class BadRows:
         self.count += other.count
         for kind, count in other.kinds.items():
             self.kinds[kind] = self.kinds.get(kind, 0) + count
-            named = self.named.setdefault(kind, [])
-            named += other.named[kind][: max(0, _NAMED - len(named))]
+            named = self.messages.setdefault(kind, [])
+            named += other.messages[kind][: max(0, _NAMED - len(named))]
 
     def too_many(self, rows: int, settings: CorpusSettings) -> bool:
         """Return whether they are more of `rows` than the run accepts."""
@@ -96,7 +97,7 @@ class BadRows:
         """Return one line a kind, with its count and the rows that are named."""
         lines = []
         for kind, count in self.kinds.items():
-            named = [str(bad.error()) for bad in self.named[kind]]
+            named = [str(bad.error()) for bad in self.messages[kind]]
             if count > len(named):
                 named.append(f"and {count - len(named)} more.")
             lines.append(f"\n  {count} {kind}: " + "\n    ".join(named))
@@ -111,7 +112,7 @@ class BadRows:
 
     def refusal(self, settings: CorpusSettings, *, so_far: bool) -> CorpusError:
         """Return the error of a run that refuses them; `so_far`: more rows are to be read."""
-        named = [bad for rows in self.named.values() for bad in rows]
+        named = [bad for rows in self.messages.values() for bad in rows]
         more = ", and perhaps more" if so_far else ""
         if len(named) == 1:
             return named[0].error()
@@ -126,7 +127,7 @@ class BadRows:
         return {
             "count": self.count,
             "kinds": [
-                [kind, count, [asdict(bad) for bad in self.named[kind]]]
+                [kind, count, [asdict(bad) for bad in self.messages[kind]]]
                 for kind, count in self.kinds.items()
             ],
         }
@@ -135,5 +136,5 @@ class BadRows:
     def from_json(cls, data: dict[str, Any]) -> BadRows:
         """Read the JSON form."""
         kinds = {kind: count for kind, count, _ in data["kinds"]}
-        named = {kind: [Named(**bad) for bad in rows] for kind, _, rows in data["kinds"]}
+        named = {kind: [BadRowMessage(**bad) for bad in rows] for kind, _, rows in data["kinds"]}
         return cls(int(data["count"]), kinds, named)

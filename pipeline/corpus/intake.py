@@ -95,11 +95,7 @@ class Intake(ABC):
         self.reading.soundness.reset()
 
     def end(self) -> UnitReport:
-        """Return the report of the unit.
-
-        Raises:
-            CorpusError: it has bad rows, and the run refuses them.
-        """
+        """Return the report of the unit."""
         report, soundness = self.report, self.reading.soundness
         report.content = self._content.hexdigest()
         report.replaced, report.notes = soundness.replaced, dict(soundness.notes)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.observe.memory import total_memory_bytes
+from pipeline.storage.parallel import usable_cores
 
 __all__ = ["PACKAGES", "describe_environment", "git_commit", "package_versions"]
 
@@ -41,7 +42,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_bytes": total_memory_bytes(),
         "gpus": _gpu_names(),
         "packages": package_versions(),
@@ -99,13 +100,6 @@ def _cpu_model() -> str:
         if key.strip() == "model name" and value.strip() not in ("", "unknown"):
             return value.strip()
     return platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    # The affinity mask is what a container or a scheduler leaves us; cpu_count is the machine's.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpu_names() -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["default_workers", "in_processes", "in_threads"]
+__all__ = ["default_workers", "in_processes", "in_threads", "usable_cores"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,7 +19,24 @@ R = TypeVar("R")
 
 def default_workers() -> int:
     """Return the threads for reading shards: the cores, at most 8 (each holds one shard)."""
-    return max(1, min(8, os.cpu_count() or 1))
+    return min(8, usable_cores())
+
+
+def usable_cores(*, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many cores this process may use, at least 1.
+
+    Not the machine's: a scheduler leaves a process some of them, by its affinity. A container sees
+    all of them, and its quota counts.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:

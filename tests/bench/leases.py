@@ -3,7 +3,8 @@
     python -m tests.bench.leases
 
 Ends with `FIGURE lease_overhead_percent`: of the CPU time of two workers that make shards (teacher,
-encoding, writing and all), the part that goes into leases, heartbeats, take-overs and listings.
+encoding, writing and all), the part that goes into leases, heartbeats, take-overs, listings and the
+folding of records.
 """
 
 from __future__ import annotations
@@ -15,54 +16,93 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.layout.embedded_checksum import checksum
-from pipeline.cache.layout.names import record_name, shard_name
-from pipeline.cache.layout.records import ShardRecord, encode_record
-from pipeline.corpus.table import SampleTable
+from pipeline.cache.layout.manifest import read_manifest
+from pipeline.cache.layout.names import record_name
+from pipeline.cache.layout.records import encode_record
+from pipeline.corpus.prepared.summary import SampleTotals
 from pipeline.observe.shares import Shares
+from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import PlannedShard
+from pipeline.teacher.capture.pool import ShardPool
 from pipeline.teacher.fleet.leases import LEASES, LeaseBoard
 from pipeline.teacher.fleet.processes import worker_name
 from pipeline.teacher.fleet.queue import leased_work
+from tests.unit.cache.records import made_up_data, made_up_record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEASE_S = 120.0
+LEASED = "leased"
+"""Begins the line of a worker's log for a shard that it has taken."""
+
+
+class _EmptyShards:
+    """Shards that are all known, of which nothing is read."""
+
+    is_complete, num_tokens, source_xxh3_128 = True, 1, ""
+
+    def __init__(self, shards: int) -> None:
+        self.shards: Any = [
+            PlannedShard("train", index, self)  # type: ignore[arg-type]
+            for index in range(shards)
+        ]
+
+    def refresh(self) -> None:
+        """Nothing more comes."""
+
+    def projected(self) -> SampleTotals:
+        """Return the sums."""
+        return SampleTotals(len(self.shards), len(self.shards), 0)
 
 
 def _commit_empty(shard: PlannedShard, store: Store) -> None:
-    record = ShardRecord(
-        split=shard.split, index=shard.index, path=shard_name(shard.split, shard.index),
-        rows=0, tokens=0, loss_tokens=0, entries=0, bytes=1, xxh3_128=checksum(b"x"),
-        kept_mass=0.0, entropy=0.0,
-    )  # fmt: skip
+    record = made_up_record(*shard.key)
     # As `commit_shard` does, but not synced: the disk's syncs are not what leases cost.
-    store.write(record.path, b"x", once=True)
-    store.write(record_name(shard.split, shard.index), encode_record(record), once=True)
+    store.write(record.path, made_up_data(*shard.key), once=True)
+    store.write(record_name(*shard.key), encode_record(record), once=True)
 
 
 def _commit_all(folder: Path, shards: int, number: int, go: Any) -> None:
-    nothing = SampleTable.of([])
-    planned = [PlannedShard("train", index, nothing) for index in range(shards)]
     board = LeaseBoard(Store(str(folder / "cache")), worker_name(), LEASE_S)
-    go.wait()
-    with board.beating(), (folder / f"{number}.log").open("a") as log:
-        for shard, lease in leased_work(planned, "_meta/shards", board, shares=Shares()):
-            print(shard.name, file=log, flush=True)
-            _commit_empty(shard, board.store)
-            board.done(lease)
+    tries = Counter[str]()
+    real = LeaseBoard.try_lease
+
+    def try_lease(self: LeaseBoard, shard: str, newest: int | None) -> Any:
+        tries["all"] += 1
+        return real(self, shard, newest)
+
+    LeaseBoard.try_lease = try_lease  # type: ignore[method-assign]
+    shares = Shares()
+    with Progress(enabled=False) as progress:
+        pool = ShardPool(
+            _EmptyShards(shards),  # type: ignore[arg-type]
+            board, progress, shares, on_complete=lambda: None,
+        )  # fmt: skip
+        go.wait()
+        with board.beating(), (folder / f"{number}.log").open("a") as log:
+            for shard, lease in leased_work(pool, board, shares=shares, in_order=True):
+                print(LEASED, shard.name, file=log, flush=True)
+                _commit_empty(shard, board.store)
+                board.done(lease)
+            print("tries", tries["all"], file=log)
     board.sweep()
 
 
-def lease_all(folder: Path, *, workers: int, shards: int) -> float:
-    """Let processes lease all shards; return leases per second, and fail on a double lease."""
+def lease_all(folder: Path, *, workers: int, shards: int) -> tuple[float, int]:
+    """Let processes lease all shards, and fail on a double lease.
+
+    Returns:
+        Leases per second, and the attempts at leases.
+    """
     folder.mkdir()
+    encode_record(made_up_record("train", 0))  # what it imports, once for all processes
     context = multiprocessing.get_context("fork")
     go = context.Barrier(workers + 1)
     processes = [
@@ -77,64 +117,71 @@ def lease_all(folder: Path, *, workers: int, shards: int) -> float:
         process.join()
         assert process.exitcode == 0
     took = time.monotonic() - begun
-    made = Counter(name for log in folder.glob("*.log") for name in log.read_text().split())
+    lines = [line.split() for log in folder.glob("*.log") for line in log.read_text().splitlines()]
+    made = Counter(value for what, value in lines if what == LEASED)
     assert len(made) == shards, f"{shards - len(made)} shards were not written"
     double = sum(count - 1 for count in made.values())
     assert not double, f"{double} double leases"
     assert not list((folder / "cache" / LEASES).iterdir())
-    return shards / took
+    return shards / took, sum(int(value) for what, value in lines if what == "tries")
 
 
-def _measured(into: Counter[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `call` to add its CPU time, on any thread, to `into[name]`."""
+class _Spent:
+    """CPU time that goes into leases, on all threads; of calls inside calls, the outer one's."""
 
-    def wrapper(*args: Any, **options: Any) -> Any:
-        begun = time.thread_time()
-        try:
-            return call(*args, **options)
-        finally:
-            into[name] += time.thread_time() - begun  # type: ignore[assignment]
-            into["calls"] += 1
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._inside = threading.local()
 
-    return wrapper
+    def measured(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a function to count its time."""
+
+        def wrapper(*args: Any, **options: Any) -> Any:
+            if getattr(self._inside, "now", False):
+                return call(*args, **options)
+            self._inside.now = True
+            begun = time.thread_time()
+            try:
+                return call(*args, **options)
+            finally:
+                self.seconds += time.thread_time() - begun
+                self._inside.now = False
+
+        return wrapper
 
 
 def measured_worker(result: Path, flags: list[str]) -> None:
     """Run stage one in this process and write what its leases and the whole loop cost."""
     from pipeline.errors import run_command
     from pipeline.teacher.capture.worker import CaptureWorker
-    from pipeline.teacher.fleet import leases
+    from pipeline.teacher.preparation import work
     from stages.cache_teacher import main
 
-    spent: Counter[str] = Counter()
-    for name in ("attempts", "try_lease", "bad_ends", "beat", "done"):
-        method = getattr(leases.LeaseBoard, name)
-        setattr(leases.LeaseBoard, name, _measured(spent, "leases", method))
-    listing = Store.list
-
-    def list_records(self: Store, folder: str) -> list[str]:
-        # The leases' folder is listed by `attempts`, which is measured already.
-        wrapped = _measured(spent, "leases", listing) if folder == "_meta/shards" else listing
-        return list(wrapped(self, folder))
-
-    Store.list = list_records  # type: ignore[method-assign]
+    spent = _Spent()
+    # The shards' leases and those of the units, which the same worker prepares beside its teacher.
+    owned = [(LeaseBoard, n) for n in ("attempts", "try_lease", "bad_ends", "beat", "done")]
+    for owner, name in [*owned, (ShardPool, "missing"), (work._UnitPool, "missing")]:
+        setattr(owner, name, spent.measured(getattr(owner, name)))
     real = CaptureWorker.run
 
     def all_made(*args: Any, **options: Any) -> None:
         begun = time.process_time()
-        spent.clear()
+        spent.seconds = 0.0
         real(*args, **options)
-        spent["loop"] = time.process_time() - begun  # type: ignore[assignment]
+        loop = time.process_time() - begun
+        result.write_text(json.dumps({"leases": spent.seconds, "loop": loop}))
 
     CaptureWorker.run = all_made  # type: ignore[method-assign]
     assert run_command(lambda: main(flags)) == 0
-    result.write_text(json.dumps(spent))
 
 
 def teacher_runs(
     folder: Path, *, samples: int, shard_tokens: int, workers: int
 ) -> dict[str, float]:
-    """Make one cache with `workers` processes; return the sums of their CPU times in seconds."""
+    """Make one cache with `workers` processes; return the sums of their CPU times in seconds.
+
+    Units of the corpus are as much smaller than usual as shards are.
+    """
     from tests.tiny import make_teacher, make_tokenizer, write_corpus
 
     corpus = write_corpus(folder / "corpus", samples=samples)
@@ -143,7 +190,8 @@ def teacher_runs(
     flags = [
         "--teacher_model", str(folder / "teacher"), "--teacher.engine", "transformers",
         "--dataset_name", str(corpus), "--max_length", "96",
-        "--capture.shard_tokens", str(shard_tokens), "--observe.log_level", "error",
+        "--capture.shard_tokens", str(shard_tokens), "--corpus.processes", "1",
+        "--corpus.unit_mib", str(16 * shard_tokens / 1e6), "--observe.log_level", "error",
         "--cache_dir", str(folder / f"cache-{workers}"),
     ]  # fmt: skip
     results = [folder / f"{workers}-{number}.json" for number in range(workers)]
@@ -160,8 +208,8 @@ def teacher_runs(
     total: Counter[str] = Counter()
     for result in results:
         total.update(json.loads(result.read_text()))
-    total["shards"] = len(list((folder / f"cache-{workers}/_meta/shards").iterdir()))
-    return dict(total)
+    found = read_manifest(Store(str(folder / f"cache-{workers}"))).total().shards
+    return {**total, "shards": found}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,11 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="bench-leases-") as name:
         folder = Path(name)
         print(f"{chosen.shards} empty shards, each leased, committed and recorded, on local disk")
-        print(f"{'workers':>10} {'leases/s':>10} {'to one':>8}  double")
-        one = lease_all(folder / "one", workers=1, shards=max(1, chosen.shards // 5))
-        print(f"{1:>10} {one:>10.0f} {1:>8.2f}  none")
-        many = lease_all(folder / "many", workers=chosen.workers, shards=chosen.shards)
-        print(f"{chosen.workers:>10} {many:>10.0f} {many / one:>8.2f}  none")
+        print(f"{'workers':>10} {'leases/s':>10} {'to one':>8} {'attempts':>9}  double")
+        one, tries = lease_all(folder / "one", workers=1, shards=max(1, chosen.shards // 5))
+        print(f"{1:>10} {one:>10.0f} {1:>8.2f} {tries:>9}  none")
+        many, tries = lease_all(folder / "many", workers=chosen.workers, shards=chosen.shards)
+        print(f"{chosen.workers:>10} {many:>10.0f} {many / one:>8.2f} {tries:>9}  none")
         (folder / "runs").mkdir()
         print()
         print(f"tiny teacher, shards of {chosen.shard_tokens} tokens (the default is 1,000,000)")
@@ -203,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{workers:>10} {run['shards']:>7.0f} {run['loop'] / first:>11.2f} "
                 f"{1000 * run['leases'] / run['shards']:>19.2f} {share:>10.3f}"
             )
+    print(f"FIGURE lease_attempts {tries}")
     print(f"FIGURE lease_overhead_percent {share:.3f}")
     return 0
 

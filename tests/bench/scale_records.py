@@ -102,9 +102,8 @@ class _Source:
             for index in range(count)
         ]
 
-    def refresh(self) -> bool:
+    def refresh(self) -> None:
         """Nothing more comes."""
-        return False
 
     def projected(self) -> SampleTotals:
         """Return the sums."""

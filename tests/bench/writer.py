@@ -38,7 +38,11 @@ def run(folder: Path, samples: int) -> tuple[float, float, Summary]:
     corpus = CorpusSettings(num_samples=samples, max_length=160, heldout_fraction=0.1)
     capture = CaptureSettings(shard_tokens=1000)
     shares, store = Shares(), Store(str(folder))
-    task = prepare(teacher, corpus, capture, seed=42).capture
+    prepared = prepare(teacher, corpus, capture, seed=42, cache_url=str(folder))
+    task, work = prepared.capture, prepared.corpus
+    assert work is not None
+    with work.preparing(lease_s=capture.lease_s, shares=shares) as preparation:
+        preparation.wait()  # so that nothing is tokenised beside what is measured
     fill_cache(
         task,
         store=store,
@@ -50,14 +54,15 @@ def run(folder: Path, samples: int) -> tuple[float, float, Summary]:
     summary = shares.summary()
     engine = task.open_engine()
     teacher_s = writer_s = 0.0
-    for shard in [*task.plan.shards[:1], *task.plan.shards]:  # the first one warms up
+    shards = task.source.shards
+    for shard in [*shards[:1], *shards]:  # the first one warms up
         started = time.process_time()
         columns = engine.capture(shard.requests())
         captured = time.process_time()
         commit_shard(store, *encode_columns(task, shard, columns))
         teacher_s += captured - started
         writer_s += time.process_time() - captured
-        if shard is task.plan.shards[0]:
+        if shard is shards[0]:
             teacher_s, writer_s = captured - started, time.process_time() - captured
     engine.close()
     return teacher_s, writer_s, summary

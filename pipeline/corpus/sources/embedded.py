@@ -11,11 +11,10 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.corpus.sources.rows import Piece, Row
+from pipeline.corpus.sources.rows import Piece, Row, even_pieces
 from pipeline.errors import CorpusError
 
 __all__ = ["EMBEDDED_NAME", "EmbeddedSource", "embedded_source"]
@@ -119,11 +118,8 @@ class EmbeddedSource:
 
     def pieces(self, size: int) -> Iterator[Piece]:
         """Divide the rows evenly."""
-        rows = len(self.rows)
         held = sum(len(str(row.data)) for row in self.rows)
-        parts = max(1, min(rows, held // size))
-        for start, stop in pairwise([rows * part // parts for part in range(parts + 1)]):
-            yield Piece(0, start, stop, start, stop - start, held // parts)
+        return even_pieces(len(self.rows), held, size)
 
     def read(self, piece: Piece) -> Iterator[Row]:
         """Yield the rows of a piece."""

@@ -16,6 +16,7 @@ from pipeline.corpus.sources.dataset_card import choose_configuration, configura
 from pipeline.corpus.sources.packed import DAMAGED, PACKED, unpacked
 from pipeline.corpus.sources.readers import (
     READABLE,
+    Placed,
     count_lines,
     data_suffix,
     read_lines,
@@ -123,16 +124,8 @@ class FilesSource:
     def read(self, piece: Piece) -> Iterator[Row]:
         """Yield the rows of a piece."""
         file = self.files[piece.file]
-        suffix, open_file = data_suffix(file.name), partial(self._open, file)
-        whole = piece.start == 0 and piece.stop < 0
-        if suffix == ".parquet" and not whole:
-            placed = read_row_groups(open_file, file.name, piece.start, piece.stop, piece.first_row)
-        elif suffix != ".parquet" and not whole:
-            placed = read_lines(open_file, file.name, piece.start, piece.stop)
-        else:
-            placed = reader_of(file.name)(open_file, file.name)
         with _named(file):
-            for number, place, data in placed:
+            for number, place, data in self._placed(file, piece):
                 bad = data if isinstance(data, BadRow) else None
                 values = {} if isinstance(data, BadRow) else data
                 yield Row(f"{file.name}:{number}", place, values, bad)
@@ -146,6 +139,19 @@ class FilesSource:
             with _named(file):
                 return count_lines(partial(self._open, file), at_most, piece.start, piece.stop)
         return sum(1 for _ in itertools.islice(self.read(piece), at_most))
+
+    def _placed(self, file: DataFile, piece: Piece) -> Placed:
+        """Read a piece by what its file is; only Parquet and JSON Lines have parts."""
+        open_file = partial(self._open, file)
+        match data_suffix(file.name):
+            case _ if (piece.start, piece.stop) == (0, -1):
+                return reader_of(file.name)(open_file, file.name)
+            case ".parquet":
+                return read_row_groups(
+                    open_file, file.name, piece.start, piece.stop, piece.first_row
+                )
+            case _:
+                return read_lines(open_file, file.name, piece.start, piece.stop)
 
     def _row_groups(self, number: int, file: DataFile, size: int) -> Iterator[Piece]:
         with _named(file):

@@ -7,13 +7,12 @@ import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.arrow_values import arrow_rows
-from pipeline.corpus.sources.rows import Piece, Row
+from pipeline.corpus.sources.rows import Piece, Row, even_pieces
 from pipeline.errors import CorpusError
 
 __all__ = ["TableSource", "hub_source", "is_saved_dataset", "saved_source"]
@@ -115,11 +114,7 @@ class TableSource:
 
     def pieces(self, size: int) -> Iterator[Piece]:
         """Divide the rows evenly."""
-        rows, held = len(self.table), int(self.table.data.nbytes)
-        parts = max(1, min(rows, held // size))
-        cuts = [rows * part // parts for part in range(parts + 1)]
-        for start, stop in pairwise(cuts):
-            yield Piece(0, start, stop, start, stop - start, held // parts)
+        return even_pieces(len(self.table), int(self.table.data.nbytes), size)
 
     def read(self, piece: Piece) -> Iterator[Row]:
         """Yield the rows of a piece."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from pipeline.errors import CorpusError
 
-__all__ = ["BadRow", "Piece", "Row", "RowSource"]
+__all__ = ["BadRow", "Piece", "Row", "RowSource", "even_pieces"]
 
 
 class BadRow(CorpusError):
@@ -69,6 +70,13 @@ class Piece:
     def from_json(cls, data: list[Any]) -> Piece:
         """Read the JSON form."""
         return cls(*data)
+
+
+def even_pieces(rows: int, held: int, size: int) -> Iterator[Piece]:
+    """Divide a table of `rows` rows and `held` bytes evenly, into pieces of about `size` bytes."""
+    parts = max(1, min(rows, held // size))
+    for start, stop in pairwise([rows * part // parts for part in range(parts + 1)]):
+        yield Piece(0, start, stop, start, stop - start, held // parts)
 
 
 class RowSource(Protocol):

@@ -33,6 +33,7 @@ from pipeline.data.retokenise import Aligner, student_sizes
 from pipeline.models.tokenizer import load_tokenizer, tokenizer_files, tokenizer_from_files
 from pipeline.progress import Progress
 from pipeline.storage.local_folder import local_folder
+from pipeline.storage.parallel import usable_cores
 from pipeline.student.build.aligner import make_aligner
 
 __all__ = ["SizeCounter"]
@@ -133,7 +134,7 @@ class SizeCounter:
         self, split: str, tokens: int
     ) -> Iterator[Callable[[range], Iterator[Sizes | None]]]:
         """Give a function that counts shards, here or in other processes."""
-        processes = self.processes or len(os.sched_getaffinity(0))
+        processes = self.processes or usable_cores()
         if processes == 1 or (self.processes is None and tokens <= _FEW_TOKENS):
             yield lambda shards: (
                 _count_shard(self.cache, split, shard, self.aligner) for shard in shards

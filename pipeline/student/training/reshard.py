@@ -8,7 +8,6 @@ run goes on with another number of ranks, beside the checkpoint, and deleted onc
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import IO
 
 from pipeline.errors import DistillError, ResumeError, StoreError
 from pipeline.observe.memory import free_disk_bytes
+from pipeline.storage.parallel import usable_cores
 from pipeline.student.training.distributed import Distributed
 
 __all__ = ["is_partitioned", "rank_free_copy"]
@@ -84,7 +84,7 @@ class _Conversion:
         self._target = temporary / folder.name
         self._target.mkdir(parents=True)
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
-        workers = str(min(4, os.cpu_count() or 1))
+        workers = str(min(4, usable_cores()))
         self._process = subprocess.Popen(
             [
                 sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal",

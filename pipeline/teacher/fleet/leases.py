@@ -1,6 +1,8 @@
-"""Who makes which shard: leases by atomic create, kept by a heartbeat, taken over when it stops.
+"""Who does which piece of work: leases by atomic create, kept by a heartbeat, else taken over.
 
-A lease of shard S is a file `_meta/leases/S.N.json`, N counting the attempts from 0. Its owner
+Shards, folds of records and the manifest are leased in the cache's `_meta/leases`, units of the
+corpus and folds of their summaries in the prepared corpus's `leases`. A lease of S is a file
+`S.N.json` there, N counting the attempts from 0. Its owner
 rewrites it with a rising counter. Another worker may try attempt N + 1 once it has *watched* the
 file stand still for the lease by its own clock: no clocks of two machines are compared, no file
 times are trusted. Both the first lease and a take-over are one create-only write, which local
@@ -9,8 +11,8 @@ disks, NFS, Lustre and object stores all decide for exactly one worker.
 An attempt that ended badly (its process died, or its engine was lost) counts as a try of the shard;
 one that was given up on purpose (SIGTERM, a full disk) does not.
 
-A lease only saves work. What makes a shard count is its record; a worker that was paused past its
-lease and wakes up makes the same bytes again, and nothing is lost.
+A lease only saves work. What makes a shard count is its record, a unit its summary; a worker that
+was paused past its lease and wakes up makes the same bytes again, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from pipeline.teacher.fleet.processes import describe_process, has_died_here
 __all__ = ["LEASES", "Lease", "LeaseBoard", "marker_name"]
 
 LEASES = "_meta/leases"
+"""Of a cache."""
 _BEATS_PER_LEASE = 5
 _LOOKS_PER_LEASE = 20
 _GIVEN_UP = "given up"
@@ -40,10 +43,10 @@ _PARTING_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A worker's hold on a shard."""
+    """A worker's hold on a piece of work."""
 
-    shard: str
-    """`train-00000`."""
+    work: str
+    """`train-00000`, `unit-00007`, `manifest`, ..."""
     attempt: int
     """0 for the first worker, 1 after one take-over, ..."""
     folder: str = LEASES
@@ -51,7 +54,7 @@ class Lease:
     @property
     def path(self) -> str:
         """The lease's file."""
-        return f"{self.folder}/{self.shard}.{self.attempt}.json"
+        return f"{self.folder}/{self.work}.{self.attempt}.json"
 
 
 def marker_name(shard: str) -> str:
@@ -70,7 +73,7 @@ class _Watched:
 
 @dataclass(slots=True)
 class LeaseBoard:
-    """The leases of one worker on one cache. Safe to use from the worker's own threads."""
+    """The leases of one worker in one folder. Safe to use from the worker's own threads."""
 
     store: Store
     worker: str
@@ -78,25 +81,25 @@ class LeaseBoard:
     clock: Callable[[], float] = time.monotonic
     is_dead: Callable[[dict[str, Any]], bool] = has_died_here
     folder: str = LEASES
-    """Where the leases are."""
+    """Below the store's root."""
     _held: dict[Lease, int] = field(default_factory=dict)
     _watched: dict[str, _Watched] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def attempts(self) -> dict[str, int]:
-        """Return the newest attempt of each leased shard, by one listing."""
+        """Return the newest attempt of each leased piece of work, by one listing."""
         newest: dict[str, int] = {}
         for name in self.store.list(self.folder):
-            shard, number, *rest = name.rsplit(".", 2)
+            work, number, *rest = name.rsplit(".", 2)
             if rest == ["json"] and number.isdigit():
-                newest[shard] = max(newest.get(shard, 0), int(number))
+                newest[work] = max(newest.get(work, 0), int(number))
         return newest
 
-    def try_lease(self, shard: str, newest: int | None) -> Lease | None:
-        """Lease `shard` if it is free, given up, or its owner has stood still for the lease.
+    def try_lease(self, work: str, newest: int | None) -> Lease | None:
+        """Lease `work` if it is free, given up, or its owner has stood still for the lease.
 
         Args:
-            shard: its name.
+            work: its name.
             newest: its newest attempt from `attempts`, None where there is none.
 
         Returns:
@@ -104,11 +107,11 @@ class LeaseBoard:
         """
         attempt = 0
         if newest is not None:
-            current = Lease(shard, newest, self.folder)
+            current = Lease(work, newest, self.folder)
             if not self._is_free(current):
                 return None
             attempt = newest + 1
-        lease = Lease(shard, attempt, self.folder)
+        lease = Lease(work, attempt, self.folder)
         content = self._content(beat=0, state="working")
         # Not synced: a power cut ends its owner as well, and costs what the lease would save.
         if not self.store.create(lease.path, content, sync=False):
@@ -118,23 +121,21 @@ class LeaseBoard:
         return lease
 
     def bad_ends(self, lease: Lease) -> int:
-        """Return how many attempts of the shard before this one ended badly."""
+        """Return how many attempts before this one ended badly."""
         count = 0
         for attempt in range(lease.attempt):
             try:
-                state = _parse(self.store.read(Lease(lease.shard, attempt, self.folder).path)).get(
-                    "state"
-                )
+                content = self.store.read(Lease(lease.work, attempt, self.folder).path)
             except FileNotFoundError:
                 continue
-            count += state != _GIVEN_UP
+            count += _parse(content).get("state") != _GIVEN_UP
         return count
 
     def beat(self) -> None:
         """Raise the counter of every lease held.
 
         A store that fails in passing is no reason to stop: the next beat tries again, and past the
-        lease another worker takes over, which costs work but no shard.
+        lease another worker takes over, which costs work and no result.
         """
         # Writing under the lock: a beat after `done` would bring a removed lease back.
         with self._lock:
@@ -145,7 +146,7 @@ class LeaseBoard:
                     self.store.write(lease.path, content, once=True)
 
     def give_up(self, lease: Lease, *, badly: bool = False) -> None:
-        """Give back a shard that was not made, so that others need not wait for the lease.
+        """Give back what was not done, so that others need not wait for the lease.
 
         Args:
             lease: what was held.
@@ -157,13 +158,13 @@ class LeaseBoard:
         self.store.write(lease.path, self._content(beat=0, state=state))
 
     def done(self, lease: Lease) -> None:
-        """Remove the leases of a shard whose record is committed."""
+        """Remove the leases of work that is committed."""
         with self._lock:
             self._held.pop(lease, None)
         for attempt in range(lease.attempt + 1):
-            self.store.delete(Lease(lease.shard, attempt, self.folder).path)
+            self.store.delete(Lease(lease.work, attempt, self.folder).path)
         if lease.attempt and self.folder == LEASES:
-            self.store.delete(marker_name(lease.shard))
+            self.store.delete(marker_name(lease.work))
 
     def give_up_all(self, *, badly: bool = False) -> None:
         """Give back everything, as far as the store lets us within a few seconds.
@@ -184,7 +185,7 @@ class LeaseBoard:
         thread.join(_PARTING_S)
 
     def sweep(self, keep: Lease | None = None) -> None:
-        """Remove what dead workers left, once every shard has its record; but not `keep`."""
+        """Remove what dead workers left, once all work is done; but not `keep`."""
         kept = None if keep is None else keep.path
         for name in self.store.list(self.folder):
             if f"{self.folder}/{name}" != kept:

@@ -26,6 +26,7 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import RowSource
 from pipeline.errors import DistillError, ResourceError
 from pipeline.storage import Store
+from pipeline.storage.parallel import usable_cores
 
 __all__ = ["Recipe", "UnitProcesses", "default_processes", "prepare_here"]
 
@@ -83,17 +84,10 @@ def default_processes(
     """Return how many processes tokenise: the cores of this process, shared by the GPUs' workers.
 
     One worker runs for each GPU of a machine (or for all of them, under tensor parallelism, and
-    then uses less than it could). A container sees all cores of its machine; its quota counts.
+    then uses less than it could).
     """
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
     gpus = len(list(devices.glob("nvidia[0-9]*")))
+    cores = usable_cores(cgroup=cgroup)
     return max(1, min(units, _MOST_PROCESSES, cores // max(1, gpus)))
 
 

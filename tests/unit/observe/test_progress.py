@@ -61,6 +61,27 @@ def test_units_done_before_a_resume_count_as_done_but_not_as_speed(clock: _Clock
     assert len(lines) == 2
 
 
+def test_a_total_and_units_done_before_may_be_found_out_on_the_way(clock: _Clock) -> None:
+    lines = list[str]()
+    progress = Progress(10, unit="steps", emit=lines.append, stream=io.StringIO())
+    progress.retarget(1000)
+    progress.count_before(900)
+    _loop(progress, clock, steps=5, seconds_each=1.0)
+    progress.close()
+    assert progress.done == 905
+    assert lines[0].startswith("905/1000 steps (90.5 %), 1.00 steps/s, ETA 01:35")
+    assert lines[1].startswith("905/1000 steps (90.5 %) in 00:05, 1.00 steps/s, 900 done before")
+    assert len(lines) == 2
+
+
+def test_a_silent_one_may_find_out_on_the_way_as_well() -> None:
+    with Progress(2, enabled=False) as progress:
+        progress.retarget(9)
+        progress.count_before(4)
+        progress.advance(2)
+    assert progress.done == 6
+
+
 def test_a_slow_start_is_forgotten_by_the_eta(clock: _Clock) -> None:
     lines = list[str]()
     progress = Progress(10_000, unit="steps", emit=lines.append, stream=io.StringIO())

@@ -22,7 +22,9 @@ from pipeline.errors import CorpusError, ResourceError
 from pipeline.observe.shares import Shares
 from pipeline.storage import Store
 from pipeline.teacher.capture.groups import Grouping, GroupReader
+from pipeline.teacher.fleet.leases import LeaseBoard
 from pipeline.teacher.preparation import processes as processes_module
+from pipeline.teacher.preparation import work as work_module
 from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
 from pipeline.teacher.preparation.processes import default_processes
 from tests.stage_runner import ROOT
@@ -251,6 +253,54 @@ def test_summaries_are_folded_on_the_way(
     assert len(names) < len(made.units())
     made.view.refresh()
     assert made.view.is_complete
+
+
+def test_a_fold_whose_worker_died_is_taken_over(
+    work: Callable[..., CorpusWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = work()
+    _run(made)
+    folder = made.folder
+    before = dict(folder.read(folder.done()[1]))
+    monkeypatch.setattr(folder_module, "FOLD", 3)
+    monkeypatch.setattr(work_module, "FOLD", 3)
+    now = 0.0
+
+    def board(name: str) -> LeaseBoard:
+        return LeaseBoard(
+            folder.store, name, 10.0, lambda: now, is_dead=lambda owner: False, folder="leases"
+        )
+
+    assert board("dead").try_lease("fold-00000-00002", None)
+    units = tuple(map(work_module.UnitWork, made.units()))
+    pool = work_module._UnitPool(folder, units, board("living"))
+    folded = "00000-00002.jsonl.zst"
+    assert pool.missing() == []
+    assert folded not in folder.done()[1], "its owner may be alive"
+    assert "00003-00005.jsonl.zst" in folder.done()[1], "what nobody has is folded"
+    now = 10.0
+    assert pool.missing() == []
+    ((_, summaries),) = folder.read([folded])
+    assert summaries == [s for index in range(3) for s in before[f"{index:05d}.json"]]
+    assert folder.store.list("leases") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "is_removed"),
+    [({"unit_mib": 1}, True), ({}, False), ({"unit_mib": 1, "prepared": "shared"}, False)],
+)
+def test_a_small_corpus_beside_its_cache_leaves_nothing_behind(
+    options: dict[str, Any], is_removed: bool, work: Callable[..., CorpusWork], tmp_path: Path
+) -> None:
+    if "prepared" in options:
+        options = options | {"prepared": str(tmp_path / "shared")}
+    made = work(**options)
+    _run(made)
+    before = _files(made.folder.store)
+    made.discard()
+    assert _files(made.folder.store) == ({} if is_removed else before)
+    assert (tmp_path / "cache").exists() == (not is_removed and "prepared" not in options)
+    work(**options).discard()  # of what is not there, or stays
 
 
 def test_an_estimate_writes_nothing(work: Callable[..., CorpusWork]) -> None:

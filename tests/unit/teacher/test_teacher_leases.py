@@ -52,7 +52,7 @@ def test_only_one_of_many_threads_gets_a_shard(store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(lease.shard for lease in got) == [f"train-{shard:05d}" for shard in range(20)]
+    assert sorted(lease.work for lease in got) == [f"train-{shard:05d}" for shard in range(20)]
 
 
 def test_a_living_owner_keeps_its_shard_past_the_lease(store: Store) -> None:

@@ -141,8 +141,8 @@ class Fleet(RuleBasedStateMachine):
     def _check_take_over(self, lease: Lease) -> None:
         """Whoever else holds the shard has given no sign for a whole lease, or let go."""
         for other in self.workers.values():
-            their = other.holding.get(lease.shard)
-            if their is None or lease.shard in self._really_recorded():
+            their = other.holding.get(lease.work)
+            if their is None or lease.work in self._really_recorded():
                 continue
             assert their.attempt < lease.attempt
             assert self.now - self.last_sign[their] >= LEASE_S, "taken from a living worker"
