@@ -54,7 +54,8 @@ def made_up(shards: int, *, single: int = 0) -> tuple[str, dict[str, int]]:
     register()
     url = f"flat://scale-{next(_numbers)}/cache"
     store = Store(url)
-    counts = {"train": shards - shards // HELDOUT, "heldout": shards // HELDOUT}
+    heldout = max(1, shards // HELDOUT)
+    counts = {"train": shards - heldout, "heldout": heldout}
     for block in blocks(counts):
         records = [made_up_record(block.split, index) for index in block.shards]
         folded = block.split != "train" or block.last < counts["train"] - single
