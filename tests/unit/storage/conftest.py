@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ def s3_endpoint() -> Iterator[str]:
     """Start moto's S3 server on a free port and point AWS clients at it."""
     from moto.server import ThreadedMotoServer
 
+    _one_put_at_a_time()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -26,6 +30,22 @@ def s3_endpoint() -> Iterator[str]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         yield f"http://{host}:{port}"
     server.stop()
+
+
+def _one_put_at_a_time() -> None:
+    """Make a conditional put of moto what it is on S3: atomic; moto looks first and writes then."""
+    from moto.s3.responses import S3Response
+
+    real, lock = S3Response.put_object, threading.Lock()
+    if hasattr(real, "__wrapped__"):
+        return
+
+    @functools.wraps(real)
+    def put_object(self: Any, *args: Any, **options: Any) -> Any:
+        with lock:
+            return real(self, *args, **options)
+
+    S3Response.put_object = put_object
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """A trainer of no weights: keeps stage two's files and signals, in milliseconds a step.
 
 The objective is (temperature - 2)^2 + alpha + a part that shrinks with the steps. A learning rate
-above 1 fails, as a loss that is not finite does; one above 0.8 ends with a result that is not.
+above 1 fails, as a loss that is not finite does; one above 0.8 ends with a result that is not. The
+last step waits while there is a file `hold` in the sweep's folder.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
     for step in range(start + 1, total + 1):
         time.sleep(float(os.environ.get("QUICK_STEP_S", "0.02")))
+        hold = folder.parent.parent / "hold"
+        while step == total and hold.exists():
+            time.sleep(0.02)
         if settings["train"]["learning_rate"] > 1:
             print(f"error: the loss is not finite at step {step}.", file=sys.stderr)
             return 1

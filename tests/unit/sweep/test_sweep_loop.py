@@ -154,13 +154,17 @@ def test_the_stop_of_a_sweep_stops_its_runs_in_order(
 
 
 def test_a_killed_sweep_leaves_no_run_twice(tmp_path: Path, begin: Callable[..., Started]) -> None:
-    first = begin(GRID, tmp_path, step_s=0.8)
+    (tmp_path / "hold").touch()
+    first = begin(GRID, tmp_path)
     first.wait_for(lambda: bool(list(tmp_path.glob("runs/*/state.json"))))
     first.process.kill()
     first.end()
     # Its run lives on; the next sweep waits for it instead of training in the same folder.
-    assert begin(GRID, tmp_path).end() == 0
-    assert "an earlier sweep left behind; waiting for it" in first.out.read_text()
+    second = begin(GRID, tmp_path)
+    waits = "an earlier sweep left behind; waiting for it"
+    second.wait_for(lambda: waits in second.out.read_text())
+    (tmp_path / "hold").unlink()
+    assert second.end() == 0
     starts = _starts(tmp_path)
     assert sorted(starts.values()) == [[0]] * 4
     for metrics in tmp_path.glob("runs/*/metrics.jsonl"):
