@@ -102,7 +102,10 @@ RETIRED = {
         r"|\bcut(s|ting)? (the |a )?(student|model|layer)s?\b"
         r"|\bcut (down )?to \w+ layers\b",
         within=r"pipeline/(student|sweep)/|stages/",
-        allowed={r".*:.*shard.*": "a plan cuts a corpus into shards"},
+        allowed={
+            r".*:.*shard.*": "a plan cuts a corpus into shards",
+            r".*:tokens_cut": "a row's tokens beyond its limit",
+        },
     ),
     "repair": Retired(
         r"_repair(s|ed)?_",
@@ -116,7 +119,9 @@ RETIRED = {
         r"|\bdelivery (of|folder)\b",
     ),
     "a world": Retired(
-        r"_worlds?_(?!size_)", r"\b(a|one|whole|smaller|larger|same) worlds?\b(?! size)"
+        r"_worlds?_(?!size_)",
+        r"\b(a|one|whole|smaller|larger|same) worlds?\b(?! size)",
+        allowed={r".*:read_amplification_world8": "a figure at a world size of 8"},
     ),
     "look": Retired(
         r"_looks?_",

@@ -28,8 +28,8 @@ from pipeline.observe.memory import peak_rss_bytes
 
 FEW, MANY = 10, 1000
 SHARD_TOKENS = 4096
-UNIT_MIB = 0.125
-"""The text of some five shards, so that the small corpus is two units and the large one 200."""
+UNIT_MIB = 0.07
+"""The text of three shards; of 1,000, the summaries of the first 256 units are folded."""
 WORDS = [
     "open", "file", "read", "line", "list", "key", "name", "value", "function", "error", "module",
     "path", "setting", "data",
