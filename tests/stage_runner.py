@@ -31,7 +31,7 @@ _PRELOAD = [
     "pipeline.teacher.prepare", "pipeline.teacher.engines.transformers", "pipeline.loss.head",
     "pipeline.teacher.capture.run", "pipeline.teacher.generation.run",
     "pipeline.teacher.generation.transformers",
-    "stages.cache_teacher", "stages.train_student", "tests.stage_runner",
+    "stages.cache_teacher", "stages.train_student", "tests.stage_runner", "tests.stage_preload",
     # What they import on their way.
     "pandas", "pyarrow.dataset", "pyarrow.parquet", "fsspec.implementations.local",
     "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage_1_and_2",
