@@ -165,8 +165,8 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
 def _token_ids(stream: Any, rounds: int) -> Iterator[dict[str, Any]]:
     """Return the same packs as plain token ids and labels, all read before the first step."""
     batches = []
-    for number in range(rounds):
-        (batch,) = stream._load(stream.plan.step(number)).micro_batches
+    for step in stream.steps(0, rounds):
+        (batch,) = step.micro_batches
         labels = batch.input_ids_1T.new_full(batch.input_ids_1T.shape, -100)
         labels[0, batch.label_index_N + 1] = batch.label_ids_N
         batches.append(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import statistics
 import tempfile
 import time
@@ -28,6 +27,9 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+
+from pipeline.cache.layout.manifest import read_manifest
+from pipeline.storage import Store
 
 TEMPERATURE, ALPHA, LENGTH = 2.0, 0.5, 256
 SIZES = (1, 2, 4, 8)
@@ -209,8 +211,7 @@ def main() -> None:
 
 def report(cache: Path, captured: Seconds, cached: list[Seconds], online: list[Seconds]) -> None:
     """Print the table and the figures."""
-    manifest = json.loads((cache / "_meta/manifest.json").read_text())
-    tokens = sum(shard["tokens"] for shard in manifest["shards"])
+    tokens = read_manifest(Store(str(cache))).total().tokens
     run, loop = (statistics.mean(s.cpu for s in runs) for runs in (cached, online))
     print(f"{tokens} tokens. CPU: capture {captured.cpu / loop:.2f}, a run from the cache")
     print(f"{run / loop:.2f} of a run with the teacher in the loop; {len(cached)} runs of each\n")
