@@ -21,9 +21,10 @@ import pytest
 from tests.stage_runner import Result, Running, run_stage, start_stage
 from tests.tiny import make_teacher, make_tokenizer, write_corpus
 
-# The slow files by their length. Two processes share the files of `make test-all`; were a long one
-# last, the other process would wait for it: a quarter of the whole time.
+# The slow files by their length. Two processes share the files; were a long one last, the other
+# process would wait for it: a quarter of the whole time.
 _LONGEST_FIRST = (
+    "test_submit.py", "test_preparation.py", "test_teacher_fleet.py",
     "test_readme_commands.py", "test_training_engines.py", "test_resume_world.py",
     "test_vllm_agreement.py", "test_sweep_tiny.py", "test_simulated_cluster.py",
     "test_distill_tiny.py", "test_teacher_quarantine.py", "test_vllm_writes.py",

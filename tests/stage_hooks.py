@@ -352,11 +352,5 @@ def hooks(*several: tuple[Any, ...]) -> None:
         globals()[name](*arguments)
 
 
-def full_scratch() -> None:
-    """Make the folder for temporary files a full disk: the kernel refuses every write."""
-    full = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115
-    _set("tempfile", "TemporaryFile", lambda **_: full)
-
-
 def _set(module: str, name: str, value: Any) -> None:
     setattr(importlib.import_module(module), name, value)

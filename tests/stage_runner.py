@@ -94,7 +94,7 @@ def start_stage(
     env: Mapping[str, str] | None = None,
 ) -> Running:
     """Start `stages.<stage>`; `hook` names a function of `stage_hooks.py` and its arguments."""
-    context = _context()
+    context = fork_context()
     files.mkdir(parents=True, exist_ok=True)
     number = len(list(files.iterdir()))
     logs = (files / f"{number}.out", files / f"{number}.err")
@@ -142,7 +142,8 @@ def run_python(
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def _context() -> Any:
+def fork_context() -> Any:
+    """Return what forks processes from the server that has imported everything."""
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
@@ -185,7 +186,7 @@ def _child(
 
 def run_apart(function: Callable[..., None], *arguments: object) -> None:
     """Run a function of a module in a process of its own, for what it would import here."""
-    process = _context().Process(target=function, args=arguments)
+    process = fork_context().Process(target=function, args=arguments)
     process.start()
     process.join(120)
     assert process.exitcode == 0, f"{function.__name__} ended with {process.exitcode}"

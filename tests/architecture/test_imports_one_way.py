@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -61,6 +62,11 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                 yield str(argument.value).split(".")[0], node
 
 
+@functools.cache
+def _imported_by(file: Path) -> frozenset[str]:
+    return frozenset(name for name, _ in _imports(ast.parse(file.read_text(encoding="utf-8"))))
+
+
 def _name(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
@@ -76,12 +82,7 @@ def test_import_linter_is_content() -> None:
 
 @pytest.mark.parametrize("package", ADAPTERS)
 def test_one_adapter_knows_it(package: str) -> None:
-    found = {
-        _name(file)
-        for file in SOURCES
-        for name, _ in _imports(ast.parse(file.read_text(encoding="utf-8")))
-        if name == package
-    }
+    found = {_name(file) for file in SOURCES if package in _imported_by(file)}
     assert found <= ADAPTERS[package], f"{package} is imported by {sorted(found)}"
 
 

@@ -109,6 +109,7 @@ def _losses(student: Path) -> list[tuple[int, dict[str, float]]]:
     return [(record.step, record.values) for record in records]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_one_pod_per_stage(volume: Path, tmp_path: Path) -> None:
     """Over the loopback, where every machine can run it."""

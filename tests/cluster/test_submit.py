@@ -311,6 +311,7 @@ CORPUS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_corpus_is_prepared_by_all_workers(
     api: ApiStub, call: Any, tiny: Tiny, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,19 +189,6 @@ def test_a_disk_that_fills_up_on_the_way(stage: Stage, tiny: Tiny, tmp_path: Pat
     stage("cache_teacher", flags).ok()
     assert times == {file: file.stat().st_mtime_ns for file in kept}
     assert (tmp_path / "cache/_meta/manifest.json").exists()
-
-
-def test_a_full_scratch_disk_is_said_before_anything_is_written(
-    refused: Callable[..., str],
-) -> None:
-    """Responses that are to be written are planned on it; the corpus's own text needs none."""
-    written = ["--generate.enabled", "true", "--generate.max_new_tokens", "8"]
-    refused = partial(refused, *written)
-    message = refused(code=4, hook=("full_scratch",))
-    assert message.startswith("the scratch disk is full: 0.0 MB of tokenised samples are in ")
-    assert "set TMPDIR to a folder on a larger disk, and run the same command again" in message
-    message = refused(code=4, hook=("_set", "tempfile", "tempdir", "/no/such/folder"))
-    assert message.startswith("/no/such/folder: tokenised samples cannot be kept there (No such")
 
 
 def test_a_folder_that_cannot_be_written(stage: Stage, tiny: Tiny, tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def _finish_after_kills(
 KILLS = st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     kills=KILLS,
     lost=st.sets(st.sampled_from(_keys(SHARDS)), max_size=2),
@@ -290,7 +290,7 @@ def test_finished_to_the_same_bytes_whatever_is_killed(
     assert dict(contents(Store(store.url))) == _whole()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     at=st.integers(0, 20),
     after=st.booleans(),

@@ -16,7 +16,7 @@ from pipeline.cache.layout.names import CHECKS, shard_name
 from pipeline.cache.tools.checking import check_files, verify_state
 from pipeline.cache.tools.checking.sample_ids import SampleIds
 from pipeline.cache.tools.verify import find_damaged, verify_cache
-from pipeline.errors import run_command
+from pipeline.errors import ResourceError, run_command
 from pipeline.storage import Store
 from pipeline.storage.parallel import in_processes
 from tests.unit.cache.planned_cache import flip
@@ -175,3 +175,19 @@ def test_a_sample_in_both_splits_of_many_is_found(tmp_path: Path) -> None:
     (finding,) = verify_cache(store)
     assert finding.name == shard_name("heldout", 0)
     assert finding.reason == "2 of its samples are in the other split too"
+
+
+def test_a_full_scratch_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "r+b", buffering=0) as full:
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
+        ids = SampleIds(in_memory=1)
+        ids.add(bytes(64), 0)
+        with pytest.raises(ResourceError, match=r"disk is full: 0.0 MB of sample ids .*TMPDIR"):
+            ids.repeats(1)
+    monkeypatch.setattr("tempfile.TemporaryFile", _no_folder)
+    with pytest.raises(ResourceError, match=r"sample ids cannot be kept there \(No such"):
+        SampleIds(in_memory=1).add(bytes(64), 0)
+
+
+def _no_folder(**_: object) -> None:
+    raise FileNotFoundError(2, "No such file or directory")

@@ -74,7 +74,7 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("*.npy"))
 
 
-@pytest.mark.parametrize("processes", [None, 2])
+@pytest.mark.parametrize("processes", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_sizes_are_those_of_the_rows_and_are_stored(
     cache: Cache, corpus: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     processes: int | None,

@@ -27,10 +27,17 @@ from pipeline.teacher.preparation import processes as processes_module
 from pipeline.teacher.preparation import work as work_module
 from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
 from pipeline.teacher.preparation.processes import default_processes
-from tests.stage_runner import ROOT
+from tests.stage_runner import ROOT, fork_context
 from tests.tiny import make_tokenizer, write_corpus
 
 ROWS = 150
+
+
+@pytest.fixture(autouse=True)
+def _forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork processes from a server that has imported everything, but in one test, as in use."""
+    if request.node.name != "test_what_stops_a_unit_stops_the_run[2]":
+        monkeypatch.setattr(processes_module, "get_context", lambda _: fork_context())
 
 
 @pytest.fixture(scope="module")
