@@ -79,6 +79,8 @@ class Store:
             ) from None
         self.root = str(root).rstrip("/")
         self.is_local = "file" in _protocols(self._fs)
+        # s3fs asks for the size of a file before it reads it, to fetch a large one in parts.
+        self._one_request = {"max_concurrency": 1} if "s3" in _protocols(self._fs) else {}
 
     def __repr__(self) -> str:
         """Return the URL, for logs."""
@@ -113,14 +115,22 @@ class Store:
         """Return the size of each file directly below `folder`, from one listing of it."""
         return self._listed(folder, lambda: self._sizes(folder))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, large: bool = False) -> bytes:
         """Return the content of a file.
+
+        Args:
+            name: relative to the root.
+            large: fetch parts side by side where the store can, for which it asks for the size
+                first; else it is one request.
 
         Raises:
             FileNotFoundError: there is no such file.
             StoreError: the store fails.
         """
-        data: bytes = self._try(f"read {name}", lambda: self._fs.cat_file(self.path(name)))
+        options = {} if large else self._one_request
+        data: bytes = self._try(
+            f"read {name}", lambda: self._fs.cat_file(self.path(name), **options)
+        )
         return data
 
     def open(self, name: str) -> BinaryIO:
@@ -162,9 +172,10 @@ class Store:
     def create(self, name: str, data: bytes, *, sync: bool = True) -> bool:
         """Write the file unless one of that name exists; atomic. Return whether it was written.
 
-        `sync=False` is for files that need not survive a power cut; a partial file is never
-        visible. If the store fails after it has written (a lost answer), the content decides whose
-        file it is: callers that must know the winner have to write different content.
+        `sync=False` is for files that need survive neither a power cut nor a truncated write of an
+        object store. A partial file is never visible otherwise. If the store fails after it has
+        written (a lost answer), the content decides whose file it is: callers that must know the
+        winner have to write different content.
         """
         action = f"create {name}"
         tries = 0
@@ -183,7 +194,7 @@ class Store:
             return tries > 1 and self._holds(name, data)
         except FileNotFoundError as error:  # of the bucket, not of the file
             raise self._translated(action, error) from error
-        if not self.is_local and (self.size(name) or len(data)) < len(data):
+        if sync and not self.is_local and (self.size(name) or len(data)) < len(data):
             self.write(name, data)  # ours, but incomplete
         return True
 

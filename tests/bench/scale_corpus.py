@@ -113,7 +113,7 @@ class _Bench:
     def requests_per_shard(self, workers: int) -> float:
         """Return all requests of a run to S3 over the shards that it made."""
         url = f"s3://{self.bucket}/{workers}-{uuid.uuid4().hex}"
-        corpus = self.corpus(4 * UNIT_MIB)
+        corpus = self.corpus(24 * UNIT_MIB)
         log = self.folder / f"requests-{workers}"
         log.touch()
         running = [

@@ -283,8 +283,8 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
 
 def _read(cache: Cache, record: ShardRecord) -> bytes:
     if cache.copies is None:
-        return cache.store.read(record.path)
-    return cache.copies.read(record.xxh3_128, lambda: cache.store.read(record.path))
+        return cache.store.read(record.path, large=True)
+    return cache.copies.read(record.xxh3_128, lambda: cache.store.read(record.path, large=True))
 
 
 def _damaged(store: Store, record: ShardRecord, reason: str) -> ShardDamaged:

@@ -40,7 +40,7 @@ def read_shard(store: Store, record: ShardRecord) -> bytes:
         CacheError: missing, or of another size or checksum; `found` is the bare reason.
     """
     try:
-        data = store.read(record.path)
+        data = store.read(record.path, large=True)
     except FileNotFoundError:
         raise CacheError("missing") from None
     if len(data) != record.bytes:

@@ -50,9 +50,10 @@ class ShardPool:
         """Whether all shards are known."""
         return self._source.is_complete
 
-    def missing(self) -> list[PlannedShard]:
+    def missing(self, *, look: bool = True) -> list[PlannedShard]:
         """Return the known shards without a record, in their order."""
-        self._source.refresh()
+        if look:
+            self._source.refresh()
         if self._source.is_complete and not self._was_complete:
             self._was_complete = True
             self._on_complete()
@@ -89,8 +90,11 @@ class ShardPool:
 
     def _fold(self, files: Sequence[str]) -> None:
         """Fold the records of full segments, of which this worker gets the lease."""
-        for block in foldable(files):
-            lease = self._board.try_lease(f"fold-{block.split}-{block.first:05d}", None)
+        found = foldable(files)
+        newest = self._board.attempts() if found else {}
+        for block in found:
+            name = f"fold-{block.split}-{block.first:05d}"
+            lease = self._board.try_lease(name, newest.get(name))  # of a dead worker as well
             if lease is not None:
                 fold(self._store, block)
                 self._board.done(lease)

@@ -143,7 +143,7 @@ class _Finisher:
         """Return whether there is a manifest."""
         return store.exists(MANIFEST)
 
-    def missing(self) -> list[_Finisher]:
+    def missing(self, *, look: bool = True) -> list[_Finisher]:
         """Return itself while there is none."""
         return [] if self.is_done(self.store) else [self]
 

@@ -29,6 +29,8 @@ listing (thousands of tiny shards, many workers)."""
 _AHEAD = 16
 """Free pieces to choose from beside twice as many as others hold, where their order matters: two
 workers seldom meet, and what comes first is done first."""
+_ENOUGH = 32
+"""Free pieces beside twice as many as others hold, with which no further ones are looked for."""
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 
 
@@ -51,8 +53,12 @@ W = TypeVar("W", bound=Work)
 class WorkPool(Protocol[W]):
     """The pieces of work that are known, and which of them are done."""
 
-    def missing(self) -> list[W]:
-        """Look at the store, and return the known pieces that are not done, in their order."""
+    def missing(self, *, look: bool = True) -> list[W]:
+        """Look at the store, and return the known pieces that are not done, in their order.
+
+        Args:
+            look: look for further pieces first; False while enough of the known ones are free.
+        """
         ...
 
     @property
@@ -72,6 +78,7 @@ def leased_work(
     *,
     shares: Shares,
     in_order: bool = False,
+    ahead: int = _AHEAD,
     before_waiting: Callable[[], bool] = lambda: False,
     wait: Callable[[float], None] = time.sleep,
     wait_for_more: Callable[[float], None] = time.sleep,
@@ -86,6 +93,7 @@ def leased_work(
         shares: the account of the time that leases take.
         in_order: take one of the first free pieces, of about as many as are being worked on; else
             any.
+        ahead: free pieces to choose from, in order, beside twice as many as others hold.
         before_waiting: finishes what the caller has still in its hands, when others are waited
             for; returns whether there was any.
         wait: sleeps while others work on all that is left.
@@ -93,15 +101,20 @@ def leased_work(
     """
     draw = random.Random(board.worker)
     pause = _SHORTEST_WAIT_S
+    # Each look for more costs each worker requests: 125,000 units times 512 workers are too many.
+    look = True
     while True:
         stop_if_asked()
         started = time.monotonic()
         with shares.spent("leases"):
-            missing = pool.missing()
+            missing = pool.missing(look=look)
         shares.level(planned_shards=pool.total, recorded_shards=pool.total - len(missing))
         if not missing:
             if pool.is_complete:
                 return
+            if not look:
+                look = True
+                continue
             if not before_waiting():
                 wait_for_more(pause)
                 pause = min(2 * pause, _LONGEST_WAIT_S)
@@ -111,10 +124,11 @@ def leased_work(
             newest = board.attempts()
         listed = time.monotonic()
         free = [work for work in missing if work.name not in newest]
+        look = len(free) < 2 * (len(missing) - len(free)) + _ENOUGH
         if free:
             good_until = listed + _LISTING_GOOD_FOR * (listed - started)
             doubts = 0
-            window = 2 * (len(missing) - len(free)) + _AHEAD if in_order else len(free)
+            window = 2 * (len(missing) - len(free)) + ahead if in_order else len(free)
             while free and doubts < _DOUBTS:
                 work = free.pop(draw.randrange(min(len(free), window)))
                 lease = _try_lease(work, None, board, shares)

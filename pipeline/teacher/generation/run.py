@@ -175,9 +175,10 @@ class _ResponsePool:
         self._progress = progress
         self._is_first = True
 
-    def missing(self) -> list[_ResponseWork]:
+    def missing(self, *, look: bool = True) -> list[_ResponseWork]:
         """Return the shards without a file or a unit, by two listings."""
-        self._prompts.refresh()
+        if look:
+            self._prompts.refresh()
         shards, names = self._units.missing()
         self._progress.retarget(_responses(self._task))
         if self._is_first:

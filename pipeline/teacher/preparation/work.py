@@ -25,7 +25,7 @@ __all__ = ["SMALL_BYTES", "Preparation", "fold_summaries"]
 SMALL_BYTES = 32 << 20
 """A first unit up to this size is prepared in this process, whose other threads have to share the
 interpreter's lock with it."""
-_SHORTEST_S, _LONGEST_S = 0.05, 2.0
+_SHORTEST_S, _LONGEST_S = 0.2, 4.0
 _PARTING_S = 3.0
 _log = logging.getLogger(__name__)
 
@@ -172,6 +172,7 @@ class Preparation:
             self._board,
             shares=Shares(),
             in_order=True,
+            ahead=1,  # the teacher waits for the first unit, then for the second, ...
             before_waiting=self._finish_some,
             wait=self._wait,
         )
@@ -231,7 +232,7 @@ class _UnitPool(WorkPool[UnitWork]):
         self._works = works
         self._board = board
 
-    def missing(self) -> list[UnitWork]:
+    def missing(self, *, look: bool = True) -> list[UnitWork]:
         done, names = self._folder.done()
         fold_summaries(self._folder, names, len(self._works), self._board)
         return [work for work in self._works if work.unit.index not in done]

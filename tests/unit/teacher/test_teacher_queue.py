@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,14 @@ class Pool:
     store: Store
     known: int
     is_complete: bool = True
+    looks: list[bool] = field(default_factory=list)
 
     @property
     def total(self) -> int:
         return self.known
 
-    def missing(self) -> list[Piece]:
+    def missing(self, *, look: bool = True) -> list[Piece]:
+        self.looks.append(look)
         return [p for p in map(Piece, range(self.known)) if not p.is_done(self.store)]
 
 
@@ -80,6 +83,17 @@ def test_in_order_takes_one_of_the_first(store: Store) -> None:
     assert sorted(worker.taken) == list(range(100))
     assert max(worker.ranks) < WINDOW
     assert max(worker.ranks) > 0, "two workers would always meet"
+
+
+def test_more_is_looked_for_only_when_few_are_free(store: Store) -> None:
+    pool, board = Pool(store, 100), LeaseBoard(store, "one", 10.0)
+    for work, lease in leased_work(pool, board, shares=Shares()):
+        store.write(work.name, b"done")
+        board.done(lease)
+        time.sleep(0.02)  # so that the worker lists after every piece
+    assert pool.looks[0]
+    assert pool.looks.count(False) >= 3
+    assert pool.looks[-1]
 
 
 def test_without_an_order_any_may_come(store: Store) -> None:
