@@ -126,8 +126,8 @@ def install(lock: Path, role: str) -> bool:
         install_torch_cpu(folder)
     print(f"installing {lock.relative_to(ROOT)} into {folder.name}", file=sys.stderr)
     python = folder / "bin" / "python"
-    # Compiled once here: else each start compiles what it imports where nothing may be written beside
-    # the sources (PYTHONDONTWRITEBYTECODE, a read-only root): 3 s of 6 of a short training run.
+    # Compiled once here: where nothing may be written beside the sources (PYTHONDONTWRITEBYTECODE,
+    # a read-only root), each start would compile what it imports: 3 s of 6 of a short training run.
     uv = (
         folder / "bin" / "uv", "pip", "install", "--quiet", "--compile-bytecode",
         "--python", python, "--no-deps",
