@@ -21,7 +21,7 @@ SETUP   := @$(PYTHON) stages/setup_env.py
 TEACHER := $(shell $(PYTHON) stages/setup_env.py --print-python teacher)
 STUDENT := $(shell $(PYTHON) stages/setup_env.py --print-python student)
 
-CONFIGURED_STUDENT = -m stages.train_student --config $(or $(CONFIG),stages/configs/student.yaml) $(ARGS)
+CONFIGURED_STUDENT = -m stages.train_student $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 ifeq ($(NPROC),1)
   TRAIN = $(STUDENT) $(CONFIGURED_STUDENT)
 else
@@ -33,8 +33,8 @@ endif
 SWEEP   ?= stages/configs/sweeps/temperature.yaml
 RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep $(SWEEP) --teacher_python $(TEACHER) $(ARGS)
 
-PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
-RUN_TEACHER = $(TEACHER) -m stages.cache_teacher --config $(or $(CONFIG),stages/configs/teacher.yaml) $(ARGS)
+PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+RUN_TEACHER = $(TEACHER) -m stages.cache_teacher $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 CLUSTER = $(STUDENT) -m k8s
 PLACE   = --overlay "$(OVERLAY)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(filter 1,$(DRY_RUN)),--dry-run)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import ConfigError, CorpusError, ResourceError, run_command
+from stages.defaults import TEACHER_DEFAULT, report_teacher_default
 from stages.settings import StudentRun, TeacherRun
 
 if TYPE_CHECKING:
@@ -42,14 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "damaged ones again (give it to one worker)",
         },
         examples=[
-            f"{PROG} --config stages/configs/teacher.yaml",
+            PROG,
             f"{PROG} --teacher_model Qwen/Qwen2-7B-Instruct --dataset_name mlabonne/FineTome-100k "
             "--cache_dir s3://bucket/cache",
             f"{PROG} --config stages/configs/teacher-writes.yaml",
-            f"{PROG} --config stages/configs/teacher.yaml --dry-run",
-            f"{PROG} --config stages/configs/teacher.yaml --retry-quarantined",
+            f"{PROG} --dry-run",
+            f"{PROG} --retry-quarantined",
         ],
         elsewhere={"stage two, train-student": StudentRun},
+        default=TEACHER_DEFAULT,
     )
     run = command.settings
     from pipeline.cache.layout.quarantine import (
@@ -69,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.teacher.prepare import prepare
 
     configure_logging(run.observe.log_level)
+    report_teacher_default(command)
     store = Store(run.cache_dir)
     shares = Shares()
     dry_run = "dry_run" in command.switches

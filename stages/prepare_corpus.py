@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import parse_command
 from pipeline.errors import run_command
+from stages.defaults import TEACHER_DEFAULT, report_teacher_default
 from stages.settings import StudentRun, TeacherRun
 
 if TYPE_CHECKING:
@@ -21,24 +22,27 @@ PROG = "python -m stages.prepare_corpus"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Tokenise what is missing of the corpus; any number of workers share the work."""
-    run = parse_command(
+    command = parse_command(
         TeacherRun,
         list(sys.argv[1:] if argv is None else argv),
         prog=PROG,
         description=__doc__ or "",
         examples=[
-            f"{PROG} --config stages/configs/teacher.yaml",
+            PROG,
             f"{PROG} --teacher_model Qwen/Qwen2-7B-Instruct --dataset_name mlabonne/FineTome-100k "
             "--corpus.prepared s3://bucket/finetome-qwen2",
         ],
         elsewhere={"stage two, train-student": StudentRun},
-    ).settings
+        default=TEACHER_DEFAULT,
+    )
+    run = command.settings
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.shares import Shares
     from pipeline.teacher.fleet.signals import interruptible
     from pipeline.teacher.prepare import corpus_source, open_corpus
 
     configure_logging(run.observe.log_level)
+    report_teacher_default(command)
     shares = Shares()
     work = open_corpus(
         run.teacher,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import run_command
+from stages.defaults import STUDENT_DEFAULT, report_student_default
 from stages.settings import StudentRun, TeacherRun
 
 __all__ = ["main"]
@@ -31,18 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             "print each message once a process)",
         },
         examples=[
-            f"{PROG} --config stages/configs/student.yaml",
-            "torchrun --standalone --nproc-per-node 2 -m stages.train_student "
-            "--config stages/configs/student.yaml",
+            PROG,
+            "torchrun --standalone --nproc-per-node 2 -m stages.train_student",
             f"{PROG} --cache_dir s3://bucket/cache --student_model Qwen/Qwen2-1.5B "
             "--output_dir /fsx/student --temperature 2 --alpha 0.5",
         ],
         elsewhere={"stage one, cache-teacher": TeacherRun},
+        default=STUDENT_DEFAULT,
     )
     run = command.settings
     from pipeline.observe.logs import configure_logging
 
     configure_logging(run.observe.log_level)
+    report_student_default(command)
     from pipeline.student.estimate import estimate, print_estimate
     from pipeline.student.inputs import open_inputs
     from pipeline.student.preflight import preflight

@@ -1,6 +1,8 @@
 """Typed, frozen configuration: YAML or JSON files below flags, all mistakes reported at once."""
 
-from pipeline.config.command import Command, parse_command
+from pipeline.config.command import Command, DefaultFile, parse_command
 from pipeline.config.schema import Settings, dump_yaml, fingerprint, option
 
-__all__ = ["Command", "Settings", "dump_yaml", "fingerprint", "option", "parse_command"]
+__all__ = [
+    "Command", "DefaultFile", "Settings", "dump_yaml", "fingerprint", "option", "parse_command",
+]  # fmt: skip

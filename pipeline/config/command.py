@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,11 +16,22 @@ from pipeline.config.mistakes import describe_errors
 from pipeline.config.schema import Settings
 from pipeline.errors import ConfigError
 
-__all__ = ["Command", "parse_command"]
+__all__ = ["Command", "DefaultFile", "parse_command"]
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 _FILE_FLAGS = ("config", "config_file")
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultFile:
+    """A file that is read below all others, where a run names nothing of its own."""
+
+    path: str
+    unless: tuple[str, ...]
+    """Dotted names of fields; one that a file or a flag sets keeps the file out."""
+    fits: Callable[[Mapping[str, Any]], bool] = lambda _: True
+    """Whether it goes with what files and flags say; asked last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,8 @@ class Command(Generic[SettingsT]):
     """The switches that were given, such as `dry_run`."""
     given: frozenset[str]
     """Dotted names of the fields that a file or a flag set."""
+    default_file: str | None = None
+    """The default file, where it was read."""
 
 
 def parse_command(
@@ -43,10 +56,12 @@ def parse_command(
     switches: Mapping[str, str] | None = None,
     examples: Sequence[str] = (),
     elsewhere: Mapping[str, type[Settings]] | None = None,
+    default: DefaultFile | None = None,
 ) -> Command[SettingsT]:
     """Read files and flags into a validated `model`; print help and exit on `--help`.
 
-    Precedence: defaults < `--config` files in the order given < flags. A field is named by its
+    Precedence: defaults < `default`, where it applies < `--config` files in the order given <
+    flags. A field is named by its
     dotted path (`--teacher.model`) or its short name (`--teacher_model`); `-` and `_` are
     equivalent in a flag. `--name value`, `--name=value`, `--bool`, `--no-bool`; a list is `--list 1
     2`, `--list 1,2` or `--list "[1, 2]"`. A flag of another command (`elsewhere`, by the command's
@@ -80,6 +95,12 @@ def parse_command(
             _merge(data, _lift_short_names(content, by_name, path, mistakes))
     for leaf, value in values:
         _set(data, leaf.path, value, mistakes)
+    given = frozenset(leaf.dotted for leaf in all_leaves if _has(data, leaf.path))
+    applies = default is not None and not given & {*default.unless} and default.fits(data)
+    if default is not None and applies:
+        below = _lift_short_names(read_config_file(default.path), by_name, default.path, mistakes)
+        _merge(below, data)
+        data = below
     if unread:  # fields that such a file would have set are not reported as missing
         raise ConfigError(mistakes=mistakes)
     try:
@@ -89,8 +110,12 @@ def parse_command(
         settings = None
     if mistakes or settings is None:
         raise ConfigError(mistakes=mistakes)
-    given = frozenset(leaf.dotted for leaf in all_leaves if _has(data, leaf.path))
-    return Command(settings=settings, switches=frozenset(active), given=given)
+    return Command(
+        settings=settings,
+        switches=frozenset(active),
+        given=given,
+        default_file=default.path if default is not None and applies else None,
+    )
 
 
 def _names(all_leaves: list[Leaf]) -> dict[str, Leaf]:
