@@ -11,6 +11,7 @@ __all__ = [
     "PLAN",
     "RECORDS",
     "RESPONSES",
+    "RESPONSE_PLAN",
     "RESPONSE_UNITS",
     "SEGMENT_SHARDS",
     "SPLITS",
@@ -30,6 +31,8 @@ RECORDS = "_meta/shards"
 """Folder of the segments of records."""
 RESPONSES = "_meta/responses"
 """Folder of the responses, where the teacher wrote them."""
+RESPONSE_PLAN = f"{RESPONSES}/plan.json"
+"""Whose the responses are and, once that is known, how many files of them there are."""
 RESPONSE_UNITS = f"{RESPONSES}/units"
 """The samples that they became, a prepared corpus: only stage one reads it."""
 SPLITS = ("train", "heldout")

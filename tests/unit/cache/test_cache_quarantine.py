@@ -20,6 +20,7 @@ from pipeline.cache.layout.names import CHECKS, PLAN, RECORDS
 from pipeline.cache.layout.quarantine import (
     QuarantinedRow,
     decode_quarantine,
+    describe_quarantine,
     quarantine_name,
     quarantine_rows,
     read_quarantine,
@@ -299,3 +300,19 @@ def test_the_list_of_another_shard_is_no_list(tmp_path: Path) -> None:
     store.write(quarantine_name("train-00002"), raw)
     assert read_quarantined_rows(store, "train-00002") == ()
     assert list(read_quarantine(store)) == ["train-00001"]
+
+
+def test_where_the_rest_of_a_long_list_is() -> None:
+    rows = tuple(QuarantinedRow(f"{number:032x}", "not finite", 3) for number in range(23))
+    error = describe_quarantine(
+        {"train-00000": rows},
+        responses={"responses-00004": rows[:22]},
+        planned_rows=100,
+        url="memory://cache",
+    )
+    assert "... and 3 more in _meta/quarantine/\n" in error.found
+    assert "... and 2 more in _meta/responses/, column `error`\n" in error.found
+    assert error.do == (
+        "--retry-quarantined tries those rows again; the shards are made from the responses as "
+        "they are: another --cache_dir has those prompts tried again"
+    )
