@@ -19,6 +19,7 @@ __all__ = [
     "parse_segment",
     "parse_shard",
     "record_name",
+    "response_name",
     "segment_name",
     "shard_label",
     "shard_name",
@@ -106,6 +107,11 @@ def parse_segment(file: str) -> SegmentName | None:
     ordered = found[3] is None or first < last
     one_block = first // SEGMENT_SHARDS == last // SEGMENT_SHARDS
     return SegmentName(found[1], first, last) if ordered and one_block else None
+
+
+def response_name(index: int) -> str:
+    """Return the path of a file of responses inside the cache."""
+    return f"{RESPONSES}/{index:05d}.parquet"
 
 
 def tokenizer_name(file: str) -> str:

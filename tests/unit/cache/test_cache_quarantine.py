@@ -270,16 +270,6 @@ def test_a_sum_of_teachers_and_a_slice_forget_the_plan(without: Path, tmp_path: 
     assert _damaged(tmp_path / "sum") == {}
 
 
-def test_what_the_teacher_wrote_goes_with_the_parts(without: Path, tmp_path: Path) -> None:
-    one = _part(without, tmp_path / "one")
-    (one / "_meta/responses").mkdir()
-    for file in ("plan.json", "00000.parquet"):
-        (one / "_meta/responses" / file).write_bytes(file.encode())
-    assert _merge(tmp_path / "sum", without, one) == 0
-    for file in ("plan.json", "00000.parquet"):
-        assert (tmp_path / "sum/_meta/responses" / file).read_bytes() == file.encode()
-
-
 def test_without_a_plan_a_list_still_counts(without: Path, tmp_path: Path) -> None:
     for name in (PLAN, "_meta/config.yaml"):
         (without / name).unlink()

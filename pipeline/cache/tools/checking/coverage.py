@@ -17,6 +17,7 @@ from pipeline.cache.layout.names import (
     parse_segment,
     parse_shard,
     record_name,
+    response_name,
     shard_label,
     shard_name,
 )
@@ -130,7 +131,8 @@ def stray_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
 
 def response_findings(store: Store) -> Iterator[Finding]:
     """Yield files of the responses that are damaged, missing, or more than were planned."""
-    present = {name for name in store.list(RESPONSES) if name.endswith(".parquet")}
+    files = (name for name in store.list(RESPONSES) if name.endswith(".parquet"))
+    present = {f"{RESPONSES}/{name}" for name in files}
     planned = None
     try:
         # At first the plan knows no number: prompts are prepared while others are answered.
@@ -141,14 +143,14 @@ def response_findings(store: Store) -> Iterator[Finding]:
             yield Finding(RESPONSE_PLAN, "missing")
     except (ValueError, AttributeError, TypeError):
         yield Finding(RESPONSE_PLAN, "damaged")
-    wanted = {f"{index:05d}.parquet" for index in range(planned or 0)}
-    for file in sorted(wanted | present):
-        if file not in present:
-            yield Finding(f"{RESPONSES}/{file}", "missing")
-        elif planned is not None and file not in wanted:
-            yield Finding(f"{RESPONSES}/{file}", "belongs to no shard of this cache", stray=True)
-        elif not has_valid_checksum(store.read(f"{RESPONSES}/{file}")):
-            yield Finding(f"{RESPONSES}/{file}", "damaged (its checksum does not match)")
+    wanted = {response_name(index) for index in range(planned or 0)}
+    for name in sorted(wanted | present):
+        if name not in present:
+            yield Finding(name, "missing")
+        elif planned is not None and name not in wanted:
+            yield Finding(name, "belongs to no shard of this cache", stray=True)
+        elif not has_valid_checksum(store.read(name)):
+            yield Finding(name, "damaged (its checksum does not match)")
 
 
 def plan_reason(plan: PlannedRows, listed: ShardRecord, inventory: Inventory) -> str:
