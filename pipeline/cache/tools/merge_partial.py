@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -40,7 +40,8 @@ from pipeline.storage import Store
 
 __all__ = ["merge_parts"]
 
-_CONFIG = "_meta/config.yaml"
+_SETTINGS = ("_meta/config.yaml", "_meta/fitted_tau.json")
+"""Stage one's: `repair` works with the first, and tau fitted again might be another."""
 _Progress = Callable[[int], None]
 
 
@@ -141,9 +142,10 @@ class _Parts:
                 return files
         raise CacheError(f"{self.stores[0].url}: no source has an intact _meta/tokenizer")
 
-    def config(self) -> bytes | None:
-        """Return stage one's configuration, so that `repair` works on the merged cache."""
-        return next((s.read(_CONFIG) for s in self.stores if s.exists(_CONFIG)), None)
+    def settings(self) -> Iterator[tuple[str, bytes]]:
+        """Yield stage one's configuration and fitted tau, of the first source that has each."""
+        for name in _SETTINGS:
+            yield from [(name, s.read(name)) for s in self.stores if s.exists(name)][:1]
 
 
 def merge_parts(
@@ -193,9 +195,8 @@ def merge_parts(
             "a shard",
         )
     reserve_folder(target, plan, raw)
-    config = parts.config()
-    if config is not None:
-        target.write(_CONFIG, config)
+    for name, data in parts.settings():
+        target.write(name, data)
     text.copy(workers)
 
     records = [_BlockReader(store, inventory) for store, inventory in zip(

@@ -140,6 +140,15 @@ def test_responses_with_other_tokens(one: Path, two: Path, tmp_path: Path) -> No
         _merge(tmp_path / "sum", two)
 
 
+def test_stage_ones_settings_go_along(one: Path, two: Path, tmp_path: Path) -> None:
+    """Tau fitted again, on another device, might make another identity."""
+    (one / "_meta/config.yaml").unlink()
+    (two / "_meta/fitted_tau.json").write_text("{}")
+    assert _merge(tmp_path / "sum", one, two) == 0
+    for name in ("config.yaml", "fitted_tau.json"):
+        assert (tmp_path / "sum/_meta" / name).read_bytes() == (two / "_meta" / name).read_bytes()
+
+
 def test_other_numbers_of_files_of_responses(one: Path, two: Path, tmp_path: Path) -> None:
     _plan(one, shards=4)
     _plan(two, shards=5)
