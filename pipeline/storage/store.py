@@ -107,6 +107,16 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def folders(self, folder: str) -> Sequence[str]:
+        """Return the sorted names of the folders directly below `folder`; empty when missing."""
+
+        def call() -> dict[str, int]:
+            found = self._fs.ls(self.path(folder), detail=True)
+            names = (str(i["name"]) for i in found if i["type"] == "directory")
+            return dict.fromkeys((name.rstrip("/").rsplit("/", 1)[-1] for name in names), 0)
+
+        return sorted(self._listed(folder, call))
+
     def list(self, folder: str) -> list[str]:
         """Return the sorted names of the files directly below `folder`; empty when missing."""
         return sorted(self._listed(folder, lambda: dict.fromkeys(self._names(folder), 0)))

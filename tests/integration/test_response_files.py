@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.cache.__main__ import main
+from pipeline.cache.tools.repair import plan_repair, repair_cache
 from pipeline.cache.tools.verify import verify_cache
+from pipeline.errors import CacheError
 from pipeline.storage import Store
-from tests.conftest import Stage
+from tests.conftest import Stage, digests
 from tests.responses import RESPONSES, cached_rows, content_digests, response_rows
+from tests.unit.cache.planned_cache import flip
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,74 @@ def test_verify_knows_the_files_of_responses(written: Path, tmp_path: Path) -> N
     }
 
 
+def test_a_file_of_responses_that_was_not_planned_is_named(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    shutil.copy(folder / RESPONSES / "00001.parquet", folder / RESPONSES / "00009.parquet")
+    (found,) = verify_cache(Store(str(folder)))
+    assert (found.name, found.stray) == (f"{RESPONSES}/00009.parquet", True)
+    assert found.reason == "belongs to no shard of this cache"
+    # Nothing vouches for the number in the plan, so no text is removed because of it.
+    assert main(["repair", str(folder)]) == 0
+    assert f"to be removed by hand: {RESPONSES}/00009.parquet" in capsys.readouterr().out
+    (folder / RESPONSES / "plan.json").unlink()
+    (found,) = verify_cache(Store(str(folder)))
+    assert (found.name, found.reason) == (f"{RESPONSES}/plan.json", "missing")
+
+
+def _flip(file: Path) -> None:
+    flip(file, file.stat().st_size // 3)  # in the middle of the text
+
+
+DAMAGES: dict[str, list[Callable[[Path], None]]] = {
+    "a file": [lambda folder: _flip(folder / RESPONSES / "00001.parquet")],
+    "a file and a shard": [
+        lambda folder: _flip(folder / RESPONSES / "00001.parquet"),
+        lambda folder: _flip(folder / "data/train/00000.parquet"),
+    ],
+    "the plan": [lambda folder: (folder / RESPONSES / "plan.json").write_bytes(b"{")],
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_repair_has_damaged_responses_made_again(
+    what: str, written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    for damage in DAMAGES[what]:
+        damage(folder)
+    store = Store(str(folder))
+    damaged = digests(folder)
+    failing = plan_repair(store, verify_cache(store))
+    # What was there is there again when stage one fails.
+    with pytest.raises(CacheError, match="stage one could not compute what is missing"):
+        repair_cache(store, failing, lambda _: 3)
+    kept = {k: v for k, v in digests(folder).items() if not k.startswith("_meta/repair/")}
+    assert kept == damaged
+    plan = plan_repair(store, verify_cache(store))
+    assert repair_cache(store, plan, lambda flags: stage("cache_teacher", flags).code) == 0
+    assert digests(folder) == digests(written)
+    assert verify_cache(store) == []
+
+
+def test_repair_of_a_cache_with_responses_that_could_not_be_written(
+    writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    hook = ("unanswered", [next(iter(response_rows(written)))])
+    folder = tmp_path / "cache"
+    every = [*writing, "--cache_dir", folder, "--capture.max_quarantined_fraction", "0.03"]
+    stage("cache_teacher", every, hook=hook).refused(3)
+    before = digests(folder)
+    _flip(folder / RESPONSES / "00001.parquet")
+    store = Store(str(folder))
+    plan = plan_repair(store, verify_cache(store))
+    repair_cache(store, plan, lambda flags: stage("cache_teacher", flags, hook=hook).code)
+    assert digests(folder) == before
+
+
 def test_responses_that_cannot_be_written_are_left_out(
     writing: list[Any], written: Path, stage: Stage, tmp_path: Path
 ) -> None:
@@ -105,7 +178,10 @@ def test_responses_that_cannot_be_written_are_left_out(
     message = result.refused(3)
     assert "complete but for 2 responses, which the teacher could not write" in message
     assert f"  - sample {lost[0]} (responses/00000), 3 tries: RuntimeError: index out" in message
-    assert "another --cache_dir has those prompts tried again" in message
+    assert (
+        "the shards are made from the responses as they are: another --cache_dir has those prompts "
+        "tried again"
+    ) in message
     assert set(cached_rows(folder)) == set(cached_rows(written)) - set(lost)
     assert verify_cache(Store(str(folder))) == []
     before = content_digests(folder)

@@ -51,6 +51,7 @@ def finalize(
     spec: CodecSpec,
     temperatures: Sequence[float],
     corpus_counts: Mapping[str, int] | None,
+    more_counts: Mapping[str, int] | None = None,
     corpus_content: str = "",
     tokenizer_files: Sequence[str],
     command: str,
@@ -69,6 +70,7 @@ def finalize(
         spec: its codec.
         temperatures: its grid.
         corpus_counts: for people; None for those that follow from the records.
+        more_counts: what else is known where these follow from the records.
         corpus_content: digest of the text, where it is known.
         tokenizer_files: names below `_meta/tokenizer`.
         command: for the card.
@@ -95,7 +97,9 @@ def finalize(
             segments.append(folded.segment)
     if missing:
         raise ShardsMissing(store.url, missing, sum(ordered.values()))
-    counts = dict(_counts(segments) if corpus_counts is None else corpus_counts)
+    if corpus_counts is None:
+        corpus_counts = {**(more_counts or {}), **_counts(segments)}
+    counts = dict(corpus_counts)
     if rows_quarantined:  # no member where there is none: a retry that succeeds leaves no trace
         counts["rows_quarantined"] = rows_quarantined
     manifest = Manifest(

@@ -11,6 +11,7 @@ __all__ = [
     "PLAN",
     "RECORDS",
     "RESPONSES",
+    "RESPONSE_PLAN",
     "RESPONSE_UNITS",
     "SEGMENT_SHARDS",
     "SPLITS",
@@ -18,6 +19,7 @@ __all__ = [
     "parse_segment",
     "parse_shard",
     "record_name",
+    "response_name",
     "segment_name",
     "shard_label",
     "shard_name",
@@ -30,6 +32,8 @@ RECORDS = "_meta/shards"
 """Folder of the segments of records."""
 RESPONSES = "_meta/responses"
 """Folder of the responses, where the teacher wrote them."""
+RESPONSE_PLAN = f"{RESPONSES}/plan.json"
+"""Whose the responses are and, once that is known, how many files of them there are."""
 RESPONSE_UNITS = f"{RESPONSES}/units"
 """The samples that they became, a prepared corpus: only stage one reads it."""
 SPLITS = ("train", "heldout")
@@ -103,6 +107,11 @@ def parse_segment(file: str) -> SegmentName | None:
     ordered = found[3] is None or first < last
     one_block = first // SEGMENT_SHARDS == last // SEGMENT_SHARDS
     return SegmentName(found[1], first, last) if ordered and one_block else None
+
+
+def response_name(index: int) -> str:
+    """Return the path of a file of responses inside the cache."""
+    return f"{RESPONSES}/{index:05d}.parquet"
 
 
 def tokenizer_name(file: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from pipeline.cache.layout.fold import reopen
-from pipeline.cache.layout.names import parse_shard
+from pipeline.cache.layout.names import RESPONSES, parse_shard
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -119,22 +119,24 @@ def describe_quarantine(
         responses: responses that the teacher could not write, by shard of responses.
     """
     texts, do = [], []
-    for what, found, remedy in (
+    for what, found, place, remedy in (
         (
             f"{{}} of {planned_rows} rows, which are quarantined because the teacher fails on them",
             failures,
+            f"{QUARANTINE}/",
             "--retry-quarantined tries those rows again",
         ),
         (
             "{} responses, which the teacher could not write",
             responses or {},
-            "what the teacher wrote is part of the cache's identity: another --cache_dir has "
-            "those prompts tried again",
+            f"{RESPONSES}/, column `error`",
+            "the shards are made from the responses as they are: another --cache_dir has those "
+            "prompts tried again",
         ),
     ):
         rows = [(shard, row) for shard in sorted(found) for row in found[shard]]
         if rows:
-            texts.append(f"{what.format(len(rows))}:{_listed(rows)}")
+            texts.append(f"{what.format(len(rows))}:{_listed(rows, place)}")
             do.append(remedy)
     return CacheError(
         f"{url}: complete but for " + "\nand for ".join(texts) + "\nThe cache can be used as it is",
@@ -142,7 +144,7 @@ def describe_quarantine(
     )
 
 
-def _listed(rows: Iterable[tuple[str, QuarantinedRow]]) -> str:
+def _listed(rows: Iterable[tuple[str, QuarantinedRow]], place: str) -> str:
     lines = []
     for shard, row in rows:
         split, _, index = shard.rpartition("-")
@@ -150,6 +152,4 @@ def _listed(rows: Iterable[tuple[str, QuarantinedRow]]) -> str:
             f"\n  - sample {row.sample_id} ({split}/{index}), {row.tries} tries: {row.error}"
         )
     more = len(lines) - _SHOWN
-    return "".join(lines[:_SHOWN]) + (
-        f"\n  ... and {more} more in {QUARANTINE}/" if more > 0 else ""
-    )
+    return "".join(lines[:_SHOWN]) + (f"\n  ... and {more} more in {place}" if more > 0 else "")

@@ -142,13 +142,14 @@ def finish(
     tokenizer: Mapping[str, bytes],
     corpus_counts: Mapping[str, int] | None,
     command: str,
+    more_counts: Mapping[str, int] | None = None,
     corpus_content: str = "",
     quarantined: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Write the tokenizer's files, fold the records, write the card and, last, the manifest.
 
-    `corpus_counts` None: those that follow from the shards alone. `quarantined` rows are planned
-    and not in the shards of these names.
+    `corpus_counts` None: those that follow from the shards alone, and `more_counts`. `quarantined`
+    rows are planned and not in the shards of these names.
 
     Raises:
         ShardsMissing: shards are missing, or are not those that `shards` plans.
@@ -171,6 +172,7 @@ def finish(
         spec=spec,
         temperatures=temperatures,
         corpus_counts=corpus_counts,
+        more_counts=more_counts,
         corpus_content=corpus_content,
         tokenizer_files=sorted(tokenizer),
         command=command,

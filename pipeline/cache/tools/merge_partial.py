@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations
 
 from pipeline.cache.io.tables import read_shard
 from pipeline.cache.layout.embedded_checksum import checksum
@@ -20,7 +20,6 @@ from pipeline.cache.layout.inventory import (
     read_segments,
 )
 from pipeline.cache.layout.names import (
-    RESPONSES,
     SEGMENT_SHARDS,
     SegmentName,
     shard_label,
@@ -35,12 +34,14 @@ from pipeline.cache.layout.quarantine import (
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.layout.schema import read_spec
 from pipeline.cache.tools.derive import fill, finish, reserve_folder
+from pipeline.cache.tools.merge_text import find_text
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
 __all__ = ["merge_parts"]
 
-_CONFIG = "_meta/config.yaml"
+_SETTINGS = ("_meta/config.yaml", "_meta/fitted_tau.json")
+"""Stage one's: `repair` works with the first, and tau fitted again might be another."""
 _Progress = Callable[[int], None]
 
 
@@ -52,6 +53,8 @@ class _Candidate:
     rows: int
     tokens: int
     xxh3_128: str
+    made_from: str
+    """Checksum of the prepared text; empty where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,9 @@ class _Parts:
         ):
             for _, records in read_segments(store, inventory):
                 for record in records or ():
-                    candidate = _Candidate(number, record.rows, record.tokens, record.xxh3_128)
+                    candidate = _Candidate(
+                        number, record.rows, record.tokens, record.xxh3_128, record.source_xxh3_128
+                    )
                     others = found.setdefault(record.key, [])
                     if candidate not in others:  # of two files of records
                         others.append(candidate)
@@ -137,9 +142,10 @@ class _Parts:
                 return files
         raise CacheError(f"{self.stores[0].url}: no source has an intact _meta/tokenizer")
 
-    def config(self) -> bytes | None:
-        """Return stage one's configuration, so that `repair` works on the merged cache."""
-        return next((s.read(_CONFIG) for s in self.stores if s.exists(_CONFIG)), None)
+    def settings(self) -> Iterator[tuple[str, bytes]]:
+        """Yield stage one's configuration and fitted tau, of the first source that has each."""
+        for name in _SETTINGS:
+            yield from [(name, s.read(name)) for s in self.stores if s.exists(name)][:1]
 
 
 def merge_parts(
@@ -167,18 +173,20 @@ def merge_parts(
         on_rows: called with the number of rows written.
 
     Raises:
-        CacheError: the sources hold different shards, or no source has some shard (the others have
-            been written, without a manifest), or the target cannot be used.
+        CacheError: the sources hold different texts or shards, or no source has some shard (the
+            others have been written, without a manifest), or the target cannot be used.
     """
+    text = find_text(target, sources, inventories, workers=workers)
     parts = _Parts(sources, inventories)
     plan, raw = parts.plan()
     found = parts.found()
     differ = [
         " and ".join(sources[c.source].full_url(shard_name(*key)) for c in (one, two))
         for key, candidates in found.items()
-        for one, two in pairwise(candidates)
+        for one, two in combinations(candidates, 2)
         # A row on which one worker's engine fails may have succeeded on another's.
-        if one.rows == two.rows and one.xxh3_128 != two.xxh3_128
+        if (one.rows == two.rows and one.xxh3_128 != two.xxh3_128)
+        or (one.made_from and two.made_from and one.made_from != two.made_from)
     ]
     if differ:
         raise CacheError(
@@ -187,10 +195,9 @@ def merge_parts(
             "a shard",
         )
     reserve_folder(target, plan, raw)
-    config = parts.config()
-    if config is not None:
-        target.write(_CONFIG, config)
-    _copy_responses(parts.stores, target)
+    for name, data in parts.settings():
+        target.write(name, data)
+    text.copy(workers)
 
     records = [_BlockReader(store, inventory) for store, inventory in zip(
         sources, inventories, strict=True
@@ -242,6 +249,7 @@ def merge_parts(
         temperatures=whole.temperatures if whole else scheme["temperatures"],
         tokenizer=parts.tokenizer(),
         corpus_counts=counts,
+        more_counts=None if whole else text.counts(),
         corpus_content=whole.corpus_content if whole else "",
         command=command,
     )
@@ -302,12 +310,3 @@ def _read(
         return record, read_shard(store, record), failed
     except (CacheError, FileNotFoundError):
         return None
-
-
-def _copy_responses(sources: Sequence[Store], target: Store) -> None:
-    """Copy the responses: without them, stage one would generate all of them again."""
-    for source in sources:
-        for file in source.list(RESPONSES):
-            name = f"{RESPONSES}/{file}"
-            if not target.exists(name):
-                target.create(name, source.read(name))

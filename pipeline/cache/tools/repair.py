@@ -3,9 +3,9 @@
 Records follow from their shards and are written from these. Shards that are damaged become
 *unrecorded* (`layout/fold.py`), and stage one runs as a separate process with the configuration in
 the cache: it captures what has no record and nothing else. Nothing is lost before it has been
-replaced: a damaged shard stays until its new bytes are written; the manifest, the records and the
-files that stage one rewrites are backed up below `_meta/repair` until the end, and all of them are
-restored when stage one fails.
+replaced: a damaged shard stays until its new bytes are written; the manifest, the records, damaged
+files of responses and what stage one rewrites are backed up below `_meta/repair` until the end, and
+all of them are restored when stage one fails.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from pipeline.cache.layout.names import (
     MANIFEST,
     PLAN,
     RECORDS,
+    RESPONSES,
     SegmentName,
     parse_segment,
     shard_label,
 )
 from pipeline.cache.layout.quarantine import quarantine_name
-from pipeline.cache.tools.checking.coverage import Finding
+from pipeline.cache.tools.checking.coverage import Finding, response_findings
 from pipeline.cache.tools.checking.rebuild import rebuild_segment
 from pipeline.errors import CacheError, Interrupted
 from pipeline.storage import Store
@@ -45,6 +46,10 @@ __all__ = ["RepairPlan", "plan_repair", "repair_cache", "restore_manifest", "run
 
 _CONFIG = "_meta/config.yaml"
 _KEPT = "_meta/repair"
+_KEPT_RESPONSES = "responses-"
+"""Begins the names of the backups of responses."""
+_RESPONSES_LOST = "responses_quarantined"
+"""Among the counts: the responses that the teacher could not write."""
 _REWRITTEN = ("README.md", _CONFIG)
 """Stage one writes these again, with the command and the address of the repair."""
 _NUMBERED = re.compile(
@@ -118,10 +123,12 @@ def plan_repair(
     lists = [quarantine_name(shard_label(*key)) for key in make]
     # Stage one trusts an intact list, so a list of rows that are in the shard must go.
     remove = [name for name in lists if name in names and store.exists(name)]
-    remove += [PLAN] if PLAN in meta and store.exists(PLAN) else []
+    # Stage one makes these where they are missing, and trusts them where they are there.
+    alone = {name for name in meta if name == PLAN or name.startswith(f"{RESPONSES}/")}
+    remove += [name for name in sorted(alone) if store.exists(name)]
     # Stage one leaves all other files alone if it finds a manifest, and stops if it finds a damaged
     # manifest and no plan.
-    if ((meta - {PLAN} and not make) or MANIFEST in meta) and store.exists(MANIFEST):
+    if ((meta - alone and not make) or MANIFEST in meta) and store.exists(MANIFEST):
         remove.append(MANIFEST)
     if inventory.identity is None:
         strays = []  # what belongs to the cache is unknown
@@ -176,6 +183,7 @@ def repair_cache(
         _open_derived(store, inventory, plan, make)
     _check_can_make(store)
     kept = _keep(store, make)
+    _keep_responses(store, plan.remove)
     removed = _remove(store, plan.remove)
     try:
         reopen(store, make)
@@ -185,7 +193,7 @@ def repair_cache(
     except BaseException:
         _put_back(store, removed)
         raise
-    # With quarantined rows stage one exits non-zero although the cache is complete.
+    # With quarantined rows or responses stage one exits non-zero although the cache is complete.
     if code and not _is_finished(store, make, removed):
         _put_back(store, removed)
         if code in (143, 130, -signal.SIGTERM):
@@ -290,7 +298,11 @@ def _is_finished(
 ) -> bool:
     """Whether stage one finished and exited non-zero only because of quarantined rows."""
     inventory = read_inventory(store)
-    if inventory.manifest is None or not inventory.rows_quarantined:
+    if inventory.manifest is None or not (
+        inventory.rows_quarantined or inventory.manifest.corpus_counts.get(_RESPONSES_LOST)
+    ):
+        return False
+    if not all(finding.stray for finding in response_findings(store)):
         return False
     records = RecordReader(store, inventory.manifest)
     try:
@@ -326,6 +338,15 @@ def _keep(store: Store, make: Sequence[tuple[str, int]]) -> dict[str, bytes]:
     return kept
 
 
+def _keep_responses(store: Store, names: Sequence[str]) -> None:
+    """Back up the damaged ones that go: most of their text can still be read."""
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if folder == RESPONSES:
+            with contextlib.suppress(FileNotFoundError):
+                store.create(f"{_KEPT}/{_KEPT_RESPONSES}{file}", store.read(name))
+
+
 def _restore(store: Store) -> None:
     """Write the backed up records, and then the manifest, where they were."""
     for file in store.list(_KEPT):
@@ -359,5 +380,9 @@ def _put_back(store: Store, removed: dict[str, bytes]) -> None:
     """Restore the cache, except for what stage one has written in the meantime."""
     for name, data in removed.items():
         store.create(name, data)
+    for file in store.list(_KEPT):
+        if file.startswith(_KEPT_RESPONSES):
+            name = f"{RESPONSES}/{file.removeprefix(_KEPT_RESPONSES)}"
+            store.create(name, store.read(f"{_KEPT}/{file}"))
     if not store.exists(MANIFEST):
         _restore(store)

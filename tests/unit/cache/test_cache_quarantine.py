@@ -20,6 +20,7 @@ from pipeline.cache.layout.names import CHECKS, PLAN, RECORDS
 from pipeline.cache.layout.quarantine import (
     QuarantinedRow,
     decode_quarantine,
+    describe_quarantine,
     quarantine_name,
     quarantine_rows,
     read_quarantine,
@@ -269,16 +270,6 @@ def test_a_sum_of_teachers_and_a_slice_forget_the_plan(without: Path, tmp_path: 
     assert _damaged(tmp_path / "sum") == {}
 
 
-def test_what_the_teacher_wrote_goes_with_the_parts(without: Path, tmp_path: Path) -> None:
-    one = _part(without, tmp_path / "one")
-    (one / "_meta/responses").mkdir()
-    for file in ("plan.json", "00000.parquet"):
-        (one / "_meta/responses" / file).write_bytes(file.encode())
-    assert _merge(tmp_path / "sum", without, one) == 0
-    for file in ("plan.json", "00000.parquet"):
-        assert (tmp_path / "sum/_meta/responses" / file).read_bytes() == file.encode()
-
-
 def test_without_a_plan_a_list_still_counts(without: Path, tmp_path: Path) -> None:
     for name in (PLAN, "_meta/config.yaml"):
         (without / name).unlink()
@@ -299,3 +290,19 @@ def test_the_list_of_another_shard_is_no_list(tmp_path: Path) -> None:
     store.write(quarantine_name("train-00002"), raw)
     assert read_quarantined_rows(store, "train-00002") == ()
     assert list(read_quarantine(store)) == ["train-00001"]
+
+
+def test_where_the_rest_of_a_long_list_is() -> None:
+    rows = tuple(QuarantinedRow(f"{number:032x}", "not finite", 3) for number in range(23))
+    error = describe_quarantine(
+        {"train-00000": rows},
+        responses={"responses-00004": rows[:22]},
+        planned_rows=100,
+        url="memory://cache",
+    )
+    assert "... and 3 more in _meta/quarantine/\n" in error.found
+    assert "... and 2 more in _meta/responses/, column `error`\n" in error.found
+    assert error.do == (
+        "--retry-quarantined tries those rows again; the shards are made from the responses as "
+        "they are: another --cache_dir has those prompts tried again"
+    )

@@ -74,6 +74,13 @@ def test_sizes_are_those_of_files_directly_below(store: Store) -> None:
         assert store.sizes("folder") == {"a": 0, "b": 1}
 
 
+def test_folders_are_those_directly_below(store: Store) -> None:
+    assert store.folders("folder") == []
+    for name in ("folder/b/1", "folder/a/below/2", "folder/c", "folder/b/3"):
+        store.write(name, b"x")
+    assert store.folders("folder") == ["a", "b"]
+
+
 def test_many_files_are_deleted(store: Store) -> None:
     names = [f"folder/{number}" for number in range(5)]
     for name in names:

@@ -11,11 +11,13 @@ from pipeline.cache.layout.inventory import Inventory, PlannedRows, decode_plan
 from pipeline.cache.layout.names import (
     PLAN,
     RECORDS,
+    RESPONSE_PLAN,
     RESPONSES,
     SPLITS,
     parse_segment,
     parse_shard,
     record_name,
+    response_name,
     shard_label,
     shard_name,
 )
@@ -128,22 +130,27 @@ def stray_findings(store: Store, inventory: Inventory) -> Iterator[Finding]:
 
 
 def response_findings(store: Store) -> Iterator[Finding]:
-    """Yield damaged or missing files of the responses, from which shards are computed."""
-    present = set(store.list(RESPONSES))
+    """Yield files of the responses that are damaged, missing, or more than were planned."""
+    files = (name for name in store.list(RESPONSES) if name.endswith(".parquet"))
+    present = {f"{RESPONSES}/{name}" for name in files}
+    planned = None
     try:
         # At first the plan knows no number: prompts are prepared while others are answered.
-        planned = int(json.loads(store.read(f"{RESPONSES}/plan.json")).get("shards", 0))
+        number = json.loads(store.read(RESPONSE_PLAN)).get("shards")
+        planned = None if number is None else int(number)
     except FileNotFoundError:
-        planned = 0
+        if present:
+            yield Finding(RESPONSE_PLAN, "missing")
     except (ValueError, AttributeError, TypeError):
-        yield Finding(f"{RESPONSES}/plan.json", "damaged")
-        planned = 0
-    wanted = {f"{index:05d}.parquet" for index in range(planned)}
-    for file in sorted(wanted | {name for name in present if name.endswith(".parquet")}):
-        if file not in present:
-            yield Finding(f"{RESPONSES}/{file}", "missing")
-        elif not has_valid_checksum(store.read(f"{RESPONSES}/{file}")):
-            yield Finding(f"{RESPONSES}/{file}", "damaged (its checksum does not match)")
+        yield Finding(RESPONSE_PLAN, "damaged")
+    wanted = {response_name(index) for index in range(planned or 0)}
+    for name in sorted(wanted | present):
+        if name not in present:
+            yield Finding(name, "missing")
+        elif planned is not None and name not in wanted:
+            yield Finding(name, "belongs to no shard of this cache", stray=True)
+        elif not has_valid_checksum(store.read(name)):
+            yield Finding(name, "damaged (its checksum does not match)")
 
 
 def plan_reason(plan: PlannedRows, listed: ShardRecord, inventory: Inventory) -> str:
