@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.config.fields import Leaf, leaves, suggestion
+from pipeline.config.fields import Leaf, leaves, names_of, suggestion, usual_name
 from pipeline.config.files import read_config_file
 from pipeline.config.helptext import help_text
 from pipeline.config.mistakes import describe_errors
@@ -62,7 +62,8 @@ def parse_command(
 
     Precedence: defaults < `default`, where it applies < `--config` files in the order given <
     flags. A field is named by its
-    dotted path (`--teacher.model`) or its short name (`--teacher_model`); `-` and `_` are
+    dotted path (`--teacher.model`), its short name (`--teacher_model`), or its last part where no
+    other field has that (`--keep_layers`); `-` and `_` are
     equivalent in a flag. `--name value`, `--name=value`, `--bool`, `--no-bool`; a list is `--list 1
     2`, `--list 1,2` or `--list "[1, 2]"`. A flag of another command (`elsewhere`, by the command's
     name) is rejected with the command it belongs to.
@@ -75,12 +76,13 @@ def parse_command(
     if any(token in ("-h", "--help") for token in argv):
         print(help_text(all_leaves, prog, description, switches, examples))
         raise SystemExit(0)
-    by_name = _names(all_leaves)
+    by_name = names_of(all_leaves)
     mistakes: list[str] = []
     others = {
         name: place
         for place, other in (elsewhere or {}).items()
-        for name in _names(list(leaves(other)))
+        for full in names_of(list(leaves(other)))
+        for name in (full, full.rsplit(".", 1)[-1])
     }
     files, values, active = _read_flags(argv, by_name, switches, others, mistakes)
     data: dict[str, Any] = {}
@@ -92,13 +94,13 @@ def parse_command(
             mistakes.append(str(error).rstrip("."))
             unread = True
         else:
-            _merge(data, _lift_short_names(content, by_name, path, mistakes))
+            _merge(data, _lift_shortnames_of(content, by_name, path, mistakes))
     for leaf, value in values:
         _set(data, leaf.path, value, mistakes)
     given = frozenset(leaf.dotted for leaf in all_leaves if _has(data, leaf.path))
     applies = default is not None and not given & {*default.unless} and default.fits(data)
     if default is not None and applies:
-        below = _lift_short_names(read_config_file(default.path), by_name, default.path, mistakes)
+        below = _lift_shortnames_of(read_config_file(default.path), by_name, default.path, mistakes)
         _merge(below, data)
         data = below
     if unread:  # fields that such a file would have set are not reported as missing
@@ -116,15 +118,6 @@ def parse_command(
         given=given,
         default_file=default.path if default is not None and applies else None,
     )
-
-
-def _names(all_leaves: list[Leaf]) -> dict[str, Leaf]:
-    names = {leaf.dotted: leaf for leaf in all_leaves}
-    for leaf in all_leaves:
-        if leaf.flag:
-            assert leaf.flag not in names, f"two fields share the short name {leaf.flag}"
-            names[leaf.flag] = leaf
-    return names
 
 
 def _read_flags(
@@ -159,8 +152,12 @@ def _read_flags(
                 values.append((negated, False))
                 continue
         if leaf is None and name not in _FILE_FLAGS:
-            where = f" here; it belongs to {others[name]}" if name in others else ""
-            mistakes.append(f"--{raw}: unknown flag{where or _did_you_mean(name, known)}")
+            answer = _did_you_mean(name, known)
+            # A name of the other stage, or of other trainers for one of its.
+            place = others.get(name) or (not answer and others.get(usual_name(name)))
+            if place:
+                answer = f" here; it belongs to {place}"
+            mistakes.append(f"--{raw}: unknown flag{answer}")
             if not has_value and queue and not queue[0].startswith("--"):
                 queue.pop(0)  # the value of the unknown flag is not reported as well
             continue
@@ -215,7 +212,7 @@ def _read_value(leaf: Leaf, text: str) -> Any:
     return text if isinstance(value, str) else value
 
 
-def _lift_short_names(
+def _lift_shortnames_of(
     data: dict[str, Any], by_name: dict[str, Leaf], path: str, mistakes: list[str]
 ) -> dict[str, Any]:
     """Move top-level short names and dotted keys of a file to their sections."""
@@ -243,7 +240,7 @@ def _without_dashes(token: str, known: list[str]) -> str:
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:
-    return suggestion(name, known).replace("mean ", "mean --")
+    return suggestion(name, known, before="--")
 
 
 def _merge(base: dict[str, Any], above: dict[str, Any]) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["Leaf", "leaves", "suggestion"]
+__all__ = ["Leaf", "leaves", "names_of", "suggestion", "usual_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +69,76 @@ def leaves(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[Lea
             yield _leaf((*prefix, name), info)
 
 
-def suggestion(name: str, known: list[str]) -> str:
-    """Return "; did you mean X" for the nearest known name, or an empty string.
+def names_of(all_leaves: Sequence[Leaf]) -> dict[str, Leaf]:
+    """Return the leaf of each name: dotted, short, or a last part that only one leaf has."""
+    names = {leaf.dotted: leaf for leaf in all_leaves}
+    for leaf in all_leaves:
+        if leaf.flag:
+            assert leaf.flag not in names, f"two fields share the short name {leaf.flag}"
+            names[leaf.flag] = leaf
+    times = Counter(leaf.path[-1] for leaf in all_leaves)
+    sections = {part for leaf in all_leaves for part in leaf.path[:-1]}
+    for leaf in all_leaves:
+        last = leaf.path[-1]
+        if times[last] == 1 and last not in sections:
+            names.setdefault(last, leaf)
+    return names
+
+
+def suggestion(name: str, known: Sequence[str], *, before: str = "") -> str:
+    """Return "; did you mean X?" for the nearest known names, or an empty string.
 
     The last part of dotted names counts as well: `teacher.modle` and `modle` both find
-    `teacher.model`.
+    `teacher.model`. A last part that several fields have finds all of them, and a name that other
+    trainers use finds ours.
+
+    Args:
+        name: what was found.
+        known: what could be meant.
+        before: stands before each name, as `--`.
     """
-    wanted = name.replace("-", "_").lower()
+    wanted = usual_name(name)
+    same = [item for item in known if item.rsplit(".", 1)[-1].lower() == wanted]
+    dotted = [item for item in same if "." in item]
+    if len(dotted) > 1:
+        return f"; did you mean {' or '.join(before + item for item in dotted)}?"
     by_key = {item.lower(): item for item in known}
     for item in known:
         by_key.setdefault(item.rsplit(".", 1)[-1].lower(), item)
     close = difflib.get_close_matches(wanted, list(by_key), n=1, cutoff=0.6)
     if not close and "." in wanted:
         close = difflib.get_close_matches(wanted.rsplit(".", 1)[-1], list(by_key), n=1, cutoff=0.6)
-    return f"; did you mean {by_key[close[0]]}?" if close else ""
+    return f"; did you mean {before}{by_key[close[0]]}?" if close else ""
+
+
+def usual_name(name: str) -> str:
+    """Return our name for a field that other trainers call otherwise; else the name itself."""
+    key = name.replace("-", "_").lower()
+    return _HABITS.get(key, key)
+
+
+_HABITS = {
+    "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs",
+    "steps": "max_steps", "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps", "grad_acc_steps": "gradient_accumulation_steps",
+    "accumulate_grad_batches": "gradient_accumulation_steps", "wd": "weight_decay",
+    "scheduler": "lr_scheduler_type", "lr_scheduler": "lr_scheduler_type",
+    "warmup": "warmup_ratio", "max_seq_length": "max_length", "max_seq_len": "max_length",
+    "seq_len": "max_length", "seq_length": "max_length", "sequence_length": "max_length",
+    "cutoff_len": "max_length", "max_model_len": "max_length", "block_size": "max_length",
+    "dataset": "dataset_name", "data": "dataset_name", "dataset_path": "dataset_name",
+    "data_path": "dataset_name", "train_file": "dataset_name", "split": "dataset_split",
+    "max_samples": "num_samples", "limit": "num_samples", "val_size": "heldout_fraction",
+    "test_size": "heldout_fraction", "teacher_model_name_or_path": "teacher_model",
+    "teacher": "teacher_model", "student": "student_model", "output": "output_dir",
+    "out": "output_dir", "cache": "cache_dir", "temp": "temperature", "k": "top_k",
+    "logits_top_k": "top_k", "system": "system_prompt", "tp": "tensor_parallel_size",
+    "tensor_parallel": "tensor_parallel_size", "deepspeed": "zero_stage", "zero": "zero_stage",
+    "lora_r": "rank", "lora_rank": "rank", "fp16": "bf16",
+}  # fmt: skip
+"""Names of other trainers and of haste, to ours."""
 
 
 def _leaf(path: tuple[str, ...], info: FieldInfo) -> Leaf:
