@@ -206,7 +206,7 @@ def _fill_once(
                 task, counts = task.with_source(responses.source), responses.counts
                 lost = responses.quarantined
                 task.source.refresh()
-                check_resources(estimate(task), store)
+                check_resources(estimate(task), store, written=True)
             task = fit_tau(task, store)
         except (ConfigError, CorpusError, ResourceError):
             preparation.stop()

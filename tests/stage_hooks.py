@@ -204,6 +204,20 @@ def slow_writing(mark: str, seconds: float) -> None:
     TransformersGenerator.write = write  # type: ignore[method-assign]
 
 
+def deadly(names: Sequence[str]) -> None:
+    """SIGKILL itself when the writing teacher is given one of these responses."""
+    from pipeline.teacher.generation.transformers import TransformersGenerator
+
+    real = TransformersGenerator.write
+
+    def write(self: Any, requests: Sequence[Any], **options: Any) -> Any:
+        if any(request.response_id in names for request in requests):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, requests, **options)
+
+    TransformersGenerator.write = write  # type: ignore[method-assign]
+
+
 def unanswered(names: Sequence[str]) -> None:
     """Let the writing teacher raise for some responses."""
     from pipeline.teacher.generation.transformers import TransformersGenerator

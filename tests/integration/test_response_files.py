@@ -121,6 +121,22 @@ def test_responses_that_cannot_be_written_are_left_out(
     assert not (many / "data").exists()
 
 
+@pytest.mark.slow
+def test_a_response_that_kills_its_process_is_found(
+    writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    lost = list(response_rows(written))[25]
+    folder = tmp_path / "cache"
+    every = [*writing, "--cache_dir", folder, "--capture.tries", "2"]
+    for _ in range(4):  # two of the shard, two of the response
+        killed = stage("cache_teacher", every, hook=("deadly", [lost]))
+        assert killed.code == -signal.SIGKILL
+    message = stage("cache_teacher", every, hook=("deadly", [lost])).refused(3)
+    assert f"sample {lost} (responses/00001), 2 tries: the process died" in message
+    assert set(cached_rows(folder)) == set(cached_rows(written)) - {lost}
+    assert not list((folder / "_meta/leases").glob("*"))
+
+
 def test_responses_that_come_out_otherwise_are_refused(
     writing: list[Any], written: Path, stage: Stage, tmp_path: Path
 ) -> None:

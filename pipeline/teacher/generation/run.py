@@ -25,6 +25,7 @@ from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture.source import ShardSource
+from pipeline.teacher.fleet.inflight import InFlightMarker
 from pipeline.teacher.fleet.leases import LEASES, Lease, LeaseBoard
 from pipeline.teacher.fleet.processes import worker_name
 from pipeline.teacher.fleet.queue import leased_work
@@ -263,16 +264,28 @@ class _Writer:
         prompts = self._task.prompts.prompts(shard)
         found = units.read(shard, prompts)
         if isinstance(found, Lacking):
-            found = self._new_file(shard, prompts)
+            found = self._new_file(shard, prompts, self._marker(shard, lease))
         else:
             self._progress.advance(shard.num_prompts * self._task.plan.settings.responses)
         units.commit(shard, prompts, found.tokens)
         self._board.done(lease)
 
-    def _new_file(self, shard: ResponseShard, prompts: Sequence[Sample]) -> ReadResponses:
+    def _marker(self, shard: ResponseShard, lease: Lease) -> InFlightMarker | None:
+        """Return the in-flight marker of a shard that has taken processes with it."""
+        tries = self._task.settings.tries
+        if lease.attempt < tries or self._board.bad_ends(lease) < tries:
+            return None
+        _log.warning(
+            "%s: %d attempts ended badly; prompt after prompt now", shard.name, lease.attempt
+        )
+        return InFlightMarker(self._store, shard.name)
+
+    def _new_file(
+        self, shard: ResponseShard, prompts: Sequence[Sample], marker: InFlightMarker | None
+    ) -> ReadResponses:
         """Let the teacher answer, and write the file; return what is in it."""
         requests = self._task.plan.requests(prompts)
-        written = self._write(shard, requests)
+        written = self._write(shard, requests, marker)
         self._check_vocabulary(requests, written)
         empty = np.zeros(0, np.int32)
         tokens = [one.token_ids_N if isinstance(one, Written) else empty for one in written]
@@ -300,7 +313,7 @@ class _Writer:
         return found
 
     def _write(
-        self, shard: ResponseShard, requests: Sequence[WriteRequest]
+        self, shard: ResponseShard, requests: Sequence[WriteRequest], marker: InFlightMarker | None
     ) -> list[Written | QuarantinedRow]:
         """Let the teacher answer a shard's prompts."""
         if self._generator is None:
@@ -310,6 +323,7 @@ class _Writer:
             self._generator,
             requests,
             tries=self._task.settings.tries,
+            marker=marker,
             on_responses=self._progress.advance,
         )
         seconds = time.monotonic() - started
