@@ -251,15 +251,16 @@ class ResponseUnits:
         Raises:
             CacheError: they are others.
         """
+        same = True
         if manifest is not None:
             same = view.report.content == manifest.corpus_content
-        else:
+        elif names := Recorded(self._store.list(RECORDS)).segments:
             source = self.source(view)
             source.refresh()
             planned = {shard.key: shard.source.source_xxh3_128 for shard in source.shards}
             same = all(
                 record.source_xxh3_128 in ("", planned.get(record.key))
-                for record in self._records()
+                for record in self._records(names)
             )
         if same:
             return
@@ -268,9 +269,7 @@ class ResponseUnits:
         self.folder.remove()
         raise self._otherwise(*(shard.file for shard in written))
 
-    def _records(self) -> Iterator[ShardRecord]:
-        names = Recorded(self._store.list(RECORDS)).segments
-
+    def _records(self, names: Sequence[SegmentName]) -> Iterator[ShardRecord]:
         def read_one(name: SegmentName) -> list[ShardRecord]:
             with suppress(FileNotFoundError):  # folded meanwhile
                 return decode_segment(self._store.read(name.path), name) or []
