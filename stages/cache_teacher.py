@@ -25,6 +25,8 @@ __all__ = ["TeacherRun", "main"]
 _log = logging.getLogger(__name__)
 
 PROG = "python -m stages.cache_teacher"
+_ROUNDS = 3
+"""Through writing and capture; the disk is bad where responses are lost again and again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,8 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         responses: Mapping[str, tuple[QuarantinedRow, ...]] = {}
         if manifest is None:
             manifest, responses = _fill(
-                prepared, run, store, shares, command=command_line(PROG, _lasting(arguments))
-            )
+                prepared, run, store, shares,
+                command=command_line(PROG, _lasting(arguments)), check_files=verify,
+            )  # fmt: skip
         else:
             _log.info("cache %s is complete", store.url)
             writing = prepared.writing
@@ -120,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         progress_every_s=run.observe.progress_every_s,
                         wait_for_more=preparation.pause,
                         check_files=verify,
+                        manifest=manifest,
                     ).quarantined
         rows = read_quarantine(store)
     _report(manifest, shares, run.cache_dir)
@@ -138,9 +142,39 @@ def _lasting(arguments: Sequence[str]) -> list[str]:
 
 
 def _fill(
-    prepared: Prepared, run: TeacherRun, store: Store, shares: Shares, *, command: str
+    prepared: Prepared,
+    run: TeacherRun,
+    store: Store,
+    shares: Shares,
+    *,
+    command: str,
+    check_files: bool,
 ) -> tuple[Manifest, Mapping[str, tuple[QuarantinedRow, ...]]]:
-    """Do what is missing of the cache; return its manifest and the responses without a text."""
+    """Do what is missing of the cache; return its manifest and the responses without a text.
+
+    Where the capture finds responses to be lost, it is back to the teacher that writes.
+    """
+    from pipeline.teacher.generation.units import ResponsesLost
+
+    for _ in range(_ROUNDS - 1):
+        try:
+            return _fill_once(
+                prepared, run, store, shares, command=command, check_files=check_files
+            )
+        except ResponsesLost as error:
+            _log.warning("%s; written again", error.found)
+    return _fill_once(prepared, run, store, shares, command=command, check_files=check_files)
+
+
+def _fill_once(
+    prepared: Prepared,
+    run: TeacherRun,
+    store: Store,
+    shares: Shares,
+    *,
+    command: str,
+    check_files: bool,
+) -> tuple[Manifest, Mapping[str, tuple[QuarantinedRow, ...]]]:
     from pipeline.teacher.capture.fit_tau import can_begin, fit_tau
     from pipeline.teacher.capture.run import fill_cache
     from pipeline.teacher.estimate import check_resources, estimate
@@ -170,11 +204,12 @@ def _fill(
                     store=store,
                     progress_every_s=run.observe.progress_every_s,
                     wait_for_more=preparation.pause,
+                    check_files=check_files,
                 )
                 task, counts = task.with_source(responses.source), responses.counts
                 lost = responses.quarantined
                 task.source.refresh()
-                check_resources(estimate(task), store)
+                check_resources(estimate(task), store, written=True)
             task = fit_tau(task, store)
         except (ConfigError, CorpusError, ResourceError):
             preparation.stop()

@@ -188,6 +188,36 @@ def other_draws() -> None:
     _set("pipeline.teacher.generation.plan", "response_seed", lambda seed, name: seed)
 
 
+def slow_writing(mark: str, seconds: float) -> None:
+    """Let each call of the writing teacher take longer, and note that it has begun."""
+    import time
+
+    from pipeline.teacher.generation.transformers import TransformersGenerator
+
+    real = TransformersGenerator.write
+
+    def write(self: Any, requests: Sequence[Any], **options: Any) -> Any:
+        with open(mark, "a", encoding="utf-8"):
+            time.sleep(seconds)
+        return real(self, requests, **options)
+
+    TransformersGenerator.write = write  # type: ignore[method-assign]
+
+
+def deadly(names: Sequence[str]) -> None:
+    """SIGKILL itself when the writing teacher is given one of these responses."""
+    from pipeline.teacher.generation.transformers import TransformersGenerator
+
+    real = TransformersGenerator.write
+
+    def write(self: Any, requests: Sequence[Any], **options: Any) -> Any:
+        if any(request.response_id in names for request in requests):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, requests, **options)
+
+    TransformersGenerator.write = write  # type: ignore[method-assign]
+
+
 def unanswered(names: Sequence[str]) -> None:
     """Let the writing teacher raise for some responses."""
     from pipeline.teacher.generation.transformers import TransformersGenerator

@@ -108,8 +108,16 @@ def _target_bytes(scheme: SparseScheme, entries: float) -> float:
     return entries * _ENTRY_BYTES + 2 * (2 + 2 * grid)
 
 
-def check_resources(plan: Estimate, store: Store, *, on_gpu: bool | None = None) -> None:
+def check_resources(
+    plan: Estimate, store: Store, *, on_gpu: bool | None = None, written: bool = False
+) -> None:
     """Reject a plan that cannot fit, before the teacher is loaded.
+
+    Args:
+        plan: what it takes.
+        store: the cache's root.
+        on_gpu: whether the teacher is on one; None: found out.
+        written: the teacher has written its responses there.
 
     Raises:
         ResourceError: too little memory (on a CPU) or disk.
@@ -134,8 +142,14 @@ def check_resources(plan: Estimate, store: Store, *, on_gpu: bool | None = None)
     if free is not None and plan.cache_bytes - present > free:
         raise ResourceError(
             f"the cache needs about {_gib(plan.cache_bytes)}, {_gib(free)} are free at {store.url}",
-            do="free some space, choose another --cache_dir, or fewer entries a position "
-            "(--capture.top_k, --capture.mean_entries)",
+            do="free some space"
+            + (
+                ", and the same command goes on; in another --cache_dir, as with fewer entries a "
+                "position, the responses are written anew"
+                if written
+                else ", choose another --cache_dir, or fewer entries a position "
+                "(--capture.top_k, --capture.mean_entries)"
+            ),
         )
 
 

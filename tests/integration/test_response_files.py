@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,22 @@ def test_responses_that_cannot_be_written_are_left_out(
     assert not (many / "data").exists()
 
 
+@pytest.mark.slow
+def test_a_response_that_kills_its_process_is_found(
+    writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    lost = list(response_rows(written))[25]
+    folder = tmp_path / "cache"
+    every = [*writing, "--cache_dir", folder, "--capture.tries", "2"]
+    for _ in range(4):  # two of the shard, two of the response
+        killed = stage("cache_teacher", every, hook=("deadly", [lost]))
+        assert killed.code == -signal.SIGKILL
+    message = stage("cache_teacher", every, hook=("deadly", [lost])).refused(3)
+    assert f"sample {lost} (responses/00001), 2 tries: the process died" in message
+    assert set(cached_rows(folder)) == set(cached_rows(written)) - {lost}
+    assert not list((folder / "_meta/leases").glob("*"))
+
+
 def test_responses_that_come_out_otherwise_are_refused(
     writing: list[Any], written: Path, stage: Stage, tmp_path: Path
 ) -> None:
@@ -211,3 +228,141 @@ def test_responses_that_come_out_otherwise_are_refused(
     }
     assert shards
     assert shards.items() <= content_digests(written).items()
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "file and unit",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("all units", "no manifest")),
+    ],
+)
+def test_they_are_refused_where_their_unit_is_lost_as_well(
+    lost: str, writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    (folder / RESPONSES / "00001.parquet").unlink()
+    units = folder / RESPONSES / "units"
+    if lost == "all units":
+        shutil.rmtree(units)
+    else:
+        (units / "summaries/00001.json").unlink()
+    if lost == "no manifest":
+        (folder / "_meta/manifest.json").unlink()
+    every = [*writing, "--cache_dir", folder]
+    # Killed after the file is written and before anything is compared: the next one compares.
+    killed = stage(
+        "cache_teacher",
+        every,
+        hook=(
+            "hooks",
+            ("other_draws",),
+            ("kill_before", "pipeline.teacher.generation.units", "ResponseUnits.view"),
+        ),
+    )
+    assert killed.code == -signal.SIGKILL
+    assert (folder / RESPONSES / "00001.parquet").exists()
+    for _ in range(2):
+        message = stage("cache_teacher", every, hook=("other_draws",)).refused(3)
+        assert "responses that were lost and written again came out otherwise" in message
+    shards = {n: v for n, v in content_digests(folder).items() if n.startswith("data/")}
+    assert shards
+    assert shards.items() <= content_digests(written).items()
+    shutil.copy(written / RESPONSES / "00001.parquet", folder / RESPONSES)
+    stage("cache_teacher", every, hook=("forbid_loading",)).ok()
+    assert content_digests(folder) == content_digests(written)
+
+
+def _flip(file: Path) -> None:
+    data = file.read_bytes()
+    place = len(data) // 3
+    file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+@pytest.mark.parametrize("beside", ["a shard damaged", "prompts lost"])
+def test_verify_mends_responses_whatever_else_is_lacking(
+    beside: str, writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    _flip(folder / RESPONSES / "00001.parquet")
+    if beside == "a shard damaged":
+        _flip(folder / "data/train/00000.parquet")
+    else:
+        shutil.rmtree(folder / "_meta/corpus")
+    stage("cache_teacher", [*writing, "--cache_dir", folder, "--verify"]).ok()
+    assert verify_cache(Store(str(folder))) == []
+    assert content_digests(folder) == content_digests(written)
+
+
+@pytest.mark.parametrize("how", ["damaged", pytest.param("missing", marks=pytest.mark.slow)])
+def test_a_file_lost_together_with_its_samples_is_written_again(
+    how: str, writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    file = folder / RESPONSES / "00001.parquet"
+    _flip(file)
+    if how == "missing":
+        file.unlink()
+    (folder / RESPONSES / "units/tokens/00001-0.parquet").write_bytes(b"cut")
+    shutil.rmtree(folder / "data")
+    result = stage("cache_teacher", [*writing, "--cache_dir", folder]).ok()
+    assert ("damaged, and what was made from it is damaged; written again" in result.err) == (
+        how == "damaged"
+    )
+    assert content_digests(folder) == content_digests(written)
+
+
+@pytest.mark.parametrize("damage", ["samples", "a summary", "prompts"])
+def test_a_dry_run_repairs_nothing(
+    damage: str, writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    (corpus,) = (folder / "_meta/corpus").iterdir()
+    spoiled = {
+        "samples": [*(folder / RESPONSES / "units/tokens").iterdir()],
+        "a summary": [folder / RESPONSES / "units/summaries/00001.json"],
+        "prompts": [*(corpus / "tokens").iterdir(), *(corpus / "summaries").iterdir()],
+    }[damage]
+    assert spoiled
+    for file in spoiled:
+        file.write_bytes(b"cut")
+    before = digests(folder)
+    out = stage("cache_teacher", [*writing, "--cache_dir", folder, "--dry-run"]).ok().out
+    assert ("at most" in out) == (damage == "a summary")
+    assert digests(folder) == before
+
+
+def test_a_complete_cache_is_left_without_leftovers(
+    writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    (folder / RESPONSES / "00001.parquet").unlink()
+    # Files that are not planned are nobody's; they do not stand for one that is lacking.
+    shutil.copy(folder / RESPONSES / "00002.parquet", folder / RESPONSES / "00009.parquet")
+    every = [*writing, "--cache_dir", folder]
+    killed = stage("cache_teacher", every, hook=("kill_at_sync", 3))
+    assert killed.code == -signal.SIGKILL
+    assert list((folder / "_meta/leases").iterdir())
+    stage("cache_teacher", every).ok()
+    (folder / RESPONSES / "00009.parquet").unlink()
+    assert not list(folder.rglob("*.partial"))
+    assert not list((folder / "_meta/leases").glob("*"))
+    assert content_digests(folder) == content_digests(written)
+
+
+def test_a_file_of_another_cache_is_not_taken_and_not_deleted(
+    writing: list[Any], written: Path, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(written, folder)
+    others = (folder / RESPONSES / "00002.parquet").read_bytes()
+    (folder / RESPONSES / "00001.parquet").write_bytes(others)
+    every = [*writing, "--cache_dir", folder, "--verify"]
+    message = stage("cache_teacher", every, hook=("forbid_loading",)).refused(3)
+    assert "00001.parquet: answers other prompts than those of the corpus" in message
+    assert (folder / RESPONSES / "00001.parquet").read_bytes() == others

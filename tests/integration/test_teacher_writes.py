@@ -108,10 +108,7 @@ def test_killed_while_the_teacher_writes(
 ) -> None:
     folder = tmp_path / "cache"
     running = start("cache_teacher", [*writing, "--cache_dir", folder])
-    end = time.monotonic() + 100
-    while not list((folder / RESPONSES).glob("*.parquet")):
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    _until(lambda: list((folder / RESPONSES).glob("*.parquet")))
     os.kill(running.process.pid, signal.SIGKILL)
     assert running.wait().code == -signal.SIGKILL
     before = {file.name: file.stat().st_mtime_ns for file in (folder / RESPONSES).iterdir()}
@@ -127,16 +124,57 @@ def test_a_paused_worker_is_overtaken_and_its_tokens_do_no_harm(
 ) -> None:
     every = [*writing, "--cache_dir", tmp_path / "cache", "--capture.lease_s", "1.5"]
     # Draws of its own: had its file replaced the other's, the tokens would show it.
-    paused = start("cache_teacher", every, hook=("other_draws",))
-    end = time.monotonic() + 100
-    while not list((tmp_path / "cache/_meta/leases").glob("responses-*.json")):
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    mark = tmp_path / "begun"
+    hook = ("hooks", ("other_draws",), ("slow_writing", str(mark), 0.5))
+    paused = start("cache_teacher", every, hook=hook)
+    _until(mark.exists)
     os.kill(paused.process.pid, signal.SIGSTOP)
     start("cache_teacher", every).wait().ok()
     os.kill(paused.process.pid, signal.SIGCONT)
-    paused.wait().ok()
+    assert "was written by another worker; its tokens count" in paused.wait().ok().err
     assert content_digests(tmp_path / "cache") == content_digests(written)
+
+
+def _until(happened: Callable[[], object]) -> None:
+    end = time.monotonic() + 100
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.slow
+def test_two_workers_write_on_a_store_that_fails_one_call_in_ten(
+    writing: list[Any], written: Path, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    every = [*writing, "--cache_dir", f"faulty://{tmp_path}/cache", "--capture.lease_s", "5"]
+    hook = ("faulty_store", 0.1, 0.0)
+    for worker in [start("cache_teacher", every, hook=hook) for _ in range(2)]:
+        worker.wait(200).ok()
+    assert content_digests(tmp_path / "cache") == content_digests(written)
+
+
+@pytest.mark.parametrize("kills", [0, pytest.param(4, marks=pytest.mark.slow)])
+def test_prompts_of_many_units_are_answered_while_others_are_prepared(
+    kills: int, writing: list[Any], start: Callable[..., Running], stage: Stage, tmp_path: Path
+) -> None:
+    flags = [*writing, "--corpus.unit_mib", "0.002", "--generate.shard_prompts", "6"]
+    one = tmp_path / "one"
+    units = ("note_units", os.devnull)  # prepared on a thread: no process is started for each
+    folds = ("_set", "pipeline.corpus.prepared.folder", "FOLD", 2)
+    out = stage("cache_teacher", [*flags, "--cache_dir", one], hook=("hooks", units, folds)).ok()
+    assert "72/72 responses" in out.err
+    assert len(list((one / RESPONSES).glob("*.parquet"))) == 6
+    assert list((one / RESPONSES / "units/summaries").glob("*.zst"))
+    assert list((one / "_meta/corpus").rglob("summaries/*.zst"))
+    two = tmp_path / "two"
+    every = [*flags, "--cache_dir", two, "--capture.lease_s", "1.5"]
+    for kill in range(kills):
+        hook = ("hooks", units, folds, ("kill_at_sync", 30 + 14 * kill))
+        stage("cache_teacher", every, hook=hook)
+    for worker in [start("cache_teacher", every, hook=("hooks", units, folds)) for _ in range(2)]:
+        worker.wait().ok()
+    assert content_digests(two) == content_digests(one)
+    assert not list((two / "_meta/leases").glob("*"))
 
 
 def test_sigterm_lets_go_and_says_how_to_go_on(

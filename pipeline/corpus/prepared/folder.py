@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import xxhash
@@ -26,7 +28,7 @@ from pipeline.errors import CorpusError
 from pipeline.storage import Store
 from pipeline.storage.parallel import in_threads
 
-__all__ = ["FOLD", "SUMMARIES", "DamagedBlock", "PreparedFolder"]
+__all__ = ["FOLD", "SUMMARIES", "DamagedBlock", "PreparedFolder", "fold_range"]
 
 SUMMARIES = "summaries"
 FOLD = 256
@@ -45,6 +47,12 @@ class DamagedBlock(CorpusError):
     """A file of samples that is missing, or whose bytes are not those of its summary."""
 
 
+def fold_range(index: int) -> range:
+    """Return the units whose summaries are joined with a unit's."""
+    first = index - index % FOLD
+    return range(first, first + FOLD)
+
+
 def unit_file(index: int) -> str:
     """Return the name of a unit's summary, among the summaries."""
     return f"{index:05d}.json"
@@ -55,6 +63,12 @@ class PreparedFolder:
     """A prepared corpus, or the beginning of one, at the root of a store."""
 
     store: Store
+    scratch: Store | None = None
+    """Takes what is written where the folder itself is only read; what it has comes first."""
+
+    def only_read(self) -> PreparedFolder:
+        """Return the same folder for one who only looks: repairs stay in memory."""
+        return PreparedFolder(self.store, Store(f"memory://scratch-{uuid.uuid4().hex}"))
 
     def begin(
         self, identity: dict[str, Any], cut: Callable[[], Sequence[Unit]]
@@ -114,7 +128,10 @@ class PreparedFolder:
         return units
 
     def done(self) -> tuple[set[int], list[str]]:
-        """Return which units are done and the files that say so, by one listing."""
+        """Return which units are done and the files that say so, by one listing.
+
+        Joined files come first: a unit's own file counts where both are there, it is newer.
+        """
         done: set[int] = set()
         names = []
         for name in self.store.list(SUMMARIES):
@@ -122,7 +139,7 @@ class PreparedFolder:
             if indexes:
                 done.update(indexes)
                 names.append(name)
-        return done, names
+        return done, sorted(names, key=lambda name: (not name.endswith(".zst"), name))
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, list[UnitSummary]]]:
         """Yield the summaries of each file; a damaged one is removed, its units are done again.
@@ -137,7 +154,8 @@ class PreparedFolder:
                 return []
             found = _decode(name, raw)
             if found is None:
-                self.store.delete(f"{SUMMARIES}/{name}")
+                if self.scratch is None:
+                    self.store.delete(f"{SUMMARIES}/{name}")
                 return []
             return found
 
@@ -146,25 +164,59 @@ class PreparedFolder:
     def commit(self, summary: UnitSummary) -> None:
         """Say that a unit is done; its blocks are written before."""
         name = f"{SUMMARIES}/{unit_file(summary.index)}"
-        self.store.write(name, summary.to_bytes(), look_back=False)  # it has its own checksum
+        store = self.scratch or self.store
+        store.write(name, summary.to_bytes(), look_back=False)  # it has its own checksum
 
     def files_of(self, index: int) -> list[str]:
-        """Return the files that say that a unit is done."""
+        """Return the files that say that a unit is done; the last one counts."""
         return [name for name in self.done()[1] if index in _range(name)]
 
-    def forget(self, index: int) -> None:
-        """Say that a unit is not done; killed at any point, it is not or the others are as well."""
-        for name, summaries in self.read(self.files_of(index)):
+    def summary_of(self, index: int) -> UnitSummary | None:
+        """Return the summary of a unit, or None where it is not done."""
+        found = None
+        for _, summaries in self.read(self.files_of(index)):
             for summary in summaries:
-                if summary.index != index:
-                    self.commit(summary)
+                if summary.index == index:
+                    found = summary
+        return found
+
+    def forget(self, index: int) -> None:
+        """Say that a unit is not done; killed at any point, it is not or the others are as well.
+
+        For one worker at a time, and not beside `fold` of the same range.
+        """
+        for name in self.files_of(index):
+            if not name.endswith(".zst"):
+                continue
+            joined = self._raw(name)
+            found = (_decode(name, joined) or []) if joined is not None else []
+            others = [summary for summary in found if summary.index != index]
+            puts = in_threads(partial(self._put_back, name, joined), others, _READS_AT_ONCE)
+            if not all([*puts]):
+                return self.forget(index)
             self.store.delete(f"{SUMMARIES}/{name}")
+        return self.store.delete(f"{SUMMARIES}/{unit_file(index)}")
+
+    def _put_back(self, joined_name: str, joined: bytes | None, summary: UnitSummary) -> bool:
+        """Write a unit's own file out of a joined one; return whether that is still as it was.
+
+        A worker that was paused may come back to one that another has replaced. A unit's own file
+        is newer than the joined one, and stays.
+        """
+        if self._raw(joined_name) != joined:
+            return False
+        self.store.create(f"{SUMMARIES}/{unit_file(summary.index)}", summary.to_bytes())
+        return True
 
     def to_fold(self, names: Collection[str], num_units: int) -> Iterator[int]:
-        """Yield the first units of the ranges that can be folded, by a listing."""
+        """Yield the first units of the ranges that can be folded, by a listing.
+
+        So can those of which a joined file is there already, beside files of single units: its
+        worker was killed, or a unit was done again.
+        """
         for first in range(0, num_units - FOLD + 1, FOLD):
-            singles = [unit_file(index) for index in range(first, first + FOLD)]
-            if all(name in names for name in singles):
+            singles = [unit_file(index) in names for index in range(first, first + FOLD)]
+            if all(singles) or (any(singles) and _joined_file(first) in names):
                 yield first
 
     def fold(self, first: int) -> None:
@@ -173,14 +225,33 @@ class PreparedFolder:
         Killed at any point, it leaves the summaries readable: the joined file is written before the
         others are removed, and says the same.
         """
-        names = [unit_file(index) for index in range(first, first + FOLD)]
-        found = [summary for _, summaries in self.read(names) for summary in summaries]
-        if len(found) < FOLD:
+        name = _joined_file(first)
+        singles = [unit_file(index) for index in range(first, first + FOLD)]
+        found: dict[int, UnitSummary] = {}
+        files: set[str] = set()
+        for file, summaries in self.read([name, *singles]):
+            found |= {summary.index: summary for summary in summaries}
+            files |= {file} if summaries else set()
+        # Paused since, another worker may have folded or forgotten them.
+        if len(found) < FOLD or not files <= set(self.store.list(SUMMARIES)):
             return  # one was damaged, and is prepared again
-        lines = b"\n".join(summary.to_bytes() for summary in found)
-        name = f"{first:05d}-{first + FOLD - 1:05d}.jsonl.zst"
-        self.store.write(f"{SUMMARIES}/{name}", zstandard.ZstdCompressor(level=9).compress(lines))
-        self.store.delete_all([f"{SUMMARIES}/{name}" for name in names])
+        lines = {file: found[first + n].to_bytes() for n, file in enumerate(singles)}
+        data = zstandard.ZstdCompressor(level=9).compress(b"\n".join(lines.values()))
+        if self._raw(name) != data:
+            self.store.write(f"{SUMMARIES}/{name}", data)
+        self._delete_joined(lines, [file for file in singles if file in files])
+
+    def _delete_joined(self, lines: Mapping[str, bytes], singles: Sequence[str]) -> None:
+        """Delete the files of single units that say what the joined one says; another is newer."""
+        raw = in_threads(self._raw, singles, _READS_AT_ONCE)
+        equal = [file for file, found in zip(singles, raw, strict=True) if found == lines[file]]
+        self.store.delete_all([f"{SUMMARIES}/{file}" for file in equal])
+
+    def _raw(self, name: str) -> bytes | None:
+        try:
+            return self.store.read(f"{SUMMARIES}/{name}")
+        except FileNotFoundError:
+            return None
 
     def write_block(
         self, unit: int, number: int, rows: tuple[Sequence[TokenisedRow], Sequence[TokenisedRow]]
@@ -191,7 +262,8 @@ class PreparedFolder:
             checksums.append("")
             if part:
                 data = encode_block(part)
-                self.store.write(_block_name(unit, number, kind), data, look_back=False)
+                store = self.scratch or self.store
+                store.write(_block_name(unit, number, kind), data, look_back=False)
                 checksums[-1] = xxhash.xxh3_128_hexdigest(data)
         return checksums
 
@@ -225,9 +297,12 @@ class PreparedFolder:
 
     def _read_file(self, name: str, wanted: str) -> bytes:
         reason = "missing"
-        for _ in range(_TRIES):
+        stores = [self.store] * _TRIES
+        if self.scratch is not None and self.scratch.exists(name):
+            stores = [self.scratch]
+        for store in stores:
             try:
-                data = self.store.read(name)
+                data = store.read(name)
             except FileNotFoundError:
                 break
             found = xxhash.xxh3_128_hexdigest(data)
@@ -235,6 +310,10 @@ class PreparedFolder:
                 return data
             reason = f"checksum {found[:12]}..., not {wanted[:12]}..."
         raise DamagedBlock(f"{self.store.full_url(name)}: damaged ({reason})")
+
+
+def _joined_file(first: int) -> str:
+    return f"{first:05d}-{first + FOLD - 1:05d}.jsonl.zst"
 
 
 def _block_name(unit: int, number: int, kind: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import DistillError, ModelError
 from pipeline.teacher.engines.base import CaptureRequest, Engine
 from pipeline.teacher.fleet.halving import HalvingSearch, Report, short_error
-from pipeline.teacher.fleet.inflight import InFlightMarker
+from pipeline.teacher.fleet.inflight import InFlightMarker, row_after_row
 
 __all__ = ["Answered", "EngineLost", "GuardedEngine"]
 
@@ -87,7 +88,10 @@ class GuardedEngine:
         """
         quarantined = {row.sample_id: row for row in known}
         if marker is not None:
-            self._row_by_row(requests, marker, quarantined)
+            row_after_row(
+                requests, marker, quarantined, tries=self._tries,
+                hand_over=partial(self._hand_over, marker=marker), remedy=_REMEDY,
+            )  # fmt: skip
         before = len(quarantined)
         try:
             columns = self._search.answer(requests, quarantined, on_tokens)
@@ -117,40 +121,6 @@ class GuardedEngine:
         # Not finite is no answer: a teacher that never gave one is a broken teacher.
         self._answered_before |= any(_not_finite(columns_NC) is None for columns_NC in columns)
         return columns
-
-    def _row_by_row(
-        self,
-        requests: Sequence[CaptureRequest],
-        marker: InFlightMarker,
-        quarantined: dict[str, QuarantinedRow],
-    ) -> None:
-        """Hand the engine row after row; of a row that kills the process, the marker is left.
-
-        After the last row, the shard as one is the thing that may kill.
-        """
-        marker.read()
-        first, tries_there = marker.at, marker.tries
-        for index in range(first, len(requests) + 1):
-            if index < len(requests) and requests[index].row_id in quarantined:
-                continue
-            tries = tries_there if index == first else 0
-            if tries >= self._tries:
-                if index == len(requests):
-                    raise ModelError(
-                        f"shard {marker.shard} ended its process {tries} times, though none of its "
-                        "rows does alone",
-                        do=_REMEDY,
-                    )
-                marker.dead = (*marker.dead, requests[index].row_id)
-                continue
-            marker.put(index, tries + 1)
-            if index < len(requests):
-                self._hand_over(requests[index], marker)
-        for name in marker.dead:
-            quarantined[name] = QuarantinedRow(
-                name, "the process died while the engine had it", self._tries
-            )
-            _log.warning("%s is quarantined: %s", name, quarantined[name].error)
 
     def _hand_over(self, request: CaptureRequest, marker: InFlightMarker) -> None:
         try:

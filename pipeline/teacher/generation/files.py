@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pipeline.cache.layout.embedded_checksum import (
 )
 from pipeline.cache.layout.names import RESPONSES
 from pipeline.cache.layout.quarantine import QuarantinedRow
+from pipeline.corpus.sample import Sample
+from pipeline.errors import CacheError
 from pipeline.teacher.generation.base import Written
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "ResponseText",
     "decode_responses",
     "encode_responses",
+    "prompts_digest",
     "response_file",
 ]
 
@@ -63,11 +67,20 @@ def response_file(index: int) -> str:
     return f"{RESPONSES}/{index:05d}.parquet"
 
 
+def prompts_digest(prompts: Sequence[Sample]) -> str:
+    """Return a digest of the prompts of a shard: the ids of rows stay when a source is edited."""
+    digest = hashlib.blake2b(digest_size=16)
+    for prompt in prompts:
+        digest.update(prompt.sample_id.encode() + prompt.input_ids.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
 def encode_responses(
     texts: Sequence[ResponseText],
     written: Sequence[Written | QuarantinedRow],
     *,
     identity_digest: str,
+    prompts: str,
 ) -> bytes:
     """Return the file of one shard; a pure function of its arguments.
 
@@ -75,6 +88,7 @@ def encode_responses(
         texts: of each response.
         written: the tokens of each response (all with log-probs, or none), or why there are none.
         identity_digest: of everything that is known before responses are written.
+        prompts: `prompts_digest` of what is answered.
     """
     empty = Written(np.zeros(0, np.int32), np.zeros(0, np.float32))
     responses = [empty if isinstance(one, QuarantinedRow) else one for one in written]
@@ -103,7 +117,7 @@ def encode_responses(
     # Without Arrow's own schema the metadata, and so the checksum's place, is there once.
     with pq.ParquetWriter(sink, schema, compression="zstd", store_schema=False) as file:
         file.write_table(table)
-        note = json.dumps({"identity_digest": identity_digest})
+        note = json.dumps({"identity_digest": identity_digest, "prompts_digest": prompts})
         file.add_key_value_metadata({_KEY: note, _CHECKSUM_KEY: CHECKSUM_PLACE})
     return with_checksum(bytes(sink.getvalue().to_pybytes()))
 
@@ -118,14 +132,19 @@ class ReadResponses:
 
 
 def decode_responses(
-    data: bytes, *, response_ids: Sequence[str], identity_digest: str
+    data: bytes, *, where: str, response_ids: Sequence[str], identity_digest: str, prompts: str
 ) -> ReadResponses | None:
-    """Return the responses of a file, or None where it is damaged or another's.
+    """Return the responses of a file, or None where it is damaged.
 
     Args:
         data: the file.
+        where: its address, for messages.
         response_ids: the responses it must hold, in order.
         identity_digest: as it was given to `encode_responses`.
+        prompts: likewise.
+
+    Raises:
+        CacheError: it is intact, and another cache's, or answers other prompts.
     """
     # The bytes first: what is damaged never reaches the Parquet reader.
     if not has_valid_checksum(data):
@@ -136,9 +155,18 @@ def decode_responses(
     names = [name for name in file.schema_arrow.names if name in wanted]
     table = file.read(names, use_threads=False)
     if note.get("identity_digest") != identity_digest:
-        return None
-    if table.column("response_id").to_pylist() != list(response_ids):
-        return None
+        raise CacheError(
+            f"{where}: intact, but of another cache",
+            expected="responses that were written with these settings",
+            do="move that file away, or choose another --cache_dir",
+        )
+    same = table.column("response_id").to_pylist() == list(response_ids)
+    if not same or note.get("prompts_digest") != prompts:
+        raise CacheError(
+            f"{where}: answers other prompts than those of the corpus",
+            expected="the source as it was when the responses were written",
+            do="bring the source back, or delete that cache",
+        )
     lists = table.column("token_ids").combine_chunks()
     offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
     # Copies: views would keep the text and everything else of the file in memory.

@@ -15,6 +15,7 @@ from pipeline.storage import Store
 from pipeline.teacher.capture.plan import (
     another_identity,
     begun_identity,
+    folder_identity,
     identity_difference,
     plan_identity,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "planned_files",
     "reject_other_responses",
     "reject_written_responses",
+    "reopen_responses",
     "settle_responses",
 ]
 
@@ -52,8 +54,19 @@ def complete_responses(store: Store, task: WritingTask) -> None:
         "prompt_counts": asdict(prompts),
     }
     content = _plan_bytes(task.identity, numbers)
-    if store.read(RESPONSE_PLAN) != content:
-        store.write(RESPONSE_PLAN, content)
+    with suppress(FileNotFoundError):
+        if store.read(RESPONSE_PLAN) == content:
+            return
+    store.write(RESPONSE_PLAN, content)
+
+
+def reopen_responses(store: Store, task: WritingTask) -> None:
+    """Take the numbers out of the plan while responses are written that shards were made from.
+
+    Whoever comes then, after a kill as well, compares all responses with those shards.
+    """
+    if folder_identity(store) is not None and planned_files(store) is not None:
+        store.write(RESPONSE_PLAN, _plan_bytes(task.identity))
 
 
 def planned_files(store: Store) -> int | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from pipeline.cache.layout.quarantine import QuarantinedRow
-from pipeline.errors import ModelError
+from pipeline.errors import DistillError, ModelError
 from pipeline.teacher.fleet.halving import HalvingSearch, Report
+from pipeline.teacher.fleet.inflight import InFlightMarker, row_after_row
 from pipeline.teacher.generation.base import Generator, WriteRequest, Written
 
 __all__ = ["write_or_quarantine"]
+
+_log = logging.getLogger(__name__)
 
 
 def write_or_quarantine(
@@ -17,6 +21,7 @@ def write_or_quarantine(
     requests: Sequence[WriteRequest],
     *,
     tries: int,
+    marker: InFlightMarker | None = None,
     on_responses: Report | None = None,
 ) -> list[Written | QuarantinedRow]:
     """Return each response, or why there is none.
@@ -25,6 +30,8 @@ def write_or_quarantine(
         generator: a loaded teacher.
         requests: of one shard.
         tries: how often a request may fail before it is quarantined.
+        marker: where to note each request before the teacher gets it; for a shard whose attempts
+            end with their process.
         on_responses: called with finished responses; quarantined ones count as finished.
 
     Raises:
@@ -38,7 +45,26 @@ def write_or_quarantine(
     quarantined: dict[str, QuarantinedRow] = {}
     remedy = "lower teacher.batch_tokens or generate.shard_prompts"
     search = HalvingSearch(write, tries, "responses", remedy)
-    written = search.answer(requests, quarantined, on_responses)
+
+    def hand_over(request: WriteRequest) -> None:
+        try:
+            generator.write([request])
+        except DistillError:
+            raise
+        except Exception as error:
+            # Found again, and counted, with all of the shard.
+            _log.debug("%s alone: %s", request.response_id, error)
+
+    try:
+        if marker is not None:
+            row_after_row(
+                requests, marker, quarantined, tries=tries, hand_over=hand_over, remedy=remedy
+            )
+        written = search.answer(requests, quarantined, on_responses)
+    except BaseException:
+        if marker is not None:
+            marker.take_back()
+        raise
     if requests and not written:
         first = quarantined[requests[0].response_id]
         raise ModelError(

@@ -15,7 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.cache.layout.names import RESPONSES
+from pipeline.cache.layout.manifest import Manifest
+from pipeline.cache.layout.names import RESPONSE_UNITS, RESPONSES
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
@@ -24,26 +25,40 @@ from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture.source import ShardSource
-from pipeline.teacher.fleet.leases import Lease, LeaseBoard
+from pipeline.teacher.fleet.inflight import InFlightMarker
+from pipeline.teacher.fleet.leases import LEASES, Lease, LeaseBoard
 from pipeline.teacher.fleet.processes import worker_name
 from pipeline.teacher.fleet.queue import leased_work
 from pipeline.teacher.generation.base import Generator, WriteRequest, Written
-from pipeline.teacher.generation.files import ReadResponses, ResponseText, encode_responses
+from pipeline.teacher.generation.files import (
+    ReadResponses,
+    ResponseText,
+    encode_responses,
+    prompts_digest,
+    response_file,
+)
 from pipeline.teacher.generation.identity import (
     complete_responses,
     planned_files,
+    reopen_responses,
     settle_responses,
 )
 from pipeline.teacher.generation.plan import WritingTask
 from pipeline.teacher.generation.quarantine import write_or_quarantine
 from pipeline.teacher.generation.registry import open_generator
 from pipeline.teacher.generation.shards import ResponseShard
-from pipeline.teacher.generation.units import RESPONSES_LOST, ResponseUnits
+from pipeline.teacher.generation.units import RESPONSES_LOST, Lacking, ResponseUnits
 from pipeline.teacher.preparation.work import fold_summaries
 
 __all__ = ["Responses", "can_write", "has_responses", "write_responses", "written_shards"]
 
 _log = logging.getLogger(__name__)
+
+_NAMES_UP_TO = 2048
+"""Files of responses of a complete cache that are looked for at each start, as its shards are: a
+listing of 100,000 is 100 requests, of each worker."""
+_FOLDERS = (RESPONSES, LEASES, *(f"{RESPONSE_UNITS}/{name}" for name in ("summaries", "tokens")))
+_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +80,7 @@ def write_responses(
     progress_every_s: float,
     wait_for_more: Callable[[float], None] = time.sleep,
     check_files: bool = False,
+    manifest: Manifest | None = None,
 ) -> Responses:
     """Write what is missing of the responses and return all.
 
@@ -77,9 +93,11 @@ def write_responses(
         progress_every_s: seconds between lines of progress.
         wait_for_more: waits for prompts to become known, at most so many seconds.
         check_files: read every file, and write the damaged ones again.
+        manifest: of a cache that is complete but for its responses.
 
     Raises:
-        CacheError: the store holds a cache, or the start of one, of another identity.
+        CacheError: the store holds a cache, or the start of one, of another identity; or responses
+            that were lost came out otherwise.
         CorpusError: the prompts cannot be prepared, or there are none.
         ModelError: the teacher answers no prompt of a shard, or too few in all.
     """
@@ -88,6 +106,9 @@ def write_responses(
     board = LeaseBoard(store, worker_name(), task.settings.lease_s)
     task.prompts.refresh()
     if check_files:
+        while not task.prompts.is_complete:  # the files of prompts that come later as well
+            wait_for_more(_WAIT_S)
+            task.prompts.refresh()
         units.remove_damaged()
     progress = Progress(
         _responses(task),
@@ -104,13 +125,20 @@ def write_responses(
             ):
                 writer.make(shard, lease)
             view = units.view()
+    if manifest is not None or planned_files(store) is None:
+        units.check_captured(view, manifest, writer.written)
     complete_responses(store, task)
+    if manifest is not None:  # of another cache the last worker of the capture does it
+        board.sweep()
+        store.remove_partials(_FOLDERS)
     units.check_limit(view)
     report = view.report
     counts = {"responses": report.turns, "responses_unfinished": report.unended}
     if report.counts.get(RESPONSES_LOST):
         counts[RESPONSES_LOST] = report.counts[RESPONSES_LOST]
-    return Responses(units.source(view), counts, units.quarantined(view))
+    quarantined = units.quarantined(view)
+    task.prompts.release()
+    return Responses(units.source(view), counts, quarantined)
 
 
 def can_write(task: WritingTask) -> bool:
@@ -120,8 +148,12 @@ def can_write(task: WritingTask) -> bool:
 
 
 def has_responses(store: Store) -> bool:
-    """Return whether every file of responses is there, by two requests."""
-    return len(_files(store)) == planned_files(store)
+    """Return whether every file of responses is there, as far as a few requests tell."""
+    planned = planned_files(store)
+    if planned is None or planned > _NAMES_UP_TO:
+        return planned is not None
+    names = set(store.list(RESPONSES))
+    return all(response_file(index).rsplit("/", 1)[-1] in names for index in range(planned))
 
 
 def written_shards(task: WritingTask, store: Store) -> ShardSource | None:
@@ -133,16 +165,13 @@ def written_shards(task: WritingTask, store: Store) -> ShardSource | None:
     task.prompts.refresh()
     if not task.prompts.is_complete:
         return None
-    view = ResponseUnits(task, store).view()
-    return ResponseUnits(task, store).source(view) if view.is_complete else None
+    units = ResponseUnits(task, store, only_look=True)
+    view = units.view()
+    return units.source(view) if view.is_complete else None
 
 
 def _responses(task: WritingTask) -> int:
     return task.prompts.projected().samples * task.plan.settings.responses
-
-
-def _files(store: Store) -> list[str]:
-    return [name for name in store.list(RESPONSES) if name.endswith(".parquet")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,21 +202,28 @@ class _ResponsePool:
         self._units = units
         self._board = board
         self._progress = progress
-        self._is_first = True
+        self._before: set[int] | None = None
+        """What was there when this worker came, and is not counted yet."""
 
     def missing(self, *, look: bool = True) -> list[_ResponseWork]:
         """Return the shards without a file or a unit, by two listings."""
         if look:
             self._prompts.refresh()
-        shards, names = self._units.missing()
+        there, names = self._units.there()
         self._progress.retarget(_responses(self._task))
-        if self._is_first:
-            self._is_first = False
-            lacking = {shard.index for shard in shards}
-            there = sum(s.num_prompts for s in self._prompts.shards if s.index not in lacking)
-            self._progress.count_before(there * self._task.plan.settings.responses)
-        fold_summaries(self._units.folder, names, len(self._prompts.shards), self._board)
-        return [_ResponseWork(shard, self._units) for shard in shards]
+        self._count_before(there)
+        shards = self._prompts.shards
+        fold_summaries(self._units.folder, names, len(shards), self._board)
+        return [_ResponseWork(s, self._units) for s in shards if s.index not in there]
+
+    def _count_before(self, there: set[int]) -> None:
+        """Count what was there when this worker came, once its prompts are known."""
+        if self._before is None:
+            self._before = set(there)
+        known = [shard for shard in self._prompts.shards if shard.index in self._before]
+        self._before.difference_update(shard.index for shard in known)
+        each = self._task.plan.settings.responses
+        self._progress.count_before(sum(shard.num_prompts for shard in known) * each)
 
     @property
     def total(self) -> int:
@@ -212,6 +248,8 @@ class _Writer:
         self._store = board.store
         self._progress = progress
         self._generator: Generator | None = None
+        self.written: list[ResponseShard] = []
+        """The files that this worker created."""
 
     def __enter__(self) -> _Writer:
         return self
@@ -226,36 +264,49 @@ class _Writer:
         shard, units = work.shard, self._units
         prompts = self._task.prompts.prompts(shard)
         found = units.read(shard, prompts)
-        if found is None:
-            found = self._new_file(shard, prompts)
+        if isinstance(found, Lacking):
+            found = self._new_file(shard, prompts, self._marker(shard, lease))
         else:
             self._progress.advance(shard.num_prompts * self._task.plan.settings.responses)
         units.commit(shard, prompts, found.tokens)
         self._board.done(lease)
 
-    def _new_file(self, shard: ResponseShard, prompts: Sequence[Sample]) -> ReadResponses:
+    def _marker(self, shard: ResponseShard, lease: Lease) -> InFlightMarker | None:
+        """Return the in-flight marker of a shard that has taken processes with it."""
+        tries = self._task.settings.tries
+        if lease.attempt < tries or self._board.bad_ends(lease) < tries:
+            return None
+        _log.warning(
+            "%s: %d attempts ended badly; prompt after prompt now", shard.name, lease.attempt
+        )
+        return InFlightMarker(self._store, shard.name)
+
+    def _new_file(
+        self, shard: ResponseShard, prompts: Sequence[Sample], marker: InFlightMarker | None
+    ) -> ReadResponses:
         """Let the teacher answer, and write the file; return what is in it."""
         requests = self._task.plan.requests(prompts)
-        written = self._write(shard, requests)
+        written = self._write(shard, requests, marker)
         self._check_vocabulary(requests, written)
         empty = np.zeros(0, np.int32)
         tokens = [one.token_ids_N if isinstance(one, Written) else empty for one in written]
-        found = self._units.read(shard, prompts)
-        if found is not None:
+        if isinstance(self._units.read(shard, prompts), Lacking):
+            self._units.check_again(shard, prompts, tokens, self._board)
+            reopen_responses(self._store, self._task)
+        there = self._units.read_or_remove(shard, prompts)
+        if there is not None:
             _log.info("%s was written by another worker; its tokens count", shard.name)
-            return found
-        self._units.check_again(shard, prompts, tokens)
-        if self._store.exists(shard.file):
-            _log.warning("%s: damaged; written again", self._store.full_url(shard.file))
-            self._store.delete(shard.file)
+            return there
         data = encode_responses(
             self._texts(prompts, requests, written),
             written,
             identity_digest=fingerprint(self._task.identity),
+            prompts=prompts_digest(prompts),
         )
-        self._store.create(shard.file, data)
+        if self._store.create(shard.file, data):
+            self.written.append(shard)
         found = self._units.read(shard, prompts)  # of this worker, or of one that was faster
-        if found is None:
+        if isinstance(found, Lacking):
             raise CacheError(
                 f"{self._store.full_url(shard.file)}: damaged as soon as it was written",
                 do="look after the store; the same command goes on",
@@ -263,7 +314,7 @@ class _Writer:
         return found
 
     def _write(
-        self, shard: ResponseShard, requests: Sequence[WriteRequest]
+        self, shard: ResponseShard, requests: Sequence[WriteRequest], marker: InFlightMarker | None
     ) -> list[Written | QuarantinedRow]:
         """Let the teacher answer a shard's prompts."""
         if self._generator is None:
@@ -273,6 +324,7 @@ class _Writer:
             self._generator,
             requests,
             tries=self._task.settings.tries,
+            marker=marker,
             on_responses=self._progress.advance,
         )
         seconds = time.monotonic() - started

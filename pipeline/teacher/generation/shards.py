@@ -16,7 +16,8 @@ from pipeline.teacher.generation.files import response_file
 __all__ = ["PromptShards", "ResponseShard"]
 
 _BLOCKS_HELD = 2
-"""In memory: a shard of prompts lies in one block, or across the end of one."""
+"""In memory while responses are written. A block is read as a whole, for a shard of a few of its
+prompts: the next shards are of the same block, and one can lie across the end of a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,6 @@ class PromptShards:
         """Return the sums over all prompts; projected by bytes while some are not known."""
         return self._view.projected()
 
-    @property
-    def content(self) -> str:
-        """Digest of everything that was read of the complete corpus."""
-        return self._view.report.content
-
     def prompts(self, shard: ResponseShard) -> list[Sample]:
         """Read the prompts of a shard, in the order of the source.
 
@@ -128,6 +124,10 @@ class PromptShards:
             for block, start, stop in shard.ranges
             for prompt in self._block(block)[start:stop]
         ]
+
+    def release(self) -> None:
+        """Give back the memory of the prompts that were read."""
+        self._held.clear()
 
     def first_prompts(self) -> Iterator[Sample]:
         """Read prompts from the beginning on, of those that are known."""

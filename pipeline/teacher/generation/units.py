@@ -9,15 +9,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from enum import Enum
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.layout.names import RESPONSE_UNITS, RESPONSES
+from pipeline.cache.layout.manifest import Manifest
+from pipeline.cache.layout.names import RECORDS, RESPONSE_UNITS, RESPONSES, SegmentName
 from pipeline.cache.layout.quarantine import QuarantinedRow
+from pipeline.cache.layout.recorded import Recorded
+from pipeline.cache.layout.records import ShardRecord, decode_segment
 from pipeline.config import fingerprint
 from pipeline.corpus.prepared.blocks import TokenisedRow
 from pipeline.corpus.prepared.folder import PreparedFolder
@@ -35,19 +40,43 @@ from pipeline.corpus.samples import Block
 from pipeline.corpus.split import DecidedSplit
 from pipeline.errors import CacheError, ModelError
 from pipeline.storage import Store
+from pipeline.storage.parallel import in_threads
 from pipeline.teacher.capture.plan import folder_identity
 from pipeline.teacher.capture.source import PreparedShards
-from pipeline.teacher.generation.files import ReadResponses, decode_responses
+from pipeline.teacher.fleet.leases import LeaseBoard
+from pipeline.teacher.generation.files import (
+    ReadResponses,
+    decode_responses,
+    prompts_digest,
+    response_file,
+)
 from pipeline.teacher.generation.plan import ResponsePlan, WritingTask, response_sample
 from pipeline.teacher.generation.shards import ResponseShard
+from pipeline.teacher.preparation.work import forget_unit
 
-__all__ = ["RESPONSES_LOST", "ResponseUnits", "response_unit"]
+__all__ = ["RESPONSES_LOST", "Lacking", "ResponseUnits", "ResponsesLost", "response_unit"]
 
 RESPONSES_LOST = "responses_quarantined"
 """Among the counts: the responses that the teacher could not write."""
-_SHOWN = 3
+_READS_AT_ONCE = 16
+_READS = 2
+"""A bit flipped in transfer is right at the second read; one flipped on the disk is not."""
 
 _log = logging.getLogger(__name__)
+
+
+class Lacking(Enum):
+    """Why a file of responses cannot be read."""
+
+    MISSING = "missing"
+    DAMAGED = "damaged"
+
+
+class ResponsesLost(CacheError):
+    """A file of responses is missing, and so is what was made from it: it is to be written again.
+
+    What is known of the old ones says then whether the new ones are the same.
+    """
 
 
 def response_unit(
@@ -107,41 +136,69 @@ def _add(block: Block, prompt: Sample, row: int, samples: list[TokenisedRow]) ->
 class ResponseUnits:
     """The units of all responses of one cache."""
 
-    def __init__(self, task: WritingTask, store: Store) -> None:
+    def __init__(self, task: WritingTask, store: Store, *, only_look: bool = False) -> None:
         """Look at nothing yet.
 
         Args:
             task: what is written.
             store: the cache's root.
+            only_look: repair nothing there.
         """
         self._task = task
         self._store = store
-        self.folder = PreparedFolder(Store(store.full_url(RESPONSE_UNITS)))
+        self._only_look = only_look
+        folder = PreparedFolder(Store(store.full_url(RESPONSE_UNITS)))
+        self.folder = folder.only_read() if only_look else folder
 
-    def missing(self) -> tuple[list[ResponseShard], list[str]]:
-        """Return the known shards without a file or a unit, and the summaries' files."""
+    def there(self) -> tuple[set[int], list[str]]:
+        """Return the shards with a file and a unit, and the summaries' files, by two listings."""
         done, names = self.folder.done()
         files = set(self._store.list(RESPONSES))
-        shards = [
-            shard
-            for shard in self._task.prompts.shards
-            if shard.index not in done or shard.file_name not in files
-        ]
-        return shards, names
+        return {n for n in done if response_file(n).rsplit("/", 1)[-1] in files}, names
 
     def is_done(self, shard: ResponseShard) -> bool:
         """Return whether a shard has its file and its unit."""
         return shard.index in self.folder.done()[0] and self._store.exists(shard.file)
 
-    def read(self, shard: ResponseShard, prompts: Sequence[Sample]) -> ReadResponses | None:
-        """Return the responses of a shard; None where its file is missing or damaged."""
-        try:
-            data = self._store.read(shard.file)
-        except FileNotFoundError:
-            return None
+    def read(self, shard: ResponseShard, prompts: Sequence[Sample]) -> ReadResponses | Lacking:
+        """Return the responses of a shard, or why there are none.
+
+        Raises:
+            CacheError: its file is intact, and another cache's, or answers other prompts.
+        """
         names = [name for prompt in prompts for name in self._task.plan.names(prompt)]
-        digest = fingerprint(self._task.identity)
-        return decode_responses(data, response_ids=names, identity_digest=digest)
+        for _ in range(_READS):
+            try:
+                data = self._store.read(shard.file)
+            except FileNotFoundError:
+                return Lacking.MISSING
+            found = decode_responses(
+                data,
+                where=self._store.full_url(shard.file),
+                response_ids=names,
+                identity_digest=fingerprint(self._task.identity),
+                prompts=prompts_digest(prompts),
+            )
+            if found is not None:
+                return found
+        return Lacking.DAMAGED
+
+    def read_or_remove(
+        self, shard: ResponseShard, prompts: Sequence[Sample]
+    ) -> ReadResponses | None:
+        """Return the responses of a shard, or None where there is no file now.
+
+        A file is removed only where its bytes have just been seen to be damaged: one that was
+        missing a moment ago may be another worker's now.
+
+        Raises:
+            CacheError: as `read`.
+        """
+        found = self.read(shard, prompts)
+        if found is Lacking.DAMAGED:
+            _log.warning("%s: damaged; written again", self._store.full_url(shard.file))
+            self._store.delete(shard.file)
+        return None if isinstance(found, Lacking) else found
 
     def commit(
         self,
@@ -162,6 +219,7 @@ class ResponseUnits:
         shard: ResponseShard,
         prompts: Sequence[Sample],
         responses_RN: Sequence[NDArray[np.int32]],
+        board: LeaseBoard,
     ) -> None:
         """Compare responses that are written again with the unit of those that were lost.
 
@@ -171,29 +229,69 @@ class ResponseUnits:
             CacheError: they are others.
         """
         if folder_identity(self._store) is None:
-            self.folder.forget(shard.index)
+            if self.folder.files_of(shard.index):
+                forget_unit(self.folder, shard.index, board)
             return
-        for _, summaries in self.folder.read(self.folder.files_of(shard.index)):
-            for summary in summaries:
-                if summary.index != shard.index:
-                    continue
-                _, new = response_unit(shard.index, prompts, responses_RN, self._task.plan)
-                if new.report.content != summary.report.content:
-                    raise CacheError(
-                        f"{self._store.full_url(shard.file)}: responses that were lost and written "
-                        "again came out otherwise, and the shards there are made from the old ones",
-                        expected=f"the files of {RESPONSES} as they were",
-                        do="bring them back, or delete that cache",
-                    )
+        old = self.folder.summary_of(shard.index)
+        _, new = response_unit(shard.index, prompts, responses_RN, self._task.plan)
+        if old is not None and new.report.content != old.report.content:
+            raise self._otherwise(shard.file)
+
+    def check_captured(
+        self, view: CorpusView, manifest: Manifest | None, written: Sequence[ResponseShard]
+    ) -> None:
+        """Compare all responses with what the shards there are made from, units lost or not.
+
+        Args:
+            view: of all responses.
+            manifest: of a complete cache.
+            written: what this worker wrote just now, which goes again where it is of no use. So
+                do all units: those of files that are brought back are made again.
+
+        Raises:
+            CacheError: they are others.
+        """
+        same = True
+        if manifest is not None:
+            same = view.report.content == manifest.corpus_content
+        elif names := Recorded(self._store.list(RECORDS)).segments:
+            source = self.source(view)
+            source.refresh()
+            planned = {shard.key: shard.source.source_xxh3_128 for shard in source.shards}
+            same = all(
+                record.source_xxh3_128 in ("", planned.get(record.key))
+                for record in self._records(names)
+            )
+        if same:
+            return
+        for shard in written:
+            self._store.delete(shard.file)
+        self.folder.remove()
+        raise self._otherwise(*(shard.file for shard in written))
+
+    def _records(self, names: Sequence[SegmentName]) -> Iterator[ShardRecord]:
+        def read_one(name: SegmentName) -> list[ShardRecord]:
+            with suppress(FileNotFoundError):  # folded meanwhile
+                return decode_segment(self._store.read(name.path), name) or []
+            return []
+
+        for records in in_threads(read_one, names, _READS_AT_ONCE):
+            yield from records
+
+    def _otherwise(self, *files: str) -> CacheError:
+        where = ", ".join(map(self._store.full_url, files)) or self._store.full_url(RESPONSES)
+        return CacheError(
+            f"{where}: responses that were lost and written again came out otherwise, and the "
+            "shards there are made from the old ones",
+            expected=f"the files of {RESPONSES} as they were",
+            do="bring them back, or delete that cache",
+        )
 
     def remove_damaged(self) -> None:
         """Read every file of responses and remove the damaged ones: they are written again."""
         for shard in self._task.prompts.shards:
-            if not self._store.exists(shard.file):
-                continue
-            if self.read(shard, self._task.prompts.prompts(shard)) is None:
-                _log.warning("%s: damaged; written again", self._store.full_url(shard.file))
-                self._store.delete(shard.file)
+            if self._store.exists(shard.file):
+                self.read_or_remove(shard, self._task.prompts.prompts(shard))
 
     def view(self) -> CorpusView:
         """Return what is known of the responses, once all prompts are known."""
@@ -212,14 +310,15 @@ class ResponseUnits:
         """Return the responses that the teacher could not write, by shard of responses."""
         if not view.report.counts.get(RESPONSES_LOST):
             return {}
-        found: dict[str, tuple[QuarantinedRow, ...]] = {}
+        lacks: dict[int, bool] = {}
         for _, summaries in self.folder.read(self.folder.done()[1]):
-            for summary in summaries:
-                if summary.report.counts.get(RESPONSES_LOST):
-                    shard = self._task.prompts.shards[summary.index]
-                    file = self.read(shard, self._task.prompts.prompts(shard))
-                    found[shard.name] = () if file is None else file.quarantined
-        return dict(sorted(found.items()))
+            lacks |= {s.index: bool(s.report.counts.get(RESPONSES_LOST)) for s in summaries}
+        found: dict[str, tuple[QuarantinedRow, ...]] = {}
+        for index in sorted(index for index, is_lacking in lacks.items() if is_lacking):
+            shard = self._task.prompts.shards[index]
+            file = self.read(shard, self._task.prompts.prompts(shard))
+            found[shard.name] = () if isinstance(file, Lacking) else file.quarantined
+        return found
 
     def check_limit(self, view: CorpusView) -> None:
         """Stop before the capture when too many responses are quarantined.
@@ -234,14 +333,13 @@ class ResponseUnits:
             return
         lacking = self.quarantined(view)
         files = {shard.name: shard.file for shard in task.prompts.shards}
-        last = next(rows[-1] for rows in reversed([*lacking.values()]) if rows)
-        shown = ", ".join(files[name] for name in list(lacking)[:_SHOWN])
-        more = " ..." if len(lacking) > _SHOWN else ""
+        named = ", ".join(files[name] for name in lacking)
+        last = next((rows[-1] for rows in reversed([*lacking.values()]) if rows), None)
+        why = "" if last is None else f", the last of them {last.sample_id}: {last.error}"
         raise ModelError(
-            f"{self._store.url}: {count} of {total} responses could not be written, the last of "
-            f"them {last.sample_id}: {last.error}",
+            f"{self._store.url}: {count} of {total} responses could not be written{why}",
             expected=f"at most {allowed} (capture.max_quarantined_fraction)",
-            do=f"mend the teacher, delete {shown}{more} and run the same command again, or allow "
+            do=f"mend the teacher, delete {named} and run the same command again, or allow "
             "more; the other responses are kept",
         )
 
@@ -249,18 +347,21 @@ class ResponseUnits:
         """Make a damaged unit from the file of its responses.
 
         Raises:
-            CacheError: that is damaged as well.
+            ResponsesLost: that is damaged as well, and removed now, or missing.
         """
         shard = self._task.prompts.shards[unit.index]
         prompts = self._task.prompts.prompts(shard)
         found = self.read(shard, prompts)
-        if found is None:
-            raise CacheError(
-                f"{self._store.full_url(shard.file)}: damaged or missing, and so is what was made "
-                "from it",
-                do="bring the file back, or delete that cache",
+        if isinstance(found, Lacking):
+            if not self._only_look:
+                self.read_or_remove(shard, prompts)
+            raise ResponsesLost(
+                f"{self._store.full_url(shard.file)}: {found.value}, and what was made from it is "
+                "damaged",
+                do="run the same command again: they are written again, and compared with the old",
             )
         self.commit(shard, prompts, found.tokens)
+        self._task.prompts.release()
 
 
 def _conclude(found: CorpusSummary, *, prompts: CorpusCounts, plan: ResponsePlan) -> CorpusCounts:

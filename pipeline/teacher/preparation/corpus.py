@@ -77,7 +77,7 @@ class CorpusWork:
         """
         units = self.folder.units(self.identity)
         if units is not None:
-            view = self._new_view(self.folder, units)
+            view = self._new_view(self.folder.only_read(), units)
             view.refresh()
             if view.train.samples:
                 return view

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
@@ -11,16 +12,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from pipeline.corpus.prepared.folder import FOLD, PreparedFolder
+from pipeline.corpus.prepared.folder import PreparedFolder, fold_range
 from pipeline.corpus.prepared.summary import UnitSummary
 from pipeline.corpus.prepared.units import Unit
 from pipeline.observe.shares import Shares
 from pipeline.storage import Store
 from pipeline.teacher.fleet.leases import Lease, LeaseBoard
 from pipeline.teacher.fleet.queue import WorkPool, leased_work
+from pipeline.teacher.fleet.signals import stop_if_asked
 from pipeline.teacher.preparation.processes import Recipe, UnitProcesses, default_processes
 
-__all__ = ["SMALL_BYTES", "Preparation", "fold_summaries"]
+__all__ = ["SMALL_BYTES", "Preparation", "fold_summaries", "forget_unit"]
 
 SMALL_BYTES = 32 << 20
 """A first unit up to this size is prepared in this process, whose other threads have to share the
@@ -260,11 +262,33 @@ def fold_summaries(
     firsts = list(folder.to_fold(set(names), num_units))
     newest = board.attempts() if firsts else {}
     for first in firsts:
-        name = f"fold-{first:05d}-{first + FOLD - 1:05d}"
+        name = _fold_name(first)
         lease = board.try_lease(name, newest.get(name))
         if lease is not None:
             folder.fold(first)
             board.done(lease)
+
+
+def forget_unit(folder: PreparedFolder, index: int, board: LeaseBoard) -> None:
+    """Say that a unit is not done, while nobody else folds or forgets units of its range.
+
+    Args:
+        folder: the prepared corpus.
+        index: of the unit.
+        board: leases.
+    """
+    name = _fold_name(index)
+    while (lease := board.try_lease(name, board.attempts().get(name))) is None:
+        stop_if_asked()
+        time.sleep(min(_LONGEST_S, board.lease_s / 10))
+    folder.forget(index)
+    board.done(lease)
+
+
+def _fold_name(index: int) -> str:
+    """Return what the lease on the joined summaries of a unit's range is called."""
+    units = fold_range(index)
+    return f"fold-{units[0]:05d}-{units[-1]:05d}"
 
 
 class _Stopped(Exception):

@@ -270,7 +270,6 @@ def test_a_fold_whose_worker_died_is_taken_over(
     folder = made.folder
     before = dict(folder.read(folder.done()[1]))
     monkeypatch.setattr(folder_module, "FOLD", 3)
-    monkeypatch.setattr(work_module, "FOLD", 3)
     now = 0.0
 
     def board(name: str) -> LeaseBoard:
@@ -289,6 +288,29 @@ def test_a_fold_whose_worker_died_is_taken_over(
     assert pool.missing() == []
     ((_, summaries),) = folder.read([folded])
     assert summaries == [s for index in range(3) for s in before[f"{index:05d}.json"]]
+    assert folder.store.list("leases") == []
+
+
+def test_a_unit_is_forgotten_while_nobody_folds(
+    work: Callable[..., CorpusWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = work()
+    _run(made)
+    folder = made.folder
+    monkeypatch.setattr(folder_module, "FOLD", 3)
+    boards = [LeaseBoard(folder.store, name, 0.3, folder="leases") for name in "ab"]
+    lease = boards[0].try_lease("fold-00000-00002", None)
+    assert lease is not None
+    with boards[0].beating():
+        thread = threading.Thread(
+            target=work_module.forget_unit, args=(folder, 1, boards[1]), daemon=True
+        )
+        thread.start()
+        thread.join(0.8)
+        assert 1 in folder.done()[0], "another worker may be folding"
+        boards[0].done(lease)
+        thread.join(10)
+    assert 1 not in folder.done()[0]
     assert folder.store.list("leases") == []
 
 

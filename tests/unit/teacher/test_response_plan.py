@@ -21,8 +21,15 @@ from pipeline.corpus.prepared.view import PlacedBlock
 from pipeline.corpus.sample import Sample
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.split import DecidedSplit, prompt_id
+from pipeline.errors import CacheError
 from pipeline.teacher.generation.base import Written
-from pipeline.teacher.generation.files import ResponseText, decode_responses, encode_responses
+from pipeline.teacher.generation.files import (
+    ReadResponses,
+    ResponseText,
+    decode_responses,
+    encode_responses,
+    prompts_digest,
+)
 from pipeline.teacher.generation.plan import ResponsePlan
 from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.generation.shards import PromptShards, ResponseShard
@@ -178,14 +185,22 @@ def _file(*, logprobs: bool = True, digest: str = "d") -> tuple[bytes, list[NDAr
     texts = [
         ResponseText(f"r{n}", "train", "Grüße?", "\ufffd\x00 …", bool(n)) for n in range(len(ids))
     ]
-    return encode_responses(texts, written, identity_digest=digest), ids
+    return encode_responses(texts, written, identity_digest=digest, prompts="p"), ids
+
+
+def _decode(
+    data: bytes, names: str = "r0 r1 r2", digest: str = "d", prompts: str = "p"
+) -> ReadResponses | None:
+    return decode_responses(
+        data, where="here", response_ids=names.split(), identity_digest=digest, prompts=prompts
+    )
 
 
 @pytest.mark.parametrize("logprobs", [True, False])
 def test_a_file_comes_back(logprobs: bool, tmp_path: Path) -> None:
     data, ids = _file(logprobs=logprobs)
     assert data == _file(logprobs=logprobs)[0]
-    found = decode_responses(data, response_ids=["r0", "r1", "r2"], identity_digest="d")
+    found = _decode(data)
     assert found is not None
     assert [part.tolist() for part in found.tokens] == [part.tolist() for part in ids]
     assert found.quarantined == ()
@@ -202,8 +217,7 @@ def test_a_response_that_is_lacking_says_why() -> None:
     ids = np.array([5, 2], np.int32)
     written = [Written(ids, None), lost, Written(ids[:1], None)]
     texts = [ResponseText(f"r{n}", "train", "?", "!", finished=True) for n in range(3)]
-    data = encode_responses(texts, written, identity_digest="d")
-    found = decode_responses(data, response_ids=["r0", "r1", "r2"], identity_digest="d")
+    found = _decode(encode_responses(texts, written, identity_digest="d", prompts="p"))
     assert found is not None
     assert [part.tolist() for part in found.tokens] == [[5, 2], [], [5]]
     assert found.quarantined == (lost,)
@@ -227,16 +241,24 @@ def test_a_prompt_without_a_response_is_no_sample() -> None:
 
 def test_a_file_of_others_is_not_taken() -> None:
     data, _ = _file()
-    assert decode_responses(data, response_ids=["r0", "r1", "r2"], identity_digest="e") is None
-    assert decode_responses(data, response_ids=["r0", "r2", "r1"], identity_digest="d") is None
-    assert decode_responses(data, response_ids=["r0", "r1"], identity_digest="d") is None
-    assert decode_responses(b"", response_ids=[], identity_digest="d") is None
-    assert decode_responses(data[:-9], response_ids=["r0"], identity_digest="d") is None
+    with pytest.raises(CacheError, match=r"here: intact, but of another cache; .* --cache_dir"):
+        _decode(data, digest="e")
+    for other in ({"names": "r0 r2 r1"}, {"names": "r0 r1"}, {"prompts": "q"}):
+        with pytest.raises(CacheError, match="here: answers other prompts than those of the corp"):
+            _decode(data, **other)
+    assert _decode(b"", names="") is None
+    assert _decode(data[:-9], names="r0") is None
+
+
+def test_an_edited_prompt_is_another_prompt() -> None:
+    prompts, edited = _prompts([3, 1, 4]), _prompts([3, 2, 4])
+    assert [one.sample_id for one in prompts] == [one.sample_id for one in edited]
+    assert prompts_digest(prompts) == prompts_digest(_prompts([3, 1, 4]))
+    assert prompts_digest(prompts) != prompts_digest(edited)
 
 
 def test_every_flipped_byte_is_found() -> None:
     data, _ = _file()
     for place in range(len(data)):
         spoiled = data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
-        found = decode_responses(spoiled, response_ids=["r0", "r1", "r2"], identity_digest="d")
-        assert found is None, place
+        assert _decode(spoiled) is None, place

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.errors import ModelError
+from pipeline.storage import Store
+from pipeline.teacher.fleet.inflight import InFlightMarker
 from pipeline.teacher.generation.base import WriteRequest, Written
 from pipeline.teacher.generation.quarantine import write_or_quarantine
 
@@ -84,3 +88,30 @@ def test_a_teacher_that_answers_nothing_quarantines_nothing() -> None:
 def test_too_many_together_is_no_prompts_fault() -> None:
     with pytest.raises(ModelError, match="fails for 8 responses together, though for none alone"):
         write_or_quarantine(_Teacher([], together=7), _requests(8), tries=2)
+
+
+def test_a_prompt_that_kills_the_process_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Deadly(_Teacher):
+        def write(self, requests: Sequence[WriteRequest], **_: Any) -> list[Written]:
+            if "r3" in {request.response_id for request in requests}:
+                raise Killed
+            return super().write(requests)
+
+    # A process that is killed says nothing any more.
+    monkeypatch.setattr(InFlightMarker, "take_back", lambda _: None)
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    for _ in range(2):
+        marker = InFlightMarker(store, "responses-00000")
+        with pytest.raises(Killed):
+            write_or_quarantine(Deadly([5]), _requests(8), tries=2, marker=marker)
+    marker = InFlightMarker(store, "responses-00000")
+    written = write_or_quarantine(Deadly([5]), _requests(8), tries=2, marker=marker)
+    lost = {one.sample_id: one.error for one in written if isinstance(one, QuarantinedRow)}
+    assert lost == {
+        "r3": "the process died while the engine had it", "r5": "RuntimeError: index out of range",
+    }  # fmt: skip
+    # The others are of one call.
+    assert {int(one.token_ids_N[0]) for one in written if isinstance(one, Written)} == {6}
