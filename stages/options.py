@@ -33,8 +33,8 @@ _INTRODUCTION = """# Commands and their options
 module, `python -m stages.NAME`, and a make target that installs what it needs first. Through make,
 options are passed as `ARGS="--option value"`.
 
-- An option is named by its dotted path (`--teacher.model`), by its short name (`--teacher_model`), or
-  by its last part where no other option has that (`--keep_layers`). `-` and `_` are the same.
+- An option is named by its dotted path (`--teacher.model`), by its short name (`--teacher_model`),
+  or by its last part where no other option has that (`--keep_layers`). `-` and `_` are the same.
 - Values come from the defaults, then from files (`--config FILE`, YAML or JSON, may be repeated),
   then from flags; the later wins. `configs/` holds files to start from.
 - A list is `1,2` or several words. `--no-NAME` is false. `none` is no value, where the type has it.
