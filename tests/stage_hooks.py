@@ -331,10 +331,10 @@ def hanging_reads(name: str) -> None:
 
     real: Callable[..., bytes] = Store.read
 
-    def read(self: Store, path: str) -> bytes:
+    def read(self: Store, path: str, **options: Any) -> bytes:
         while name in path:
             time.sleep(0.1)
-        return real(self, path)
+        return real(self, path, **options)
 
     Store.read = read  # type: ignore[method-assign]
 

@@ -242,8 +242,8 @@ def test_a_bit_flipped_in_transfer_is_read_again(
     whole = [row.sample_id for row in read_all(open_cache(str(cache_dir)))]
     read, reads = Store.read, []
 
-    def flipped_once(self: Store, name: str) -> bytes:
-        data = read(self, name)
+    def flipped_once(self: Store, name: str, **options: Any) -> bytes:
+        data = read(self, name, **options)
         reads.append(name)
         first = name == SHARD and reads.count(SHARD) == 1
         return bytes([data[0] ^ 1]) + data[1:] if first else data

@@ -60,7 +60,7 @@ def _respond(
     texts = [
         ResponseText(f"r{n}", "train", "?", text, ids[-1:] == [2]) for n, ids in enumerate(tokens)
     ]
-    data = encode_responses(texts, written, identity_digest="d")
+    data = encode_responses(texts, written, identity_digest="d", prompts="p")
     Store(str(folder)).write(f"{RESPONSES}/{index:05d}.parquet", data)
 
 

@@ -209,10 +209,10 @@ def test_ranks_share_the_files_of_a_cache(tmp_path: Path, monkeypatch: pytest.Mo
     reads: list[str] = []
     real = Store.read
 
-    def noted(self: Store, name: str) -> bytes:
+    def noted(self: Store, name: str, **options: Any) -> bytes:
         if name.startswith("data/train"):
             reads.append(name)
-        return real(self, name)
+        return real(self, name, **options)
 
     monkeypatch.setattr(Store, "read", noted)
     seen: list[str] = []
