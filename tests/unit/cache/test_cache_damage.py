@@ -242,7 +242,7 @@ def test_a_bit_flipped_in_transfer_is_read_again(
     whole = [row.sample_id for row in read_all(open_cache(str(cache_dir)))]
     read, reads = Store.read, []
 
-    def flipped_once(self: Store, name: str, **options: Any) -> bytes:
+    def flipped_once(self: Store, name: str, **options: bool) -> bytes:
         data = read(self, name, **options)
         reads.append(name)
         first = name == SHARD and reads.count(SHARD) == 1
