@@ -18,6 +18,7 @@ LIMITS = {
     "restart_requests_200k": 2000.0,
     "complete_cache_requests": 10.0,
     "fleet_requests_per_shard": 20.0,
+    "fleet_requests_8_workers_over_2": 1.2,
     "read_amplification_world8": 1.1,
     "plan_seconds_50m": 5.0,
     "plan_mib_per_rank_1b": 1024.0,

@@ -26,7 +26,7 @@ _LISTING_GOOD_FOR = 100
 _DOUBTS = 2
 """Or until so many pieces in it turned out to be another worker's, which costs as much as a
 listing (thousands of tiny shards, many workers)."""
-_AHEAD = 16
+_AHEAD = 64
 """Free pieces to choose from beside twice as many as others hold, where their order matters: two
 workers seldom meet, and what comes first is done first."""
 _ENOUGH = 32

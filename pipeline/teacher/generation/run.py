@@ -121,7 +121,7 @@ def write_responses(
         view = None
         while view is None or not view.is_complete:  # a damaged summary is made again
             for shard, lease in leased_work(
-                pool, board, shares=Shares(), in_order=True, wait_for_more=wait_for_more
+                pool, board, shares=Shares(), in_order=True, ahead=8, wait_for_more=wait_for_more
             ):
                 writer.make(shard, lease)
             view = units.view()

@@ -79,7 +79,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_in_order_takes_one_of_the_first(store: Store) -> None:
     worker = Worker(Pool(store, 100))
-    worker.run(in_order=True)
+    worker.run(in_order=True, ahead=WINDOW)
     assert sorted(worker.taken) == list(range(100))
     assert max(worker.ranks) < WINDOW
     assert max(worker.ranks) > 0, "two workers would always meet"
@@ -114,7 +114,7 @@ def test_in_order_with_others_looks_twice_as_far_as_they_hold(store: Store) -> N
             store.write(lease.work, b"done")
             other.done(lease)
 
-    worker.run(in_order=True, wait=done_by_the_other)
+    worker.run(in_order=True, ahead=WINDOW, wait=done_by_the_other)
     assert sorted(worker.taken) == list(range(10, 100))
     assert WINDOW <= max(worker.ranks) < WINDOW + 2 * 10
     assert store.list(LEASES) == []
