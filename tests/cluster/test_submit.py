@@ -336,6 +336,7 @@ def test_the_corpus_is_prepared_by_all_workers(
     assert f"{name:<50} exp2" in call("jobs", "--overlay", "local-kind")[1]
 
 
+@pytest.mark.slow
 def test_a_preparation_that_fails_is_begun_again(api: ApiStub, call: Any) -> None:
     api.scripts["Job"] = _ends("Failed", reason="PodFailurePolicy", completed=False)
     code, _, err = call(*PREPARE)

@@ -27,6 +27,7 @@ def _bytes_of_a_cache(folder: Path) -> dict[str, str]:
     return {**found, "texts": texts.replace(str(folder), "CACHE")}
 
 
+@pytest.mark.slow
 def test_the_command_twice_gives_the_same_bytes(
     tiny: Tiny, tiny_cache: Path, tmp_path: Path
 ) -> None:

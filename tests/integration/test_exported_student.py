@@ -45,6 +45,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_it_loads_where_this_project_is_not_installed(
     tiny: Tiny, tiny_cache: Path, tiny_run: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Tiny, digests
 from tests.stage_runner import ROOT, run_python
 
@@ -24,6 +26,7 @@ runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_stage_one_without_the_students_packages(
     tiny: Tiny, tiny_cache: Path, tmp_path: Path
 ) -> None:

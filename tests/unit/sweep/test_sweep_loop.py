@@ -197,6 +197,7 @@ def test_a_search_finds_the_minimum_and_stops_after_its_trials(tmp_path: Path) -
     assert len(_starts(tmp_path)) == 9
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_proposes_what_it_would_have(
     tmp_path: Path, begin: Callable[..., Started]
 ) -> None:
