@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Command, Settings, dump_yaml, fingerprint, option, parse_command
-from pipeline.config import fields as fields_module
 from pipeline.config.command import command_line
-from pipeline.config.fields import leaves, names_of, usual_name
+from pipeline.config.fields import leaves
 from pipeline.errors import ConfigError
-from stages.settings import StudentRun, TeacherRun
+from stages.settings import TeacherRun
 
 
 class Engine(Settings):
@@ -371,45 +370,3 @@ def test_a_question_is_not_followed_by_a_full_stop() -> None:
     with pytest.raises(ConfigError) as caught:
         _parse("--sed", "3")
     assert str(caught.value).endswith("did you mean --seed?")
-
-
-def _flag_mistakes(model: type[Any], *argv: str, other: type[Any] | None = None) -> str:
-    with pytest.raises(ConfigError) as caught:
-        parse_command(
-            model, argv, prog="p", description="", elsewhere={"the other": other} if other else None
-        )
-    return str(caught.value)
-
-
-def test_a_last_part_that_only_one_field_has_is_a_flag() -> None:
-    run = _parse("--heldout_fraction", "0.1", "--batch-tokens", "64", model=TeacherRun).settings
-    assert (run.corpus.heldout_fraction, run.teacher.batch_tokens) == (0.1, 64)
-    run = _parse("--keep_layers", "0,3", "--freeze", "x", model=StudentRun)
-    assert run.given == {"student.keep_layers", "student.freeze"}
-
-
-def test_a_last_part_of_several_fields_names_them_all() -> None:
-    said = _flag_mistakes(TeacherRun, "--top_k", "32")
-    assert "did you mean --generate.top_k or --capture.top_k?" in said
-
-
-@pytest.mark.parametrize(
-    ("habit", "ours"),
-    [
-        ("lr", "learning_rate"), ("epochs", "num_train_epochs"),
-        ("batch_size", "per_device_train_batch_size"), ("output", "output_dir"),
-    ],
-)  # fmt: skip
-def test_habits_of_other_trainers_are_answered(habit: str, ours: str) -> None:
-    assert f"--{habit}: unknown flag; did you mean --{ours}?" in _flag_mistakes(
-        StudentRun, f"--{habit}", "1", other=TeacherRun
-    )
-    if ours != "output_dir":
-        said = _flag_mistakes(TeacherRun, f"--{habit}", "1", other=StudentRun)
-        assert f"--{habit}: unknown flag here; it belongs to the other" in said
-
-
-def test_every_habit_leads_to_a_field() -> None:
-    names = {**names_of([*leaves(TeacherRun)]), **names_of([*leaves(StudentRun)])}
-    last = {name.rsplit(".", 1)[-1] for name in names}
-    assert {usual_name(habit) for habit in fields_module._HABITS} <= last

@@ -5,12 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline.cache.codec.spec import CodecSpec
@@ -19,8 +17,6 @@ from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.names import shard_name
 from pipeline.cache.layout.quarantine import QuarantinedRow, quarantine_rows, read_quarantined_rows
 from pipeline.cache.layout.records import ShardRecord, encode_record
-from pipeline.corpus.prepared.summary import SampleTotals
-from pipeline.corpus.sample import Sample
 from pipeline.errors import ModelError, StoreError
 from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
@@ -30,97 +26,10 @@ from pipeline.teacher.capture import worker as worker_module
 from pipeline.teacher.capture.plan import PlannedShard
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.worker import CaptureWorker
-from pipeline.teacher.engines.base import CaptureRequest
-from pipeline.teacher.engines.transformers import TransformersEngine, padding_share
 from pipeline.teacher.fleet.leases import LEASES, LeaseBoard
-from pipeline.teacher.fleet.quarantine import EngineLost, GuardedEngine
 from pipeline.teacher.settings import CaptureSettings
-from pipeline.teacher.sparsify.device import SparseScheme
 from tests.unit.cache.records import read_record
-
-ROWS, TOKENS = 3, 10
-SCHEME = SparseScheme(1, (1.0,))
-
-
-@dataclass(frozen=True)
-class Listed:
-    """The samples of a shard."""
-
-    rows: list[Sample]
-
-    source_xxh3_128 = ""
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(row.input_ids.size for row in self.rows)
-
-    def samples(self) -> list[Sample]:
-        return self.rows
-
-
-def _shards(count: int) -> tuple[PlannedShard, ...]:
-    def sample(shard: int, row: int) -> Sample:
-        loss_mask = np.arange(TOKENS) > 3
-        return Sample(
-            _id(shard, row), "train", np.arange(TOKENS, dtype=np.int32), loss_mask, 0, row
-        )
-
-    return tuple(
-        PlannedShard(
-            "train",
-            index,
-            Listed([sample(index, row) for row in range(ROWS)]),
-        )
-        for index in range(count)
-    )
-
-
-def _id(shard: int, row: int) -> str:
-    return f"{shard:016x}{row:016x}"
-
-
-class Source:
-    """All shards, from the beginning."""
-
-    is_complete = True
-
-    def __init__(self, shards: tuple[PlannedShard, ...]) -> None:
-        self.shards = shards
-
-    def refresh(self) -> bool:
-        return False
-
-    def projected(self) -> SampleTotals:
-        rows = sum(len(shard.samples) for shard in self.shards)
-        return SampleTotals(rows, rows * TOKENS, rows)
-
-
-class Engine:
-    """Answers with zeros; NaN or an error for some rows; notes when its calls ran."""
-
-    vocab_size = 32
-
-    def __init__(self, seconds: float = 0.0, *, nan: Any = (), raises: Any = ()) -> None:
-        self.seconds = seconds
-        self.nan, self.raises = set(nan), set(raises)
-        self.spans: list[tuple[float, float]] = []
-        self.calls = 0
-
-    def capture(self, requests: Any, *, on_tokens: Callable[[int], None] | None = None) -> Any:
-        self.calls += 1
-        begun = time.monotonic()
-        time.sleep(self.seconds)
-        self.spans.append((begun, time.monotonic()))
-        if any(request.sample_id in self.raises for request in requests):
-            raise RuntimeError("index out of range")
-        if on_tokens is not None:
-            on_tokens(sum(r.input_ids_L.size for r in requests))
-        fill = [np.nan if r.sample_id in self.nan else 0 for r in requests]
-        shapes = [(r.rows_N.size, SCHEME.num_columns) for r in requests]
-        return [np.full(s, value, np.float32) for s, value in zip(shapes, fill, strict=True)]
-
-    def close(self) -> None:
-        return
+from tests.unit.teacher.captured import ROWS, SCHEME, TOKENS, Engine, Source, row_id, shards_of
 
 
 def _encode(_task: Any, shard: PlannedShard, columns: Any, quarantined: Any) -> Any:
@@ -191,7 +100,7 @@ def _overlap(span: tuple[float, float], others: list[tuple[float, float]]) -> fl
 def test_writes_overlap_the_teacher_and_one_shard_waits(
     store: Store, new_worker: Callable[..., CaptureWorker], writes: list[tuple[float, float]]
 ) -> None:
-    board, engine, shards = LeaseBoard(store, "w", 60), Engine(0.3), _shards(5)
+    board, engine, shards = LeaseBoard(store, "w", 60), Engine(0.3), shards_of(5)
     encode_record(_encode(None, shards[0], [], [])[0])  # Arrow's first array takes half a second
     with new_worker(board, engine, shards, write_s=0.3) as worker:
         worker.run()
@@ -213,7 +122,7 @@ def test_the_last_shard_is_not_waited_for_as_if_it_were_anothers(
 ) -> None:
     waits: list[float] = []
     board = LeaseBoard(store, "w", 60)
-    with new_worker(board, Engine(), _shards(2), write_s=0.1) as worker:
+    with new_worker(board, Engine(), shards_of(2), write_s=0.1) as worker:
         worker.run(wait=waits.append)
     assert waits == []
 
@@ -221,7 +130,7 @@ def test_the_last_shard_is_not_waited_for_as_if_it_were_anothers(
 def test_the_disk_is_said_to_be_almost_full_before_the_teacher_works(
     store: Store, new_worker: Callable[..., CaptureWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board, engine, shards = LeaseBoard(store, "w", 60), Engine(), _shards(4)
+    board, engine, shards = LeaseBoard(store, "w", 60), Engine(), shards_of(4)
     worker = new_worker(board, engine, shards, bytes_per_token=1e6)
     free = iter([10**9, 10**9, 50_000_000])  # two shards of 30 tokens and 1 MB need 60 MB
     monkeypatch.setattr(store, "free_bytes", lambda: next(free))
@@ -237,7 +146,7 @@ def test_the_disk_is_said_to_be_almost_full_before_the_teacher_works(
 def test_an_overtaken_worker_does_not_write_over_what_is_there(
     store: Store, new_worker: Callable[..., CaptureWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board, shards = LeaseBoard(store, "w", 60), _shards(1)
+    board, shards = LeaseBoard(store, "w", 60), shards_of(1)
     worker = new_worker(board, Engine(), shards)
     commits: list[ShardRecord] = []
     real = worker_module.commit_shard
@@ -261,13 +170,13 @@ def test_an_overtaken_worker_does_not_contradict_the_list_of_quarantined_rows(
     store: Store, new_worker: Callable[..., CaptureWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its columns are those of three rows, the list by now names one of them."""
-    board, shards = LeaseBoard(store, "w", 60), _shards(1)
+    board, shards = LeaseBoard(store, "w", 60), shards_of(1)
     worker = new_worker(board, Engine(), shards)
     real = Engine.capture
 
     def paused(self: Engine, requests: Any, **options: Any) -> Any:
         columns = real(self, requests, **options)
-        quarantine_rows(store, "train-00000", [QuarantinedRow(_id(0, 1), "failed elsewhere", 2)])
+        quarantine_rows(store, "train-00000", [QuarantinedRow(row_id(0, 1), "failed elsewhere", 2)])
         return columns
 
     monkeypatch.setattr(Engine, "capture", paused)
@@ -290,49 +199,32 @@ def test_rows_of_an_earlier_attempt_do_not_count_twice_against_the_limit(
     store: Store, new_worker: Callable[..., CaptureWorker]
 ) -> None:
     """One row is allowed; the attempt that died had listed it, this one finds it beside another."""
-    board, shards = LeaseBoard(store, "w", 60), _shards(1)
-    quarantine_rows(store, "train-00000", [QuarantinedRow(_id(0, 0), "failed before", 2)])
-    engine = Engine(raises=[_id(0, 0), _id(0, 1)])
+    board, shards = LeaseBoard(store, "w", 60), shards_of(1)
+    quarantine_rows(store, "train-00000", [QuarantinedRow(row_id(0, 0), "failed before", 2)])
+    engine = Engine(raises=[row_id(0, 0), row_id(0, 1)])
     with new_worker(board, engine, shards, most=0.7) as worker:  # two of three rows
         worker.run()
     assert {row.sample_id for row in read_quarantined_rows(store, "train-00000")} == {
-        _id(0, 0),
-        _id(0, 1),
+        row_id(0, 0),
+        row_id(0, 1),
     }
 
 
 def test_rows_of_other_shards_count_against_the_limit(
     store: Store, new_worker: Callable[..., CaptureWorker]
 ) -> None:
-    shards = _shards(2)
-    quarantine_rows(store, "train-00001", [QuarantinedRow(_id(1, 0), "failed before", 2)])
-    engine = Engine(raises=[_id(0, 0), _id(1, 0)])
+    shards = shards_of(2)
+    quarantine_rows(store, "train-00001", [QuarantinedRow(row_id(1, 0), "failed before", 2)])
+    engine = Engine(raises=[row_id(0, 0), row_id(1, 0)])
     worker = new_worker(LeaseBoard(store, "w", 60), engine, shards)
     with pytest.raises(ModelError, match=r"2 of 6 rows fail.*at most 1"), worker:
         worker.run()
 
 
-def test_a_first_shard_of_nan_is_a_broken_teacher_and_no_lost_engine() -> None:
-    """A lost engine counts as a try of the shard; a teacher that never was right does not."""
-    rows = _shards(2)[0].requests()
-    others = _shards(2)[1].requests()
-    engine = Engine(nan=[request.sample_id for request in [*rows, *others]])
-    guarded = GuardedEngine(engine, tries=2, witnesses=lambda: others)
-    with pytest.raises(ModelError, match="answers for no row") as caught:
-        guarded.capture(rows)
-    assert not isinstance(caught.value, EngineLost)
-    # The same engine after it has answered once is lost.
-    engine.nan.clear()
-    guarded.capture(rows)
-    engine.nan |= {request.sample_id for request in [*rows, *others]}
-    with pytest.raises(EngineLost):
-        guarded.capture(rows)
-
-
 def test_listings_stay_few_where_shards_are_many_and_long(
     store: Store, new_worker: Callable[..., CaptureWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards = _shards(200)
+    shards = shards_of(200)
     worker = new_worker(LeaseBoard(store, "w", 60), Engine(), shards)
     lists: list[str] = []
     real = store.list
@@ -348,7 +240,7 @@ def test_listings_stay_few_where_shards_are_many_and_long(
 def test_waiting_for_others_ends_when_they_are_done(
     store: Store, new_worker: Callable[..., CaptureWorker]
 ) -> None:
-    shards = _shards(3)
+    shards = shards_of(3)
     other = LeaseBoard(store, "other", 60)
     theirs = other.try_lease("train-00001", None)
     assert theirs is not None
@@ -369,38 +261,10 @@ def test_waiting_for_others_ends_when_they_are_done(
     assert len(store.list("_meta/shards")) == 3
 
 
-def test_tokens_are_reported_once_however_often_they_are_computed() -> None:
-    class Flaky(Engine):
-        def capture(self, requests: Any, *, on_tokens: Any = None) -> Any:
-            if self.calls < 2:
-                self.calls += 1
-                on_tokens(20)
-                raise RuntimeError("in passing")
-            return super().capture(requests, on_tokens=on_tokens)
-
-    reported: list[int] = []
-    guarded = GuardedEngine(Flaky(), tries=3, witnesses=list)
-    answered = guarded.capture(_shards(1)[0].requests(), on_tokens=reported.append)
-    assert answered.quarantined == ()
-    assert reported == [20, 10]
-
-
-def test_an_engine_that_fails_only_for_all_rows_is_said_so() -> None:
-    class Small(Engine):
-        def capture(self, requests: Any, *, on_tokens: Any = None) -> Any:
-            if len(requests) == ROWS:
-                raise RuntimeError("out of memory")
-            return super().capture(requests)
-
-    guarded = GuardedEngine(Small(), tries=2, witnesses=list)
-    with pytest.raises(ModelError, match=r"fails for 3 rows together.*out of memory.*lower"):
-        guarded.capture(_shards(1)[0].requests())
-
-
 def test_a_stuck_writer_does_not_keep_the_process(
     store: Store, new_worker: Callable[..., CaptureWorker]
 ) -> None:
-    board, shards = LeaseBoard(store, "w", 60), _shards(2)
+    board, shards = LeaseBoard(store, "w", 60), shards_of(2)
     worker = new_worker(board, Engine(), shards, write_s=60)
     lease = board.try_lease("train-00000", None)
     assert lease is not None
@@ -415,18 +279,3 @@ def test_a_stuck_writer_does_not_keep_the_process(
         stop_in_the_middle()
     assert time.monotonic() - begun < 15
     assert all(t.daemon for t in threading.enumerate() if t.name == "cache-writer")
-
-
-def test_nearly_no_token_is_padding_whatever_the_order() -> None:
-    draw = np.random.default_rng(3)
-    requests = [
-        CaptureRequest(str(n), np.zeros(size, np.int32), np.zeros(1, np.int64))
-        for n, size in enumerate(draw.integers(5, 400, 500))
-    ]
-    engine = TransformersEngine.__new__(TransformersEngine)
-    engine._batch_tokens = 2048
-    batches = list(engine._batches(requests))
-    assert sorted(i for batch in batches for i in batch) == list(range(500))
-    assert padding_share(requests, batches) < 0.03
-    in_order = [list(range(start, start + 5)) for start in range(0, 500, 5)]
-    assert padding_share(requests, in_order) > 0.3
