@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.config import dump_yaml, parse_command
@@ -105,8 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         responses: Mapping[str, tuple[QuarantinedRow, ...]] = {}
         if manifest is None:
             manifest, responses = _fill(
-                prepared, run, store, shares,
-                command=command_line(PROG, _lasting(arguments)), check_files=verify,
+                partial(
+                    _fill_once, prepared, run, store, shares,
+                    command=command_line(PROG, _lasting(arguments)), check_files=verify,
+                )
             )  # fmt: skip
         else:
             _log.info("cache %s is complete", store.url)
@@ -142,13 +145,7 @@ def _lasting(arguments: Sequence[str]) -> list[str]:
 
 
 def _fill(
-    prepared: Prepared,
-    run: TeacherRun,
-    store: Store,
-    shares: Shares,
-    *,
-    command: str,
-    check_files: bool,
+    once: Callable[[], tuple[Manifest, Mapping[str, tuple[QuarantinedRow, ...]]]],
 ) -> tuple[Manifest, Mapping[str, tuple[QuarantinedRow, ...]]]:
     """Do what is missing of the cache; return its manifest and the responses without a text.
 
@@ -158,12 +155,10 @@ def _fill(
 
     for _ in range(_ROUNDS - 1):
         try:
-            return _fill_once(
-                prepared, run, store, shares, command=command, check_files=check_files
-            )
+            return once()
         except ResponsesLost as error:
             _log.warning("%s; written again", error.found)
-    return _fill_once(prepared, run, store, shares, command=command, check_files=check_files)
+    return once()
 
 
 def _fill_once(

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from k8s.commands.options import PrepareOptions, SubmitOptions, SweepOptions, parse, show
 from k8s.rendering.run_config import Stage
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from k8s.rendering.render import RenderedJob
 
 __all__ = ["prepare_corpus", "stage", "sweep"]
 
 
 def stage(name: str, arguments: Sequence[str]) -> None:
     """Render, check, submit and follow a stage."""
-    from k8s.rendering.render import render_job
-
     options, dry, flags = parse(SubmitOptions, name, arguments)
     which: Stage = "cache-teacher" if name == "cache-teacher" else "train-student"
     if which == "cache-teacher" and options.cache_identity is not None:
         raise ConfigError("cache_identity is given", expected="it for train-student only")
-    rendered = render_job(
-        stage=which,
-        run=options.run,
-        overlay=options.overlay,
-        config=options.config,
-        flags=flags,
-        nodes=options.nodes,
-        image=options.image,
-        namespace=options.namespace,
-        queue=options.queue,
-        priority=options.priority,
-    )
+    rendered = _render(which, options, flags, nodes=options.nodes)
     if dry:
         show(rendered.documents)
         return
@@ -46,21 +37,10 @@ def stage(name: str, arguments: Sequence[str]) -> None:
 def prepare_corpus(name: str, arguments: Sequence[str]) -> None:
     """Render, check, submit and follow the preparation of stage one's corpus."""
     from k8s.rendering.prepare import prepare_corpus_job
-    from k8s.rendering.render import render_job
 
     options, dry, flags = parse(PrepareOptions, name, arguments)
     rendered = prepare_corpus_job(
-        render_job(
-            stage="cache-teacher",
-            run=options.run,
-            overlay=options.overlay,
-            config=options.config,
-            flags=flags,
-            image=options.image,
-            namespace=options.namespace,
-            queue=options.queue,
-            priority=options.priority,
-        ),
+        _render("cache-teacher", options, flags),
         workers=options.workers,
         node_selector=options.node_selector,
     )
@@ -98,3 +78,26 @@ def sweep(name: str, arguments: Sequence[str]) -> None:
     from k8s.submission.submit import Patience
 
     submit_sweep(jobs, patience=Patience(options.timeout_s, options.poll_s))
+
+
+def _render(
+    which: Stage,
+    options: SubmitOptions | PrepareOptions,
+    flags: Sequence[str],
+    *,
+    nodes: int | None = None,
+) -> RenderedJob:
+    from k8s.rendering.render import render_job
+
+    return render_job(
+        stage=which,
+        run=options.run,
+        overlay=options.overlay,
+        config=options.config,
+        flags=flags,
+        nodes=nodes,
+        image=options.image,
+        namespace=options.namespace,
+        queue=options.queue,
+        priority=options.priority,
+    )

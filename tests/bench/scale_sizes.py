@@ -20,14 +20,14 @@ class Size:
 
     name: str
     rows: int
-    tokens: str
     shards: int
+    described: str
 
 
 SIZES = (
-    Size("S", 100_000, "50 M", 50),
-    Size("M", 2_000_000, "5 B", 5_000),
-    Size("L", 50_000_000, "500 B", 200_000),
+    Size("S", 100_000, 50, "100 k, 50 M, 50"),
+    Size("M", 2_000_000, 5_000, "2 M, 5 B, 5,000"),
+    Size("L", 50_000_000, 200_000, "50 M, 500 B, 200,000"),
 )
 _LARGEST_STREAM = 1024
 """Shards that a stream is run over; the share of a rank does not grow with more."""
@@ -50,19 +50,18 @@ def rows_of_table(sizes: Sequence[Size]) -> list[str]:
     return [
         line("", lambda n: sizes[n].name),
         "|---|" + "---|" * len(sizes),
-        line("rows", lambda n: f"{sizes[n].rows:,}"),
-        line("tokens", lambda n: sizes[n].tokens),
-        line("shards", lambda n: f"{sizes[n].shards:,}"),
+        line("rows, tokens, shards", lambda n: sizes[n].described),
         line(
-            "requests of a restart, to its first shard",
-            lambda n: restarts[n]["unfinished"],
+            "requests of a restart: to its first shard, over a complete cache",
+            lambda n: f"{restarts[n]['unfinished']}, {restarts[n]['complete']}",
         ),
-        line("requests of a restart over a complete cache", lambda n: restarts[n]["complete"]),
-        line("requests that finish the cache, of one worker", lambda n: ends[n]["requests"]),
-        line("manifest, kB", lambda n: round(ends[n]["manifest_bytes"] / 1000)),
-        line("a training process's plan, MiB", lambda n: f"{plan_mib(sizes[n].rows):.0f}"),
         line(
-            "bytes that 8 processes read in an epoch, over those of the cache",
-            lambda n: f"{read_amplification(8, shards=min(sizes[n].shards, _LARGEST_STREAM)):.2f}",
+            "requests that finish the cache, of one worker; manifest in kB",
+            lambda n: f"{ends[n]['requests']}; {round(ends[n]['manifest_bytes'] / 1000)}",
+        ),
+        line(
+            "a training process's plan in MiB; bytes that 8 read in an epoch, over the cache's",
+            lambda n: f"{plan_mib(sizes[n].rows):.0f}; "
+            f"{read_amplification(8, shards=min(sizes[n].shards, _LARGEST_STREAM)):.2f}",
         ),
     ]
