@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.corpus.prepared.units import Unit
 from pipeline.corpus.sources.rows import Row
 from pipeline.corpus.split import sample_id
 
-__all__ = ["Block", "SampleIntake", "prepare_unit"]
+__all__ = ["Block", "SampleIntake", "hashed_row", "prepare_unit"]
 
 _BLOCK_TOKENS = 8 << 20
 """Of one file at most, so that a unit that cannot be divided (a large compressed file) still needs
@@ -136,13 +136,7 @@ def prepare_unit(
 def _add(block: Block, intake: Intake, taken: AcceptedRow, samples: list[TokenisedRow]) -> None:
     summary = block.summary
     summary.rows += 1
-    row = HashedRow(
-        taken.hash,
-        taken.index,
-        len(samples),
-        sum(int(sample.input_ids.size) for sample in samples),
-        sum(int(sample.loss_mask.sum()) for sample in samples),
-    )
+    row = hashed_row(taken.hash, taken.index, samples)
     if intake.rule.is_candidate(taken.hash):
         summary.candidates.append(row)
         block.candidates += samples
@@ -151,3 +145,14 @@ def _add(block: Block, intake: Intake, taken: AcceptedRow, samples: list[Tokenis
         block.train += samples
         if not intake.rule.is_off:
             smallest_hashes(summary.smallest, row)
+
+
+def hashed_row(row_hash: int, row: int, samples: Sequence[TokenisedRow]) -> HashedRow:
+    """Return row `row` of a unit with the sums over its samples."""
+    return HashedRow(
+        row_hash,
+        row,
+        len(samples),
+        sum(int(sample.input_ids.size) for sample in samples),
+        sum(int(sample.loss_mask.sum()) for sample in samples),
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.cache.layout.names import RECORDS, RESPONSES, SPLITS
+from pipeline.cache.layout.names import RECORDS, SPLITS, response_name
 from pipeline.cache.layout.recorded import Recorded
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
@@ -17,7 +17,7 @@ from pipeline.observe.memory import available_memory_bytes
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import capture_requests
 from pipeline.teacher.capture.task import CaptureTask
-from pipeline.teacher.generation.files import response_file
+from pipeline.teacher.generation.files import written_files
 from pipeline.teacher.generation.plan import WritingTask
 from pipeline.teacher.sparsify.columns import kept_entries
 from pipeline.teacher.sparsify.device import SparseScheme
@@ -204,8 +204,8 @@ def _print_responses(writing: WritingTask, store: Store) -> None:
     """Print what the teacher has still to write."""
     prompts, settings = writing.prompts.projected(), writing.plan.settings
     shards = math.ceil(prompts.samples / settings.shard_prompts)
-    present = set(store.list(RESPONSES))
-    done = sum(response_file(index).rsplit("/", 1)[-1] in present for index in range(shards))
+    present = written_files(store)
+    done = sum(response_name(index) in present for index in range(shards))
     about = "" if writing.prompts.is_complete else "about "
     print(
         f"prompts      {about}{prompts.samples}, {prompts.tokens} tokens, "

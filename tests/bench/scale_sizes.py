@@ -61,7 +61,9 @@ def rows_of_table(sizes: Sequence[Size]) -> list[str]:
         ),
         line(
             "a training process's plan in MiB; bytes that 8 read in an epoch, over the cache's",
-            lambda n: f"{plan_mib(sizes[n].rows):.0f}; "
-            f"{read_amplification(8, shards=min(sizes[n].shards, _LARGEST_STREAM)):.2f}",
+            lambda n: (
+                f"{plan_mib(sizes[n].rows):.0f}; "
+                f"{read_amplification(8, shards=min(sizes[n].shards, _LARGEST_STREAM)):.2f}"
+            ),
         ),
     ]

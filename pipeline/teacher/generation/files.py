@@ -23,6 +23,7 @@ from pipeline.cache.layout.names import RESPONSES
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.corpus.sample import Sample
 from pipeline.errors import CacheError
+from pipeline.storage import Store
 from pipeline.teacher.generation.base import Written
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "decode_responses",
     "encode_responses",
     "prompts_digest",
-    "response_file",
+    "written_files",
 ]
 
 _KEY = "distill_responses"
@@ -62,9 +63,9 @@ class ResponseText:
     """Whether the teacher ended it; false where it ran into the limit of new tokens."""
 
 
-def response_file(index: int) -> str:
-    """Return the path of one shard of responses inside the cache."""
-    return f"{RESPONSES}/{index:05d}.parquet"
+def written_files(store: Store) -> set[str]:
+    """Return the paths of the files of responses that are there, by one listing."""
+    return {f"{RESPONSES}/{name}" for name in store.list(RESPONSES)}
 
 
 def prompts_digest(prompts: Sequence[Sample]) -> str:

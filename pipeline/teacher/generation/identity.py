@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.cache.layout.names import RESPONSES
+from pipeline.cache.layout.names import RESPONSE_PLAN
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -29,8 +29,6 @@ __all__ = [
     "reopen_responses",
     "settle_responses",
 ]
-
-RESPONSE_PLAN = f"{RESPONSES}/plan.json"
 
 
 def settle_responses(store: Store, task: WritingTask) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.cache.layout.manifest import Manifest
-from pipeline.cache.layout.names import RESPONSE_UNITS, RESPONSES
+from pipeline.cache.layout.names import RESPONSE_UNITS, RESPONSES, response_name
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.config import fingerprint
 from pipeline.corpus.sample import Sample
@@ -35,7 +35,7 @@ from pipeline.teacher.generation.files import (
     ResponseText,
     encode_responses,
     prompts_digest,
-    response_file,
+    written_files,
 )
 from pipeline.teacher.generation.identity import (
     complete_responses,
@@ -152,8 +152,8 @@ def has_responses(store: Store) -> bool:
     planned = planned_files(store)
     if planned is None or planned > _NAMES_UP_TO:
         return planned is not None
-    names = set(store.list(RESPONSES))
-    return all(response_file(index).rsplit("/", 1)[-1] in names for index in range(planned))
+    names = written_files(store)
+    return all(response_name(index) in names for index in range(planned))
 
 
 def written_shards(task: WritingTask, store: Store) -> ShardSource | None:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from pipeline.cache.layout.names import response_name
 from pipeline.corpus.prepared.summary import CorpusSummary, SampleTotals
 from pipeline.corpus.prepared.view import CorpusView, PlacedBlock
 from pipeline.corpus.prompts import PromptIntake, conclude_prompts
 from pipeline.corpus.sample import CorpusCounts, Sample
-from pipeline.teacher.generation.files import response_file
 
 __all__ = ["PromptShards", "ResponseShard"]
 
@@ -41,12 +41,7 @@ class ResponseShard:
     @property
     def file(self) -> str:
         """The path of its file inside the cache."""
-        return response_file(self.index)
-
-    @property
-    def file_name(self) -> str:
-        """Its file among the others."""
-        return self.file.rsplit("/", 1)[-1]
+        return response_name(self.index)
 
 
 class PromptShards:

@@ -19,7 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.layout.manifest import Manifest
-from pipeline.cache.layout.names import RECORDS, RESPONSE_UNITS, RESPONSES, SegmentName
+from pipeline.cache.layout.names import (
+    RECORDS,
+    RESPONSE_UNITS,
+    RESPONSES,
+    SegmentName,
+    response_name,
+)
 from pipeline.cache.layout.quarantine import QuarantinedRow
 from pipeline.cache.layout.recorded import Recorded
 from pipeline.cache.layout.records import ShardRecord, decode_segment
@@ -29,14 +35,13 @@ from pipeline.corpus.prepared.folder import PreparedFolder
 from pipeline.corpus.prepared.summary import (
     BlockSummary,
     CorpusSummary,
-    HashedRow,
     UnitReport,
     UnitSummary,
 )
 from pipeline.corpus.prepared.units import Unit
 from pipeline.corpus.prepared.view import CorpusView
 from pipeline.corpus.sample import CorpusCounts, Sample
-from pipeline.corpus.samples import Block
+from pipeline.corpus.samples import Block, hashed_row
 from pipeline.corpus.split import DecidedSplit
 from pipeline.errors import CacheError, ModelError
 from pipeline.storage import Store
@@ -48,7 +53,7 @@ from pipeline.teacher.generation.files import (
     ReadResponses,
     decode_responses,
     prompts_digest,
-    response_file,
+    written_files,
 )
 from pipeline.teacher.generation.plan import ResponsePlan, WritingTask, response_sample
 from pipeline.teacher.generation.shards import ResponseShard
@@ -117,13 +122,7 @@ def response_unit(
 
 
 def _add(block: Block, prompt: Sample, row: int, samples: list[TokenisedRow]) -> None:
-    sums = HashedRow(
-        0,
-        row,
-        len(samples),
-        sum(int(sample.input_ids.size) for sample in samples),
-        sum(int(sample.loss_mask.sum()) for sample in samples),
-    )
+    sums = hashed_row(0, row, samples)
     block.summary.rows += 1
     if prompt.split == "heldout":
         block.summary.candidates.append(sums)
@@ -153,8 +152,8 @@ class ResponseUnits:
     def there(self) -> tuple[set[int], list[str]]:
         """Return the shards with a file and a unit, and the summaries' files, by two listings."""
         done, names = self.folder.done()
-        files = set(self._store.list(RESPONSES))
-        return {n for n in done if response_file(n).rsplit("/", 1)[-1] in files}, names
+        files = written_files(self._store)
+        return {n for n in done if response_name(n) in files}, names
 
     def is_done(self, shard: ResponseShard) -> bool:
         """Return whether a shard has its file and its unit."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cache.layout.names import RESPONSE_UNITS, RESPONSES
+from pipeline.cache.layout.names import RESPONSE_PLAN, RESPONSE_UNITS, RESPONSES, response_name
 from pipeline.corpus.prepared import folder as folder_module
 from pipeline.corpus.prepared.heldout import BlockSplit
 from pipeline.corpus.prepared.summary import SampleTotals
@@ -20,8 +20,7 @@ from pipeline.errors import ModelError
 from pipeline.storage import Store
 from pipeline.teacher.generation import run as run_module
 from pipeline.teacher.generation.base import WriteRequest, Written
-from pipeline.teacher.generation.files import response_file
-from pipeline.teacher.generation.identity import RESPONSE_PLAN, complete_responses
+from pipeline.teacher.generation.identity import complete_responses
 from pipeline.teacher.generation.plan import ResponsePlan, WritingTask
 from pipeline.teacher.generation.run import Responses, has_responses, write_responses
 from pipeline.teacher.generation.settings import GenerateSettings
@@ -158,20 +157,20 @@ def test_a_file_that_another_has_just_created_stays(
     damaged: bool, store: Store, write: Callable[..., Responses], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(7)
-    others = store.read(response_file(3))
-    store.delete(response_file(3))
+    others = store.read(response_name(3))
+    store.delete(response_name(3))
     if damaged:
-        store.write(response_file(3), others[:-9])
+        store.write(response_name(3), others[:-9])
         store.delete(f"{RESPONSE_UNITS}/summaries/00003.json")
     real = ResponseUnits.check_again
 
     def check_again(self: ResponseUnits, shard: ResponseShard, *rest: Any) -> None:
         real(self, shard, *rest)
-        store.write(response_file(shard.index), others)  # just here, the other is faster
+        store.write(response_name(shard.index), others)  # just here, the other is faster
 
     monkeypatch.setattr(ResponseUnits, "check_again", check_again)
     found = write(9)
-    assert store.read(response_file(3)) == others
+    assert store.read(response_name(3)) == others
     assert _tokens(store, 3) == 7
     monkeypatch.undo()
     assert found.counts["responses"] == SHARDS * EACH
@@ -186,7 +185,7 @@ def test_folded_units_say_the_same_and_one_is_made_again(
     names = store.list(f"{RESPONSE_UNITS}/summaries")
     assert names == ["00000-00002.jsonl.zst", "00003-00005.jsonl.zst", "00006.json"]
     # Before the capture has begun, other draws may take the place of what is lost.
-    store.delete(response_file(4))
+    store.delete(response_name(4))
     other = write(9)
     assert _contents(other) != whole
     assert (_tokens(store, 3), _tokens(store, 4)) == (7, 9)
@@ -208,10 +207,10 @@ def test_damaged_files_of_prompts_known_later_are_written_again(
     store: Store, write: Callable[..., Responses]
 ) -> None:
     write()
-    before = store.read(response_file(6))
-    store.write(response_file(6), before[:-9])
+    before = store.read(response_name(6))
+    store.write(response_name(6), before[:-9])
     write(later=SHARDS, check_files=True)
-    assert store.read(response_file(6)) == before
+    assert store.read(response_name(6)) == before
 
 
 def test_too_many_lost_names_every_file_even_where_none_can_be_read(
@@ -220,9 +219,9 @@ def test_too_many_lost_names_every_file_even_where_none_can_be_read(
     bad = [EACH * index for index in range(SHARDS)]
     with pytest.raises(ModelError, match="7 of 14 responses could not be written, the last") as one:
         write(bad=bad)
-    assert all(response_file(index) in str(one.value) for index in range(SHARDS))
+    assert all(response_name(index) in str(one.value) for index in range(SHARDS))
     for index in range(SHARDS):
-        store.write(response_file(index), b"cut")
+        store.write(response_name(index), b"cut")
     with pytest.raises(ModelError, match="7 of 14 responses could not be written; expected"):
         write()
 
@@ -235,7 +234,7 @@ def test_files_of_responses_are_looked_for_by_name(
     assert has_responses(store)
     store.write(f"{RESPONSES}/stray.parquet", b"")
     assert has_responses(store)
-    store.delete(response_file(2))
+    store.delete(response_name(2))
     assert not has_responses(store)
     # Of very many the manifest's word is taken: each worker would list them at each start.
     monkeypatch.setattr(run_module, "_NAMES_UP_TO", SHARDS - 1)
