@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import ConfigError, CorpusError, ResourceError, run_command
+from pipeline.program import command_name
 from stages.defaults import TEACHER_DEFAULT, report_teacher_default
-from stages.settings import StudentRun, TeacherRun
 
 if TYPE_CHECKING:
     from pipeline.cache.layout.manifest import Manifest
@@ -25,7 +26,7 @@ __all__ = ["TeacherRun", "main"]
 
 _log = logging.getLogger(__name__)
 
-PROG = "python -m stages.cache_teacher"
+PROG = command_name("stages.cache_teacher")
 _ROUNDS = 3
 """Through writing and capture; the disk is bad where responses are lost again and again."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from pipeline.api.settings import StudentRun
 from pipeline.config import option, parse_command
 from pipeline.errors import CacheError, run_command
-from stages.settings import StudentRun
+from pipeline.program import command_name
 
 __all__ = ["CheckRun", "main"]
 
-PROG = "python -m stages.check_cache"
+PROG = command_name("stages.check_cache")
 
 
 class CheckRun(StudentRun):

@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import Command, DefaultFile
 from pipeline.errors import ConfigError, StoreError
-from stages.settings import StudentRun, TeacherRun
 
 __all__ = ["STUDENT_DEFAULT", "TEACHER_DEFAULT", "report_student_default", "report_teacher_default"]
 

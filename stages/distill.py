@@ -11,11 +11,12 @@ from pathlib import Path
 from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import DistillError, run_command
+from pipeline.program import command_name, module_name
 from stages.report import write_run_report
 
 __all__ = ["ROWS_QUARANTINED", "DistillRun", "main", "trainer"]
 
-PROG = "python -m stages.distill"
+PROG = command_name("stages.distill")
 ROWS_QUARANTINED = 3
 """Exit code of a stage one that lacks some rows: the cache can be used without them."""
 
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = Path(run.run_dir)
     cache, student, control = root / "cache", root / "student", root / "control"
     teacher = [
-        run.teacher_python, "-m", "stages.cache_teacher", "--config", run.teacher_config,
-        "--cache_dir", str(cache),
+        run.teacher_python, "-m", module_name("stages.cache_teacher"),
+        "--config", run.teacher_config, "--cache_dir", str(cache),
     ]  # fmt: skip
     training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"""
 report    {page}
 student   {student / "model"}   (AutoModelForCausalLM.from_pretrained, vLLM)
-cache     {cache}   (python -m pipeline.cache inspect {cache})
+cache     {cache}   ({command_name("pipeline.cache")} inspect {cache})
 in        {minutes:.1f} minutes; the same command again redoes nothing
 
 next      another student from the same cache:  make train-student ARGS="--cache_dir {cache} \\
@@ -93,10 +94,10 @@ next      another student from the same cache:  make train-student ARGS="--cache
 def trainer(nproc: int) -> list[str]:
     """Return the command of stage two, without its flags."""
     if nproc == 1:
-        return [sys.executable, "-m", "stages.train_student"]
+        return [sys.executable, "-m", module_name("stages.train_student")]
     return [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(nproc), "-m", "stages.train_student",
+        "--nproc-per-node", str(nproc), "-m", module_name("stages.train_student"),
     ]  # fmt: skip
 
 

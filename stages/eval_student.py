@@ -11,10 +11,11 @@ from pydantic import field_validator
 
 from pipeline.config import Settings, option, parse_command
 from pipeline.errors import ResumeError, run_command
+from pipeline.program import command_name
 
 __all__ = ["EvalRun", "main"]
 
-PROG = "python -m stages.eval_student"
+PROG = command_name("stages.eval_student")
 
 
 class EvalRun(Settings):

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from pipeline.config import Settings, option, parse_command
 from pipeline.errors import ConfigError, run_command
+from pipeline.program import command_name
 
 __all__ = ["PrefetchRun", "main"]
 
-PROG = "python -m stages.prefetch"
+PROG = command_name("stages.prefetch")
 
 
 class PrefetchRun(Settings):
@@ -22,7 +23,7 @@ class PrefetchRun(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch what is missing; what is there already costs a look at the hub."""
-    from stages.settings import StudentRun, TeacherRun
+    from pipeline.api.settings import StudentRun, TeacherRun
 
     run = parse_command(
         PrefetchRun,

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import parse_command
 from pipeline.errors import run_command
+from pipeline.program import command_name
 from stages.defaults import TEACHER_DEFAULT, report_teacher_default
-from stages.settings import StudentRun, TeacherRun
 
 if TYPE_CHECKING:
     from pipeline.teacher.capture.source import PreparedShards
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TeacherRun", "main"]
 
-PROG = "python -m stages.prepare_corpus"
+PROG = command_name("stages.prepare_corpus")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,11 +10,12 @@ from pydantic import field_validator
 
 from pipeline.config import Settings, option, parse_command
 from pipeline.errors import ResumeError, run_command
+from pipeline.program import command_name
 from pipeline.student.settings import is_repository
 
 __all__ = ["PushRun", "main"]
 
-PROG = "python -m stages.push_student"
+PROG = command_name("stages.push_student")
 
 
 class PushRun(Settings):

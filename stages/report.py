@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Settings, option, parse_command
 from pipeline.errors import ConfigError, DistillError, run_command
+from pipeline.program import command_name
 
 if TYPE_CHECKING:
     from pipeline.report import Report
 
 __all__ = ["ReportRun", "main", "write_run_report", "write_single_report", "write_sweep_report"]
 
-PROG = "python -m stages.report"
+PROG = command_name("stages.report")
 _ERRORS = "Standard errors are over held-out sequences; differences are paired by sequence."
 
 
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (root / "sweep.json").exists():
         page = write_sweep_report(root)
     elif (root / "student").exists():
-        page = write_run_report(root, command=f"make distill RUN={run.run_dir}")
+        page = write_run_report(
+            root, command=f"{command_name('stages.distill')} --run_dir {run.run_dir}"
+        )
     elif (root / "finished.json").exists():
         page = write_single_report(root)
     else:
@@ -92,7 +95,7 @@ def write_run_report(root: Path, *, command: str) -> Path:
         commands=[
             Command("everything on this page", command),
             *(
-                Command(what, f"python -m stages.{stage} --config {config}")
+                Command(what, f"{command_name(f'stages.{stage}')} --config {config}")
                 for what, stage, config in configs
             ),
         ],
@@ -129,9 +132,10 @@ def write_single_report(root: Path) -> Path:
         teacher_folder=teacher,
         commands=[
             Command(
-                "the student", f"python -m stages.train_student --config {root / 'config.yaml'}"
+                "the student",
+                f"{command_name('stages.train_student')} --config {root / 'config.yaml'}",
             ),
-            Command("this page", f"make report RUN={root}"),
+            Command("this page", f"{PROG} --run_dir {root}"),
         ],
         notes=[_ERRORS, *missing],
         title=f"Student {root.name}",
@@ -154,8 +158,8 @@ def write_sweep_report(root: Path) -> Path:
     from pipeline.report import Command
     from pipeline.report.compose.ranking import SweptRun
     from pipeline.report.compose.sweep_report import compose_sweep_report
-    from pipeline.sweep.ledger import read_inventory
-    from pipeline.sweep.space import value_text
+    from pipeline.sweeps.ledger import read_inventory
+    from pipeline.sweeps.space import value_text
 
     configure_logging("warning")
     ledger = read_inventory(root)
@@ -188,7 +192,7 @@ def write_sweep_report(root: Path) -> Path:
         teacher_folder=teacher,
         commands=[
             Command("every run and this page", ledger.command),
-            Command("this page alone", f"make report RUN={root}"),
+            Command("this page alone", f"{PROG} --run_dir {root}"),
         ],
         notes=[
             _ERRORS,

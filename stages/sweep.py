@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import Settings, fingerprint, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import CacheError, ConfigError, DistillError, run_command
-from pipeline.sweep.file import SweepFile, read_sweep_file
-from pipeline.sweep.space import Point, Space
-from stages.settings import StudentRun, TeacherRun
+from pipeline.program import command_name, module_name
+from pipeline.sweeps.file import SweepFile, read_sweep_file
+from pipeline.sweeps.space import Point, Space
 
 if TYPE_CHECKING:
-    from pipeline.sweep.ledger import Ledger
-    from pipeline.sweep.plan import PlannedRun, Planner
-    from pipeline.sweep.search import SearchSource
+    from pipeline.sweeps.ledger import Ledger
+    from pipeline.sweeps.plan import PlannedRun, Planner
+    from pipeline.sweeps.search import SearchSource
 
 __all__ = ["SweepRun", "main", "read_space"]
 
-PROG = "python -m stages.sweep"
+PROG = command_name("stages.sweep")
 
 
 class SweepRun(Settings):
@@ -67,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     points = space.corners() if file.search else space.points()
     cache_url = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
     from pipeline.observe.logs import configure_logging
-    from pipeline.sweep.objective import unmeasured
-    from pipeline.sweep.plan import Planner
+    from pipeline.sweeps.objective import unmeasured
+    from pipeline.sweeps.plan import Planner
 
     configure_logging("warning")
     if file.search is not None:
-        from pipeline.sweep.search import check_optuna
+        from pipeline.sweeps.search import check_optuna
 
         check_optuna()
     planner = Planner(cache_url, options.folder / "runs", nproc=options.nproc)
@@ -124,7 +125,7 @@ class _Task:
 def _logged_objective(objective: str, points: Sequence[Point], cache_url: str) -> str:
     from pipeline.cache.io.reader import open_cache
     from pipeline.student.compatibility import cache_inclusion_rule
-    from pipeline.sweep.objective import logged_objective
+    from pipeline.sweeps.objective import logged_objective
 
     sampled = cache_inclusion_rule(open_cache(cache_url).manifest) is not None
     return logged_objective(objective, points, sampled=sampled)
@@ -132,11 +133,11 @@ def _logged_objective(objective: str, points: Sequence[Point], cache_url: str) -
 
 def _run(task: _Task, runs: list[PlannedRun], shown: str) -> int:
     from pipeline.storage.parallel import usable_cores
-    from pipeline.sweep.ledger import Entry, Ledger
-    from pipeline.sweep.plan import check_resources
-    from pipeline.sweep.run import Sweep
-    from pipeline.sweep.slots import make_slots, visible_gpus
-    from pipeline.sweep.source import ListSource
+    from pipeline.sweeps.ledger import Entry, Ledger
+    from pipeline.sweeps.plan import check_resources
+    from pipeline.sweeps.run import Sweep
+    from pipeline.sweeps.slots import make_slots, visible_gpus
+    from pipeline.sweeps.source import ListSource
     from stages.distill import trainer
 
     options, file = task.options, task.file
@@ -182,7 +183,7 @@ def _run(task: _Task, runs: list[PlannedRun], shown: str) -> int:
 
 def _search(task: _Task) -> SearchSource:
     from pipeline.cache.io.reader import open_cache
-    from pipeline.sweep.search import SearchSource
+    from pipeline.sweeps.search import SearchSource
 
     search = task.file.search
     assert search is not None
@@ -200,7 +201,7 @@ def _search(task: _Task) -> SearchSource:
 
 def _finish(folder: Path, ledger: Ledger, rejected: Sequence[tuple[str, str]]) -> int:
     """Write the report of what finished; fail with a list of what did not."""
-    from pipeline.sweep.run import SweepFailed
+    from pipeline.sweeps.run import SweepFailed
     from stages.report import write_sweep_report
 
     if ranked := ledger.ranked():
@@ -244,11 +245,19 @@ def _make_cache(python: str, config: str, cache_url: str) -> None:
     from stages.distill import ROWS_QUARANTINED
 
     print("cache     is not complete; the teacher reads the corpus once", flush=True)
-    command = [python, "-m", "stages.cache_teacher", "--config", config, "--cache_dir", cache_url]
+    command = [
+        python,
+        "-m",
+        module_name("stages.cache_teacher"),
+        "--config",
+        config,
+        "--cache_dir",
+        cache_url,
+    ]
     code = subprocess.run(command, check=False).returncode
     if code not in (0, ROWS_QUARANTINED):
         raise DistillError(
-            f"stages.cache_teacher ended with exit code {code}",
+            f"cache-teacher ended with exit code {code}",
             do="correct what it says above and run the same command again",
         )
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import run_command
+from pipeline.program import command_name, module_name
 from stages.defaults import STUDENT_DEFAULT, report_student_default
-from stages.settings import StudentRun, TeacherRun
 
 __all__ = ["main"]
 
-PROG = "python -m stages.train_student"
+PROG = command_name("stages.train_student")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         examples=[
             PROG,
-            "torchrun --standalone --nproc-per-node 2 -m stages.train_student",
+            f"torchrun --standalone --nproc-per-node 2 -m {module_name('stages.train_student')}",
             f"{PROG} --cache_dir s3://bucket/cache --student_model Qwen/Qwen2-1.5B "
             "--output_dir /fsx/student --temperature 2 --alpha 0.5",
         ],

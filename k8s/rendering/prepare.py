@@ -14,7 +14,7 @@ from k8s.rendering.cpu_job import cpu_job
 from k8s.rendering.render import RESTARTS_PER_WORKER, RenderedJob, check_run_name
 from pipeline.config import fingerprint
 from pipeline.errors import ConfigError
-from stages.settings import TeacherRun
+from pipeline.api.settings import TeacherRun
 
 __all__ = ["prepare_corpus_job"]
 

@@ -49,10 +49,10 @@ class RunConfig:
 def stage_model(stage: Stage) -> type[Settings]:
     """Return the settings class of a stage, imported when it is needed."""
     if stage == "cache-teacher":
-        from stages.settings import TeacherRun
+        from pipeline.api.settings import TeacherRun
 
         return TeacherRun
-    from stages.settings import StudentRun
+    from pipeline.api.settings import StudentRun
 
     return StudentRun
 

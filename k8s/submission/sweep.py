@@ -15,8 +15,8 @@ from k8s.rendering.run_config import Stage
 from k8s.submission.submit import JobFailed, Patience, begin_stage, run_to_end
 from pipeline.config import dump_yaml
 from pipeline.errors import ConfigError
-from pipeline.sweep.file import read_sweep_file
-from pipeline.sweep.plan import settings_digest, slug
+from pipeline.sweeps.file import read_sweep_file
+from pipeline.sweeps.plan import settings_digest, slug
 from stages.sweep import read_space
 
 __all__ = ["render_sweep", "run_name", "submit_sweep"]

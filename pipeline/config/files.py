@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.errors import ConfigError
+from pipeline.program import packaged_file
 
 __all__ = ["read_config_file"]
 
@@ -20,7 +20,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, unreadable, malformed, or holds no mapping.
     """
-    file = Path(path)
+    file = packaged_file(path)
     if file.suffix not in (".yaml", ".yml", ".json"):
         raise ConfigError(
             f"{path}: a configuration file with the ending {file.suffix or '(none)'}",

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config.fields import Leaf, suggestion
+from pipeline.config.fields import Leaf, leaves, suggestion
+from pipeline.config.schema import Settings
+from pipeline.errors import ConfigError
 
-__all__ = ["describe_errors"]
+__all__ = ["describe_errors", "validated"]
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def validated(model: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+    """Return settings of these values.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(mistakes=describe_errors(error, list(leaves(model)))) from None
 
 
 def describe_errors(error: ValidationError, all_leaves: list[Leaf]) -> list[str]:

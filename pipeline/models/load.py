@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, ModelError
+from pipeline.program import how_to_install
 
 __all__ = ["load_causal_lm", "quieten_transformers", "require_flash_attention"]
 
@@ -83,5 +84,5 @@ def require_flash_attention(*, on_gpu: bool) -> None:
         f"use_flash_attention {where}",
         expected="a GPU and flash-attn",
         do="switch it off with --no-use_flash_attention"
-        + (", or run `make setup-flash`" if on_gpu else ""),
+        + (f", or {how_to_install('flash')}" if on_gpu else ""),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.observe.memory import total_memory_bytes
+from pipeline.program import VERSION
 from pipeline.storage.parallel import usable_cores
 
 __all__ = ["PACKAGES", "describe_environment", "git_commit", "package_versions"]
@@ -34,10 +35,8 @@ _SOURCE = Path(__file__).resolve().parents[1]
 
 def describe_environment() -> dict[str, Any]:
     """Return the facts a reader needs to judge or repeat a number; JSON-able, no host name."""
-    from pipeline import __version__
-
     facts: dict[str, Any] = {
-        "pipeline": __version__,
+        "pipeline": VERSION,
         "commit": git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -10,6 +10,8 @@ import os
 import sys
 from typing import TextIO
 
+from pipeline.program import library_path
+
 __all__ = ["NOISY_LIBRARIES", "configure_logging", "process_rank"]
 
 NOISY_LIBRARIES = (
@@ -120,7 +122,7 @@ class _LineFormatter(logging.Formatter):
         self._color = color
 
     def format(self, record: logging.LogRecord) -> str:
-        name = record.name.removeprefix("pipeline.")
+        name = library_path(record.name)
         level = record.levelname.lower()
         if self._color and record.levelno in _COLORS:
             level = f"{_COLORS[record.levelno]}{level}{_RESET}"

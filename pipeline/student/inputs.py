@@ -107,7 +107,7 @@ class Inputs:
 
 
 class RunSettings(Protocol):
-    """The settings of a command of stage two, read only, such as `stages.settings.StudentRun`."""
+    """The settings of a command of stage two, read only; such as `StudentRun`."""
 
     @property
     def cache_dir(self) -> str:

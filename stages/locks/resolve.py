@@ -12,6 +12,8 @@ HERE = Path(__file__).resolve().parent
 # even import.
 # The embedded weights are packed as a plugin of the command-line tool `llm`; only the file is used,
 # and llama-cpp-python alone would compile for minutes.
+ALONE = "trl"
+"""Tried by a test as another trainer; what it depends on is stage two's, in other versions."""
 LLM = ("llm", "llama-cpp-python")
 UNUSED = ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless", *LLM)
 
@@ -35,6 +37,18 @@ def compile_lock(
     print(name)
 
 
+def add(name: str, package: str) -> None:
+    """Append the newest version of a package, without what it depends on."""
+    uv = str(Path(sys.executable).with_name("uv"))
+    pinned = subprocess.run(
+        [uv, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--no-annotate",
+         "--no-emit-index-url", "-"],
+        cwd=HERE, check=True, input=package, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    with (HERE / name).open("a", encoding="utf-8") as lock:
+        lock.write(pinned)
+
+
 def drop(name: str, prefixes: tuple[str, ...]) -> None:
     """Take out the packages that the CPU build of torch does not need."""
     path = HERE / name
@@ -52,6 +66,7 @@ def main() -> None:
     )
     drop("cpu.lock", ("torch==", "nvidia-", "cuda-", "triton=="))
     compile_lock("dev.lock", ["dev.in"], overrides=[], constraint="cpu.lock")
+    add("dev.lock", ALONE)
     compile_lock("teacher-gpu.lock", ["teacher.in", "teacher-gpu.in"], overrides=no_llm)
     compile_lock("student-gpu.lock", ["student.in", "student-gpu.in"], overrides=no_llm)
 

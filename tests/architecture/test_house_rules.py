@@ -136,11 +136,11 @@ def test_no_room_is_crowded() -> None:
 
 
 def test_every_flag_that_a_document_shows_exists() -> None:
+    from pipeline.api.settings import StudentRun, TeacherRun
     from pipeline.config.fields import leaves
     from stages.distill import DistillRun
     from stages.eval_student import EvalRun
     from stages.push_student import PushRun
-    from stages.settings import StudentRun, TeacherRun
     from stages.sweep import SweepRun
 
     known = {"config", "config_file", "dry_run", "check", "help", "retry_quarantined"}

@@ -36,7 +36,7 @@ ADAPTERS = {
     "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/sources/files.py"},
     # Where Triton is, there is a GPU; `chunk_gradient` asks before it imports this.
     "triton": {"pipeline/loss/chunk_gradient_triton.py"},
-    "optuna": {"pipeline/sweep/search.py"},
+    "optuna": {"pipeline/sweeps/search.py"},
     "lm_eval": {"pipeline/evaluate/harness.py"},
     "s3fs": set(),
     "accelerate": {"pipeline/observe/accelerate_trackers.py"},
@@ -45,7 +45,7 @@ ADAPTERS = {
 HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "pandas"}
 # Files that are all about torch: imported by those that are about to use it.
 AT_THE_TOP = re.compile(
-    r"pipeline/(loss/(?!settings|__init__)|data/(collate|temperature|heldout|stream/train_stream)"
+    r"pipeline/(api/(dataset|sparse_kl)|loss/(?!settings|__init__)|data/(collate|temperature|heldout|stream/train_stream)"
     r"|evaluate/heldout|student/training/(module|loop)|teacher/engines/vllm_pooler)"
 )
 
@@ -115,9 +115,9 @@ def test_the_stages_know_nothing_of_each_other() -> None:
 
 
 def test_every_configuration_in_the_house_is_accepted() -> None:
+    from pipeline.api.settings import StudentRun, TeacherRun
     from pipeline.config import parse_command
-    from pipeline.sweep.file import read_sweep_file
-    from stages.settings import StudentRun, TeacherRun
+    from pipeline.sweeps.file import read_sweep_file
     from stages.sweep import read_space
 
     files = sorted((ROOT / "stages/configs").rglob("*.yaml"))

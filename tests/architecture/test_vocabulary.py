@@ -59,7 +59,7 @@ RETIRED = {
         r"\bdrawn (entry|entries|ones|ids|tail|targets?|schemes?|cache|for T)\b"
         r"|\bentries (are|were|is|was) drawn\b|\bor drawn\b|^\| drawn \||\(drawn:",
         allowed={
-            r"pipeline/sweep/search\.py:drawn": "a point of the search, not an entry of a target",
+            r"pipeline/sweeps/search\.py:drawn": "a point of the search, not an entry of a target",
         },
     ),
     "gold": Retired(r"_gold_", r"\bgold\b(?! standard)"),

@@ -100,10 +100,10 @@ def peak_of(process: int) -> int:
 
 def hold_objects(flags: list[str]) -> None:
     """Read all samples of the corpus one shard after the other, then hold them, as the baseline."""
+    from pipeline.api.settings import TeacherRun
     from pipeline.config import parse_command
     from pipeline.observe.shares import Shares
     from pipeline.teacher.prepare import prepare
-    from stages.settings import TeacherRun
 
     run: Any = parse_command(TeacherRun, flags, prog="", description="").settings
     prepared = prepare(run.teacher, run.corpus, run.capture, seed=run.seed, cache_url=run.cache_dir)

@@ -107,6 +107,7 @@ def pruned_student(folder: Path, layers: int) -> Path:
 
 def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
     """Build one arm; the returned function takes its next step."""
+    from pipeline.api.settings import StudentRun
     from pipeline.data.stream.train_stream import TrainStream
     from pipeline.loss.head import install_distill_head
     from pipeline.loss.settings import LossSettings
@@ -117,7 +118,6 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
     from pipeline.student.training.distributed import read_distributed
     from pipeline.student.training.loop import LoopSettings, TrainLoop
     from pipeline.student.training.module import StudentModule
-    from stages.settings import StudentRun
 
     train = TrainSettings(per_device_train_batch_size=1, gradient_accumulation_steps=1)
     run = StudentRun(

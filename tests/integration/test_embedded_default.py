@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.api.settings import StudentRun
 from pipeline.config import parse_command
 from pipeline.config.command import Command
 from stages.cache_teacher import TeacherRun
 from stages.defaults import STUDENT_DEFAULT, TEACHER_DEFAULT
-from stages.settings import StudentRun
 from tests.conftest import Stage, Tiny
 
 

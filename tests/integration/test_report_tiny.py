@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.evaluate.measures import HeldoutScores, paired_difference
-from pipeline.sweep.ledger import Entry, Ledger
+from pipeline.sweeps.ledger import Entry, Ledger
 from tests.conftest import Stage
 
 

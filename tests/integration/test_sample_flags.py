@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import Settings, dump_yaml, parse_command
 from stages.distill import DistillRun
-from stages.settings import StudentRun, TeacherRun
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import ROOT, run_python
 

@@ -16,8 +16,8 @@ import yaml
 
 from pipeline.cache.io.reader import open_cache
 from pipeline.evaluate.measures import HeldoutScores
-from pipeline.sweep.ledger import read_inventory
-from pipeline.sweep.process import LOCK_FILE
+from pipeline.sweeps.ledger import read_inventory
+from pipeline.sweeps.process import LOCK_FILE
 from tests.conftest import Stage, Tiny
 from tests.stage_runner import ENVIRONMENT, ROOT, real_stage
 

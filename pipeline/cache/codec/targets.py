@@ -45,6 +45,20 @@ class SparseTargets:
         """N."""
         return int(self.counts_N.shape[0])
 
+    def entries(self, position: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return token ids and log-probabilities (at temperature 1) of one supervised position.
+
+        Views, not copies. Of sampled targets each entry stands for 1 / `inclusion_E` of its kind.
+
+        Raises:
+            IndexError: there is no such position.
+        """
+        if not -self.num_positions <= position < self.num_positions:
+            raise IndexError(f"position {position} of {self.num_positions}")
+        stop = int(self.counts_N[: position % self.num_positions + 1].sum())
+        part = slice(stop - int(self.counts_N[position]), stop)
+        return self.token_ids_E[part], self.logprobs_E[part]
+
 
 @dataclass(frozen=True, slots=True)
 class CachedSequence:

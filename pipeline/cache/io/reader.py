@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -33,6 +33,8 @@ _OPEN_SHARDS = 16
 _UNASKED = 4
 """Room for shards that a thread was reading when others were asked for; the next `keep` drops
 them."""
+_ROWS_DECODED = 64
+"""Rows decoded at a time where all are read in order."""
 _READS = 2
 """A bit flipped in transfer is right at the second read; one flipped on the disk is not."""
 
@@ -114,6 +116,23 @@ class Cache:
         held = self.manifest.identity.get("scheme", {}).get("top_k")
         check_limit(limit, rule=self.rule, held=held, url=self.store.url)
         return SplitSource(self, split, limit)
+
+    def rows(
+        self, split: str = "train", *, top_k: int | None = None, tau_factor: float | None = None
+    ) -> Iterator[CachedSequence]:
+        """Yield the rows of a split in the order of the files, decoded, as numpy arrays.
+
+        A shard is in memory at a time. The arguments are those of `source`.
+
+        Raises:
+            CacheError: as in `source`; a shard is missing or damaged.
+            StoreError: the store fails.
+        """
+        source = self.source(split, top_k=top_k, tau_factor=tau_factor)
+        for shard, rows in enumerate(source.shard_rows()):
+            source.keep([shard])
+            for start in range(0, rows, _ROWS_DECODED):
+                yield from source.read_rows(shard, range(start, min(rows, start + _ROWS_DECODED)))
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return the tokenizer's files by name, as the teacher used them.

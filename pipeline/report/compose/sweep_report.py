@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.cache.io.reader import Cache
 from pipeline.models.tokenizer import tokenizer_from_files
 from pipeline.observe.hardware import describe_environment
+from pipeline.program import command_name
 from pipeline.report.compose.cache import cache_facts, kl_is_bucketed
 from pipeline.report.compose.curves import curves_of, speeds_of
 from pipeline.report.compose.measures import (
@@ -121,5 +122,5 @@ def _placed(run: Run, rank: int) -> Run:
 def _command(folder: RunFolder) -> Command:
     return Command(
         f"#{folder.rank} {folder.name}",
-        f"python -m stages.train_student --config {folder.path / 'point.yaml'}",
+        f"{command_name('stages.train_student')} --config {folder.path / 'point.yaml'}",
     )

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.program import how_to_install
 from pipeline.student.settings import LoraSettings
 
 __all__ = ["adapter_files", "add_lora", "check_lora", "merged_state"]
@@ -37,7 +38,7 @@ def check_lora(model: Any, settings: LoraSettings) -> None:
         raise ConfigError(
             "student.lora.rank: adapters are asked for, but the package peft is not installed",
             expected="stage two's environment",
-            do="run `make setup-student`, or leave student.lora.rank out",
+            do=f"{how_to_install('student')}, or leave student.lora.rank out",
         )
     _targets(model, settings)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DistillError, StoreError
+from pipeline.program import target_name
 
 __all__ = ["CheckpointUploads", "push_to_hub", "require_hub_token"]
 
@@ -36,7 +37,7 @@ def require_hub_token() -> None:
             "save_location asks for a push to the hub, but there is no token",
             expected="HF_TOKEN with the right to write, or a login by `hf auth login`",
             do="set it, or train with --save_location local and push later with "
-            "`make push-student`",
+            f"`{target_name('push-student')}`",
         )
 
 
@@ -173,9 +174,9 @@ def _reason(error: Exception) -> str:
 
 
 def _failed(error: Exception, folder: Path, repository: str) -> StoreError:
+    again = target_name("push-student", f"--output_dir {folder.parent} --hub_location {repository}")
     return StoreError(
         f"{repository}: the student cannot be pushed ({_reason(error)})",
         expected="HF_TOKEN with the right to write there",
-        do=f"the student is safe in {folder}; repeat with `make push-student "
-        f'ARGS="--output_dir {folder.parent} --hub_location {repository}"`',
+        do=f"the student is safe in {folder}; repeat with `{again}`",
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.resolve import read_model_config
+from pipeline.program import how_to_install
 from pipeline.teacher.engines.base import CaptureRequest, EngineInfo
 from pipeline.teacher.engines.vllm_plugin import register
 from pipeline.teacher.engines.vllm_variable import CAPTURE_PREFIX, CapturePlan, set_variable
@@ -42,8 +43,8 @@ def vllm_info(settings: TeacherSettings) -> EngineInfo:
     if importlib.util.find_spec("vllm") is None or version is None:
         raise ConfigError(
             "teacher.engine is vllm, but the package vllm is not installed here",
-            expected="`make setup` to have run",
-            do="run `make setup`, or choose --teacher.engine transformers",
+            expected="it in stage one's environment",
+            do=f"{how_to_install('teacher')}, or choose --teacher.engine transformers",
         )
     import torch
 

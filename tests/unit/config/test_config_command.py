@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.api.settings import TeacherRun
 from pipeline.config import Command, Settings, dump_yaml, fingerprint, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.config.fields import leaves
 from pipeline.errors import ConfigError
-from stages.settings import TeacherRun
 
 
 class Engine(Settings):

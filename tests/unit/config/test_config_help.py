@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.api.settings import TeacherRun
 from pipeline.config import parse_command
 from pipeline.config.fields import leaves
-from stages.settings import TeacherRun
 
 
 def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:

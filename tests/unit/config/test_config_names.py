@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import fields as fields_module
 from pipeline.config import parse_command
 from pipeline.config.fields import leaves, names_of, usual_name
 from pipeline.errors import ConfigError
-from stages.settings import StudentRun, TeacherRun
 
 
 def _flag_mistakes(model: type[Any], *argv: str, other: type[Any] | None = None) -> str:

@@ -15,8 +15,8 @@ from k8s.cluster.objects import ROOT, find, main_container, pod_spec, replica_sp
 from k8s.rendering.manifests import EXAMPLE_IMAGES
 from k8s.rendering.operations import fsx_volume, prefetch_job
 from k8s.rendering.render import RenderedJob, render_job
+from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.errors import ConfigError, DistillError
-from stages.settings import StudentRun, TeacherRun
 
 
 def _render(stage: Any = "train-student", overlay: str = "local-kind", **more: Any) -> RenderedJob:

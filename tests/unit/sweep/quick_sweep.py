@@ -7,17 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.api.settings import StudentRun
 from pipeline.config import fingerprint
 from pipeline.errors import run_command
-from pipeline.sweep.file import SweepFile, read_sweep_file
-from pipeline.sweep.ledger import Entry, Ledger
-from pipeline.sweep.plan import Cost, PlannedRun, slug
-from pipeline.sweep.run import Sweep
-from pipeline.sweep.search import SearchSource
-from pipeline.sweep.slots import make_slots
-from pipeline.sweep.source import ListSource
-from pipeline.sweep.space import Point, Space
-from stages.settings import StudentRun
+from pipeline.sweeps.file import SweepFile, read_sweep_file
+from pipeline.sweeps.ledger import Entry, Ledger
+from pipeline.sweeps.plan import Cost, PlannedRun, slug
+from pipeline.sweeps.run import Sweep
+from pipeline.sweeps.search import SearchSource
+from pipeline.sweeps.slots import make_slots
+from pipeline.sweeps.source import ListSource
+from pipeline.sweeps.space import Point, Space
 
 TRAINER = [sys.executable, str(Path(__file__).with_name("quick_trainer.py"))]
 

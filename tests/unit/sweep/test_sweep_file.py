@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.api.settings import StudentRun
 from pipeline.errors import ConfigError
-from pipeline.sweep.file import SweepFile, read_sweep_file
-from pipeline.sweep.plan import slug
-from pipeline.sweep.space import Range, Space, describe_values
-from stages.settings import StudentRun
+from pipeline.sweeps.file import SweepFile, read_sweep_file
+from pipeline.sweeps.plan import slug
+from pipeline.sweeps.space import Range, Space, describe_values
 from stages.sweep import read_space
 from tests.stage_runner import ROOT
 

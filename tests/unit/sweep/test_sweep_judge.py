@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.api.settings import StudentRun
 from pipeline.observe.metrics import MetricRecord
-from pipeline.sweep.ledger import Ledger
-from pipeline.sweep.plan import Cost, PlannedRun
-from pipeline.sweep.run import Sweep, _Active
-from pipeline.sweep.slots import Slot
-from pipeline.sweep.source import ListSource
-from pipeline.sweep.space import Point
-from stages.settings import StudentRun
+from pipeline.sweeps.ledger import Ledger
+from pipeline.sweeps.plan import Cost, PlannedRun
+from pipeline.sweeps.run import Sweep, _Active
+from pipeline.sweeps.slots import Slot
+from pipeline.sweeps.source import ListSource
+from pipeline.sweeps.space import Point
 
 
 class _Source(ListSource):

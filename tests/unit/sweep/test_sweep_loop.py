@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.sweep.file import SweepFile
-from pipeline.sweep.ledger import read_inventory
+from pipeline.sweeps.file import SweepFile
+from pipeline.sweeps.ledger import read_inventory
 from tests.stage_runner import ROOT
 from tests.unit.sweep.quick_sweep import quick_sweep
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.api.settings import StudentRun
 from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
 from pipeline.student.metric_names import divergence_name, heldout_name
-from pipeline.sweep.objective import logged_objective, unmeasured
-from pipeline.sweep.space import Point
-from stages.settings import StudentRun
+from pipeline.sweeps.objective import logged_objective, unmeasured
+from pipeline.sweeps.space import Point
 
 
 def _points(*losses: dict[str, Any]) -> list[Point]:

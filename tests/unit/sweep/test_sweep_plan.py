@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.api.settings import StudentRun
 from pipeline.errors import ResourceError
-from pipeline.sweep import plan
-from pipeline.sweep.plan import Cost, PlannedRun, check_resources
-from pipeline.sweep.space import Point
-from stages.settings import StudentRun
+from pipeline.sweeps import plan
+from pipeline.sweeps.plan import Cost, PlannedRun, check_resources
+from pipeline.sweeps.space import Point
 
 GIB = 1 << 30
 

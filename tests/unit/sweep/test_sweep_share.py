@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.api.settings import StudentRun
 from pipeline.config import dump_yaml
-from pipeline.sweep.plan import Cost, PlannedRun
-from pipeline.sweep.process import POINT_FILE
-from pipeline.sweep.share import share_initial_student
-from pipeline.sweep.space import Point
-from stages.settings import StudentRun
+from pipeline.sweeps.plan import Cost, PlannedRun
+from pipeline.sweeps.process import POINT_FILE
+from pipeline.sweeps.share import share_initial_student
+from pipeline.sweeps.space import Point
 
 
 def _run(root: Path, name: str, **student: Any) -> PlannedRun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.sweep.slots import make_slots
+from pipeline.sweeps.slots import make_slots
 
 
 def test_each_run_gets_its_own_gpus() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.api.settings import TeacherRun
 from pipeline.config import parse_command
 from pipeline.errors import ConfigError
 from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
-from stages.settings import TeacherRun
 
 
 def _run(*flags: str) -> TeacherRun:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.config import dump_yaml
 from pipeline.observe.metrics import METRICS_FILE, MetricRecord, read_metrics
 from pipeline.storage import Store
-from pipeline.sweep.plan import PlannedRun
+from pipeline.sweeps.plan import PlannedRun
 
 __all__ = [
     "LOCK_FILE",

@@ -14,7 +14,7 @@ from pipeline.config import Settings
 from pipeline.config.fields import Leaf, leaves, suggestion
 from pipeline.config.mistakes import describe_errors
 from pipeline.errors import ConfigError
-from pipeline.sweep.file import SearchSettings, SweepFile
+from pipeline.sweeps.file import SearchSettings, SweepFile
 
 __all__ = ["Point", "Range", "Space", "describe_values", "short_names", "value_text"]
 

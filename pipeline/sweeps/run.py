@@ -13,9 +13,9 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.errors import DistillError, Interrupted
-from pipeline.sweep.ledger import Entry, Ledger, State
-from pipeline.sweep.plan import PlannedRun
-from pipeline.sweep.process import (
+from pipeline.sweeps.ledger import Entry, Ledger, State
+from pipeline.sweeps.plan import PlannedRun
+from pipeline.sweeps.process import (
     LOG_FILE,
     Lock,
     RunProcess,
@@ -23,9 +23,9 @@ from pipeline.sweep.process import (
     last_value,
     seconds_spent,
 )
-from pipeline.sweep.share import share_initial_student
-from pipeline.sweep.slots import Slot
-from pipeline.sweep.source import Outcome, RunSource
+from pipeline.sweeps.share import share_initial_student
+from pipeline.sweeps.slots import Slot
+from pipeline.sweeps.source import Outcome, RunSource
 
 __all__ = ["Sweep", "SweepFailed"]
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from pipeline.config import fingerprint
 from pipeline.errors import ConfigError, DistillError
-from pipeline.sweep.file import SearchSettings
-from pipeline.sweep.ledger import Entry, State
-from pipeline.sweep.plan import PlannedRun
-from pipeline.sweep.process import seconds_spent
-from pipeline.sweep.source import Outcome
-from pipeline.sweep.space import Range, Space
+from pipeline.program import how_to_install
+from pipeline.sweeps.file import SearchSettings
+from pipeline.sweeps.ledger import Entry, State
+from pipeline.sweeps.plan import PlannedRun
+from pipeline.sweeps.process import seconds_spent
+from pipeline.sweeps.source import Outcome
+from pipeline.sweeps.space import Range, Space
 
 __all__ = ["STUDY_FILE", "SearchSource", "check_optuna"]
 
@@ -38,7 +39,7 @@ def check_optuna() -> None:
         raise ConfigError(
             "search: Optuna is not installed",
             expected="it in the environment of stage two",
-            do="run `make setup-student`, or use a grid or a list of points, which need nothing",
+            do=f"{how_to_install('student')}, or use a grid or a list, which need nothing",
         ) from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from pipeline.sweep.plan import PlannedRun
+from pipeline.sweeps.plan import PlannedRun
 
 __all__ = ["ListSource", "Outcome", "RunSource"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.sweep.plan import PlannedRun
-from pipeline.sweep.process import POINT_FILE
+from pipeline.sweeps.plan import PlannedRun
+from pipeline.sweeps.process import POINT_FILE
 
 __all__ = ["share_initial_student"]
 

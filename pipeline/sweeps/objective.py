@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
 from pipeline.student.metric_names import DISTANCES, divergence_name, heldout_name
-from pipeline.sweep.space import Point
+from pipeline.sweeps.space import Point
 
 __all__ = ["logged_objective", "unmeasured"]
 

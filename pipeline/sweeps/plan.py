@@ -16,7 +16,7 @@ from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
 from pipeline.student.estimate import estimate
 from pipeline.student.inputs import Inputs, open_inputs
 from pipeline.student.output.export import is_exported
-from pipeline.sweep.space import Point, short_names, value_text
+from pipeline.sweeps.space import Point, short_names, value_text
 
 __all__ = ["Cost", "PlannedRun", "Planner", "check_resources", "settings_digest", "slug"]
 

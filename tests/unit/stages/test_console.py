@@ -1,0 +1,62 @@
+"""`distil COMMAND`: the commands, their purposes, near names, and the processes of a training."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from pipeline.errors import ConfigError
+from stages import __main__ as console
+
+
+def test_every_command_is_a_module_with_a_main() -> None:
+    for name, module in console.COMMANDS.items():
+        spec = importlib.util.find_spec(module)
+        assert spec is not None, name
+        assert spec.origin is not None
+        assert "def main(" in open(spec.origin, encoding="utf-8").read(), name
+
+
+def test_the_overview_names_each_command_with_its_purpose(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert console.main([]) == 0
+    out = capsys.readouterr().out
+    for name in console.COMMANDS:
+        (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
+        assert len(line.split()) > 3
+
+
+def test_a_near_name() -> None:
+    with pytest.raises(ConfigError, match=r"trian-student: unknown command; did you mean train-st"):
+        console.main(["trian-student", "--check"])
+
+
+def test_arguments_go_to_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        console.main(["cache_teacher", "--help"])
+    assert end.value.code == 0
+    assert "--teacher.model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [["--nproc", "2"], ["--nproc=2"]])
+def test_processes_are_checked_for_first(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], *, check: bool) -> object:
+        ran.append(command)
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("subprocess.run", run)
+    assert console.main(["train-student", "--cache_dir", "c", *given]) == 0
+    checked, trained = ran
+    assert checked[1:] == ["-m", "stages.train_student", "--cache_dir", "c", "--check"]
+    assert trained[-5:] == ["2", "-m", "stages.train_student", "--cache_dir", "c"]
+    assert "torch.distributed.run" in trained
+
+
+@pytest.mark.parametrize("given", [["--nproc"], ["--nproc", "two"], ["--nproc=0"]])
+def test_a_number_of_processes_that_is_none(given: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--nproc: found"):
+        console.main(["train-student", *given])
