@@ -17,6 +17,7 @@ from pipeline.api.targets import TeacherTargets, targets_of
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.config.mistakes import validated
 from pipeline.data.collate import Batch
+from pipeline.data.order.totals import split_totals
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream.heldout_stream import heldout_stream
 from pipeline.data.stream.train_stream import TrainStream
@@ -101,8 +102,8 @@ class TargetDataset(IterableDataset[TargetBatch]):
         self._start: int | None = None
         self._next = 0
         self._rows = self.cache.source(split, top_k=top_k, tau_factor=tau_factor)
-        longest = int(manifest.identity["corpus"]["max_length"])
-        self._tokens = tokens or longest
+        longest = manifest.identity.get("corpus", {}).get("max_length")
+        self.tokens = tokens or int(longest or split_totals(self._rows).longest)
         self._stream: TrainStream | None = None
         self._about: dict[str, Any] = {
             "vocab_size": int(manifest.codec["vocab_size"]),
@@ -112,13 +113,13 @@ class TargetDataset(IterableDataset[TargetBatch]):
         if split == "train":
             self._stream = TrainStream(
                 self._rows,
-                validated(DataSettings, {"pack_length": self._tokens}),
+                validated(DataSettings, {"pack_length": self.tokens}),
                 seed=seed,
                 packs_per_step=self.world_size,
                 rank=self.rank,
                 world_size=self.world_size,
                 accumulation=1,
-                pack_length=longest,
+                pack_length=self.tokens,
                 temperature=temperature,
             )
 
@@ -128,7 +129,7 @@ class TargetDataset(IterableDataset[TargetBatch]):
             return self._stream.steps_per_epoch
         from pipeline.data.heldout import heldout_parts
 
-        parts = heldout_parts(self._rows, self._tokens, rank=self.rank, world_size=self.world_size)
+        parts = heldout_parts(self._rows, self.tokens, rank=self.rank, world_size=self.world_size)
         return len(parts)
 
     def __iter__(self) -> Iterator[TargetBatch]:
@@ -148,7 +149,7 @@ class TargetDataset(IterableDataset[TargetBatch]):
         if self._stream is None:
             with heldout_stream(
                 self._rows,
-                tokens_per_batch=self._tokens,
+                tokens_per_batch=self.tokens,
                 temperature=self.temperature,
                 rank=self.rank,
                 world_size=self.world_size,

@@ -1,4 +1,4 @@
-"""The wheel: one package, nothing else at the top, and both stages from a folder without a checkout."""
+"""The wheel: one package at the top, and both stages in a folder that is no checkout."""
 
 from __future__ import annotations
 

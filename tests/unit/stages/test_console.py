@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_every_command_is_a_module_with_a_main() -> None:
         spec = importlib.util.find_spec(module)
         assert spec is not None, name
         assert spec.origin is not None
-        assert "def main(" in open(spec.origin, encoding="utf-8").read(), name
+        assert "def main(" in Path(spec.origin).read_text(encoding="utf-8"), name
 
 
 def test_the_overview_names_each_command_with_its_purpose(
@@ -24,7 +25,7 @@ def test_the_overview_names_each_command_with_its_purpose(
     assert console.main([]) == 0
     out = capsys.readouterr().out
     for name in console.COMMANDS:
-        (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
+        line = next(line for line in out.splitlines() if line.split()[:1] == [name])
         assert len(line.split()) > 3
 
 
