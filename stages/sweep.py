@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Settings, fingerprint, option, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import CacheError, ConfigError, DistillError, run_command
+from pipeline.errors import CacheError, ConfigError, DistillError, RowsQuarantined, run_command
 from pipeline.sweep.file import SweepFile, read_sweep_file
 from pipeline.sweep.space import Point, Space
 from stages.settings import StudentRun, TeacherRun
@@ -241,12 +241,10 @@ def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
 
 
 def _make_cache(python: str, config: str, cache_url: str) -> None:
-    from stages.distill import ROWS_QUARANTINED
-
     print("cache     is not complete; the teacher reads the corpus once", flush=True)
     command = [python, "-m", "stages.cache_teacher", "--config", config, "--cache_dir", cache_url]
     code = subprocess.run(command, check=False).returncode
-    if code not in (0, ROWS_QUARANTINED):
+    if code not in (0, RowsQuarantined.exit_code):
         raise DistillError(
             f"stages.cache_teacher ended with exit code {code}",
             do="correct what it says above and run the same command again",
