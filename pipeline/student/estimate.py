@@ -90,7 +90,8 @@ def check_resources(inputs: Inputs, plan: Estimate) -> None:
     available = available_memory_bytes()
     if not torch.cuda.is_available() and available is not None and plan.memory_bytes > available:
         raise ResourceError(
-            f"training needs about {format_bytes(plan.memory_bytes)} of memory, {format_bytes(available)} are free",
+            f"training needs about {format_bytes(plan.memory_bytes)} of memory, "
+            f"{format_bytes(available)} are free",
             do="use a smaller student, per_device_train_batch_size or loss.chunk_rows",
         )
     free = free_disk_bytes(inputs.output_dir)
@@ -98,8 +99,8 @@ def check_resources(inputs: Inputs, plan: Estimate) -> None:
     present = sum(f.stat().st_size for f in inputs.output_dir.rglob("*") if f.is_file())
     if plan.disk_bytes - present > free:
         raise ResourceError(
-            f"checkpoints need about {format_bytes(plan.disk_bytes)}, {format_bytes(free)} are free at "
-            f"{inputs.output_dir}",
+            f"checkpoints need about {format_bytes(plan.disk_bytes)}, "
+            f"{format_bytes(free)} are free at {inputs.output_dir}",
             do="free some space, choose another --output_dir, or a smaller train.keep_checkpoints",
         )
 

@@ -168,8 +168,8 @@ def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) 
     free = free_disk_bytes(parent)
     if disk > free:
         raise ResourceError(
-            f"{len(waiting)} runs need about {format_bytes(disk)} of disk; {format_bytes(free)} are free at "
-            f"{folder}",
+            f"{len(waiting)} runs need about {format_bytes(disk)} of disk; "
+            f"{format_bytes(free)} are free at {folder}",
             do="free some space, choose another --sweep_dir, or fewer train.keep_checkpoints",
         )
 

@@ -130,7 +130,8 @@ def check_resources(
     available = available_memory_bytes()
     if not on_gpu and available is not None and plan.memory_bytes > available:
         raise ResourceError(
-            f"the plan needs about {format_bytes(plan.memory_bytes)} of memory, {format_bytes(available)} are free",
+            f"the plan needs about {format_bytes(plan.memory_bytes)} of memory, "
+            f"{format_bytes(available)} are free",
             do="use a smaller teacher, capture.head_rows, capture.shard_tokens or "
             "teacher.kv_cache_gib",
         )
@@ -142,7 +143,8 @@ def check_resources(
     )
     if free is not None and plan.cache_bytes - present > free:
         raise ResourceError(
-            f"the cache needs about {format_bytes(plan.cache_bytes)}, {format_bytes(free)} are free at {store.url}",
+            f"the cache needs about {format_bytes(plan.cache_bytes)}, "
+            f"{format_bytes(free)} are free at {store.url}",
             do="free some space"
             + (
                 ", and the same command goes on; in another --cache_dir, as with fewer entries a "
@@ -196,7 +198,8 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
             f"the cache then takes {most or 'about '}{_cache_size(size, plan.loss_tokens)}"
         )
     print(
-        f"time         {most or 'about '}{format_duration(plan.tokens / rate)} at {rate:.0f} tokens/s "
+        f"time         {most or 'about '}{format_duration(plan.tokens / rate)} "
+        f"at {rate:.0f} tokens/s "
         f"(timing run{'; the writing comes before it, not timed' if plan.at_most else ''})"
     )
 

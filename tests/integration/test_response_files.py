@@ -207,7 +207,7 @@ def test_a_response_that_kills_its_process_is_found(
     for _ in range(4):  # two of the shard, two of the response
         killed = stage("cache_teacher", every, hook=("deadly", [lost]))
         assert killed.code == -signal.SIGKILL
-    message = stage("cache_teacher", every, hook=("deadly", [lost])).refused(3)
+    message = stage("cache_teacher", every, hook=("deadly", [lost])).refused(5)
     assert f"sample {lost} (responses/00001), 2 tries: the process died" in message
     assert set(cached_rows(folder)) == set(cached_rows(written)) - {lost}
     assert not list((folder / "_meta/leases").glob("*"))

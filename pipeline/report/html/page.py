@@ -12,11 +12,13 @@ from pipeline.amounts import (
     bytes_per_token,
     format_bytes,
     format_duration,
+    format_kept_mass,
     value_decimals,
 )
 from pipeline.report.charts.dots import rows_scene
 from pipeline.report.charts.lines import averaged_over, curves_scene
 from pipeline.report.charts.styles import STYLES
+from pipeline.report.data.cache import CacheFacts
 from pipeline.report.data.measures import Difference, Row
 from pipeline.report.data.report import Report
 from pipeline.report.data.runs import Curve
@@ -62,6 +64,8 @@ def render_page(report: Report) -> str:
         count=format_count,
         duration=format_duration,
         bytes=format_bytes,
+        bytes_per_token=_per_token,
+        mass=format_kept_mass,
         visible=_visible,
         printable=_printable,
         lead=_lead,
@@ -119,8 +123,11 @@ def _cache_tiles(report: Report) -> list[Tile]:
     if cache is None or not cache.loss_tokens:
         return []
     size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.loss_tokens)} sparse targets"
-    each = bytes_per_token(cache.size_bytes, cache.loss_tokens)
-    return [Tile(BYTES_PER_TOKEN, f"{each:.1f}", size)]
+    return [Tile(BYTES_PER_TOKEN, _per_token(cache).split()[0], size)]
+
+
+def _per_token(cache: CacheFacts) -> str:
+    return f"{bytes_per_token(cache.size_bytes, cache.loss_tokens):.1f} {BYTES_PER_TOKEN}"
 
 
 def _nats(value: float) -> str:
