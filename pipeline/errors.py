@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 __all__ = [
+    "EXIT_CODES",
     "CacheError",
     "ConfigError",
     "CorpusError",
@@ -16,11 +17,27 @@ __all__ = [
     "ModelError",
     "ResourceError",
     "ResumeError",
+    "RowsQuarantined",
     "StoreError",
     "run_command",
 ]
 
 _log = logging.getLogger(__name__)
+
+EXIT_CODES = {
+    0: "done",
+    1: "an error that the message explains",
+    2: "a mistake in the configuration or on the command line",
+    3: "a corpus, model, cache or checkpoint that cannot be used",
+    4: "a store that fails, or too little memory or disk",
+    5: "done, but for rows that are quarantined; what was made can be used",
+    124: "a job on the cluster did not end within `--timeout`; it goes on",
+    130: "stopped by Ctrl-C; the same command goes on",
+    137: "a part of it was killed, most often for memory; the same command goes on",
+    141: "what read the output has ended",
+    143: "stopped by SIGTERM; the same command goes on",
+}
+"""What each exit code of a command means; no code has two meanings."""
 
 
 class DistillError(Exception):
@@ -79,6 +96,12 @@ class CacheError(DistillError):
     """A cache that is incomplete, damaged, of another identity or of a newer format."""
 
     exit_code = 3
+
+
+class RowsQuarantined(DistillError):
+    """A run that is done, but for rows that the teacher fails on; its cache can be used."""
+
+    exit_code = 5
 
 
 class ResumeError(DistillError):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
@@ -253,7 +254,7 @@ def _report(manifest: Manifest, shares: Shares, url: str) -> None:
     total = manifest.total()
     print(
         f"cache {url}: {total.shards} shards, {total.loss_tokens} supervised tokens, "
-        f"{total.bytes / total.loss_tokens:.1f} bytes each, identity "
+        f"{bytes_per_token(total.bytes, total.loss_tokens):.1f} {BYTES_PER_TOKEN}, identity "
         f"{manifest.identity_digest[:12]}"
     )
 

@@ -10,15 +10,13 @@ from pathlib import Path
 
 from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import DistillError, run_command
+from pipeline.errors import DistillError, RowsQuarantined, run_command
 from pipeline.program import command_name, module_name
 from stages.report import write_run_report
 
-__all__ = ["ROWS_QUARANTINED", "DistillRun", "main", "trainer"]
+__all__ = ["DistillRun", "main", "trainer"]
 
 PROG = command_name("stages.distill")
-ROWS_QUARANTINED = 3
-"""Exit code of a stage one that lacks some rows: the cache can be used without them."""
 
 
 class DistillRun(Settings):
@@ -51,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
-    quarantined = _stage("1/4 teacher: reads the corpus once", teacher, also=ROWS_QUARANTINED)
+    quarantined = _stage(
+        "1/4 teacher: reads the corpus once", teacher, also=RowsQuarantined.exit_code
+    )
     if run.nproc > 1:
         # One process says what is wrong once; a launcher says it once a rank.
         _stage("student: checked", [*trainer(1), *distilled, "--check"])
@@ -120,7 +120,7 @@ def _stage(title: str, command: list[str], *, also: int = 0) -> int:
 class _StageFailed(DistillError):
     def __init__(self, found: str, code: int) -> None:
         super().__init__(found, do="correct what it says above and run the same command again")
-        self.exit_code = code if code > 0 else 1
+        self.exit_code = code if code > 0 else 128 - code  # as a shell says it of a signal
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.config import Settings
 from pipeline.config.fields import Leaf, leaves
 from pipeline.config.helptext import shown_value
-from pipeline.errors import run_command
+from pipeline.errors import EXIT_CODES, run_command
 
 __all__ = ["main", "page"]
 
@@ -40,26 +40,25 @@ options are passed as `ARGS="--option value"`.
 - A list is `1,2` or several words. `--no-NAME` is false. `none` is no value, where the type has it.
 - All mistakes are reported at once, before anything starts.
 
-Exit codes:
-
-| code | meaning |
-|---|---|
-| 0 | done |
-| 1 | an error that the message explains |
-| 2 | a mistake in the configuration |
-| 3 | corpus, model, cache or checkpoint do not serve; or a complete cache with quarantined rows |
-| 4 | the store fails, or memory or disk are too small |
-| 130, 143 | stopped by a signal; the same command goes on |
 """
 
 
 def page() -> str:
     """Return the page."""
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION + "\n".join(_exit_codes())]
     for module_name, settings, target in _COMMANDS:
         module = importlib.import_module(f"stages.{module_name}")
         parts.append("\n".join(_command(module_name, getattr(module, settings), module, target)))
     return "\n".join(parts)
+
+
+def _exit_codes() -> Iterator[str]:
+    """Yield the table of the exit codes of all commands, `python -m pipeline.cache` included."""
+    yield from ("", "## Exit codes", "")
+    yield "Of every command, `python -m pipeline.cache` and `python -m k8s` included."
+    yield from ("", "| code | meaning |", "|---|---|")
+    yield from (f"| {code} | {meaning} |" for code, meaning in sorted(EXIT_CODES.items()))
+    yield ""
 
 
 def _command(name: str, settings: type[Settings], module: object, target: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import Settings, fingerprint, option, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import CacheError, ConfigError, DistillError, run_command
+from pipeline.errors import CacheError, ConfigError, DistillError, RowsQuarantined, run_command
 from pipeline.program import command_name, module_name
 from pipeline.sweeps.file import SweepFile, read_sweep_file
 from pipeline.sweeps.space import Point, Space
@@ -242,8 +242,6 @@ def _check_before_the_teacher(config: str, points: Sequence[Point]) -> None:
 
 
 def _make_cache(python: str, config: str, cache_url: str) -> None:
-    from stages.distill import ROWS_QUARANTINED
-
     print("cache     is not complete; the teacher reads the corpus once", flush=True)
     command = [
         python,
@@ -255,7 +253,7 @@ def _make_cache(python: str, config: str, cache_url: str) -> None:
         cache_url,
     ]
     code = subprocess.run(command, check=False).returncode
-    if code not in (0, ROWS_QUARANTINED):
+    if code not in (0, RowsQuarantined.exit_code):
         raise DistillError(
             f"cache-teacher ended with exit code {code}",
             do="correct what it says above and run the same command again",

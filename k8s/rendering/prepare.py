@@ -12,9 +12,9 @@ from k8s.cluster.instances import INSTANCES, quantity
 from k8s.cluster.objects import Object, main_container, pod_spec
 from k8s.rendering.cpu_job import cpu_job
 from k8s.rendering.render import RESTARTS_PER_WORKER, RenderedJob, check_run_name
+from pipeline.api.settings import TeacherRun
 from pipeline.config import fingerprint
 from pipeline.errors import ConfigError
-from pipeline.api.settings import TeacherRun
 
 __all__ = ["prepare_corpus_job"]
 

@@ -14,7 +14,7 @@ from pipeline.api.results import SweepResult, TrainedStudent
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import parse_command
 from pipeline.config.schema import Settings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RowsQuarantined
 
 if TYPE_CHECKING:
     from pipeline.cache.io.reader import Cache
@@ -42,7 +42,7 @@ def cache_teacher(config: Files = (), *, python: str = sys.executable, **options
 
     arguments = _arguments(config, options)
     run = _parsed(TeacherRun, arguments)
-    run_stage("stages.cache_teacher", arguments, python=python, allowed=[3])
+    run_stage("stages.cache_teacher", arguments, python=python, allowed=[RowsQuarantined.exit_code])
     return open_cache(run.cache_dir)
 
 

@@ -6,8 +6,8 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cache.tools.commands import PROG, HelpShown, parse, usage
 from pipeline.errors import CacheError, ConfigError, run_command
@@ -166,7 +166,7 @@ def _planned(store: Store, shards: Sequence[tuple[str, int]]) -> Sequence[tuple[
 
 def _stats(options: argparse.Namespace) -> int:
     from pipeline.cache.io.reader import open_cache
-    from pipeline.cache.tools.stats import cache_stats, stats_lines
+    from pipeline.cache.tools.stats import cache_stats
     from pipeline.storage.parallel import default_workers
 
     cache = open_cache(options.url)
@@ -174,17 +174,25 @@ def _stats(options: argparse.Namespace) -> int:
         bar.start(cache.manifest.total().rows)
         workers = options.workers or default_workers()
         facts = cache_stats(cache, workers=workers, on_rows=bar.advance)
-    for line in [json.dumps(facts, indent=1)] if options.json else stats_lines(facts):
+    for line in [json.dumps(facts, indent=1)] if options.json else _stats_text(facts, options):
         print(line)
     return 0
 
 
+def _stats_text(facts: Mapping[str, Any], options: argparse.Namespace) -> Iterator[str]:
+    from pipeline.cache.tools.stats import stats_lines
+
+    return stats_lines(facts, columns=options.columns, shards=options.shards)
+
+
 def _slice(options: argparse.Namespace) -> int:
     from pipeline.cache.io.reader import open_cache
+    from pipeline.cache.tools.derive import check_order
     from pipeline.cache.tools.slice import SliceSpec, slice_cache
     from pipeline.storage import Store
     from pipeline.storage.parallel import default_workers
 
+    check_order([options.source], options.target, "slice")
     spec = SliceSpec(
         top_k=options.top_k,
         tau_factor=options.tau_factor,
@@ -200,7 +208,7 @@ def _slice(options: argparse.Namespace) -> int:
         )
     with _progress("slice") as bar:
         rows = slice_cache(
-            open_cache(options.url),
+            open_cache(options.source),
             Store(options.target),
             spec,
             command=_command(options),
@@ -213,20 +221,22 @@ def _slice(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
+    from pipeline.cache.tools.derive import check_order
     from pipeline.cache.tools.merge import merge_caches
     from pipeline.storage import Store
     from pipeline.storage.parallel import default_workers
 
+    check_order(options.sources, options.target, "merge")
     with _progress("merge") as bar:
         rows = merge_caches(
             Store(options.target),
-            options.urls,
+            options.sources,
             command=_command(options),
             workers=options.workers or default_workers(),
             on_start=bar.start,
             on_rows=bar.advance,
         )
-    print(f"{options.target}: {rows} rows of {len(options.urls)} caches")
+    print(f"{options.target}: {rows} rows of {len(options.sources)} caches")
     return 0
 
 
@@ -247,14 +257,22 @@ def _command(options: argparse.Namespace) -> str:
 
 def _export(options: argparse.Namespace) -> int:
     from pipeline.cache.io.reader import open_cache
+    from pipeline.cache.tools.derive import check_order
     from pipeline.cache.tools.export import export_plain
     from pipeline.storage import Store
 
-    cache = open_cache(options.url)
+    check_order([options.source], options.target, "export")
+    cache = open_cache(options.source)
     with _progress("export") as bar:
         bar.start(cache.manifest.total().rows)
-        rows = export_plain(cache, Store(options.to), top_k=options.top_k, on_rows=bar.advance)
-    print(f"{options.to}: {rows} rows as plain lists")
+        rows = export_plain(
+            cache,
+            Store(options.target),
+            top_k=options.top_k,
+            command=_command(options),
+            on_rows=bar.advance,
+        )
+    print(f"{options.target}: {rows} rows as plain lists")
     return 0
 
 

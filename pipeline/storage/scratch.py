@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.amounts import format_bytes
 from pipeline.errors import ResourceError
 
 __all__ = ["ScratchFile"]
@@ -105,7 +106,7 @@ class ScratchFile:
             folder = os.environ.get("TMPDIR", "/tmp")
         if error.errno in _FULL:
             return ResourceError(
-                f"the scratch disk is full: {self._written / 1e6:.1f} MB of {self._what} are in "
+                f"the scratch disk is full: {format_bytes(self._written)} of {self._what} are in "
                 f"{folder}, no more fits",
                 do="free some space there, or set TMPDIR to a folder on a larger disk, and run the "
                 "same command again",

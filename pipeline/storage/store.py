@@ -86,6 +86,16 @@ class Store:
         """Return the URL, for logs."""
         return f"Store({self.url!r})"
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """The file system and the folder with a `/` behind it, the same however it is spelt.
+
+        Of a local folder links and `..` are resolved. Two stores share files where one's folder
+        begins with the other's.
+        """
+        root = os.path.realpath(self.root or "/") if self.is_local else self.root
+        return _protocols(self._fs)[0], f"{root.rstrip('/')}/"
+
     def path(self, name: str) -> str:
         """Return the full path of `name` on its file system."""
         return f"{self.root}/{name}" if name else self.root

@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
+from pipeline.amounts import format_bytes, format_duration
 from pipeline.data.order.plan import TrainPlan
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
@@ -89,7 +90,8 @@ def check_resources(inputs: Inputs, plan: Estimate) -> None:
     available = available_memory_bytes()
     if not torch.cuda.is_available() and available is not None and plan.memory_bytes > available:
         raise ResourceError(
-            f"training needs about {_gib(plan.memory_bytes)} of memory, {_gib(available)} are free",
+            f"training needs about {format_bytes(plan.memory_bytes)} of memory, "
+            f"{format_bytes(available)} are free",
             do="use a smaller student, per_device_train_batch_size or loss.chunk_rows",
         )
     free = free_disk_bytes(inputs.output_dir)
@@ -97,8 +99,8 @@ def check_resources(inputs: Inputs, plan: Estimate) -> None:
     present = sum(f.stat().st_size for f in inputs.output_dir.rglob("*") if f.is_file())
     if plan.disk_bytes - present > free:
         raise ResourceError(
-            f"checkpoints need about {_gib(plan.disk_bytes)}, {_gib(free)} are free at "
-            f"{inputs.output_dir}",
+            f"checkpoints need about {format_bytes(plan.disk_bytes)}, "
+            f"{format_bytes(free)} are free at {inputs.output_dir}",
             do="free some space, choose another --output_dir, or a smaller train.keep_checkpoints",
         )
 
@@ -116,14 +118,14 @@ def print_estimate(inputs: Inputs, plan: Estimate) -> None:
     size = f"at most {budget} tokens" if budget else f"{plan.packs_per_step} packs"
     print(f"steps        {plan.steps} of {size}")
     available = available_memory_bytes()
-    free = "unknown" if available is None else _gib(available)
-    print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
-    print(f"disk         about {_gib(plan.disk_bytes)} at {inputs.output_dir}")
+    free = "unknown" if available is None else format_bytes(available)
+    print(f"memory       about {format_bytes(plan.memory_bytes)}, {free} free")
+    print(f"disk         about {format_bytes(plan.disk_bytes)} at {inputs.output_dir}")
     check_resources(inputs, plan)
     rate = _matmul_flops_per_s()
     # Two operations a parameter and token forward, four backward.
     seconds = 6.0 * plan.parameters * plan.tokens_per_epoch * _epochs(inputs, plan) / rate
-    print(f"time         about {seconds / 60:.1f} min at {rate / 1e9:.0f} GFLOP/s (calibrated)")
+    print(f"time         about {format_duration(seconds)} at {rate / 1e9:.0f} GFLOP/s (calibrated)")
 
 
 def _epochs(inputs: Inputs, plan: Estimate) -> float:
@@ -165,7 +167,3 @@ def _shape(inputs: Inputs) -> tuple[int, int, int, int]:
     embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
     parameters = int(layers * (attention + 3 * hidden * inner) + embeddings)
     return parameters, hidden, layers, vocab
-
-
-def _gib(count: float) -> str:
-    return f"{count / (1 << 30):.2f} GiB"

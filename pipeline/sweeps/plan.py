@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.amounts import format_bytes
 from pipeline.cache.io.reader import open_cache
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import CacheError, ConfigError, DistillError, ResourceError
@@ -157,8 +158,8 @@ def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) 
     needed = sum(largest)
     if not torch.cuda.is_available() and available is not None and needed > available:
         raise ResourceError(
-            f"{len(largest)} runs at a time need about {_gib(needed)} of memory, "
-            f"{_gib(available)} are free",
+            f"{len(largest)} runs at a time need about {format_bytes(needed)} of memory, "
+            f"{format_bytes(available)} are free",
             do="use a smaller --parallel, or a smaller student",
         )
     parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -167,8 +168,8 @@ def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) 
     free = free_disk_bytes(parent)
     if disk > free:
         raise ResourceError(
-            f"{len(waiting)} runs need about {_gib(disk)} of disk; {_gib(free)} are free at "
-            f"{folder}",
+            f"{len(waiting)} runs need about {format_bytes(disk)} of disk; "
+            f"{format_bytes(free)} are free at {folder}",
             do="free some space, choose another --sweep_dir, or fewer train.keep_checkpoints",
         )
 
@@ -231,7 +232,3 @@ def _where(labels: Sequence[str]) -> str:
 
 def _present_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _gib(count: float) -> str:
-    return f"{count / (1 << 30):.2f} GiB"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from pipeline.amounts import format_duration
 from pipeline.errors import DistillError, Interrupted
 from pipeline.sweeps.ledger import Entry, Ledger, State
 from pipeline.sweeps.plan import PlannedRun
@@ -200,7 +201,7 @@ class Sweep:
             self._say(f"{self._at(run)} FAILED: {error} (log: {run.folder / LOG_FILE})")
         elif outcome == "finished":
             shown = error if value is None else f"{key} {value:.4f}"
-            how = "was finished before" if known else f"finished in {spent / 60:.1f} min"
+            how = "was finished before" if known else f"finished in {format_duration(spent)}"
             self._say(f"{self._at(run)} {how}: {shown}")
 
     def _note(

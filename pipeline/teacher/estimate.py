@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_bytes, format_duration
 from pipeline.cache.layout.names import RECORDS, SPLITS, response_name
 from pipeline.cache.layout.recorded import Recorded
 from pipeline.errors import ResourceError
@@ -129,7 +130,8 @@ def check_resources(
     available = available_memory_bytes()
     if not on_gpu and available is not None and plan.memory_bytes > available:
         raise ResourceError(
-            f"the plan needs about {_gib(plan.memory_bytes)} of memory, {_gib(available)} are free",
+            f"the plan needs about {format_bytes(plan.memory_bytes)} of memory, "
+            f"{format_bytes(available)} are free",
             do="use a smaller teacher, capture.head_rows, capture.shard_tokens or "
             "teacher.kv_cache_gib",
         )
@@ -141,7 +143,8 @@ def check_resources(
     )
     if free is not None and plan.cache_bytes - present > free:
         raise ResourceError(
-            f"the cache needs about {_gib(plan.cache_bytes)}, {_gib(free)} are free at {store.url}",
+            f"the cache needs about {format_bytes(plan.cache_bytes)}, "
+            f"{format_bytes(free)} are free at {store.url}",
             do="free some space"
             + (
                 ", and the same command goes on; in another --cache_dir, as with fewer entries a "
@@ -181,10 +184,10 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
             f"{counts.truncated_tokens} cut off"
         )
     print(f"shards       {most}{plan.shards}, {done} of them done, at {store.url}")
-    print(f"cache        {most or 'about '}{_gib(plan.cache_bytes)}")
+    print(f"cache        {most or 'about '}{_cache_size(plan.cache_bytes, plan.loss_tokens)}")
     available = available_memory_bytes()
-    free = "unknown" if available is None else _gib(available)
-    print(f"memory       about {_gib(plan.memory_bytes)}, {free} free")
+    free = "unknown" if available is None else format_bytes(available)
+    print(f"memory       about {format_bytes(plan.memory_bytes)}, {free} free")
     check_resources(plan, store)
     rate, entries = _timing_run(task)
     if task.scheme.rule is not None:
@@ -192,12 +195,18 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
         size = plan.loss_tokens * _target_bytes(task.scheme, entries) + plan.tokens * 2.5
         print(
             f"entries      {entries:.1f} a supervised token with capture.tau {taus} (timing run); "
-            f"the cache then takes {most or 'about '}{_gib(size)}"
+            f"the cache then takes {most or 'about '}{_cache_size(size, plan.loss_tokens)}"
         )
     print(
-        f"time         {most or 'about '}{_duration(plan.tokens / rate)} at {rate:.0f} tokens/s "
+        f"time         {most or 'about '}{format_duration(plan.tokens / rate)} "
+        f"at {rate:.0f} tokens/s "
         f"(timing run{'; the writing comes before it, not timed' if plan.at_most else ''})"
     )
+
+
+def _cache_size(size: float, loss_tokens: int) -> str:
+    """Return the size of the data files, and what that is for each supervised token."""
+    return f"{format_bytes(size)}, {bytes_per_token(size, loss_tokens):.1f} {BYTES_PER_TOKEN}"
 
 
 def _print_responses(writing: WritingTask, store: Store) -> None:
@@ -235,13 +244,3 @@ def _timing_run(task: CaptureTask) -> tuple[float, float]:
         return rate, kept_entries(columns_NC, task.scheme)
     finally:
         engine.close()
-
-
-def _gib(count: float) -> str:
-    return f"{count / (1 << 30):.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -159,7 +159,7 @@ def test_repair_of_a_cache_with_responses_that_could_not_be_written(
     hook = ("unanswered", [next(iter(response_rows(written)))])
     folder = tmp_path / "cache"
     every = [*writing, "--cache_dir", folder, "--capture.max_quarantined_fraction", "0.03"]
-    stage("cache_teacher", every, hook=hook).refused(3)
+    stage("cache_teacher", every, hook=hook).refused(5)
     before = digests(folder)
     _flip(folder / RESPONSES / "00001.parquet")
     store = Store(str(folder))
@@ -176,7 +176,7 @@ def test_responses_that_cannot_be_written_are_left_out(
     folder = tmp_path / "cache"
     every = [*writing, "--cache_dir", folder, "--capture.max_quarantined_fraction", "0.03"]
     result = stage("cache_teacher", every, hook=("unanswered", lost))
-    message = result.refused(3)
+    message = result.refused(5)
     assert "complete but for 2 responses, which the teacher could not write" in message
     assert f"  - sample {lost[0]} (responses/00000), 3 tries: RuntimeError: index out" in message
     assert (
@@ -187,7 +187,7 @@ def test_responses_that_cannot_be_written_are_left_out(
     assert verify_cache(Store(str(folder))) == []
     before = content_digests(folder)
     again = stage("cache_teacher", every, hook=("forbid_loading",))
-    assert again.refused(3) == message
+    assert again.refused(5) == message
     assert content_digests(folder) == before
     # Three are too many for this share: said after all others are written, before the capture.
     many = tmp_path / "many"
@@ -207,7 +207,7 @@ def test_a_response_that_kills_its_process_is_found(
     for _ in range(4):  # two of the shard, two of the response
         killed = stage("cache_teacher", every, hook=("deadly", [lost]))
         assert killed.code == -signal.SIGKILL
-    message = stage("cache_teacher", every, hook=("deadly", [lost])).refused(3)
+    message = stage("cache_teacher", every, hook=("deadly", [lost])).refused(5)
     assert f"sample {lost} (responses/00001), 2 tries: the process died" in message
     assert set(cached_rows(folder)) == set(cached_rows(written)) - {lost}
     assert not list((folder / "_meta/leases").glob("*"))

@@ -14,11 +14,13 @@ import pytest
 from pipeline.cache.__main__ import main as cache_command
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.layout.fold import reopen
+from pipeline.errors import RowsQuarantined
 from pipeline.storage import Store
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Result, Running
 from tests.tiny import make_teacher, make_tokenizer
 
+DONE_WITHOUT = RowsQuarantined.exit_code
 pytestmark = pytest.mark.slow  # each test runs stage one several times
 
 
@@ -62,7 +64,7 @@ def test_a_row_that_fails_is_quarantined_and_can_be_made_again(
 ) -> None:
     folder, lost = tmp_path / "cache", _ids(tiny_cache)[2][1]
     first = _run(stage, tiny, folder, hook=("poison", kind, [lost]))
-    message = first.refused(3)
+    message = first.refused(DONE_WITHOUT)
     what = {"raises": "RuntimeError: index out of range", "nan": "position 1 are not finite"}[kind]
     assert f"  - sample {lost} (train/00002), 3 tries: " in message
     assert what in message
@@ -72,11 +74,11 @@ def test_a_row_that_fails_is_quarantined_and_can_be_made_again(
     _is_complete_without(folder, tiny_cache, [lost], 2)
     before = _cache_digests(folder)
     # The same command again makes nothing, loads no teacher, and says the same.
-    assert _run(stage, tiny, folder, hook=("forbid_loading",)).refused(3) == message
+    assert _run(stage, tiny, folder, hook=("forbid_loading",)).refused(DONE_WITHOUT) == message
     assert _cache_digests(folder) == before
     # It still fails: the same bytes, the same list.
     again = _run(stage, tiny, folder, "--retry-quarantined", hook=("poison", kind, [lost]))
-    assert again.refused(3) == message
+    assert again.refused(DONE_WITHOUT) == message
     assert _cache_digests(folder) == before
     untouched = folder / "data/train/00001.parquet"
     time = untouched.stat().st_mtime_ns
@@ -102,11 +104,11 @@ def test_several_workers_agree_on_what_is_quarantined(
     flags = ["--capture.max_quarantined_fraction", "0.2", "--capture.lease_s", "1.5"]
     hook = ("poison", "raises", lost)
     alone = _run(stage, tiny, tmp_path / "alone", *flags, hook=hook)
-    assert "complete but for 4 of 56 rows" in alone.refused(3)
+    assert "complete but for 4 of 56 rows" in alone.refused(DONE_WITHOUT)
     together = [*tiny.stage_one, "--cache_dir", tmp_path / "together", *flags]
     workers = [start("cache_teacher", together, hook=hook) for _ in range(3)]
     for worker in workers:
-        assert "complete but for 4 of 56 rows" in worker.wait().refused(3)
+        assert "complete but for 4 of 56 rows" in worker.wait().refused(DONE_WITHOUT)
     assert _cache_digests(tmp_path / "together") == _cache_digests(tmp_path / "alone")
 
 
@@ -121,8 +123,8 @@ def test_a_row_that_kills_its_process_is_found(
         if result.code != -signal.SIGKILL:
             break
     # Two tries of the shard, then two of the row.
-    assert ends == [-signal.SIGKILL] * 4 + [3]
-    message = result.refused(3)
+    assert ends == [-signal.SIGKILL] * 4 + [DONE_WITHOUT]
+    message = result.refused(DONE_WITHOUT)
     assert f"  - sample {lost} (train/00002), 2 tries: the process died while" in message
     _is_complete_without(folder, tiny_cache, [lost], 2)
     assert not list((folder / "_meta/leases").iterdir())
@@ -141,7 +143,7 @@ def test_a_row_that_breaks_the_engine_for_good_is_found(
         result = _run(
             stage, tiny, folder, "--capture.tries", "2", hook=("poison", "breaks", [lost])
         )
-        messages.append(result.refused(3))
+        messages.append(result.refused(result.code))
         if "complete but for" in messages[-1]:
             break
     assert f"  - sample {lost} (train/00002), 2 tries: " in messages[-1]
@@ -180,7 +182,7 @@ def test_a_shard_that_loses_all_its_rows(
 ) -> None:
     folder, lost = tmp_path / "cache", _ids(tiny_cache)[2]
     flags = ["--capture.max_quarantined_fraction", "0.5"]
-    message = _run(stage, tiny, folder, *flags, hook=("poison", "nan", lost)).refused(3)
+    message = _run(stage, tiny, folder, *flags, hook=("poison", "nan", lost)).refused(DONE_WITHOUT)
     assert f"complete but for {len(lost)} of 56 rows" in message
     _is_complete_without(folder, tiny_cache, lost, 2)
     trained = ["--cache_dir", folder, "--output_dir", tmp_path / "student"]
@@ -192,7 +194,7 @@ def test_a_list_that_is_lost_or_damaged_makes_its_shard_again(
 ) -> None:
     lost = _ids(tiny_cache)[2][1]
     made = tmp_path / "cache"
-    _run(stage, tiny, made, hook=("poison", "raises", [lost])).refused(3)
+    _run(stage, tiny, made, hook=("poison", "raises", [lost])).refused(DONE_WITHOUT)
     for name, spoil in (
         ("gone", lambda file: file.unlink()),
         ("damaged", lambda file: file.write_bytes(file.read_bytes()[:-9])),
@@ -229,10 +231,12 @@ def test_a_real_teacher_with_a_poisoned_embedding(
         weight[sorted(only_there)] = float("nan")
     model.save_pretrained(teacher)
     flags = [*tiny.stage_one, "--teacher_model", teacher, "--dataset_name", corpus]
-    message = stage("cache_teacher", [*flags, "--cache_dir", tmp_path / "one"]).refused(3)
+    message = stage("cache_teacher", [*flags, "--cache_dir", tmp_path / "one"]).refused(
+        DONE_WITHOUT
+    )
     assert "complete but for 1 of 57 rows" in message
     assert "are not finite" in message
     workers = [start("cache_teacher", [*flags, "--cache_dir", tmp_path / "two"]) for _ in range(2)]
     for worker in workers:
-        assert "complete but for 1 of 57 rows" in worker.wait().refused(3)
+        assert "complete but for 1 of 57 rows" in worker.wait().refused(DONE_WITHOUT)
     assert _cache_digests(tmp_path / "one") == _cache_digests(tmp_path / "two")

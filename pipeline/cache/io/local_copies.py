@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+from pipeline.amounts import format_bytes
 from pipeline.cache.layout.embedded_checksum import checksum
 
 __all__ = ["LocalCopies", "StoredCopy"]
@@ -138,7 +139,7 @@ class LocalCopies:
 
     def _keep(self, wanted: str, data: bytes, file: BinaryIO) -> None:
         if len(data) > self._limit_bytes:
-            self._end(f"a shard of {len(data)} bytes is larger than the limit")
+            self._end(f"a shard of {format_bytes(len(data))} is larger than the limit")
             return
         with self._failures_end_it():
             self._make_room(len(data))
@@ -171,11 +172,11 @@ class LocalCopies:
         if self._keeps:
             self._keeps = False
             _log.warning(
-                "%s: no more copies of shards are kept here (%s, limit %d bytes); existing ones "
+                "%s: no more copies of shards are kept here (%s, limit %s); existing ones "
                 "are used, the rest is read from the cache each time",
                 self.folder,
                 reason,
-                self._limit_bytes,
+                format_bytes(self._limit_bytes),
             )
 
 

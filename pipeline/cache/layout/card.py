@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_kept_mass
 from pipeline.cache.layout.manifest import Manifest
 
 __all__ = ["card_text", "responses_text"]
@@ -45,7 +46,7 @@ without running the teacher again.
 | vocabulary | {manifest.codec["vocab_size"]} |
 | identity (SHA-256) | `{manifest.identity_digest}` |
 
-| split | shards | sequences | tokens | supervised tokens | bytes per supervised token | kept mass |
+| split | shards | sequences | tokens | supervised tokens | {BYTES_PER_TOKEN} | kept mass |
 |---|---|---|---|---|---|---|
 {table}
 
@@ -133,8 +134,8 @@ def _listed(value: Any) -> list[Any]:
 
 def _split_line(manifest: Manifest, split: str) -> str:
     total = manifest.total(split)
-    each = total.bytes / max(total.loss_tokens, 1)
+    each = bytes_per_token(total.bytes, total.loss_tokens)
     return (
         f"| {split} | {total.shards} | {total.rows} | {total.tokens} | {total.loss_tokens} "
-        f"| {each:.1f} | {total.kept_mass:.4f} |"
+        f"| {each:.1f} | {format_kept_mass(total.kept_mass)} |"
     )

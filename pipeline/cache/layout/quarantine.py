@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pipeline.cache.layout.fold import reopen
 from pipeline.cache.layout.names import RESPONSES, parse_shard
 from pipeline.config import fingerprint
-from pipeline.errors import CacheError
+from pipeline.errors import RowsQuarantined
 from pipeline.storage import Store
 
 __all__ = [
@@ -109,7 +109,7 @@ def describe_quarantine(
     planned_rows: int,
     url: str,
     responses: Mapping[str, tuple[QuarantinedRow, ...]] | None = None,
-) -> CacheError:
+) -> RowsQuarantined:
     """Return the error that ends a run with quarantined rows and lists them.
 
     Args:
@@ -138,7 +138,7 @@ def describe_quarantine(
         if rows:
             texts.append(f"{what.format(len(rows))}:{_listed(rows, place)}")
             do.append(remedy)
-    return CacheError(
+    return RowsQuarantined(
         f"{url}: complete but for " + "\nand for ".join(texts) + "\nThe cache can be used as it is",
         do="; ".join(do),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from pipeline.cache.layout.names import CHECKS, SPLITS, parse_shard
@@ -16,7 +16,7 @@ _URL = "a folder, or any address fsspec opens, such as s3://bucket/cache"
 _EXAMPLES = {
     "inspect": ("inspect runs/default/cache", "inspect s3://bucket/cache --json"),
     "verify": ("verify s3://bucket/cache --workers 8", "verify runs/default/cache --check size"),
-    "stats": ("stats runs/default/cache", "stats s3://bucket/cache --json"),
+    "stats": ("stats runs/default/cache --columns", "stats s3://bucket/cache --json"),
     "repair": (
         "repair runs/default/cache --dry-run",
         "repair s3://bucket/cache --shards train-00003,train-00017",
@@ -26,8 +26,8 @@ _EXAMPLES = {
         "slice runs/default/cache runs/heldout --split heldout",
     ),
     "merge": (
-        "merge s3://bucket/whole s3://east/part s3://west/part",
-        "merge runs/both runs/chat/cache runs/code/cache",
+        "merge s3://east/part s3://west/part s3://bucket/whole",
+        "merge runs/chat/cache runs/code/cache runs/both",
     ),
     "export": ("export runs/default/cache runs/default/plain --top-k 32",),
 }
@@ -57,16 +57,27 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
         HelpShown: `--help`.
     """
     parser, commands = _build()
-    if given and not given[0].startswith("-") and given[0] not in commands:
-        near = _near(given[0], list(commands))
-        known = ", ".join(commands)
-        raise ConfigError(f"{given[0]!r} is not a command{near}", expected=f"one of {known}")
-    options, rest = parser.parse_known_args(list(given))
-    if rest:
-        raise ConfigError(
-            f"{PROG} {options.command}: {_leftovers(rest, commands[options.command])}",
-            do=f"see {PROG} {options.command} --help",
-        )
+    first = given[0] if given else ""
+    if first not in commands and first not in _HELP:
+        raise ConfigError(_no_command(first, commands), expected=f"one of {', '.join(commands)}")
+    if first in _HELP:
+        return parser.parse_args(list(given))
+    sub = commands[first]
+    tokens = [first, *map(_with_dashes, given[1:])]
+    mistakes = list(_mistakes(tokens[1:], sub))
+    try:
+        options, rest = parser.parse_known_args(tokens)
+        mistakes += [f"{token!r} is one address too many" for token in rest if token[:1] != "-"]
+    except ConfigError as error:
+        if not mistakes:
+            raise
+        if "required" in error.found:
+            mistakes.append(error.found.partition(": ")[2])
+    # The value of an unknown flag is an address too many, or a required one: said once.
+    if any(": unknown flag" in mistake for mistake in mistakes):
+        mistakes = [m for m in mistakes if "one address too many" not in m]
+    if mistakes:
+        raise ConfigError(f"{sub.prog}: {'; '.join(mistakes)}", do=f"see {sub.prog} --help")
     options.given = list(given)
     return options
 
@@ -76,21 +87,57 @@ def usage() -> str:
     return _build()[0].format_help()
 
 
-def _leftovers(rest: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Name every unknown flag with the nearest known one; its value is not reported as well."""
-    known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-    told: list[str] = []
-    after_flag = False
-    for token in rest:
-        if token.startswith("-"):
-            flag = token.partition("=")[0]
-            told.append(f"{flag}: unknown flag{_near(flag, known)}")
-            after_flag = "=" not in token
-        elif not after_flag:
-            told.append(f"{token!r} is one address too many")
-        else:
-            after_flag = False
-    return "; ".join(told)
+_HELP = ("-h", "--help")
+
+
+def _no_command(first: str, commands: Mapping[str, argparse.ArgumentParser]) -> str:
+    """Say what stands where a command should; a flag is named with its command."""
+    near = _near(first, list(commands))
+    if near or not first.startswith("-"):
+        return f"{first!r} is not a command{near}"
+    return f"{first!r} stands before the command"
+
+
+def _with_dashes(token: str) -> str:
+    """Return a flag with `-` for `_`: the stages take both."""
+    flag, equals, value = token.partition("=")
+    return f"{flag.replace('_', '-')}{equals}{value}" if token.startswith("--") else token
+
+
+def _mistakes(tokens: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield every unknown flag with the nearest known one, and every value that does not fit.
+
+    argparse stops at the first of them, and knows no near names.
+    """
+    known = parser._option_string_actions
+    for place, token in enumerate(tokens):
+        flag, equals, value = token.partition("=")
+        if not flag.startswith("-") or _is_number(flag):
+            continue
+        action = known.get(flag)
+        if action is None:
+            long = [name for name in known if name.startswith("--")]
+            yield f"{flag}: unknown flag{_near(flag, long)}"
+        elif action.nargs != 0 and (equals or place + 1 < len(tokens)):
+            yield from _value_mistakes(flag, action, value if equals else tokens[place + 1])
+
+
+def _value_mistakes(flag: str, action: argparse.Action, value: str) -> Iterator[str]:
+    if value.startswith("-") and not _is_number(value):
+        return  # another flag: argparse says that the value is missing
+    if action.choices is not None and value not in action.choices:
+        choices = list(action.choices)
+        near = _near(value, choices)
+        yield f"{flag}: found {value!r}, expected {' or '.join(choices)}{near}"
+    elif callable(action.type):
+        try:
+            action.type(value)
+        except argparse.ArgumentTypeError as error:
+            yield f"{flag}: {error}"
+
+
+def _is_number(token: str) -> bool:
+    return token[:1] == "-" and token[1:2].isdigit()
 
 
 def _near(name: str, known: list[str]) -> str:
@@ -106,7 +153,8 @@ def _near(name: str, known: list[str]) -> str:
 def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     parser = _Parser(
         prog=PROG,
-        description=f"Inspect, check and convert teacher caches. URL is {_URL}.",
+        description=f"Inspect, check and convert teacher caches. URL, SOURCE and TARGET "
+        f"are {_URL}. The source comes first, the target last.",
         epilog=_examples([examples[0] for examples in _EXAMPLES.values()]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -118,7 +166,7 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
         sub = subparsers.add_parser(
             name,
             help=text,
-            description=f"{text}.\nURL is {_URL}.",
+            description=f"{text}.\nAddresses are {_URL}.",
             epilog=_examples(_EXAMPLES[name]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -138,6 +186,9 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
 
     text = "exact statistics: entries, bytes by column, kept mass, entropy, the teacher's own loss"
     sub = command("stats", text, "URL")
+    text = "the bytes of each column of the files too"
+    sub.add_argument("--columns", action="store_true", help=text)
+    sub.add_argument("--shards", action="store_true", help="each shard, however many there are")
     _add_workers(sub)
     _add_json(sub)
 
@@ -153,7 +204,7 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     _add_workers(sub)
 
     text = "a smaller cache: fewer entries a position, a subset of the samples, one split"
-    sub = command("slice", text, "URL", "TARGET")
+    sub = command("slice", text, "SOURCE", "TARGET")
     sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
     text = "of a sampled cache: every tau F times larger, F at least 1; fewer entries, without bias"
     sub.add_argument("--tau-factor", type=_factor, metavar="F", help=text)
@@ -168,12 +219,13 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     _add_workers(sub)
 
     text = "join caches: parts of one, or those of several teachers"
-    sub = command("merge", text, "TARGET")
-    sub.add_argument("urls", metavar="URL", nargs="+", help="the caches to join")
+    sub = command("merge", text)
+    sub.add_argument("sources", metavar="SOURCE", nargs="+", help="the caches to join")
+    sub.add_argument("target", metavar="TARGET", help="the new cache; it comes last")
     _add_workers(sub)
 
-    text = "write plain list<int32> / list<float16> Parquet that any other trainer reads"
-    sub = command("export", text, "URL", "TO")
+    text = "write plain Parquet lists with tokenizer and card, which any other trainer reads"
+    sub = command("export", text, "SOURCE", "TARGET")
     sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
     return parser, commands
 
@@ -200,9 +252,15 @@ def _add_workers(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--workers", type=_count, metavar="N", help=text)
 
 
+def _unfit(text: str, expected: str) -> argparse.ArgumentTypeError:
+    shown = text if len(text) <= 40 else f"{text[:40]}..."
+    return argparse.ArgumentTypeError(f"found {shown!r}, expected {expected}")
+
+
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
+    # No cache holds more: and `int` takes no more than 4,300 digits.
+    if not text.isdecimal() or len(text) > 15 or int(text) < 1:
+        raise _unfit(text, "a whole number, at least 1")
     return int(text)
 
 
@@ -212,7 +270,7 @@ def _factor(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 1 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number, at least 1")
+        raise _unfit(text, "a number, at least 1")
     return value
 
 
@@ -222,7 +280,7 @@ def _share(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0 and at most 1")
+        raise _unfit(text, "a number above 0 and at most 1")
     return value
 
 
@@ -240,5 +298,5 @@ def _shards(text: str) -> list[tuple[str, int]]:
 def _split(text: str) -> str:
     if text not in SPLITS:
         near = _near(text, list(SPLITS))
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected {' or '.join(SPLITS)}{near}")
+        raise _unfit(text, f"{' or '.join(SPLITS)}{near}")
     return text

@@ -5,7 +5,7 @@ The same command again keeps the shards that are there, and writes the others.
 
 from __future__ import annotations
 
-import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,11 +19,41 @@ from pipeline.cache.layout.manifest import Manifest, describe_difference, read_m
 from pipeline.cache.layout.names import MANIFEST, PLAN, RECORDS, SPLITS, shard_name, tokenizer_name
 from pipeline.cache.layout.recorded import Recorded
 from pipeline.cache.layout.records import ShardRecord
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, ConfigError
 from pipeline.storage import Store
 from pipeline.storage.parallel import in_threads
 
-__all__ = ["check_apart", "fill", "finish", "recorded_shards", "reserve_folder", "split_counts"]
+__all__ = [
+    "check_apart",
+    "check_order",
+    "fill",
+    "finish",
+    "recorded_shards",
+    "reserve_folder",
+    "split_counts",
+]
+
+
+def check_order(sources: Sequence[str], target: str, command: str) -> None:
+    """Reject addresses in the wrong order: the sources come first, the target last.
+
+    Raises:
+        ConfigError: the target holds a cache and a source holds none.
+    """
+    empty = [url for url in sources if not _holds_cache(Store(url))]
+    if not empty or not _holds_cache(Store(target)):
+        return
+    kept = [url for url in sources if url not in empty]
+    swapped = shlex.join(["python", "-m", "pipeline.cache", command, *kept, target, empty[0]])
+    raise ConfigError(
+        f"{command}: {empty[0]} holds no cache, and {target}, which stands last, holds one",
+        expected="the sources first, and the target, a new folder, last",
+        do=f"did you mean {swapped}?",
+    )
+
+
+def _holds_cache(store: Store) -> bool:
+    return store.exists(MANIFEST) or store.exists(PLAN)
 
 
 def check_apart(target: Store, sources: Sequence[Store]) -> None:
@@ -33,17 +63,12 @@ def check_apart(target: Store, sources: Sequence[Store]) -> None:
         CacheError: the target is one of these.
     """
     for source in sources:
-        one, two = f"{_real_path(target)}/", f"{_real_path(source)}/"
-        if target.is_local == source.is_local and (one.startswith(two) or two.startswith(one)):
+        (system, one), (other, two) = target.place, source.place
+        if system == other and (one.startswith(two) or two.startswith(one)):
             raise CacheError(
                 f"{target.url}: the source {source.url} would be written to",
                 expected="a folder apart from the sources, not one within or around them",
             )
-
-
-def _real_path(store: Store) -> str:
-    """Resolve symbolic links in a local root, so that the same folder is recognised."""
-    return os.path.realpath(store.root) if store.is_local else store.root
 
 
 def reserve_folder(target: Store, plan: Plan, raw: bytes) -> None:

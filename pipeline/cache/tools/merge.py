@@ -52,7 +52,7 @@ def merge_caches(
             missing or damaged, or the target cannot be used.
     """
     sources = [Store(url) for url in urls]
-    if len({store.root for store in sources}) < len(sources):
+    if len({store.place for store in sources}) < len(sources):
         raise CacheError("a cache is named twice", expected="different caches to merge")
     check_apart(target, sources)
     inventories = [read_inventory(store) for store in sources]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_kept_mass
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.io.tables import decode_table, read_shard, table_from_bytes, tail_mass
 from pipeline.cache.layout.names import SPLITS
@@ -25,6 +26,8 @@ from pipeline.storage.parallel import in_threads
 __all__ = ["Tally", "cache_stats", "stats_lines"]
 
 _BINS = 1 << 16
+_TEXT = ("sample_id", "num_tokens", "num_loss_tokens", "input_ids", "loss_mask")
+"""Columns of the text; all others are the targets'."""
 
 
 @dataclass(slots=True)
@@ -43,6 +46,8 @@ class Tally:
     """Positions by the bits of the float16 mass outside the entries."""
     entropies: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
     """Positions by the bits of the float16 entropy at temperature 1."""
+    data_bytes: int = 0
+    """Of the shards' files."""
     bytes_by_column: dict[str, int] = field(default_factory=dict)
     """Compressed sizes, from the Parquet footer; the rest of the file is footer and headers."""
 
@@ -52,6 +57,7 @@ class Tally:
         self.tokens += other.tokens
         self.label_logprob += other.label_logprob
         self.label_kept += other.label_kept
+        self.data_bytes += other.data_bytes
         self.counts += other.counts
         self.tails += other.tails
         self.entropies += other.entropies
@@ -67,6 +73,9 @@ class Tally:
         tail, entropy = _Distribution(halves, self.tails), _Distribution(halves, self.entropies)
         each = max(loss_tokens, 1)
         columns = {name: size / each for name, size in sorted(self.bytes_by_column.items())}
+        text = sum(columns.get(name, 0.0) for name in _TEXT)
+        targets = sum(columns.values()) - text
+        total = bytes_per_token(self.data_bytes, loss_tokens)
         return {
             "rows": self.rows,
             "tokens": self.tokens,
@@ -77,14 +86,20 @@ class Tally:
                 "p95": by_count.quantile(0.95),
                 "max": by_count.quantile(1.0),
             },
-            "bytes_per_loss_token": {"all": sum(columns.values()), **columns},
+            "bytes_per_loss_token": {
+                "all": total,
+                "targets": targets if loss_tokens else 0.0,
+                "text": text if loss_tokens else 0.0,
+                "file": total - targets - text if loss_tokens else 0.0,
+                "columns": columns if loss_tokens else {},
+            },
             "kept_mass": {"mean": 1 - tail.mean(), "p5": 1 - tail.quantile(0.95)},
             "entropy_nats": {
                 "mean": entropy.mean(),
                 **{f"p{q}": entropy.quantile(q / 100) for q in (5, 50, 95)},
             },
             "label_logprob": self.label_logprob / each,
-            "teacher_cross_entropy": -self.label_logprob / each,
+            "teacher_cross_entropy": 0.0 - self.label_logprob / each,
             "label_within_entries": self.label_kept / each,
         }
 
@@ -145,6 +160,7 @@ def _tally(cache: Cache, record: ShardRecord) -> Tally:
             f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
             do="verify lists every damaged file",
         ) from None
+    tally.data_bytes = len(data)
     metadata = pq.read_metadata(pa.BufferReader(data))
     for group in range(metadata.num_row_groups):
         for position in range(metadata.num_columns):
@@ -179,50 +195,85 @@ def _by_bits(values: NDArray[Any]) -> NDArray[np.int64]:
     return np.bincount(bits, minlength=_BINS).astype(np.int64)
 
 
-def stats_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tables of `stats`: one of the splits, one of the shards."""
+def stats_lines(
+    facts: Mapping[str, Any], *, columns: bool = False, shards: bool = False
+) -> Iterator[str]:
+    """Yield the tables of `stats`: one of the splits, one of the shards.
+
+    Args:
+        facts: of `cache_stats`.
+        columns: whether the bytes of each column of the files are listed too.
+        shards: whether each shard is listed, however many there are.
+    """
     splits = {name: s for name, s in facts["splits"].items() if s["rows"]}
     yield f"cache {facts['url']}, identity {facts['identity_digest'][:12]}"
     yield ""
-    yield f"{'':<38}" + "".join(f"{name:>14}" for name in splits)
-    for label, path in _ROWS:
-        yield f"{label:<38}" + "".join(f"{_shown(s, path):>14}" for s in splits.values())
-    columns = sorted({name for s in splits.values() for name in s["bytes_per_loss_token"]})
-    for name in sorted(columns, key=lambda name: (name != "all", name)):
-        values = (f"{s['bytes_per_loss_token'].get(name, 0):>14.2f}" for s in splits.values())
-        yield f"{'bytes/supervised token, ' + name:<38}" + "".join(values)
+    yield f"{'':<{_LABEL}}" + "".join(f"{name:>14}" for name in splits)
+    rows = list(_ROWS)
+    if columns:
+        names = sorted({n for s in splits.values() for n in s["bytes_per_loss_token"]["columns"]})
+        rows += [(f"  bytes in {n}", ("bytes_per_loss_token", "columns", n), ".2f") for n in names]
+    for label, path, digits in rows:
+        yield f"{label:<{_LABEL}}" + "".join(
+            f"{_shown(s, path, digits):>14}" for s in splits.values()
+        )
     yield ""
+    listed = facts["shards"]
+    if not shards and len(listed) > _SHARDS_LISTED:
+        yield f"{len(listed)} shards; --shards lists the numbers of each"
+        return
     yield (
-        f"{'shard':<28}{'rows':>8}{'tokens':>11}{'loss_tokens':>11}{'entries':>9}{'bytes':>8}"
-        f"{'kept':>9}{'entropy':>9}{'loss':>9}"
+        f"{'shard':<28}{'rows':>8}{'tokens':>11}{'supervised':>12}{'entries':>9}{'bytes':>9}"
+        f"{'kept mass':>12}{'entropy':>9}{'loss':>9}"
     )
-    for s in facts["shards"]:
+    for s in listed:
+        cells = [_shown(s, path, digits) for path, digits in _SHARD_CELLS]
+        widths = (9, 9, 12, 9, 9)
         yield (
-            f"{s['shard']:<28}{s['rows']:>8}{s['tokens']:>11}{s['loss_tokens']:>11}"
-            f"{s['entries_per_position']['mean']:>9.1f}{s['bytes_per_loss_token']['all']:>8.1f}"
-            f"{s['kept_mass']['mean']:>9.4f}{s['entropy_nats']['mean']:>9.3f}"
-            f"{s['teacher_cross_entropy']:>9.3f}"
+            f"{s['shard']:<28}{s['rows']:>8}{s['tokens']:>11}{s['loss_tokens']:>12}"
+            + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         )
 
 
-_ROWS = [
-    ("rows", ("rows",)),
-    ("tokens", ("tokens",)),
-    ("supervised tokens", ("loss_tokens",)),
+_LABEL = 54
+_SHARDS_LISTED = 16
+_MASS = "mass"
+_Row = tuple[str, tuple[str, ...], str]
+# What is asked first: how much there is, what it costs, how good the teacher and the targets are.
+_ROWS: list[_Row] = [
+    ("rows", ("rows",), ""),
+    ("tokens", ("tokens",), ""),
+    ("supervised tokens", ("loss_tokens",), ""),
+    (BYTES_PER_TOKEN, ("bytes_per_loss_token", "all"), ".1f"),
+    ("  of them the targets", ("bytes_per_loss_token", "targets"), ".1f"),
+    ("  the text: ids, loss mask, names", ("bytes_per_loss_token", "text"), ".1f"),
+    ("  footers and headers of the files", ("bytes_per_loss_token", "file"), ".1f"),
+    ("teacher's own cross-entropy (nats)", ("teacher_cross_entropy",), ".4f"),
+    ("label within the entries (share of positions)", ("label_within_entries",), ".4f"),
+    *[(f"kept mass, {n}", ("kept_mass", n), _MASS) for n in ("mean", "p5")],
+    ("entries/position, mean", ("entries_per_position", "mean"), ".1f"),
     *[
-        (f"entries/position, {n}", ("entries_per_position", n))
-        for n in ("mean", "p50", "p95", "max")
+        (f"entries/position, {n}", ("entries_per_position", n), ".0f")
+        for n in ("p50", "p95", "max")
     ],
-    *[(f"kept mass, {n}", ("kept_mass", n)) for n in ("mean", "p5")],
-    *[(f"entropy (nats), {n}", ("entropy_nats", n)) for n in ("mean", "p5", "p50", "p95")],
-    ("label log p, mean", ("label_logprob",)),
-    ("teacher's own cross-entropy (nats)", ("teacher_cross_entropy",)),
-    ("label within the entries", ("label_within_entries",)),
+    *[(f"entropy (nats), {n}", ("entropy_nats", n), ".4f") for n in ("mean", "p5", "p50", "p95")],
+]
+_SHARD_CELLS = [
+    (("entries_per_position", "mean"), ".1f"),
+    (("bytes_per_loss_token", "all"), ".1f"),
+    (("kept_mass", "mean"), _MASS),
+    (("entropy_nats", "mean"), ".3f"),
+    (("teacher_cross_entropy",), ".3f"),
 ]
 
 
-def _shown(facts: Mapping[str, Any], path: tuple[str, ...]) -> str:
+def _shown(facts: Mapping[str, Any], path: tuple[str, ...], digits: str) -> str:
+    """Return a number; a dash for a mean over no position."""
     value: Any = facts
     for key in path:
-        value = value[key]
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
+        value = value.get(key, 0.0)
+    if not digits:
+        return str(value)
+    if not facts["loss_tokens"]:
+        return "—"
+    return format_kept_mass(value) if digits == _MASS else f"{value:{digits}}"

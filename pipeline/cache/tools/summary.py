@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_kept_mass
 from pipeline.cache.layout.card import responses_text
 from pipeline.cache.layout.inventory import Inventory, read_inventory, recorded_totals
 from pipeline.cache.layout.manifest import Totals
@@ -47,7 +48,6 @@ def summarize(store: Store) -> dict[str, Any]:
 
 def _split(inventory: Inventory, split: str, total: Totals) -> dict[str, Any]:
     shards, tokens = _planned(inventory, split, total)
-    each = max(total.loss_tokens, 1)
     return {
         "shards": total.shards,
         "shards_planned": shards,
@@ -56,8 +56,8 @@ def _split(inventory: Inventory, split: str, total: Totals) -> dict[str, Any]:
         "tokens_planned": tokens,
         "loss_tokens": total.loss_tokens,
         "bytes": total.bytes,
-        "bytes_per_loss_token": total.bytes / each,
-        "entries_per_position": total.entries / each,
+        "bytes_per_loss_token": bytes_per_token(total.bytes, total.loss_tokens),
+        "entries_per_position": total.entries / max(total.loss_tokens, 1),
         "kept_mass": total.kept_mass,
         "entropy_nats": total.entropy,
     }
@@ -113,14 +113,14 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         f"engine       {teacher.get('engine')} {teacher.get('engine_version')} "
         f"on {teacher.get('device')}"
     )
-    yield f"scheme       {' '.join([name, *(f'{k}={_short(v)}' for k, v in scheme.items())])}"
-    yield f"codec        {' '.join(f'{k}={_short(v)}' for k, v in facts['codec'].items())}"
+    yield f"scheme       {name}{''.join(f', {part}' for part in _parts(scheme))}"
+    yield f"codec        {', '.join(_parts(facts['codec']))}"
     yield f"temperatures {', '.join(f'{value:g}' for value in grid)}"
     if facts["derived"]:
         derived = facts["derived"]
         sources = derived.get("from", [])
         sources = [sources] if isinstance(sources, str) else sources
-        how = " ".join(f"{key}={value}" for key, value in derived.get("how", {}).items())
+        how = ", ".join(_parts(derived.get("how", {})))
         yield f"derived      from {', '.join(source[:12] for source in sources)}: {how}"
     if facts["rows_quarantined"]:
         yield (
@@ -131,15 +131,29 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"{split:<12} {s['shards']} shards, {s['sequences']} sequences, "
             f"{s['tokens']} tokens, {s['loss_tokens']} supervised, "
-            f"{s['bytes_per_loss_token']:.1f} bytes/supervised token, "
-            f"{s['entries_per_position']:.1f} entries/position, kept mass {s['kept_mass']:.4f}, "
-            f"entropy {s['entropy_nats']:.3f} nats"
+            f"{s['bytes_per_loss_token']:.1f} {BYTES_PER_TOKEN}, "
+            f"{s['entries_per_position']:.1f} entries/position, "
+            f"kept mass {format_kept_mass(s['kept_mass'])}, entropy {s['entropy_nats']:.3f} nats"
         )
 
 
+def _parts(values: Mapping[str, Any], under: str = "") -> Iterator[str]:
+    """Yield `name value` of each setting, of settings within settings by their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _parts(value, f"{under}{name}.")
+        else:
+            yield f"{under}{name} {_short(value)}"
+
+
 def _short(value: Any) -> str:
+    """Return a value as a configuration file has it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list):
-        return ",".join(_short(item) for item in value)
+    if isinstance(value, Mapping):  # in a list
+        return "(" + ", ".join(_parts(value)) + ")"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "/".join(_short(item) for item in value)
     return str(value)

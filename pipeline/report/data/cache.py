@@ -45,8 +45,3 @@ class CacheFacts:
     kept_mass_mean: Number | None = None
     entropy_mean: Number | None = None
     shards: tuple[ShardFacts, ...] = ()
-
-    @property
-    def bytes_per_loss_token(self) -> float:
-        """The price of one sparse target; 0 for an empty cache."""
-        return self.size_bytes / self.loss_tokens if self.loss_tokens else 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.report.data.fields import STRICT, Count, Kind, Number
 
-__all__ = ["Difference", "Measure", "Row"]
+__all__ = ["CLEAR_STANDARD_ERRORS", "Difference", "Measure", "Row"]
 
 CLEAR_STANDARD_ERRORS = 3.0
 """A difference beyond this many standard errors is called clear; below it, noise."""

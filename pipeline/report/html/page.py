@@ -7,9 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.amounts import (
+    BYTES_PER_TOKEN,
+    bytes_per_token,
+    format_bytes,
+    format_duration,
+    format_kept_mass,
+    value_decimals,
+)
 from pipeline.report.charts.dots import rows_scene
 from pipeline.report.charts.lines import averaged_over, curves_scene
 from pipeline.report.charts.styles import STYLES
+from pipeline.report.data.cache import CacheFacts
 from pipeline.report.data.measures import Difference, Row
 from pipeline.report.data.report import Report
 from pipeline.report.data.runs import Curve
@@ -24,9 +33,7 @@ from pipeline.report.text.metrics import (
     shown_metrics,
 )
 from pipeline.report.text.numbers import (
-    format_bytes,
     format_count,
-    format_duration,
     format_measure,
 )
 from pipeline.report.text.sentences import difference_sentence
@@ -57,6 +64,8 @@ def render_page(report: Report) -> str:
         count=format_count,
         duration=format_duration,
         bytes=format_bytes,
+        bytes_per_token=_per_token,
+        mass=format_kept_mass,
         visible=_visible,
         printable=_printable,
         lead=_lead,
@@ -96,12 +105,12 @@ def _tiles(report: Report) -> list[Tile]:
         note = _compared(metric.key, control)
         if before is not None and metric.key in before.metrics:
             start = before.metrics[metric.key].value
-            tiles.append(Tile(label, f"{start:.2f} → {kl:.2f}", note))
+            tiles.append(Tile(label, f"{_nats(start)} → {_nats(kl)}", note))
             if start > 0:
                 closed = f"{100 * (start - kl) / start:.0f} %"
                 tiles.append(Tile("of the distance closed", closed, "from before to after"))
         else:
-            tiles.append(Tile(label, f"{kl:.2f}", note))
+            tiles.append(Tile(label, _nats(kl), note))
     if distilled is not None and "top1_agreement" in distilled.metrics:
         share = 100 * distilled.metrics["top1_agreement"].value
         note = _compared("top1_agreement", control)
@@ -114,7 +123,16 @@ def _cache_tiles(report: Report) -> list[Tile]:
     if cache is None or not cache.loss_tokens:
         return []
     size = f"{format_bytes(cache.size_bytes)} for {format_count(cache.loss_tokens)} sparse targets"
-    return [Tile("bytes per sparse target", f"{cache.bytes_per_loss_token:.3g}", size)]
+    return [Tile(BYTES_PER_TOKEN, _per_token(cache).split()[0], size)]
+
+
+def _per_token(cache: CacheFacts) -> str:
+    return f"{bytes_per_token(cache.size_bytes, cache.loss_tokens):.1f} {BYTES_PER_TOKEN}"
+
+
+def _nats(value: float) -> str:
+    """Return a distance with two decimals, or as many as tell it from 0."""
+    return f"{value:.{max(2, value_decimals(value))}f}"
 
 
 def _compared(key: str, control: Row | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.amounts import format_duration
 from pipeline.report.charts.styles import rank_style
 from pipeline.report.charts.swept import value_scene
 from pipeline.report.data.measures import Row
@@ -14,7 +15,7 @@ from pipeline.report.data.runs import Speed
 from pipeline.report.data.sweep import SweepFacts, SweepPoint
 from pipeline.report.html.page_parts import Figure, Tile, figure
 from pipeline.report.text.metrics import Metric, metric_decimals, shown_metrics, upper_first
-from pipeline.report.text.numbers import format_duration, format_measure
+from pipeline.report.text.numbers import format_measure
 from pipeline.report.text.sweep_text import objective_metric, objective_text, verdict_text
 
 __all__ = ["sweep_tiles", "sweep_view"]

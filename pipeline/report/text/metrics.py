@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.amounts import error_decimals
 from pipeline.report.data.measures import Row
 
 __all__ = [
@@ -14,7 +15,6 @@ __all__ = [
     "METRICS",
     "Metric",
     "distance_of",
-    "error_decimals",
     "kl_note",
     "lower_first",
     "metric_decimals",
@@ -144,11 +144,6 @@ def metric_decimals(metric: Metric, rows: Iterable[Row]) -> int:
     ]
     errors = [error for error in errors if math.isfinite(error) and error > 0]
     return error_decimals(min(errors)) if errors else metric.decimals
-
-
-def error_decimals(error: float) -> int:
-    """Return the decimals that show two digits of a standard error, four at most."""
-    return min(max(1 - math.floor(math.log10(error)), 0), 4)
 
 
 def upper_first(text: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+from pipeline.amounts import error_decimals, value_decimals
 from pipeline.report.data.measures import Measure
 from pipeline.report.text.metrics import Metric
 
 __all__ = [
-    "format_bytes",
+    "difference_decimals",
     "format_count",
-    "format_duration",
     "format_measure",
     "format_standard_errors",
 ]
@@ -30,6 +30,17 @@ def format_measure(
     return value, f"± {error * metric.scale:.{places}f}"
 
 
+def difference_decimals(value: float, error: float | None, metric: Metric) -> int:
+    """Return the decimals of a difference in a sentence, never so few that it reads as 0.
+
+    One digit of the error (as shown, in the metric's scale), which is one less than in a table; the
+    metric's own decimals where no error is known.
+    """
+    usable = error is not None and math.isfinite(error) and error > 0
+    places = max(error_decimals(error) - 1, 0) if usable and error else metric.decimals
+    return max(places, value_decimals(value) - 1)
+
+
 def format_standard_errors(distance: float) -> str:
     """Return a distance from zero in words, as in "5.1 standard errors"."""
     if math.isinf(distance):
@@ -43,21 +54,3 @@ def format_count(value: float) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.3g} {word}"
     return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def format_bytes(value: float) -> str:
-    """Return bytes with a binary unit and three digits."""
-    for factor, unit in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value:.0f} bytes"
-
-
-def format_duration(seconds: float | None) -> str:
-    """Return seconds with the unit that a person would choose."""
-    if seconds is None or not math.isfinite(seconds):
-        return "—"
-    for factor, unit in ((3600.0, "h"), (60.0, "min")):
-        if seconds >= factor:
-            return f"{seconds / factor:.1f} {unit}"
-    return f"{seconds:.0f} s"

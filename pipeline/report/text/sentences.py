@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
-from pipeline.report.data.measures import Difference, Row
+from pipeline.report.data.measures import CLEAR_STANDARD_ERRORS, Difference, Row
 from pipeline.report.text.metrics import (
     DISTANCES,
     METRICS,
     Metric,
-    error_decimals,
     lower_first,
     upper_first,
 )
-from pipeline.report.text.numbers import format_standard_errors
+from pipeline.report.text.numbers import difference_decimals, format_standard_errors
 
-__all__ = ["certainty", "difference_sentence"]
+__all__ = ["NOISE_LIMIT", "certainty", "difference_sentence"]
+
+NOISE_LIMIT = f"more than {CLEAR_STANDARD_ERRORS:g} would be clear"
+"""Said wherever a difference is called noise: 2.8 standard errors are much to some."""
 
 _ROLES = {
     "before": "the student before training",
@@ -43,7 +44,8 @@ def difference_sentence(difference: Difference, rows: Iterable[Row]) -> str:
     if not difference.clear:
         return (
             f"{upper_first(a)} and {b} cannot be told apart in {lower_first(metric.label)}: they "
-            f"differ by {size}, {format_standard_errors(distance)}, which is within noise."
+            f"differ by {size}, which is within noise ({format_standard_errors(distance)}; "
+            f"{NOISE_LIMIT})."
         )
     sure = certainty(difference)
     better = (difference.value < 0) == metric.lower_is_better
@@ -78,9 +80,6 @@ def _called(name: str, rows: tuple[Row, ...]) -> str:
 def _size(difference: Difference, metric: Metric) -> str:
     size = abs(difference.value) * metric.scale
     error = difference.standard_error
-    usable = error is not None and math.isfinite(error) and error > 0
-    # One digit of the error less than in the table: a sentence is for reading.
-    places = max(error_decimals(error * metric.scale) - 1, 0) if usable and error else None
-    places = metric.decimals if places is None else places
+    places = difference_decimals(size, None if error is None else error * metric.scale, metric)
     unit = "percentage points" if metric.percent else metric.unit
     return f"{size:.{places}f} {unit}".rstrip()

@@ -7,8 +7,8 @@ import math
 from pipeline.report.data.measures import Difference, Measure
 from pipeline.report.data.sweep import SweepFacts, SweepPoint
 from pipeline.report.text.metrics import METRICS, Metric
-from pipeline.report.text.numbers import format_standard_errors
-from pipeline.report.text.sentences import certainty
+from pipeline.report.text.numbers import difference_decimals, format_standard_errors
+from pipeline.report.text.sentences import NOISE_LIMIT, certainty
 
 __all__ = ["objective_metric", "objective_text", "sweep_headline", "verdict_text"]
 
@@ -57,7 +57,7 @@ def sweep_headline(facts: SweepFacts) -> str:
     )
     return (
         f"{best.label} has the best {facts.label}, {found.removeprefix(facts.label).strip()}, "
-        f"{distance * metric.scale:.{metric.decimals}f} from the next; this metric has no standard "
+        f"{_shown(distance * metric.scale, metric)} from the next; this metric has no standard "
         "error, so it may be noise."
     )
 
@@ -70,10 +70,16 @@ def verdict_text(point: SweepPoint, metric: Metric) -> str:
     other = METRICS.get(point.difference.metric)
     # A difference in perplexity is one in cross-entropy, which has an error.
     shown = other if other is not None and other.key != metric.key else metric
-    size = f"{sign}{abs(point.difference.value) * shown.scale:.{shown.decimals}f}"
-    error = point.difference.standard_error
-    spread = "" if error is None else f" ± {error * shown.scale:.{shown.decimals}f}"
+    value, error = abs(point.difference.value) * shown.scale, point.difference.standard_error
+    error = None if error is None else error * shown.scale
+    places = max(difference_decimals(value, error, shown), shown.decimals)
+    size = f"{sign}{value:.{places}f}"
+    spread = "" if error is None else f" ± {error:.{places}f}"
     return f"{size}{spread} {shown.unit if shown is not metric else ''}".rstrip()
+
+
+def _shown(value: float, metric: Metric) -> str:
+    return f"{value:.{difference_decimals(value, None, metric)}f}"
 
 
 def _gap(difference: Difference | None, metric: Metric) -> str:
@@ -82,7 +88,9 @@ def _gap(difference: Difference | None, metric: Metric) -> str:
     unit = "percentage points" if shown.percent else shown.unit
     if shown.key == "cross_entropy" and metric.key == "perplexity":
         unit += " of cross-entropy"
-    return f"{abs(difference.value) * shown.scale:.{shown.decimals}f} {unit}".rstrip()
+    value, error = abs(difference.value) * shown.scale, difference.standard_error
+    error = None if error is None else error * shown.scale
+    return f"{value:.{difference_decimals(value, error, shown)}f} {unit}".rstrip()
 
 
 def _errors(points: list[SweepPoint]) -> str:
@@ -91,7 +99,7 @@ def _errors(points: list[SweepPoint]) -> str:
     ]
     low, high = (format_standard_errors(found(distances)) for found in (min, max))
     span = high if low == high else f"{low.removesuffix(' standard errors')} to {high}"
-    return f"{span}, paired over the same tokens"
+    return f"{span}, paired over the same tokens; {NOISE_LIMIT}"
 
 
 def _listed(names: list[str]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.amounts import error_decimals
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.evaluate.harness import TaskScore
 from pipeline.evaluate.measures import HeldoutScores
@@ -211,8 +213,16 @@ were never trained on; standard errors over sequences. {meaning}
 def _score_line(name: str, scores: HeldoutScores, distance: str) -> str:
     cells = []
     for measure in (scores.mean(distance), scores.mean("cross_entropy"), scores.perplexity()):
-        cells.append(f"{measure.value:.3f} ± {measure.standard_error:.3f}")
+        cells.append(_with_error(measure.value, measure.standard_error, 3))
     if "top1_agreement" in scores.sums:
         agreement = scores.mean("top1_agreement")
-        cells.append(f"{100 * agreement.value:.1f} % ± {100 * agreement.standard_error:.1f}")
+        shown = _with_error(100 * agreement.value, 100 * agreement.standard_error, 1)
+        cells.append(shown.replace(" ±", " % ±"))
     return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _with_error(value: float, error: float, decimals: int) -> str:
+    """Return a value and its error with so many decimals, or as many as the error is known to."""
+    if math.isfinite(error) and error > 0:
+        decimals = max(decimals, error_decimals(error))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"

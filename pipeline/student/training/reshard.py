@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 from typing import IO
 
+from pipeline.amounts import format_bytes
 from pipeline.errors import DistillError, ResumeError, StoreError
 from pipeline.observe.memory import free_disk_bytes
 from pipeline.storage.parallel import usable_cores
@@ -75,8 +76,8 @@ class _Conversion:
         # Fragments and merged files exist side by side for a while.
         if 2 * size > free:
             raise StoreError(
-                f"{folder}: to go on with another number of processes its {size >> 20} MiB are "
-                f"written again, twice for a while; {free >> 20} MiB are free",
+                f"{folder}: to go on with another number of processes its {format_bytes(size)} are "
+                f"written again, twice for a while; {format_bytes(free)} are free",
                 do="free some space, or start the number of processes it was written by",
             )
         self._folder = folder

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from pipeline.amounts import format_bytes
 from pipeline.cache.io.local_copies import LocalCopies
 from pipeline.cache.io.reader import Cache
 from pipeline.data.settings import DataSettings
@@ -51,8 +52,8 @@ def open_local_copies(
     limit = min(limit, room // 2)
     if distributed.local_rank == 0:
         _log.info(
-            "copies of the cache's shards are kept in %s, up to %.0f GiB; data.disk_cache off "
-            "keeps none", folder, limit / (1 << 30),
+            "copies of the cache's shards are kept in %s, up to %s; data.disk_cache off "
+            "keeps none", folder, format_bytes(limit),
         )  # fmt: skip
     return LocalCopies(folder, limit)
 

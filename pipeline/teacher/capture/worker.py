@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from pipeline.amounts import format_bytes
 from pipeline.cache.io.writer import commit_shard
 from pipeline.errors import StoreError
 from pipeline.observe.shares import Shares
@@ -227,6 +228,6 @@ class CaptureWorker:
         self.flush()
         raise StoreError(
             f"{self._store.url}: the disk is almost full (shard {shard.name} needs about "
-            f"{need / 1e6:.1f} MB of room, {free / 1e6:.1f} MB are free)",
+            f"{format_bytes(need)} of room, {format_bytes(free)} are free)",
             do="free some space and run the same command again; it goes on where it stopped",
         )

@@ -29,7 +29,7 @@ from pipeline.cache.layout.quarantine import (
 from pipeline.cache.tools.repair import plan_repair, repair_cache
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.config import fingerprint
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, RowsQuarantined
 from pipeline.storage import Store
 from tests.conftest import digests
 from tests.unit.cache.planned_cache import SEGMENT, flip, lose, write_planned_cache
@@ -96,7 +96,7 @@ def _run_by_hand(folder: Path, plan_of: Path) -> Callable[[Sequence[str]], int]:
             shutil.copy(plan_of / name, folder / name)
         shutil.rmtree(folder / RECORDS)
         shutil.copytree(plan_of / RECORDS, folder / RECORDS)
-        return 3
+        return RowsQuarantined.exit_code
 
     return run
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic_core import PydanticSerializationError
 
+from pipeline.amounts import bytes_per_token
 from pipeline.errors import ConfigError
 from pipeline.report import CacheFacts, Difference, Measure, Report, Row, TokenView
 from tests.unit.report.sample import sample_report
@@ -118,6 +118,6 @@ def test_clear_means_more_than_three_standard_errors(
 
 def test_the_price_of_a_target_is_computed() -> None:
     cache = CacheFacts("t", "r", "c", 1, 10, 4, 100, "s", "i")
-    assert cache.bytes_per_loss_token == 25.0
-    assert replace(cache, loss_tokens=0).bytes_per_loss_token == 0.0
+    assert bytes_per_token(cache.size_bytes, cache.loss_tokens) == 25.0
+    assert bytes_per_token(cache.size_bytes, 0) == 0.0
     assert TokenView("x").teacher_top == ()

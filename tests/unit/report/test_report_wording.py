@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.report import Difference, Measure, Report, Row, difference_sentence, headline
-from pipeline.report.text.metrics import METRICS, kl_note
-from pipeline.report.text.numbers import format_bytes, format_count, format_measure
+from pipeline.report.text.metrics import METRICS, kl_note, metric_decimals
+from pipeline.report.text.numbers import format_count, format_measure
 from tests.unit.report.sample import sample_report
 
 ROWS = sample_report(num_steps=3).rows
@@ -36,12 +36,30 @@ ROWS = sample_report(num_steps=3).rows
         (
             Difference("distilled", "control", "kl", -0.012, 0.01),
             "The distilled student and the cross-entropy control cannot be told apart in KL to "
-            "the teacher: they differ by 0.01 nats, 1.2 standard errors, which is within noise.",
+            "the teacher: they differ by 0.01 nats, which is within noise (1.2 "
+            "standard errors; more than 3 would be clear).",
         ),
         (
             Difference("distilled", "control", "kl_bucketed", -0.012, 0.01),
             "The distilled student and the cross-entropy control cannot be told apart in bucketed "
-            "KL: they differ by 0.01 nats, 1.2 standard errors, which is within noise.",
+            "KL: they differ by 0.01 nats, which is within noise (1.2 "
+            "standard errors; more than 3 would be clear).",
+        ),
+        (
+            Difference("distilled", "control", "kl", -0.00018, 0.00002),
+            "The distilled student is 0.00018 nats closer to the teacher than the cross-entropy "
+            "control (9.0 standard errors, paired over the same tokens).",
+        ),
+        (
+            Difference("distilled", "control", "cross_entropy", 0.00028, 0.0001),
+            "The distilled student and the cross-entropy control cannot be told apart in "
+            "cross-entropy: they differ by 0.0003 nats, which is within noise (2.8 standard "
+            "errors; more than 3 would be clear).",
+        ),
+        (
+            Difference("distilled", "control", "kl", 0.00004),
+            "The distilled student and the cross-entropy control differ by 0.00004 nats in KL to "
+            "the teacher; no standard error was measured, so this may be noise.",
         ),
         (
             Difference("distilled", "control", "top1_agreement", -0.05, 0.005),
@@ -112,11 +130,16 @@ def test_measures_as_shown(measure: Measure | None, shown: tuple[str, str]) -> N
     assert format_measure(measure, METRICS["top1_agreement"]) == shown
 
 
-def test_counts_and_bytes() -> None:
+def test_counts() -> None:
     assert format_count(18_432) == "18\u202f432"
     assert format_count(134_515_008) == "135 million"
-    assert format_bytes(999) == "999 bytes"
-    assert format_bytes(3 << 29) == "1.5 GiB"
+
+
+def test_a_table_shows_the_digits_that_the_error_leaves() -> None:
+    rows = (Row("a", "distilled", {"kl": Measure(0.00042, 0.000021)}),)
+    decimals = metric_decimals(METRICS["kl"], rows)
+    shown = format_measure(rows[0].metrics["kl"], METRICS["kl"], decimals=decimals)
+    assert shown == ("0.000420", "± 0.000021")
 
 
 def test_a_lower_bound_is_called_one_and_an_unbiased_estimate_is_not() -> None:

@@ -1,0 +1,71 @@
+"""Every exit code has one meaning, and the table of the options' page has all of them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.cache.layout.quarantine import QuarantinedRow, describe_quarantine
+from pipeline.errors import EXIT_CODES, CacheError, DistillError, run_command
+from stages.distill import _stage
+from stages.options import PAGE, page
+from tests.stage_runner import ROOT
+
+
+def _kinds(base: type[DistillError]) -> Iterator[type[DistillError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _kinds(kind)
+
+
+def test_every_error_ends_with_a_code_of_the_table() -> None:
+    for kind in _kinds(DistillError):
+        assert kind.exit_code in EXIT_CODES, kind
+    sources = [
+        file for part in ("pipeline", "stages", "k8s") for file in (ROOT / part).rglob("*.py")
+    ]
+    written = {
+        int(code)
+        for file in sources
+        for code in re.findall(
+            r"\b(?:exit_code =|sys\.exit\(|SystemExit\()\s*(\d+)", file.read_text()
+        )
+    }
+    assert {2, 3, 4, 5, 124, 143} <= written <= set(EXIT_CODES)
+
+
+def test_no_code_has_two_meanings() -> None:
+    rows = {"train-00000": (QuarantinedRow("0" * 32, "not finite", 3),)}
+    usable = describe_quarantine(rows, planned_rows=9, url="memory://cache")
+    assert usable.exit_code != CacheError.exit_code
+    assert not isinstance(usable, CacheError)
+    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
+
+
+def test_the_page_has_the_table() -> None:
+    text = page()
+    for code, meaning in EXIT_CODES.items():
+        assert f"| {code} | {meaning} |" in text
+    assert text == PAGE.read_text(encoding="utf-8")
+
+
+def test_a_stage_that_a_signal_ended_is_told_as_a_shell_does() -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        code = f"import os; os.kill(os.getpid(), {int(number)})"
+        with pytest.raises(DistillError) as caught:
+            _stage("killed", [sys.executable, "-c", code])
+        assert caught.value.exit_code == 128 + number
+
+
+def test_a_command_ends_with_its_errors_code(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"train-00000": (QuarantinedRow("0" * 32, "not finite", 3),)}
+
+    def done_but_for_a_row() -> int:
+        raise describe_quarantine(rows, planned_rows=9, url="memory://cache")
+
+    assert run_command(done_but_for_a_row) == 5
+    assert "complete but for 1 of 9 rows" in capsys.readouterr().err
