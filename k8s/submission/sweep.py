@@ -82,7 +82,7 @@ def render_sweep(
                     run=run_name(slug(point.values), settings_digest(settings)),
                     overlay=overlay,
                     config=str(config),
-                    labels={_LABEL: _word(Path(path).stem)[:63]},
+                    labels={_LABEL: _word(Path(path).stem)[:63].rstrip("-")},
                     nodes=nodes,
                     image=image,
                     namespace=namespace,

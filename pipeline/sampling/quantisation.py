@@ -69,7 +69,7 @@ class Quantisation:
         return np.clip(steps, -32768, 32767).astype(np.int16)
 
     def entropy_code(self, entropy: Reals, dither: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return the entropy as steps; the largest code is above log 2^18."""
+        """Return the entropy as steps; the largest code is above log 2^19."""
         return _code(np.asarray(entropy, np.float64) / self.entropy_step - dither)
 
     def entropy_value(

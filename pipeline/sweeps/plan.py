@@ -175,14 +175,16 @@ def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) 
 
 
 def slug(values: Mapping[str, Any]) -> str:
-    """Return values as a part of a folder's name: `alpha=0.5,temperature=2`.
+    """Return values as a part of a folder's name: `alpha-0.5_temperature-2`.
 
-    In the order of the fields' names, so that a file whose lines are put in another order still
-    finds its runs.
+    Letters, digits, `-`, `_` and `.` alone, as the hub allows them in a repository's name: the name
+    stands in command lines where `,` and `=` part options (`lm-eval run --model_args`), in
+    trackers, and in repositories. In the order of the fields' names, so that a file whose lines are
+    put in another order still finds its runs. Not unique by itself: a digest follows it.
     """
     names = short_names(tuple(values))
-    parts = [f"{names[name]}={_word(values[name])}" for name in sorted(values)]
-    return ",".join(parts)[:_NAME_CHARACTERS].rstrip(",.=-")
+    parts = [f"{names[name]}-{_word(values[name])}" for name in sorted(values)]
+    return "_".join(parts)[:_NAME_CHARACTERS].rstrip(".-_")
 
 
 def settings_digest(settings: Settings) -> str:
@@ -196,7 +198,11 @@ def _word(value: Any) -> str:
         text = text.replace(" ", ".")
     elif isinstance(value, str) and "/" in value:
         text = value.rstrip("/").rsplit("/", 1)[-1]
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-") or "none"
+    if text.startswith("-"):
+        text = f"minus{text[1:]}"
+    text = re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
+    # The hub allows no two in a row.
+    return re.sub(r"([.-])[.-]+", r"\1", text).strip(".-") or "none"
 
 
 def _placed(settings: Settings, cache_url: str, folder: Path) -> Settings:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.config import Settings
-from pipeline.config.fields import Leaf, leaves, suggestion
+from pipeline.config.fields import Leaf, leaves, names_of, suggestion
 from pipeline.config.mistakes import describe_errors
 from pipeline.errors import ConfigError
 from pipeline.sweeps.file import SearchSettings, SweepFile
@@ -67,6 +67,7 @@ class Space:
         self.base = base
         self._model = type(base)
         self._leaves = list(leaves(self._model))
+        self._names = names_of(self._leaves)
         self._data = base.model_dump(mode="python")
         self.mistakes: list[str] = []
         """What was found wrong so far; rejected values are not in the points."""
@@ -163,11 +164,10 @@ class Space:
     def _find(self, name: str, where: str, *, sweepable: bool = True) -> str | None:
         """Return the dotted name of a field, or note why it is none that can vary."""
         key = str(name).replace("-", "_")
-        leaf = next((leaf for leaf in self._leaves if key in (leaf.dotted, leaf.flag)), None)
+        leaf = self._names.get(key)
         if leaf is None:
-            known = [leaf.dotted for leaf in self._leaves]
-            known += [leaf.flag for leaf in self._leaves if leaf.flag]
-            self.mistakes.append(f"{where}: {name}: unknown field{suggestion(key, known)}")
+            hint = suggestion(key, list(self._names))
+            self.mistakes.append(f"{where}: {name}: unknown field{hint}")
             return None
         if leaf.dotted in _OWN:
             self.mistakes.append(f"{where}: {leaf.dotted}: cannot be set here; {_OWN[leaf.dotted]}")

@@ -148,7 +148,7 @@ def _check_fits(
     if vocab_size > MAX_VOCAB_SIZE:
         mistakes.append(
             f"teacher.model: found a vocabulary of {vocab_size} tokens, expected at most "
-            f"{MAX_VOCAB_SIZE} (2^18), which is what a cache can hold"
+            f"{MAX_VOCAB_SIZE} (2^19 - 1), which is what a cache can hold"
         )
     if capture is not None and capture.scheme != "threshold" and capture.top_k >= vocab_size:
         mistakes.append(

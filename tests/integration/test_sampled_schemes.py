@@ -218,12 +218,12 @@ def test_a_vocabulary_that_is_too_large(tiny: Tiny, stage: Stage, tmp_path: Path
     for file in tiny.teacher.iterdir():
         (teacher / file.name).write_bytes(file.read_bytes())
     config = json.loads((teacher / "config.json").read_text())
-    config["vocab_size"] = (1 << 18) + 64
+    config["vocab_size"] = 1 << 19
     (teacher / "config.json").write_text(json.dumps(config))
     flags = [*tiny.stage_one, "--teacher_model", teacher, "--cache_dir", tmp_path / "cache"]
     for scheme in ("top_k", "threshold"):
         message = stage("cache_teacher", [*flags, "--capture.scheme", scheme]).refused(2)
-        assert "found a vocabulary of 262208 tokens, expected at most 262144 (2^18)" in message
+        assert "found a vocabulary of 524288 tokens, expected at most 524287 (2^19 - 1)" in message
     assert not (tmp_path / "cache").exists()
 
 

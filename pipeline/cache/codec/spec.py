@@ -42,7 +42,8 @@ __all__ = [
     "unpack_order",
 ]  # fmt: skip
 
-MAX_VOCAB_SIZE = 1 << 18
+MAX_VOCAB_SIZE = (1 << 19) - 1
+"""The largest step between ranks has 18 bits below its leading one."""
 CODEC_NAME = "ranked"
 STREAMS = 4
 VALUE_STREAMS = 3
@@ -173,12 +174,12 @@ class CodecSpec:
         """Reject a vocabulary whose ids do not fit.
 
         Raises:
-            CacheError: more than 2^18 tokens.
+            CacheError: 2^19 tokens or more.
         """
         if not 1 <= self.vocab_size <= MAX_VOCAB_SIZE:
             raise CacheError(
                 f"a vocabulary of {self.vocab_size} tokens",
-                expected=f"1 to {MAX_VOCAB_SIZE} (2^18)",
+                expected=f"1 to {MAX_VOCAB_SIZE} (2^19 - 1)",
             )
 
     @property

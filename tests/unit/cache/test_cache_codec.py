@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.codec.spec import CodecSpec, CodedRows, frequency_classes, order_of_classes
+from pipeline.cache.codec.spec import (
+    MAX_VOCAB_SIZE,
+    CodecSpec,
+    CodedRows,
+    frequency_classes,
+    order_of_classes,
+)
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.tables import encode_table, table_from_bytes
@@ -95,6 +101,27 @@ def test_many_always_kept_entries_come_back(seed: int, count: int) -> None:
                              strict=True):  # fmt: skip
         assert before.targets.counts_N.tolist() == after.targets.counts_N.tolist()
         assert before.targets.token_ids_E.tolist() == after.targets.token_ids_E.tolist()
+
+
+def test_the_largest_vocabulary_comes_back() -> None:
+    """A step over all ranks: from the most frequent token to the last of a shard that has all."""
+    spec = CodecSpec(MAX_VOCAB_SIZE)
+    row, tail = next(
+        (row, tail)
+        for row, tail in zip(*sample_rows(20, 5), strict=True)
+        if row.targets.num_positions >= 9
+    )
+    number = row.targets.num_positions
+    everything = np.array_split(np.arange(MAX_VOCAB_SIZE), 9)[:8]
+    ids = [*everything, *[np.array([0, MAX_VOCAB_SIZE - 1])] * (number - 8)]
+    targets = replace(
+        row.targets,
+        counts_N=np.array([len(one) for one in ids], np.int32),
+        token_ids_E=np.concatenate(ids).astype(np.int32),
+        logprobs_E=np.full(sum(map(len, ids)), -9.0, np.float32),
+    )
+    (got,) = table_to_rows(_through([replace(row, targets=targets)], [tail], spec), spec, GRID)
+    assert got.targets.token_ids_E.tolist() == targets.token_ids_E.tolist()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 5.0])
@@ -211,8 +238,8 @@ def test_rows_that_no_reader_could_use_are_refused(change: dict[str, Any], found
 
 
 def test_ids_beyond_the_codec_are_refused() -> None:
-    with pytest.raises(CacheError, match=r"a vocabulary of 262145 tokens; expected 1 to 262144"):
-        CodecSpec((1 << 18) + 1)
+    with pytest.raises(CacheError, match=r"a vocabulary of 524288 tokens; expected 1 to 524287"):
+        CodecSpec(1 << 19)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,13 @@ def test_one_job_per_point_on_one_cache(file: Path) -> None:
         assert re.fullmatch(r"[a-z0-9-]{1,50}", job.name)
 
 
+def test_a_long_file_name_is_a_label(file: Path) -> None:
+    long = file.with_name(f"{'x' * 62}-and-more.yaml")
+    file.rename(long)
+    jobs = render_sweep(str(long), overlay="local-kind")
+    assert {job.job["metadata"]["labels"]["distill/sweep"] for job in jobs} == {"x" * 62}
+
+
 def test_a_changed_value_is_the_only_new_job(file: Path) -> None:
     before = {job.name for job in render_sweep(str(file), overlay="local-kind")}
     content = yaml.safe_load(file.read_text())

@@ -110,7 +110,7 @@ def test_a_changed_value_is_the_only_new_run(tmp_path: Path) -> None:
     new = _starts(tmp_path)
     assert len(new) == 6
     assert {name: new[name] for name in old} == old
-    assert all("temperature=3" in name for name in set(new) - set(old))
+    assert all("temperature-3" in name for name in set(new) - set(old))
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path) -> None:
