@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from k8s.submission.sweep import run_name
 from pipeline.student.settings import is_repository
-from pipeline.sweep.plan import slug
+from pipeline.sweeps.plan import slug
 
 VALUES = {
     "loss.alpha": 0.5,
