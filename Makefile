@@ -34,6 +34,7 @@ SWEEP   ?= stages/configs/sweeps/temperature.yaml
 RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep $(SWEEP) --teacher_python $(TEACHER) $(ARGS)
 
 PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+PREVIEW = $(TEACHER) -m stages.preview $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 RUN_TEACHER = $(TEACHER) -m stages.cache_teacher $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 CLUSTER = $(STUDENT) -m k8s
@@ -65,6 +66,10 @@ help: ## List all targets
 .PHONY: distill
 distill: setup ## Run both stages, a control student and the report on the embedded default (ARGS=, NPROC=)
 	@$(STUDENT) -m stages.distill --run_dir $(RUN) --nproc $(NPROC) --teacher_python $(TEACHER) $(ARGS)
+
+.PHONY: preview
+preview: setup-teacher ## Show the first rows as the teacher will read them: template, loss mask, cuts (CONFIG=, ARGS=)
+	@$(PREVIEW)
 
 .PHONY: prepare-corpus
 prepare-corpus: $(if $(OVERLAY),setup-dev,setup-teacher) ## Tokenise the corpus of stage one apart, on CPUs (CONFIG=, ARGS=; on a cluster OVERLAY=, WORKERS= pods)

@@ -1,4 +1,4 @@
-"""The errors users read: what was found, what was expected, what to do, and an exit code."""
+"""The errors users read: found, expected, to do, an exit code; several of them told at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = [
     "CorpusError",
     "DistillError",
     "Interrupted",
+    "Mistakes",
     "ModelError",
     "ResourceError",
     "ResumeError",
@@ -126,6 +127,68 @@ class Interrupted(DistillError):
     """The run was asked to stop (SIGTERM, SIGINT); the same command continues it."""
 
     exit_code = 143
+
+
+class _Collected:
+    def __init__(self, errors: list[DistillError]) -> None:
+        self._errors = errors
+
+    def __enter__(self) -> None:
+        return None
+
+    # Of type `bool`, so that a type checker knows that what follows the block may miss its result.
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, DistillError):
+            return False
+        self._errors.append(error)
+        return True
+
+
+class Mistakes:
+    """Collects what checks raise, so that a run is told all that is wrong with it at once."""
+
+    def __init__(self) -> None:
+        """Hold none."""
+        self._errors: list[DistillError] = []
+
+    def collected(self) -> _Collected:
+        """Keep the error that ends the block; what follows the block goes on without its result."""
+        return _Collected(self._errors)
+
+    @property
+    def are_there(self) -> bool:
+        """Whether any was kept."""
+        return bool(self._errors)
+
+    def add(self, line: str) -> None:
+        """Keep a mistake of the configuration."""
+        self._errors.append(ConfigError(mistakes=[line]))
+
+    def raise_any(self) -> None:
+        """Raise what was kept; does nothing where that is nothing.
+
+        Raises:
+            DistillError: a single one as it was raised. Several are a ConfigError with every
+                mistake if any of them is one; else one of the first's kind.
+        """
+        if not self._errors:
+            return
+        first = self._errors[0]
+        lines = list(dict.fromkeys(line for error in self._errors for line in _lines(error)))
+        if len(lines) == 1 or len(self._errors) == 1:
+            raise first
+        if any(isinstance(error, ConfigError) for error in self._errors):
+            raise ConfigError(mistakes=lines) from first
+        joined = "".join(f"\n  - {line}" for line in lines)
+        # Its kind decides the exit code.
+        error = DistillError(f"{len(lines)} reasons why this run cannot be:{joined}")
+        error.exit_code = first.exit_code
+        raise error from first
+
+
+def _lines(error: DistillError) -> tuple[str, ...]:
+    mistakes = getattr(error, "mistakes", ())
+    return tuple(mistakes) or (str(error).rstrip("."),)
 
 
 def run_command(main: Callable[[], int | None]) -> int:

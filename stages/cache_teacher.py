@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=PROG,
         description=__doc__ or "",
         switches={
+            "preview": "show the first rows as the teacher will read them, without loading it, and "
+            "exit (`make preview` has more options)",
             "dry_run": "print the plan (samples, tokens, shards, bytes, memory, time from a short "
             "timing run) and exit",
             "retry_quarantined": "try the quarantined rows again (give it to one worker)",
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{PROG} --teacher_model Qwen/Qwen2-7B-Instruct --dataset_name mlabonne/FineTome-100k "
             "--cache_dir s3://bucket/cache",
             f"{PROG} --config stages/configs/teacher-writes.yaml",
+            f"{PROG} --preview",
             f"{PROG} --dry-run",
             f"{PROG} --retry-quarantined",
         ],
@@ -77,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     configure_logging(run.observe.log_level)
     report_teacher_default(command)
-    store = Store(run.cache_dir)
+    if "preview" in command.switches:
+        from stages.preview import preview_of, print_preview
+
+        print_preview(preview_of(run))
+        return 0
     shares = Shares()
     dry_run = "dry_run" in command.switches
     # Before anything else: a port that is taken is said at once, not after the tokenising.
@@ -97,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cache_url=run.cache_dir,
                 generate=run.generate,
             )
+        store = Store(run.cache_dir)
         if dry_run:
             _print_plan(prepared, store)
             return 0
@@ -186,6 +194,7 @@ def _fill_once(
         reject_written_responses(store, task.identity)
     else:
         reject_other_responses(store, writing.identity)
+    resolved = run.model_copy(update={"corpus": prepared.corpus.settings})
     lost: Mapping[str, tuple[QuarantinedRow, ...]] = {}
     counts: Mapping[str, int] = {}
     with prepared.corpus.preparing(lease_s=run.capture.lease_s, shares=shares) as preparation:
@@ -217,7 +226,7 @@ def _fill_once(
             store=store,
             command=command,
             # How a worker logs and is watched is not the cache's: each would write it otherwise.
-            resolved_config=dump_yaml(run, without=("observe",)),
+            resolved_config=dump_yaml(resolved, without=("observe",)),
             progress_every_s=run.observe.progress_every_s,
             shares=shares,
             wait_for_more=preparation.pause,

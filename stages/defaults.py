@@ -44,14 +44,14 @@ STUDENT_DEFAULT = DefaultFile(
 )
 
 
-def report_teacher_default(command: Command[TeacherRun]) -> None:
+def report_teacher_default(command: Command[Any]) -> None:
     """Say what a run takes from the embedded default, or that half of it is named."""
-    run = command.settings
+    run: TeacherRun = command.settings
     if command.default_file is not None:
         _log.info(
             "neither a teacher nor a data set is named: the embedded default (%s), %s rows of at "
             "most %d tokens", _shown(command.default_file), run.corpus.num_samples or "all",
-            run.corpus.max_length,
+            run.corpus.longest,
         )  # fmt: skip
     elif "corpus.dataset_name" not in command.given:
         _log.warning("no data set is named (--dataset_name): the teacher reads the embedded text")

@@ -18,6 +18,7 @@ __all__ = ["main", "page"]
 
 PAGE = Path(__file__).with_name("README.md")
 _COMMANDS = (
+    ("preview", "PreviewRun", "make preview"),
     ("prepare_corpus", "TeacherRun", "make prepare-corpus"),
     ("cache_teacher", "TeacherRun", "make cache-teacher"),
     ("train_student", "StudentRun", "make train-student"),

@@ -16,7 +16,7 @@ from pipeline.loss.settings import LossSettings
 from pipeline.observe.settings import ObserveSettings, WorkerObserveSettings
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
-from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings, mistakes_with_length
 
 __all__ = ["StudentRun", "TeacherRun"]
 
@@ -37,11 +37,11 @@ class TeacherRun(Settings):
 
     @model_validator(mode="after")
     def _shards_hold_a_sample(self) -> Self:
-        if self.capture.shard_tokens < self.corpus.max_length:
-            raise ValueError(
-                f"capture.shard_tokens: found {self.capture.shard_tokens}, expected at least "
-                f"corpus.max_length ({self.corpus.max_length})"
-            )
+        # Where max_length is the teacher's, its number is known when the teacher is.
+        longest = self.corpus.max_length
+        mistakes = [] if longest is None else mistakes_with_length(self.capture, longest)
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.rows import BadRow
 from pipeline.errors import CorpusError
 
-__all__ = ["BadRowMessage", "BadRows"]
+__all__ = ["BadRowMessage", "BadRows", "are_too_many"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ class BadRowMessage:
     def error(self) -> CorpusError:
         """Return it as the error of a run."""
         return CorpusError(self.found, expected=self.expected, do=self.do)
+
+
+def are_too_many(bad: int, rows: int, settings: CorpusSettings) -> bool:
+    """Return whether a run stops for `bad` of `rows` rows."""
+    return bad > _FEW and bad > settings.max_quarantined_fraction * rows
 
 
 @dataclass(slots=True)
@@ -70,7 +75,7 @@ class BadRows:
 
     def too_many(self, rows: int, settings: CorpusSettings) -> bool:
         """Return whether they are more of `rows` than the run accepts."""
-        return self.count > _FEW and self.count > settings.max_quarantined_fraction * rows
+        return are_too_many(self.count, rows, settings)
 
     def finish(self, rows: int, settings: CorpusSettings) -> None:
         """Report the bad rows among all `rows`.

@@ -31,6 +31,7 @@ def conclude_rows(found: CorpusSummary, intake: Intake) -> None:
             do="check --corpus.format, --corpus.loss_on and --chat_template:" + report.bad.listed(),
         )
     report.bad.finish(report.rows, settings)
+    _report_limit(report, intake)
     _report_text(report, intake)
     if found.moved_rows:
         _log.warning(
@@ -76,8 +77,10 @@ def conclude_samples(found: CorpusSummary, intake: Intake) -> CorpusCounts:
     )  # fmt: skip
     if counts.truncated_rows:
         _log.warning(
-            "%d rows were longer than max_length %d: truncated, %d tokens cut off",
-            counts.truncated_rows, settings.max_length, counts.truncated_tokens,
+            "%d rows (%.1f %%) were longer than max_length %d: truncated, %d tokens (%.1f %%) "
+            "cut off",
+            counts.truncated_rows, 100 * counts.truncated_rows / counts.rows, settings.longest,
+            counts.truncated_tokens, _percent_cut(counts),
         )  # fmt: skip
     if counts.split_rows:
         _log.info("%d long rows became %d parts", counts.split_rows, counts.split_parts)
@@ -106,6 +109,17 @@ def log_repairs(replaced: int, notes: Mapping[str, int]) -> None:
         _log.warning("%d rows: %s", rows, note)
 
 
+def _report_limit(report: UnitReport, intake: Intake) -> None:
+    limit, total = intake.settings.num_samples, intake.reading.source.total
+    if limit is None or report.rows < limit or total == limit:
+        return
+    of_all = "" if total is None else f" of {total}"
+    _log.warning(
+        "%s: only the first %d rows%s are read, as corpus.num_samples says",
+        intake.settings.dataset_name, report.rows, of_all,
+    )  # fmt: skip
+
+
 def _report_text(report: UnitReport, intake: Intake) -> None:
     settings = intake.settings
     name = settings.dataset_name
@@ -129,8 +143,12 @@ def _report_text(report: UnitReport, intake: Intake) -> None:
         )  # fmt: skip
 
 
+def _percent_cut(counts: CorpusCounts) -> float:
+    return 100 * counts.truncated_tokens / (counts.tokens + counts.truncated_tokens)
+
+
 def _losses(counts: CorpusCounts, settings: CorpusSettings) -> str:
     return (
         f"{counts.dropped_no_labels} without a supervised token, "
-        f"{counts.dropped_overlong} longer than {settings.max_length} tokens"
+        f"{counts.dropped_overlong} longer than {settings.longest} tokens"
     )

@@ -38,6 +38,8 @@ class Reading:
     interpret: Interpreter
     soundness: Soundness
     """What `interpret` repairs, and counts."""
+    format: RowFormat | None = None
+    """Which columns are read, and why; None where every row is read by its own columns."""
 
     def units(self, settings: CorpusSettings) -> tuple[Unit, ...]:
         """Cut the source.
@@ -63,7 +65,11 @@ class Reading:
 
 
 def open_reading(
-    settings: CorpusSettings, *, answered: bool = True, source: RowSource | None = None
+    settings: CorpusSettings,
+    *,
+    answered: bool = True,
+    source: RowSource | None = None,
+    few: bool = False,
 ) -> Reading:
     """Open the source and determine its format.
 
@@ -72,12 +78,13 @@ def open_reading(
         source: the source, where it has been opened before.
         answered: whether a question without an answer has an empty one; false where the teacher
             answers it, and then no column of answers is needed.
+        few: only the first rows are wanted, as `open_source` says.
 
     Raises:
         CorpusError: the corpus cannot be reached or read, is empty, fits no format, or cannot
             honour a setting.
     """
-    source = open_source(settings) if source is None else source
+    source = open_source(settings, few=few) if source is None else source
     first_rows = min(_DETECT_ROWS, settings.num_samples or _DETECT_ROWS)
     rows = (row for piece in source.pieces(_UNDIVIDED) for row in source.read(piece))
     first = list(itertools.islice(rows, first_rows))
@@ -87,9 +94,10 @@ def open_reading(
         )
     _require_a_good_row(first)
     soundness = Soundness(replace=settings.invalid_unicode == "replace")
-    format_name, interpret = _interpreter(source, first, settings, soundness, answered=answered)
+    found = _interpreter(source, first, settings, soundness, answered=answered)
+    format_name, interpret, columns = found
     _check_settings(settings, format_name)
-    return Reading(source, format_name, interpret, soundness)
+    return Reading(source, format_name, interpret, soundness, columns)
 
 
 def with_system(item: Conversation, system: str | None) -> Conversation:
@@ -112,7 +120,7 @@ def _interpreter(
     soundness: Soundness,
     *,
     answered: bool,
-) -> tuple[str, Interpreter]:
+) -> tuple[str, Interpreter, RowFormat | None]:
     chosen, column = settings.format, settings.column
     if not source.mixed:
         found = row_format(
@@ -123,13 +131,13 @@ def _interpreter(
             soundness=soundness,
         )
         _report_columns(settings, found)
-        return found.name, found.interpret
+        return found.name, found.interpret, found
     readers = {
         name: row_format([Row("", "", {name: example})], soundness=soundness).interpret
         for name, example in (("text", "a"), ("messages", [{"role": "user", "content": "a"}]))
     }
     name = "mixed" if chosen == "auto" else chosen
-    return name, lambda row: readers[next(iter(row.data))](row)
+    return name, lambda row: readers[next(iter(row.data))](row), None
 
 
 def _report_columns(settings: CorpusSettings, found: RowFormat) -> None:
@@ -201,7 +209,7 @@ def reading_identity(
         "reasoning": settings.reasoning,
         "invalid_unicode": settings.invalid_unicode,
         "system_prompt": settings.system_prompt,
-        "max_length": settings.max_length,
+        "max_length": settings.longest,
         "unit_mib": settings.unit_mib,
         "overlong": settings.overlong,
         "add_bos": settings.add_bos,

@@ -17,7 +17,7 @@ from pipeline.corpus.prepared.units import Unit
 from pipeline.corpus.sources.rows import Row
 from pipeline.corpus.split import sample_id
 
-__all__ = ["Block", "SampleIntake", "hashed_row", "prepare_unit"]
+__all__ = ["Block", "SampleIntake", "add_row", "hashed_row", "prepare_unit"]
 
 _BLOCK_TOKENS = 8 << 20
 """Of one file at most, so that a unit that cannot be divided (a large compressed file) still needs
@@ -73,7 +73,7 @@ class SampleIntake(Intake):
         return found
 
     def _cut(self, tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
-        limit, length = self.settings.max_length, len(tokens.input_ids)
+        limit, length = self.settings.longest, len(tokens.input_ids)
         if length <= limit:
             yield 0, tokens
         elif self.settings.overlong == "drop":
@@ -125,7 +125,7 @@ def prepare_unit(
         for taken in intake.take(batch):
             samples = intake.samples_of(taken)
             if samples:
-                _add(block, intake, taken, samples)
+                add_row(block, intake, taken, samples)
     finish()
     report = intake.end()
     if report.bad.count and intake.settings.on_bad_row == "refuse":
@@ -133,7 +133,8 @@ def prepare_unit(
     return UnitSummary(unit.index, report, [block.summary for block in blocks])
 
 
-def _add(block: Block, intake: Intake, taken: AcceptedRow, samples: list[TokenisedRow]) -> None:
+def add_row(block: Block, intake: Intake, taken: AcceptedRow, samples: list[TokenisedRow]) -> None:
+    """Put a row's samples into a block, among those that may be held out or the others."""
     summary = block.summary
     summary.rows += 1
     row = hashed_row(taken.hash, taken.index, samples)

@@ -8,7 +8,12 @@ from pydantic import model_validator
 
 from pipeline.config import Settings, option
 
-__all__ = ["CorpusSettings", "FormatName", "LossOn", "Overlong", "Reasoning"]
+__all__ = ["LONGEST", "CorpusSettings", "FormatName", "LossOn", "Overlong", "Reasoning"]
+
+LONGEST = 4096
+"""Tokens of the longest sequence where none is named and the teacher has as many positions. Not all
+its positions: the engine's memory for keys and values and a step of the student are made for the
+longest sequence that there may be, and today's teachers have 32,768 to 1,048,576 positions."""
 
 FormatName = Literal["auto", "sharegpt", "messages", "prompt_completion", "instruction", "text"]
 Overlong = Literal["truncate", "split", "drop"]
@@ -51,8 +56,12 @@ class CorpusSettings(Settings):
     column: str | None = option(
         None, "the column that holds the conversation or the text, when it has an unusual name"
     )
-    max_length: int = option(
-        4096, "tokens of the longest sequence; see overlong", flag="max_length", ge=2
+    max_length: int | None = option(
+        None,
+        f"tokens of the longest sequence; see overlong. None takes the teacher's positions, of a "
+        f"teacher with more than {LONGEST} that many",
+        flag="max_length",
+        ge=2,
     )
     overlong: Overlong = option(
         "truncate",
@@ -141,6 +150,22 @@ class CorpusSettings(Settings):
         "GPUs of the machine",
         ge=1,
     )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence; before `for_positions`, of a teacher with many."""
+        return LONGEST if self.max_length is None else self.max_length
+
+    def for_positions(self, positions: int | None) -> CorpusSettings:
+        """Return the settings with the number that `max_length` has for a teacher.
+
+        Args:
+            positions: tokens of the longest sequence that it reads; None: any number.
+        """
+        if self.max_length is not None:
+            return self
+        longest = LONGEST if positions is None else min(LONGEST, positions)
+        return self.model_copy(update={"max_length": longest})
 
     @model_validator(mode="after")
     def _system_prompt_needs_chats(self) -> CorpusSettings:

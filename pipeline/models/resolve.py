@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.nearest import beside, did_you_mean
 from pipeline.errors import ModelError
 from pipeline.models.resolved import EMBEDDED, ResolvedModel
 
-__all__ = ["read_model_config", "resolve_model"]
+__all__ = ["most_positions", "read_model_config", "resolve_model", "with_weights"]
 
-_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
+_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "*.py"]
+_WEIGHTS = ["*.safetensors"]
 
 
-def resolve_model(name: str, *, revision: str | None = None, role: str) -> ResolvedModel:
+def resolve_model(
+    name: str, *, revision: str | None = None, role: str, weights: bool = True
+) -> ResolvedModel:
     """Return local files of `name`, downloading from the hub where it is a hub id.
 
     Args:
         name: `embedded`, a local folder, or a hub id.
         revision: branch, tag or commit of a hub id; None for its main branch.
         role: `teacher` or `student`, for messages.
+        weights: whether a hub id's weights are fetched too; a tokenizer and a config need none.
 
     Raises:
         ModelError: no model of that name can be reached, or it is not a causal language model.
@@ -34,9 +40,27 @@ def resolve_model(name: str, *, revision: str | None = None, role: str) -> Resol
         folder = Path(name).expanduser()
         resolved = ResolvedModel(name=name, path=folder, revision=_folder_digest(folder))
     else:
-        resolved = _from_hub(name, revision, role)
+        resolved = _from_hub(name, revision, role, weights=weights)
     _check_causal(resolved, role)
     return resolved
+
+
+def with_weights(model: ResolvedModel, role: str) -> ResolvedModel:
+    """Return a model that was resolved without its weights, with them.
+
+    Raises:
+        ModelError: the hub cannot be reached any more.
+    """
+    if model.name == EMBEDDED or Path(model.name).expanduser().is_dir():
+        return model
+    return _from_hub(model.name, model.revision, role, weights=True)
+
+
+def most_positions(config: Mapping[str, Any]) -> int | None:
+    """Return the most tokens of a sequence that a model's config.json allows; None: any number."""
+    inner = config.get("text_config", config)
+    found = inner.get("max_position_embeddings") or inner.get("n_positions")
+    return int(found) if found else None
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -60,16 +84,19 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return data
 
 
-def _from_hub(name: str, revision: str | None, role: str) -> ResolvedModel:
+def _from_hub(name: str, revision: str | None, role: str, *, weights: bool) -> ResolvedModel:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"{role} {name!r}: no such folder", expected="a folder with config.json, or a hub id"
+            f"{role} {name!r}: no such folder",
+            expected="a folder with config.json, or a hub id",
+            do=did_you_mean(name, beside(name)),
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        files = [*_FILES, *_WEIGHTS] if weights else _FILES
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except HFValidationError:
         raise ModelError(
             f"{role} {name!r}: neither a folder nor a hub id",

@@ -6,8 +6,11 @@ import contextlib
 import errno
 import os
 import uuid
+from pathlib import Path
 
-__all__ = ["PARTIAL", "write_local"]
+from pipeline.errors import StoreError
+
+__all__ = ["PARTIAL", "require_writable", "write_local"]
 
 PARTIAL = ".partial"
 """How unfinished files end: never in .parquet, so that globs of other readers do not find them."""
@@ -72,3 +75,27 @@ def _sync_folder(folder: str) -> None:
         pass  # some network file systems cannot sync a folder; the rename itself is atomic
     finally:
         os.close(descriptor)
+
+
+def require_writable(folder: Path, setting: str) -> None:
+    """Reject a folder that can neither be made nor written.
+
+    Args:
+        folder: there or not.
+        setting: whose value it is, for the message.
+
+    Raises:
+        StoreError: it, or what it would be made in, is a file or not to be written.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    reason = ""
+    if not place.is_dir():
+        reason = f"{place} is a file"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{place} cannot be written"
+    if reason:
+        raise StoreError(
+            f"{setting}: found {folder}, but {reason}",
+            expected="a folder that can be made and written",
+            do=f"choose another --{setting.rsplit('.', 1)[-1]}",
+        )

@@ -9,17 +9,16 @@ from typing import Protocol
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.data.order.totals import check_lengths, split_totals
 from pipeline.data.settings import DataSettings
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, Mistakes
 from pipeline.loss.settings import LossSettings
-from pipeline.models.resolve import read_model_config
+from pipeline.models.resolve import most_positions, read_model_config, resolve_model
 from pipeline.models.resolved import ResolvedModel
 from pipeline.observe.settings import ObserveSettings
-from pipeline.student.build.check import check_student, most_positions
+from pipeline.student.build.check import check_student
 from pipeline.student.build.freeze import read_unfrozen_parameters
 from pipeline.student.build.initial import initial_identity, resolve_source
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
 from pipeline.student.compatibility import cache_inclusion_rule, check_compatibility
-from pipeline.student.mistakes import Mistakes
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.training.checkpoint import RunIdentity
 
@@ -157,8 +156,15 @@ def open_inputs(run: RunSettings) -> Inputs:
         ModelError: the student cannot be reached, is not complete, or has another tokenizer.
     """
     student, loss, data = run.student, run.loss, run.data
-    cache = open_cache(run.cache_dir)
     mistakes = Mistakes()
+    cache = None
+    with mistakes.collected():
+        cache = open_cache(run.cache_dir)
+    if cache is None:
+        with mistakes.collected():
+            resolve_model(student.model, revision=student.revision, role="student", weights=False)
+        mistakes.raise_any()
+    assert cache is not None
     with mistakes.collected():
         check_compatibility(
             loss, data, grid=cache.manifest.temperatures, rule=cache_inclusion_rule(cache.manifest)

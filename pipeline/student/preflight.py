@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cache.io.token_ids import shard_token_ids
 from pipeline.data.stream.skipped_shards import read_skipped_shards
-from pipeline.errors import ModelError, ResumeError, StoreError
+from pipeline.errors import Mistakes, ModelError, ResumeError
 from pipeline.observe.trackers import check_tracker
+from pipeline.storage.local import require_writable
 from pipeline.student.estimate import Estimate, check_resources
 from pipeline.student.inputs import Inputs
-from pipeline.student.mistakes import Mistakes
 from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import require_hub_token
 from pipeline.student.training.checkpoint import (
@@ -54,7 +53,7 @@ def preflight(
         check_schedule(inputs.train, total_steps=expected.steps)
     folder_is_sane = False
     with mistakes.collected():
-        _check_folder(inputs.output_dir)
+        require_writable(inputs.output_dir, "output.output_dir")
         folder_is_sane = True
     if folder_is_sane:
         with mistakes.collected():
@@ -65,21 +64,6 @@ def preflight(
         with mistakes.collected():
             _check_pieces(inputs)
     mistakes.raise_any()
-
-
-def _check_folder(folder: Path) -> None:
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    reason = ""
-    if not place.is_dir():
-        reason = f"{place} is a file"
-    elif not os.access(place, os.W_OK | os.X_OK):
-        reason = f"{place} cannot be written"
-    if reason:
-        raise StoreError(
-            f"output.output_dir: found {folder}, but {reason}",
-            expected="a folder that can be made and written",
-            do="choose another --output_dir",
-        )
 
 
 def _check_resume(inputs: Inputs, distributed: Distributed, *, only_checked: bool) -> None:

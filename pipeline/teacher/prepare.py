@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.cache.codec.spec import MAX_VOCAB_SIZE
+from pipeline.corpus.chat.rendering.template import load_template
 from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.prompts import PromptIntake, PromptLimits
-from pipeline.corpus.settings import CorpusSettings
-from pipeline.errors import ConfigError
-from pipeline.models.resolve import read_model_config, resolve_model
+from pipeline.corpus.reading import open_reading
+from pipeline.corpus.settings import LONGEST, CorpusSettings
+from pipeline.errors import ConfigError, Mistakes
+from pipeline.models.resolve import most_positions, read_model_config, resolve_model, with_weights
 from pipeline.models.resolved import ResolvedModel
 from pipeline.models.tokenizer import end_tokens, load_tokenizer
+from pipeline.storage import Store
+from pipeline.storage.local import require_writable
 from pipeline.teacher.capture.source import PreparedShards
 from pipeline.teacher.capture.task import CaptureTask, capture_task
-from pipeline.teacher.engines.base import Teacher
+from pipeline.teacher.engines.base import EngineInfo, Teacher
 from pipeline.teacher.engines.registry import engine_info
 from pipeline.teacher.generation.plan import UpperBound, WritingTask, plan_responses
-from pipeline.teacher.generation.settings import GenerateSettings
+from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
 from pipeline.teacher.generation.shards import PromptShards
 from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
-from pipeline.teacher.settings import CaptureSettings, TeacherSettings
+from pipeline.teacher.settings import CaptureSettings, TeacherSettings, mistakes_with_length
 
 __all__ = ["Prepared", "corpus_source", "open_corpus", "prepare"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +59,28 @@ def prepare(
     """Resolve the teacher and open the corpus; no teacher is loaded, no row prepared.
 
     Raises:
-        ConfigError, ModelError, CorpusError: as the parts say.
+        DistillError: as the parts say; several mistakes of whatever kind are one error.
     """
-    resolved = _resolve(teacher, corpus, capture)
-    tokens = _tokens(resolved)
-    work = corpus_work(
-        corpus,
-        tokenizer=resolved.tokenizer,
-        seed=seed,
-        teacher=tokens,
-        cache_url=cache_url,
-        prompts=_prompt_limits(corpus, generate),
-    )
     generate = generate or GenerateSettings()
+    opened = _open(
+        teacher, corpus, seed=seed, cache_url=cache_url, generate=generate, capture=capture
+    )
+    work, info = opened.work, opened.info
+    assert info is not None
+    model = with_weights(opened.model, "teacher")
+    resolved = Teacher(
+        teacher, model, info, opened.tokenizer, opened.vocab_size, work.settings.longest
+    )
     prompts = corpus_source(work, capture, generate)
     if isinstance(prompts, PreparedShards):
         return Prepared(capture_task(resolved, capture, work.intake.identity(), prompts), work)
     assert isinstance(work.intake, PromptIntake)
     plan = plan_responses(
-        generate, tokenizer=resolved.tokenizer, seed=seed, teacher=tokens, intake=work.intake
+        generate,
+        tokenizer=resolved.tokenizer,
+        seed=seed,
+        teacher=work.intake.teacher,
+        intake=work.intake,
     )
     task = capture_task(resolved, capture, plan.identity(), UpperBound(plan, prompts))
     return Prepared(task, work, WritingTask(resolved, plan, prompts, capture, task.identity))
@@ -82,25 +93,23 @@ def open_corpus(
     seed: int,
     cache_url: str,
     generate: GenerateSettings | None = None,
+    few: bool = False,
 ) -> CorpusWork:
-    """Open the corpus alone, with no more of the teacher than its tokenizer.
+    """Open the corpus alone, with no more of the teacher than its tokenizer and config.
+
+    Args:
+        teacher: the teacher; its weights are not fetched.
+        corpus: the data set.
+        seed: of the held-out split.
+        cache_url: where the corpus is prepared, unless it has an address of its own.
+        generate: whether the teacher answers.
+        few: only the first rows are wanted, and nothing is written.
 
     Raises:
-        ConfigError, ModelError, CorpusError: as the parts say.
+        DistillError: as the parts say; several mistakes of whatever kind are one error.
     """
-    model = resolve_model(teacher.model, revision=teacher.revision, role="teacher")
-    config = _text_config(model)
-    _check_fits(config, corpus, None)
-    tokenizer = load_tokenizer(model.path)
-    tokens = TeacherTokens(end_tokens(model.path, tokenizer), int(config["vocab_size"]))
-    return corpus_work(
-        corpus,
-        tokenizer=tokenizer,
-        seed=seed,
-        teacher=tokens,
-        cache_url=cache_url,
-        prompts=_prompt_limits(corpus, generate),
-    )
+    generate = generate or GenerateSettings()
+    return _open(teacher, corpus, seed=seed, cache_url=cache_url, generate=generate, few=few).work
 
 
 def corpus_source(
@@ -112,22 +121,91 @@ def corpus_source(
     return PreparedShards.of_rows(lambda: work.view, work.intake, capture.shard_tokens)
 
 
-def _resolve(teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureSettings) -> Teacher:
-    info = engine_info(teacher)
-    model = resolve_model(teacher.model, revision=teacher.revision, role="teacher")
-    config = _text_config(model)
-    _check_fits(config, corpus, capture)
-    tokenizer = load_tokenizer(model.path)
-    return Teacher(teacher, model, info, tokenizer, int(config["vocab_size"]), corpus.max_length)
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A teacher and a corpus that go together, without the teacher's weights."""
+
+    model: ResolvedModel
+    tokenizer: Any
+    vocab_size: int
+    work: CorpusWork
+    info: EngineInfo | None
+    """None where no teacher is going to run."""
 
 
-def _prompt_limits(
-    corpus: CorpusSettings, generate: GenerateSettings | None
-) -> PromptLimits | None:
+def _open(
+    teacher: TeacherSettings,
+    corpus: CorpusSettings,
+    *,
+    seed: int,
+    cache_url: str,
+    generate: GenerateSettings,
+    capture: CaptureSettings | None = None,
+    few: bool = False,
+) -> _Opened:
+    """Open what a run names, the cheap before the dear; tell all that is wrong with it at once."""
+    mistakes = Mistakes()
+    if not few:
+        for setting, place in (("cache_dir", cache_url), ("corpus.prepared", corpus.prepared)):
+            with mistakes.collected():
+                _check_place(place, setting)
+    info = model = config = tokenizer = reading = work = None
+    if capture is not None:
+        with mistakes.collected():
+            info = engine_info(teacher)
+    with mistakes.collected():
+        model = resolve_model(
+            teacher.model, revision=teacher.revision, role="teacher", weights=False
+        )
+        config = _text_config(model)
+    if config is not None:
+        with mistakes.collected():
+            corpus = _with_length(corpus, config)
+            _check_fits(config, corpus, generate, capture)
+    if model is not None:
+        with mistakes.collected():
+            tokenizer = load_tokenizer(model.path)
+    with mistakes.collected():
+        # Of a run that cannot be, a hub dataset is not downloaded to say so.
+        reading = open_reading(corpus, answered=not generate.enabled, few=few or mistakes.are_there)
+    if tokenizer is not None and model is not None and config is not None:
+        with mistakes.collected():
+            if reading is None:
+                if corpus.chat_template is not None:
+                    load_template(tokenizer, corpus.chat_template, corpus.template_options)
+            else:
+                work = corpus_work(
+                    corpus,
+                    tokenizer=tokenizer,
+                    seed=seed,
+                    teacher=TeacherTokens(
+                        end_tokens(model.path, tokenizer), int(config["vocab_size"])
+                    ),
+                    cache_url=cache_url,
+                    prompts=_prompt_limits(corpus, generate),
+                    reading=reading,
+                )
+    mistakes.raise_any()
+    assert model is not None
+    assert config is not None
+    assert work is not None
+    return _Opened(model, tokenizer, int(config["vocab_size"]), work, info)
+
+
+def _check_place(place: str | None, setting: str) -> None:
+    if place is None:
+        return
+    store = Store(place)
+    # One that is there may be complete, and on a disk that cannot be written.
+    if store.is_local and not Path(store.root).is_dir():
+        require_writable(Path(store.root), setting)
+
+
+def _prompt_limits(corpus: CorpusSettings, generate: GenerateSettings) -> PromptLimits | None:
     """Return the lengths of prompts, where the teacher answers them."""
-    if generate is None or not generate.enabled:
+    if not generate.enabled:
         return None
-    return PromptLimits(generate.prompt_tokens, corpus.max_length - generate.max_new_tokens)
+    return PromptLimits(generate.prompt_tokens, corpus.longest - generate.max_new_tokens)
 
 
 def _text_config(model: ResolvedModel) -> dict[str, Any]:
@@ -136,13 +214,26 @@ def _text_config(model: ResolvedModel) -> dict[str, Any]:
     return found
 
 
-def _tokens(teacher: Teacher) -> TeacherTokens:
-    ends = end_tokens(teacher.model.path, teacher.tokenizer)
-    return TeacherTokens(ends, teacher.vocab_size)
+def _with_length(corpus: CorpusSettings, config: dict[str, Any]) -> CorpusSettings:
+    """Return the settings with a number for `max_length`; log where it comes from."""
+    if corpus.max_length is not None:
+        return corpus
+    positions = most_positions(config)
+    found = corpus.for_positions(positions)
+    if positions is not None and positions <= LONGEST:
+        why = "all positions of the teacher"
+    else:
+        has = "any number of positions" if positions is None else f"{positions} positions"
+        why = f"the teacher has {has}; --max_length takes more of a row, for more memory"
+    _log.info("max_length is not set: %d tokens (%s)", found.longest, why)
+    return found
 
 
 def _check_fits(
-    config: dict[str, Any], corpus: CorpusSettings, capture: CaptureSettings | None
+    config: dict[str, Any],
+    corpus: CorpusSettings,
+    generate: GenerateSettings,
+    capture: CaptureSettings | None,
 ) -> None:
     mistakes, vocab_size = [], int(config["vocab_size"])
     if vocab_size > MAX_VOCAB_SIZE:
@@ -155,11 +246,14 @@ def _check_fits(
             f"capture.top_k: found {capture.top_k}, expected less than the teacher's "
             f"vocabulary of {vocab_size}"
         )
-    positions = config.get("max_position_embeddings")
-    if positions and corpus.max_length > int(positions):
+    positions = most_positions(config)
+    if positions is not None and corpus.longest > positions:
         mistakes.append(
-            f"corpus.max_length: found {corpus.max_length}, expected at most the teacher's "
+            f"corpus.max_length: found {corpus.longest}, expected at most the teacher's "
             f"{positions} positions"
         )
+    if capture is not None:
+        mistakes += mistakes_with_length(capture, corpus.longest)
+    mistakes += mistakes_with_corpus(generate, corpus.longest, corpus.overlong)
     if mistakes:
         raise ConfigError(mistakes=mistakes)

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
 
-__all__ = ["MOST_ENTRIES", "CaptureSettings", "TeacherSettings"]
+__all__ = ["MOST_ENTRIES", "CaptureSettings", "TeacherSettings", "mistakes_with_length"]
 
 MOST_ENTRIES = 4096
 """Of a position, sampled or among the largest; each takes a place in every row of columns."""
@@ -152,3 +152,13 @@ class CaptureSettings(Settings):
                 "which are kept in any case"
             )
         return self
+
+
+def mistakes_with_length(capture: CaptureSettings, max_length: int) -> list[str]:
+    """Return what does not fit between the shards and the longest sequence."""
+    if capture.shard_tokens >= max_length:
+        return []
+    return [
+        f"capture.shard_tokens: found {capture.shard_tokens}, expected at least "
+        f"corpus.max_length ({max_length})"
+    ]

@@ -136,15 +136,16 @@ def test_no_room_is_crowded() -> None:
 
 
 def test_every_flag_that_a_document_shows_exists() -> None:
-    from pipeline.api.settings import StudentRun, TeacherRun
+    from pipeline.api.settings import StudentRun
     from pipeline.config.fields import leaves
     from stages.distill import DistillRun
     from stages.eval_student import EvalRun
+    from stages.preview import PreviewRun
     from stages.push_student import PushRun
     from stages.sweep import SweepRun
 
-    known = {"config", "config_file", "dry_run", "check", "help", "retry_quarantined"}
-    for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
+    known = {"preview", "config", "config_file", "dry_run", "check", "help", "retry_quarantined"}
+    for model in (PreviewRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}
     text = (ROOT / "README.md").read_text(encoding="utf-8")

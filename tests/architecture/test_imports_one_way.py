@@ -124,7 +124,7 @@ def test_every_configuration_in_the_house_is_accepted() -> None:
     assert files
     for file in files:
         keys = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        # tests/unit/sweep/test_sweep_file.py reads those of sweeps, with their spaces.
+        # tests/unit/sweeps/test_sweep_file.py reads those of sweeps, with their spaces.
         if "unfrozen_parameters" in keys or file.parent.name == "sweeps":
             continue
         if file.parent.name == "sweeps":

@@ -240,12 +240,13 @@ def test_flags_columns_and_members() -> None:
     from stages.cache_teacher import TeacherRun
     from stages.distill import DistillRun
     from stages.eval_student import EvalRun
+    from stages.preview import PreviewRun
     from stages.push_student import PushRun
     from stages.sweep import SweepRun
     from stages.train_student import StudentRun
 
     wrong = []
-    for model in (TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
+    for model in (PreviewRun, TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
         for leaf in leaves(model):
             names = {*leaf.dotted.split("."), leaf.flag or leaf.dotted}
             wrong += _wrong_names(f"{model.__name__}.{leaf.dotted}", names)

@@ -12,7 +12,7 @@ from pipeline.corpus.chat.turn_flags import take_prefix, take_supervision
 from pipeline.corpus.sources.rows import BadRow
 from pipeline.corpus.sources.unfit import Unfit, described, kind_of_fault
 
-__all__ = ["Conversation", "Document", "Message", "put_system", "read_messages"]
+__all__ = ["Conversation", "Document", "Message", "put_system", "read_messages", "role_of"]
 
 Message = dict[str, Any]
 """`role` and `content` as text; where there are any, `reasoning_content` as text and `tool_calls`
@@ -158,8 +158,13 @@ def _read(item: object, place: str, role_key: str, content_key: str, context: bo
     return _Turn(given | message, developer, supervised if answer else None, prefix)
 
 
+def role_of(name: object) -> str | None:
+    """Return our role for a role's name in the data; None for one that is unknown."""
+    return _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+
+
 def _role(role: object, place: str) -> str:
-    known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    known = role_of(role)
     if known is None:
         raise BadRow(
             "unknown role",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config.nearest import did_you_mean
 from pipeline.corpus.chat.row_readers import (
     Interpreter,
     chat_reader,
@@ -49,6 +50,10 @@ class RowFormat:
     """The columns that are read, of those in the first rows."""
     unused: tuple[str, ...]
     """The others."""
+    column: str | None
+    """Of the conversation or the text, where one column holds it."""
+    why: str
+    """What decided it, in words."""
 
 
 def row_format(
@@ -75,8 +80,12 @@ def row_format(
     """
     columns = _columns(first_rows)
     if column is not None and column not in columns:
-        raise CorpusError(f"there is no column {column!r}", expected=f"one of {_joined(columns)}")
-    where = column
+        raise CorpusError(
+            f"there is no column {column!r}",
+            expected=f"one of {_joined(columns)}",
+            do=did_you_mean(column, columns),
+        )
+    where, named = column, format != "auto"
     if format == "auto":
         format, where = _detect(columns, column, answered=answered)
     elif column is None and format in _CHAT_KEYS:
@@ -123,7 +132,23 @@ def row_format(
         checked(read, soundness or Soundness()),
         tuple(name for name in columns if name in used),
         tuple(name for name in columns if name not in used),
+        where,
+        _why(format, where, named=named),
     )
+
+
+def _why(format: FormatName, where: str | None, *, named: bool) -> str:
+    if named:
+        return "named by --corpus.format"
+    match format:
+        case "sharegpt" | "messages":
+            return f"the column {where} holds lists of {{{_joined(_CHAT_KEYS[format])}}}"
+        case "text":
+            return f"the column {where} holds text"
+        case "prompt_completion":
+            return "there are columns prompt and completion"
+        case _:
+            return "there is a column instruction, with one of answers"
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Any]:

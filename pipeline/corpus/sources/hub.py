@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import re
@@ -15,14 +16,20 @@ from pipeline.corpus.sources.arrow_values import arrow_rows
 from pipeline.corpus.sources.rows import Piece, Row, even_pieces
 from pipeline.errors import CorpusError
 
-__all__ = ["TableSource", "hub_source", "is_saved_dataset", "saved_source"]
+__all__ = ["StreamedSource", "TableSource", "hub_source", "is_saved_dataset", "saved_source"]
 
 
 _MAPPED_BYTES = 32 << 20
+_STREAMED_ROWS = 128
 
 
-def hub_source(settings: CorpusSettings) -> TableSource:
+def hub_source(settings: CorpusSettings, *, few: bool = False) -> TableSource | StreamedSource:
     """Load one split of a hub dataset; a downloaded one needs no network.
+
+    Args:
+        settings: the corpus section of the configuration.
+        few: only the first rows are wanted: they are fetched without the others. A part of a split
+            (`train[:10%]`) is downloaded all the same, since only the whole tells where it ends.
 
     Raises:
         CorpusError: the library is missing, or the hub, the name, configuration or split fails.
@@ -32,8 +39,12 @@ def hub_source(settings: CorpusSettings) -> TableSource:
         builder = datasets.load_dataset_builder(
             settings.dataset_name, settings.dataset_config, revision=settings.dataset_revision
         )
-        builder.download_and_prepare()
-        table = builder.as_dataset(split=settings.dataset_split)
+        streamed = few and "[" not in settings.dataset_split and not _is_downloaded(builder)
+        if streamed:
+            table = builder.as_streaming_dataset(split=settings.dataset_split)
+        else:
+            builder.download_and_prepare()
+            table = builder.as_dataset(split=settings.dataset_split)
     except Exception as error:  # the library raises a dozen kinds, its dependencies more
         raise _hub_error(settings, error) from error
     name = "/".join(
@@ -45,7 +56,8 @@ def hub_source(settings: CorpusSettings) -> TableSource:
         "resolved": str(builder.hash) if builder.hash else None,
         "config": builder.config.name,
     }
-    return TableSource(name, table, settings.dataset_name, identity)
+    kind = StreamedSource if streamed else TableSource
+    return kind(name, table, settings.dataset_name, identity)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -131,6 +143,64 @@ class TableSource:
     def count(self, piece: Piece, at_most: int) -> int:
         """Return the rows of a piece."""
         return min(piece.stop - piece.start, at_most)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedSource:
+    """The first rows of a hub dataset, fetched as they are read; satisfies `RowSource`."""
+
+    name: str
+    table: Any
+    """A `datasets.IterableDataset`."""
+    label: str
+    """For messages."""
+    identity: dict[str, Any]
+
+    @property
+    def total(self) -> int | None:
+        """Not known without reading."""
+        return None
+
+    @property
+    def mixed(self) -> bool:
+        """No: all rows are of one format."""
+        return False
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """Return all rows as one piece."""
+        yield Piece(0, 0, -1, 0, None, size)
+
+    def read(self, piece: Piece) -> Iterator[Row]:
+        """Yield the rows from the first on.
+
+        Raises:
+            CorpusError: they cannot be fetched.
+        """
+        batches = self.table.with_format("arrow").iter(batch_size=_STREAMED_ROWS)
+        rows = arrow_rows(batches, self.label)
+        number = 0
+        while True:
+            try:
+                data = next(rows, None)
+            except CorpusError:
+                raise
+            except Exception as error:  # the library raises a dozen kinds, its dependencies more
+                raise CorpusError(
+                    f"{self.label}, row {number}: cannot be fetched ({_reason(error)})",
+                    do="check the network, and run the command again",
+                ) from error
+            if data is None:
+                return
+            yield Row(key=str(number), place=f"{self.label}, row {number}", data=data)
+            number += 1
+
+    def count(self, piece: Piece, at_most: int) -> int:
+        """Return the rows that there are, by reading them."""
+        return sum(1 for _ in itertools.islice(self.read(piece), at_most))
+
+
+def _is_downloaded(builder: Any) -> bool:
+    return bool(builder.cache_dir) and Path(builder.cache_dir).exists()
 
 
 def _datasets_library(what: str) -> Any:

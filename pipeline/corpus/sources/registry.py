@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from pipeline.config.nearest import beside, did_you_mean
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources.embedded import EMBEDDED_NAME, embedded_source
 from pipeline.corpus.sources.files import files_source
@@ -19,8 +20,12 @@ __all__ = ["open_source"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def open_source(settings: CorpusSettings) -> RowSource:
+def open_source(settings: CorpusSettings, *, few: bool = False) -> RowSource:
     """Open the source named by `settings.dataset_name`; the embedded text and paths first.
+
+    Args:
+        settings: the corpus section of the configuration.
+        few: only the first rows are wanted: a hub dataset is not downloaded for them.
 
     Raises:
         CorpusError: there is no such source, or it cannot be read.
@@ -45,9 +50,9 @@ def open_source(settings: CorpusSettings) -> RowSource:
         raise CorpusError(
             f"{name}: no such file or folder",
             expected="'embedded', an existing file or folder, a URL, or a hub name like owner/name",
-            do="check --dataset_name",
+            do=did_you_mean(name, beside(name)) or "check --dataset_name",
         )
-    return hub_source(settings)
+    return hub_source(settings, few=few)
 
 
 def _refuse(settings: CorpusSettings, setting: str, what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline.amounts import (
     format_kept_mass,
     value_decimals,
 )
+from pipeline.printable import code_of, is_harmless, printable
 from pipeline.report.charts.dots import rows_scene
 from pipeline.report.charts.lines import averaged_over, curves_scene
 from pipeline.report.charts.styles import STYLES
@@ -67,7 +67,7 @@ def render_page(report: Report) -> str:
         bytes_per_token=_per_token,
         mass=format_kept_mass,
         visible=_visible,
-        printable=_printable,
+        printable=printable,
         lead=_lead,
         body=_body,
     )
@@ -232,22 +232,15 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _printable(text: str) -> str:
-    """Return `text` with what would act on the page instead of being read shown as its code.
-
-    Control characters are not allowed in HTML, and a right-to-left override in a generated text
-    would turn the words around it about.
-    """
-    return "".join(char if char in "\n\t" or _harmless(char) else _code(char) for char in text)
-
-
 def _visible(text: str) -> str:
     """Return one token so that its white space can be seen."""
     marks = {"\n": "↵", "\t": "→", "\r": "␍"}
     inner = text.strip(" ")
     lead = len(text) - len(text.lstrip(" "))
     trail = len(text) - lead - len(inner)
-    shown = "".join(marks.get(char) or (char if _harmless(char) else _code(char)) for char in inner)
+    shown = "".join(
+        marks.get(char) or (char if is_harmless(char) else code_of(char)) for char in inner
+    )
     return "·" * lead + shown + "·" * trail if inner else "·" * len(text) or "(empty)"
 
 
@@ -258,11 +251,3 @@ def _lead(text: str) -> str:
 
 def _body(text: str) -> str:
     return text[len(_lead(text)) :]
-
-
-def _harmless(char: str) -> bool:
-    return unicodedata.category(char) not in ("Cc", "Cf", "Cs") or char in "\u200c\u200d"
-
-
-def _code(char: str) -> str:
-    return f"⟨U+{ord(char):04X}⟩"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError, Mistakes, ModelError
 from pipeline.loss.settings import LossSettings
 from pipeline.models.load import require_flash_attention
 from pipeline.student.build.freeze import learning_parameters
@@ -15,10 +15,9 @@ from pipeline.student.build.prune import check_stack, pruned_config
 from pipeline.student.build.reconstruct import check_reconstruction
 from pipeline.student.build.skeleton import build_skeleton
 from pipeline.student.build.weights import tensor_shapes
-from pipeline.student.mistakes import Mistakes
 from pipeline.student.settings import StudentSettings, TrainSettings
 
-__all__ = ["check_student", "most_positions"]
+__all__ = ["check_student"]
 
 
 def check_student(
@@ -70,13 +69,6 @@ def check_student(
             model, settings, loss, mistakes, vocabulary_size=vocabulary_size, shapes=shapes or {}
         )
     mistakes.raise_any()
-
-
-def most_positions(config: Mapping[str, Any]) -> int | None:
-    """Return the most tokens of a sequence that a model's config.json allows; None: any number."""
-    inner = config.get("text_config", config)
-    found = inner.get("max_position_embeddings") or inner.get("n_positions")
-    return int(found) if found else None
 
 
 def _check_attention(settings: StudentSettings, dtype: str, *, on_gpu: bool) -> None:

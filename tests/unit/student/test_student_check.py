@@ -12,7 +12,8 @@ import torch
 
 from pipeline.errors import ConfigError, DistillError, ModelError
 from pipeline.loss.settings import LossSettings
-from pipeline.student.build.check import check_student, most_positions
+from pipeline.models.resolve import most_positions
+from pipeline.student.build.check import check_student
 from pipeline.student.settings import StudentSettings, TrainSettings
 from tests.unit.student.tiny_models import LAYERS, VOCAB, tiny_model
 

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.cache.io.token_ids import shard_token_ids
-from pipeline.errors import ConfigError, ModelError, ResumeError, StoreError
-from pipeline.student.mistakes import Mistakes
-from pipeline.student.preflight import _check_folder, _check_pieces
+from pipeline.errors import ConfigError, Mistakes, ModelError, ResumeError, StoreError
+from pipeline.storage.local import require_writable
+from pipeline.student.preflight import _check_pieces
 from pipeline.student.settings import LoraSettings, StudentSettings, TrainSettings
 from pipeline.student.training.checkpoint import (
     Checkpoints,
@@ -87,8 +87,8 @@ def test_an_output_folder_that_is_none(tmp_path: Path) -> None:
     file.write_text("")
     for place in (file, file / "below" / "it"):
         with pytest.raises(StoreError, match=r"is a file; .* choose another --output_dir"):
-            _check_folder(place)
-    _check_folder(tmp_path / "a" / "b")
+            require_writable(place, "output.output_dir")
+    require_writable(tmp_path / "a" / "b", "output.output_dir")
     assert not (tmp_path / "a").exists()
 
 

@@ -14,7 +14,9 @@ from pipeline.corpus.chat.content import REASONING_KEYS
 from pipeline.corpus.chat.conversation import Message
 from pipeline.errors import CorpusError
 
-__all__ = ["TEMPLATE_DATE", "ChatTemplate", "TemplateRefusal", "load_template"]
+__all__ = [
+    "TEMPLATE_DATE", "ChatTemplate", "TemplateRefusal", "load_template", "template_variables",
+]  # fmt: skip
 
 TEMPLATE_DATE = "2024-07-26"
 """The date that templates see as today, so that a corpus gives the same tokens on any day."""
@@ -41,6 +43,8 @@ class ChatTemplate:
     special_tokens: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the template; `tools` is for chats without tools of their own."""
+    origin: str = ""
+    """Where its text is from, in words."""
 
     @property
     def marks_generation(self) -> bool:
@@ -218,7 +222,13 @@ def load_template(
         CorpusError: there is none, the file cannot be read, or it has no variable of an option's
             name.
     """
-    text = _own_text(tokenizer, given) or (_given_text(given) if given is not None else "")
+    text, origin = _own_text(tokenizer, given) or "", ""
+    if text:
+        several = isinstance(tokenizer.chat_template, dict)
+        origin = f"the tokenizer's {given or 'default'!r}" if several else "the tokenizer's own"
+    elif given is not None:
+        text = _given_text(given)
+        origin = "the text of --chat_template" if "{" in given else f"--chat_template {given}"
     if not text:
         raise CorpusError(
             "the corpus holds chats, but the tokenizer has no chat template",
@@ -233,10 +243,12 @@ def load_template(
         tokenizer=tokenizer,
         special_tokens=special or tuple(tokenizer.all_special_tokens),
         options=dict(options or {}),
+        origin=origin,
     )
 
 
-def _check_options(text: str, options: Mapping[str, Any]) -> None:
+def template_variables(text: str) -> list[str] | None:
+    """Return the variables that a template reads beside its chat; None where it has a mistake."""
     import jinja2
     import jinja2.meta
 
@@ -245,8 +257,14 @@ def _check_options(text: str, options: Mapping[str, Any]) -> None:
     try:
         variables = jinja2.meta.find_undeclared_variables(environment.parse(plain))
     except jinja2.TemplateError:  # rendering says what is wrong with it
+        return None
+    return sorted(variables - set(_RESERVED) - {"raise_exception", "bos_token", "eos_token"})
+
+
+def _check_options(text: str, options: Mapping[str, Any]) -> None:
+    known = template_variables(text)
+    if known is None:
         return
-    known = sorted(variables - set(_RESERVED) - {"raise_exception", "bos_token", "eos_token"})
     wrong = [name for name in options if name not in known]
     if wrong:
         raise CorpusError(

@@ -18,7 +18,7 @@ import yaml
 from pipeline.sweeps.file import SweepFile
 from pipeline.sweeps.ledger import read_inventory
 from tests.stage_runner import ROOT
-from tests.unit.sweep.quick_sweep import quick_sweep
+from tests.unit.sweeps.quick_sweep import quick_sweep
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -54,7 +54,7 @@ class Started:
         self.out = folder / "out.log"
         with self.out.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.unit.sweep.quick_sweep", str(path), str(folder)],
+                [sys.executable, "-m", "tests.unit.sweeps.quick_sweep", str(path), str(folder)],
                 cwd=ROOT,
                 stdout=out,
                 stderr=out,
