@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 def write_report(report: Report, directory: str | Path) -> Path:
     """Write `report.json`, the PNGs for which there is data, and `report.html`.
 
-    `loss.png` and `kl.png` show the curves, `sweep.png` the runs of a sweep.
+    `loss.png`, `kl.png` and `cross_entropy.png` show the curves, `sweep.png` the runs of a sweep.
 
     The page comes last: who sees it finds the rest beside it.
 

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.observe.metrics import read_metrics
@@ -44,6 +45,9 @@ def test_the_undisturbed_run_is_whole(tiny_run: Path) -> None:
         0,
         12,
     ]
+    values = [values for _, values in _losses(tiny_run) if "train/loss" in values]
+    tokens = np.cumsum([record["train/tokens"] for record in values]).tolist()
+    assert [record["train/total_tokens"] for record in values] == tokens
     assert json.loads((tiny_run / "finished.json").read_text())["steps"] == 12
     kept = sorted(folder.name for folder in (tiny_run / "checkpoints").glob("step-*"))
     assert kept == ["step-00000008", "step-00000012"]
@@ -73,6 +77,24 @@ def test_killed_and_run_again(
     resumes = instant not in ("before the first checkpoint", "weights saved, not yet marked")
     assert ("resuming after step" in result.err) == resumes
     _same_run(tmp_path / "student", tiny_run)
+
+
+def test_evaluations_along_the_way_change_nothing_and_outlive_a_kill(
+    flags: list[Any], tiny_run: Path, stage: Stage, tmp_path: Path
+) -> None:
+    flags += ["--train.eval_steps", 3]
+    stage("train_student", flags, hook=KILLS["in the middle"])
+    stage("train_student", flags).ok()
+    found = _losses(tmp_path / "student")
+    assert [step for step, values in found if "heldout/perplexity" in values] == [0, 3, 6, 9, 12]
+    learned = [
+        (step, {key: value for key, value in values.items() if not key.startswith("heldout/")})
+        for step, values in found
+        if "train/loss" in values
+    ]
+    assert learned == [pair for pair in _losses(tiny_run) if "train/loss" in pair[1]]
+    for name in (WEIGHTS, "heldout-before.json", "heldout-after.json"):
+        assert digests(tmp_path / "student")[name] == digests(tiny_run)[name], name
 
 
 def test_sigterm_saves_and_says_so(

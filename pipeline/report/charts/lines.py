@@ -1,4 +1,4 @@
-"""Curves over the training step."""
+"""Curves over the training step, or over the tokens trained on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ _DENSE_POINTS = 100
 """More logged values than this are a noisy line, fewer are measured points."""
 
 
+_OVER = {"step": "training step", "tokens": "tokens trained on"}
+
+
 def curves_scene(
     curves: Sequence[Curve], *, width: float = WIDTH, height: float = 210.0, most: int = 240
 ) -> Scene:
-    """Draw curves of one unit over the training step.
+    """Draw curves of one unit over the training step, or over the tokens trained on.
 
     Args:
-        curves: at least one; of several names, the sparse ones matter more than the dense.
+        curves: at least one, all over the same count; of several names, the sparse ones matter
+            more than the dense.
         width: of the chart.
         height: of the chart.
         most: points of a line; more are averaged.
@@ -50,15 +54,16 @@ def curves_scene(
     inside = [(x.at(tick), tick_label(tick)) for tick in ticks if x.low <= tick <= x.high]
     scale = ", logarithmic scale" if y.logarithmic else ""
     shown, unit = " and ".join(names), curves[0].unit
+    over = curves[0].over
     return Scene(
         width,
         height,
         heading=f"{shown}, {unit}" if unit else shown,
-        title=f"{shown}{f' in {unit}' if unit else ''} by training step{scale}",
+        title=f"{shown}{f' in {unit}' if unit else ''} by {_OVER[over]}{scale}",
         told="; ".join(_told(curve, points) for curve, points in lines),
         parts=(
             *labelled_rows(y, left=left, right=right),
-            *columns(inside, label_y=bottom + 16, name="step", name_x=(left + right) / 2),
+            *columns(inside, label_y=bottom + 16, name=over, name_x=(left + right) / 2),
             *shapes,
         ),
         legend=tuple(
@@ -84,4 +89,6 @@ def _sparse(curve: Curve) -> bool:
 def _told(curve: Curve, points: Sequence[tuple[float, float]]) -> str:
     (first, start), (last, end) = points[0], points[-1]
     name = curve.series or curve.name
+    if curve.over == "tokens":
+        return f"{name}: {start:.4g} at {first:.0f} tokens, {end:.4g} at {last:.0f} tokens"
     return f"{name}: {start:.4g} at step {first:.0f}, {end:.4g} at step {last:.0f}"

@@ -26,7 +26,10 @@ _COLUMNS_BELOW = 30
 
 
 def pictures(report: Report) -> dict[str, bytes]:
-    """Return the PNG files for which there is data: `loss.png`, `kl.png`, `sweep.png`."""
+    """Return the PNG files for which there is data.
+
+    `loss.png`, `kl.png` and `cross_entropy.png` hold curves, `sweep.png` the runs of a sweep.
+    """
     files = {name: curves_png(curves) for name, curves in chosen_curves(report.curves).items()}
     facts = report.sweep
     if facts and (scene := objective_scene(facts, report.rows, width=_WIDTH)):
@@ -35,7 +38,10 @@ def pictures(report: Report) -> dict[str, bytes]:
 
 
 def chosen_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """Return which curves go into which file: `loss.png` and `kl.png`, if there are any."""
+    """Return which curves go into which file, of those for which there are any.
+
+    Training and held-out values share `kl.png` and `cross_entropy.png`.
+    """
     chosen: dict[str, list[Curve]] = {}
     for curve in curves:
         words = curve.name.lower().replace("/", " ").replace("_", " ").split()
@@ -44,6 +50,8 @@ def chosen_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
                 chosen.setdefault("loss.png", []).append(curve)
             elif "kl" in words:
                 chosen.setdefault("kl.png", []).append(curve)
+            elif "cross-entropy" in words:
+                chosen.setdefault("cross_entropy.png", []).append(curve)
     return chosen
 
 

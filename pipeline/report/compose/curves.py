@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from pipeline.observe.metrics import MetricRecord, is_timing
 from pipeline.report.compose.runs import Run, RunFolder
 from pipeline.report.data.runs import Curve, Speed
 from pipeline.report.text.metrics import LOGGED
 
-__all__ = ["curves_of", "speeds_of"]
+__all__ = ["curves_of", "shared_axis", "speeds_of", "started_alike"]
+
+_TOKENS = "train/total_tokens"
+
+
+def shared_axis(runs: Iterable[Run]) -> Literal["step", "tokens"]:
+    """Return `tokens` where all runs logged how many they had trained on, else `step`."""
+    known = [any(_TOKENS in record.values for record in run.metrics) for run in runs]
+    return "tokens" if all(known) else "step"
 
 
 def curves_of(
@@ -18,6 +27,7 @@ def curves_of(
     folder: RunFolder,
     *,
     names: Mapping[str, tuple[str, str]] = LOGGED,
+    over: Literal["step", "tokens"] = "step",
 ) -> tuple[Curve, ...]:
     """Return the curves of one run.
 
@@ -26,25 +36,43 @@ def curves_of(
         folder: the run's name in the legend, its role and its place, which decide the style.
         names: (heading, unit) by the metric's key, in the order of the charts; a key that was not
             logged gives no curve.
+        over: what the curves of learning are drawn over; the ones of speed are over steps. A
+            record whose tokens are not known is left out.
     """
-    points: dict[str, list[tuple[int, float]]] = {key: [] for key in names}
-    for record in records:
-        for key in names:
-            if key in record.values:
-                points[key].append((record.step, record.values[key]))
-    return tuple(
-        Curve(
-            name=heading,
-            points=tuple(points[key]),
-            series=folder.name,
-            kind=folder.kind,
-            unit=unit,
-            group="speed" if is_timing(key) else "learning",
-            rank=folder.rank,
-        )
-        for key, (heading, unit) in names.items()
-        if points[key]
-    )
+    records = list(records)
+    tokens = {0: 0} | {
+        record.step: round(record.values[_TOKENS]) for record in records if _TOKENS in record.values
+    }
+    curves = []
+    for key, (heading, unit) in names.items():
+        axis = "step" if is_timing(key) else over
+        values = [(record.step, record.values[key]) for record in records if key in record.values]
+        if axis == "tokens":
+            values = [(tokens[step], value) for step, value in values if step in tokens]
+        if values:
+            curves.append(
+                Curve(
+                    name=heading,
+                    points=tuple(values),
+                    series=folder.name,
+                    kind=folder.kind,
+                    unit=unit,
+                    group="speed" if is_timing(key) else "learning",
+                    rank=folder.rank,
+                    over=axis,
+                )
+            )
+    return tuple(curves)
+
+
+def started_alike(first: Run, other: Run) -> tuple[MetricRecord, ...]:
+    """Return what `other` logged, and before it the start that it shares with `first`.
+
+    A control trains from the very weights of the distilled student and does not measure them again.
+    """
+    own = {record.step for record in other.metrics}
+    start = [record for record in first.metrics if record.step == 0 and 0 not in own]
+    return (*start, *other.metrics) if other.folder.kind == "control" else other.metrics
 
 
 def speeds_of(runs: Iterable[Run]) -> tuple[Speed, ...]:

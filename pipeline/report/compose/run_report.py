@@ -9,7 +9,12 @@ from pipeline.cache.io.reader import Cache
 from pipeline.models.tokenizer import tokenizer_from_files
 from pipeline.observe.hardware import describe_environment
 from pipeline.report.compose.cache import cache_facts, kl_is_bucketed
-from pipeline.report.compose.curves import curves_of, speeds_of
+from pipeline.report.compose.curves import (
+    curves_of,
+    shared_axis,
+    speeds_of,
+    started_alike,
+)
 from pipeline.report.compose.measures import (
     before_rows,
     measured_notes,
@@ -55,6 +60,7 @@ def compose_report(
     first = runs[0]
     scores = {_BEFORE: first.before, **{run.folder.name: run.after for run in runs[1:]}}
     tokenizer = tokenizer_from_files(cache.tokenizer_files())
+    over = shared_axis(runs)
     models = writers(teacher_folder, first, {run.folder.name: run.model for run in runs})
     return Report(
         title=title,
@@ -68,7 +74,11 @@ def compose_report(
             for name, other in scores.items()
             for difference in paired_differences(first.folder.name, first.after, name, other)
         ),
-        curves=tuple(curve for run in runs for curve in curves_of(run.metrics, run.folder)),
+        curves=tuple(
+            curve
+            for run in runs
+            for curve in curves_of(started_alike(first, run), run.folder, over=over)
+        ),
         cache=cache_facts(cache),
         passages=passages(cache, first.model, tokenizer),
         generations=generations(models, tokenizer),

@@ -11,7 +11,7 @@ from pipeline.models.tokenizer import tokenizer_from_files
 from pipeline.observe.hardware import describe_environment
 from pipeline.program import command_name
 from pipeline.report.compose.cache import cache_facts, kl_is_bucketed
-from pipeline.report.compose.curves import curves_of, speeds_of
+from pipeline.report.compose.curves import curves_of, shared_axis, speeds_of
 from pipeline.report.compose.measures import (
     before_rows,
     comparable,
@@ -73,6 +73,7 @@ def compose_sweep_report(
     details = {p.label: ", ".join(p.values[field] for field in fields) for p in facts.ranked}
     more = [f"Curves are shown for the best {len(shown)} runs."] if len(shown) < len(runs) else []
     tokenizer = tokenizer_from_files(cache.tokenizer_files())
+    over = shared_axis(shown)
     models = writers(teacher_folder, best, {f"best: {best.folder.name}": best.model})
     return Report(
         title=f"Sweep “{name}”: {len(swept)} students from one cache",
@@ -89,7 +90,9 @@ def compose_sweep_report(
                 run.folder.name, run.after, best.folder.name, best.after
             )
         ),
-        curves=tuple(curve for run in shown for curve in curves_of(run.metrics, run.folder)),
+        curves=tuple(
+            curve for run in shown for curve in curves_of(run.metrics, run.folder, over=over)
+        ),
         cache=cache_facts(cache),
         passages=passages(cache, best.model, tokenizer),
         generations=generations(models, tokenizer),

@@ -27,7 +27,7 @@ class Curve:
     name: str
     """What is shown, as the chart's heading: "training loss", "held-out KL"."""
     points: tuple[tuple[Count, Number], ...]
-    """(step, value), by rising step."""
+    """(step or tokens, value), rising."""
     series: str = ""
     kind: Kind = "distilled"
     """Whose run it is; decides colour and line style."""
@@ -35,6 +35,8 @@ class Curve:
     group: Literal["learning", "speed"] = "learning"
     rank: Count = 0
     """As of the row that it belongs to."""
+    over: Literal["step", "tokens"] = "step"
+    """What the first number of a point counts: steps, or the tokens trained on until then."""
 
 
 @dataclass(frozen=True, slots=True)

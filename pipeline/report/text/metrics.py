@@ -100,6 +100,7 @@ LOGGED: dict[str, tuple[str, str]] = {
     "train/cross_entropy": ("training cross-entropy", "nats"),
     "heldout/kl": ("held-out KL", "nats"),
     "heldout/kl_bucketed": ("held-out bucketed KL", "nats"),
+    "heldout/cross_entropy": ("held-out cross-entropy", "nats"),
     "throughput/tokens_per_s": ("tokens per second", "tokens/s"),
     "data/wait_s": ("waiting for data", "s"),
     "memory/peak_gib": ("peak memory", "GiB"),

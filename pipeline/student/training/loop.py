@@ -109,10 +109,13 @@ class TrainLoop:
             closing(self._stream.steps(start, total_steps, agree=self._agree)) as steps,
         ):
             done, waited = start, self._stream.wait_seconds
+            seen = self._stream.tokens_of(start)
             for batch in steps:
                 started = time.monotonic()
                 values, stop = self._step(batch)
                 done = batch.step + 1
+                seen += batch.num_tokens
+                values["train/total_tokens"] = float(seen)
                 seconds = time.monotonic() - started
                 wait = self._stream.wait_seconds - waited
                 waited = self._stream.wait_seconds

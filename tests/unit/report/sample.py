@@ -26,6 +26,7 @@ from pipeline.report import (
     terminal_table,
     write_report,
 )
+from pipeline.report.data.fields import Kind
 
 _TEXT = (
     "<|user|>\nWhy does ice float on water?\n<|assistant|>\nIce floats because it is less dense "
@@ -240,6 +241,10 @@ def _curves(rng: random.Random, num_steps: int) -> tuple[Curve, ...]:
         points = range(0, num_steps + 1, 100)
         return tuple((s, end + (start - end) * math.exp(-s / (num_steps / 6))) for s in points)
 
+    def over_tokens(name: str, start: float, end: float, kind: Kind) -> Curve:
+        points = tuple((step * 1750, value) for step, value in sparse(start, end))
+        return Curve(name, points, kind, kind, "nats", over="tokens")
+
     speed = tuple((s, 5200 + rng.gauss(0, 130) - 2600 * (s < 3)) for s in range(1, num_steps + 1))
     waits = tuple((s, abs(rng.gauss(0.4, 0.2))) for s in range(1, num_steps + 1))
     return (
@@ -248,6 +253,8 @@ def _curves(rng: random.Random, num_steps: int) -> tuple[Curve, ...]:
         Curve("Training bucketed KL", noisy(1.30, 0.40, 0.03), "distilled", "distilled", "nats"),
         Curve("Held-out bucketed KL", sparse(1.2953, 0.4111), "distilled", "distilled", "nats"),
         Curve("Held-out bucketed KL", sparse(1.2953, 0.7238), "control", "control", "nats"),
+        over_tokens("Held-out cross-entropy", 3.1022, 1.9783, "distilled"),
+        over_tokens("Held-out cross-entropy", 3.1022, 1.9824, "control"),
         Curve("Throughput", speed, "distilled", "distilled", "tokens per s", "speed"),
         Curve("Share of time spent waiting for data", waits, "distilled", unit="%", group="speed"),
     )

@@ -103,6 +103,14 @@ def test_a_line_chart_tells_start_and_end_and_says_when_it_is_logarithmic() -> N
     assert len((line.get("d") or "").split()) == 3
 
 
+def test_a_line_chart_over_tokens_says_so() -> None:
+    curve = Curve("held-out KL", ((0, 3.0), (20_000, 2.0)), "run", unit="nats", over="tokens")
+    root = _parsed(curves_scene([curve]))
+    assert root[0].text == "held-out KL in nats by tokens trained on"
+    assert root[1].text == "run: 3 at 0 tokens, 2 at 20000 tokens"
+    assert "tokens" in [element.text for element in root.iter("text")]
+
+
 @pytest.mark.parametrize("points", [(), ((5, 1.0),), ((5, math.nan),), ((5, 0.0), (6, 0.0))])
 def test_little_or_nothing_to_draw_is_still_a_chart(points: tuple[tuple[int, float], ...]) -> None:
     _parsed(curves_scene([Curve("x", points)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,14 @@ import pytest
 
 from pipeline.cache.layout.manifest import total_of
 from pipeline.errors import ResumeError
-from pipeline.observe.metrics import JsonLinesSink
+from pipeline.observe.metrics import JsonLinesSink, MetricRecord
 from pipeline.report.compose.cache import cache_facts, kl_is_bucketed
-from pipeline.report.compose.curves import curves_of, speeds_of
+from pipeline.report.compose.curves import (
+    curves_of,
+    shared_axis,
+    speeds_of,
+    started_alike,
+)
 from pipeline.report.compose.measures import (
     before_rows,
     comparable,
@@ -74,6 +80,35 @@ def test_curves_of_a_run_say_what_their_kl_is_over(run: Run, tmp_path: Path) -> 
     sampled = read_run(run.folder, bucketed=False)
     names = [curve.name for curve in curves_of(sampled.metrics, sampled.folder)]
     assert names[1:3] == ["training KL", "held-out KL"]
+
+
+def test_curves_are_over_tokens_where_every_run_logged_them(run: Run, tmp_path: Path) -> None:
+    assert shared_axis([run]) == "step"
+    told = MetricRecord(0, {"heldout/kl": 2.0, "heldout/cross_entropy": 5.0})
+    steps = [
+        MetricRecord(step, {"train/total_tokens": 90.0 * step, "train/kl": 1.0 / step})
+        for step in (1, 2, 3)
+    ]
+    ends = [MetricRecord(3, {"heldout/kl": 1.0, "heldout/cross_entropy": 4.0})]
+    first = replace(run, metrics=(told, *steps, *ends))
+    assert shared_axis([first]) == "tokens"
+    assert shared_axis([first, run]) == "step", "one axis for all"
+    found = {curve.name: curve for curve in curves_of(first.metrics, first.folder, over="tokens")}
+    assert found["held-out KL"].points == ((0, 2.0), (270, 1.0))
+    assert found["held-out cross-entropy"].points == ((0, 5.0), (270, 4.0))
+    assert [tokens for tokens, _ in found["training KL"].points] == [90, 180, 270]
+    assert {curve.over for curve in found.values()} == {"tokens"}
+    speeds = curves_of(run.metrics, run.folder, over="tokens")
+    assert {curve.over for curve in speeds if curve.group == "speed"} == {"step"}
+
+
+def test_a_control_starts_where_the_distilled_student_does(run: Run) -> None:
+    start = MetricRecord(0, {"heldout/kl": 2.0})
+    first = replace(run, metrics=(start, *run.metrics))
+    assert started_alike(first, run)[0] == start
+    assert started_alike(first, first) == first.metrics, "it has a start of its own"
+    other = replace(run, folder=replace(run.folder, kind="distilled"))
+    assert started_alike(first, other) == run.metrics, "another run may start elsewhere"
 
 
 def test_measures_of_a_run_and_their_differences(run: Run, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ def test_all_files_are_written_and_the_json_reads_back(tmp_path: Path) -> None:
     page = write_report(report, tmp_path / "deep" / "report")
     assert page == tmp_path / "deep" / "report" / "report.html"
     names = sorted(item.name for item in page.parent.iterdir())
-    assert names == ["kl.png", "loss.png", "report.html", "report.json"]
+    assert names == ["cross_entropy.png", "kl.png", "loss.png", "report.html", "report.json"]
     assert read_report(page.parent / "report.json") == report
-    for name in ("kl.png", "loss.png"):
+    for name in ("cross_entropy.png", "kl.png", "loss.png"):
         data = (page.parent / name).read_bytes()
         assert data.startswith(b"\x89PNG")
         width, height = struct.unpack(">II", data[16:24])
@@ -88,6 +88,7 @@ def test_curves_are_sorted_into_pictures_by_their_heading() -> None:
         Curve("Training loss", ((0, 1.0),)),
         Curve("train/kl", ((0, 1.0),)),
         Curve("Held-out KL", ((0, 1.0),)),
+        Curve("held-out cross-entropy", ((0, 1.0),)),
         Curve("Blossom", ((0, 1.0),)),
         Curve("loss", ()),
         Curve("loss time", ((0, 1.0),), group="speed"),
@@ -96,6 +97,7 @@ def test_curves_are_sorted_into_pictures_by_their_heading() -> None:
     assert {name: [c.name for c in some] for name, some in chosen.items()} == {
         "loss.png": ["Training loss"],
         "kl.png": ["train/kl", "Held-out KL"],
+        "cross_entropy.png": ["held-out cross-entropy"],
     }
 
 
