@@ -21,14 +21,7 @@ SETUP   := @$(PYTHON) stages/setup_env.py
 TEACHER := $(shell $(PYTHON) stages/setup_env.py --print-python teacher)
 STUDENT := $(shell $(PYTHON) stages/setup_env.py --print-python student)
 
-CONFIGURED_STUDENT = -m stages.train_student $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
-ifeq ($(NPROC),1)
-  TRAIN = $(STUDENT) $(CONFIGURED_STUDENT)
-else
-  # Checked by one process first: torchrun would show a mistake once per rank, with a trace of its own.
-  TRAIN = $(STUDENT) $(CONFIGURED_STUDENT) --check && \
-    $(STUDENT) -m torch.distributed.run --standalone --nproc-per-node $(NPROC) $(CONFIGURED_STUDENT)
-endif
+TRAIN = $(STUDENT) -m stages train-student --nproc $(NPROC) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 SWEEP   ?= stages/configs/sweeps/temperature.yaml
 RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep $(SWEEP) --teacher_python $(TEACHER) $(ARGS)

@@ -17,6 +17,7 @@ from pipeline.program import VERSION, module_name
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
+    "preview": "stages.preview",
     "distill": "stages.distill",
     "prepare-corpus": "stages.prepare_corpus",
     "cache-teacher": "stages.cache_teacher",

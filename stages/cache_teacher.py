@@ -13,7 +13,7 @@ from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import ConfigError, CorpusError, ResourceError, run_command
-from pipeline.program import command_name
+from pipeline.program import command_name, target_name
 from stages.defaults import TEACHER_DEFAULT, report_teacher_default
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         switches={
             "preview": "show the first rows as the teacher will read them, without loading it, and "
-            "exit (`make preview` has more options)",
+            f"exit (`{target_name('preview')}` has more options)",
             "dry_run": "print the plan (samples, tokens, shards, bytes, memory, time from a short "
             "timing run) and exit",
             "retry_quarantined": "try the quarantined rows again (give it to one worker)",

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import DistillError, RowsQuarantined, run_command
-from pipeline.program import command_name, module_name
-from stages.report import write_run_report
+from pipeline.program import command_name, module_name, target_name
+from stages.report import print_report, write_run_report
+from stages.steps import Step, Steps
 
 __all__ = ["DistillRun", "main", "trainer"]
 
@@ -49,13 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
-    quarantined = _stage(
-        "1/4 teacher: reads the corpus once", teacher, also=RowsQuarantined.exit_code
-    )
-    if run.nproc > 1:
+    path = _Path(Steps(root))
+    quarantined = path.stage(
+        "1/4 teacher: reads the corpus once", teacher, run.teacher_config, cache,
+        also=RowsQuarantined.exit_code,
+    )  # fmt: skip
+    path.stage(
+        "2/4 student: learns from the cache", [*training, *distilled], run.student_config, student,
         # One process says what is wrong once; a launcher says it once a rank.
-        _stage("student: checked", [*trainer(1), *distilled, "--check"])
-    _stage("2/4 student: learns from the cache", [*training, *distilled])
+        before=[*trainer(1), *distilled, "--check"] if run.nproc > 1 else (),
+    )  # fmt: skip
     # The control starts from the very same weights, sees the very same batches, and learns from
     # the text alone.
     init = student / "init"
@@ -68,10 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--student_model", str(init), "--student.keep_layers", "none",
             "--student.reconstruct", "none",
         ]  # fmt: skip
-    _stage("3/4 control: the same student and steps, cross-entropy alone", controlled)
-    print("== 4/4 report", flush=True)
-    page = write_run_report(root, command=command_line(PROG, arguments))
+    path.stage(
+        "3/4 control: the same student and steps, cross-entropy alone", controlled,
+        run.student_config, control,
+    )  # fmt: skip
+    page = path.report("4/4 report", root, command=command_line(PROG, arguments))
     minutes = (time.monotonic() - started) / 60
+    another = f"--cache_dir {cache} --output_dir {root / 'student-t2'} --temperature 2"
+    own = "--teacher_model NAME --dataset_name NAME_OR_FILE"
     print(
         f"""
 report    {page}
@@ -79,12 +88,12 @@ student   {student / "model"}   (AutoModelForCausalLM.from_pretrained, vLLM)
 cache     {cache}   ({command_name("pipeline.cache")} inspect {cache})
 in        {minutes:.1f} minutes; the same command again redoes nothing
 
-next      another student from the same cache:  make train-student ARGS="--cache_dir {cache} \\
-              --output_dir {root / "student-t2"} --temperature 2 --alpha 0.5"
-          your own teacher and corpus:          make cache-teacher \\
-              CONFIG=stages/configs/sample-teacher.yaml ARGS="--teacher_model NAME \\
-              --dataset_name NAME_OR_FILE --cache_dir FOLDER_OR_URL"
-          what a run would take:                add --dry-run to ARGS"""
+next      another student from the same cache:
+              {target_name("train-student", another)}
+          your own teacher and corpus, looked at first:
+              {target_name("preview", own)}
+              {target_name("cache-teacher", f"{own} --cache_dir FOLDER_OR_URL")}
+          what a run would take:  add --dry-run"""
     )
     if quarantined:
         raise _StageFailed("the cache lacks the rows that stage one has listed above", quarantined)
@@ -101,20 +110,60 @@ def trainer(nproc: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _stage(title: str, command: list[str], *, also: int = 0) -> int:
-    """Run one stage as its own process, as a cluster would; stop where it fails.
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """The parts of the run, each passed over where it is done and untouched since."""
 
-    Returns:
-        0, or the exit code that `also` allows.
-    """
-    print(f"== {title}", flush=True)
-    result = subprocess.run(command, check=False)
-    if result.returncode not in (0, also):
-        # The stage has said what was wrong; its exit code is ours.
-        raise _StageFailed(
-            f"{command[2]} ended with exit code {result.returncode}", result.returncode
-        )
-    return result.returncode
+    steps: Steps
+
+    def stage(
+        self,
+        title: str,
+        command: Sequence[str],
+        config: str,
+        output: Path,
+        *,
+        before: Sequence[str] = (),
+        also: int = 0,
+    ) -> int:
+        """Run one stage as its own process, as a cluster would; stop where it fails.
+
+        Args:
+            title: of the part.
+            command: that does it.
+            config: file that it reads.
+            output: folder that it writes.
+            before: a command that must succeed first.
+            also: an exit code that is no failure; the part is not done then.
+
+        Returns:
+            0, or `also`.
+        """
+        step = Step(output.name, command, output, config)
+        if self.steps.is_done(step):
+            print(f"== {title}: done", flush=True)
+            return 0
+        print(f"== {title}", flush=True)
+        code = 0
+        for part in filter(None, (before, command)):
+            code = subprocess.run(part, check=False).returncode
+            if code not in (0, also):
+                # The stage has said what was wrong; its exit code is ours.
+                raise _StageFailed(f"{part[2]} ended with exit code {code}", code)
+        if code == 0:
+            self.steps.record(step)
+        return code
+
+    def report(self, title: str, root: Path, *, command: str) -> Path:
+        """Write the report, or print what it says; return the page's path."""
+        step = Step("report", [command], root / "report")
+        if self.steps.is_done(step):
+            print(f"== {title}: done", flush=True)
+            return print_report(root)
+        print(f"== {title}", flush=True)
+        page = write_run_report(root, command=command)
+        self.steps.record(step)
+        return page
 
 
 class _StageFailed(DistillError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import option, parse_command
 from pipeline.errors import StoreError, run_command
+from pipeline.program import command_name
 from stages.defaults import TEACHER_DEFAULT, report_teacher_default
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreviewRun", "main", "preview_of", "print_preview"]
 
-PROG = "python -m stages.preview"
+PROG = command_name("stages.preview")
 _ROWS = "0:3"
 _SAMPLE_ROWS = 1000
 _SHOWN_TOKENS = 800

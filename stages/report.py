@@ -14,7 +14,14 @@ from pipeline.program import command_name
 if TYPE_CHECKING:
     from pipeline.report import Report
 
-__all__ = ["ReportRun", "main", "write_run_report", "write_single_report", "write_sweep_report"]
+__all__ = [
+    "ReportRun",
+    "main",
+    "print_report",
+    "write_run_report",
+    "write_single_report",
+    "write_sweep_report",
+]
 
 PROG = command_name("stages.report")
 _ERRORS = "Standard errors are over held-out sequences; differences are paired by sequence."
@@ -202,6 +209,14 @@ def write_sweep_report(root: Path) -> Path:
         ],
     )
     return _write(report, root)
+
+
+def print_report(root: Path) -> Path:
+    """Print the table of a report that is there; return the page's path."""
+    from pipeline.report import read_report, terminal_table
+
+    print("\n" + terminal_table(read_report(root / "report" / "report.json")))
+    return root / "report" / "report.html"
 
 
 def _write(report: Report, root: Path) -> Path:

@@ -17,10 +17,22 @@ from pathlib import Path
 from pipeline.config import fingerprint
 from pipeline.program import packaged_file
 
-__all__ = ["Steps"]
+__all__ = ["Step", "Steps"]
 
 _FILE = "steps.json"
 _PROGRAM = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: what does it, what it reads beside the steps before it, and what it writes."""
+
+    name: str
+    command: Sequence[str]
+    output: Path
+    """A folder."""
+    config: str = ""
+    """A file; empty: none."""
 
 
 @dataclass
@@ -41,48 +53,35 @@ class Steps:
             self._known = {}
         self._before = _program()
 
-    def is_done(
-        self, name: str, command: Sequence[str], *, configs: Sequence[str], outputs: Sequence[Path]
-    ) -> bool:
-        """Return whether a step was recorded and nothing about it has changed.
-
-        Args:
-            name: of the step.
-            command: that does it.
-            configs: files that the command reads.
-            outputs: folders that it writes.
-        """
-        digest = self._digest(command, configs, outputs)
-        done = digest is not None and self._known.get(name) == digest
+    def is_done(self, step: Step) -> bool:
+        """Return whether a step was recorded and nothing about it has changed."""
+        digest = self._digest(step)
+        done = digest is not None and self._known.get(step.name) == digest
         if done:
             self._before = digest or ""
         return done
 
-    def record(
-        self, name: str, command: Sequence[str], *, configs: Sequence[str], outputs: Sequence[Path]
-    ) -> None:
-        """Note that a step has been done; the arguments are those of `is_done`."""
-        digest = self._digest(command, configs, outputs)
+    def record(self, step: Step) -> None:
+        """Note that a step has been done."""
+        digest = self._digest(step)
         if digest is None:
             return
-        self._before = self._known[name] = digest
+        self._before = self._known[step.name] = digest
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{_FILE}.partial"
         partial.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
         partial.replace(self.folder / _FILE)
 
-    def _digest(
-        self, command: Sequence[str], configs: Sequence[str], outputs: Sequence[Path]
-    ) -> str | None:
+    def _digest(self, step: Step) -> str | None:
         """Return a digest of all that decides the step and that it left; None where that lacks."""
-        if not all(folder.is_dir() for folder in outputs):
+        if not step.output.is_dir():
             return None
         try:
-            read = [packaged_file(config).read_text(encoding="utf-8") for config in configs]
+            read = packaged_file(step.config).read_text(encoding="utf-8") if step.config else ""
         except (OSError, UnicodeDecodeError):
             return None
-        left = [sorted(_files(folder)) for folder in outputs]
-        return fingerprint([self._before, list(command), read, left])
+        left = sorted(_files(step.output))
+        return fingerprint([self._before, list(step.command), read, left])
 
 
 def _program() -> str:

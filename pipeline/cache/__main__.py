@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cache.tools.commands import PROG, HelpShown, parse, usage
 from pipeline.errors import CacheError, ConfigError, run_command
+from pipeline.program import command_name
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def _read_ids(file: str) -> frozenset[str]:
 
 
 def _command(options: argparse.Namespace) -> str:
-    return shlex.join(["python", "-m", "pipeline.cache", *options.given])
+    return shlex.join([*command_name("pipeline.cache").split(), *options.given])
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from pipeline.cache.layout.names import MANIFEST, SPLITS, tokenizer_name
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.layout.schema import column_names, read_footer, read_spec, table_to_rows
 from pipeline.errors import CacheError, StoreError
+from pipeline.program import command_name
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.storage import Store
 
@@ -47,7 +48,8 @@ class ShardDamaged(CacheError):
         self.reason = reason
         super().__init__(
             f"{url}: shard damaged: {reason}",
-            do="run python -m pipeline.cache repair on this cache; it writes only this shard again",
+            do=f"run {command_name('pipeline.cache')} repair on this cache; it writes only this "
+            "shard again",
         )
 
 

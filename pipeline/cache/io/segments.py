@@ -14,6 +14,7 @@ from pipeline.cache.layout.manifest import Manifest, Segment
 from pipeline.cache.layout.names import SEGMENT_SHARDS
 from pipeline.cache.layout.records import LENGTHS, LIGHT, SEGMENT_SCHEMA, ShardRecord, records_of
 from pipeline.errors import CacheError
+from pipeline.program import command_name
 from pipeline.storage import Store
 
 __all__ = ["RecordReader", "iter_records", "segment_columns"]
@@ -144,5 +145,6 @@ def _compare(store: Store, segment: Segment, table: pa.Table) -> None:
 def _damaged(store: Store, segment: Segment, reason: str) -> CacheError:
     return CacheError(
         f"{store.full_url(segment.path)}: records missing or damaged: {reason}",
-        do=f"run python -m pipeline.cache repair {store.url}; it writes them again from the shards",
+        do=f"run {command_name('pipeline.cache')} repair {store.url}; it writes them again from "
+        "the shards",
     )

@@ -8,10 +8,11 @@ from typing import NoReturn
 
 from pipeline.cache.layout.names import CHECKS, SPLITS, parse_shard
 from pipeline.errors import ConfigError
+from pipeline.program import command_name
 
 __all__ = ["PROG", "HelpShown", "parse", "usage"]
 
-PROG = "python -m pipeline.cache"
+PROG = command_name("pipeline.cache")
 _URL = "a folder, or any address fsspec opens, such as s3://bucket/cache"
 _EXAMPLES = {
     "inspect": ("inspect runs/default/cache", "inspect s3://bucket/cache --json"),

@@ -20,6 +20,7 @@ from pipeline.cache.layout.names import MANIFEST, PLAN, RECORDS, SPLITS, shard_n
 from pipeline.cache.layout.recorded import Recorded
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError, ConfigError
+from pipeline.program import command_name
 from pipeline.storage import Store
 from pipeline.storage.parallel import in_threads
 
@@ -44,7 +45,9 @@ def check_order(sources: Sequence[str], target: str, command: str) -> None:
     if not empty or not _holds_cache(Store(target)):
         return
     kept = [url for url in sources if url not in empty]
-    swapped = shlex.join(["python", "-m", "pipeline.cache", command, *kept, target, empty[0]])
+    swapped = shlex.join(
+        [*command_name("pipeline.cache").split(), command, *kept, target, empty[0]]
+    )
     raise ConfigError(
         f"{command}: {empty[0]} holds no cache, and {target}, which stands last, holds one",
         expected="the sources first, and the target, a new folder, last",

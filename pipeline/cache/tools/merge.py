@@ -24,6 +24,7 @@ from pipeline.cache.tools.derive import check_apart, fill, finish, reserve_folde
 from pipeline.cache.tools.merge_partial import merge_parts
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
+from pipeline.program import command_name
 from pipeline.storage import Store
 
 __all__ = ["merge_caches"]
@@ -162,7 +163,7 @@ def _append(
         except CacheError as error:
             raise CacheError(
                 f"{store.full_url(record.path)}: shard damaged: {error.found}",
-                do=f"run python -m pipeline.cache repair {store.url} first",
+                do=f"run {command_name('pipeline.cache')} repair {store.url} first",
             ) from None
         return record.moved(item.split, item.index), data
 

@@ -40,6 +40,7 @@ from pipeline.cache.layout.quarantine import quarantine_name
 from pipeline.cache.tools.checking.coverage import Finding, response_findings
 from pipeline.cache.tools.checking.rebuild import rebuild_segment
 from pipeline.errors import CacheError, Interrupted
+from pipeline.program import module_name
 from pipeline.storage import Store
 
 __all__ = ["RepairPlan", "plan_repair", "repair_cache", "restore_manifest", "run_stage_one"]
@@ -251,7 +252,7 @@ def _open_derived(
 
 def run_stage_one(arguments: Sequence[str]) -> int:
     """Run stage one as a separate process; SIGTERM is passed on to it."""
-    command = [sys.executable, "-m", "stages.cache_teacher", *arguments]
+    command = [sys.executable, "-m", module_name("stages.cache_teacher"), *arguments]
     with subprocess.Popen(command) as process, _forwarding(process):
         return process.wait()
 

@@ -23,6 +23,7 @@ from pipeline.cache.tools.checking.sample_ids import SampleIds
 from pipeline.cache.tools.derive import check_apart, fill, finish, reserve_folder
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
+from pipeline.program import command_name
 from pipeline.storage import Store
 
 __all__ = ["SliceSpec", "slice_cache"]
@@ -305,5 +306,5 @@ def _bytes(cache: Cache, record: ShardRecord) -> bytes:
     except CacheError as error:
         raise CacheError(
             f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
-            do=f"run python -m pipeline.cache repair {cache.store.url} first",
+            do=f"run {command_name('pipeline.cache')} repair {cache.store.url} first",
         ) from None

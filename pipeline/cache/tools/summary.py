@@ -12,6 +12,7 @@ from pipeline.cache.layout.manifest import Totals
 from pipeline.cache.layout.names import MANIFEST, SPLITS
 from pipeline.cache.layout.quarantine import QUARANTINE
 from pipeline.errors import CacheError
+from pipeline.program import command_name
 from pipeline.storage import Store
 
 __all__ = ["summarize", "summary_lines"]
@@ -28,7 +29,7 @@ def summarize(store: Store) -> dict[str, Any]:
         names = " and ".join(name for name, _ in inventory.damaged)
         raise CacheError(
             f"{store.url}: {names} missing or damaged",
-            do=f"python -m pipeline.cache verify {store.url} lists every damaged file",
+            do=f"{command_name('pipeline.cache')} verify {store.url} lists every damaged file",
         )
     identity, totals = inventory.identity, recorded_totals(store, inventory)
     return {

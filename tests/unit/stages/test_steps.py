@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.steps import Steps
+from stages.steps import Step, Steps
 
 
 def _write(path: Path, text: str) -> None:
@@ -24,12 +24,11 @@ def run(tmp_path: Path) -> Callable[..., list[str]]:
         steps = Steps(tmp_path / "run")
         for name in ("cache", "student"):
             output = tmp_path / "run" / name
-            about = {"configs": [str(tmp_path / f"{name}.yaml")], "outputs": [output]}
-            command = [name, option]
-            if not steps.is_done(name, command, **about):
+            step = Step(name, [name, option], output, str(tmp_path / f"{name}.yaml"))
+            if not steps.is_done(step):
                 _write(output / "weights", name)
                 ran.append(name)
-                steps.record(name, command, **about)
+                steps.record(step)
         return ran
 
     for name in ("cache", "student"):
