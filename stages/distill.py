@@ -12,6 +12,7 @@ from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import DistillError, RowsQuarantined, run_command
 from stages.report import write_run_report
+from stages.settings import StudentRun
 
 __all__ = ["DistillRun", "main", "trainer"]
 
@@ -38,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         examples=[f"{PROG}", f"{PROG} --run_dir runs/mine --student_config my-student.yaml"],
     ).settings
+    from pipeline.observe.trackers import check_trackers
+
+    student_run = parse_command(
+        StudentRun, ["--config", run.student_config], prog="stage two", description=""
+    ).settings
+    check_trackers(student_run.observe.report_to)  # before the teacher's work, not after it
     started = time.monotonic()
     root = Path(run.run_dir)
     cache, student, control = root / "cache", root / "student", root / "control"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     points = space.corners() if file.search else space.points()
     cache_url = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
     from pipeline.observe.logs import configure_logging
+    from pipeline.observe.trackers import check_trackers
     from pipeline.sweep.objective import unmeasured
     from pipeline.sweep.plan import Planner
 
@@ -75,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipeline.sweep.search import check_optuna
 
         check_optuna()
+    named = (point.settings.observe.report_to for point in points)  # type: ignore[attr-defined]
+    check_trackers(list(dict.fromkeys(itertools.chain(*named))))
     planner = Planner(cache_url, options.folder / "runs", nproc=options.nproc)
     mistakes = [*space.mistakes, *unmeasured(file.objective, points)]
     try:

@@ -9,7 +9,7 @@ from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_kept_mass
 from pipeline.cache.layout.card import responses_text
 from pipeline.cache.layout.inventory import Inventory, read_inventory, recorded_totals
 from pipeline.cache.layout.manifest import Totals
-from pipeline.cache.layout.names import MANIFEST, SPLITS
+from pipeline.cache.layout.names import MANIFEST, SPLITS, repair_advice
 from pipeline.cache.layout.quarantine import QUARANTINE
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -28,7 +28,7 @@ def summarize(store: Store) -> dict[str, Any]:
         names = " and ".join(name for name, _ in inventory.damaged)
         raise CacheError(
             f"{store.url}: {names} missing or damaged",
-            do=f"python -m pipeline.cache verify {store.url} lists every damaged file",
+            do=repair_advice(store.url),
         )
     identity, totals = inventory.identity, recorded_totals(store, inventory)
     return {

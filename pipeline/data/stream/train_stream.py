@@ -197,7 +197,8 @@ class TrainStream:
             raise CacheError(
                 f"every training shard is damaged, the last one {self.skipped_shards[-1].path}",
                 expected="some that are not",
-                do="run the cache-teacher command that made this cache again",
+                do="run python -m pipeline.cache repair on this cache; it writes again only "
+                "what is damaged",
             )
 
     def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Prefetcher[StepBatch]:
