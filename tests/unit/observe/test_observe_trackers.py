@@ -193,7 +193,7 @@ def test_a_tracker_that_accelerate_knows_but_is_not_installed(tmp_path: Path) ->
         open_sinks(settings, tmp_path)
     message = str(caught.value)
     assert "report_to: clearml was asked for, but is not installed" in message
-    assert f"{sys.executable} -m pip install clearml" in message
+    assert "python -m pip install clearml" in message
 
 
 def test_the_environment_to_install_into_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
