@@ -42,10 +42,18 @@ from pipeline.cache.tools.checking.rebuild import rebuild_segment
 from pipeline.errors import CacheError, Interrupted
 from pipeline.storage import Store
 
-__all__ = ["RepairPlan", "plan_repair", "repair_cache", "restore_manifest", "run_stage_one"]
+__all__ = [
+    "RepairPlan",
+    "is_interrupted",
+    "plan_repair",
+    "repair_cache",
+    "restore_manifest",
+    "run_stage_one",
+]
 
 _CONFIG = "_meta/config.yaml"
 _KEPT = "_meta/repair"
+_MANIFEST_KEPT = f"{_KEPT}/manifest.json"
 _KEPT_RESPONSES = "responses-"
 """Begins the names of the backups of responses."""
 _RESPONSES_LOST = "responses_quarantined"
@@ -82,13 +90,17 @@ class RepairPlan:
             yield "run stage one (stages.cache_teacher) with the cache's own configuration"
 
 
+def is_interrupted(store: Store) -> bool:
+    """Whether an interrupted repair has left its backup of the manifest in place of it."""
+    return not store.exists(MANIFEST) and store.exists(_MANIFEST_KEPT)
+
+
 def restore_manifest(store: Store) -> None:
     """Restore the manifest and the records that an interrupted repair backed up."""
-    copy = f"{_KEPT}/manifest.json"
-    if store.exists(MANIFEST) or not store.exists(copy):
+    if not is_interrupted(store):
         return
     identity = read_inventory(store).identity
-    backup = store.read(copy)
+    backup = store.read(_MANIFEST_KEPT)
     try:
         same = identity in (None, json.loads(backup)["identity"])
     except (ValueError, KeyError, TypeError):
@@ -352,10 +364,9 @@ def _restore(store: Store) -> None:
     for file in store.list(_KEPT):
         if parse_segment(file) is not None:
             store.write(f"{RECORDS}/{file}", store.read(f"{_KEPT}/{file}"))
-    copy = f"{_KEPT}/manifest.json"
-    if store.exists(MANIFEST) or not store.exists(copy):
+    if not is_interrupted(store):
         return
-    store.create(MANIFEST, store.read(copy))
+    store.create(MANIFEST, store.read(_MANIFEST_KEPT))
     listed = {segment.path for segment in read_manifest(store).segments}
     named = [item for item in map(parse_segment, store.list(RECORDS)) if item is not None]
     # What `reopen` wrote in their place, and what stage one has recorded since.
