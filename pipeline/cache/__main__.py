@@ -117,12 +117,8 @@ def _findings(store: Store, *, check: str, workers: int | None) -> tuple[list[Fi
 
 
 def _repair(options: argparse.Namespace) -> int:
-    from pipeline.cache.tools.repair import (
-        is_interrupted,
-        plan_repair,
-        repair_cache,
-        restore_manifest,
-    )
+    from pipeline.cache.tools.repair import plan_repair, repair_cache
+    from pipeline.cache.tools.repair_backup import is_interrupted, restore_manifest
     from pipeline.storage import Store
     from pipeline.storage.parallel import default_workers
 

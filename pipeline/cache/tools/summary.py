@@ -128,13 +128,16 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
             f"listed in {QUARANTINE}; cache-teacher --retry-quarantined tries them again"
         )
     for split, s in facts["splits"].items():
-        yield (
+        counts = (
             f"{split:<12} {s['shards']} shards, {s['sequences']} sequences, "
-            f"{s['tokens']} tokens, {s['loss_tokens']} supervised, "
+            f"{s['tokens']} tokens, {s['loss_tokens']} supervised"
+        )
+        means = (
             f"{s['bytes_per_loss_token']:.1f} {BYTES_PER_TOKEN}, "
             f"{s['entries_per_position']:.1f} entries/position, "
             f"kept mass {format_kept_mass(s['kept_mass'])}, entropy {s['entropy_nats']:.3f} nats"
         )
+        yield f"{counts}, {means}" if s["loss_tokens"] else counts
 
 
 def _parts(values: Mapping[str, Any], under: str = "") -> Iterator[str]:

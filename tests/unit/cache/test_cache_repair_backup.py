@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cache.__main__ import main
 from pipeline.cache.layout.names import record_name
-from pipeline.cache.tools import repair
+from pipeline.cache.tools import repair, repair_backup
 from pipeline.cache.tools.repair import plan_repair, repair_cache
 from pipeline.cache.tools.verify import verify_cache
 from pipeline.storage import Store
@@ -33,7 +33,7 @@ def test_a_second_repair_keeps_the_first_ones_backup(
 
     # A killed process restores nothing.
     with monkeypatch.context() as patch:
-        patch.setattr(repair, "_put_back", lambda _store, _removed: None)
+        patch.setattr(repair, "put_back", lambda _store, _removed: None)
         with pytest.raises(SystemExit):
             repair_cache(store, plan_repair(store, verify_cache(store)), killed)
     assert store.read("README.md") == b"the repair's own card"
@@ -51,7 +51,7 @@ def test_a_second_repair_keeps_the_first_ones_backup(
     assert main(["repair", str(tmp_path), "--dry-run"]) == 0
     assert "restore the manifest and records that an interrupted repair" in capsys.readouterr().out
     assert digests(tmp_path) == before
-    repair.restore_manifest(store)
+    repair_backup.restore_manifest(store)
     repair_cache(store, plan_repair(store, verify_cache(store)), finished)
     assert store.read("README.md") == card
     assert verify_cache(store) == []

@@ -157,6 +157,14 @@ def test_a_mean_over_no_position_is_a_dash() -> None:
     assert lines["tokens"] == "3"
 
 
+def test_no_mean_is_told_of_a_split_without_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    url = str(GOLDEN / "cache-v1-threshold")
+    assert main(["inspect", url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "heldout      1 shards, 1 sequences, 3 tokens, 0 supervised"
+    assert "| heldout | 1 | 1 | 3 | 0 | — | — |" in card_text(open_cache(url).manifest, "c")
+
+
 def test_one_number_of_bytes_a_token_everywhere(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
