@@ -261,3 +261,7 @@ bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep wit
 .PHONY: bench-scale
 bench-scale: setup-dev ## Measure what must hold at scale, each figure beside its limit (ARGS="--sections threads")
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.scale $(ARGS)
+
+.PHONY: bench-first-run
+bench-first-run: setup-dev ## Measure first contact: README's own-data commands, a second make distill, three seeds of the default
+	@$(STUDENT) -m tests.bench.first_run $(ARGS)

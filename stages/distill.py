@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.api.settings import StudentRun
 from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import DistillError, RowsQuarantined, run_command
@@ -41,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         examples=[f"{PROG}", f"{PROG} --run_dir runs/mine --student_config my-student.yaml"],
     ).settings
+    from pipeline.observe.trackers import check_trackers
+
+    student_run = parse_command(
+        StudentRun, ["--config", run.student_config], prog="stage two", description=""
+    ).settings
+    check_trackers(student_run.observe.report_to)  # before the teacher's work, not after it
     started = time.monotonic()
     root = Path(run.run_dir)
     cache, student, control = root / "cache", root / "student", root / "control"

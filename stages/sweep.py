@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     points = space.corners() if file.search else space.points()
     cache_url = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
     from pipeline.observe.logs import configure_logging
+    from pipeline.observe.trackers import check_trackers
     from pipeline.sweeps.objective import unmeasured
     from pipeline.sweeps.plan import Planner
 
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipeline.sweeps.search import check_optuna
 
         check_optuna()
+    named = (point.settings.observe.report_to for point in points)  # type: ignore[attr-defined]
+    check_trackers(list(dict.fromkeys(itertools.chain(*named))))
     planner = Planner(cache_url, options.folder / "runs", nproc=options.nproc)
     mistakes = [*space.mistakes, *unmeasured(file.objective, points)]
     try:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cache.tools.commands import PROG, HelpShown, parse, usage
+from pipeline.cache.tools.commands import HelpShown, parse, usage
 from pipeline.errors import CacheError, ConfigError, run_command
 from pipeline.program import command_name
 from pipeline.progress import Progress
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 
+_EVERY_S = 10.0
+
+
 def _progress(description: str) -> Progress:
     """Show rows; what takes less than ten seconds leaves no line in a log, which has the result."""
     return Progress(
         unit="rows",
         description=description,
-        every_s=10.0,
+        every_s=_EVERY_S,
         summary=False,
         emit=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -58,6 +61,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from pipeline.cache.layout.names import repair_advice
     from pipeline.storage import Store
 
     store = Store(options.url)
@@ -73,7 +77,7 @@ def _verify(options: argparse.Namespace) -> int:
         raise CacheError(
             f"{options.url}: {len(findings)} files are damaged, "
             f"{max(0, shards - len(damaged))} shards are intact",
-            do=f"run {PROG} repair {options.url}; it writes only those again",
+            do=repair_advice(options.url),
         )
     if not options.json:
         print(f"{options.url}: {shards} shards intact ({_CHECKS[options.check]})")
@@ -114,23 +118,36 @@ def _findings(store: Store, *, check: str, workers: int | None) -> tuple[list[Fi
 
 
 def _repair(options: argparse.Namespace) -> int:
-    from pipeline.cache.tools.repair import plan_repair, repair_cache, restore_manifest
+    from pipeline.cache.tools.repair import plan_repair, repair_cache
+    from pipeline.cache.tools.repair_backup import is_interrupted, restore_manifest
     from pipeline.storage import Store
     from pipeline.storage.parallel import default_workers
 
     store = Store(options.url)
     workers = options.workers or default_workers()
+    if options.dry_run and is_interrupted(store):
+        print(
+            f"{options.url}: restore the manifest and records that an interrupted repair backed "
+            "up, then go on with it"
+        )
+        return 0
     restore_manifest(store)
     named = [] if options.shards is None else _planned(store, options.shards)
     findings: list[Finding] = []
+    whole = 0
     if options.shards is None:
-        findings, _ = _findings(store, check=options.check, workers=workers)
+        findings, whole = _findings(store, check=options.check, workers=workers)
     for finding in findings:
         print(f"{store.full_url(finding.name)}: {finding.reason}")
     plan = plan_repair(store, findings, named)
     if options.dry_run:
         for line in plan.lines():
             print(line)
+        if not findings and not named:
+            print(
+                f"{options.url}: {whole} shards intact ({_CHECKS[options.check]}); "
+                "there is nothing to repair"
+            )
         return 0
     sys.stdout.flush()
     answered = repair_cache(store, plan, workers=workers)

@@ -82,7 +82,7 @@ def parse_command(
         name: place
         for place, other in (elsewhere or {}).items()
         for full in names_of(list(leaves(other)))
-        for name in (full, full.rsplit(".", 1)[-1])
+        for name in (full, full.rsplit(".", 1)[-1], full.split(".", 1)[0])
     }
     files, values, active = _read_flags(argv, by_name, switches, others, mistakes)
     data: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def parse_command(
     try:
         settings = model.model_validate(data)
     except ValidationError as error:
-        mistakes.extend(describe_errors(error, all_leaves))
+        mistakes.extend(describe_errors(error, all_leaves, others))
         settings = None
     if mistakes or settings is None:
         raise ConfigError(mistakes=mistakes)

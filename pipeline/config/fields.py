@@ -97,18 +97,41 @@ def suggestion(name: str, known: Sequence[str], *, before: str = "") -> str:
         known: what could be meant.
         before: stands before each name, as `--`.
     """
-    wanted = usual_name(name)
-    same = [item for item in known if item.rsplit(".", 1)[-1].lower() == wanted]
-    dotted = [item for item in same if "." in item]
-    if len(dotted) > 1:
-        return f"; did you mean {' or '.join(before + item for item in dotted)}?"
-    by_key = {item.lower(): item for item in known}
+    section, _, last = name.rpartition(".")
+    wanted = usual_name(last)
+    lasts = _by_last_part(known)
+    if section:  # the same section first: `train.lr` is no misspelt `train`
+        inside = [item for item in known if item.startswith(f"{section}.")]
+        near = _near(wanted, list(_by_last_part(inside)))
+        found = _by_last_part(inside)[near] if near else []
+        found = found or ([] if inside else _whole(name, known))
+        found = found or lasts.get(_near(wanted, list(lasts)), [])
+    else:
+        found = lasts.get(wanted) or lasts.get(_near(wanted, list(lasts)), [])
+    return f"; did you mean {' or '.join(before + item for item in found)}?" if found else ""
+
+
+def _by_last_part(known: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names by their last part in lower case; a short name hides the dotted ones."""
+    parts: dict[str, list[str]] = {}
     for item in known:
-        by_key.setdefault(item.rsplit(".", 1)[-1].lower(), item)
-    close = difflib.get_close_matches(wanted, list(by_key), n=1, cutoff=0.6)
-    if not close and "." in wanted:
-        close = difflib.get_close_matches(wanted.rsplit(".", 1)[-1], list(by_key), n=1, cutoff=0.6)
-    return f"; did you mean {before}{by_key[close[0]]}?" if close else ""
+        parts.setdefault(item.rsplit(".", 1)[-1].lower(), []).append(item)
+    return {
+        last: [item for item in items if "." not in item][:1] or items
+        for last, items in parts.items()
+    }
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    """Return the nearest of some names, or an empty string."""
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), "")
+
+
+def _whole(name: str, known: Sequence[str]) -> list[str]:
+    """Return the nearest name of all, its section included: `teachr.model`, `trian.lr`."""
+    by_key = {item.lower(): item for item in known}
+    near = _near(name.lower(), list(by_key))
+    return [by_key[near]] if near and "." in near else []
 
 
 def usual_name(name: str) -> str:
@@ -136,7 +159,11 @@ _HABITS = {
     "out": "output_dir", "cache": "cache_dir", "temp": "temperature", "k": "top_k",
     "logits_top_k": "top_k", "system": "system_prompt", "tp": "tensor_parallel_size",
     "tensor_parallel": "tensor_parallel_size", "deepspeed": "zero_stage", "zero": "zero_stage",
-    "lora_r": "rank", "lora_rank": "rank", "fp16": "bf16",
+    "lora_r": "rank", "lora_rank": "rank", "fp16": "bf16", "kd_ratio": "alpha",
+    "kd_weight": "alpha", "kl_weight": "alpha", "distill_weight": "alpha", "ce_weight": "alpha",
+    "lambda": "alpha", "save_every": "save_steps", "eval_every": "eval_steps",
+    "evaluation_steps": "eval_steps", "log_every": "logging_steps", "log_steps": "logging_steps",
+    "subset": "dataset_config", "config_name": "dataset_config",
 }  # fmt: skip
 """Names of other trainers and of haste, to ours."""
 

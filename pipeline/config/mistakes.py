@@ -29,18 +29,30 @@ def validated(model: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
         raise ConfigError(mistakes=describe_errors(error, list(leaves(model)))) from None
 
 
-def describe_errors(error: ValidationError, all_leaves: list[Leaf]) -> list[str]:
-    """Return one line per mistake, without pydantic's terms."""
+def describe_errors(
+    error: ValidationError, all_leaves: list[Leaf], others: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return one line per mistake, without pydantic's terms.
+
+    Args:
+        error: pydantic's.
+        all_leaves: of the settings.
+        others: names and sections of other commands' fields, with the command.
+    """
     known = [leaf.dotted for leaf in all_leaves] + [leaf.flag for leaf in all_leaves if leaf.flag]
     sections = sorted({".".join(leaf.path[:n]) for leaf in all_leaves for n in range(1, 9)})
     lines: dict[str, None] = {}
     for detail in error.errors():
-        lines.setdefault(_line(detail, all_leaves, known, sections))
+        lines.setdefault(_line(detail, all_leaves, known, sections, others or {}))
     return list(lines)
 
 
 def _line(
-    detail: ErrorDetails, all_leaves: list[Leaf], known: list[str], sections: list[str]
+    detail: ErrorDetails,
+    all_leaves: list[Leaf],
+    known: list[str],
+    sections: list[str],
+    others: Mapping[str, str],
 ) -> str:
     location = [str(part) for part in detail["loc"]]
     leaf = next(
@@ -52,6 +64,9 @@ def _line(
     match detail["type"]:
         case "extra_forbidden":
             name = ".".join(location)
+            place = others.get(name) or (location[0] not in sections and others.get(location[0]))
+            if place:
+                return f"{name}: unknown field here; it belongs to {place}"
             return f"{name}: unknown field{suggestion(name, known + sections)}"
         case "missing":
             return f"{name}: required, but not given"

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
 
-__all__ = ["check_accelerate_tracker", "open_accelerate_tracker", "registered_trackers"]
+__all__ = [
+    "check_accelerate_tracker",
+    "install_advice",
+    "open_accelerate_tracker",
+    "registered_trackers",
+]
 
 _RUN_NAMED = {"clearml": "task_name", "swanlab": "experiment_name"}
 """What the class calls the run's name, where it takes one; the project's is the first argument."""
+
+
+def install_advice(package: str) -> str:
+    """Return the command that installs a package where this process would look for it."""
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return f"run `{python} -m pip install {package}`"
 
 
 def registered_trackers() -> list[str]:
@@ -38,7 +52,7 @@ def check_accelerate_tracker(name: str) -> None:
         raise ConfigError(
             f"report_to: {name} was asked for, but is not installed",
             expected="the tracker's package",
-            do=f"run `pip install {name.replace('_', '-')}`, or leave {name} out of report_to",
+            do=f"{install_advice(name.replace('_', '-'))}, or leave {name} out of report_to",
         )
 
 
@@ -68,7 +82,7 @@ def _tracking() -> Any:
         raise ConfigError(
             "report_to: accelerate is not installed",
             expected="it, for all trackers but tensorboard, wandb, trackio and mlflow",
-            do="run `pip install accelerate`, or leave the tracker out of report_to",
+            do=f"{install_advice('accelerate')}, or leave the tracker out of report_to",
         ) from None
     # Its own logger asks for accelerate's process state as well.
     if not isinstance(tracking.logger, _Logger):

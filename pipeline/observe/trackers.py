@@ -6,7 +6,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.observe.accelerate_trackers import (
     check_accelerate_tracker,
+    install_advice,
     open_accelerate_tracker,
 )
 from pipeline.observe.settings import ObserveSettings
 
-__all__ = ["TrackerSink", "check_tracker", "open_tracker"]
+__all__ = ["TrackerSink", "check_tracker", "check_trackers", "open_tracker"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +74,22 @@ def open_tracker(
         return None
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Reject trackers that cannot be imported here, all at once, before anything else is begun.
+
+    Raises:
+        ConfigError: with what is missing, and how to install it.
+    """
+    mistakes: list[str] = []
+    for name in names:
+        try:
+            check_tracker(name)
+        except ConfigError as error:
+            mistakes.append(str(error).rstrip("."))
+    if mistakes:
+        raise ConfigError(mistakes=mistakes)
+
+
 def check_tracker(name: str) -> None:
     """Reject a tracker that nobody knows, or whose package is missing.
 
@@ -89,7 +106,7 @@ def check_tracker(name: str) -> None:
         raise ConfigError(
             f"report_to: {name} was asked for, but {error.name or module} is not installed",
             expected="the tracker's package",
-            do=f"run `pip install {install}`, or leave {name} out of report_to",
+            do=f"{install_advice(install)}, or leave {name} out of report_to",
         ) from None
 
 

@@ -275,6 +275,29 @@ def test_stage_two_stops_on_an_incomplete_cache(
     assert digests(volume) == before
 
 
+def test_each_call_checks_the_cache_again(api: ApiStub, call: Any) -> None:
+    """A check of an earlier call says nothing of a cache that has changed since."""
+    answers = iter(
+        [
+            ("Complete", "cache /fsx/cache: complete, 3 shards, identity 0123456789ab\n"),
+            ("Failed", "error: /fsx/cache: the cache is incomplete.\n"),
+        ]
+    )
+
+    def check(stub: ApiStub, job: Object) -> None:
+        kind, log = next(answers)
+        stub.add_pod(job, log=log, phase="Succeeded" if kind == "Complete" else "Failed")
+        stub.end_job(job, kind, completed=kind == "Complete")
+
+    api.scripts |= {"Job": check, "PyTorchJob": _ends("Failed")}
+    code, out, _ = call(*STUDENT, "--run", "exp1", *MODEL)
+    assert (code, "complete, 3 shards" in out) == (1, True)  # and the training fails
+    code, _, err = call(*STUDENT, "--run", "exp1", *MODEL)
+    assert code == 3
+    assert "the cache is incomplete" in _one_error(err)
+    assert sum(name.startswith("Job/") for name in api.created) == 2
+
+
 def test_stage_two_stops_on_another_identity(
     api: ApiStub, call: Any, volume: Path, tmp_path: Path
 ) -> None:

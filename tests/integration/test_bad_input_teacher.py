@@ -166,7 +166,7 @@ def test_a_dataset_that_cannot_be_reached(refused: Callable[..., str], tmp_path:
 def test_too_little_memory_and_disk(refused: Callable[..., str]) -> None:
     message = refused(code=4, hook=("little_memory", 1 << 29))
     assert "the plan needs about" in message
-    assert "0.50 GiB are free" in message
+    assert "512 MiB are free" in message
     assert "use a smaller teacher" in message
     message = refused(code=4, hook=("little_disk", 1000))
     assert "are free at" in message

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pipeline.amounts import BYTES_PER_TOKEN
 from pipeline.cache.io.reader import open_cache
 from tests.conftest import Stage, Tiny, digests
+
+SIZE = r"[\d.]+ (?:bytes|[KMGT]iB)"
 
 
 def _plan(text: str) -> dict[str, str]:
@@ -24,8 +27,8 @@ def test_stage_one(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -
     assert plan["samples"] == f"{train + heldout} ({train} train, {heldout} held out)"
     assert plan["tokens"].startswith(f"{tokens}, {loss_tokens} supervised; ")
     assert plan["shards"].startswith(f"{len(shards)}, 0 of them done, at {tmp_path / 'cache'}")
-    assert re.fullmatch(r"about \d+\.\d\d GiB", plan["cache"])
-    assert re.fullmatch(r"about \d+\.\d\d GiB, \d+\.\d\d GiB free", plan["memory"])
+    assert re.fullmatch(rf"about {SIZE}, \d+\.\d {BYTES_PER_TOKEN}", plan["cache"])
+    assert re.fullmatch(rf"about {SIZE}, {SIZE} free", plan["memory"])
     assert re.fullmatch(r"about \d+ s at \d+ tokens/s \(timing run\)", plan["time"])
     assert str(tiny.teacher) in plan["teacher"]
     assert re.fullmatch(r"transformers [\d.]+, float32 on cpu", plan["engine"])
@@ -66,8 +69,8 @@ def test_stage_two(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -
     assert plan["samples"] == f"{rows}, {tokens} tokens an epoch"
     assert plan["steps"] == "12 of 2 packs"
     assert re.fullmatch(r"\d+\.\d % of the capacity used", plan["packing"])
-    assert re.fullmatch(r"about \d+\.\d\d GiB, \d+\.\d\d GiB free", plan["memory"])
-    assert re.fullmatch(rf"about \d+\.\d\d GiB at {tmp_path / 'student'}", plan["disk"])
+    assert re.fullmatch(rf"about {SIZE}, {SIZE} free", plan["memory"])
+    assert re.fullmatch(rf"about {SIZE} at {tmp_path / 'student'}", plan["disk"])
     assert re.fullmatch(r"about \d+\.\d min at \d+ GFLOP/s \(calibrated\)", plan["time"])
     assert not (tmp_path / "student").exists()
     assert digests(tiny_cache) == before

@@ -55,11 +55,11 @@ def test_what_was_drawn_twice_is_not_merged(
     stage("cache_teacher", [*writing, "--cache_dir", other], hook=("other_draws",)).ok()
     parts = _parts(written, other, tmp_path)
     with pytest.raises(CacheError, match="made from different texts") as error:
-        main(["merge", str(tmp_path / "sum"), *map(str, parts)])
+        main(["merge", *map(str, parts), str(tmp_path / "sum")])
     assert "00000.parquet: other responses" in error.value.found
     assert not (tmp_path / "sum").exists()
     with pytest.raises(CacheError, match=r"manifest\.json: text "):
-        main(["merge", str(tmp_path / "sum"), str(written), str(other)])
+        main(["merge", str(written), str(other), str(tmp_path / "sum")])
 
 
 def test_parts_of_one_text_become_the_cache(
@@ -75,7 +75,7 @@ def test_parts_of_one_text_become_the_cache(
     shutil.rmtree(two / RESPONSES / "units")
     shutil.rmtree(two / "_meta/corpus")
     target = tmp_path / "sum"
-    assert main(["merge", str(target), str(one), str(two)]) == 0
+    assert main(["merge", str(one), str(two), str(target)]) == 0
     assert verify_cache(Store(str(target))) == []
     found, wanted = content_digests(target), content_digests(written)
     # Nobody knew the digest of the whole text.
@@ -96,7 +96,7 @@ def test_the_prepared_corpus_goes_along(
     one, two = _parts(tiny_cache, tiny_cache, tmp_path)
     shutil.rmtree(one / "_meta/corpus")
     target = tmp_path / "sum"
-    assert main(["merge", str(target), str(one), str(two)]) == 0
+    assert main(["merge", str(one), str(two), str(target)]) == 0
     (target / "_meta/manifest.json").unlink()
     stage("cache_teacher", [*tiny.stage_one, "--cache_dir", target], hook=ANOTHER_VERSION).ok()
     assert content_digests(target) == content_digests(tiny_cache)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.amounts import BYTES_PER_TOKEN
 from pipeline.cache.codec.targets import SparseTargets
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.cache.layout.names import MANIFEST
@@ -17,6 +18,7 @@ from pipeline.sampling.quantisation import rounding_log_bias
 from pipeline.teacher.capture.fit_tau import FITTED_TAU
 from tests.conftest import Stage, Tiny, digests
 
+SIZE = r"[\d.]+ (?:bytes|[KMGT]iB)"
 TAUS = ("--capture.tau", "0.08,0.04")
 SCHEMES = {
     "threshold": ("--capture.scheme", "threshold", *TAUS),
@@ -169,7 +171,7 @@ def test_dry_run(tiny: Tiny, stage: Stage, caches: dict[str, Path], tmp_path: Pa
     found = re.search(r"^entries +([\d.]+) a supervised token with capture.tau ", out.out, re.M)
     assert found is not None, out.out
     assert float(found[1]) == pytest.approx(12, rel=0.2)
-    assert re.search(r"^cache +about \d+\.\d\d GiB$", out.out, re.M)
+    assert re.search(rf"^cache +about {SIZE}, \d+\.\d {BYTES_PER_TOKEN}$", out.out, re.M)
     assert not folder.exists()
     before = digests(caches["threshold"])
     flags = [*tiny.stage_one, *SCHEMES["threshold"], "--cache_dir", caches["threshold"]]

@@ -19,11 +19,10 @@ from pipeline.cache.io.parquet import parquet_table
 from pipeline.cache.io.row_index import RowIndex, open_row_index
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.manifest import Manifest, read_manifest
-from pipeline.cache.layout.names import MANIFEST, SPLITS, tokenizer_name
+from pipeline.cache.layout.names import MANIFEST, SPLITS, repair_advice, tokenizer_name
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.layout.schema import column_names, read_footer, read_spec, table_to_rows
 from pipeline.errors import CacheError, StoreError
-from pipeline.program import command_name
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.storage import Store
 
@@ -43,14 +42,10 @@ _READS = 2
 class ShardDamaged(CacheError):
     """A shard that is missing, or whose bytes are not those of the manifest."""
 
-    def __init__(self, url: str, reason: str) -> None:
-        """Name the shard and what is wrong with it."""
+    def __init__(self, url: str, reason: str, *, cache_url: str) -> None:
+        """Name the shard, what is wrong with it, and the cache to repair."""
         self.reason = reason
-        super().__init__(
-            f"{url}: shard damaged: {reason}",
-            do=f"run {command_name('pipeline.cache')} repair on this cache; it writes only this "
-            "shard again",
-        )
+        super().__init__(f"{url}: shard damaged: {reason}", do=repair_advice(cache_url))
 
 
 class Cache:
@@ -151,7 +146,7 @@ class Cache:
             if checksum(files[name]) != wanted:
                 raise CacheError(
                     f"{self.store.full_url(tokenizer_name(name))}: missing or damaged",
-                    do="delete _meta/manifest.json and run cache-teacher again to write it again",
+                    do=repair_advice(self.store.url),
                 )
         return files
 
@@ -309,4 +304,4 @@ def _read(cache: Cache, record: ShardRecord) -> bytes:
 
 
 def _damaged(store: Store, record: ShardRecord, reason: str) -> ShardDamaged:
-    return ShardDamaged(store.full_url(record.path), reason)
+    return ShardDamaged(store.full_url(record.path), reason, cache_url=store.url)

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.manifest import Manifest, Segment
-from pipeline.cache.layout.names import SEGMENT_SHARDS
+from pipeline.cache.layout.names import SEGMENT_SHARDS, repair_advice
 from pipeline.cache.layout.records import LENGTHS, LIGHT, SEGMENT_SCHEMA, ShardRecord, records_of
 from pipeline.errors import CacheError
-from pipeline.program import command_name
 from pipeline.storage import Store
 
 __all__ = ["RecordReader", "iter_records", "segment_columns"]
@@ -145,6 +144,5 @@ def _compare(store: Store, segment: Segment, table: pa.Table) -> None:
 def _damaged(store: Store, segment: Segment, reason: str) -> CacheError:
     return CacheError(
         f"{store.full_url(segment.path)}: records missing or damaged: {reason}",
-        do=f"run {command_name('pipeline.cache')} repair {store.url}; it writes them again from "
-        "the shards",
+        do=repair_advice(store.url),
     )

@@ -134,8 +134,10 @@ def _listed(value: Any) -> list[Any]:
 
 def _split_line(manifest: Manifest, split: str) -> str:
     total = manifest.total(split)
-    each = bytes_per_token(total.bytes, total.loss_tokens)
+    means = "| — | — |"
+    if total.loss_tokens:
+        each = bytes_per_token(total.bytes, total.loss_tokens)
+        means = f"| {each:.1f} | {format_kept_mass(total.kept_mass)} |"
     return (
-        f"| {split} | {total.shards} | {total.rows} | {total.tokens} | {total.loss_tokens} "
-        f"| {each:.1f} | {format_kept_mass(total.kept_mass)} |"
+        f"| {split} | {total.shards} | {total.rows} | {total.tokens} | {total.loss_tokens} {means}"
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.cache.layout.names import MANIFEST, PLAN, RECORDS, SPLITS, SegmentName
+from pipeline.cache.layout.names import MANIFEST, PLAN, RECORDS, SPLITS, SegmentName, repair_advice
 from pipeline.cache.layout.recorded import Recorded, missing_text
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.layout.schema import FORMAT_VERSION
@@ -193,7 +193,7 @@ def read_manifest(store: Store) -> Manifest:
     if damaged or data.get("format") != "distill-cache":
         raise CacheError(
             f"{store.full_url(MANIFEST)}: damaged (its checksum does not match)",
-            do="delete it and run cache-teacher again: finished shards are kept and checked",
+            do=repair_advice(store.url),
         )
     if "segments" not in data:
         raise CacheError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "parse_segment",
     "parse_shard",
     "record_name",
+    "repair_advice",
     "response_name",
     "segment_name",
     "shard_label",
@@ -49,6 +51,13 @@ _NUMBER = r"(\d{5}|[1-9]\d{5,})"
 _SPLIT = "|".join(SPLITS)
 _SEGMENT = re.compile(rf"({_SPLIT})-{_NUMBER}(?:-{_NUMBER})?\.parquet")
 _LABEL = re.compile(rf"({_SPLIT})[-/]{_NUMBER}")
+
+
+def repair_advice(url: str) -> str:
+    """Return what to do about a damaged file of a complete cache, the same in every message."""
+    address = shlex.quote(url)
+    command = command_name("pipeline.cache")
+    return f"run {command} repair {address}; it writes again only what is damaged"
 
 
 def shard_name(split: str, index: int) -> str:

@@ -67,7 +67,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     tokens = [first, *map(_with_dashes, given[1:])]
     mistakes = list(_mistakes(tokens[1:], sub))
     try:
-        options, rest = parser.parse_known_args(tokens)
+        options, rest = parser.parse_known_args([first, *_addresses_last(tokens[1:], sub)])
         mistakes += [f"{token!r} is one address too many" for token in rest if token[:1] != "-"]
     except ConfigError as error:
         if not mistakes:
@@ -105,6 +105,25 @@ def _with_dashes(token: str) -> str:
     return f"{flag.replace('_', '-')}{equals}{value}" if token.startswith("--") else token
 
 
+def _addresses_last(tokens: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Return the flags with their values, then the addresses.
+
+    argparse does not take `merge A --workers 2 B C`: several addresses have to stand together.
+    """
+    flags: list[str] = []
+    addresses: list[str] = []
+    waiting = False
+    for place, token in enumerate(tokens):
+        if token == "--":
+            addresses += tokens[place + 1 :]
+            break
+        is_flag = token.startswith("-") and not _is_number(token)
+        (flags if is_flag or waiting else addresses).append(token)
+        action = parser._option_string_actions.get(token)
+        waiting = is_flag and action is not None and action.nargs != 0
+    return [*flags, *addresses]
+
+
 def _mistakes(tokens: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
     """Yield every unknown flag with the nearest known one, and every value that does not fit.
 
@@ -113,6 +132,8 @@ def _mistakes(tokens: Sequence[str], parser: argparse.ArgumentParser) -> Iterato
     known = parser._option_string_actions
     for place, token in enumerate(tokens):
         flag, equals, value = token.partition("=")
+        if token == "--":
+            return
         if not flag.startswith("-") or _is_number(flag):
             continue
         action = known.get(flag)

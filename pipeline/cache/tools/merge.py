@@ -17,14 +17,13 @@ from pipeline.cache.layout.inventory import (
     read_inventory,
 )
 from pipeline.cache.layout.manifest import describe_difference
-from pipeline.cache.layout.names import SPLITS
+from pipeline.cache.layout.names import SPLITS, repair_advice
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.tools.checking.sample_ids import Repeats, SampleIds
 from pipeline.cache.tools.derive import check_apart, fill, finish, reserve_folder
 from pipeline.cache.tools.merge_partial import merge_parts
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
-from pipeline.program import command_name
 from pipeline.storage import Store
 
 __all__ = ["merge_caches"]
@@ -63,7 +62,7 @@ def merge_caches(
     if unknown:
         raise CacheError(
             f"{', '.join(unknown)}: manifest and plan are damaged, so its content is unknown",
-            do="repair it first",
+            do=repair_advice(unknown[0]),
         )
     if len({inventory.identity_digest for inventory in inventories}) == 1:
         return merge_parts(
@@ -163,7 +162,7 @@ def _append(
         except CacheError as error:
             raise CacheError(
                 f"{store.full_url(record.path)}: shard damaged: {error.found}",
-                do=f"run {command_name('pipeline.cache')} repair {store.url} first",
+                do=repair_advice(store.url),
             ) from None
         return record.moved(item.split, item.index), data
 

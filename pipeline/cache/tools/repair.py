@@ -26,7 +26,6 @@ from pipeline.cache.io.segments import RecordReader
 from pipeline.cache.io.tables import read_shard
 from pipeline.cache.layout.fold import reopen
 from pipeline.cache.layout.inventory import Inventory, read_inventory
-from pipeline.cache.layout.manifest import read_manifest
 from pipeline.cache.layout.names import (
     MANIFEST,
     PLAN,
@@ -39,20 +38,28 @@ from pipeline.cache.layout.names import (
 from pipeline.cache.layout.quarantine import quarantine_name
 from pipeline.cache.tools.checking.coverage import Finding, response_findings
 from pipeline.cache.tools.checking.rebuild import rebuild_segment
+from pipeline.cache.tools.repair_backup import (
+    CONFIG,
+    REWRITTEN,
+    forget,
+    keep,
+    keep_responses,
+    put_back,
+    remove,
+)
 from pipeline.errors import CacheError, Interrupted
 from pipeline.program import module_name
 from pipeline.storage import Store
 
-__all__ = ["RepairPlan", "plan_repair", "repair_cache", "restore_manifest", "run_stage_one"]
+__all__ = [
+    "RepairPlan",
+    "plan_repair",
+    "repair_cache",
+    "run_stage_one",
+]
 
-_CONFIG = "_meta/config.yaml"
-_KEPT = "_meta/repair"
-_KEPT_RESPONSES = "responses-"
-"""Begins the names of the backups of responses."""
 _RESPONSES_LOST = "responses_quarantined"
 """Among the counts: the responses that the teacher could not write."""
-_REWRITTEN = ("README.md", _CONFIG)
-"""Stage one writes these again, with the command and the address of the repair."""
 _NUMBERED = re.compile(
     r"data/\w+/\d{5,}\.parquet|_meta/shards/\w+(-\d{5,}){1,2}\.parquet"
     r"|_meta/quarantine/\w+-\d{5,}\.json"
@@ -81,23 +88,6 @@ class RepairPlan:
         yield from (f"leave, to be removed by hand: {name}" for name in self.leave)
         if self.stage_one:
             yield "run stage one (stages.cache_teacher) with the cache's own configuration"
-
-
-def restore_manifest(store: Store) -> None:
-    """Restore the manifest and the records that an interrupted repair backed up."""
-    copy = f"{_KEPT}/manifest.json"
-    if store.exists(MANIFEST) or not store.exists(copy):
-        return
-    identity = read_inventory(store).identity
-    backup = store.read(copy)
-    try:
-        same = identity in (None, json.loads(backup)["identity"])
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if same:
-        _restore(store)
-    else:  # the folder was emptied and used for another cache
-        _forget(store)
 
 
 def plan_repair(
@@ -176,27 +166,27 @@ def repair_cache(
         make += lost
         same = same and found == _listed(inventory, name)
     if not (plan.stage_one or make or not same):
-        _remove(store, plan.remove)
-        _forget(store)
+        remove(store, plan.remove)
+        forget(store)
         return 0
     derived = "derived" in (inventory.identity or {})
     if derived:
         _open_derived(store, inventory, plan, make)
     _check_can_make(store)
-    kept = _keep(store, make)
-    _keep_responses(store, plan.remove)
-    removed = _remove(store, plan.remove)
+    kept = keep(store, make)
+    keep_responses(store, plan.remove)
+    removed = remove(store, plan.remove)
     try:
         reopen(store, make)
         if not make and not same:
             store.delete(MANIFEST)  # of other records: it is written again, and no shard is
         code = _run_with_config(store, run or run_stage_one)
     except BaseException:
-        _put_back(store, removed)
+        put_back(store, removed)
         raise
     # With quarantined rows or responses stage one exits non-zero although the cache is complete.
     if code and not _is_finished(store, make, removed):
-        _put_back(store, removed)
+        put_back(store, removed)
         if code in (143, 130, -signal.SIGTERM):
             raise Interrupted(
                 f"{store.url}: the repair was interrupted",
@@ -205,14 +195,14 @@ def repair_cache(
         raise CacheError(
             f"{store.url}: stage one could not compute what is missing (exit code {code}; its "
             "message is above)",
-            expected=f"the teacher and the corpus of {_CONFIG}, on the same kind of machine",
+            expected=f"the teacher and the corpus of {CONFIG}, on the same kind of machine",
             do="restore them and run the same command again; nothing else of the cache is lost",
         )
-    for file in _REWRITTEN:
+    for file in REWRITTEN:
         if file in kept:
             store.write(file, kept[file])
     before = kept.get(MANIFEST)
-    _forget(store)
+    forget(store)
     answered = 0
     if before is not None:
         answered = _rows_quarantined(json.loads(before)) - read_inventory(store).rows_quarantined
@@ -239,7 +229,7 @@ def _open_derived(
         CacheError: always.
     """
     identity = inventory.identity or {}
-    _remove(store, plan.remove)
+    remove(store, plan.remove)
     reopen(store, make)
     store.delete(MANIFEST)
     how = identity["derived"].get("how", {}).get("command", "the command")
@@ -273,14 +263,14 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def _run_with_config(store: Store, run: Callable[[Sequence[str]], int]) -> int:
     with tempfile.TemporaryDirectory(prefix="repair-") as folder:
         file = Path(folder) / "config.yaml"
-        file.write_bytes(store.read(_CONFIG))
+        file.write_bytes(store.read(CONFIG))
         return run(["--config", str(file), "--cache_dir", store.url])
 
 
 def _check_can_make(store: Store) -> None:
-    if not store.exists(_CONFIG):
+    if not store.exists(CONFIG):
         raise CacheError(
-            f"{store.url}: holds no {_CONFIG}, so how it was built is unknown",
+            f"{store.url}: holds no {CONFIG}, so how it was built is unknown",
             do="put that file back, or run its cache-teacher command with --verify",
         )
     if store.url.startswith("memory:"):
@@ -312,78 +302,3 @@ def _is_finished(
     except CacheError:
         return False
     return all(store.exists(name) for name in (PLAN, MANIFEST) if name in removed)
-
-
-def _keep(store: Store, make: Sequence[tuple[str, int]]) -> dict[str, bytes]:
-    """Back up what will be rewritten; backups of an interrupted repair are older and stay.
-
-    Returns:
-        The backups by the names of what they are of; those of records stay in the store.
-    """
-    kept: dict[str, bytes] = {}
-    whole = read_inventory(store).manifest is not None
-    named = [item for item in map(parse_segment, store.list(RECORDS)) if item is not None]
-    touched = {
-        item.path
-        for item in named
-        if any(split == item.split and index in item.shards for split, index in make)
-    }
-    # The manifest last: where its copy is, those of the records are too.
-    records = sorted(touched) if whole else []
-    for file in (*_REWRITTEN, *records, *((MANIFEST,) if whole else ())):
-        copy = f"{_KEPT}/{file.rsplit('/', 1)[-1]}"
-        with contextlib.suppress(FileNotFoundError):
-            store.create(copy, store.read(file))
-            if file not in touched:
-                kept[file] = store.read(copy)
-    return kept
-
-
-def _keep_responses(store: Store, names: Sequence[str]) -> None:
-    """Back up the damaged ones that go: most of their text can still be read."""
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        if folder == RESPONSES:
-            with contextlib.suppress(FileNotFoundError):
-                store.create(f"{_KEPT}/{_KEPT_RESPONSES}{file}", store.read(name))
-
-
-def _restore(store: Store) -> None:
-    """Write the backed up records, and then the manifest, where they were."""
-    for file in store.list(_KEPT):
-        if parse_segment(file) is not None:
-            store.write(f"{RECORDS}/{file}", store.read(f"{_KEPT}/{file}"))
-    copy = f"{_KEPT}/manifest.json"
-    if store.exists(MANIFEST) or not store.exists(copy):
-        return
-    store.create(MANIFEST, store.read(copy))
-    listed = {segment.path for segment in read_manifest(store).segments}
-    named = [item for item in map(parse_segment, store.list(RECORDS)) if item is not None]
-    # What `reopen` wrote in their place, and what stage one has recorded since.
-    store.delete_all([item.path for item in named if item.path not in listed])
-
-
-def _forget(store: Store) -> None:
-    store.delete_all([f"{_KEPT}/{file}" for file in store.list(_KEPT)])
-
-
-def _remove(store: Store, names: Sequence[str]) -> dict[str, bytes]:
-    removed: dict[str, bytes] = {}
-    for name in names:
-        if not name.endswith(".parquet"):
-            with contextlib.suppress(FileNotFoundError):
-                removed[name] = store.read(name)
-        store.delete(name)
-    return removed
-
-
-def _put_back(store: Store, removed: dict[str, bytes]) -> None:
-    """Restore the cache, except for what stage one has written in the meantime."""
-    for name, data in removed.items():
-        store.create(name, data)
-    for file in store.list(_KEPT):
-        if file.startswith(_KEPT_RESPONSES):
-            name = f"{RESPONSES}/{file.removeprefix(_KEPT_RESPONSES)}"
-            store.create(name, store.read(f"{_KEPT}/{file}"))
-    if not store.exists(MANIFEST):
-        _restore(store)

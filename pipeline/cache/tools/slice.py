@@ -17,13 +17,12 @@ from pipeline.cache.io.reader import Cache
 from pipeline.cache.io.segments import RecordReader, iter_records
 from pipeline.cache.io.tables import encode_table, read_shard, table_from_bytes
 from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
-from pipeline.cache.layout.names import SPLITS
+from pipeline.cache.layout.names import SPLITS, repair_advice
 from pipeline.cache.layout.records import ShardRecord, names_of
 from pipeline.cache.tools.checking.sample_ids import SampleIds
 from pipeline.cache.tools.derive import check_apart, fill, finish, reserve_folder
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError
-from pipeline.program import command_name
 from pipeline.storage import Store
 
 __all__ = ["SliceSpec", "slice_cache"]
@@ -306,5 +305,5 @@ def _bytes(cache: Cache, record: ShardRecord) -> bytes:
     except CacheError as error:
         raise CacheError(
             f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
-            do=f"run {command_name('pipeline.cache')} repair {cache.store.url} first",
+            do=repair_advice(cache.store.url),
         ) from None

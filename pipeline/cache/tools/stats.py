@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_kept_mass
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.io.tables import decode_table, read_shard, table_from_bytes, tail_mass
-from pipeline.cache.layout.names import SPLITS
+from pipeline.cache.layout.names import SPLITS, repair_advice
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError
 from pipeline.storage.parallel import in_threads
@@ -158,7 +158,7 @@ def _tally(cache: Cache, record: ShardRecord) -> Tally:
     except CacheError as error:
         raise CacheError(
             f"{cache.store.full_url(record.path)}: shard damaged: {error.found}",
-            do="verify lists every damaged file",
+            do=repair_advice(cache.store.url),
         ) from None
     tally.data_bytes = len(data)
     metadata = pq.read_metadata(pa.BufferReader(data))

@@ -9,10 +9,9 @@ from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_kept_mass
 from pipeline.cache.layout.card import responses_text
 from pipeline.cache.layout.inventory import Inventory, read_inventory, recorded_totals
 from pipeline.cache.layout.manifest import Totals
-from pipeline.cache.layout.names import MANIFEST, SPLITS
+from pipeline.cache.layout.names import MANIFEST, SPLITS, repair_advice
 from pipeline.cache.layout.quarantine import QUARANTINE
 from pipeline.errors import CacheError
-from pipeline.program import command_name
 from pipeline.storage import Store
 
 __all__ = ["summarize", "summary_lines"]
@@ -29,7 +28,7 @@ def summarize(store: Store) -> dict[str, Any]:
         names = " and ".join(name for name, _ in inventory.damaged)
         raise CacheError(
             f"{store.url}: {names} missing or damaged",
-            do=f"{command_name('pipeline.cache')} verify {store.url} lists every damaged file",
+            do=repair_advice(store.url),
         )
     identity, totals = inventory.identity, recorded_totals(store, inventory)
     return {
@@ -129,13 +128,16 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
             f"listed in {QUARANTINE}; cache-teacher --retry-quarantined tries them again"
         )
     for split, s in facts["splits"].items():
-        yield (
+        counts = (
             f"{split:<12} {s['shards']} shards, {s['sequences']} sequences, "
-            f"{s['tokens']} tokens, {s['loss_tokens']} supervised, "
+            f"{s['tokens']} tokens, {s['loss_tokens']} supervised"
+        )
+        means = (
             f"{s['bytes_per_loss_token']:.1f} {BYTES_PER_TOKEN}, "
             f"{s['entries_per_position']:.1f} entries/position, "
             f"kept mass {format_kept_mass(s['kept_mass'])}, entropy {s['entropy_nats']:.3f} nats"
         )
+        yield f"{counts}, {means}" if s["loss_tokens"] else counts
 
 
 def _parts(values: Mapping[str, Any], under: str = "") -> Iterator[str]:

@@ -19,6 +19,7 @@ from pipeline.data.stream.read_ahead import ReadAhead
 from pipeline.data.stream.skipped_shards import SkippedShard
 from pipeline.data.temperature import UncachedTemperature
 from pipeline.errors import CacheError, ConfigError
+from pipeline.program import command_name
 
 __all__ = ["Agree", "StepBatch", "TrainStream"]
 
@@ -197,7 +198,8 @@ class TrainStream:
             raise CacheError(
                 f"every training shard is damaged, the last one {self.skipped_shards[-1].path}",
                 expected="some that are not",
-                do="run the cache-teacher command that made this cache again",
+                do=f"run {command_name('pipeline.cache')} repair on this cache; it writes again only "
+                "what is damaged",
             )
 
     def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Prefetcher[StepBatch]:

@@ -57,7 +57,7 @@ def _part(whole: Path, target: Path, *lost: tuple[str, int]) -> Path:
 
 
 def _merge(target: Path | str, *sources: Path | str) -> int:
-    return main(["merge", str(target), *map(str, sources)])
+    return main(["merge", *map(str, sources), str(target)])
 
 
 def _but_card(folder: Path) -> dict[str, str]:

@@ -46,7 +46,7 @@ def two(one: Path, tmp_path: Path) -> Path:
 
 
 def _merge(target: Path, *sources: Path) -> int:
-    return main(["merge", str(target), *map(str, sources)])
+    return main(["merge", *map(str, sources), str(target)])
 
 
 def _respond(

@@ -218,7 +218,7 @@ def _part(source: Path, target: Path, *lost: tuple[str, int]) -> Path:
 
 
 def _merge(target: Path, *sources: Path) -> int:
-    return main(["merge", str(target), *map(str, sources)])
+    return main(["merge", *map(str, sources), str(target)])
 
 
 def test_parts_keep_their_lists(without: Path, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_sum_of_teachers_and_a_slice_forget_the_plan(without: Path, tmp_path: 
     for name in (PLAN, "_meta/config.yaml"):
         (other / name).unlink()
     assert main(["slice", str(other), str(tmp_path / "b"), "--split", "train"]) == 0
-    assert main(["merge", str(tmp_path / "sum"), str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "sum")]) == 0
     assert _damaged(tmp_path / "sum") == {}
 
 

@@ -171,7 +171,7 @@ def test_a_derived_cache_is_mended_by_the_command_that_made_it(
     flags = ["slice", str(made), str(tmp_path / "a"), "--samples", "4"]
     assert main(flags) == 0
     assert main(["inspect", str(tmp_path / "a")]) == 0
-    assert "command=slice samples=4" in capsys.readouterr().out
+    assert "command slice, samples 4" in capsys.readouterr().out
     whole = digests(tmp_path / "a")
     flip(tmp_path / "a/data/train/00000.parquet", 50)
     with pytest.raises(CacheError, match=r"run the same `slice` command again.* 1 shards"):

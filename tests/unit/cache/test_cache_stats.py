@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token
 from pipeline.cache.__main__ import main
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.tools.stats import Tally, cache_stats
+from pipeline.cache.layout.card import card_text
+from pipeline.cache.tools.stats import Tally, cache_stats, stats_lines
 from pipeline.errors import CacheError
+from pipeline.report import Report
+from pipeline.report.compose.cache import cache_facts
+from pipeline.report.html.page import render_page
 from tests.unit.cache.planned_cache import flip
 from tests.unit.cache.sample_cache import SHARD, SPEC
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
 
 def _quantile(values: np.ndarray, q: float) -> float:
@@ -60,11 +68,14 @@ def test_every_number_is_that_of_the_rows(made: Path, split: str) -> None:
     assert got["teacher_cross_entropy"] == pytest.approx(-label.mean(dtype=np.float64))
     assert got["label_within_entries"] == pytest.approx(kept / counts.size)
     sizes = got["bytes_per_loss_token"]
-    assert set(sizes) == {"all", *pq.read_schema(files[0]).names}
+    assert set(sizes["columns"]) == set(pq.read_schema(files[0]).names)
     total = sum(file.stat().st_size for file in files)
+    assert sizes["all"] == pytest.approx(total / counts.size)
+    assert sizes["all"] == pytest.approx(sizes["targets"] + sizes["text"] + sizes["file"])
+    assert sizes["targets"] + sizes["text"] == pytest.approx(sum(sizes["columns"].values()))
+    assert sizes["text"] > sizes["columns"]["input_ids"] > 0
     # The columns are the file but for its footer and magic bytes.
-    assert 0.1 * total < sizes["all"] * counts.size < total
-    assert sizes["all"] == pytest.approx(sum(v for k, v in sizes.items() if k != "all"))
+    assert 0 < sizes["file"] < 0.9 * sizes["all"]
 
 
 def test_the_label_share_sees_a_label_token_and_its_absence(made: Path) -> None:
@@ -116,11 +127,77 @@ def test_of_nothing(made: Path) -> None:
 def test_the_table_and_the_json(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stats", str(made), "--workers", "1"]) == 0
     out = capsys.readouterr().out
-    assert "bytes/supervised token, always_kept_values" in out
     assert SHARD in out
+    # What is asked first comes first, and the codec's columns only when they are asked for.
+    lines = out.splitlines()
+    assert [line.split("  ")[0] for line in lines[3:7]] == [
+        "rows", "tokens", "supervised tokens", BYTES_PER_TOKEN,
+    ]  # fmt: skip
+    assert "always_kept_values" not in out
+    assert len(lines) < 30
+    assert main(["stats", str(made), "--workers", "1", "--columns"]) == 0
+    assert "bytes in always_kept_values" in capsys.readouterr().out
     assert main(["stats", str(made), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert f"{told['splits']['train']['teacher_cross_entropy']:.4f}" in out
+
+
+def test_many_shards_are_not_listed_unless_asked_for(made: Path) -> None:
+    facts = cache_stats(open_cache(str(made)))
+    facts["shards"] = facts["shards"] * 10
+    assert list(stats_lines(facts))[-1] == "30 shards; --shards lists the numbers of each"
+    assert len(list(stats_lines(facts, shards=True))) == len(list(stats_lines(facts))) + 30
+
+
+def test_a_mean_over_no_position_is_a_dash() -> None:
+    cache = open_cache(str(GOLDEN / "cache-v1-threshold"))  # nothing supervised is held out
+    table = [line for line in stats_lines(cache_stats(cache)) if line.strip()]
+    lines = {line[:20].strip(): line.split()[-1] for line in table}
+    assert lines["kept mass, mean"] == lines["entropy (nats), mean"] == "—"
+    assert lines["tokens"] == "3"
+
+
+def test_no_mean_is_told_of_a_split_without_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    url = str(GOLDEN / "cache-v1-threshold")
+    assert main(["inspect", url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "heldout      1 shards, 1 sequences, 3 tokens, 0 supervised"
+    assert "| heldout | 1 | 1 | 3 | 0 | — | — |" in card_text(open_cache(url).manifest, "c")
+
+
+def test_one_number_of_bytes_a_token_everywhere(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """inspect, stats, the card and the report's record say the same of the same cache."""
+    cache = open_cache(str(made))
+    shown = {}
+    for split in ("train", "heldout"):
+        total = cache.manifest.total(split)
+        files = sum(f.stat().st_size for f in (made / "data" / split).glob("*.parquet"))
+        shown[split] = f"{files / total.loss_tokens:.1f}"
+        stats = cache_stats(cache)["splits"][split]["bytes_per_loss_token"]
+        assert f"{stats['all']:.1f}" == shown[split]
+    assert main(["inspect", str(made)]) == 0
+    said = capsys.readouterr().out
+    card = card_text(cache.manifest, "command")
+    assert f"| {BYTES_PER_TOKEN} |" in card
+    for split, number in shown.items():
+        assert re.search(rf"^{split} .* {number} {BYTES_PER_TOKEN},", said, re.MULTILINE)
+        assert re.search(rf"^\| {split} .*\| {number} \|", card, re.MULTILINE)
+    facts = cache_facts(cache)
+    page = render_page(Report("t", (), cache=facts))
+    each = bytes_per_token(facts.size_bytes, facts.loss_tokens)
+    assert f"{each:.1f} {BYTES_PER_TOKEN}" in page
+
+
+def test_settings_are_shown_as_in_a_file_of_them(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(made)]) == 0
+    out = capsys.readouterr().out
+    assert "{" not in out
+    assert "None" not in out.partition("codec")[2].partition("\n")[0]
+    assert "quantisation.tail_step 0.0625" in out
 
 
 def test_damage_is_named(cache_dir: Path) -> None:

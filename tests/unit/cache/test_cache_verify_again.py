@@ -182,7 +182,7 @@ def test_a_full_scratch_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
         ids = SampleIds(in_memory=1)
         ids.add(bytes(64), 0)
-        with pytest.raises(ResourceError, match=r"disk is full: 0.0 MB of sample ids .*TMPDIR"):
+        with pytest.raises(ResourceError, match=r"disk is full: \d.* of sample ids .*TMPDIR"):
             ids.repeats(1)
     monkeypatch.setattr("tempfile.TemporaryFile", _no_folder)
     with pytest.raises(ResourceError, match=r"sample ids cannot be kept there \(No such"):

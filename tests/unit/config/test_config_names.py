@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ def test_a_last_part_of_several_fields_names_them_all() -> None:
     [
         ("lr", "learning_rate"), ("epochs", "num_train_epochs"),
         ("batch_size", "per_device_train_batch_size"), ("output", "output_dir"),
+        ("kd_ratio", "alpha"), ("save_every", "save_steps"),
     ],
 )  # fmt: skip
 def test_habits_of_other_trainers_are_answered(habit: str, ours: str) -> None:
@@ -57,3 +59,41 @@ def test_every_habit_leads_to_a_field() -> None:
     names = {**names_of([*leaves(TeacherRun)]), **names_of([*leaves(StudentRun)])}
     last = {name.rsplit(".", 1)[-1] for name in names}
     assert {usual_name(habit) for habit in fields_module._HABITS} <= last
+
+
+def _file_mistakes(model: type[Any], other: type[Any], tmp_path: Path, text: str) -> str:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    return _flag_mistakes(model, "--config", str(file), other=other)
+
+
+def test_a_field_of_a_section_is_sought_in_that_section(tmp_path: Path) -> None:
+    said = _file_mistakes(
+        StudentRun, TeacherRun, tmp_path, "train: {lr: 1, bogus: 2, max_step: 3}\ntrian: 4\n"
+    )
+    assert "train.lr: unknown field; did you mean train.learning_rate?" in said
+    assert "train.bogus: unknown field\n" in said
+    assert "train.max_step: unknown field; did you mean train.max_steps?" in said
+    assert "trian: unknown field; did you mean train?" in said
+
+
+def test_a_section_of_the_other_stage_is_named_in_a_file(tmp_path: Path) -> None:
+    said = _file_mistakes(
+        TeacherRun,
+        StudentRun,
+        tmp_path,
+        "train: {learning_rate: 1}\nloss: {alpha: 1}\nsamples: 3\n",
+    )
+    assert "train: unknown field here; it belongs to the other" in said
+    assert "loss: unknown field here; it belongs to the other" in said
+    assert "tries" not in said
+
+
+def test_a_near_name_of_several_fields_names_them_all() -> None:
+    said = _flag_mistakes(TeacherRun, "--topk", "32")
+    assert "did you mean --generate.top_k or --capture.top_k?" in said
+
+
+def test_the_section_may_be_misspelt() -> None:
+    said = _flag_mistakes(TeacherRun, "--teachr.model", "x", "--teacher.modle", "x")
+    assert said.count("did you mean --teacher.model?") == 2

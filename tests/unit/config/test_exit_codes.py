@@ -6,13 +6,15 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pipeline.cache.layout.quarantine import QuarantinedRow, describe_quarantine
 from pipeline.errors import EXIT_CODES, CacheError, DistillError, run_command
-from stages.distill import _stage
+from stages.distill import _Path
 from stages.options import PAGE, page
+from stages.steps import Steps
 from tests.stage_runner import ROOT
 
 
@@ -53,11 +55,12 @@ def test_the_page_has_the_table() -> None:
     assert text == PAGE.read_text(encoding="utf-8")
 
 
-def test_a_stage_that_a_signal_ended_is_told_as_a_shell_does() -> None:
+def test_a_stage_that_a_signal_ended_is_told_as_a_shell_does(tmp_path: Path) -> None:
+    path = _Path(Steps(tmp_path))
     for number in (signal.SIGTERM, signal.SIGKILL):
         code = f"import os; os.kill(os.getpid(), {int(number)})"
         with pytest.raises(DistillError) as caught:
-            _stage("killed", [sys.executable, "-c", code])
+            path.stage("killed", [sys.executable, "-c", code], "", tmp_path)
         assert caught.value.exit_code == 128 + number
 
 

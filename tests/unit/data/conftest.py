@@ -99,7 +99,7 @@ class FakeSource:
         if self.fail_after is not None and self.calls > self.fail_after:
             raise OSError("the disk is gone")
         if shard in self.damaged:
-            raise ShardDamaged(self.shard_name(shard), "a bit flipped")
+            raise ShardDamaged(self.shard_name(shard), "a bit flipped", cache_url="memory://cache")
         self._load(shard)
         self.reads += [(shard, row) for row in rows]
         return [self.rows[shard][row] for row in rows]

@@ -166,6 +166,6 @@ def test_a_missing_tracker_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="pip install wandb"):
+    with pytest.raises(ConfigError, match="-m pip install wandb"):
         open_sinks(ObserveSettings(report_to=("wandb",)), tmp_path)
     assert not list(tmp_path.iterdir())

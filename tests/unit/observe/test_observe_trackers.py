@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.observe import ObserveSettings, open_sinks
+from pipeline.observe.trackers import check_trackers
+from stages import distill, sweep
 
 
 class _Recorder(types.ModuleType):
@@ -191,7 +193,43 @@ def test_a_tracker_that_accelerate_knows_but_is_not_installed(tmp_path: Path) ->
         open_sinks(settings, tmp_path)
     message = str(caught.value)
     assert "report_to: clearml was asked for, but is not installed" in message
-    assert "pip install clearml" in message
+    assert "python -m pip install clearml" in message
+
+
+def test_the_environment_to_install_into_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(sys, "executable", str(Path.cwd() / ".venv-student/bin/python"))
+    with pytest.raises(ConfigError) as caught:
+        check_trackers(["wandb", "clearml", "tensorboard"])
+    message = str(caught.value)
+    assert "2 mistakes in the configuration" in message
+    assert "run `.venv-student/bin/python -m pip install wandb`, or leave wandb out" in message
+    assert "run `.venv-student/bin/python -m pip install clearml`" in message
+
+
+def test_a_missing_tracker_is_told_before_the_teacher_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(distill, "_stage", lambda *_, **__: pytest.fail("a stage was started"))
+    config = tmp_path / "student.yaml"
+    config.write_text("observe: {report_to: [wandb]}\n")
+    for main, flags in (
+        (distill.main, ["--run_dir", str(tmp_path / "run"), "--student_config", str(config)]),
+        (sweep.main, ["--sweep", str(_sweep(tmp_path, config)), "--sweep_dir", str(tmp_path)]),
+    ):
+        with pytest.raises(ConfigError, match="wandb was asked for, but wandb is not installed"):
+            main(flags)
+    assert not (tmp_path / "run").exists()
+
+
+def _sweep(folder: Path, base: Path) -> Path:
+    file = folder / "sweep.yaml"
+    file.write_text(
+        f"base: {base}\ncache_dir: {folder}/cache\nteacher_config: {base}\n"
+        "grid: {loss.temperature: [1, 2]}\n"
+    )
+    return file
 
 
 def test_an_unknown_tracker_lists_the_known_ones(registered: list[tuple[str, Any]]) -> None:

@@ -39,5 +39,5 @@ def test_memory_is_that_of_the_runs_that_go_on_at_a_time(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     runs = [_run(tmp_path, name, memory * GIB) for name, memory in (("a", 3), ("b", 10), ("c", 14))]
     check_resources(runs, parallel=2, folder=tmp_path)
-    with pytest.raises(ResourceError, match=r"3 runs at a time need about 27.00 GiB"):
+    with pytest.raises(ResourceError, match=r"3 runs at a time need about 27 GiB"):
         check_resources(runs, parallel=3, folder=tmp_path)

@@ -12,7 +12,7 @@ from pipeline.cache.codec.targets import SparseTargets
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import dither, offset, row_noise
 from pipeline.sampling.quantisation import rounding_log_bias
-from pipeline.teacher.sparsify.columns import to_targets
+from pipeline.teacher.sparsify.columns import kept_entries, to_targets
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
 GRID = (1.0, 2.0)
@@ -136,6 +136,8 @@ def test_every_draw_is_well_formed_and_independent_of_the_chunks(
     assert torch.equal(whole, torch.cat(pieces))
     targets = _draw(logits, label, scheme, noise)
     assert targets.inclusion_E is not None
+    # The label has no place of its own among the columns; the estimate of a cache's size counts it.
+    assert kept_entries(whole.numpy(), scheme) == pytest.approx(targets.counts_N.mean())
     assert (targets.counts_N <= 1 + scheme.always_kept_places + scheme.sampled_places).all()
     starts = np.cumsum([0, *targets.counts_N])
     for row in range(rows):

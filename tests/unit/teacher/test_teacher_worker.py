@@ -134,7 +134,7 @@ def test_the_disk_is_said_to_be_almost_full_before_the_teacher_works(
     worker = new_worker(board, engine, shards, bytes_per_token=1e6)
     free = iter([10**9, 10**9, 50_000_000])  # two shards of 30 tokens and 1 MB need 60 MB
     monkeypatch.setattr(store, "free_bytes", lambda: next(free))
-    wanted = r"almost full .shard train-.* needs about 60.0 MB.*free"
+    wanted = r"almost full .shard train-.* needs about 57.2 MiB .*, 47.7 MiB are free"
     with pytest.raises(StoreError, match=wanted), worker:
         worker.run()
     assert engine.calls == 2
