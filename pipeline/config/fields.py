@@ -114,7 +114,7 @@ def suggestion(name: str, known: Sequence[str], *, before: str = "") -> str:
 def _by_last_part(known: Sequence[str]) -> dict[str, list[str]]:
     """Return the names by their last part in lower case; a short name hides the dotted ones."""
     parts: dict[str, list[str]] = {}
-    for item in known:
+    for item in dict.fromkeys(known):
         parts.setdefault(item.rsplit(".", 1)[-1].lower(), []).append(item)
     return {
         last: [item for item in items if "." not in item][:1] or items

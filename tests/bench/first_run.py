@@ -1,6 +1,6 @@
 """First contact: README's own-data commands, a second `make distill`, the result of the default.
 
-`python -m tests.bench.first_run` runs the block of README's section on one's own models, as it stands,
+`python -m tests.bench.first_run` runs the block of README's section on one's own models as it is,
 over 600 chats with a tiny teacher and student of seeded weights, in a fresh folder; then
 `make distill` twice; then three seeds of the default run (`tests.bench.demonstration`).
 """

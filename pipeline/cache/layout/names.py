@@ -6,6 +6,8 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from pipeline.program import command_name
+
 __all__ = [
     "CHECKS",
     "MANIFEST",

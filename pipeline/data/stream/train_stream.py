@@ -198,8 +198,8 @@ class TrainStream:
             raise CacheError(
                 f"every training shard is damaged, the last one {self.skipped_shards[-1].path}",
                 expected="some that are not",
-                do=f"run {command_name('pipeline.cache')} repair on this cache; it writes again only "
-                "what is damaged",
+                do=f"run {command_name('pipeline.cache')} repair on this cache; it writes again "
+                "only what is damaged",
             )
 
     def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Prefetcher[StepBatch]:
