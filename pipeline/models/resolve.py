@@ -40,7 +40,7 @@ def resolve_model(name: str, *, revision: str | None = None, role: str) -> Resol
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """Return config.json as a mapping.
+    """Return config.json as a mapping; the text part of a model of several is complete.
 
     Raises:
         ModelError: there is none, or it is not JSON.
@@ -57,7 +57,21 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{folder}/config.json: holds no mapping", expected="a model's configuration"
         )
-    return data
+    return _with_defaults(data)
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what a config leaves to its class: Gemma 3 says no vocabulary, 4B no heads either."""
+    inner = config.get("text_config")
+    if not isinstance(inner, dict) or "vocab_size" in inner:
+        return config
+    from transformers import AutoConfig
+
+    try:
+        full = AutoConfig.for_model(**config).get_text_config().to_dict()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return config  # a model whose code comes with it; what lacks is said where it is used
+    return {**config, "text_config": {**full, **inner}}
 
 
 def _from_hub(name: str, revision: str | None, role: str) -> ResolvedModel:

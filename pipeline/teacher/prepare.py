@@ -23,7 +23,7 @@ from pipeline.teacher.generation.shards import PromptShards
 from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 
-__all__ = ["Prepared", "corpus_source", "open_corpus", "prepare"]
+__all__ = ["Prepared", "check_fits", "corpus_source", "open_corpus", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def open_corpus(
     """
     model = resolve_model(teacher.model, revision=teacher.revision, role="teacher")
     config = _text_config(model)
-    _check_fits(config, corpus, None)
+    check_fits(config, corpus, None)
     tokenizer = load_tokenizer(model.path)
     tokens = TeacherTokens(end_tokens(model.path, tokenizer), int(config["vocab_size"]))
     return corpus_work(
@@ -116,7 +116,7 @@ def _resolve(teacher: TeacherSettings, corpus: CorpusSettings, capture: CaptureS
     info = engine_info(teacher)
     model = resolve_model(teacher.model, revision=teacher.revision, role="teacher")
     config = _text_config(model)
-    _check_fits(config, corpus, capture)
+    check_fits(config, corpus, capture)
     tokenizer = load_tokenizer(model.path)
     return Teacher(teacher, model, info, tokenizer, int(config["vocab_size"]), corpus.max_length)
 
@@ -141,9 +141,19 @@ def _tokens(teacher: Teacher) -> TeacherTokens:
     return TeacherTokens(ends, teacher.vocab_size)
 
 
-def _check_fits(
+def check_fits(
     config: dict[str, Any], corpus: CorpusSettings, capture: CaptureSettings | None
 ) -> None:
+    """Reject settings that a teacher's config cannot serve.
+
+    Args:
+        config: of its text part.
+        corpus: its longest sequence.
+        capture: entries of a position; None where nothing is captured.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
     mistakes, vocab_size = [], int(config["vocab_size"])
     if vocab_size > MAX_VOCAB_SIZE:
         mistakes.append(
