@@ -15,13 +15,16 @@ __all__ = ["read_model_config", "resolve_model"]
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
 
 
-def resolve_model(name: str, *, revision: str | None = None, role: str) -> ResolvedModel:
+def resolve_model(
+    name: str, *, revision: str | None = None, role: str, download: bool = True
+) -> ResolvedModel:
     """Return local files of `name`, downloading from the hub where it is a hub id.
 
     Args:
         name: `embedded`, a local folder, or a hub id.
         revision: branch, tag or commit of a hub id; None for its main branch.
         role: `teacher` or `student`, for messages.
+        download: False takes a hub id only where its files are on this machine already.
 
     Raises:
         ModelError: no model of that name can be reached, or it is not a causal language model.
@@ -34,7 +37,7 @@ def resolve_model(name: str, *, revision: str | None = None, role: str) -> Resol
         folder = Path(name).expanduser()
         resolved = ResolvedModel(name=name, path=folder, revision=_folder_digest(folder))
     else:
-        resolved = _from_hub(name, revision, role)
+        resolved = _from_hub(name, revision, role, download=download)
     _check_causal(resolved, role)
     return resolved
 
@@ -74,32 +77,48 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "text_config": {**full, **inner}}
 
 
-def _from_hub(name: str, revision: str | None, role: str) -> ResolvedModel:
+def _from_hub(name: str, revision: str | None, role: str, *, download: bool) -> ResolvedModel:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
             f"{role} {name!r}: no such folder", expected="a folder with config.json, or a hub id"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        path = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=_FILES, local_files_only=not download
+            )
+        )
     except HFValidationError:
         raise ModelError(
             f"{role} {name!r}: neither a folder nor a hub id",
             expected="for example Qwen/Qwen2-1.5B",
         ) from None
+    except LocalEntryNotFoundError as error:
+        if download:
+            raise _unreachable(name, role, error) from None
+        raise ModelError(
+            f"{role} {name!r}: not on this machine",
+            expected="its files in the hub's cache",
+            do=f"download it with `hf download {name}`",
+        ) from None
     except Exception as error:
         # The hub's client raises a dozen exceptions (connection, gated, unknown, offline): to the
         # user they are one error, and the message contains the reason.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{role} {name!r}: cannot be fetched from the hub ({reason})",
-            expected="a folder on this machine, a reachable hub id, or `embedded`",
-            do="check the name, the network, and HF_TOKEN for a gated model",
-        ) from None
+        raise _unreachable(name, role, error) from None
     # A snapshot's folder is named by its commit.
     return ResolvedModel(name=name, path=path, revision=path.name)
+
+
+def _unreachable(name: str, role: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{role} {name!r}: cannot be fetched from the hub ({reason})",
+        expected="a folder on this machine, a reachable hub id, or `embedded`",
+        do="check the name, the network, and HF_TOKEN for a gated model",
+    )
 
 
 def _folder_digest(folder: Path) -> str:
