@@ -139,6 +139,10 @@ arch: setup-dev ## Check the direction of imports with import-linter
 options: setup-dev ## Write stages/README.md, all commands and options, from the settings
 	@$(STUDENT) -m stages.options
 
+.PHONY: recipes
+recipes: setup-dev ## Write the cost table of stages/configs/recipes from the settings and published configs
+	@$(STUDENT) -m tests.recipes
+
 .PHONY: format
 format: setup-dev ## Format the sources with ruff
 	@$(STUDENT) -m ruff format pipeline stages k8s docker tests

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from k8s.commands import inspection, operations, runs
 from k8s.commands.options import PROG
+from pipeline.config.fields import suggestion
 from pipeline.errors import ConfigError, run_command
 
 __all__ = ["main"]
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in _COMMANDS:
-        raise ConfigError(f"{name}: not a command", expected=f"one of {', '.join(_COMMANDS)}")
+        near = suggestion(name, list(_COMMANDS))
+        raise ConfigError(f"{name}: not a command", expected=f"one of {', '.join(_COMMANDS)}{near}")
     _COMMANDS[name](name, rest)
     return 0
 

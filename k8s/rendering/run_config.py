@@ -88,7 +88,11 @@ def resolve_config(
             file.write_text(default, encoding="utf-8")
             path = str(file)
         command = parse_command(
-            model, ["--config", path, *flags], prog=f"make {stage}", description=""
+            model,
+            ["--config", path, *flags],
+            prog=f"make {stage}",
+            description="",
+            elsewhere={f"make {other}": stage_model(other) for other in STAGES if other != stage},
         )
     data = command.settings.model_dump(mode="json")
     mistakes: list[str] = []

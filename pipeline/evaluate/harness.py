@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on a finished student, its own and those of a local file.
+"""Tasks of lm-evaluation-harness on models, its own tasks and those of a local file.
 
 The only file that knows lm_eval. A task is a name of the harness (`arc_easy`), a YAML file, or a
 folder of them; with local ones alone nothing is downloaded and the harness's own thousands of task
@@ -7,41 +7,22 @@ files are not read.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
-import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, ModelError
+from pipeline.evaluate.scores import Measured, measured_scores
+from pipeline.evaluate.task_files import Task, check_known, files_digest, names_in, sort_tasks
 from pipeline.models.load import quieten_transformers
 from pipeline.program import how_to_install
 
-__all__ = ["HarnessRun", "TaskScore", "run_tasks"]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskScore:
-    """One metric of one task."""
-
-    task: str
-    version: str
-    metric: str
-    filter: str
-    """How the answers were read out of the text; `none` for log-likelihoods."""
-    value: float
-    standard_error: float | None
-    """None where the harness gives none."""
-    num_fewshot: int
-    examples: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)
+__all__ = ["Harness", "HarnessRun", "open_harness"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,62 +36,90 @@ class HarnessRun:
     batch_size: int = 8
     device: str | None = None
     """None: the GPU where there is one."""
+    parallelize: bool = False
+    """Spread a model over all GPUs."""
     apply_chat_template: bool = False
     seed: int = 1234
 
 
-def run_tasks(
-    folder: Path, tasks: Sequence[str], run: HarnessRun, *, dtype: str = "auto"
-) -> tuple[list[TaskScore], dict[str, str]]:
-    """Measure a model folder.
+class Harness:
+    """The harness with some tasks, for one model after the other; made by `open_harness`."""
 
-    Args:
-        folder: as `from_pretrained` loads it.
-        tasks: names of the harness, YAML files, folders of YAML files.
-        run: how.
-        dtype: of the weights; `auto` is what the folder says.
-
-    Returns:
-        One score for each metric of each task, in the order of the tasks, and versions by name.
-
-    Raises:
-        ConfigError: lm_eval is not installed, or a task is none.
-        ModelError: the model or a task's data cannot be loaded.
-    """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(
-            "eval-student needs lm-evaluation-harness",
-            expected="the package lm_eval in the student's environment",
-            do=how_to_install("student"),
-        )
-    local, named = _sort(tasks)
-    quieten_transformers()
-    # Read when the hub's client is imported, so before lm_eval is.
-    with _offline(wanted=not named):
-        import torch
+    def __init__(self, tasks: Sequence[Task], run: HarnessRun, manager: Any) -> None:
+        """Hold the tasks."""
         import transformers
-        from lm_eval import __version__, simple_evaluate
-        from lm_eval.tasks import TaskManager
+        from lm_eval import __version__
 
-        manager = TaskManager(
-            include_path=[str(path) for path in local if path.is_dir()] or None,
-            include_defaults=bool(named),
-        )
-        _check_known(named, manager)
-        wanted = [*named, *(name for path in local for name in _names_in(path, manager))]
-        device = run.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.tasks = tuple(tasks)
+        self.versions = {
+            "lm_eval": str(__version__),
+            "transformers": str(transformers.__version__),
+        }
+        self._run = run
+        self._manager = manager
+
+    @contextmanager
+    def loaded(self, folder: Path, *, dtype: str = "auto") -> Iterator[Any]:
+        """Load a model for `measure`, and free its memory at the end.
+
+        Args:
+            folder: as `from_pretrained` loads it.
+            dtype: of the weights; `auto` is what the folder says.
+
+        Raises:
+            ModelError: the harness cannot load it.
+        """
+        import torch
+        from lm_eval.models.huggingface import HFLM
+
+        on_gpu = torch.cuda.is_available()
+        try:
+            model = HFLM(
+                str(folder),
+                dtype=dtype,
+                device=self._run.device or ("cuda" if on_gpu else "cpu"),
+                batch_size=self._run.batch_size,
+                parallelize=self._run.parallelize,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise ModelError(
+                f"{folder}: the harness cannot load it ({_reason(error)})",
+                expected="a model that transformers loads, and memory for it",
+            ) from error
+        try:
+            yield model
+        finally:
+            del model
+            gc.collect()
+            if on_gpu:
+                torch.cuda.empty_cache()
+
+    def measure(self, model: Any, task: Task) -> list[Measured]:
+        """Run one task.
+
+        Args:
+            model: of `loaded`.
+            task: one of `tasks`.
+
+        Returns:
+            One for each metric; of a group also for each of its tasks.
+
+        Raises:
+            ModelError: the task's data cannot be loaded, or its metric fails.
+        """
+        from lm_eval import simple_evaluate
+
+        run = self._run
         try:
             found = simple_evaluate(
-                model="hf",
-                model_args={"pretrained": str(folder), "dtype": dtype, "trust_remote_code": False},
-                tasks=list(dict.fromkeys(wanted)),
+                model=model,
+                tasks=[task.name],
                 num_fewshot=run.num_fewshot,
                 limit=run.limit,
-                batch_size=run.batch_size,
-                device=device,
                 apply_chat_template=run.apply_chat_template,
-                task_manager=manager,
-                log_samples=False,
+                task_manager=self._manager,
+                log_samples=True,
                 random_seed=run.seed,
                 numpy_random_seed=run.seed,
                 torch_random_seed=run.seed,
@@ -118,103 +127,53 @@ def run_tasks(
             )
         except Exception as error:
             # Whatever a task's own loader, metric or template raises: the harness has no kinds.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(
-                f"{', '.join(tasks)}: the harness cannot run them ({type(error).__name__}: "
-                f"{reason})",
-                expected="tasks whose data and metrics can be reached",
+                f"{task.name}: the harness cannot run it ({type(error).__name__}: "
+                f"{_reason(error)})",
+                expected="a task whose data and metrics can be reached",
                 do="check dataset_path and data_files in the task's YAML (relative to where you "
                 "are); a task of the harness downloads its data set",
             ) from error
-    versions = {"lm_eval": str(__version__), "transformers": str(transformers.__version__)}
-    return _scores(found), versions
+        return measured_scores(found)
 
 
-def _sort(tasks: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Part tasks into local files or folders and names of the harness."""
-    local, named, mistakes = [], [], []
-    for task in tasks:
-        path = Path(task).expanduser()
-        if path.suffix in (".yaml", ".yml") or os.sep in task or path.is_dir():
-            if path.exists():
-                local.append(path)
-            else:
-                mistakes.append(
-                    f"tasks: found {task}, expected an existing YAML file or folder of them, or "
-                    "the name of a task of the harness"
-                )
-        else:
-            named.append(task)
-    if mistakes:
-        raise ConfigError(mistakes=mistakes)
-    return local, named
+@contextmanager
+def open_harness(tasks: Sequence[str], run: HarnessRun) -> Iterator[Harness]:
+    """Find tasks; while open, models can be measured on them.
 
-
-def _names_in(path: Path, manager: Any) -> list[str]:
-    """Return what stands for the tasks of a file (its path) or of a folder (groups, or all tasks).
+    Args:
+        tasks: names of the harness, YAML files, folders of YAML files.
+        run: how.
 
     Raises:
-        ConfigError: it defines none.
+        ConfigError: lm_eval is not installed, or a task is none.
     """
-    root = path.resolve()
-    if path.is_file():
-        # Not read as YAML: a task may hold tags of the harness, such as !function.
-        text = path.read_text(encoding="utf-8", errors="replace")
-        names = [str(root)] if re.search(r"^(task|group):", text, re.MULTILINE) else []
-    else:
-        names = [
-            name
-            for name, entry in manager.task_index.items()
-            if entry.yaml_path is not None and root in Path(entry.yaml_path).resolve().parents
-        ]
-    if not names:
+    if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
-            f"tasks: {path} defines no task",
-            expected="YAML with `task:`, `dataset_path:`, `output_type:` and so on, as "
-            "lm-evaluation-harness has it",
+            "eval-student needs lm-evaluation-harness",
+            expected="the package lm_eval in the student's environment",
+            do=how_to_install("student"),
         )
-    return sorted([name for name in names if name in manager.all_groups] or names)
+    local, named = sort_tasks(tasks)
+    quieten_transformers()
+    # Read when the hub's client is imported, so before lm_eval is.
+    with _offline(wanted=not named):
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(
+            include_path=[str(path) for path in local if path.is_dir()] or None,
+            include_defaults=bool(named),
+        )
+        check_known(named, manager)
+        wanted = {name: Task(name, "") for name in named}
+        for path in local:
+            digest = files_digest(path)
+            wanted |= {name: Task(name, digest) for name in names_in(path, manager)}
+        yield Harness(list(wanted.values()), run, manager)
 
 
-def _check_known(names: Sequence[str], manager: Any) -> None:
-    from difflib import get_close_matches
-
-    unknown = [name for name in names if name not in manager.task_index]
-    if not unknown:
-        return
-    mistakes = []
-    for name in unknown:
-        near = get_close_matches(name, manager.all_tasks, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        mistakes.append(f"tasks: {name} is no task of the harness{hint} (all: `lm-eval ls tasks`)")
-    raise ConfigError(mistakes=mistakes)
-
-
-def _scores(found: Mapping[str, Any] | None) -> list[TaskScore]:
-    """Flatten the harness's `results`, whose keys are `metric,filter`."""
-    assert found is not None, "the harness returns None on other ranks alone"
-    scores = []
-    for task, values in found["results"].items():
-        samples = found.get("n-samples", {}).get(task, {})
-        for key, value in values.items():
-            metric, comma, filtered = key.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            error = values.get(f"{metric}_stderr,{filtered}")
-            known = isinstance(error, int | float) and math.isfinite(error)
-            scores.append(
-                TaskScore(
-                    task=str(task),
-                    version=str(found["versions"].get(task, "")),
-                    metric=metric,
-                    filter=filtered,
-                    value=float(value),
-                    standard_error=float(error) if known else None,
-                    num_fewshot=int(found.get("n-shot", {}).get(task, 0)),
-                    examples=int(samples.get("effective", 0)),
-                )
-            )
-    return scores
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

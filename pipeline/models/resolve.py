@@ -19,7 +19,12 @@ _WEIGHTS = ["*.safetensors"]
 
 
 def resolve_model(
-    name: str, *, revision: str | None = None, role: str, weights: bool = True
+    name: str,
+    *,
+    revision: str | None = None,
+    role: str,
+    weights: bool = True,
+    download: bool = True,
 ) -> ResolvedModel:
     """Return local files of `name`, downloading from the hub where it is a hub id.
 
@@ -28,6 +33,7 @@ def resolve_model(
         revision: branch, tag or commit of a hub id; None for its main branch.
         role: `teacher` or `student`, for messages.
         weights: whether a hub id's weights are fetched too; a tokenizer and a config need none.
+        download: False takes a hub id only where its files are on this machine already.
 
     Raises:
         ModelError: no model of that name can be reached, or it is not a causal language model.
@@ -40,7 +46,7 @@ def resolve_model(
         folder = Path(name).expanduser()
         resolved = ResolvedModel(name=name, path=folder, revision=_folder_digest(folder))
     else:
-        resolved = _from_hub(name, revision, role, weights=weights)
+        resolved = _from_hub(name, revision, role, weights=weights, download=download)
     _check_causal(resolved, role)
     return resolved
 
@@ -53,7 +59,7 @@ def with_weights(model: ResolvedModel, role: str) -> ResolvedModel:
     """
     if model.name == EMBEDDED or Path(model.name).expanduser().is_dir():
         return model
-    return _from_hub(model.name, model.revision, role, weights=True)
+    return _from_hub(model.name, model.revision, role, weights=True, download=True)
 
 
 def most_positions(config: Mapping[str, Any]) -> int | None:
@@ -64,7 +70,7 @@ def most_positions(config: Mapping[str, Any]) -> int | None:
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """Return config.json as a mapping.
+    """Return config.json as a mapping; the text part of a model of several is complete.
 
     Raises:
         ModelError: there is none, or it is not JSON.
@@ -81,10 +87,26 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{folder}/config.json: holds no mapping", expected="a model's configuration"
         )
-    return data
+    return _with_defaults(data)
 
 
-def _from_hub(name: str, revision: str | None, role: str, *, weights: bool) -> ResolvedModel:
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what a config leaves to its class: Gemma 3 says no vocabulary, 4B no heads either."""
+    inner = config.get("text_config")
+    if not isinstance(inner, dict) or "vocab_size" in inner:
+        return config
+    from transformers import AutoConfig
+
+    try:
+        full = AutoConfig.for_model(**config).get_text_config().to_dict()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return config  # a model whose code comes with it; what lacks is said where it is used
+    return {**config, "text_config": {**full, **inner}}
+
+
+def _from_hub(
+    name: str, revision: str | None, role: str, *, weights: bool, download: bool
+) -> ResolvedModel:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
             f"{role} {name!r}: no such folder",
@@ -92,27 +114,43 @@ def _from_hub(name: str, revision: str | None, role: str, *, weights: bool) -> R
             do=did_you_mean(name, beside(name)),
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         files = [*_FILES, *_WEIGHTS] if weights else _FILES
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        path = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=files, local_files_only=not download
+            )
+        )
     except HFValidationError:
         raise ModelError(
             f"{role} {name!r}: neither a folder nor a hub id",
             expected="for example Qwen/Qwen2-1.5B",
         ) from None
+    except LocalEntryNotFoundError as error:
+        if download:
+            raise _unreachable(name, role, error) from None
+        raise ModelError(
+            f"{role} {name!r}: not on this machine",
+            expected="its files in the hub's cache",
+            do=f"download it with `hf download {name}`",
+        ) from None
     except Exception as error:
         # The hub's client raises a dozen exceptions (connection, gated, unknown, offline): to the
         # user they are one error, and the message contains the reason.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{role} {name!r}: cannot be fetched from the hub ({reason})",
-            expected="a folder on this machine, a reachable hub id, or `embedded`",
-            do="check the name, the network, and HF_TOKEN for a gated model",
-        ) from None
+        raise _unreachable(name, role, error) from None
     # A snapshot's folder is named by its commit.
     return ResolvedModel(name=name, path=path, revision=path.name)
+
+
+def _unreachable(name: str, role: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{role} {name!r}: cannot be fetched from the hub ({reason})",
+        expected="a folder on this machine, a reachable hub id, or `embedded`",
+        do="check the name, the network, and HF_TOKEN for a gated model",
+    )
 
 
 def _folder_digest(folder: Path) -> str:

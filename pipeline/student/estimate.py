@@ -10,15 +10,12 @@ from pipeline.amounts import format_bytes, format_duration
 from pipeline.data.order.plan import TrainPlan
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
+from pipeline.models.shape import ModelShape, model_shape
 from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
+from pipeline.student.costs import training_flops, training_memory
 from pipeline.student.inputs import Inputs
 
 __all__ = ["Estimate", "check_resources", "estimate", "print_estimate"]
-
-_BASE_BYTES = 1 << 30
-_ACTIVATION_FLOATS = 40
-"""Floats kept per token, layer and hidden unit without checkpointing (Llama-like, measured by
-peak memory at 2,048 tokens; a bound, not a fit)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +48,23 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     )
     train = inputs.train
     steps = train.max_steps or max(1, math.ceil(train.num_train_epochs * plan.steps_per_epoch))
-    parameters, hidden, layers, vocab = _shape(inputs)
-    state = _state_bytes(inputs) * parameters
+    shape = _shape(inputs)
+    state = _state_bytes(inputs) * shape.parameters
     tokens = train.per_device_train_batch_size * plan.pack_length
     if inputs.data.batch_tokens is not None:
         parts = world_size * train.gradient_accumulation_steps
         tokens = inputs.data.batch_tokens // parts + plan.totals.longest
-    activations = 4 * tokens * hidden * layers * _ACTIVATION_FLOATS
-    head = 3 * 4 * inputs.loss.chunk_rows * vocab
+    on_gpu = _on_gpu()
+    memory = training_memory(
+        shape,
+        inputs.student,
+        train,
+        inputs.loss,
+        tokens=tokens,
+        # On a CPU the processes share the memory.
+        world_size=world_size if on_gpu else 1,
+        dtype=train.dtype(on_gpu=on_gpu),
+    )
     return Estimate(
         rows=plan.totals.rows,
         tokens_per_epoch=plan.totals.tokens,
@@ -66,16 +72,20 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
         steps_per_epoch=plan.steps_per_epoch,
         packs_per_step=inputs.packs_per_step(world_size),
         fill=plan.fill,
-        parameters=parameters,
-        memory_bytes=int(_BASE_BYTES + state + activations + head),
-        disk_bytes=int((train.keep_checkpoints + 1) * state + 4 * parameters),
+        parameters=shape.parameters,
+        memory_bytes=memory.device + (0 if on_gpu else memory.offloaded),
+        disk_bytes=int((train.keep_checkpoints + 1) * state + 4 * shape.parameters),
     )
 
 
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _state_bytes(inputs: Inputs) -> int:
-    """Return the bytes that training keeps for each parameter."""
-    # float32 weights, gradients and two moments, or a 16-bit copy beside float32 masters. With
-    # LoRA the weights alone, and a byte for adapters of up to 6 % of them.
+    """Return the bytes that a checkpoint keeps for each parameter, at most."""
     return 5 if inputs.student.lora.enabled else 16
 
 
@@ -85,10 +95,8 @@ def check_resources(inputs: Inputs, plan: Estimate) -> None:
     Raises:
         ResourceError: too little memory (on a CPU) or disk.
     """
-    import torch
-
     available = available_memory_bytes()
-    if not torch.cuda.is_available() and available is not None and plan.memory_bytes > available:
+    if not _on_gpu() and available is not None and plan.memory_bytes > available:
         raise ResourceError(
             f"training needs about {format_bytes(plan.memory_bytes)} of memory, "
             f"{format_bytes(available)} are free",
@@ -123,8 +131,8 @@ def print_estimate(inputs: Inputs, plan: Estimate) -> None:
     print(f"disk         about {format_bytes(plan.disk_bytes)} at {inputs.output_dir}")
     check_resources(inputs, plan)
     rate = _matmul_flops_per_s()
-    # Two operations a parameter and token forward, four backward.
-    seconds = 6.0 * plan.parameters * plan.tokens_per_epoch * _epochs(inputs, plan) / rate
+    tokens = plan.tokens_per_epoch * _epochs(inputs, plan)
+    seconds = training_flops(_shape(inputs), inputs.student, tokens=tokens) / rate
     print(f"time         about {format_duration(seconds)} at {rate / 1e9:.0f} GFLOP/s (calibrated)")
 
 
@@ -152,18 +160,8 @@ def _matmul_flops_per_s() -> float:
     return 2.0 * size**3 * repeats / (time.monotonic() - started)
 
 
-def _shape(inputs: Inputs) -> tuple[int, int, int, int]:
-    """Return parameters, hidden size, layers and vocabulary from the config alone."""
-    config = read_model_config(inputs.source.path)
-    config = config.get("text_config", config)
-    hidden = int(config.get("hidden_size") or config["n_embd"])
-    total_layers = int(config.get("num_hidden_layers") or config["n_layer"])
-    layers = len(inputs.student.keep_layers) if inputs.student.keep_layers else total_layers
-    vocab = int(config["vocab_size"])
-    inner = int(config.get("intermediate_size") or 4 * hidden)
-    heads = int(config.get("num_attention_heads") or config["n_head"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    attention = 2 * hidden * hidden * (1 + kv_heads / heads)
-    embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
-    parameters = int(layers * (attention + 3 * hidden * inner) + embeddings)
-    return parameters, hidden, layers, vocab
+def _shape(inputs: Inputs) -> ModelShape:
+    """Return the student's sizes from the config alone."""
+    shape = model_shape(read_model_config(inputs.source.path))
+    kept = inputs.student.keep_layers
+    return shape.pruned(len(kept)) if kept else shape

@@ -18,21 +18,13 @@ from pipeline.observe.memory import available_memory_bytes
 from pipeline.storage import Store
 from pipeline.teacher.capture.plan import capture_requests
 from pipeline.teacher.capture.task import CaptureTask
+from pipeline.teacher.costs import cache_bytes, host_memory, stored_bytes
 from pipeline.teacher.generation.files import written_files
 from pipeline.teacher.generation.plan import WritingTask
 from pipeline.teacher.sparsify.columns import kept_entries
-from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["Estimate", "check_resources", "estimate", "expected_entries", "print_estimate"]
+__all__ = ["Estimate", "check_resources", "estimate", "print_estimate"]
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_BASE_BYTES = 1 << 30
-"""Interpreter, torch and the engine's own code: 0.8 to 1.1 GB measured."""
-_ENTRY_BYTES = 2.2
-"""Of an entry on disk after zstd: a gap of 1.2 bytes and a value of 1 (measured at k = 64)."""
-_SAMPLED_BYTES = 1.7
-"""Of an entry of a sampled scheme, with its share of everything beside it
-(`make bench-fidelity`)."""
 _TIMED_TOKENS = 768
 
 
@@ -61,14 +53,16 @@ def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
     """
     counts, settings = task.source.projected(), task.teacher.settings
     model = task.teacher.model
-    per_token = _target_bytes(task.scheme, expected_entries(task.scheme))
-    config = read_model_config(model.path)
-    stored = 2 if str(config.get("dtype") or config.get("torch_dtype")) != "float32" else 4
-    weights = model.weight_bytes / stored * _DTYPE_BYTES[task.teacher.info.dtype]
-    logits = 4 * task.settings.head_rows * task.spec.vocab_size * 4  # four float32 copies at most
-    cache_gib = settings.kv_cache_gib if settings.engine == "vllm" else 0.0
-    columns = 4 * task.scheme.num_columns * 2 * min(task.settings.shard_tokens, counts.tokens)
-    memory = _BASE_BYTES + weights + logits + cache_gib * (1 << 30) + columns
+    memory = host_memory(
+        model.weight_bytes,
+        settings,
+        task.settings,
+        task.scheme,
+        vocab_size=task.spec.vocab_size,
+        tokens=counts.tokens,
+        stored=stored_bytes(read_model_config(model.path)),
+        dtype=task.teacher.info.dtype,
+    )
     return Estimate(
         samples=counts.samples,
         tokens=counts.tokens,
@@ -76,37 +70,11 @@ def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
         shards=len(task.source.shards)
         if task.source.is_complete and writing is None
         else round(counts.tokens / task.settings.shard_tokens),
-        cache_bytes=int(counts.loss_tokens * per_token + counts.tokens * 2.5),
-        memory_bytes=int(memory),
+        cache_bytes=cache_bytes(task.scheme, tokens=counts.tokens, loss_tokens=counts.loss_tokens),
+        memory_bytes=memory,
         at_most=writing is not None,
         projected=not task.source.is_complete,
     )
-
-
-def expected_entries(scheme: SparseScheme) -> float:
-    """Estimate the mean entries of a position, the label included.
-
-    A rule of temperature 1 keeps 7.8, 18.5 and 51 at taus of 1/16, 1/50 and 1/200 (SmolLM2-135M on
-    technical prose, a flat case), about tau^-0.75; at higher temperatures nearly all mass is in
-    entries below tau, and 1 / tau are kept.
-    """
-    if scheme.rule is None:
-        return scheme.top_k
-    if scheme.mean_entries is not None:
-        return scheme.mean_entries
-    sampled = [
-        tau**-0.75 if temperature <= 1 else 1 / tau
-        for temperature, tau in zip(scheme.rule.temperatures, scheme.rule.taus, strict=True)
-        if tau
-    ]
-    return 1 + scheme.top_k + math.hypot(*sampled)
-
-
-def _target_bytes(scheme: SparseScheme, entries: float) -> float:
-    grid = len(scheme.temperatures)
-    if scheme.rule is not None:
-        return entries * _SAMPLED_BYTES + 2 * (grid - 1)
-    return entries * _ENTRY_BYTES + 2 * (2 + 2 * grid)
 
 
 def check_resources(
@@ -192,7 +160,9 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
     rate, entries = _timing_run(task)
     if task.scheme.rule is not None:
         taus = ", ".join(f"{tau:.4g}" for tau in task.scheme.rule.taus)
-        size = plan.loss_tokens * _target_bytes(task.scheme, entries) + plan.tokens * 2.5
+        size = cache_bytes(
+            task.scheme, tokens=plan.tokens, loss_tokens=plan.loss_tokens, entries=entries
+        )
         print(
             f"entries      {entries:.1f} a supervised token with capture.tau {taus} (timing run); "
             f"the cache then takes {most or 'about '}{_cache_size(size, plan.loss_tokens)}"

@@ -29,7 +29,7 @@ from pipeline.teacher.generation.shards import PromptShards
 from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings, mistakes_with_length
 
-__all__ = ["Prepared", "corpus_source", "open_corpus", "prepare"]
+__all__ = ["Prepared", "check_fits", "corpus_source", "open_corpus", "prepare"]
 
 _log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def _open(
     if config is not None:
         with mistakes.collected():
             corpus = _with_length(corpus, config)
-            _check_fits(config, corpus, generate, capture)
+            check_fits(config, corpus, generate, capture)
     if model is not None:
         with mistakes.collected():
             tokenizer = load_tokenizer(model.path)
@@ -229,12 +229,23 @@ def _with_length(corpus: CorpusSettings, config: dict[str, Any]) -> CorpusSettin
     return found
 
 
-def _check_fits(
+def check_fits(
     config: dict[str, Any],
     corpus: CorpusSettings,
     generate: GenerateSettings,
     capture: CaptureSettings | None,
 ) -> None:
+    """Reject settings that a teacher's config cannot serve.
+
+    Args:
+        config: of its text part.
+        corpus: its longest sequence.
+        generate: the room for a response, where the teacher writes.
+        capture: entries of a position; None where nothing is captured.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
     mistakes, vocab_size = [], int(config["vocab_size"])
     if vocab_size > MAX_VOCAB_SIZE:
         mistakes.append(

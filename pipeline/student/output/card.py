@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.amounts import error_decimals
 from pipeline.cache.layout.manifest import Manifest
-from pipeline.evaluate.harness import TaskScore
+from pipeline.evaluate.comparison import Difference, ModelScores, markdown_tables
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.student.compatibility import cache_inclusion_rule
 
@@ -145,24 +145,22 @@ The licences of the base model and of the teacher apply to what was learned from
 """
 
 
-def card_with_tasks(card: str, scores: Sequence[TaskScore], versions: Mapping[str, str]) -> str:
+def card_with_tasks(
+    card: str,
+    models: Sequence[ModelScores],
+    gaps: Sequence[Difference],
+    versions: Mapping[str, str],
+) -> str:
     """Return the card with a table of the harness's tasks, in place of an older one.
 
     Args:
         card: as `student_card` renders it.
-        scores: in the order in which they are shown.
+        models: side by side, the student first.
+        gaps: its differences from the others.
         versions: of what measured, by name.
     """
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = ["| task | version | examples | shots | metric | value |", "|---|---|---|---|---|---|"]
-    for score in scores:
-        error = "" if score.standard_error is None else f" ± {score.standard_error:.4f}"
-        filtered = "" if score.filter in ("", "none") else f", {score.filter}"
-        lines.append(
-            f"| {score.task} | {score.version} | {score.examples} | {score.num_fewshot} "
-            f"| {score.metric}{filtered} | {score.value:.4f}{error} |"
-        )
-    table = "\n".join(lines)
+    table = markdown_tables(models, gaps)
     section = f"{_BEGIN}\n## Tasks\n\nMeasured with {named}.\n\n{table}\n{_END}\n"
     old = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END) + r"\n", re.DOTALL)
     if old.search(card):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from k8s.__main__ import main
 from k8s.cluster.objects import ROOT, find, main_container, pod_spec, replica_specs
 from k8s.rendering.manifests import EXAMPLE_IMAGES
 from k8s.rendering.operations import fsx_volume, prefetch_job
@@ -139,6 +140,20 @@ def test_the_sample_configurations_render() -> None:
     assert _config(rendered)["output"]["output_dir"] == "/fsx/model"
 
 
+def test_a_recipe_renders() -> None:
+    """Its cache is on the volume, for both stages alike."""
+    folder, caches = "stages/configs/recipes/qwen3-32b", set()
+    for stage, name in (("cache-teacher", "teacher-chat"), ("train-student", "student-4b")):
+        rendered = _render(stage, "hyperpod-p5", config=f"{folder}/{name}.yaml")
+        caches.add(_config(rendered)["cache_dir"])
+    assert caches == {"/fsx/runs/qwen3-32b-chat/cache"}
+
+
+def test_an_unknown_command_is_answered() -> None:
+    with pytest.raises(ConfigError, match=r"train-studnet: not a command.*did you mean train-stud"):
+        main(["train-studnet"])
+
+
 def test_small_files_travel_with_the_configuration(tmp_path: Path) -> None:
     spectrum, template = tmp_path / "spectrum.yaml", tmp_path / "chat.jinja"
     spectrum.write_text("unfrozen_parameters: [mlp]\n")
@@ -178,7 +193,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"flags": ["--loss.temprature", "2"]}, r"--loss.temprature: unknown flag; did you mean",
     ),
     "a flag of the other stage": (
-        {"flags": ["--teacher_model", "x"]}, r"--teacher_model: unknown flag",
+        {"flags": ["--teacher_model", "x"]},
+        r"--teacher_model: unknown flag here; it belongs to make cache-teacher",
     ),
     "a value that does not fit": ({"flags": ["--alpha", "3"]}, r"loss.alpha: found 3"),
     "no such file": ({"config": "no/where.yaml"}, r"no/where.yaml: cannot be read"),

@@ -14,8 +14,8 @@ from pipeline.models.resolved import ResolvedModel
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
 from pipeline.teacher.capture.identity import as_begun, cache_identity
+from pipeline.teacher.costs import expected_entries
 from pipeline.teacher.engines.base import EngineInfo
-from pipeline.teacher.estimate import expected_entries
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 from pipeline.teacher.sparsify.scheme import capture_scheme
