@@ -111,7 +111,7 @@ def test_thinking_and_tools_are_told(preview: Any) -> None:
     )  # fmt: skip
     rows = [_chat("q", "<think>\nhm\n</think>\nyes"), *GOOD]
     facts = _facts(preview(rows, chat_template=template, template_options={"enable_thinking": 0}))
-    assert "1 chats with reasoning" in facts["thinking"]
+    assert "1 chat with reasoning" in facts["thinking"]
     assert "the template has enable_thinking" in facts["thinking"]
     assert "the template has variable tools" in facts["tools"]
     assert "with enable_thinking=0" in facts["template"]
