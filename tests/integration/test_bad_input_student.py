@@ -53,6 +53,13 @@ def test_unknown_names_and_bad_values_all_at_once(
     assert "train.max_steps: found -1, expected greater than or equal to 1" in message
 
 
+def test_no_cache_and_no_student_at_once(refused: Callable[..., str], tmp_path: Path) -> None:
+    message = refused("--student_model", "./nobody", code=3, cache=tmp_path / "nothing")
+    assert message.startswith("2 reasons why this run cannot be:")
+    assert f"{tmp_path / 'nothing'}" in message
+    assert "student './nobody': no such folder" in message
+
+
 def test_values_that_contradict_each_other(refused: Callable[..., str]) -> None:
     message = refused("--save_location", "hub", code=2)
     assert "save_location is hub, but hub_location names no repository" in message

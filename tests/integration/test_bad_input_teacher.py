@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,92 @@ def test_values_that_contradict_each_other(refused: Callable[..., str]) -> None:
     assert "capture.temperatures: found [1.0, 2.0] through prompt_logprobs" in refused(
         *through, code=2
     )
+
+
+def test_all_that_is_wrong_at_once(refused: Callable[..., str], tiny: Tiny, tmp_path: Path) -> None:
+    """Model, data set, template and cache: whatever each of them lacks, and the nearest names."""
+    (tmp_path / "in the way").touch()
+    message = refused(
+        "--max_length", "9999", "--capture.shard_tokens", "9999", "--capture.top_k", "4000",
+        "--use_flash_attention", "--dataset_name", tiny.corpus.with_name("chat.jsonl"),
+        "--chat_template", "no.jinja", "--cache_dir", tmp_path / "in the way" / "cache", code=2,
+    )  # fmt: skip
+    assert message.startswith("6 mistakes in the configuration:")
+    for part in (
+        f"cache_dir: found {tmp_path / 'in the way' / 'cache'}, but",
+        "use_flash_attention on a machine without a GPU",
+        "capture.top_k: found 4000, expected less than the teacher's vocabulary",
+        "corpus.max_length: found 9999, expected at most the teacher's 512 positions",
+        f"did you mean {tiny.corpus}?",
+        "the chat template no.jinja cannot be read",
+    ):
+        assert part in message, part
+    # Several that are no mistakes of the configuration: the first decides the exit code.
+    message = refused(
+        "--teacher_model", tiny.teacher.with_name("techer"), "--dataset_name", "no.jsonl", code=3
+    )
+    assert message.startswith("2 reasons why this run cannot be:")
+    assert f"did you mean {tiny.teacher}?" in message
+    assert "no.jsonl: no such file or folder" in message
+
+
+def test_a_column_that_is_not_there_beside_a_length_that_is_too_much(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    rows = [{"talk": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    message = refused(
+        "--dataset_name", _corpus(tmp_path, *rows), "--corpus.column", "tlak", "--max_length",
+        "513", "--capture.shard_tokens", "600", code=2,
+    )  # fmt: skip
+    assert "there is no column 'tlak'; expected one of talk; did you mean talk?" in message
+    assert "found 513, expected at most the teacher's 512 positions" in message
+
+
+def test_a_length_that_is_not_named_is_the_teachers(
+    stage: Stage, tiny: Tiny, tmp_path: Path
+) -> None:
+    """A missing data set is what is told, not a default above the teacher's positions."""
+    flags = ["--teacher_model", tiny.teacher, "--teacher.engine", "transformers"]
+    small = ["--capture.top_k", "16", "--cache_dir", tmp_path / "cache"]
+    message = stage(
+        "cache_teacher", [*flags, *small, "--dataset_name", tmp_path / "no.jsonl"]
+    ).refused(3)
+    assert message.startswith(f"{tmp_path / 'no.jsonl'}: no such file or folder")
+    few = ["--capture.shard_tokens", "500"]
+    message = stage("cache_teacher", [*flags, *small, *few, "--dataset_name", tiny.corpus]).refused(
+        2
+    )
+    assert "found 500, expected at least corpus.max_length (512)" in message
+    writes = ["--generate.enabled", "--generate.max_new_tokens", "500"]
+    message = stage(
+        "cache_teacher", [*flags, *small, *writes, "--dataset_name", tiny.corpus]
+    ).refused(2)
+    assert "expected together at most corpus.max_length (512)" in message
+    done = stage("cache_teacher", [*flags, *small, "--dataset_name", tiny.corpus]).ok()
+    assert "max_length is not set: 512 tokens (all positions of the teacher)" in done.err
+    from pipeline.cache.io.reader import open_cache
+
+    identity = open_cache(str(tmp_path / "cache")).manifest.identity
+    assert identity["corpus"]["max_length"] == 512
+    # The number is what is kept: the cache's own configuration and the number make it again.
+    assert "max_length: 512" in (tmp_path / "cache/_meta/config.yaml").read_text()
+    again = ["--dataset_name", tiny.corpus, "--max_length", "512"]
+    assert "is complete" in stage("cache_teacher", [*flags, *small, *again]).ok().err
+
+
+def test_what_is_left_of_the_data_is_said(stage: Stage, tiny: Tiny, tmp_path: Path) -> None:
+    """How many rows num_samples leaves, and how much max_length cuts off."""
+    flags = [*tiny.stage_one, "--max_length", "40", "--num_samples", "20"]
+    log = stage("cache_teacher", [*flags, "--cache_dir", tmp_path / "cache"]).ok().err
+    assert f"{tiny.corpus}: only the first 20 rows are read, as corpus.num_samples says" in log
+    assert re.search(
+        r"\d+ rows \(\d+\.\d %\) were longer than max_length 40: truncated, \d+ tokens "
+        r"\(\d+\.\d %\) cut off", log,
+    )  # fmt: skip
+    flags = [*tiny.stage_one, "--max_length", "200", "--num_samples", "900"]
+    log = stage("cache_teacher", [*flags, "--cache_dir", tmp_path / "all"]).ok().err
+    assert "only the first" not in log
+    assert "cut off" not in log
 
 
 def test_a_configuration_file_that_is_none(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def test_the_samples_defaults() -> None:
     for name, value in DEFAULTS.items():
         assert getattr(run.train, name) == value, name
     assert (run.loss.temperature, run.loss.alpha, run.seed) == (2.0, 0.5, 42)
-    assert _parse(TeacherRun, []).corpus.max_length == 4096
+    # 4,096, where the teacher has as many positions.
+    assert _parse(TeacherRun, []).corpus.longest == 4096
     # Nothing goes to a stranger's repository unasked.
     assert run.output.save_location == "local"
     assert run.output.hub_location is None

@@ -118,17 +118,17 @@ def preview_corpus(
     number = -1
     rows = _rows(intake)
     for number, row in enumerate(itertools.islice(rows, last)):
-        is_counted = number < sample_rows
+        is_summed = number < sample_rows
         may_be_heldout = intake.rule.is_candidate(intake.rule.hash_of(row.key))
-        if not is_counted and number not in choice.numbers and not may_be_heldout:
+        if not is_summed and number not in choice.numbers and not may_be_heldout:
             skipped = True  # of no interest, and it decides about no other row
             continue
-        read, report = _read(intake, seen, number, row, notice=is_counted)
+        read, report = _read(intake, seen, number, row, notice=is_summed)
         if read.taken is not None and read.samples:
             add_row(block, intake, replace(read.taken, index=number), list(read.samples))
-        if is_counted:
+        if is_summed:
             _add(totals, read, report)
-        if is_counted or number in choice.numbers:
+        if is_summed or number in choice.numbers:
             kept.add(read, report, may_be_heldout=may_be_heldout or not intake.rule.is_off)
     totals.is_all = next(rows, None) is None
     totals.rows = min(number + 1, sample_rows)

@@ -12,6 +12,7 @@ from pipeline.corpus.chat.rendering.template import ChatTemplate, template_varia
 from pipeline.corpus.intake import Intake
 from pipeline.corpus.preview.record import Fact
 from pipeline.corpus.preview.seen import Seen
+from pipeline.corpus.preview.wording import number_of
 from pipeline.corpus.prompts import PromptIntake
 from pipeline.corpus.sources.files import FilesSource
 from pipeline.corpus.sources.hub import StreamedSource
@@ -107,20 +108,24 @@ def _of_chats(intake: Intake, renderer: ChatRenderer, seen: Seen) -> Iterator[Fa
     system = "of the data" if seen.with_system else "none in the data"
     if settings.system_prompt is not None:
         system += f", else --corpus.system_prompt {settings.system_prompt[:60]!r}"
-    yield Fact("system", f"{system} ({seen.with_system} chats); a chat without begins {opening!r}")
+    yield Fact(
+        "system",
+        f"{system} ({number_of(seen.with_system, 'chat')}); a chat without begins {opening!r}",
+    )
     variables = template_variables(template.text) or []
     switches = [name for name in _THINKING if name in variables]
     how = f"; the template has {', '.join(switches)} (template_options)" if switches else ""
     yield Fact(
         "thinking",
-        f"{seen.with_reasoning} chats with reasoning, corpus.reasoning {settings.reasoning}{how}",
+        f"{number_of(seen.with_reasoning, 'chat')} with reasoning, corpus.reasoning "
+        f"{settings.reasoning}{how}",
     )
     if seen.with_tools or seen.with_calls or "tools" in variables:
         knows = "has" if "tools" in variables else "has no"
         yield Fact(
             "tools",
-            f"{seen.with_tools} chats with tools, {seen.with_calls} with calls; the template "
-            f"{knows} variable tools",
+            f"{number_of(seen.with_tools, 'chat')} with tools, {seen.with_calls} with calls; the "
+            f"template {knows} variable tools",
         )
 
 

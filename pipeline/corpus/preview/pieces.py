@@ -7,6 +7,8 @@ its tokens, after those of the piece before.
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,10 +20,21 @@ from pipeline.corpus.preview.record import Piece
 __all__ = ["PieceMaker"]
 
 _BROKEN = "\ufffd"
-_LONGEST_CHARACTER = 4
-"""Bytes, and so tokens at most."""
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+"""A byte that SentencePiece has no other token for."""
 _TRIED = 8
 """Tokens that are tried as one piece."""
+
+
+def _alphabet() -> dict[str, int]:
+    """Return the byte of each letter in which byte-level tokens are written (as GPT-2's are)."""
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printed]
+    letters = {chr(byte): byte for byte in printed}
+    return letters | {chr(256 + number): byte for number, byte in enumerate(others)}
+
+
+_ALPHABET = _alphabet()
 
 
 class PieceMaker:
@@ -77,11 +90,20 @@ class PieceMaker:
         text = self.text_of(ids[context:end])
         if not text.startswith(before):
             return False
-        if not text.endswith(_BROKEN):
+        if not text.endswith(_BROKEN) or end == len(ids):
             return True
-        # Half a character, unless what follows leaves it as it is.
-        last = min(len(ids), end + _LONGEST_CHARACTER - 1)
-        return all(
-            self.text_of(ids[context:further]).startswith(text)
-            for further in range(end + 1, last + 1)
-        )
+        following = self._bytes_of(ids[end])[:1]
+        if not b"\x80" <= following < b"\xc0":
+            return True  # it continues no character
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        decoder.decode(b"".join(map(self._bytes_of, ids[context:end])))
+        return not decoder.getstate()[0]
+
+    def _bytes_of(self, token: int) -> bytes:
+        """Return the bytes that a token stands for, where it stands for bytes; else none."""
+        name = self._backend.id_to_token(token) or ""
+        if token in self._added:
+            return b""
+        if match := _BYTE.fullmatch(name):
+            return bytes([int(match[1], 16)])
+        return bytes(_ALPHABET[char] for char in name) if _ALPHABET.keys() >= set(name) else b""

@@ -119,7 +119,7 @@ class _Writer:
             before, after = cut_words(part, preview)
             if before:
                 yield self._marked(before, "warning")
-            yield self._tokens(part)
+            yield self._tokens(part).rstrip("\n")
             if after:
                 yield self._marked(after, "warning" if part.lost_after else "bold")
 

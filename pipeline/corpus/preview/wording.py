@@ -7,15 +7,21 @@ from collections.abc import Iterator
 from pipeline.corpus.preview.lengths import length_summary
 from pipeline.corpus.preview.record import Part, Preview, RowView, Totals
 
-__all__ = ["cut_words", "outcome_words", "part_words", "sum_lines"]
+__all__ = ["cut_words", "number_of", "outcome_words", "part_words", "sum_lines"]
+
+
+def number_of(count: int, what: str) -> str:
+    """Return a number with its noun."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def sum_lines(preview: Preview) -> Iterator[tuple[str, str]]:
     """Yield name and text of what the first rows add up to."""
     totals = preview.totals
-    what = "prompts" if preview.is_prompts else "samples"
+    what = "prompt" if preview.is_prompts else "sample"
     yield "rows", f"{totals.rows}, {'all there are' if totals.is_all else 'the first of more'}"
-    yield "used", f"{totals.used} rows: {totals.samples} {what} of {totals.tokens} tokens"
+    used, samples = number_of(totals.used, "row"), number_of(totals.samples, what)
+    yield "used", f"{used}: {samples} of {number_of(totals.tokens, 'token')}"
     if not preview.is_prompts:
         yield (
             "supervised",
@@ -25,7 +31,10 @@ def sum_lines(preview: Preview) -> Iterator[tuple[str, str]]:
     yield "lengths", length_summary(totals.lengths)
     cut = totals.counts.get("truncated_rows", 0)
     lost = totals.counts.get("truncated_tokens", 0)
-    yield "truncated", f"{cut} rows ({_share(cut, totals.rows)}), {lost} tokens"
+    yield (
+        "truncated",
+        f"{number_of(cut, 'row')} ({_share(cut, totals.rows)}), {number_of(lost, 'token')}",
+    )
     if totals.counts.get("split_rows"):
         yield "divided", f"{totals.counts['split_rows']} rows, into {totals.counts['split_parts']}"
     nothing = "nothing to answer" if preview.is_prompts else "no supervised token"
@@ -41,7 +50,7 @@ def sum_lines(preview: Preview) -> Iterator[tuple[str, str]]:
         f"{totals.bad} ({_share(totals.bad, totals.rows)}){': ' if kinds else ''}{kinds}",
     )
     for note, count in totals.notes.items():
-        yield "note", f"{count} rows: {note}"
+        yield "note", f"{number_of(count, 'row')}: {note}"
 
 
 def outcome_words(row: RowView, preview: Preview) -> str:
@@ -72,27 +81,26 @@ def cut_words(part: Part, preview: Preview) -> tuple[str, str]:
     """Return what is to be said before and after the text of a sample; empty where nothing is."""
     before = after = ""
     if part.lost_before:
-        before = f"✂ {_tokens(part.lost_before)} cut off before ({preview.longest} at most)"
+        before = (
+            f"✂ {number_of(part.lost_before, 'token')} cut off before ({preview.longest} at most)"
+        )
     if preview.is_prompts:
         after = "✎ here the teacher writes"
         if part.lost_after:
             after += f" (the document's other {part.lost_after} tokens are not used)"
     elif part.lost_after:
         after = (
-            f"✂ {_tokens(part.lost_after)} cut off at max_length {preview.longest}, "
+            f"✂ {number_of(part.lost_after, 'token')} cut off at max_length {preview.longest}, "
             f"{part.lost_supervised} of them supervised"
         )
     return before, after
 
 
 def _split(totals: Totals) -> str:
-    text = f"{totals.used - totals.heldout_rows} rows train, {totals.heldout_rows} held out"
+    train = number_of(totals.used - totals.heldout_rows, "row")
+    text = f"{train} train, {totals.heldout_rows} held out"
     return text if totals.is_settled else f"{text} so far"
 
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "none"
-
-
-def _tokens(count: int) -> str:
-    return "1 token" if count == 1 else f"{count} tokens"

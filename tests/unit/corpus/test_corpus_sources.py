@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -14,8 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.sources import json_items as json_items_module
+from pipeline.corpus.sources.hub import StreamedSource
 from pipeline.corpus.sources.json_items import NotAnArray, json_items
+from pipeline.corpus.sources.registry import open_source
 from pipeline.errors import CorpusError
 
 Build = Callable[..., Any]
@@ -297,3 +301,45 @@ def test_hub_dataset_end_to_end(
     assert corpus.identity["content"]["revision"] == "abc"
     with pytest.raises(CorpusError, match=r'Unknown split "dev".*set --dataset_split'):
         build("owner/chats", dataset_revision="abc", dataset_split="dev")
+
+
+def test_the_first_rows_of_a_hub_dataset_are_not_downloaded(
+    build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import datasets
+
+    texts = [f"text {number}" for number in range(400)]
+    _write("jsonl", tmp_path / "files", texts)
+    cache = tmp_path / "cache"
+    real = datasets.load_dataset_builder
+
+    def load(*_: Any, **__: Any) -> Any:
+        files = str(tmp_path / "files" / "part.jsonl")
+        return real("json", data_files={"train": files}, cache_dir=str(cache))
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    chosen = CorpusSettings(dataset_name="owner/chats")
+    few = open_source(chosen, few=True)
+    assert isinstance(few, StreamedSource)
+    (piece,) = few.pieces(1)
+    rows = list(itertools.islice(few.read(piece), 300))
+    assert [row.data["text"] for row in rows] == texts[:300]
+    assert few.count(piece, 5) == 5
+    assert not list(cache.rglob("*.arrow"))
+    # Named like the whole: the same rows have the same ids, and the same of them are held out.
+    whole = open_source(chosen)
+    assert (whole.name, whole.total) == (few.name, 400)
+    named = [row for part in whole.pieces(1 << 40) for row in whole.read(part)]
+    assert [(row.key, row.place, row.data) for row in rows] == [
+        (row.key, row.place, row.data) for row in named[:300]
+    ]
+    # Once it is downloaded, that is used; and a part of a split is not known without it.
+    assert not isinstance(open_source(chosen, few=True), StreamedSource)
+    with pytest.raises(CorpusError, match="set --dataset_split"):
+        open_source(chosen.model_copy(update={"dataset_split": "dev"}), few=True)
+
+
+def test_a_name_that_is_nearly_right(tmp_path: Path, build: Build) -> None:
+    _write("jsonl", tmp_path, TEXTS)
+    with pytest.raises(CorpusError, match=r"did you mean .*part\.jsonl\?$"):
+        build(tmp_path / "prat.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.models import embedded
-from pipeline.models.resolve import read_model_config, resolve_model
+from pipeline.models.resolve import read_model_config, resolve_model, with_weights
 from pipeline.models.resolved import EMBEDDED
 
 
@@ -110,6 +111,15 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (seen["name"], seen["revision"]) == ("someone/model", "v1")
     assert "*.safetensors" in seen["allow_patterns"]
     assert "*.bin" not in seen["allow_patterns"]
+    # A tokenizer and a config need no weights; they are fetched later, of the same commit.
+    shutil.rmtree(tmp_path / "snapshots")
+    light = resolve_model("someone/model", revision="v1", role="teacher", weights=False)
+    assert light == model
+    assert "*.safetensors" not in seen["allow_patterns"]
+    shutil.rmtree(tmp_path / "snapshots")
+    assert with_weights(light, "teacher") == model
+    assert seen["revision"] == "0a1b2c"
+    assert "*.safetensors" in seen["allow_patterns"]
 
 
 def test_embedded_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
