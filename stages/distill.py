@@ -13,9 +13,11 @@ from pipeline.config.command import command_line
 from pipeline.errors import DistillError, run_command
 from stages.report import write_run_report
 
-__all__ = ["ROWS_QUARANTINED", "DistillRun", "main", "trainer"]
+__all__ = ["CONTROL", "ROWS_QUARANTINED", "DistillRun", "main", "same_start", "trainer"]
 
 PROG = "python -m stages.distill"
+CONTROL = ("--alpha", "0")
+"""Flags of the control: it learns from the text alone."""
 ROWS_QUARANTINED = 3
 """Exit code of a stage one that lacks some rows: the cache can be used without them."""
 
@@ -26,6 +28,11 @@ class DistillRun(Settings):
     run_dir: str = option("runs/default", "folder for cache, student, control and report")
     teacher_config: str = option("stages/configs/teacher.yaml", "configuration of stage one")
     student_config: str = option("stages/configs/student.yaml", "configuration of stage two")
+    dense: bool = option(
+        False,
+        "train a third student, from all entries of a target where student_config takes the "
+        "largest (data.max_entries)",
+    )
     nproc: int = option(1, "processes that train", ge=1)
     teacher_python: str = option(sys.executable, "interpreter of stage one's environment")
 
@@ -50,25 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
-    quarantined = _stage("1/4 teacher: reads the corpus once", teacher, also=ROWS_QUARANTINED)
+    of = 5 if run.dense else 4
+    quarantined = _stage(f"1/{of} teacher: reads the corpus once", teacher, also=ROWS_QUARANTINED)
     if run.nproc > 1:
         # One process says what is wrong once; a launcher says it once a rank.
         _stage("student: checked", [*trainer(1), *distilled, "--check"])
-    _stage("2/4 student: learns from the cache", [*training, *distilled])
-    # The control starts from the very same weights, sees the very same batches, and learns from
-    # the text alone.
-    init = student / "init"
-    controlled = [
-        *training, *data, "--output_dir", str(control), "--alpha", "0",
-        "--train.evaluate_before", "false",
-    ]  # fmt: skip
-    if init.exists():
-        controlled += [
-            "--student_model", str(init), "--student.keep_layers", "none",
-            "--student.reconstruct", "none",
-        ]  # fmt: skip
-    _stage("3/4 control: the same student and steps, cross-entropy alone", controlled)
-    print("== 4/4 report", flush=True)
+    _stage(f"2/{of} student: learns from the cache", [*training, *distilled])
+    again = [*training, *data, *same_start(student)]
+    controlled = [*again, "--output_dir", str(control), *CONTROL]
+    _stage(f"3/{of} control: the same student and steps, cross-entropy alone", controlled)
+    if run.dense:
+        densely = [*again, "--output_dir", str(root / "dense"), "--data.max_entries", "none"]
+        _stage(f"4/{of} dense: the same student and steps, all entries of a target", densely)
+    print(f"== {of}/{of} report", flush=True)
     page = write_run_report(root, command=command_line(PROG, arguments))
     minutes = (time.monotonic() - started) / 60
     print(
@@ -88,6 +89,23 @@ next      another student from the same cache:  make train-student ARGS="--cache
     if quarantined:
         raise _StageFailed("the cache lacks the rows that stage one has listed above", quarantined)
     return 0
+
+
+def same_start(student: Path) -> list[str]:
+    """Return the flags of a run that begins as a trained student did, and is not scored there.
+
+    Args:
+        student: the student's output folder; where it was built from another model, its first
+            weights are kept there.
+    """
+    flags = ["--train.evaluate_before", "false"]
+    init = student / "init"
+    if init.exists():
+        flags += [
+            "--student_model", str(init), "--student.keep_layers", "none",
+            "--student.reconstruct", "none",
+        ]  # fmt: skip
+    return flags
 
 
 def trainer(nproc: int) -> list[str]:

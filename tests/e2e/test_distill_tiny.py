@@ -17,6 +17,8 @@ from tests.stage_runner import Result, real_stage
 
 pytestmark = pytest.mark.slow
 
+ROWS = ("student before", "distilled student", "cross-entropy control", "dense student")
+
 
 @pytest.fixture(scope="module")
 def flags(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
@@ -33,16 +35,17 @@ def flags(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
             "reconstruct_tokens": 1000, "freeze": ["embed_tokens"],
         },
         "loss": {"temperature": 1.0, "alpha": 1.0},
+        "data": {"max_entries": 8},
         "train": {
             "max_steps": 20, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
-            "learning_rate": 0.003, "save_steps": 10,
+            "learning_rate": 0.003, "save_steps": 10, "eval_steps": 10,
         },
     }  # fmt: skip
     for name, content in (("teacher", teacher), ("student", student)):
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
     return [
         "--run_dir", root / "run", "--teacher_config", root / "teacher.yaml",
-        "--student_config", root / "student.yaml",
+        "--student_config", root / "student.yaml", "--dense", "true",
     ]  # fmt: skip
 
 
@@ -57,9 +60,9 @@ def run_dir(flags: list[Any], done: Result) -> Path:
 
 
 def test_it_ends_with_the_table_and_where_everything_lies(done: Result, run_dir: Path) -> None:
-    titles = re.findall(r"^== (\d)/4 ", done.out, re.MULTILINE)
-    assert titles == ["1", "2", "3", "4"]
-    for row in ("student before", "distilled student", "cross-entropy control", "teacher"):
+    titles = re.findall(r"^== (\d)/5 ", done.out, re.MULTILINE)
+    assert titles == ["1", "2", "3", "4", "5"]
+    for row in (*ROWS, "teacher"):
         assert re.search(rf"{row}\b.*\d\.\d", done.out), f"no row {row!r} in\n{done.out}"
     for path in ("report", "student/model", "cache"):
         assert str(run_dir / path) in done.out
@@ -75,6 +78,7 @@ def test_the_numbers_are_those_of_the_runs(run_dir: Path) -> None:
         ("student before", "student", "before"),
         ("distilled student", "student", "after"),
         ("cross-entropy control", "control", "after"),
+        ("dense student", "dense", "after"),
     ):
         scores = HeldoutScores.read(str(run_dir / folder / f"heldout-{when}.json"))
         for metric in ("kl", "cross_entropy", "top1_agreement"):
@@ -89,6 +93,21 @@ def test_the_numbers_are_those_of_the_runs(run_dir: Path) -> None:
     assert "heldout/kl_bucketed" not in control[0].values
     losses = [r.values["train/loss"] for r in control if "train/loss" in r.values]
     assert losses == [r.values["train/cross_entropy"] for r in control if "train/loss" in r.values]
+
+
+def test_held_out_curves_are_over_tokens_from_one_start(run_dir: Path) -> None:
+    report = json.loads((run_dir / "report/report.json").read_text())
+    for name in ("held-out bucketed KL", "held-out cross-entropy"):
+        curves = {curve["series"]: curve for curve in report["curves"] if curve["name"] == name}
+        assert tuple(curves) == ROWS[1:]
+        assert {curve["over"] for curve in curves.values()} == {"tokens"}
+        points = [curve["points"] for curve in curves.values()]
+        assert [len(each) for each in points] == [3, 3, 3]
+        assert len({tuple(tokens for tokens, _ in each) for each in points}) == 1
+        assert len({each[0][1] for each in points}) == 1, "the student before training"
+        assert len({each[-1][1] for each in points}) == 3
+    detail = next(row["detail"] for row in report["rows"] if row["name"] == "dense student")
+    assert detail == "same start, data and steps; learned from all 16 cached entries of a target"
 
 
 def test_the_control_starts_from_the_same_weights_and_batches(run_dir: Path) -> None:
@@ -121,7 +140,7 @@ def test_the_same_command_again_redoes_nothing(flags: list[Any], run_dir: Path) 
     times = {file: file.stat().st_mtime_ns for file in run_dir.rglob("*.safetensors")}
     again = real_stage("distill", flags, timeout=290).ok()
     assert "is complete" in again.err
-    assert again.err.count("nothing to train") == 2
+    assert again.err.count("nothing to train") == 3
     assert {n: d for n, d in digests(run_dir).items() if not n.startswith("report/")} == before
     assert {file: file.stat().st_mtime_ns for file in run_dir.rglob("*.safetensors")} == times
 

@@ -21,6 +21,7 @@ __all__ = ["certainty", "difference_sentence"]
 _ROLES = {
     "before": "the student before training",
     "control": "the cross-entropy control",
+    "dense": "the dense student",
     "distilled": "the distilled student",
     "teacher": "the teacher",
 }
