@@ -10,8 +10,8 @@ from tests.stage_runner import ROOT
 
 GROUPS = ["Run", "Set up", "Check", "Cluster", "Measure"]
 RUN = [
-    "distill", "prepare-corpus", "cache-teacher", "train-student", "sweep", "eval-student",
-    "push-student", "report",
+    "distill", "distill-long", "prepare-corpus", "cache-teacher", "train-student", "sweep",
+    "eval-student", "push-student", "report",
 ]  # fmt: skip
 
 
