@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import DistillError, run_command
+from pipeline.config.files import read_config_file
+from pipeline.errors import ConfigError, DistillError, run_command
 from stages.report import write_run_report
 
 __all__ = ["CONTROL", "ROWS_QUARANTINED", "DistillRun", "main", "same_start", "trainer"]
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         examples=[f"{PROG}", f"{PROG} --run_dir runs/mine --student_config my-student.yaml"],
     ).settings
+    if run.dense:
+        _check_dense(run)
     started = time.monotonic()
     root = Path(run.run_dir)
     cache, student, control = root / "cache", root / "student", root / "control"
@@ -116,6 +119,18 @@ def trainer(nproc: int) -> list[str]:
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         "--nproc-per-node", str(nproc), "-m", "stages.train_student",
     ]  # fmt: skip
+
+
+def _check_dense(run: DistillRun) -> None:
+    data = read_config_file(run.student_config).get("data")
+    if not isinstance(data, dict) or data.get("max_entries") is None:
+        raise ConfigError(
+            f"dense: found true with a student that takes all entries ({run.student_config}: "
+            "data.max_entries is none)",
+            expected="data.max_entries, the entries of the student beside the dense one",
+            do="set it below capture.top_k, as stages/configs/long-student.yaml does, or leave "
+            "--dense out",
+        )
 
 
 def _stage(title: str, command: list[str], *, also: int = 0) -> int:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.errors import ConfigError
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import read_metrics
+from stages.distill import main
 from tests.conftest import Tiny, digests
 from tests.stage_runner import Result, real_stage
 
@@ -166,6 +168,15 @@ def test_a_push_that_fails_loses_nothing(run_dir: Path, tmp_path: Path) -> None:
     flags = ["--output_dir", tmp_path / "none", "--hub_location", "nobody/student"]
     message = real_stage("push_student", flags).refused(3)
     assert "no finished student; expected a run of train-student that has ended" in message
+
+
+def test_a_dense_student_needs_another_to_be_beside(tmp_path: Path) -> None:
+    file = tmp_path / "student.yaml"
+    file.write_text("loss: {alpha: 0.5}\n")
+    command = ["--run_dir", str(tmp_path / "x"), "--student_config", str(file), "--dense", "true"]
+    with pytest.raises(ConfigError, match=r"data\.max_entries is none\); expected data"):
+        main(command)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_stage_that_fails_ends_the_whole(flags: list[Any], tmp_path: Path) -> None:
