@@ -5,6 +5,7 @@ SHELL := /bin/bash
 # Output folder, number of processes, configuration. All can be given on the command line:
 #   make train-student NPROC=2 ARGS="--temperature 1"
 RUN     ?= runs/default
+LONG_RUN ?= runs/long
 NPROC   ?= 1
 CONFIG  ?=
 ARGS    ?=
@@ -63,6 +64,12 @@ distill: setup ## Run both stages, a control student and the report on the embed
 .PHONY: preview
 preview: setup-teacher ## Show the first rows as the teacher will read them: template, loss mask, cuts (CONFIG=, ARGS=)
 	@$(PREVIEW)
+
+.PHONY: distill-long
+distill-long: setup ## The same for about an hour: five times the text, two passes, a student of dense targets beside it (LONG_RUN=, ARGS=)
+	@$(STUDENT) -m stages.distill --run_dir $(LONG_RUN) --nproc $(NPROC) --teacher_python $(TEACHER) \
+	  --teacher_config stages/configs/long-teacher.yaml --student_config stages/configs/long-student.yaml \
+	  --dense true $(ARGS)
 
 .PHONY: prepare-corpus
 prepare-corpus: $(if $(OVERLAY),setup-dev,setup-teacher) ## Tokenise the corpus of stage one apart, on CPUs (CONFIG=, ARGS=; on a cluster OVERLAY=, WORKERS= pods)

@@ -12,14 +12,17 @@ from pathlib import Path
 from pipeline.api.settings import StudentRun
 from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import DistillError, RowsQuarantined, run_command
+from pipeline.config.files import read_config_file
+from pipeline.errors import ConfigError, DistillError, RowsQuarantined, run_command
 from pipeline.program import command_name, module_name, target_name
 from stages.report import print_report, write_run_report
 from stages.steps import Step, Steps
 
-__all__ = ["DistillRun", "main", "trainer"]
+__all__ = ["CONTROL", "DistillRun", "main", "same_start", "trainer"]
 
 PROG = command_name("stages.distill")
+CONTROL = ("--alpha", "0")
+"""Flags of the control: it learns from the text alone."""
 
 
 class DistillRun(Settings):
@@ -28,6 +31,11 @@ class DistillRun(Settings):
     run_dir: str = option("runs/default", "folder for cache, student, control and report")
     teacher_config: str = option("stages/configs/teacher.yaml", "configuration of stage one")
     student_config: str = option("stages/configs/student.yaml", "configuration of stage two")
+    dense: bool = option(
+        False,
+        "train a third student, from all entries of a target where student_config takes the "
+        "largest (data.max_entries)",
+    )
     nproc: int = option(1, "processes that train", ge=1)
     teacher_python: str = option(sys.executable, "interpreter of stage one's environment")
 
@@ -48,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         StudentRun, ["--config", run.student_config], prog="stage two", description=""
     ).settings
     check_trackers(student_run.observe.report_to)  # before the teacher's work, not after it
+    if run.dense:
+        _check_dense(run)
     started = time.monotonic()
     root = Path(run.run_dir)
     cache, student, control = root / "cache", root / "student", root / "control"
@@ -58,33 +68,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
-    path = _Path(Steps(root))
+    path = _Path(Steps(root), of=5 if run.dense else 4)
     quarantined = path.stage(
-        "1/4 teacher: reads the corpus once", teacher, run.teacher_config, cache,
+        "teacher: reads the corpus once", teacher, run.teacher_config, cache,
         also=RowsQuarantined.exit_code,
     )  # fmt: skip
     path.stage(
-        "2/4 student: learns from the cache", [*training, *distilled], run.student_config, student,
+        "student: learns from the cache", [*training, *distilled], run.student_config, student,
         # One process says what is wrong once; a launcher says it once a rank.
         before=[*trainer(1), *distilled, "--check"] if run.nproc > 1 else (),
     )  # fmt: skip
-    # The control starts from the very same weights, sees the very same batches, and learns from
-    # the text alone.
-    init = student / "init"
-    controlled = [
-        *training, *data, "--output_dir", str(control), "--alpha", "0",
-        "--train.evaluate_before", "false",
-    ]  # fmt: skip
-    if init.exists():
-        controlled += [
-            "--student_model", str(init), "--student.keep_layers", "none",
-            "--student.reconstruct", "none",
-        ]  # fmt: skip
+    again = [*training, *data, *same_start(student)]
     path.stage(
-        "3/4 control: the same student and steps, cross-entropy alone", controlled,
-        run.student_config, control,
+        "control: the same student and steps, cross-entropy alone",
+        [*again, "--output_dir", str(control), *CONTROL], run.student_config, control,
     )  # fmt: skip
-    page = path.report("4/4 report", root, command=command_line(PROG, arguments))
+    if run.dense:
+        path.stage(
+            "dense: the same student and steps, all entries of a target",
+            [*again, "--output_dir", str(root / "dense"), "--data.max_entries", "none"],
+            run.student_config, root / "dense",
+        )  # fmt: skip
+    page = path.report(root, command=command_line(PROG, arguments))
     minutes = (time.monotonic() - started) / 60
     another = f"--cache_dir {cache} --output_dir {root / 'student-t2'} --temperature 2"
     own = "--teacher_model NAME --dataset_name NAME_OR_FILE"
@@ -107,6 +112,23 @@ next      another student from the same cache:
     return 0
 
 
+def same_start(student: Path) -> list[str]:
+    """Return the flags of a run that begins as a trained student did, and is not scored there.
+
+    Args:
+        student: the student's output folder; where it was built from another model, its first
+            weights are kept there.
+    """
+    flags = ["--train.evaluate_before", "false"]
+    init = student / "init"
+    if init.exists():
+        flags += [
+            "--student_model", str(init), "--student.keep_layers", "none",
+            "--student.reconstruct", "none",
+        ]  # fmt: skip
+    return flags
+
+
 def trainer(nproc: int) -> list[str]:
     """Return the command of stage two, without its flags."""
     if nproc == 1:
@@ -117,11 +139,34 @@ def trainer(nproc: int) -> list[str]:
     ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+def _check_dense(run: DistillRun) -> None:
+    data = read_config_file(run.student_config).get("data")
+    if not isinstance(data, dict) or data.get("max_entries") is None:
+        raise ConfigError(
+            f"dense: found true with a student that takes all entries ({run.student_config}: "
+            "data.max_entries is none)",
+            expected="data.max_entries, the entries of the student beside the dense one",
+            do="set it below capture.top_k, as stages/configs/long-student.yaml does, or leave "
+            "--dense out",
+        )
+
+
+@dataclass(slots=True)
 class _Path:
     """The parts of the run, each passed over where it is done and untouched since."""
 
     steps: Steps
+    of: int
+    """Parts in all."""
+    number: int = 0
+    """Of the part."""
+
+    def _is_done(self, title: str, step: Step) -> bool:
+        """Print the part's title and return whether there is nothing to do."""
+        self.number += 1
+        done = self.steps.is_done(step)
+        print(f"== {self.number}/{self.of} {title}" + (": done" if done else ""), flush=True)
+        return done
 
     def stage(
         self,
@@ -147,10 +192,8 @@ class _Path:
             0, or `also`.
         """
         step = Step(output.name, command, output, config)
-        if self.steps.is_done(step):
-            print(f"== {title}: done", flush=True)
+        if self._is_done(title, step):
             return 0
-        print(f"== {title}", flush=True)
         code = 0
         for part in filter(None, (before, command)):
             code = subprocess.run(part, check=False).returncode
@@ -161,13 +204,11 @@ class _Path:
             self.steps.record(step)
         return code
 
-    def report(self, title: str, root: Path, *, command: str) -> Path:
+    def report(self, root: Path, *, command: str) -> Path:
         """Write the report, or print what it says; return the page's path."""
         step = Step("report", [command], root / "report")
-        if self.steps.is_done(step):
-            print(f"== {title}: done", flush=True)
+        if self._is_done("report", step):
             return print_report(root)
-        print(f"== {title}", flush=True)
         page = write_run_report(root, command=command)
         self.steps.record(step)
         return page

@@ -63,7 +63,7 @@ def write_run_report(root: Path, *, command: str) -> Path:
     """Compose and write the report of `root`, print its table, return the page's path.
 
     Args:
-        root: holds `cache`, `student` and, where one was trained, `control`.
+        root: holds `cache`, `student` and, where they were trained, `control` and `dense`.
         command: that gives all of it.
 
     Raises:
@@ -90,6 +90,17 @@ def write_run_report(root: Path, *, command: str) -> Path:
                 "control",
                 root / "control",
                 "same start, data and steps; learned from the text alone",
+            )
+        )
+    if (root / "dense").exists():
+        entries = cache.manifest.identity["scheme"].get("top_k")
+        all_of_them = f"all {entries:,} cached entries" if entries else "all cached entries"
+        runs.append(
+            RunFolder(
+                "dense student",
+                "dense",
+                root / "dense",
+                f"same start, data and steps; learned from {all_of_them} of a target",
             )
         )
     configs = [("the cache", "cache_teacher", root / "cache" / "_meta" / "config.yaml")]

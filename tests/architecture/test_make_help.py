@@ -10,8 +10,8 @@ from tests.stage_runner import ROOT
 
 GROUPS = ["Run", "Set up", "Check", "Cluster", "Measure"]
 RUN = [
-    "distill", "preview", "prepare-corpus", "cache-teacher", "train-student", "sweep",
-    "eval-student", "push-student", "report",
+    "distill", "distill-long", "preview", "prepare-corpus", "cache-teacher", "train-student",
+    "sweep", "eval-student", "push-student", "report",
 ]  # fmt: skip
 
 

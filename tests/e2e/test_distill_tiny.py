@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.errors import ConfigError
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import read_metrics
+from stages.distill import main
 from tests.conftest import Tiny, digests
 from tests.stage_runner import Result, real_stage
 
 pytestmark = pytest.mark.slow
+
+ROWS = ("student before", "distilled student", "cross-entropy control", "dense student")
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +37,17 @@ def flags(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
             "reconstruct_tokens": 1000, "freeze": ["embed_tokens"],
         },
         "loss": {"temperature": 1.0, "alpha": 1.0},
+        "data": {"max_entries": 8},
         "train": {
             "max_steps": 20, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
-            "learning_rate": 0.003, "save_steps": 10,
+            "learning_rate": 0.003, "save_steps": 10, "eval_steps": 10,
         },
     }  # fmt: skip
     for name, content in (("teacher", teacher), ("student", student)):
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
     return [
         "--run_dir", root / "run", "--teacher_config", root / "teacher.yaml",
-        "--student_config", root / "student.yaml",
+        "--student_config", root / "student.yaml", "--dense", "true",
     ]  # fmt: skip
 
 
@@ -57,9 +62,9 @@ def run_dir(flags: list[Any], done: Result) -> Path:
 
 
 def test_it_ends_with_the_table_and_where_everything_lies(done: Result, run_dir: Path) -> None:
-    titles = re.findall(r"^== (\d)/4 ", done.out, re.MULTILINE)
-    assert titles == ["1", "2", "3", "4"]
-    for row in ("student before", "distilled student", "cross-entropy control", "teacher"):
+    titles = re.findall(r"^== (\d)/5 ", done.out, re.MULTILINE)
+    assert titles == ["1", "2", "3", "4", "5"]
+    for row in (*ROWS, "teacher"):
         assert re.search(rf"{row}\b.*\d\.\d", done.out), f"no row {row!r} in\n{done.out}"
     for path in ("report", "student/model", "cache"):
         assert str(run_dir / path) in done.out
@@ -75,6 +80,7 @@ def test_the_numbers_are_those_of_the_runs(run_dir: Path) -> None:
         ("student before", "student", "before"),
         ("distilled student", "student", "after"),
         ("cross-entropy control", "control", "after"),
+        ("dense student", "dense", "after"),
     ):
         scores = HeldoutScores.read(str(run_dir / folder / f"heldout-{when}.json"))
         for metric in ("kl", "cross_entropy", "top1_agreement"):
@@ -89,6 +95,21 @@ def test_the_numbers_are_those_of_the_runs(run_dir: Path) -> None:
     assert "heldout/kl_bucketed" not in control[0].values
     losses = [r.values["train/loss"] for r in control if "train/loss" in r.values]
     assert losses == [r.values["train/cross_entropy"] for r in control if "train/loss" in r.values]
+
+
+def test_held_out_curves_are_over_tokens_from_one_start(run_dir: Path) -> None:
+    report = json.loads((run_dir / "report/report.json").read_text())
+    for name in ("held-out bucketed KL", "held-out cross-entropy"):
+        curves = {curve["series"]: curve for curve in report["curves"] if curve["name"] == name}
+        assert tuple(curves) == ROWS[1:]
+        assert {curve["over"] for curve in curves.values()} == {"tokens"}
+        points = [curve["points"] for curve in curves.values()]
+        assert [len(each) for each in points] == [3, 3, 3]
+        assert len({tuple(tokens for tokens, _ in each) for each in points}) == 1
+        assert len({each[0][1] for each in points}) == 1, "the student before training"
+        assert len({each[-1][1] for each in points}) == 3
+    detail = next(row["detail"] for row in report["rows"] if row["name"] == "dense student")
+    assert detail == "same start, data and steps; learned from all 16 cached entries of a target"
 
 
 def test_the_control_starts_from_the_same_weights_and_batches(run_dir: Path) -> None:
@@ -121,7 +142,7 @@ def test_the_same_command_again_redoes_nothing(flags: list[Any], run_dir: Path) 
     times = {file: file.stat().st_mtime_ns for file in run_dir.rglob("*.safetensors")}
     again = real_stage("distill", flags, timeout=290).ok()
     assert "is complete" in again.err
-    assert again.err.count("nothing to train") == 2
+    assert again.err.count("nothing to train") == 3
     assert {n: d for n, d in digests(run_dir).items() if not n.startswith("report/")} == before
     assert {file: file.stat().st_mtime_ns for file in run_dir.rglob("*.safetensors")} == times
 
@@ -147,6 +168,15 @@ def test_a_push_that_fails_loses_nothing(run_dir: Path, tmp_path: Path) -> None:
     flags = ["--output_dir", tmp_path / "none", "--hub_location", "nobody/student"]
     message = real_stage("push_student", flags).refused(3)
     assert "no finished student; expected a run of train-student that has ended" in message
+
+
+def test_a_dense_student_needs_another_to_be_beside(tmp_path: Path) -> None:
+    file = tmp_path / "student.yaml"
+    file.write_text("loss: {alpha: 0.5}\n")
+    command = ["--run_dir", str(tmp_path / "x"), "--student_config", str(file), "--dense", "true"]
+    with pytest.raises(ConfigError, match=r"data\.max_entries is none\); expected data"):
+        main(command)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_stage_that_fails_ends_the_whole(flags: list[Any], tmp_path: Path) -> None:

@@ -54,11 +54,13 @@ def test_default_run_beats_its_control_clearly(default_run: str) -> None:
     report = json.loads((ROOT / "runs/default/report/report.json").read_text(encoding="utf-8"))
     rows = {row["kind"]: row["metrics"] for row in report["rows"]}
     assert rows["distilled"]["kl_bucketed"]["value"] < rows["before"]["kl_bucketed"]["value"]
-    gap = next(
-        d for d in report["differences"] if d["metric"] == "kl_bucketed" and "control" in d["b"]
-    )
-    assert gap["value"] < 0
-    assert abs(gap["value"]) > 5 * gap["standard_error"]
+    gaps = {d["metric"]: d for d in report["differences"] if "control" in d["b"]}
+    for metric, errors in (("kl_bucketed", 5), ("cross_entropy", 2)):
+        gap = gaps[metric]
+        assert gap["value"] < -errors * gap["standard_error"], metric
+    held_out = [c for c in report["curves"] if c["name"].startswith("held-out")]
+    assert len(held_out) == 4, "KL and cross-entropy, of both"
+    assert all(len(curve["points"]) > 3 and curve["over"] == "tokens" for curve in held_out)
     for row in report["rows"]:
         shown = re.search(rf"^{re.escape(row['name'])} +(\d+\.\d+)", default_run, re.MULTILINE)
         assert shown, f"no line for {row['name']!r}"

@@ -21,6 +21,8 @@ _WIDTH, _HEIGHT = 525.0, 300.0
 _DPI = 144
 _TEXT, _MUTED, _GRID, _JOINED, _GROUND = "#1a1f26", "#59636e", "#e3e8ed", "#d6dce2", "#ffffff"
 _WIDTHS = {"grid": 0.8, "joined": 1.5, "whisker": 1.75}
+_ALONG_THE_WAY = 3
+"""So many points are more than a start and an end."""
 _COLUMNS_BELOW = 30
 """Labels shorter than this many characters fit side by side in the legend."""
 
@@ -40,7 +42,8 @@ def pictures(report: Report) -> dict[str, bytes]:
 def chosen_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     """Return which curves go into which file, of those for which there are any.
 
-    Training and held-out values share `kl.png` and `cross_entropy.png`.
+    Of KL and cross-entropy the held-out values alone where they were measured along the way: beside
+    the noise of the training steps their differences would not be seen. Else both.
     """
     chosen: dict[str, list[Curve]] = {}
     for curve in curves:
@@ -52,6 +55,10 @@ def chosen_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
                 chosen.setdefault("kl.png", []).append(curve)
             elif "cross-entropy" in words:
                 chosen.setdefault("cross_entropy.png", []).append(curve)
+    for name, some in chosen.items():
+        held_out = [curve for curve in some if curve.name.lower().startswith("held-out")]
+        if any(len(curve.points) >= _ALONG_THE_WAY for curve in held_out):
+            chosen[name] = held_out
     return chosen
 
 

@@ -30,6 +30,7 @@ class Style:
 STYLES: dict[str, Style] = {
     "distilled": Style("#0072b2", "#56b4e9", "circle", 6),
     "control": Style("#d55e00", "#e69f00", "square", 5, dash=(6, 4)),
+    "dense": Style("#a34e87", "#d98cc0", "up", 6, dash=(2, 3)),
     "before": Style("#6c7580", "#9ea9b5", "circle", 5, open=True, dash=(1.5, 4)),
     "teacher": Style("#00805d", "#2cc295", "diamond", 7, dash=(9, 3, 2, 3)),
     "r1": Style("#0072b2", "#56b4e9", "circle", 6, width=2.6),

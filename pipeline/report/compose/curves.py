@@ -68,11 +68,14 @@ def curves_of(
 def started_alike(first: Run, other: Run) -> tuple[MetricRecord, ...]:
     """Return what `other` logged, and before it the start that it shares with `first`.
 
-    A control trains from the very weights of the distilled student and does not measure them again.
+    A control and a student of dense targets train from the very weights of the distilled student
+    and do not measure them again.
     """
+    if other.folder.kind not in ("control", "dense"):
+        return other.metrics
     own = {record.step for record in other.metrics}
     start = [record for record in first.metrics if record.step == 0 and 0 not in own]
-    return (*start, *other.metrics) if other.folder.kind == "control" else other.metrics
+    return (*start, *other.metrics)
 
 
 def speeds_of(runs: Iterable[Run]) -> tuple[Speed, ...]:

@@ -12,7 +12,7 @@ __all__ = ["STRICT", "Count", "Kind", "Number"]
 STRICT = ConfigDict(extra="forbid")
 """Of each record: a member that it does not know is an error."""
 
-Kind = Literal["before", "control", "distilled", "teacher"]
+Kind = Literal["before", "control", "dense", "distilled", "teacher"]
 """The role of a model in the report."""
 
 

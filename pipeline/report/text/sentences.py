@@ -22,6 +22,7 @@ NOISE_LIMIT = f"more than {CLEAR_STANDARD_ERRORS:g} would be clear"
 _ROLES = {
     "before": "the student before training",
     "control": "the cross-entropy control",
+    "dense": "the dense student",
     "distilled": "the distilled student",
     "teacher": "the teacher",
 }

@@ -139,7 +139,7 @@ def test_two_kinds_of_curves_in_one_chart_are_told_apart() -> None:
 
 def test_every_style_is_told_apart_without_its_colour() -> None:
     ranked = [style for name, style in STYLES.items() if name.startswith("r")]
-    for styles in (ranked, [STYLES[name] for name in ("before", "control", "distilled")]):
+    for styles in (ranked, [STYLES[name] for name in ("before", "control", "dense", "distilled")]):
         assert len({(style.shape, style.size, style.open) for style in styles}) == len(styles)
         assert len({(style.dash, style.width) for style in styles}) == len(styles)
 

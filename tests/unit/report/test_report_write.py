@@ -101,6 +101,15 @@ def test_curves_are_sorted_into_pictures_by_their_heading() -> None:
     }
 
 
+def test_held_out_curves_stand_alone_where_they_were_measured_along_the_way() -> None:
+    points = ((0, 2.0), (10, 1.5), (20, 1.0))
+    training = Curve("training KL", tuple((step, 1.0) for step in range(20)))
+    held_out = [Curve("held-out KL", points, name) for name in ("a", "b")]
+    assert chosen_curves([training, *held_out]) == {"kl.png": held_out}
+    ends = Curve("held-out KL", points[::2])
+    assert chosen_curves([training, ends]) == {"kl.png": [training, ends]}
+
+
 def test_a_dollar_sign_in_a_name_starts_no_formula() -> None:
     curve = Curve("loss $x", ((0, 1.0), (1, 2.0)), "a $ b", unit="$")
     assert curves_png([curve, curve]).startswith(b"\x89PNG")

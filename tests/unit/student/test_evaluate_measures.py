@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate.measures import HeldoutScores, paired_difference, ratio_mean
+from tests.bench.demonstration import Pair, over_seeds
 
 
 def _draw(rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -156,3 +157,21 @@ def test_calibration_is_compared_sequence_by_sequence() -> None:
     assert found.value == pytest.approx(0.02, abs=0.002)
     assert found.standard_error < 0.002
     assert other.metrics == ("ece",)
+
+
+def test_a_mean_over_seeds_has_the_errors_of_both() -> None:
+    counts = (10, 20, 30)
+
+    def scores(*sums: float) -> HeldoutScores:
+        return HeldoutScores(("a", "b", "c"), counts, {"kl": sums})
+
+    control = scores(20.0, 40.0, 60.0)
+    pairs = [
+        Pair(1, scores(18.0, 39.0, 57.0), control, 2.0),
+        Pair(2, scores(19.0, 38.0, 51.0), control, 2.0),
+    ]
+    value, by_sequence, by_seed = over_seeds(pairs, "kl")
+    assert value == pytest.approx(-(6 + 12) / 2 / 60)
+    assert by_seed == pytest.approx(0.1 / math.sqrt(2) / math.sqrt(2))
+    assert by_sequence == ratio_mean([-1.5, -1.5, -6.0], counts).standard_error
+    assert math.isnan(over_seeds(pairs[:1], "kl")[2])
