@@ -48,7 +48,7 @@ def format_duration(seconds: float | None) -> str:
     for factor, unit in ((3600.0, "h"), (60.0, "min")):
         if seconds >= factor:
             return f"{seconds / factor:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.0f} s" if seconds >= 0.95 or not seconds else f"{seconds:.1g} s"
 
 
 def format_kept_mass(mass: float) -> str:

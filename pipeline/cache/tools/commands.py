@@ -121,7 +121,8 @@ def _addresses_last(tokens: Sequence[str], parser: argparse.ArgumentParser) -> l
         (flags if is_flag or waiting else addresses).append(token)
         action = parser._option_string_actions.get(token)
         waiting = is_flag and action is not None and action.nargs != 0
-    return [*flags, *addresses]
+    # A flag at the end lacks its value: an address must not become that.
+    return [*flags[:-1], *addresses, flags[-1]] if waiting else [*flags, *addresses]
 
 
 def _mistakes(tokens: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:

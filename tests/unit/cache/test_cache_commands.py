@@ -90,13 +90,8 @@ def test_flags_may_have_underscores_as_those_of_the_stages() -> None:
 def test_the_source_comes_first_in_every_command() -> None:
     assert (parse(["slice", "A", "B"]).source, parse(["slice", "A", "B"]).target) == ("A", "B")
     assert (parse(["export", "A", "B"]).source, parse(["export", "A", "B"]).target) == ("A", "B")
-    for line in (
-        "A B C",
-        "A B C --workers 2",
-        "A B --workers 2 C",
-        "--workers=2 A B C",
-        "-- A B C",
-    ):
+    lines = "A B C", "A B C --workers 2", "A B --workers 2 C", "--workers=2 A B C", "A -- B C"
+    for line in lines:
         merged = parse(["merge", *line.split()])
         assert (merged.sources, merged.target) == (["A", "B"], "C"), line
         assert merged.workers == (2 if "2" in line else None)

@@ -39,6 +39,7 @@ def test_a_size_has_the_unit_that_fits(size: int, shown: str) -> None:
 def test_durations() -> None:
     assert format_duration(None) == "—"
     assert [format_duration(s) for s in (4, 90, 7200)] == ["4 s", "1.5 min", "2.0 h"]
+    assert [format_duration(s) for s in (0, 0.031, 0.97)] == ["0 s", "0.03 s", "1 s"]
 
 
 def test_bytes_a_token_of_nothing() -> None:
