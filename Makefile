@@ -61,15 +61,15 @@ help: ## List all targets
 distill: setup ## Run both stages, a control student and the report on the embedded default (ARGS=, NPROC=)
 	@$(STUDENT) -m stages.distill --run_dir $(RUN) --nproc $(NPROC) --teacher_python $(TEACHER) $(ARGS)
 
-.PHONY: preview
-preview: setup-teacher ## Show the first rows as the teacher will read them: template, loss mask, cuts (CONFIG=, ARGS=)
-	@$(PREVIEW)
-
 .PHONY: distill-long
 distill-long: setup ## The same for about an hour: five times the text, two passes, a student of dense targets beside it (LONG_RUN=, ARGS=)
 	@$(STUDENT) -m stages.distill --run_dir $(LONG_RUN) --nproc $(NPROC) --teacher_python $(TEACHER) \
 	  --teacher_config stages/configs/long-teacher.yaml --student_config stages/configs/long-student.yaml \
 	  --dense true $(ARGS)
+
+.PHONY: preview
+preview: setup-teacher ## Show the first rows as the teacher will read them: template, loss mask, cuts (CONFIG=, ARGS=)
+	@$(PREVIEW)
 
 .PHONY: prepare-corpus
 prepare-corpus: $(if $(OVERLAY),setup-dev,setup-teacher) ## Tokenise the corpus of stage one apart, on CPUs (CONFIG=, ARGS=; on a cluster OVERLAY=, WORKERS= pods)

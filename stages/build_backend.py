@@ -34,10 +34,9 @@ get_requires_for_build_wheel = build_meta.get_requires_for_build_wheel
 
 PACKAGE = "offline_distill"
 _PARTS = ("pipeline", "stages")
-_LEFT_OUT = shutil.ignore_patterns(
+_ONLY_IN_A_CHECKOUT = shutil.ignore_patterns(
     "__pycache__", "locks", "build_backend.py", "options.py", "setup_env.py", "decisions", "*.png"
 )
-"""What only a checkout needs."""
 _INIT = '''"""Offline distillation of large language models: see `{package}.pipeline`."""
 
 from {package}.pipeline import __all__, __dir__, __getattr__, __version__
@@ -63,7 +62,7 @@ def build_wheel(
 def _copy(root: Path, copy: Path) -> None:
     package = copy / PACKAGE
     for part in _PARTS:
-        shutil.copytree(root / part, package / part, ignore=_LEFT_OUT)
+        shutil.copytree(root / part, package / part, ignore=_ONLY_IN_A_CHECKOUT)
     for file in package.rglob("*.py"):
         file.write_text(rewrite_imports(file.read_text(encoding="utf-8")), encoding="utf-8")
     (package / "__init__.py").write_text(_INIT.format(package=PACKAGE), encoding="utf-8")

@@ -128,7 +128,11 @@ RETIRED = {
         r"\b(a|the|first|quick) look\b(?! at)|\blook (job|pod)s?\b",
         within=r"k8s/|stages/",
     ),
-    "kd": Retired(r"_kd_", r"`[\w./]*\bkd\b[\w./]*`|\bkd (term|loss|value)s?\b"),
+    "kd": Retired(
+        r"_kd_",
+        r"`[\w./]*\bkd\b[\w./]*`|\bkd (term|loss|value)s?\b",
+        allowed={r"pipeline/config/fields\.py:kd_(ratio|weight)": "what other trainers call it"},
+    ),
 }  # fmt: skip
 
 OLD_NAMES = {

@@ -9,8 +9,9 @@ import yaml
 
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config.files import read_config_file
+from pipeline.models.resolve import most_positions
 from pipeline.models.shape import model_shape
-from pipeline.student.build.check import check_student, most_positions
+from pipeline.student.build.check import check_student
 from pipeline.student.build.skeleton import build_skeleton
 from pipeline.student.compatibility import check_compatibility
 from pipeline.teacher.prepare import check_fits
