@@ -46,15 +46,42 @@ assert loss.isfinite()
     _run(folder, [*_blocks()[:3], checks])
 
 
-def test_other_trainers(folder: Path) -> None:
-    """Both trainers end, and their loss is the trainer's of this project on the same batches."""
-    blocks = _blocks()
-    checks = """
-assert trainer.state.global_step == 4
-assert all(entry["loss"] > 0 for entry in trainer.state.log_history if "loss" in entry)
+FIRST_LOSS = """
+def first_loss(kind, arguments, rows, **options):
+    fresh = AutoModelForCausalLM.from_pretrained("student")
+    batches = [batch for _, batch in zip(range(2), TargetDataset("runs/default/cache"))]
+    total = 0.0
+    for batch in batches:
+        output = fresh.base_model(batch["input_ids"], position_ids=batch["position_ids"])
+        hidden = output.last_hidden_state
+        total += sparse_kl(hidden, fresh, batch["targets"], alpha=0.5, reduction="sum").item()
+    wanted = total / sum(len(batch["targets"]) for batch in batches)
+    trainer = kind(fresh, arguments, train_dataset=rows, **options)
+    trainer.train()
+    found = trainer.state.log_history[0]["loss"]
+    assert abs(found - wanted) < 1e-3 * wanted, (kind, found, wanted)
+
+
+once = {"max_steps": 1, "gradient_accumulation_steps": 2, "logging_steps": 1}
+rows = TargetDataset("runs/default/cache")
+first_loss(CacheTrainer, TrainingArguments("a", **once), rows)
+first_loss(
+    CacheSFTTrainer,
+    SFTConfig("b", bf16=False, dataset_kwargs={"skip_prepare_dataset": True}, **once),
+    datasets.IterableDataset.from_generator(lambda: iter(TargetDataset("runs/default/cache"))),
+    processing_class=AutoTokenizer.from_pretrained("student"),
+)
 """
-    assert sum(len(block.splitlines()) for block in blocks[3:4]) <= 45
-    _run(folder, ["import torch", blocks[1], *blocks[2:5], checks])
+
+
+@pytest.mark.slow
+def test_other_trainers(folder: Path) -> None:
+    """Both trainers end, and their first loss is `sparse_kl` of the same batches."""
+    blocks = _blocks()
+    ended = "\nassert trainer.state.global_step == 4\n"
+    imports = "import torch\nfrom pipeline import sparse_kl"
+    assert len(blocks[3].splitlines()) <= 38
+    _run(folder, [imports, *blocks[1:4], ended, blocks[4], ended, FIRST_LOSS])
 
 
 @pytest.mark.slow
