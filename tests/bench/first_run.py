@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.bench.demonstration import print_figures, train_pairs
 from tests.stage_runner import ROOT
 from tests.tiny import make_teacher, make_tokenizer, write_corpus
 
@@ -60,6 +61,11 @@ def second_distill(folder: Path) -> None:
     print(f"FIGURE second_distill_seconds {time.monotonic() - started:.1f}")
 
 
+def three_seeds(folder: Path) -> None:
+    """Train distilled student and control of the default run with three seeds; compare them."""
+    print_figures(train_pairs(folder))
+
+
 def shell(command: str, **names: str) -> None:
     """Run a command of README in the checkout; a failure ends the bench with what it said."""
     outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "OMP_NUM_THREADS")
@@ -73,8 +79,6 @@ def shell(command: str, **names: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the sections that are asked for."""
-    from tests.bench.demonstration import three_seeds
-
     sections: dict[str, Callable[[Path], None]] = {
         "own": own_run, "second": second_distill, "demonstration": three_seeds,
     }  # fmt: skip
