@@ -91,7 +91,7 @@ def test_a_single_student(tiny_run: Path, stage: Stage, tmp_path: Path) -> None:
     assert [row["kind"] for row in report["rows"]] == ["before", "distilled", "teacher"]
     assert report["sweep"] is None
     assert report["speeds"][0]["steps"] == 12
-    assert report["commands"][1]["command"] == f"make report RUN={run}"
+    assert report["commands"][1]["command"] == f"python -m stages.report --run_dir {run}"
 
 
 def test_a_folder_without_a_run(stage: Stage, tmp_path: Path, sweep: Path) -> None:

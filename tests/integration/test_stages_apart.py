@@ -52,6 +52,6 @@ def test_what_is_missing_is_said(tiny: Tiny, tmp_path: Path) -> None:
     flags = [*tiny.stage_one, "--cache_dir", tmp_path / "cache", "--teacher.engine", "vllm"]
     message = run_python(["-c", RUNNER, "cache_teacher", "vllm", *flags]).refused(2)
     assert "the package vllm is not installed here" in message
-    assert "run `make setup`, or choose --teacher.engine transformers" in message
+    assert "run `make setup-teacher`, or choose --teacher.engine transformers" in message
     assert not (tmp_path / "cache").exists()
     assert (ROOT / "tests/absent.py").exists()

@@ -317,7 +317,7 @@ def test_inspect_says_how_far_an_unfinished_cache_is(
     assert main(["inspect", str(planned)]) == 0
     out = capsys.readouterr().out
     assert "incomplete: 2 of 3 shards" in out
-    assert "top-k top_k=6" in out
+    assert "top-k, top_k 6" in out
     (planned / PLAN).write_bytes(b"{}")
     with pytest.raises(CacheError, match=r"plan.json .*missing or damaged"):
         main(["inspect", str(planned)])
@@ -330,7 +330,7 @@ def test_inspect_names_a_scheme_without_top_k(
     identity = sample_identity(scheme=scheme)
     rewrite_manifest(planned, identity=identity, identity_digest=fingerprint(identity))
     assert main(["inspect", str(planned)]) == 0
-    assert "threshold taus=0.08333,0.04" in capsys.readouterr().out
+    assert "threshold, taus 0.08333/0.04" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("column", ["row_tokens", "row_loss_tokens"])
