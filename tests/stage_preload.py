@@ -9,6 +9,7 @@ import importlib
 
 import numpy as np
 
+from pipeline.corpus.sources.embedded import embedded_source
 from pipeline.data.order.packing import count_packs
 
 for name in (
@@ -22,3 +23,4 @@ for name in (
 ):  # fmt: skip
     importlib.import_module(name)
 count_packs(np.array([3, 4], np.int32), 8)
+embedded_source("both")  # 6 s of each stage that reads it

@@ -25,23 +25,32 @@ from pipeline.data.temperature import temperature_index
 from pipeline.errors import ConfigError
 from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
 
-__all__ = ["TargetBatch", "TargetDataset"]
+__all__ = ["ModelInputs", "TargetBatch", "TargetDataset"]
 
 _NO_LABEL = -100
 """What transformers leaves out of a loss."""
 
 
-class TargetBatch(TypedDict):
-    """One batch: sequences laid end to end, in the form in which transformers takes packs.
+class ModelInputs(TypedDict):
+    """What a model of transformers is called with, for sequences laid end to end.
 
-    Give a model `input_ids` and `position_ids` and no attention mask: positions that restart keep
-    attention within a sequence.
+    Positions that restart keep attention within a sequence where there is no attention mask AND no
+    cache of keys and values; with a cache, sequences would see their neighbours.
     """
 
     input_ids: Tensor
     """int64 [1, T]."""
     position_ids: Tensor
     """int64 [1, T]; 0 at the start of each sequence."""
+    use_cache: bool
+    """False."""
+
+
+class TargetBatch(TypedDict):
+    """One batch."""
+
+    inputs: ModelInputs
+    """For `model(**batch["inputs"])`."""
     labels: Tensor
     """int64 [1, T]; the token itself where it is supervised, else -100; not shifted."""
     targets: TeacherTargets
@@ -184,8 +193,11 @@ class TargetDataset(IterableDataset[TargetBatch]):
         labels_1T = torch.full_like(batch.input_ids_1T, _NO_LABEL)
         labels_1T[0, batch.label_index_N + 1] = batch.label_ids_N
         return {
-            "input_ids": batch.input_ids_1T,
-            "position_ids": batch.position_ids_1T,
+            "inputs": {
+                "input_ids": batch.input_ids_1T,
+                "position_ids": batch.position_ids_1T,
+                "use_cache": False,
+            },
             "labels": labels_1T,
             "targets": targets_of(batch, **self._about),
         }

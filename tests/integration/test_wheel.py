@@ -102,7 +102,7 @@ def test_commands_where_others_have_our_names(site: Path, elsewhere: Path) -> No
 def test_the_python_interface(site: Path, elsewhere: Path) -> None:
     code = (
         "import offline_distill, sys; from offline_distill import open_cache;"
-        f"print(next(open_cache({str(ROOT / 'tests/golden/cache-v1-top-k')!r}).rows()).sample_id);"
+        f"print(open_cache({str(ROOT / 'tests/golden/cache-v1-top-k')!r}).manifest.total().rows);"
         "print(offline_distill.__version__, 'pipeline' in sys.modules)"
     )
     done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import json
@@ -66,11 +67,14 @@ _QUESTIONS = {
 }
 
 
+@functools.cache
 def embedded_source(kinds: Literal["both", "chats", "documents"] = "both") -> EmbeddedSource:
     """Build documents from `pydoc_data.topics` and module docstrings, chats from other docstrings.
 
     Rows are ordered by a hash of their key, so that any first N rows contain both kinds. No text
     occurs twice: a passage both trained on and held out would make the student look better.
+
+    Parsing Python's modules takes seconds, so the rows are kept; nobody changes them.
 
     Raises:
         CorpusError: this Python was installed without the sources or the topics.

@@ -20,7 +20,7 @@ CACHE = str(ROOT / "tests/golden/cache-v1-top-k")
 
 
 def _same(a: TargetBatch, b: TargetBatch) -> bool:
-    return torch.equal(a["input_ids"], b["input_ids"]) and torch.equal(
+    return torch.equal(a["inputs"]["input_ids"], b["inputs"]["input_ids"]) and torch.equal(
         a["targets"].entries.logprobs_NK, b["targets"].entries.logprobs_NK
     )
 
@@ -29,8 +29,8 @@ def _rows(batches: list[TargetBatch]) -> list[tuple[int, ...]]:
     """Return the token ids of every sequence, sorted."""
     rows = []
     for batch in batches:
-        starts = (batch["position_ids"][0] == 0).nonzero()[:, 0].tolist()
-        ids = batch["input_ids"][0].tolist()
+        starts = (batch["inputs"]["position_ids"][0] == 0).nonzero()[:, 0].tolist()
+        ids = batch["inputs"]["input_ids"][0].tolist()
         rows += [tuple(ids[a:b]) for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)]
     return sorted(rows)
 
@@ -64,7 +64,7 @@ def test_batches_are_the_trainers() -> None:
     )  # fmt: skip
     for step, batch in zip(stream.steps(0, len(dataset)), dataset, strict=True):
         (wanted,) = step.micro_batches
-        assert torch.equal(wanted.input_ids_1T, batch["input_ids"])
+        assert torch.equal(wanted.input_ids_1T, batch["inputs"]["input_ids"])
         assert torch.equal(wanted.log_z_N, batch["targets"].entries.log_z_N)
         assert torch.equal(wanted.label_index_N, batch["targets"].index_N)
 
@@ -75,7 +75,7 @@ def test_labels_are_the_supervised_tokens() -> None:
         places = (labels != -100).nonzero()[:, 0]
         assert torch.equal(places - 1, targets.index_N)
         assert torch.equal(labels[places], targets.entries.label_N)
-        assert torch.equal(labels[places], batch["input_ids"][0, places])
+        assert torch.equal(labels[places], batch["inputs"]["input_ids"][0, places])
 
 
 def test_an_epoch_is_another_order_and_can_be_chosen() -> None:
