@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.program import VERSION
 
 if TYPE_CHECKING:
-    from pipeline.api.dataset import TargetBatch, TargetDataset
+    from pipeline.api.dataset import ModelInputs, TargetBatch, TargetDataset
     from pipeline.api.process import StageFailed
     from pipeline.api.results import SweepResult, TrainedStudent
     from pipeline.api.runs import cache_teacher, sweep, train_student
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 __all__ = [
-    "Cache", "CachedSequence", "ConfigError", "DistillError", "SparseTargets", "StageFailed",
+    "Cache", "CachedSequence", "ConfigError", "DistillError", "ModelInputs", "SparseTargets",
+    "StageFailed",
     "SweepResult", "TargetBatch", "TargetDataset", "TeacherTargets", "TrainedStudent",
     "cache_teacher", "open_cache", "sparse_kl", "sparse_kl_of_logits", "sweep", "train_student",
 ]  # fmt: skip
 
 _PLACES = {
-    "api.dataset": ("TargetBatch", "TargetDataset"),
+    "api.dataset": ("ModelInputs", "TargetBatch", "TargetDataset"),
     "api.process": ("StageFailed",),
     "api.results": ("SweepResult", "TrainedStudent"),
     "api.runs": ("cache_teacher", "sweep", "train_student"),
