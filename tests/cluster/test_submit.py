@@ -245,6 +245,7 @@ MODEL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stage_two_starts_on_a_complete_cache(
     api: ApiStub, call: Any, volume: Path, tmp_path: Path
 ) -> None:

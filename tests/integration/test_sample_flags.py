@@ -125,6 +125,7 @@ def test_a_saved_configuration_is_accepted_back(model: type[Settings], tmp_path:
     assert _parse(model, ["--config", str(as_json)]) == settings
 
 
+@pytest.mark.slow
 def test_the_configurations_that_runs_saved_name_the_same_runs(
     tiny: Tiny, tiny_cache: Path, tiny_run: Path, stage: Stage
 ) -> None:

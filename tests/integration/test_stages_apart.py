@@ -38,6 +38,7 @@ def test_stage_one_without_the_students_packages(
     assert ours["_meta/manifest.json"] == theirs["_meta/manifest.json"]
 
 
+@pytest.mark.slow
 def test_stage_two_without_the_teachers_packages(
     tiny: Tiny, tiny_cache: Path, tiny_run: Path, tmp_path: Path
 ) -> None:

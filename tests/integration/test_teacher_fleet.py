@@ -248,6 +248,7 @@ def test_sigterm_while_waiting_for_others(
     os.kill(first.process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_sigterm_while_the_store_is_slow(
     tiny: Tiny, tiny_cache: Path, start: Callable[..., Running], tmp_path: Path
 ) -> None:

@@ -188,6 +188,7 @@ def test_wait_is_measured() -> None:
         assert items.wait_seconds < 0.05
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
     """Less than half a kB an epoch, which is noise; numpy tells tracemalloc what it holds."""
     url = str(tmp_path / "cache")

@@ -121,6 +121,7 @@ def test_several_caches_share_an_address(work: Callable[..., CorpusWork], tmp_pa
     assert len(list((tmp_path / "shared").iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_stops_a_unit_stops_the_run(
     processes: int, work: Callable[..., CorpusWork], data: Path
@@ -223,6 +224,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_parent_that_is_killed(
     work: Callable[..., CorpusWork], tmp_path: Path
 ) -> None:
