@@ -48,7 +48,7 @@ def test_nothing_of_the_default_gets_under_ones_own_run(tmp_path: Path) -> None:
 def test_where_nothing_is_named_the_default_is_below_files_and_flags(tmp_path: Path) -> None:
     run = _teacher()
     assert run.default_file is not None
-    assert (run.settings.corpus.num_samples, run.settings.corpus.max_length) == (340, 160)
+    assert (run.settings.corpus.num_samples, run.settings.corpus.max_length) == (200, 160)
     assert "corpus.num_samples" not in run.given
     file = tmp_path / "mine.yaml"
     file.write_text("corpus: {num_samples: 50}\n")
