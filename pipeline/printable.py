@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-__all__ = ["code_of", "is_harmless", "printable"]
+__all__ = ["code_of", "is_harmless", "printable", "render_template"]
 
 
 def printable(text: str) -> str:
@@ -24,3 +26,28 @@ def is_harmless(char: str) -> bool:
 def code_of(char: str) -> str:
     """Return the code point of a character, in brackets."""
     return f"⟨U+{ord(char):04X}⟩"
+
+
+def render_template(
+    file: Path, filters: Mapping[str, Callable[..., object]], **values: object
+) -> str:
+    """Return a page made of a template of HTML; every text is escaped on the way in.
+
+    Args:
+        file: the template; others of its folder may be included.
+        filters: by name; `printable` is among them always.
+        values: what the template shows.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(file.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters, printable=printable)
+    page = environment.get_template(file.name).render(**values)
+    # A lone surrogate (half of an emoji, cut by a tokenizer) has no UTF-8 and would end the write.
+    return page.encode("utf-8", "replace").decode("utf-8")

@@ -24,7 +24,7 @@ from tests.tiny import make_teacher, make_tokenizer, write_corpus
 # The slow files by their length. Two processes share the files; were a long one last, the other
 # process would wait for it: a quarter of the whole time.
 _LONGEST_FIRST = (
-    "test_submit.py", "test_preparation.py", "test_teacher_fleet.py",
+    "test_submit_checks.py", "test_preparation.py", "test_teacher_fleet.py",
     "test_readme_commands.py", "test_training_engines.py", "test_resume_world.py",
     "test_vllm_agreement.py", "test_sweep_tiny.py", "test_simulated_cluster.py",
     "test_distill_tiny.py", "test_teacher_quarantine.py", "test_vllm_writes.py",

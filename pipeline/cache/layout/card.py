@@ -7,20 +7,16 @@ from typing import Any
 
 from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_kept_mass
 from pipeline.cache.layout.manifest import Manifest
+from pipeline.cache.layout.names import SPLITS
 
-__all__ = ["card_text", "responses_text"]
+__all__ = ["card_text", "front_matter", "responses_text"]
 
 
-def card_text(manifest: Manifest, command: str) -> str:
-    """Render README.md; its front matter lets `datasets.load_dataset` find the splits."""
-    identity = manifest.identity
-    teacher, scheme, corpus = identity["teacher"], identity["scheme"], identity["corpus"]
-    splits = [name for name in ("train", "heldout") if manifest.of_split(name)]
-    files = "\n".join(f"  - split: {name}\n    path: data/{name}/*.parquet" for name in splits)
-    table = "\n".join(_split_line(manifest, name) for name in splits)
-    temperatures = ", ".join(f"{value:g}" for value in manifest.temperatures)
-    own = responses_text(identity, manifest.corpus_counts)
-    responses = f"| responses | {own} |\n" if own else ""
+def front_matter(manifest: Manifest) -> str:
+    """Return what stands above a card: where `datasets.load_dataset` finds the splits, and tags."""
+    files = "\n".join(
+        f"  - split: {name}\n    path: data/{name}/*.parquet" for name in _splits(manifest)
+    )
     return f"""---
 configs:
 - config_name: default
@@ -30,7 +26,22 @@ tags:
 - knowledge-distillation
 - teacher-logits
 ---
+"""
 
+
+def _splits(manifest: Manifest) -> list[str]:
+    return [name for name in SPLITS if manifest.of_split(name)]
+
+
+def card_text(manifest: Manifest, command: str) -> str:
+    """Render README.md; its front matter lets `datasets.load_dataset` find the splits."""
+    identity = manifest.identity
+    teacher, scheme, corpus = identity["teacher"], identity["scheme"], identity["corpus"]
+    table = "\n".join(_split_line(manifest, name) for name in _splits(manifest))
+    temperatures = ", ".join(f"{value:g}" for value in manifest.temperatures)
+    own = responses_text(identity, manifest.corpus_counts)
+    responses = f"| responses | {own} |\n" if own else ""
+    return f"""{front_matter(manifest)}
 # Teacher cache: {teacher["model"]}
 
 Sparse next-token distributions of a teacher over a tokenised corpus, to train students from

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.cache.codec.spec import CodecSpec
+from pipeline.cache.layout.card import front_matter
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.cache.layout.names import SPLITS
 from pipeline.sampling.quantisation import rounding_log_bias
@@ -96,7 +97,6 @@ def export_card(manifest: Manifest, spec: CodecSpec, *, command: str, top_k: int
     """
     teacher, corpus = manifest.identity["teacher"], manifest.identity["corpus"]
     splits = [name for name in SPLITS if manifest.of_split(name)]
-    files = "\n".join(f"  - split: {name}\n    path: data/{name}/*.parquet" for name in splits)
     totals = "\n".join(
         f"| {name} | {total.rows} | {total.tokens} | {total.loss_tokens} |"
         for name, total in ((name, manifest.total(name)) for name in splits)
@@ -105,16 +105,7 @@ def export_card(manifest: Manifest, spec: CodecSpec, *, command: str, top_k: int
     columns = _COLUMNS.format(always="always-kept" if sampled else "kept").rstrip("\n") + "\n"
     columns += _INCLUSION.format(step=spec.quantisation.sampled_step) if sampled else _BUCKET
     limit = f", limited to the {top_k} largest entries of each position" if top_k else ""
-    return f"""---
-configs:
-- config_name: default
-  data_files:
-{files}
-tags:
-- knowledge-distillation
-- teacher-logits
----
-
+    return f"""{front_matter(manifest)}
 # Targets of {teacher["model"]} as plain lists
 
 Sparse next-token distributions of a teacher over a tokenised corpus, exported from a cache

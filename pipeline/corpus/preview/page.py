@@ -9,27 +9,19 @@ from pipeline.corpus.preview.lengths import histogram
 from pipeline.corpus.preview.record import Part, Piece, Preview
 from pipeline.corpus.preview.visible import visible_texts
 from pipeline.corpus.preview.wording import cut_words, outcome_words, part_words, sum_lines
-from pipeline.printable import printable
+from pipeline.printable import render_template
 
 __all__ = ["render_html"]
 
-_TEMPLATES = Path(__file__).parent
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 def render_html(preview: Preview) -> str:
     """Return the page; every text of the data is escaped on the way in."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["printable"] = printable
     bins = histogram(preview.totals.lengths, preview.longest)
-    page = environment.get_template("page.html.jinja").render(
+    return render_template(
+        _TEMPLATE,
+        {},
         preview=preview,
         sums=list(sum_lines(preview)),
         bins=bins,
@@ -50,8 +42,6 @@ def render_html(preview: Preview) -> str:
             for row in preview.rows
         ],
     )
-    # A lone surrogate has no UTF-8 and would end the write.
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _tokens(part: Part) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.amounts import (
     format_kept_mass,
     value_decimals,
 )
-from pipeline.printable import code_of, is_harmless, printable
+from pipeline.printable import code_of, is_harmless, render_template
 from pipeline.report.charts.dots import rows_scene
 from pipeline.report.charts.lines import averaged_over, curves_scene
 from pipeline.report.charts.styles import STYLES
@@ -46,32 +46,24 @@ can be laid side by side."""
 
 _MOST_ROWS = 24
 
-_TEMPLATES = Path(__file__).parent
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 def render_page(report: Report) -> str:
     """Return the page; every text of the report is escaped on the way in."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=format_count,
-        duration=format_duration,
-        bytes=format_bytes,
-        bytes_per_token=_per_token,
-        mass=format_kept_mass,
-        visible=_visible,
-        printable=printable,
-        lead=_lead,
-        body=_body,
-    )
-    page = environment.get_template("page.html.jinja").render(
+    filters: dict[str, Callable[..., object]] = {
+        "count": format_count,
+        "duration": format_duration,
+        "bytes": format_bytes,
+        "bytes_per_token": _per_token,
+        "mass": format_kept_mass,
+        "visible": _visible,
+        "lead": _lead,
+        "body": _body,
+    }
+    return render_template(
+        _TEMPLATE,
+        filters,
         report=report,
         headline=headline(report),
         tiles=_tiles(report),
@@ -86,8 +78,6 @@ def render_page(report: Report) -> str:
         heat_steps=HEAT_STEPS_NATS,
         environment=list(_flat(report.environment)),
     )
-    # A lone surrogate (half of an emoji, cut by a tokenizer) has no UTF-8 and would end the write.
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _tiles(report: Report) -> list[Tile]:
