@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.config.nearest import did_you_mean
 from pipeline.errors import ConfigError, run_command
 from pipeline.program import VERSION, module_name
 
@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = arguments[0].replace("_", "-"), arguments[1:]
     if name not in COMMANDS:
         raise ConfigError(
-            f"{arguments[0]}: unknown command{_nearest(name)}",
+            f"{arguments[0]}: unknown command",
             expected="one of " + ", ".join(COMMANDS),
+            do=did_you_mean(name, COMMANDS),
         )
     if name == "train-student":
         rest, nproc = _take_nproc(rest)
@@ -89,11 +90,6 @@ def _purpose(module: str) -> str:
     text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
     line = text.split("\n", 1)[0].split("COMMAND`: ", 1)[-1]
     return line[0].upper() + line[1:]
-
-
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _take_nproc(arguments: Sequence[str]) -> tuple[list[str], int]:

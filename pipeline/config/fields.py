@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from pipeline.config.nearest import nearest
 
 __all__ = ["Leaf", "leaves", "names_of", "suggestion", "usual_name"]
 
@@ -102,12 +103,12 @@ def suggestion(name: str, known: Sequence[str], *, before: str = "") -> str:
     lasts = _by_last_part(known)
     if section:  # the same section first: `train.lr` is no misspelt `train`
         inside = [item for item in known if item.startswith(f"{section}.")]
-        near = _near(wanted, list(_by_last_part(inside)))
+        near = nearest(wanted, _by_last_part(inside))
         found = _by_last_part(inside)[near] if near else []
         found = found or ([] if inside else _whole(name, known))
-        found = found or lasts.get(_near(wanted, list(lasts)), [])
+        found = found or lasts.get(nearest(wanted, lasts), [])
     else:
-        found = lasts.get(wanted) or lasts.get(_near(wanted, list(lasts)), [])
+        found = lasts.get(wanted) or lasts.get(nearest(wanted, lasts), [])
     return f"; did you mean {' or '.join(before + item for item in found)}?" if found else ""
 
 
@@ -122,16 +123,10 @@ def _by_last_part(known: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def _near(name: str, names: Sequence[str]) -> str:
-    """Return the nearest of some names, or an empty string."""
-    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), "")
-
-
 def _whole(name: str, known: Sequence[str]) -> list[str]:
     """Return the nearest name of all, its section included: `teachr.model`, `trian.lr`."""
-    by_key = {item.lower(): item for item in known}
-    near = _near(name.lower(), list(by_key))
-    return [by_key[near]] if near and "." in near else []
+    near = nearest(name, known)
+    return [near] if "." in near else []
 
 
 def usual_name(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import fingerprint
+from pipeline.config.nearest import did_you_mean
 from pipeline.errors import ConfigError
 
 __all__ = ["Task", "check_known", "files_digest", "names_in", "sort_tasks"]
@@ -98,14 +99,12 @@ def check_known(names: Sequence[str], manager: Any) -> None:
     Raises:
         ConfigError: with a near name for each.
     """
-    from difflib import get_close_matches
-
     unknown = [name for name in names if name not in manager.task_index]
     if not unknown:
         return
     mistakes = []
     for name in unknown:
-        near = get_close_matches(name, manager.all_tasks, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = did_you_mean(name, manager.all_tasks)
+        hint = f"; {near}" if near else ""
         mistakes.append(f"tasks: {name} is no task of the harness{hint} (all: `lm-eval ls tasks`)")
     raise ConfigError(mistakes=mistakes)
