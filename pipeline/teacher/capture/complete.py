@@ -8,8 +8,15 @@ from typing import Any
 
 from pipeline.cache.layout.fold import reopen
 from pipeline.cache.layout.manifest import Manifest, read_manifest
-from pipeline.cache.layout.names import MANIFEST, PLAN
-from pipeline.cache.layout.quarantine import read_quarantine
+from pipeline.cache.layout.names import (
+    MANIFEST,
+    PLAN,
+    RECORDS,
+    RESPONSE_UNITS,
+    RESPONSES,
+    SPLITS,
+)
+from pipeline.cache.layout.quarantine import QUARANTINE, read_quarantine
 from pipeline.cache.tools.verify import find_damaged
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -21,9 +28,16 @@ from pipeline.teacher.capture.plan import (
     complete_plan,
     identity_difference,
 )
+from pipeline.teacher.fleet.leases import LEASES
 
-__all__ = ["complete_cache", "finished_cache"]
+__all__ = ["LEFTOVER_FOLDERS", "clear_leftovers", "complete_cache", "finished_cache"]
 
+LEFTOVER_FOLDERS = (
+    "", "_meta", RECORDS, "_meta/tokenizer", LEASES, QUARANTINE, RESPONSES,
+    *(f"{RESPONSE_UNITS}/{name}" for name in ("summaries", "tokens")),
+    *(f"data/{split}" for split in SPLITS),
+)  # fmt: skip
+"""Where killed workers leave unfinished files."""
 _SIZES_UP_TO = 2048
 """Shards of a complete cache whose sizes are compared at each start: in at most 10 requests. A
 listing of 200,000 shards is 200, of each worker."""
@@ -58,13 +72,17 @@ def complete_cache(store: Store, identity: dict[str, Any], *, checksums: bool) -
         store.delete(MANIFEST)
         return None
     if not checksums and manifest.total().shards > _SIZES_UP_TO:
+        clear_leftovers(store)
         return manifest
     check = "checksum" if checksums else "size"
     damaged = find_damaged(store, manifest, default_workers(), check)
     for finding in damaged:
         _log.warning("%s: %s; captured again", store.full_url(finding.name), finding.reason)
     reopen(store, [finding.shard for finding in damaged if finding.shard is not None])
-    return None if damaged else manifest
+    if damaged:
+        return None
+    clear_leftovers(store)
+    return manifest
 
 
 def finished_cache(store: Store, identity: dict[str, Any]) -> Manifest | None:
@@ -84,3 +102,15 @@ def finished_cache(store: Store, identity: dict[str, Any]) -> Manifest | None:
     if found is not None and found != begun:
         raise another_identity(store, identity_difference(found, begun))
     return manifest
+
+
+def clear_leftovers(store: Store) -> None:
+    """Remove from a complete cache what a worker left that was killed at its last step.
+
+    The manifest stands then, and the lease of it as well; one listing where there is none.
+    """
+    names = store.list(LEASES)
+    for name in names:
+        store.delete(f"{LEASES}/{name}")
+    if names:
+        store.remove_partials(LEFTOVER_FOLDERS)

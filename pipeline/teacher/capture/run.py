@@ -9,26 +9,20 @@ from dataclasses import asdict, dataclass
 
 from pipeline.cache.io.finalize import ShardsMissing, finalize
 from pipeline.cache.layout.manifest import Manifest, read_manifest
-from pipeline.cache.layout.names import (
-    MANIFEST,
-    RECORDS,
-    RESPONSE_UNITS,
-    RESPONSES,
-    SPLITS,
-    shard_label,
-)
-from pipeline.cache.layout.quarantine import QUARANTINE, QuarantinedRow, read_quarantine
+from pipeline.cache.layout.names import MANIFEST, shard_label
+from pipeline.cache.layout.quarantine import QuarantinedRow, read_quarantine
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.errors import CacheError
 from pipeline.models.tokenizer import tokenizer_files
 from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.storage import Store
+from pipeline.teacher.capture.complete import LEFTOVER_FOLDERS, clear_leftovers
 from pipeline.teacher.capture.plan import settle_plan
 from pipeline.teacher.capture.source import shard_counts
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.worker import CaptureWorker
-from pipeline.teacher.fleet.leases import LEASES, Lease, LeaseBoard
+from pipeline.teacher.fleet.leases import Lease, LeaseBoard
 from pipeline.teacher.fleet.processes import worker_name
 from pipeline.teacher.fleet.queue import leased_work
 from pipeline.teacher.sparsify.stopwatch import SPARSIFIER
@@ -38,11 +32,6 @@ __all__ = ["fill_cache"]
 _log = logging.getLogger(__name__)
 
 _ROUNDS = 3
-_FOLDERS = (
-    "", "_meta", RECORDS, "_meta/tokenizer", LEASES, QUARANTINE, RESPONSES,
-    *(f"{RESPONSE_UNITS}/{name}" for name in ("summaries", "tokens")),
-    *(f"data/{split}" for split in SPLITS),
-)  # fmt: skip
 
 
 def fill_cache(
@@ -111,6 +100,7 @@ def _finish(finisher: _Finisher, board: LeaseBoard) -> Manifest:
             board.give_up(lease)
             raise
         board.done(lease)
+    clear_leftovers(board.store)  # of one that was killed after the manifest
     return read_manifest(board.store)
 
 
@@ -156,7 +146,7 @@ class _Finisher:
         """
         task, store = self.task, self.store
         board.sweep(keep=lease)
-        leftovers = store.remove_partials(_FOLDERS)
+        leftovers = store.remove_partials(LEFTOVER_FOLDERS)
         if leftovers:
             _log.info("%d unfinished files of killed workers removed", leftovers)
         store.write("_meta/config.yaml", self.resolved_config.encode())

@@ -138,6 +138,28 @@ def test_a_restart_over_a_complete_cache_reads_its_manifest(store: tuple[Store, 
     assert len(Worker.made) == 3
 
 
+def test_a_lease_of_one_that_was_killed_after_the_manifest_is_removed(
+    store: tuple[Store, Counted],
+) -> None:
+    store, _ = store  # type: ignore[assignment]
+    lease = "_meta/leases/manifest.0.json"
+    first = _fill(store)
+    store.write(lease, b"{}")
+    assert _fill(store) == first
+    assert not store.exists(lease), "by the next command"
+    manifest = store.read("_meta/manifest.json")
+    store.delete("_meta/manifest.json")
+
+    def written_by_another(_: Worker) -> None:
+        store.write("_meta/manifest.json", manifest)
+        store.write(lease, b"{}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "run", written_by_another)
+        assert _fill(store) == first
+    assert not store.exists(lease), "by a worker that waited"
+
+
 def test_what_has_no_record_is_captured_and_nothing_else(store: tuple[Store, Counted]) -> None:
     store, _ = store  # type: ignore[assignment]
     first = _fill(store)
