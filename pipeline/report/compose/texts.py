@@ -22,7 +22,7 @@ PROMPTS = (
     "What is a list comprehension in Python?",
     "How do I open a file for reading?",
 )
-_NEW_TOKENS = 48
+_NEW_TOKENS = 32
 _PASSAGES = 3
 
 
