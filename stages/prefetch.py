@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=PROG,
         description=__doc__ or "",
         examples=[
-            f"{PROG} --teacher_config stages/configs/sample-teacher.yaml "
-            "--student_config stages/configs/sample-student.yaml"
+            f"{PROG} --teacher_config stages/configs/recipes/arcee-spark/teacher.yaml "
+            "--student_config stages/configs/recipes/arcee-spark/student.yaml"
         ],
     ).settings
     if run.teacher_config is None and run.student_config is None:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
     )
     options, dry = command.settings, "dry_run" in command.switches
-    file = read_sweep_file(options.sweep)
+    file = read_sweep_file(options.sweep, StudentRun)
     space = read_space(file)
     points = space.corners() if file.search else space.points()
     cache_url = file.cache_dir or str(getattr(space.base, "cache_dir", ""))

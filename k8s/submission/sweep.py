@@ -13,6 +13,7 @@ from k8s.cluster.objects import find_job, volume_root
 from k8s.rendering.render import RenderedJob, render_job
 from k8s.rendering.run_config import Stage
 from k8s.submission.submit import JobFailed, Patience, begin_stage, run_to_end
+from pipeline.api.settings import StudentRun
 from pipeline.config import dump_yaml
 from pipeline.errors import ConfigError
 from pipeline.sweeps.file import read_sweep_file
@@ -51,7 +52,7 @@ def render_sweep(
         ConfigError: with every mistake of the file; a search, which needs its runs' results; or
             what `render_job` rejects.
     """
-    file = read_sweep_file(path)
+    file = read_sweep_file(path, StudentRun)
     if file.search is not None:
         raise ConfigError(
             f"{path}: found a search",

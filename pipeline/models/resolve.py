@@ -57,7 +57,7 @@ def with_weights(model: ResolvedModel, role: str) -> ResolvedModel:
     Raises:
         ModelError: the hub cannot be reached any more.
     """
-    if model.name == EMBEDDED or Path(model.name).expanduser().is_dir():
+    if model.is_local:
         return model
     return _from_hub(model.name, model.revision, role, weights=True, download=True)
 

@@ -23,6 +23,11 @@ class ResolvedModel:
     """Commit of the hub, or a digest of the folder's content."""
 
     @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine as a whole, as hub ids need not be."""
+        return self.name == EMBEDDED or Path(self.name).expanduser().is_dir()
+
+    @property
     def weight_bytes(self) -> int:
         """Size of the weight files on disk."""
         return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))

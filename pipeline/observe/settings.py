@@ -74,3 +74,13 @@ class WorkerObserveSettings(ObserveSettings):
         "outside (a pod's port is reached from other pods, so Kubernetes needs it)",
         min_length=1,
     )
+
+    @field_validator("report_to")
+    @classmethod
+    def _none(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names:
+            raise ValueError(
+                f"found {', '.join(names)}, expected none: stage one reports in its log and by "
+                "--observe.prometheus_port; trackers are stage two's"
+            )
+        return names

@@ -11,14 +11,21 @@ from pipeline.data.order.totals import check_lengths, split_totals
 from pipeline.data.settings import DataSettings
 from pipeline.errors import CacheError, Mistakes
 from pipeline.loss.settings import LossSettings
-from pipeline.models.resolve import most_positions, read_model_config, resolve_model
+from pipeline.models.resolve import (
+    most_positions,
+    read_model_config,
+    resolve_model,
+    with_weights,
+)
 from pipeline.models.resolved import ResolvedModel
 from pipeline.observe.settings import ObserveSettings
+from pipeline.observe.trackers import check_trackers
 from pipeline.student.build.check import check_student
 from pipeline.student.build.freeze import read_unfrozen_parameters
-from pipeline.student.build.initial import initial_identity, resolve_source
+from pipeline.student.build.initial import initial_identity
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
 from pipeline.student.compatibility import cache_inclusion_rule, check_compatibility
+from pipeline.student.output.hub import require_hub_token
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.training.checkpoint import RunIdentity
 
@@ -157,6 +164,11 @@ def open_inputs(run: RunSettings) -> Inputs:
     """
     student, loss, data = run.student, run.loss, run.data
     mistakes = Mistakes()
+    with mistakes.collected():
+        check_trackers(run.observe.report_to)
+    if run.output.push:
+        with mistakes.collected():
+            require_hub_token()
     cache = None
     with mistakes.collected():
         cache = open_cache(run.cache_dir)
@@ -175,13 +187,21 @@ def open_inputs(run: RunSettings) -> Inputs:
     with mistakes.collected():
         rows = cache.source("train", top_k=data.max_entries, tau_factor=data.tau_factor)
     with mistakes.collected():
-        source = resolve_source(student)
+        source = resolve_model(
+            student.model, revision=student.revision, role="student", weights=False
+        )
     if source is not None:
         with mistakes.collected():
             vocabulary = open_vocabulary(
                 source.path, cache, cross_tokenizer=loss.cross_tokenizer, train=rows
             )
+        if vocabulary is not None:
+            with mistakes.collected():
+                _check_lengths(vocabulary, source, run)
+    # A run that is refused downloads no weights.
+    if source is not None and (source.is_local or not mistakes.are_there):
         with mistakes.collected():
+            source = with_weights(source, "student")
             check_student(
                 source.path,
                 student,
@@ -190,9 +210,6 @@ def open_inputs(run: RunSettings) -> Inputs:
                 vocabulary_size=None if vocabulary is None else vocabulary.size,
                 on_gpu=_on_gpu(),
             )
-        if vocabulary is not None:
-            with mistakes.collected():
-                _check_lengths(vocabulary, source, run)
     mistakes.raise_any()
     assert source is not None
     assert vocabulary is not None

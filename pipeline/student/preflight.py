@@ -8,12 +8,10 @@ from pathlib import Path
 from pipeline.cache.io.token_ids import shard_token_ids
 from pipeline.data.stream.skipped_shards import read_skipped_shards
 from pipeline.errors import Mistakes, ModelError, ResumeError
-from pipeline.observe.trackers import check_tracker
 from pipeline.storage.local import require_writable
 from pipeline.student.estimate import Estimate, check_resources
 from pipeline.student.inputs import Inputs
 from pipeline.student.output.export import is_exported
-from pipeline.student.output.hub import require_hub_token
 from pipeline.student.training.checkpoint import (
     Checkpoints,
     fitting_processes,
@@ -43,12 +41,6 @@ def preflight(
         DistillError: of the kind that training would raise; several at once are one message.
     """
     mistakes = Mistakes()
-    if inputs.output.push:
-        with mistakes.collected():
-            require_hub_token()
-    for tracker in inputs.observe.report_to:
-        with mistakes.collected():
-            check_tracker(tracker)
     with mistakes.collected():
         check_schedule(inputs.train, total_steps=expected.steps)
     folder_is_sane = False

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import Settings, option
-from pipeline.config.fields import leaves, suggestion
+from pipeline.config.fields import leaves, names_of, suggestion
 from pipeline.config.files import read_config_file
 from pipeline.config.mistakes import describe_errors
 from pipeline.errors import ConfigError
@@ -117,8 +117,12 @@ class SweepFile(Settings):
         return direction == "maximize"
 
 
-def read_sweep_file(path: str) -> SweepFile:
+def read_sweep_file(path: str, run: type[Settings] | None = None) -> SweepFile:
     """Read and check a sweep file by itself; fields and values of the space are checked later.
+
+    Args:
+        path: the file.
+        run: the settings that a sweep varies, to say where one of them belongs.
 
     Raises:
         ConfigError: with every mistake of the file's own keys.
@@ -126,7 +130,14 @@ def read_sweep_file(path: str) -> SweepFile:
     data = read_config_file(path)
     known = [*SweepFile.model_fields]
     unknown = [key for key in data if key not in known]
-    mistakes = [f"{key}: unknown field{suggestion(str(key), known)}" for key in unknown]
+    fields = [] if run is None else [*run.model_fields, *names_of(list(leaves(run)))]
+    mistakes = [
+        f"{key}: found a setting of stage two, expected it under overrides, with one value, or "
+        "under grid, with a list of values"
+        if key in fields
+        else f"{key}: unknown field{suggestion(str(key), known)}"
+        for key in unknown
+    ]
     try:
         file = SweepFile.model_validate({key: data[key] for key in data if key in known})
     except ValidationError as error:

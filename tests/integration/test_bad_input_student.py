@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.api.settings import StudentRun
 from pipeline.config import fingerprint
+from pipeline.errors import ConfigError
+from pipeline.student.inputs import open_inputs
 from tests.conftest import Stage, Tiny, digests
 from tests.tiny import make_teacher, make_tokenizer
 
@@ -202,3 +206,42 @@ def test_too_little_memory_and_disk(refused: Callable[..., str]) -> None:
 def test_half_of_a_launcher(refused: Callable[..., str]) -> None:
     message = refused(code=2, env={"RANK": "0", "WORLD_SIZE": "2"})
     assert "the launcher set RANK, WORLD_SIZE but not LOCAL_RANK" in message
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_a_run_that_is_refused_downloads_no_weights(
+    tiny: Tiny, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    import huggingface_hub
+
+    fetched: list[str] = []
+
+    def download(_: str, *, allow_patterns: list[str], **__: Any) -> str:
+        fetched.extend(allow_patterns)
+        folder = tmp_path / "hub"
+        folder.mkdir(exist_ok=True)
+        for file in (f for pattern in allow_patterns for f in tiny.teacher.glob(pattern)):
+            shutil.copy(file, folder)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    run = StudentRun.model_validate(
+        {
+            "cache_dir": str(tiny_cache),
+            "student": {"model": "someone/student"},
+            "loss": {"temperature": 3 if wrong else 1},
+            "output": {"output_dir": str(tmp_path / "student")},
+            "observe": {"report_to": ("wandb",) if wrong else ()},
+        }
+    )
+    if not wrong:
+        assert open_inputs(run).source.weight_bytes > 0
+        return
+    with pytest.raises(ConfigError) as caught:
+        open_inputs(run)
+    tracker, loss = caught.value.mistakes
+    assert "report_to: wandb was asked for, but wandb is not installed" in tracker
+    assert "temperature" in loss
+    assert "*.json" in fetched, "its tokenizer and its config are looked at"
+    assert "*.safetensors" not in fetched

@@ -79,6 +79,11 @@ def test_values_that_contradict_each_other(refused: Callable[..., str]) -> None:
     )
 
 
+def test_trackers_are_of_the_other_stage(refused: Callable[..., str]) -> None:
+    message = refused("--report_to", "wandb", "--project_name", "mine", code=2)
+    assert "observe.report_to: found wandb, expected none: stage one reports in its log" in message
+
+
 def test_all_that_is_wrong_at_once(refused: Callable[..., str], tiny: Tiny, tmp_path: Path) -> None:
     """Model, data set, template and cache: whatever each of them lacks, and the nearest names."""
     (tmp_path / "in the way").touch()

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pipeline.cache.io.reader import Cache
 from pipeline.data.source import RowSource
 from pipeline.models.load import load_causal_lm
-from pipeline.models.resolve import resolve_model
 from pipeline.models.resolved import ResolvedModel
 from pipeline.student.build.prune import prune_model
 from pipeline.student.build.reconstruct import reconstruct_student
@@ -122,12 +121,3 @@ def _calibration_sequences(source: RowSource, wanted_tokens: int) -> list[NDArra
             if tokens >= wanted_tokens:
                 return chosen
     return chosen
-
-
-def resolve_source(settings: StudentSettings) -> ResolvedModel:
-    """Return the model the student starts from.
-
-    Raises:
-        ModelError: it cannot be reached, or is no causal language model.
-    """
-    return resolve_model(settings.model, revision=settings.revision, role="student")

@@ -134,19 +134,20 @@ def test_paths_are_on_the_volume(tmp_path: Path) -> None:
         )
 
 
-def test_the_sample_configurations_render() -> None:
-    _render("cache-teacher", "hyperpod-p5", config="stages/configs/sample-teacher.yaml")
-    rendered = _render(overlay="hyperpod-p5", config="stages/configs/sample-student.yaml")
-    assert _config(rendered)["output"]["output_dir"] == "/fsx/model"
-
-
-def test_a_recipe_renders() -> None:
+@pytest.mark.parametrize(
+    ("teacher", "student", "cache"),
+    [
+        ("qwen3-32b/teacher-chat", "qwen3-32b/student-4b", "qwen3-32b-chat"),
+        ("arcee-spark/teacher", "arcee-spark/student", "arcee-spark"),
+    ],
+)
+def test_a_recipe_renders(teacher: str, student: str, cache: str) -> None:
     """Its cache is on the volume, for both stages alike."""
-    folder, caches = "stages/configs/recipes/qwen3-32b", set()
-    for stage, name in (("cache-teacher", "teacher-chat"), ("train-student", "student-4b")):
-        rendered = _render(stage, "hyperpod-p5", config=f"{folder}/{name}.yaml")
+    caches = set()
+    for stage, name in (("cache-teacher", teacher), ("train-student", student)):
+        rendered = _render(stage, "hyperpod-p5", config=f"stages/configs/recipes/{name}.yaml")
         caches.add(_config(rendered)["cache_dir"])
-    assert caches == {"/fsx/runs/qwen3-32b-chat/cache"}
+    assert caches == {f"/fsx/runs/{cache}/cache"}
 
 
 def test_an_unknown_command_is_answered() -> None:

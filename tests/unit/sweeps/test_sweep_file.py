@@ -137,6 +137,20 @@ def test_the_files_own_keys(tmp_path: Path, content: dict[str, Any], message: st
     assert message in str(caught.value)
 
 
+def test_a_setting_of_the_runs_at_the_top(tmp_path: Path) -> None:
+    file = _file(tmp_path, grid={"seed": [1]}, train={"max_steps": 3}, learning_rate=1, trian={})
+    with pytest.raises(ConfigError) as caught:
+        read_sweep_file(file, StudentRun)
+    said = [mistake.removeprefix(f"{file}: ") for mistake in caught.value.mistakes]
+    assert said == [
+        "train: found a setting of stage two, expected it under overrides, with one value, or "
+        "under grid, with a list of values",
+        "learning_rate: found a setting of stage two, expected it under overrides, with one "
+        "value, or under grid, with a list of values",
+        "trian: unknown field",
+    ]
+
+
 def test_an_empty_space_is_refused() -> None:
     assert _space(grid={}).mistakes == [
         "grid: found no field, expected at least one with its values"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from pipeline.observe.shares import Shares
 from pipeline.storage import Store
+from pipeline.teacher.fleet import queue
 from pipeline.teacher.fleet.leases import LEASES, LeaseBoard
 from pipeline.teacher.fleet.queue import leased_work
 
@@ -85,12 +85,14 @@ def test_in_order_takes_one_of_the_first(store: Store) -> None:
     assert max(worker.ranks) > 0, "two workers would always meet"
 
 
-def test_more_is_looked_for_only_when_few_are_free(store: Store) -> None:
+def test_more_is_looked_for_only_when_few_are_free(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_LISTING_GOOD_FOR", 0)  # the worker lists after every piece
     pool, board = Pool(store, 100), LeaseBoard(store, "one", 10.0)
     for work, lease in leased_work(pool, board, shares=Shares()):
         store.write(work.name, b"done")
         board.done(lease)
-        time.sleep(0.02)  # so that the worker lists after every piece
     assert pool.looks[0]
     assert pool.looks.count(False) >= 3
     assert pool.looks[-1]
