@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError
 from stages import __main__ as console
+from tests.stage_runner import ROOT
 
 
 def test_every_command_is_a_module_with_a_main() -> None:
@@ -63,3 +67,15 @@ def test_processes_are_checked_for_first(given: list[str], monkeypatch: pytest.M
 def test_a_number_of_processes_that_is_none(given: list[str]) -> None:
     with pytest.raises(ConfigError, match="--nproc: found"):
         console.main(["train-student", *given])
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_waiting_threads_do_not_spin_unless_asked_to(own: str | None) -> None:
+    """Set before torch is loaded, in every stage: `stages` is imported first."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {} if own is None else {"OMP_WAIT_POLICY": own}
+    code = "import os, sys, stages; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == [own or "PASSIVE", "False"]
