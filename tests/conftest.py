@@ -10,6 +10,7 @@ import os
 
 # One thread: the order of a sum, and with it the last bit, then does not depend on the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as stages/__init__.py, for engines in tests
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable
