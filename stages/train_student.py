@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import run_command
+from pipeline.errors import ConfigError, run_command
 from pipeline.program import command_name, module_name
 from stages.defaults import STUDENT_DEFAULT, report_student_default
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"torchrun --standalone --nproc-per-node 2 -m {module_name('stages.train_student')}",
             f"{PROG} --cache_dir s3://bucket/cache --student_model Qwen/Qwen2-1.5B "
             "--output_dir /fsx/student --temperature 2 --alpha 0.5",
+            f"{PROG} --dry-run --device h100 --devices 8",
         ],
         elsewhere={"stage one, cache-teacher": TeacherRun},
         default=STUDENT_DEFAULT,
@@ -52,19 +53,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.student.run import train_student
     from pipeline.student.training.distributed import read_distributed
 
+    dry_run, device = "dry_run" in command.switches, run.forecast.named
+    if device is not None and not dry_run:
+        raise ConfigError(
+            f"forecast.device: found {run.forecast.device} without --dry-run",
+            expected="both, for a forecast, or neither, for a training",
+        )
     inputs = open_inputs(run)
     distributed = read_distributed()
-    expected = estimate(inputs, distributed.world_size)
-    if "dry_run" in command.switches:
+    processes = distributed.world_size if device is None else run.forecast.devices
+    expected = estimate(inputs, processes)
+    if dry_run:
         if distributed.is_first:
-            print_estimate(inputs, expected)
+            print_estimate(inputs, expected, device=device, devices=processes)
         return 0
     check = "check" in command.switches
     preflight(inputs, expected, distributed, only_checked=check)
     if check:
         return 0
     folder = train_student(
-        inputs, resolved_config=dump_yaml(run), command=command_line(PROG, arguments)
+        inputs,
+        resolved_config=dump_yaml(run, without=("forecast",)),
+        command=command_line(PROG, arguments),
     )
     if distributed.is_first:
         print(f"student {folder}")

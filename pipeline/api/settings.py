@@ -13,6 +13,7 @@ from pipeline.config import Settings, option
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.data.settings import DataSettings
 from pipeline.loss.settings import LossSettings
+from pipeline.observe.devices import ForecastSettings
 from pipeline.observe.settings import ObserveSettings, WorkerObserveSettings
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
@@ -83,6 +84,7 @@ class StudentRun(Settings):
     train: TrainSettings = TrainSettings()
     output: OutputSettings = OutputSettings()
     observe: ObserveSettings = ObserveSettings()
+    forecast: ForecastSettings = ForecastSettings()
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> Self:

@@ -11,8 +11,10 @@ from pipeline.data.order.plan import TrainPlan
 from pipeline.errors import ResourceError
 from pipeline.models.resolve import read_model_config
 from pipeline.models.shape import ModelShape, model_shape
+from pipeline.observe.devices import Device
 from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
 from pipeline.student.costs import training_flops, training_memory
+from pipeline.student.forecast import forecast_lines, forecast_training
 from pipeline.student.inputs import Inputs
 
 __all__ = ["Estimate", "check_resources", "estimate", "print_estimate"]
@@ -29,6 +31,8 @@ class Estimate:
     packs_per_step: int
     fill: float
     parameters: int
+    pass_tokens: int
+    """Of one forward pass of one process."""
     memory_bytes: int
     disk_bytes: int
 
@@ -73,6 +77,7 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
         packs_per_step=inputs.packs_per_step(world_size),
         fill=plan.fill,
         parameters=shape.parameters,
+        pass_tokens=tokens,
         memory_bytes=memory.device + (0 if on_gpu else memory.offloaded),
         disk_bytes=int((train.keep_checkpoints + 1) * state + 4 * shape.parameters),
     )
@@ -113,8 +118,17 @@ def check_resources(inputs: Inputs, plan: Estimate) -> None:
         )
 
 
-def print_estimate(inputs: Inputs, plan: Estimate) -> None:
-    """Print the plan; the time comes from this machine's speed in matrix products."""
+def print_estimate(
+    inputs: Inputs, plan: Estimate, *, device: Device | None = None, devices: int = 1
+) -> None:
+    """Print the plan; the time comes from this machine's speed in matrix products.
+
+    Args:
+        inputs: of the run.
+        plan: its steps.
+        device: memory and time are forecast for it, by arithmetic; None: this machine's.
+        devices: how many of them, one process each.
+    """
     kept = f", layers {list(inputs.student.keep_layers)}" if inputs.student.keep_layers else ""
     print(
         f"student      {inputs.student.model}{kept}, about {plan.parameters / 1e6:.0f} M parameters"
@@ -125,13 +139,23 @@ def print_estimate(inputs: Inputs, plan: Estimate) -> None:
     budget = inputs.data.batch_tokens
     size = f"at most {budget} tokens" if budget else f"{plan.packs_per_step} packs"
     print(f"steps        {plan.steps} of {size}")
+    tokens = plan.tokens_per_epoch * _epochs(inputs, plan)
+    if device is not None:
+        forecast = forecast_training(
+            _shape(inputs), inputs, device,
+            devices=devices, step_tokens=plan.pass_tokens, tokens=tokens,
+        )  # fmt: skip
+        for line in forecast_lines(
+            forecast, device, devices=devices, zero_stage=inputs.train.zero_stage
+        ):
+            print(line)
+        return
     available = available_memory_bytes()
     free = "unknown" if available is None else format_bytes(available)
     print(f"memory       about {format_bytes(plan.memory_bytes)}, {free} free")
     print(f"disk         about {format_bytes(plan.disk_bytes)} at {inputs.output_dir}")
     check_resources(inputs, plan)
     rate = _matmul_flops_per_s()
-    tokens = plan.tokens_per_epoch * _epochs(inputs, plan)
     seconds = training_flops(_shape(inputs), inputs.student, tokens=tokens) / rate
     print(f"time         about {format_duration(seconds)} at {rate / 1e9:.0f} GFLOP/s (calibrated)")
 

@@ -18,6 +18,7 @@ from pipeline.models.resolve import (
     with_weights,
 )
 from pipeline.models.resolved import ResolvedModel
+from pipeline.observe.devices import ForecastSettings
 from pipeline.observe.settings import ObserveSettings
 from pipeline.observe.trackers import check_trackers
 from pipeline.student.build.check import check_student
@@ -147,6 +148,10 @@ class RunSettings(Protocol):
     def observe(self) -> ObserveSettings:
         """Logs and trackers."""
 
+    @property
+    def forecast(self) -> ForecastSettings:
+        """Hardware that the plan is made for; none: this machine."""
+
 
 def open_inputs(run: RunSettings) -> Inputs:
     """Open the cache and resolve the student; reject what does not go together.
@@ -198,8 +203,9 @@ def open_inputs(run: RunSettings) -> Inputs:
         if vocabulary is not None:
             with mistakes.collected():
                 _check_lengths(vocabulary, source, run)
-    # A run that is refused downloads no weights.
-    if source is not None and (source.is_local or not mistakes.are_there):
+    elsewhere = run.forecast.device is not None
+    # A run that is refused downloads no weights, nor does a forecast.
+    if source is not None and (source.is_local or not (mistakes.are_there or elsewhere)):
         with mistakes.collected():
             source = with_weights(source, "student")
             check_student(
@@ -208,7 +214,7 @@ def open_inputs(run: RunSettings) -> Inputs:
                 run.train,
                 loss,
                 vocabulary_size=None if vocabulary is None else vocabulary.size,
-                on_gpu=_on_gpu(),
+                on_gpu=elsewhere or _on_gpu(),
             )
     mistakes.raise_any()
     assert source is not None

@@ -78,3 +78,27 @@ def test_stage_two(tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path) -
     epochs = [*flags, "--max_steps", "none", "--num_train_epochs", "2", "--dry-run"]
     steps = int(_plan(stage("train_student", epochs).ok().out)["steps"].split()[0])
     assert steps >= 2 * tokens / (2 * 96)
+
+
+def test_a_forecast_for_devices_that_are_not_here(
+    tiny: Tiny, tiny_cache: Path, stage: Stage, tmp_path: Path
+) -> None:
+    flags = [*tiny.stage_two, "--cache_dir", tiny_cache, "--output_dir", tmp_path / "student"]
+    plan = _plan(stage("train_student", [*flags, "--dry-run", "--device", "H100"]).ok().out)
+    assert plan["devices"] == "1 x H100 80 GB, by arithmetic: nothing was run on them"
+    assert re.match(rf"about {SIZE} of 72.7 GiB a device: ", plan["memory"])
+    assert "at 35 % of the devices' peak (989 TFLOP/s in bfloat16)" in plan["time"]
+    # The steps are of as many processes as devices.
+    one = int(plan["steps"].split()[2])
+    many = [*flags, "--dry-run", "--device", "h200", "--devices", "4"]
+    plan = _plan(stage("train_student", many).ok().out)
+    assert int(plan["steps"].split()[2]) == 4 * one
+    assert "(3956 TFLOP/s" in plan["time"]
+    assert not (tmp_path / "student").exists()
+    message = stage("train_student", [*flags, "--dry-run", "--device", "h10"]).refused(2)
+    assert "forecast.device: found 'h10', expected one of a10g, l4, " in message
+    assert "did you mean h100?" in message
+    message = stage("train_student", [*flags, "--device", "h100"]).refused(2)
+    assert "found h100 without --dry-run; expected both" in message
+    message = stage("train_student", [*flags, "--dry-run", "--devices", "8"]).refused(2)
+    assert "found 8 without device, expected its name" in message

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.api.settings import StudentRun, TeacherRun
+from pipeline.observe.devices import BANDWIDTH_SHARE, READING_SHARE, TRAINING_SHARE
 from tests.recipes import plan
 from tests.recipes.costs import (
     GIB,
@@ -112,8 +113,8 @@ def _assumptions() -> Iterator[str]:
             f"same rate), {device.bytes_per_s / 1e12:g} TB/s"
         )
     yield (
-        f"- reading reaches {plan.READING_SHARE:.0%} of the peak operations, training "
-        f"{plan.TRAINING_SHARE:.0%}, writing {plan.BANDWIDTH_SHARE:.0%} of the bandwidth; on your "
+        f"- reading reaches {READING_SHARE:.0%} of the peak operations, training "
+        f"{TRAINING_SHARE:.0%}, writing {BANDWIDTH_SHARE:.0%} of the bandwidth; on your "
         "machine `--dry-run` times a few samples instead"
     )
     yield (

@@ -10,6 +10,7 @@ from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import Settings, parse_command
 from pipeline.models.resolve import read_model_config
 from pipeline.models.shape import ModelShape, model_shape
+from pipeline.observe.devices import BANDWIDTH_SHARE, READING_SHARE, TRAINING_SHARE
 from pipeline.student.costs import TrainingMemory, training_flops, training_memory
 from pipeline.teacher.costs import cache_bytes, device_memory, reading_flops, writing_rate
 from pipeline.teacher.sparsify.scheme import capture_scheme
@@ -88,7 +89,7 @@ def teacher_cost(recipe: Teacher, folder: Path) -> TeacherCost:
     shape = shape_of(settings.model, folder)
     memory = device_memory(shape, settings, run.capture, max_length=length)
     limit = settings.gpu_memory_utilization * device.memory_gib * GIB
-    seconds = reading_flops(shape, tokens=TOKENS) / (plan.READING_SHARE * device.flops)
+    seconds = reading_flops(shape, tokens=TOKENS) / (READING_SHARE * device.flops)
     share, sequences = plan.SUPERVISED_READ, 0
     if run.generate.enabled:
         share = plan.SUPERVISED_WRITTEN
@@ -101,7 +102,7 @@ def teacher_cost(recipe: Teacher, folder: Path) -> TeacherCost:
         rate = writing_rate(
             shape, settings,
             sequences=max(1, sequences), context=length / 4,
-            bytes_per_s=plan.BANDWIDTH_SHARE * device.bytes_per_s,
+            bytes_per_s=BANDWIDTH_SHARE * device.bytes_per_s,
         )  # fmt: skip
         seconds += TOKENS * share / rate * settings.tensor_parallel_size
     return TeacherCost(
@@ -127,5 +128,5 @@ def student_cost(recipe: Student, folder: Path) -> StudentCost:
     return StudentCost(
         memory=memory,
         step_tokens=tokens * run.train.gradient_accumulation_steps * recipe.gpus,
-        gpu_hours=flops / (plan.TRAINING_SHARE * recipe.device.flops) / 3600,
+        gpu_hours=flops / (TRAINING_SHARE * recipe.device.flops) / 3600,
     )

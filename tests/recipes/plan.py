@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.observe.devices import DEVICES, Device
 from tests.stage_runner import ROOT
 
 __all__ = [
-    "BANDWIDTH_SHARE", "H100", "MODELS", "READING_SHARE", "RECIPES", "SMALL", "STUDENTS",
-    "SUPERVISED_READ", "SUPERVISED_WRITTEN", "TEACHERS", "TOKENIZERS", "TOKENS", "TRAINING_SHARE",
-    "Device", "Student", "Teacher",
+    "H100", "MODELS", "RECIPES", "SMALL", "STUDENTS", "SUPERVISED_READ", "SUPERVISED_WRITTEN",
+    "TEACHERS", "TOKENIZERS", "TOKENS", "Student", "Teacher",
 ]  # fmt: skip
 
 RECIPES = ROOT / "stages/configs/recipes"
@@ -22,28 +22,8 @@ SUPERVISED_READ = 0.75
 """Share of the tokens of chats that the assistant wrote."""
 SUPERVISED_WRITTEN = 0.95
 """The same where the teacher writes long answers to short questions."""
-READING_SHARE = 0.4
-"""Of a device's peak operations that reading reaches."""
-TRAINING_SHARE = 0.35
-"""The same of training."""
-BANDWIDTH_SHARE = 0.6
-"""Of a device's memory bandwidth that writing reaches."""
 
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A GPU, by its data sheet."""
-
-    name: str
-    memory_gib: float
-    """That programs can use."""
-    flops: float
-    """Dense operations a second in bfloat16; FP8 weights are counted at the same rate."""
-    bytes_per_s: float
-
-
-H100 = Device("H100 80 GB", 79.0, 989e12, 3.35e12)
-SMALL = Device("RTX 4090 24 GB", 23.5, 165e12, 1.008e12)
+H100, SMALL = DEVICES["h100"], DEVICES["rtx4090"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config.files import read_config_file
 from pipeline.models.resolve import most_positions
 from pipeline.models.shape import model_shape
+from pipeline.observe.devices import FULL_SHARE
 from pipeline.student.build.check import check_student
 from pipeline.student.build.skeleton import build_skeleton
 from pipeline.student.compatibility import check_compatibility
@@ -29,8 +30,6 @@ from tests.recipes.costs import (
 from tests.recipes.plan import MODELS, RECIPES, STUDENTS, TEACHERS, TOKENIZERS, Student, Teacher
 from tests.stage_runner import ROOT
 
-FREE = 0.92
-"""Share of a device that training may fill by the arithmetic: the rest is fragments and NCCL's."""
 NAMES = sorted(path.stem for path in MODELS.glob("*.json"))
 teachers = pytest.mark.parametrize("recipe", TEACHERS, ids=lambda recipe: recipe.file)
 students = pytest.mark.parametrize("recipe", STUDENTS, ids=lambda recipe: recipe.file)
@@ -128,7 +127,7 @@ def test_a_student_goes_with_its_teacher(recipe: Student, tmp_path: Path) -> Non
 @students
 def test_a_student_fits_its_gpus(recipe: Student, tmp_path: Path) -> None:
     run, cost = read_recipe(recipe.file, StudentRun), student_cost(recipe, tmp_path)
-    assert cost.memory.device <= FREE * recipe.device.memory_gib * GIB
+    assert cost.memory.device <= FULL_SHARE * recipe.device.memory_gib * GIB
     assert cost.memory.offloaded <= 64 * GIB, "an ordinary machine with one card"
     assert run.train.dtype(on_gpu=True) == "bfloat16"
     assert 2**17 <= cost.step_tokens <= 2**18

@@ -1,0 +1,121 @@
+"""What training takes on devices that this machine does not have, by arithmetic alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.amounts import format_bytes, format_duration
+from pipeline.models.shape import ModelShape
+from pipeline.observe.devices import FULL_SHARE, TRAINING_SHARE, Device
+from pipeline.student.costs import TrainingMemory, training_flops, training_memory
+from pipeline.student.inputs import Inputs
+from pipeline.student.settings import StudentSettings
+
+__all__ = ["Forecast", "forecast_lines", "forecast_training"]
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Of one of the devices, and of all of them for the time."""
+
+    memory: TrainingMemory
+    other: TrainingMemory
+    """With gradient checkpointing where the run has none, without where it has it."""
+    limit: int
+    """Bytes of the device that training may fill."""
+    longest_pack: int
+    """Tokens of a forward pass that fit, with gradient checkpointing; 0 where none does."""
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run, as it is set, does."""
+        return self.memory.device <= self.limit
+
+
+def forecast_training(
+    shape: ModelShape,
+    inputs: Inputs,
+    device: Device,
+    *,
+    devices: int,
+    step_tokens: int,
+    tokens: float,
+) -> Forecast:
+    """Compute memory and time.
+
+    Args:
+        shape: of the student, pruned.
+        inputs: of the run; of its settings student, train and loss count.
+        device: one of them.
+        devices: how many, one process each.
+        step_tokens: of one forward pass of one process.
+        tokens: of the whole run.
+    """
+
+    def memory(tokens: int, *, checkpointing: bool) -> TrainingMemory:
+        student = replace_checkpointing(inputs.student, checkpointing)
+        return training_memory(
+            shape, student, inputs.train, inputs.loss,
+            tokens=tokens, world_size=devices, dtype=inputs.train.dtype(on_gpu=True),
+        )  # fmt: skip
+
+    checkpointing = inputs.student.gradient_checkpointing
+    limit = int(FULL_SHARE * device.memory_gib * _GIB)
+    none, many = (memory(count, checkpointing=True) for count in (0, 1 << 16))
+    per_token = (many.activations - none.activations) / (1 << 16)
+    flops = training_flops(shape, inputs.student, tokens=tokens)
+    return Forecast(
+        memory=memory(step_tokens, checkpointing=checkpointing),
+        other=memory(step_tokens, checkpointing=not checkpointing),
+        limit=limit,
+        longest_pack=max(0, int((limit - none.device) / per_token)),
+        seconds=flops / (TRAINING_SHARE * device.flops * devices),
+    )
+
+
+def replace_checkpointing(student: StudentSettings, checkpointing: bool) -> StudentSettings:
+    """Return the settings with gradient checkpointing on or off."""
+    return student.model_copy(update={"gradient_checkpointing": checkpointing})
+
+
+def forecast_lines(
+    forecast: Forecast, device: Device, *, devices: int, zero_stage: int
+) -> list[str]:
+    """Return the lines of a plan: parts of the memory, what helps where it is short, the time."""
+    memory, other = forecast.memory, forecast.other
+    parts = [
+        f"{format_bytes(size)} {name}"
+        for name, size in (
+            ("weights, gradients and optimiser", memory.state),
+            ("activations", memory.activations),
+            ("a chunk of logits", memory.head),
+        )
+    ]
+    lines = [
+        f"devices      {devices} x {device.name}, by arithmetic: nothing was run on them",
+        f"memory       about {format_bytes(memory.device)} of {format_bytes(forecast.limit)} a "
+        f"device: {', '.join(parts)}",
+    ]
+    if memory.offloaded:
+        lines.append(f"             and {format_bytes(memory.offloaded)} a process on the CPU")
+    if not forecast.fits:
+        advice = []
+        if other.device < memory.device:
+            with_it = "fits" if other.device <= forecast.limit else "is not enough"
+            advice.append(
+                f"--student.gradient_checkpointing true {with_it} ({format_bytes(other.device)})"
+            )
+        if zero_stage < 3 and devices > 1:
+            advice.append(f"--train.zero_stage {zero_stage + 1} or more divides the state further")
+        advice += ["--train.offload_optimizer true", "more devices, or a shorter pack"]
+        lines.append(f"does not fit {'; '.join(advice)}")
+    peak = device.flops * devices / 1e12
+    lines += [
+        f"longest pack about {forecast.longest_pack} tokens a process, with checkpointing",
+        f"time         about {format_duration(forecast.seconds)} at "
+        f"{100 * TRAINING_SHARE:.0f} % of the devices' peak ({peak:.0f} TFLOP/s in bfloat16)",
+    ]
+    return lines

@@ -1,0 +1,90 @@
+"""Forecasts: what fits a device, what helps where it does not, the longest pack, the time."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.loss.settings import LossSettings
+from pipeline.models.shape import ModelShape, model_shape
+from pipeline.observe.devices import DEVICES, FULL_SHARE, TRAINING_SHARE
+from pipeline.student.forecast import Forecast, forecast_lines, forecast_training
+from pipeline.student.settings import StudentSettings, TrainSettings
+from tests.recipes.plan import MODELS
+
+GIB = 1 << 30
+H100 = DEVICES["h100"]
+PACK = 8192
+
+
+@pytest.fixture(scope="module")
+def shape() -> ModelShape:
+    return model_shape(json.loads((MODELS / "Qwen3-8B.json").read_text()))
+
+
+def _inputs(*, checkpointing: bool = True, **train: Any) -> Any:
+    return SimpleNamespace(
+        student=StudentSettings(gradient_checkpointing=checkpointing),
+        train=TrainSettings(bf16=True, **train),
+        loss=LossSettings(),
+    )
+
+
+def _forecast(shape: ModelShape, inputs: Any, devices: int) -> Forecast:
+    return forecast_training(shape, inputs, H100, devices=devices, step_tokens=PACK, tokens=1e8)
+
+
+def test_the_state_of_eight_billion_parameters(shape: ModelShape) -> None:
+    """2 bytes a weight and a gradient, 12 of the optimiser, by ZeRO 3 over eight devices."""
+    whole = 16 * shape.parameters
+    assert _forecast(shape, _inputs(zero_stage=3), 8).memory.state == pytest.approx(whole / 8)
+    one = _forecast(shape, _inputs(zero_stage=0), 8)
+    assert one.memory.state == pytest.approx(whole)
+    assert whole > 79 * GIB
+    assert not one.fits
+    assert one.longest_pack == 0
+
+
+def test_the_longest_pack_is_the_longest_that_fits(shape: ModelShape) -> None:
+    inputs = _inputs(zero_stage=3)
+    longest = _forecast(shape, inputs, 8).longest_pack
+
+    def fits(tokens: int) -> bool:
+        return forecast_training(
+            shape, inputs, H100, devices=8, step_tokens=tokens, tokens=1e8
+        ).fits
+
+    assert longest > PACK
+    assert fits(longest - 64)
+    assert not fits(longest + 64)
+
+
+def test_the_time_is_that_of_the_operations(shape: ModelShape) -> None:
+    """Eight operations a parameter and token: the forward pass runs twice with checkpointing."""
+    found = _forecast(shape, _inputs(zero_stage=3), 8).seconds
+    flops = 8 * shape.used_parameters * 1e8
+    assert found == pytest.approx(flops / (TRAINING_SHARE * H100.flops * 8))
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "zero_stage", "said"),
+    [
+        (False, 3, "does not fit --student.gradient_checkpointing true fits ("),
+        (True, 0, "--train.zero_stage 1 or more divides the state further; "),
+        (True, 3, ""),
+    ],
+)
+def test_what_does_not_fit_names_what_helps(
+    shape: ModelShape, checkpointing: bool, zero_stage: int, said: str
+) -> None:
+    inputs = _inputs(checkpointing=checkpointing, zero_stage=zero_stage)
+    forecast = _forecast(shape, inputs, 8)
+    lines = forecast_lines(forecast, H100, devices=8, zero_stage=zero_stage)
+    advice = [line for line in lines if line.startswith("does not fit")]
+    assert forecast.limit == int(FULL_SHARE * H100.memory_gib * GIB)
+    assert forecast.fits == (not advice)
+    assert said in "".join(advice)
+    assert bool(said) == bool(advice)
