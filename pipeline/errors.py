@@ -164,6 +164,10 @@ class Mistakes:
         """Keep a mistake of the configuration."""
         self._errors.append(ConfigError(mistakes=[line]))
 
+    def join(self, others: Mistakes) -> None:
+        """Keep what another one has kept as well, after what is here."""
+        self._errors += others._errors
+
     def raise_any(self) -> None:
         """Raise what was kept; does nothing where that is nothing.
 

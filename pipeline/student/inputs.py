@@ -30,7 +30,7 @@ from pipeline.student.output.hub import require_hub_token
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.training.checkpoint import RunIdentity
 
-__all__ = ["Inputs", "RunSettings", "open_inputs"]
+__all__ = ["Inputs", "RunSettings", "lacks_of", "open_inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +168,7 @@ def open_inputs(run: RunSettings) -> Inputs:
         ModelError: the student cannot be reached, is not complete, or has another tokenizer.
     """
     student, loss, data = run.student, run.loss, run.data
-    mistakes = Mistakes()
-    with mistakes.collected():
-        check_trackers(run.observe.report_to)
-    if run.output.push:
-        with mistakes.collected():
-            require_hub_token()
+    mistakes, lacks = Mistakes(), lacks_of(run)
     cache = None
     with mistakes.collected():
         cache = open_cache(run.cache_dir)
@@ -204,6 +199,8 @@ def open_inputs(run: RunSettings) -> Inputs:
             with mistakes.collected():
                 _check_lengths(vocabulary, source, run)
     elsewhere = run.forecast.device is not None
+    if mistakes.are_there or (source is not None and not source.is_local):
+        mistakes.join(lacks)  # else with what else the preflight finds
     # A run that is refused downloads no weights, nor does a forecast.
     if source is not None and (source.is_local or not (mistakes.are_there or elsewhere)):
         with mistakes.collected():
@@ -232,6 +229,17 @@ def open_inputs(run: RunSettings) -> Inputs:
         source=source,
         vocabulary=vocabulary,
     )
+
+
+def lacks_of(run: RunSettings | Inputs) -> Mistakes:
+    """Return what this machine lacks for what the run asks for: trackers' packages, a token."""
+    lacks = Mistakes()
+    with lacks.collected():
+        check_trackers(run.observe.report_to)
+    if run.output.push:
+        with lacks.collected():
+            require_hub_token()
+    return lacks
 
 
 def _check_heldout(cache: Cache, run: RunSettings) -> None:

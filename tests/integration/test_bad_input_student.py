@@ -240,7 +240,7 @@ def test_a_run_that_is_refused_downloads_no_weights(
         return
     with pytest.raises(ConfigError) as caught:
         open_inputs(run)
-    tracker, loss = caught.value.mistakes
+    loss, tracker = caught.value.mistakes
     assert "report_to: wandb was asked for, but wandb is not installed" in tracker
     assert "temperature" in loss
     assert "*.json" in fetched, "its tokenizer and its config are looked at"

@@ -28,7 +28,7 @@ def shape() -> ModelShape:
 def _inputs(*, checkpointing: bool = True, **train: Any) -> Any:
     return SimpleNamespace(
         student=StudentSettings(gradient_checkpointing=checkpointing),
-        train=TrainSettings(bf16=True, **train),
+        train=TrainSettings(bf16=True, gradient_accumulation_steps=1, **train),
         loss=LossSettings(),
     )
 
@@ -41,7 +41,7 @@ def test_the_state_of_eight_billion_parameters(shape: ModelShape) -> None:
     """2 bytes a weight and a gradient, 12 of the optimiser, by ZeRO 3 over eight devices."""
     whole = 16 * shape.parameters
     assert _forecast(shape, _inputs(zero_stage=3), 8).memory.state == pytest.approx(whole / 8)
-    one = _forecast(shape, _inputs(zero_stage=0), 8)
+    one = _forecast(shape, _inputs(zero_stage=3), 1)
     assert one.memory.state == pytest.approx(whole)
     assert whole > 79 * GIB
     assert not one.fits
@@ -70,19 +70,19 @@ def test_the_time_is_that_of_the_operations(shape: ModelShape) -> None:
 
 
 @pytest.mark.parametrize(
-    ("checkpointing", "zero_stage", "said"),
+    ("checkpointing", "zero_stage", "devices", "said"),
     [
-        (False, 3, "does not fit --student.gradient_checkpointing true fits ("),
-        (True, 0, "--train.zero_stage 1 or more divides the state further; "),
-        (True, 3, ""),
+        (False, 3, 8, "does not fit --student.gradient_checkpointing true fits ("),
+        (True, 1, 2, "--train.zero_stage 2 or more divides the state further; "),
+        (True, 3, 8, ""),
     ],
 )
 def test_what_does_not_fit_names_what_helps(
-    shape: ModelShape, checkpointing: bool, zero_stage: int, said: str
+    shape: ModelShape, checkpointing: bool, zero_stage: int, devices: int, said: str
 ) -> None:
     inputs = _inputs(checkpointing=checkpointing, zero_stage=zero_stage)
-    forecast = _forecast(shape, inputs, 8)
-    lines = forecast_lines(forecast, H100, devices=8, zero_stage=zero_stage)
+    forecast = _forecast(shape, inputs, devices)
+    lines = forecast_lines(forecast, H100, devices=devices, zero_stage=zero_stage)
     advice = [line for line in lines if line.startswith("does not fit")]
     assert forecast.limit == int(FULL_SHARE * H100.memory_gib * GIB)
     assert forecast.fits == (not advice)

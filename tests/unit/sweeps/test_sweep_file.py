@@ -141,14 +141,14 @@ def test_a_setting_of_the_runs_at_the_top(tmp_path: Path) -> None:
     file = _file(tmp_path, grid={"seed": [1]}, train={"max_steps": 3}, learning_rate=1, trian={})
     with pytest.raises(ConfigError) as caught:
         read_sweep_file(file, StudentRun)
-    said = [mistake.removeprefix(f"{file}: ") for mistake in caught.value.mistakes]
-    assert said == [
+    said = {mistake.removeprefix(f"{file}: ") for mistake in caught.value.mistakes}
+    assert said == {
         "train: found a setting of stage two, expected it under overrides, with one value, or "
         "under grid, with a list of values",
         "learning_rate: found a setting of stage two, expected it under overrides, with one "
         "value, or under grid, with a list of values",
         "trian: unknown field",
-    ]
+    }
 
 
 def test_an_empty_space_is_refused() -> None:
