@@ -28,7 +28,7 @@ from pipeline.teacher.capture.plan import (
     complete_plan,
     identity_difference,
 )
-from pipeline.teacher.fleet.leases import LEASES
+from pipeline.teacher.fleet.leases import LEASES, remove_leases
 
 __all__ = ["LEFTOVER_FOLDERS", "clear_leftovers", "complete_cache", "finished_cache"]
 
@@ -71,16 +71,14 @@ def complete_cache(store: Store, identity: dict[str, Any], *, checksums: bool) -
         _log.warning("%s: a list of quarantined rows is lost: they are tried again", store.url)
         store.delete(MANIFEST)
         return None
-    if not checksums and manifest.total().shards > _SIZES_UP_TO:
-        clear_leftovers(store)
-        return manifest
-    check = "checksum" if checksums else "size"
-    damaged = find_damaged(store, manifest, default_workers(), check)
-    for finding in damaged:
-        _log.warning("%s: %s; captured again", store.full_url(finding.name), finding.reason)
-    reopen(store, [finding.shard for finding in damaged if finding.shard is not None])
-    if damaged:
-        return None
+    if checksums or manifest.total().shards <= _SIZES_UP_TO:
+        check = "checksum" if checksums else "size"
+        damaged = find_damaged(store, manifest, default_workers(), check)
+        for finding in damaged:
+            _log.warning("%s: %s; captured again", store.full_url(finding.name), finding.reason)
+        reopen(store, [finding.shard for finding in damaged if finding.shard is not None])
+        if damaged:
+            return None
     clear_leftovers(store)
     return manifest
 
@@ -109,8 +107,5 @@ def clear_leftovers(store: Store) -> None:
 
     The manifest stands then, and the lease of it as well; one listing where there is none.
     """
-    names = store.list(LEASES)
-    for name in names:
-        store.delete(f"{LEASES}/{name}")
-    if names:
+    if remove_leases(store):
         store.remove_partials(LEFTOVER_FOLDERS)

@@ -29,7 +29,7 @@ from pipeline.errors import StoreError
 from pipeline.storage import Store
 from pipeline.teacher.fleet.processes import describe_process, has_died_here
 
-__all__ = ["LEASES", "Lease", "LeaseBoard", "marker_name"]
+__all__ = ["LEASES", "Lease", "LeaseBoard", "marker_name", "remove_leases"]
 
 LEASES = "_meta/leases"
 """Of a cache."""
@@ -186,10 +186,7 @@ class LeaseBoard:
 
     def sweep(self, keep: Lease | None = None) -> None:
         """Remove what dead workers left, once all work is done; but not `keep`."""
-        kept = None if keep is None else keep.path
-        for name in self.store.list(self.folder):
-            if f"{self.folder}/{name}" != kept:
-                self.store.delete(f"{self.folder}/{name}")
+        remove_leases(self.store, self.folder, keep=keep)
 
     def beating(self) -> _Heart:
         """Return a context in which a thread keeps the held leases alive."""
@@ -222,6 +219,16 @@ class LeaseBoard:
     def _content(self, *, beat: int, state: str) -> bytes:
         data = {"worker": self.worker, "beat": beat, "state": state, **describe_process()}
         return json.dumps(data, sort_keys=True).encode()
+
+
+def remove_leases(store: Store, folder: str = LEASES, *, keep: Lease | None = None) -> bool:
+    """Remove every lease of a folder but `keep`, whoever holds it; return whether there was any."""
+    found = [f"{folder}/{name}" for name in store.list(folder)]
+    kept = None if keep is None else keep.path
+    for path in found:
+        if path != kept:
+            store.delete(path)
+    return bool(found)
 
 
 class _Heart:
