@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import field_validator, model_validator
 
 from pipeline.config import Settings, option
-from pipeline.config.nearest import did_you_mean
+from pipeline.config.fields import suggestion
 
 __all__ = [
     "BANDWIDTH_SHARE", "DEVICES", "FULL_SHARE", "READING_SHARE", "TRAINING_SHARE", "Device",
@@ -48,7 +48,6 @@ DEVICES = {
     "h100": Device("H100 80 GB", 79.0, 989e12, 3.35e12),
     "h200": Device("H200 141 GB", 139.8, 989e12, 4.8e12),
     "b200": Device("B200 180 GB", 178.0, 2250e12, 8e12),
-    "b300": Device("B300 270 GB", 267.0, 2250e12, 8e12),
 }
 """By the name that `--device` takes."""
 
@@ -71,10 +70,9 @@ class ForecastSettings(Settings):
             return None
         known = name.lower()
         if known not in DEVICES:
-            nearest = did_you_mean(known, list(DEVICES))
             raise ValueError(
                 f"found {name!r}, expected one of {', '.join(DEVICES)}"
-                + (f"; {nearest}" if nearest else "")
+                f"{suggestion(known, list(DEVICES))}"
             )
         return known
 

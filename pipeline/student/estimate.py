@@ -142,7 +142,7 @@ def print_estimate(
     tokens = plan.tokens_per_epoch * _epochs(inputs, plan)
     if device is not None:
         forecast = forecast_training(
-            _shape(inputs), inputs, device,
+            _shape(inputs), inputs.student, inputs.train, inputs.loss, device,
             devices=devices, step_tokens=plan.pass_tokens, tokens=tokens,
         )  # fmt: skip
         for line in forecast_lines(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.amounts import format_bytes, format_duration
+from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
 from pipeline.observe.devices import FULL_SHARE, TRAINING_SHARE, Device
 from pipeline.student.costs import TrainingMemory, training_flops, training_memory
-from pipeline.student.inputs import Inputs
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings import StudentSettings, TrainSettings
 
 __all__ = ["Forecast", "forecast_lines", "forecast_training"]
 
@@ -21,7 +21,7 @@ class Forecast:
     """Of one of the devices, and of all of them for the time."""
 
     memory: TrainingMemory
-    other: TrainingMemory
+    other_way: TrainingMemory
     """With gradient checkpointing where the run has none, without where it has it."""
     limit: int
     """Bytes of the device that training may fill."""
@@ -37,7 +37,9 @@ class Forecast:
 
 def forecast_training(
     shape: ModelShape,
-    inputs: Inputs,
+    student: StudentSettings,
+    train: TrainSettings,
+    loss: LossSettings,
     device: Device,
     *,
     devices: int,
@@ -48,7 +50,9 @@ def forecast_training(
 
     Args:
         shape: of the student, pruned.
-        inputs: of the run; of its settings student, train and loss count.
+        student: its adapters and checkpointing.
+        train: its precision, ZeRO stage and offloading.
+        loss: rows of a chunk.
         device: one of them.
         devices: how many, one process each.
         step_tokens: of one forward pass of one process.
@@ -56,36 +60,31 @@ def forecast_training(
     """
 
     def memory(tokens: int, *, checkpointing: bool) -> TrainingMemory:
-        student = replace_checkpointing(inputs.student, checkpointing)
         return training_memory(
-            shape, student, inputs.train, inputs.loss,
-            tokens=tokens, world_size=devices, dtype=inputs.train.dtype(on_gpu=True),
+            shape,
+            student.model_copy(update={"gradient_checkpointing": checkpointing}), train, loss,
+            tokens=tokens, world_size=devices, dtype=train.dtype(on_gpu=True),
         )  # fmt: skip
 
-    checkpointing = inputs.student.gradient_checkpointing
+    checkpointing = student.gradient_checkpointing
     limit = int(FULL_SHARE * device.memory_gib * _GIB)
     none, many = (memory(count, checkpointing=True) for count in (0, 1 << 16))
     per_token = (many.activations - none.activations) / (1 << 16)
-    flops = training_flops(shape, inputs.student, tokens=tokens)
+    flops = training_flops(shape, student, tokens=tokens)
     return Forecast(
         memory=memory(step_tokens, checkpointing=checkpointing),
-        other=memory(step_tokens, checkpointing=not checkpointing),
+        other_way=memory(step_tokens, checkpointing=not checkpointing),
         limit=limit,
         longest_pack=max(0, int((limit - none.device) / per_token)),
         seconds=flops / (TRAINING_SHARE * device.flops * devices),
     )
 
 
-def replace_checkpointing(student: StudentSettings, checkpointing: bool) -> StudentSettings:
-    """Return the settings with gradient checkpointing on or off."""
-    return student.model_copy(update={"gradient_checkpointing": checkpointing})
-
-
 def forecast_lines(
     forecast: Forecast, device: Device, *, devices: int, zero_stage: int
 ) -> list[str]:
     """Return the lines of a plan: parts of the memory, what helps where it is short, the time."""
-    memory, other = forecast.memory, forecast.other
+    memory, other = forecast.memory, forecast.other_way
     parts = [
         f"{format_bytes(size)} {name}"
         for name, size in (

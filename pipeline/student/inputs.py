@@ -30,7 +30,7 @@ from pipeline.student.output.hub import require_hub_token
 from pipeline.student.settings import OutputSettings, StudentSettings, TrainSettings
 from pipeline.student.training.checkpoint import RunIdentity
 
-__all__ = ["Inputs", "RunSettings", "lacks_of", "open_inputs"]
+__all__ = ["Inputs", "RunSettings", "missing_here", "open_inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +168,14 @@ def open_inputs(run: RunSettings) -> Inputs:
         ModelError: the student cannot be reached, is not complete, or has another tokenizer.
     """
     student, loss, data = run.student, run.loss, run.data
-    mistakes, lacks = Mistakes(), lacks_of(run)
+    mistakes, missing = Mistakes(), missing_here(run)
     cache = None
     with mistakes.collected():
         cache = open_cache(run.cache_dir)
     if cache is None:
         with mistakes.collected():
             resolve_model(student.model, revision=student.revision, role="student", weights=False)
+        mistakes.join(missing)
         mistakes.raise_any()
     assert cache is not None
     with mistakes.collected():
@@ -200,7 +201,7 @@ def open_inputs(run: RunSettings) -> Inputs:
                 _check_lengths(vocabulary, source, run)
     elsewhere = run.forecast.device is not None
     if mistakes.are_there or (source is not None and not source.is_local):
-        mistakes.join(lacks)  # else with what else the preflight finds
+        mistakes.join(missing)  # else with what else the preflight finds
     # A run that is refused downloads no weights, nor does a forecast.
     if source is not None and (source.is_local or not (mistakes.are_there or elsewhere)):
         with mistakes.collected():
@@ -231,15 +232,15 @@ def open_inputs(run: RunSettings) -> Inputs:
     )
 
 
-def lacks_of(run: RunSettings | Inputs) -> Mistakes:
-    """Return what this machine lacks for what the run asks for: trackers' packages, a token."""
-    lacks = Mistakes()
-    with lacks.collected():
+def missing_here(run: RunSettings | Inputs) -> Mistakes:
+    """Collect what the run asks for and this machine has not: trackers' packages, a token."""
+    missing = Mistakes()
+    with missing.collected():
         check_trackers(run.observe.report_to)
     if run.output.push:
-        with lacks.collected():
+        with missing.collected():
             require_hub_token()
-    return lacks
+    return missing
 
 
 def _check_heldout(cache: Cache, run: RunSettings) -> None:

@@ -10,7 +10,7 @@ from pipeline.data.stream.skipped_shards import read_skipped_shards
 from pipeline.errors import ModelError, ResumeError
 from pipeline.storage.local import require_writable
 from pipeline.student.estimate import Estimate, check_resources
-from pipeline.student.inputs import Inputs, lacks_of
+from pipeline.student.inputs import Inputs, missing_here
 from pipeline.student.output.export import is_exported
 from pipeline.student.training.checkpoint import (
     Checkpoints,
@@ -40,7 +40,7 @@ def preflight(
     Raises:
         DistillError: of the kind that training would raise; several at once are one message.
     """
-    mistakes = lacks_of(inputs)
+    mistakes = missing_here(inputs)
     with mistakes.collected():
         check_schedule(inputs.train, total_steps=expected.steps)
     folder_is_sane = False

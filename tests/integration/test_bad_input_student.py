@@ -62,6 +62,9 @@ def test_no_cache_and_no_student_at_once(refused: Callable[..., str], tmp_path: 
     assert message.startswith("2 reasons why this run cannot be:")
     assert f"{tmp_path / 'nothing'}" in message
     assert "student './nobody': no such folder" in message
+    message = refused("--report_to", "wandb", code=2, cache=tmp_path / "nothing")
+    assert f"{tmp_path / 'nothing'}" in message
+    assert "wandb was asked for, but wandb is not installed" in message
 
 
 def test_values_that_contradict_each_other(refused: Callable[..., str]) -> None:

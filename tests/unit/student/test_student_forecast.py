@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,23 +24,25 @@ def shape() -> ModelShape:
     return model_shape(json.loads((MODELS / "Qwen3-8B.json").read_text()))
 
 
-def _inputs(*, checkpointing: bool = True, **train: Any) -> Any:
-    return SimpleNamespace(
-        student=StudentSettings(gradient_checkpointing=checkpointing),
-        train=TrainSettings(bf16=True, gradient_accumulation_steps=1, **train),
-        loss=LossSettings(),
+def _settings(
+    *, checkpointing: bool = True, **train: Any
+) -> tuple[StudentSettings, TrainSettings, LossSettings]:
+    return (
+        StudentSettings(gradient_checkpointing=checkpointing),
+        TrainSettings(bf16=True, gradient_accumulation_steps=1, **train),
+        LossSettings(),
     )
 
 
-def _forecast(shape: ModelShape, inputs: Any, devices: int) -> Forecast:
-    return forecast_training(shape, inputs, H100, devices=devices, step_tokens=PACK, tokens=1e8)
+def _forecast(shape: ModelShape, settings: Any, devices: int) -> Forecast:
+    return forecast_training(shape, *settings, H100, devices=devices, step_tokens=PACK, tokens=1e8)
 
 
 def test_the_state_of_eight_billion_parameters(shape: ModelShape) -> None:
     """2 bytes a weight and a gradient, 12 of the optimiser, by ZeRO 3 over eight devices."""
     whole = 16 * shape.parameters
-    assert _forecast(shape, _inputs(zero_stage=3), 8).memory.state == pytest.approx(whole / 8)
-    one = _forecast(shape, _inputs(zero_stage=3), 1)
+    assert _forecast(shape, _settings(zero_stage=3), 8).memory.state == pytest.approx(whole / 8)
+    one = _forecast(shape, _settings(zero_stage=3), 1)
     assert one.memory.state == pytest.approx(whole)
     assert whole > 79 * GIB
     assert not one.fits
@@ -49,12 +50,12 @@ def test_the_state_of_eight_billion_parameters(shape: ModelShape) -> None:
 
 
 def test_the_longest_pack_is_the_longest_that_fits(shape: ModelShape) -> None:
-    inputs = _inputs(zero_stage=3)
-    longest = _forecast(shape, inputs, 8).longest_pack
+    settings = _settings(zero_stage=3)
+    longest = _forecast(shape, settings, 8).longest_pack
 
     def fits(tokens: int) -> bool:
         return forecast_training(
-            shape, inputs, H100, devices=8, step_tokens=tokens, tokens=1e8
+            shape, *settings, H100, devices=8, step_tokens=tokens, tokens=1e8
         ).fits
 
     assert longest > PACK
@@ -64,7 +65,7 @@ def test_the_longest_pack_is_the_longest_that_fits(shape: ModelShape) -> None:
 
 def test_the_time_is_that_of_the_operations(shape: ModelShape) -> None:
     """Eight operations a parameter and token: the forward pass runs twice with checkpointing."""
-    found = _forecast(shape, _inputs(zero_stage=3), 8).seconds
+    found = _forecast(shape, _settings(zero_stage=3), 8).seconds
     flops = 8 * shape.used_parameters * 1e8
     assert found == pytest.approx(flops / (TRAINING_SHARE * H100.flops * 8))
 
@@ -80,8 +81,8 @@ def test_the_time_is_that_of_the_operations(shape: ModelShape) -> None:
 def test_what_does_not_fit_names_what_helps(
     shape: ModelShape, checkpointing: bool, zero_stage: int, devices: int, said: str
 ) -> None:
-    inputs = _inputs(checkpointing=checkpointing, zero_stage=zero_stage)
-    forecast = _forecast(shape, inputs, devices)
+    settings = _settings(checkpointing=checkpointing, zero_stage=zero_stage)
+    forecast = _forecast(shape, settings, devices)
     lines = forecast_lines(forecast, H100, devices=devices, zero_stage=zero_stage)
     advice = [line for line in lines if line.startswith("does not fit")]
     assert forecast.limit == int(FULL_SHARE * H100.memory_gib * GIB)
