@@ -62,7 +62,7 @@ distill: setup ## Run both stages, a control student and the report on the embed
 	@$(STUDENT) -m stages.distill --run_dir $(RUN) --nproc $(NPROC) --teacher_python $(TEACHER) $(ARGS)
 
 .PHONY: distill-long
-distill-long: setup ## The same for most of an hour: three times the text, a student of dense targets beside it (LONG_RUN=, ARGS=)
+distill-long: setup ## The same for most of an hour: three times the rows, a student of dense targets beside it (LONG_RUN=, ARGS=)
 	@$(STUDENT) -m stages.distill --run_dir $(LONG_RUN) --nproc $(NPROC) --teacher_python $(TEACHER) \
 	  --teacher_config stages/configs/long-teacher.yaml --student_config stages/configs/long-student.yaml \
 	  --dense true $(ARGS)
