@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
-from pipeline.student.settings import StudentSettings, TrainSettings
+from pipeline.student.settings import StudentSettings
+from pipeline.student.train_settings import TrainSettings
 
 __all__ = ["TrainingMemory", "training_flops", "training_memory"]
 

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
 from pipeline.data.stream.train_stream import Agree, TrainStream
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
-from pipeline.student.build.freeze import apply_freezing
-from pipeline.student.build.initial import make_initial_student
-from pipeline.student.build.lora import add_lora
-from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
-from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
+from pipeline.student.build.model import optimizer_groups
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import CheckpointUploads
 from pipeline.student.output.publish import Publisher, push_if_asked
-from pipeline.student.training.checkpoint import Checkpoints, RunIdentity
+from pipeline.student.student_of_run import BuiltStudent, RunOnRank, build_student
+from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import (
     DeepSpeedEngine,
     init_distributed,
-    prepare_zero3,
     shut_down_distributed,
 )
-from pipeline.student.training.distributed import Distributed, peer_errors, read_distributed
+from pipeline.student.training.distributed import peer_errors, read_distributed
 from pipeline.student.training.evaluation import HeldoutEvaluation
 from pipeline.student.training.loop import LoopSettings, TrainLoop, planned_steps
 from pipeline.student.training.resume import ResumePoint, find_resume_point, load_resume_point
@@ -41,37 +34,6 @@ from pipeline.student.training.skip_agreement import SkipAgreement
 __all__ = ["train_student"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One training run on one rank, as every step sees it."""
-
-    inputs: Inputs
-    distributed: Distributed
-    identity: RunIdentity
-    dtype: str
-    """Of weights and activations."""
-    resolved_config: str
-    command: str
-
-    @property
-    def folder(self) -> Path:
-        """Where everything of the run goes."""
-        return self.inputs.output_dir
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank writes for all."""
-        return self.distributed.is_first
-
-
-@dataclass(frozen=True, slots=True)
-class _Student:
-    """The model with the loss in its head, and the folder its weights came from."""
-
-    model: Any
-    init_folder: Path
 
 
 def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path:
@@ -91,7 +53,7 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
             push_if_asked(inputs.output, target)
         return target
     dtype = inputs.train.dtype(on_gpu=torch.cuda.is_available())
-    run = _Run(inputs, distributed, identity, dtype, resolved_config, command)
+    run = RunOnRank(inputs, distributed, identity, dtype, resolved_config, command)
     init_distributed(distributed, timeout_s=inputs.train.timeout_s)
     try:
         with peer_errors(distributed):
@@ -106,7 +68,7 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     return target
 
 
-def _train(run: _Run, target: Path) -> CheckpointUploads | None:
+def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
     """Go from the initial weights to the published folder; return uploads still under way."""
     inputs, train = run.inputs, run.inputs.train
     inputs.cache.copies = open_local_copies(inputs.cache, inputs.data, run.distributed)
@@ -117,7 +79,7 @@ def _train(run: _Run, target: Path) -> CheckpointUploads | None:
         world_size=run.distributed.world_size,
     )
     resume = find_resume_point(checkpoints, train, run.distributed)
-    student = _build_student(run)
+    student = build_student(run)
     stream = _open_stream(run)
     total_steps = planned_steps(stream, train)
     engine = _start_engine(run, student, resume, total_steps=total_steps)
@@ -142,61 +104,7 @@ def _train(run: _Run, target: Path) -> CheckpointUploads | None:
     return uploads
 
 
-def _build_student(run: _Run) -> _Student:
-    """Make the initial weights, load them, and put the loss and what learns into the model."""
-    from pipeline.loss.head import install_distill_head
-
-    inputs, train, settings = run.inputs, run.inputs.train, run.inputs.student
-    init_folder = _initial_folder(run)
-    with prepare_zero3(train, dtype=run.dtype, world_size=run.distributed.world_size):
-        model = load_student(
-            init_folder,
-            dtype=run.dtype,
-            use_flash_attention=settings.use_flash_attention,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            trust_remote_code=settings.trust_remote_code,
-        )
-    rule = cache_inclusion_rule(inputs.cache.manifest)
-    install_distill_head(
-        model,
-        inputs.training_loss,
-        valid_vocab=inputs.vocabulary.size,
-        sampled_log_step=cache_sampled_step(inputs.cache.manifest),
-        rule_highest=rule.highest if rule else 0.0,
-    )
-    if settings.lora.enabled:
-        add_lora(model, settings.lora, seed=inputs.seed)
-    else:
-        apply_freezing(model, settings)
-    if train.torch_compile:
-        compile_layers(model)
-    return _Student(model, init_folder)
-
-
-def _initial_folder(run: _Run) -> Path:
-    """Rank 0 makes the folder, the others wait for it."""
-    import torch.distributed as dist
-
-    inputs = run.inputs
-    if not run.is_first:
-        dist.barrier()
-    else:
-        # What a killed run left half-written; a run has its output folder to itself.
-        for leftover in run.folder.glob("*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    folder = make_initial_student(
-        inputs.student,
-        inputs.source,
-        inputs.cache,
-        rows=inputs.vocabulary.train,
-        output_dir=run.folder,
-    )
-    if run.is_first and run.distributed.world_size > 1:
-        dist.barrier()
-    return folder
-
-
-def _open_stream(run: _Run) -> TrainStream:
+def _open_stream(run: RunOnRank) -> TrainStream:
     inputs, loss = run.inputs, run.inputs.training_loss
     return TrainStream(
         inputs.vocabulary.train,
@@ -214,7 +122,7 @@ def _open_stream(run: _Run) -> TrainStream:
 
 
 def _start_engine(
-    run: _Run, student: _Student, resume: ResumePoint | None, *, total_steps: int
+    run: RunOnRank, student: BuiltStudent, resume: ResumePoint | None, *, total_steps: int
 ) -> DeepSpeedEngine:
     """Wrap the student in ZeRO and its optimiser; check the head where it now is."""
     from pipeline.loss.head import check_distill_head
@@ -234,7 +142,7 @@ def _start_engine(
 
 
 def _load_state(
-    run: _Run,
+    run: RunOnRank,
     engine: DeepSpeedEngine,
     stream: TrainStream,
     resume: ResumePoint | None,
@@ -262,7 +170,7 @@ def _load_state(
     return start
 
 
-def _open_sinks(run: _Run, *, resume_step: int | None) -> MetricSink:
+def _open_sinks(run: RunOnRank, *, resume_step: int | None) -> MetricSink:
     """Write the run's configuration and open what its metrics go to."""
     if run.is_first:
         Store(str(run.folder)).write("config.yaml", run.resolved_config.encode())
@@ -275,7 +183,7 @@ def _open_sinks(run: _Run, *, resume_step: int | None) -> MetricSink:
     )
 
 
-def _loop_settings(run: _Run, total_steps: int) -> LoopSettings:
+def _loop_settings(run: RunOnRank, total_steps: int) -> LoopSettings:
     inputs = run.inputs
     return LoopSettings(
         train=inputs.train,
@@ -288,7 +196,7 @@ def _loop_settings(run: _Run, total_steps: int) -> LoopSettings:
     )
 
 
-def _agreement(run: _Run, engine: DeepSpeedEngine, stream: TrainStream) -> Agree | None:
+def _agreement(run: RunOnRank, engine: DeepSpeedEngine, stream: TrainStream) -> Agree | None:
     """Return how ranks agree on damaged shards; None where these stop the run."""
     if run.inputs.data.on_damaged_shard == "stop":
         return None
@@ -296,7 +204,7 @@ def _agreement(run: _Run, engine: DeepSpeedEngine, stream: TrainStream) -> Agree
     return SkipAgreement(engine, stream, run.folder, shown).agree
 
 
-def _evaluation(run: _Run, engine: DeepSpeedEngine) -> HeldoutEvaluation:
+def _evaluation(run: RunOnRank, engine: DeepSpeedEngine) -> HeldoutEvaluation:
     inputs = run.inputs
     return HeldoutEvaluation(
         engine,
@@ -306,7 +214,7 @@ def _evaluation(run: _Run, engine: DeepSpeedEngine) -> HeldoutEvaluation:
     )
 
 
-def _publisher(run: _Run, student: _Student, total_steps: int) -> Publisher:
+def _publisher(run: RunOnRank, student: BuiltStudent, total_steps: int) -> Publisher:
     inputs = run.inputs
     return Publisher(
         model=student.model,
@@ -323,9 +231,9 @@ def _publisher(run: _Run, student: _Student, total_steps: int) -> Publisher:
 
 
 def _publish(
-    run: _Run,
+    run: RunOnRank,
     publisher: Publisher,
-    student: _Student,
+    student: BuiltStudent,
     engine: DeepSpeedEngine,
     stream: TrainStream,
     target: Path,

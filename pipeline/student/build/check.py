@@ -15,7 +15,8 @@ from pipeline.student.build.prune import check_stack, pruned_config
 from pipeline.student.build.reconstruct import check_reconstruction
 from pipeline.student.build.skeleton import build_skeleton
 from pipeline.student.build.weights import tensor_shapes
-from pipeline.student.settings import StudentSettings, TrainSettings
+from pipeline.student.settings import StudentSettings
+from pipeline.student.train_settings import TrainSettings
 
 __all__ = ["check_student"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DistillError, ModelError, ResumeError, StoreError
-from pipeline.student.settings import TrainSettings
+from pipeline.student.train_settings import TrainSettings
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import make_optimizer, make_schedule
 

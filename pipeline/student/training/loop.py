@@ -23,7 +23,7 @@ from pipeline.observe.memory import peak_rss_bytes
 from pipeline.observe.metrics import METRICS_FILE, MetricSink, read_metrics
 from pipeline.progress import Progress
 from pipeline.storage import Store
-from pipeline.student.settings import TrainSettings
+from pipeline.student.train_settings import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
 from pipeline.student.training.evaluation import HeldoutEvaluation

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.student.settings import TrainSettings
+from pipeline.student.train_settings import TrainSettings
 
 __all__ = ["check_schedule", "has_rank_free_form", "make_optimizer", "make_schedule"]
 

@@ -11,7 +11,7 @@ from pipeline.data.collate import collate
 from pipeline.data.stream.train_stream import StepBatch
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.targets import LossTerms
-from pipeline.student.settings import TrainSettings
+from pipeline.student.train_settings import TrainSettings
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.loop import LoopSettings, TrainLoop
 

@@ -1,0 +1,105 @@
+"""The student of a run: its initial weights, the loss in its head, what learns in it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.student.build.freeze import apply_freezing
+from pipeline.student.build.initial import make_initial_student
+from pipeline.student.build.lora import add_lora
+from pipeline.student.build.model import compile_layers, load_student
+from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
+from pipeline.student.inputs import Inputs
+from pipeline.student.training.checkpoint import RunIdentity
+from pipeline.student.training.deepspeed_engine import prepare_zero3
+from pipeline.student.training.distributed import Distributed
+
+__all__ = ["BuiltStudent", "RunOnRank", "build_student"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOnRank:
+    """One training run on one rank, as every step sees it."""
+
+    inputs: Inputs
+    distributed: Distributed
+    identity: RunIdentity
+    dtype: str
+    """Of weights and activations."""
+    resolved_config: str
+    command: str
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the run goes."""
+        return self.inputs.output_dir
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes for all."""
+        return self.distributed.is_first
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltStudent:
+    """The model with the loss in its head, and the folder its weights came from."""
+
+    model: Any
+    init_folder: Path
+
+
+def build_student(run: RunOnRank) -> BuiltStudent:
+    """Make the initial weights, load them, and put the loss and what learns into the model."""
+    from pipeline.loss.head import install_distill_head
+
+    inputs, train, settings = run.inputs, run.inputs.train, run.inputs.student
+    init_folder = _initial_folder(run)
+    with prepare_zero3(train, dtype=run.dtype, world_size=run.distributed.world_size):
+        model = load_student(
+            init_folder,
+            dtype=run.dtype,
+            use_flash_attention=settings.use_flash_attention,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    rule = cache_inclusion_rule(inputs.cache.manifest)
+    install_distill_head(
+        model,
+        inputs.training_loss,
+        valid_vocab=inputs.vocabulary.size,
+        sampled_log_step=cache_sampled_step(inputs.cache.manifest),
+        rule_highest=rule.highest if rule else 0.0,
+    )
+    if settings.lora.enabled:
+        add_lora(model, settings.lora, seed=inputs.seed)
+    else:
+        apply_freezing(model, settings)
+    if train.torch_compile:
+        compile_layers(model)
+    return BuiltStudent(model, init_folder)
+
+
+def _initial_folder(run: RunOnRank) -> Path:
+    """Rank 0 makes the folder, the others wait for it."""
+    import torch.distributed as dist
+
+    inputs = run.inputs
+    if not run.is_first:
+        dist.barrier()
+    else:
+        # What a killed run left half-written; a run has its output folder to itself.
+        for leftover in run.folder.glob("*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    folder = make_initial_student(
+        inputs.student,
+        inputs.source,
+        inputs.cache,
+        rows=inputs.vocabulary.train,
+        output_dir=run.folder,
+    )
+    if run.is_first and run.distributed.world_size > 1:
+        dist.barrier()
+    return folder
