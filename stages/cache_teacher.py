@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.cache.layout.quarantine import QuarantinedRow
     from pipeline.observe.shares import Shares
     from pipeline.storage import Store
+    from pipeline.teacher.fleet.pulse import Pulse
     from pipeline.teacher.prepare import Prepared
 
 __all__ = ["TeacherRun", "main"]
@@ -94,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         host=run.observe.prometheus_host,
         worker=worker_name(),
     )
-    with interruptible(), endpoint:
+    pulse = _pulse(run, watch=not dry_run)
+    with interruptible(), endpoint, pulse:
         with shares.spent("preparing"):
             prepared = prepare(
                 run.teacher,
@@ -117,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if manifest is None:
             manifest, responses = _fill(
                 partial(
-                    _fill_once, prepared, run, store, shares,
+                    _fill_once, prepared, run, store, shares, pulse,
                     command=command_line(PROG, _lasting(arguments)), check_files=verify,
                 )
             )  # fmt: skip
@@ -137,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         wait_for_more=preparation.pause,
                         check_files=verify,
                         manifest=manifest,
+                        pulse=pulse,
                     ).quarantined
         rows = read_quarantine(store)
     _report(manifest, shares, run.cache_dir)
@@ -146,6 +150,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows, responses=responses, planned_rows=planned_rows, url=run.cache_dir
         )
     return 0
+
+
+def _pulse(run: TeacherRun, *, watch: bool) -> Pulse:
+    """Return what notices a teacher that is stuck."""
+    from pipeline.teacher.engines.registry import engine_info
+    from pipeline.teacher.fleet.pulse import PULSE_FILE, Pulse
+
+    if not watch:
+        return Pulse()
+    try:
+        on_gpu = engine_info(run.teacher).device == "cuda"
+    except ConfigError:  # told below, with all other mistakes
+        on_gpu = False
+    return Pulse(run.teacher.stall(on_gpu=on_gpu), file=os.environ.get(PULSE_FILE))
 
 
 def _lasting(arguments: Sequence[str]) -> list[str]:
@@ -176,6 +194,7 @@ def _fill_once(
     run: TeacherRun,
     store: Store,
     shares: Shares,
+    pulse: Pulse,
     *,
     command: str,
     check_files: bool,
@@ -194,7 +213,13 @@ def _fill_once(
         reject_written_responses(store, task.identity)
     else:
         reject_other_responses(store, writing.identity)
-    resolved = run.model_copy(update={"corpus": prepared.corpus.settings})
+    resolved = run.model_copy(
+        update={
+            "corpus": prepared.corpus.settings,
+            "teacher": task.teacher.settings,
+            "capture": task.settings,
+        }
+    )
     lost: Mapping[str, tuple[QuarantinedRow, ...]] = {}
     counts: Mapping[str, int] = {}
     with prepared.corpus.preparing(lease_s=run.capture.lease_s, shares=shares) as preparation:
@@ -211,12 +236,13 @@ def _fill_once(
                     progress_every_s=run.observe.progress_every_s,
                     wait_for_more=preparation.pause,
                     check_files=check_files,
+                    pulse=pulse,
                 )
                 task, counts = task.with_source(responses.source), responses.counts
                 lost = responses.quarantined
                 task.source.refresh()
                 check_resources(estimate(task), store, written=True)
-            task = fit_tau(task, store)
+            task = fit_tau(task, store, pulse=pulse)
         except (ConfigError, CorpusError, ResourceError):
             preparation.stop()
             prepared.corpus.discard()
@@ -231,6 +257,7 @@ def _fill_once(
             shares=shares,
             wait_for_more=preparation.pause,
             more_counts=counts,
+            pulse=pulse,
         )
         return manifest, lost
 

@@ -44,6 +44,8 @@ class EngineInfo:
     engine_version: str
     dtype: str
     device: str
+    head_dtype: str = ""
+    """Of the product with the head; empty until the model's config is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ class Engine(Protocol):
 
         Args:
             requests: the sequences.
-            on_tokens: called with tokens as they are done; their sum is that of all requests.
+            on_tokens: called with tokens as they are done, 0 after a step that finished no
+                sequence; their sum is that of all requests.
         """
         ...
 

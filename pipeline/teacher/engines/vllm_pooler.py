@@ -1,29 +1,35 @@
 """The capture inside vLLM: a pooling head that reduces logits to columns on the device.
 
-vLLM's extension points used here: `ModelRegistry.register_model`, a model class with
-`is_pooling_model` and a `pooler` for the task `token_classify`, and `PoolingParams.extra_kwargs`.
-Worker processes find the class through the entry point `vllm.general_plugins` (pyproject.toml),
-which calls `register`; what to register comes through the environment, which workers inherit.
+vLLM's extension points used here: `model_class_overrides`, which says in every process of vLLM
+what class serves an architecture, a model class with `is_pooling_model` and a `pooler` for the task
+`token_classify`, `additional_config`, and `PoolingParams.extra_kwargs`. The architecture keeps its
+own name: vLLM's corrections of settings (a float32 state of Nemotron-H, the sparse attention of
+DeepSeek V3.2) go by it.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Set
 from typing import Any
 
 import torch
+import vllm
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from pipeline.sampling.noise import row_noise
-from pipeline.teacher.engines.vllm_variable import CAPTURE_PREFIX, read_variable
+from pipeline.teacher.engines.vllm_plan import planned_capture
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
-__all__ = ["CapturePooler", "register_capture"]
+__all__ = ["CapturePooler", "capture_overrides"]
 
 # The task's name in vLLM for "one output per token"; nothing is classified.
 _TASK = "token_classify"
+_MARK = "--"
+"""Between the parts of the name of a class that captures."""
 
 
 class CapturePooler(Pooler):
@@ -124,21 +130,50 @@ def _noise(params: Any, rows: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(row_noise(key, rows.numpy()))
 
 
-def register_capture() -> None:
-    """Register the capture variant of the architecture that the environment names."""
-    from vllm import ModelRegistry
+def capture_overrides(model_config: Any) -> dict[str, str]:
+    """Return what makes vLLM serve a model by the class that captures: `model_class_overrides`.
 
-    architecture = read_variable().architecture
-    base = ModelRegistry.models[architecture].load_model_cls()
+    Args:
+        model_config: vLLM's own of the model, by which it would choose a class to generate with:
+            one of its own, or its wrapper of transformers' where it has none.
 
+    Raises:
+        ValueError: vLLM knows no class for the model; as vLLM says it.
+    """
+    base, architecture = model_config.registry.resolve_model_cls(
+        model_config.architectures, model_config=model_config
+    )
+    base = getattr(base, "captured_class", base)  # of an engine before this one
+    # The version is for vLLM, which keeps what it found out about a class of that name on the disk.
+    name = _MARK.join((base.__module__, base.__qualname__, vllm.__version__))
+    return {architecture: f"{__name__}:{name}"}
+
+
+def __getattr__(name: str) -> Any:
+    """Make the class that captures, of the name that `capture_overrides` gave it.
+
+    Made at run time from the class that vLLM would have used, so that no architecture is left out;
+    the name says all that is needed, in whatever process.
+    """
+    module, mark, rest = name.partition(_MARK)
+    if not mark:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _capture_class(getattr(importlib.import_module(module), rest.partition(_MARK)[0]))
+
+
+@functools.lru_cache
+def _capture_class(base: Any) -> Any:
     def init(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
         base.__init__(self, vllm_config=vllm_config, prefix=prefix)
-        # Read now, not when registered: vLLM keeps the first class of a name for the process.
-        wanted = read_variable()
-        self.pooler = CapturePooler(self.compute_logits, wanted.scheme, wanted.head_rows)
+        plan = planned_capture(vllm_config.additional_config)
+        if plan is not None:  # none where the same process generates with the model later
+            self.pooler = CapturePooler(self.compute_logits, plan.scheme, plan.head_rows)
 
-    # Made at run time from the registered class, so that no architecture is left out.
-    capture = type(
-        CAPTURE_PREFIX + architecture, (base,), {"__init__": init, "is_pooling_model": True}
-    )
-    ModelRegistry.register_model(CAPTURE_PREFIX + architecture, capture)
+    own = {
+        "__init__": init,
+        "__module__": __name__,
+        "captured_class": base,
+        "is_pooling_model": True,
+    }
+    # vLLM asks the class's name whether it is its wrapper of transformers' models.
+    return type(base.__name__, (base,), own)
