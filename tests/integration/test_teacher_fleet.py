@@ -57,6 +57,27 @@ def test_three_workers_share_the_shards(
     _same_cache(tmp_path / "cache", tiny_cache)
 
 
+def test_a_worker_whose_device_hangs_ends_and_leaves_its_shard(
+    tiny: Tiny,
+    tiny_cache: Path,
+    stage: Stage,
+    start: Callable[..., Running],
+    tmp_path: Path,
+) -> None:
+    pulse = tmp_path / "pulse"
+    flags = [*tiny.stage_one, *LEASE, "--cache_dir", tmp_path / "cache"]
+    stuck = start(
+        "cache_teacher", [*flags, "--teacher.stall_s", "3"], hook=("hanging_engine", 1),
+        env={"DISTILL_PULSE_FILE": str(pulse)},
+    )  # fmt: skip
+    message = stuck.wait().refused(6)
+    assert "the teacher has finished no token for 3 s" in message
+    assert "--teacher.stall_s" in message
+    assert pulse.exists()
+    stage("cache_teacher", flags).ok()
+    _same_cache(tmp_path / "cache", tiny_cache)
+
+
 def test_three_workers_share_the_shards_of_a_bucket(
     tiny: Tiny, tiny_cache: Path, start: Callable[..., Running], bucket: str
 ) -> None:
