@@ -126,6 +126,7 @@ def _start_engine(
 ) -> DeepSpeedEngine:
     """Wrap the student in ZeRO and its optimiser; check the head where it now is."""
     from pipeline.loss.head import check_distill_head
+    from pipeline.student.forward.attention import settle_attention
     from pipeline.student.forward.choice import choose_way, read_way, record_way
     from pipeline.student.training.module import StudentModule
 
@@ -138,6 +139,13 @@ def _start_engine(
         total_steps=total_steps,
         optimizer_groups=optimizer_groups(student.model, run.inputs.train.weight_decay),
         rank_free=resume is not None and resume.reshard,
+    )
+    settle_attention(
+        student.model,
+        module.body,
+        run.attention_order,
+        device=engine.device,
+        gather=engine.gather_objects,
     )
     way = choose_way(
         module.body,

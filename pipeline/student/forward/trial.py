@@ -22,7 +22,14 @@ from pipeline.errors import ModelError
 from pipeline.student.forward.body import takes_boundaries, text_config
 from pipeline.student.forward.ways import BodyForward, Way
 
-__all__ = ["PackingTrial", "WayTried", "run_packing_trial", "trial_lengths"]
+__all__ = [
+    "PackingTrial",
+    "WayTried",
+    "relative_errors",
+    "run_packing_trial",
+    "trial_lengths",
+    "trial_row",
+]
 
 _LENGTHS = (11, 13, 6)
 _FLOAT32 = 1e-4
@@ -86,9 +93,8 @@ def run_packing_trial(
         ModelError: the model sees tokens that come later, so that no way is right.
     """
     lengths = trial_lengths(model, longest_row)
-    vocabulary = int(text_config(model).vocab_size)
-    ids_1T, positions_1T = _row(lengths, vocabulary, device, salt=11)
-    others_1T, _ = _row(lengths, vocabulary, device, salt=29)
+    ids_1T, positions_1T = trial_row(model, lengths, device)
+    others_1T, _ = trial_row(model, lengths, device, salt=29)
     middle = slice(lengths[0], lengths[0] + lengths[1])
     others_1T[:, middle] = ids_1T[:, middle]
     ways: list[Way] = ["positions"]
@@ -156,15 +162,15 @@ def _try(
     except (TypeError, ValueError, NotImplementedError, ImportError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return WayTried(forward.way, float("inf"), float("inf"), right=False, refusal=reason)
-    error_T = _relative(packed_TD, alone_TD)
-    seen = float(_relative(beside_TD[middle], packed_TD[middle]).max())
+    error_T = relative_errors(packed_TD, alone_TD)
+    seen = float(relative_errors(beside_TD[middle], packed_TD[middle]).max())
     if packed_TD.dtype == torch.float32:
         worst = float(error_T.max())
         right = worst <= _FLOAT32 and seen <= _FLOAT32
     else:
         # One sequence that is wrong as a whole is enough to be wrong.
         worst = max(float(part_L.median()) for part_L in torch.split(error_T, list(lengths)))
-        noise = float(_relative(again_TD, packed_TD).max())
+        noise = float(relative_errors(again_TD, packed_TD).max())
         right = worst <= _ROUNDED and seen <= max(_ROUNDED_NEIGHBOURS, 8 * noise)
     return WayTried(forward.way, worst, seen, right=right)
 
@@ -177,7 +183,7 @@ def _check_causal(
     changed_1L[:, -1] = ids_1L[:, 0]
     changed_LD = forward(changed_1L, positions_1L, (ids_1L.shape[1],)).hidden_TD
     bound = _FLOAT32 if alone_LD.dtype == torch.float32 else _ROUNDED
-    seen = float(_relative(changed_LD[:-1], alone_LD[:-1]).max())
+    seen = float(relative_errors(changed_LD[:-1], alone_LD[:-1]).max())
     if not seen <= bound:
         raise ModelError(
             f"the student's hidden states change by {seen:.2g} with a token that comes later",
@@ -186,17 +192,20 @@ def _check_causal(
         )
 
 
-def _row(
-    lengths: tuple[int, ...], vocabulary: int, device: torch.device | str, *, salt: int
+def trial_row(
+    model: Any, lengths: tuple[int, ...], device: torch.device | str, *, salt: int = 11
 ) -> tuple[Tensor, Tensor]:
-    """Return token ids from all over the vocabulary, alike everywhere, and restarting positions."""
-    total = sum(lengths)
+    """Return ids and restarting positions, int64 [1, T]; alike on all ranks.
+
+    The ids are from all over the vocabulary; another `salt` gives others.
+    """
+    total, vocabulary = sum(lengths), int(text_config(model).vocab_size)
     ids_1T = (torch.arange(total) * 7919 + salt * 104729)[None] % vocabulary
     positions_1T = torch.cat([torch.arange(length) for length in lengths])[None]
     return ids_1T.to(device), positions_1T.to(device)
 
 
-def _relative(found_TD: Tensor, expected_TD: Tensor) -> Tensor:
+def relative_errors(found_TD: Tensor, expected_TD: Tensor) -> Tensor:
     """Return |found - expected| / |expected| of each token; inf where a number is none."""
     difference_T = (found_TD.double() - expected_TD.double()).norm(dim=-1)
     error_T = difference_T / expected_TD.double().norm(dim=-1).clamp(min=1e-12)
