@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.student.build.freeze import apply_freezing
+from pipeline.student.build.freeze import apply_freezing, freeze_unreached
 from pipeline.student.build.initial import make_initial_student
 from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student
 from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
+from pipeline.student.forward.attention import attention_order
 from pipeline.student.inputs import Inputs
 from pipeline.student.training.checkpoint import RunIdentity
 from pipeline.student.training.deepspeed_engine import prepare_zero3
@@ -31,6 +32,15 @@ class RunOnRank:
     """Of weights and activations."""
     resolved_config: str
     command: str
+
+    @property
+    def attention_order(self) -> tuple[str, ...]:
+        """The attentions that may be used, by their names in transformers."""
+        import torch
+
+        return attention_order(
+            self.inputs.student.chosen_attention, self.dtype, on_gpu=torch.cuda.is_available()
+        )
 
     @property
     def folder(self) -> Path:
@@ -61,7 +71,7 @@ def build_student(run: RunOnRank) -> BuiltStudent:
         model = load_student(
             init_folder,
             dtype=run.dtype,
-            use_flash_attention=settings.use_flash_attention,
+            attention=run.attention_order,
             gradient_checkpointing=settings.gradient_checkpointing,
             trust_remote_code=settings.trust_remote_code,
         )
@@ -75,6 +85,7 @@ def build_student(run: RunOnRank) -> BuiltStudent:
     )
     if settings.lora.enabled:
         add_lora(model, settings.lora, seed=inputs.seed)
+        freeze_unreached(model)
     else:
         apply_freezing(model, settings)
     if train.torch_compile:

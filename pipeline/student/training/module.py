@@ -12,6 +12,8 @@ from torch import nn
 
 from pipeline.data.collate import Batch
 from pipeline.loss.targets import HeadTargets, LossTerms
+from pipeline.student.forward.body import text_body
+from pipeline.student.forward.ways import BodyForward
 
 __all__ = ["StudentModule", "module_inputs"]
 
@@ -26,11 +28,13 @@ class StudentModule(nn.Module):
         """Wrap a model whose head `install_distill_head` has replaced."""
         super().__init__()
         self.model = model
+        self.body = BodyForward(text_body(model))
 
     def forward(
         self,
         input_ids_1T: torch.Tensor,
         position_ids_1T: torch.Tensor,
+        lengths: tuple[int, ...],
         label_index_N: torch.Tensor,
         ids_NK: torch.Tensor,
         logprobs_NK: torch.Tensor,
@@ -46,7 +50,9 @@ class StudentModule(nn.Module):
 
         Args:
             input_ids_1T: int64, sequences one after the other.
-            position_ids_1T: int64, starting at 0 with each sequence; this alone separates them.
+            position_ids_1T: int64, starting at 0 with each sequence; what else separates them is
+                up to the way in which `body` runs them.
+            lengths: tokens of each sequence, on the host.
             label_index_N: int64, for each supervised token the place t whose hidden state predicts
                 it.
             ids_NK: see `HeadTargets`, as the next five.
@@ -61,9 +67,8 @@ class StudentModule(nn.Module):
             predictions: also return the student's top token and its log-probability.
             temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
         """
-        body = self.model.base_model
-        output = body(input_ids=input_ids_1T, position_ids=position_ids_1T, use_cache=False)
-        hidden_ND = output.last_hidden_state[0].index_select(0, label_index_N)
+        output = self.body(input_ids_1T, position_ids_1T, lengths)
+        hidden_ND = output.hidden_TD.index_select(0, label_index_N)
         targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N)
         head = self.model.get_output_embeddings()
         terms: LossTerms = head(
@@ -77,6 +82,7 @@ def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
     return {
         "input_ids_1T": batch.input_ids_1T,
         "position_ids_1T": batch.position_ids_1T,
+        "lengths": batch.lengths,
         "label_index_N": batch.label_index_N,
         "ids_NK": batch.ids_NK,
         "logprobs_NK": batch.logprobs_NK,
