@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, ModelError
+from pipeline.models.device import uses_gpu
 from pipeline.program import how_to_install
 
 __all__ = ["load_causal_lm", "quieten_transformers", "require_flash_attention"]
@@ -40,7 +41,7 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     if use_flash_attention:
-        require_flash_attention(on_gpu=torch.cuda.is_available())
+        require_flash_attention(on_gpu=uses_gpu())
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,
@@ -60,11 +61,9 @@ def quieten_transformers() -> None:
 
     One bar per load and save, six times a run, none of which lasts a second.
     """
-    import torch
-
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         return
-    if not torch.cuda.is_available():
+    if not uses_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers.utils import logging as transformers_logging
 

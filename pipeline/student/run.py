@@ -42,8 +42,6 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     Returns:
         The student's folder, `output_dir/model`.
     """
-    import torch
-
     distributed = read_distributed()
     identity = inputs.identity(distributed.world_size)
     target = inputs.output_dir / "model"
@@ -52,8 +50,7 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
         if distributed.is_first:
             push_if_asked(inputs.output, target)
         return target
-    dtype = inputs.train.dtype(on_gpu=torch.cuda.is_available())
-    run = RunOnRank(inputs, distributed, identity, dtype, resolved_config, command)
+    run = RunOnRank(inputs, distributed, identity, inputs.dtype, resolved_config, command)
     init_distributed(distributed, timeout_s=inputs.train.timeout_s)
     try:
         with peer_errors(distributed):
