@@ -123,7 +123,7 @@ class Inputs:
         ):  # fmt: skip
             del train[name]
         train["zero_stage"] = self.stage(world_size)
-        if not self.train.accumulates_float32(dtype=self.dtype):
+        if train["accumulate_float32"]:
             del train["accumulate_float32"]
         for name in ("offload_parameters", "quantized_weights", "quantized_gradients"):
             if not train[name]:

@@ -128,6 +128,29 @@ def prepare_zero3(
         unset_hf_deepspeed_config()
 
 
+@contextmanager
+def _one_kind_of_zero_optimizer() -> Iterator[None]:
+    """While open, stage 1 in bfloat16 with float32 sums is ZeRO's optimiser, as in float16.
+
+    DeepSpeed has another one for this case alone, whose checkpoints do not go to a run with
+    another number of passes a step and which prints its memory while it is made.
+    """
+    from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION
+    from deepspeed.runtime.engine import DeepSpeedEngine as Engine
+
+    choose = Engine._do_optimizer_sanity_check
+
+    def chosen(self: Any, optimizer: Any) -> Any:
+        wrapper = choose(self, optimizer)
+        return ZERO_OPTIMIZATION if wrapper == BFLOAT16 else wrapper
+
+    Engine._do_optimizer_sanity_check = chosen
+    try:
+        yield
+    finally:
+        Engine._do_optimizer_sanity_check = choose
+
+
 class DeepSpeedEngine:
     """A student under ZeRO: steps over micro-batches, checkpoints, gathered weights."""
 
@@ -156,14 +179,15 @@ class DeepSpeedEngine:
         config = deepspeed_config(settings, dtype=dtype, world_size=world_size, on_gpu=uses_gpu())
         config["checkpoint"] = {"load_universal": rank_free}
         try:
-            self._engine, *_ = deepspeed.initialize(
-                model=module,
-                model_parameters=[p for p in module.parameters() if p.requires_grad],
-                optimizer=make_optimizer(settings, optimizer_groups),
-                lr_scheduler=partial(make_schedule, settings, total_steps=total_steps),
-                config=config,
-                dist_init_required=False,
-            )
+            with _one_kind_of_zero_optimizer():
+                self._engine, *_ = deepspeed.initialize(
+                    model=module,
+                    model_parameters=[p for p in module.parameters() if p.requires_grad],
+                    optimizer=make_optimizer(settings, optimizer_groups),
+                    lr_scheduler=partial(make_schedule, settings, total_steps=total_steps),
+                    config=config,
+                    dist_init_required=False,
+                )
         except (ValueError, AssertionError) as error:
             raise ConfigError(
                 f"DeepSpeed rejects these settings ({str(error).strip().splitlines()[0]})",
