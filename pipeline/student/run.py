@@ -12,6 +12,7 @@ from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
 from pipeline.student.build.model import optimizer_groups
+from pipeline.student.engine.launch import use_cores, warn_of_short_grace
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
@@ -51,6 +52,9 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
             push_if_asked(inputs.output, target)
         return target
     run = RunOnRank(inputs, distributed, identity, inputs.dtype, resolved_config, command)
+    use_cores()
+    if distributed.is_first:
+        warn_of_short_grace()
     init_distributed(distributed, timeout_s=inputs.train.timeout_s)
     try:
         with peer_errors(distributed):

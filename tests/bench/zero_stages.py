@@ -51,7 +51,9 @@ def opened(settings: TrainSettings, *, dtype: str = "bfloat16", steps: int = 100
     )  # fmt: skip
 
 
-def change(settings: TrainSettings, gradients: Sequence[float], *, dtype: str = "bfloat16") -> float:
+def change(
+    settings: TrainSettings, gradients: Sequence[float], *, dtype: str = "bfloat16"
+) -> float:
     """Return how much one step on these gradients, one a pass, lowers the weights."""
     engine = opened(settings, dtype=dtype)
     engine.train_step([{"gradient": value} for value in gradients])

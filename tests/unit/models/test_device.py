@@ -40,7 +40,7 @@ def test_a_driver_that_is_too_old_is_refused(machine: pytest.MonkeyPatch) -> Non
 
 def test_other_reasons(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "version").write_text(DRIVER.format("580.65.06"))
-    with pytest.raises(ResourceError, match="driver 580.65.06, CUDA 13.0, and torch finds no"):
+    with pytest.raises(ResourceError, match=r"driver 580\.65\.06, CUDA 13\.0, and torch finds"):
         uses_gpu()
     machine.setattr("torch.version.cuda", None)
     with pytest.raises(ResourceError, match="it is a build for CPUs; expected a build for GPUs"):

@@ -81,7 +81,10 @@ def test_what_deepspeed_is_told() -> None:
 @pytest.mark.parametrize(
     ("train", "said"),
     [
-        ({"offload_parameters": True, "zero_stage": 2}, "train.offload_parameters: found True with"),
+        (
+            {"offload_parameters": True, "zero_stage": 2},
+            "train.offload_parameters: found True with",
+        ),
         ({"quantized_weights": True, "zero_stage": 1}, "with train.zero_stage 1, expected stage 3"),
         ({"offload_folder": "/nvme"}, "without anything that is offloaded"),
         ({"torch_compile": True, "hpz_partition_size": 2}, "found true with train.hpz_partition"),
