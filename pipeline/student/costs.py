@@ -30,7 +30,7 @@ class TrainingMemory:
     head: int
     """Logits and their gradient of one chunk."""
     offloaded: int = 0
-    """The optimiser's state in CPU memory."""
+    """What is in CPU memory instead: the optimiser's state, the weights."""
 
     @property
     def device(self) -> int:
@@ -74,18 +74,24 @@ def training_memory(
     # Two moments in float32, and float32 masters where the weights have 16 bits.
     optimizer = learning * (8 if dtype == "float32" else 12)
     weights, gradients = (frozen + learning) * element, learning * element
-    if train.zero_stage >= 1:
+    stage = train.stage(dtype=dtype, world_size=world_size)
+    if stage >= 1:
         optimizer /= world_size
-    if train.zero_stage >= 2:
+    if stage >= 2:
         gradients /= world_size
-    if train.zero_stage >= 3:
+    if stage >= 3:
         weights /= world_size
-    on_device = 0.0 if train.offload_optimizer else optimizer
+    if train.accumulates_float32(dtype=dtype):
+        # Beside those of one pass under stage 1, instead of them where they are divided.
+        gradients = gradients * 3 if stage == 1 else gradients * 2
+    offloaded = (optimizer if train.offload_optimizer else 0.0) + (
+        weights if train.offload_parameters else 0.0
+    )
     return TrainingMemory(
-        state=int(weights + gradients + on_device),
+        state=int(weights + gradients + optimizer - offloaded),
         activations=int(activations),
         head=3 * 4 * loss.chunk_rows * shape.vocab_size,
-        offloaded=int(optimizer - on_device),
+        offloaded=0 if train.offload_folder is not None else int(offloaded),
     )
 
 

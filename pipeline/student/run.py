@@ -12,6 +12,7 @@ from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
 from pipeline.student.build.model import optimizer_groups
+from pipeline.student.engine.launch import use_cores, warn_of_short_grace
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
@@ -42,8 +43,6 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     Returns:
         The student's folder, `output_dir/model`.
     """
-    import torch
-
     distributed = read_distributed()
     identity = inputs.identity(distributed.world_size)
     target = inputs.output_dir / "model"
@@ -52,8 +51,10 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
         if distributed.is_first:
             push_if_asked(inputs.output, target)
         return target
-    dtype = inputs.train.dtype(on_gpu=torch.cuda.is_available())
-    run = RunOnRank(inputs, distributed, identity, dtype, resolved_config, command)
+    run = RunOnRank(inputs, distributed, identity, inputs.dtype, resolved_config, command)
+    use_cores()
+    if distributed.is_first:
+        warn_of_short_grace()
     init_distributed(distributed, timeout_s=inputs.train.timeout_s)
     try:
         with peer_errors(distributed):

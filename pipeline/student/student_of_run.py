@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.models.device import uses_gpu
 from pipeline.student.build.freeze import apply_freezing, freeze_unreached
 from pipeline.student.build.initial import make_initial_student
 from pipeline.student.build.lora import add_lora
@@ -39,7 +40,7 @@ class RunOnRank:
         import torch
 
         return attention_order(
-            self.inputs.student.chosen_attention, self.dtype, on_gpu=torch.cuda.is_available()
+            self.inputs.student.chosen_attention, self.dtype, on_gpu=uses_gpu()
         )
 
     @property
@@ -67,7 +68,9 @@ def build_student(run: RunOnRank) -> BuiltStudent:
 
     inputs, train, settings = run.inputs, run.inputs.train, run.inputs.student
     init_folder = _initial_folder(run)
-    with prepare_zero3(train, dtype=run.dtype, world_size=run.distributed.world_size):
+    with prepare_zero3(
+        train, dtype=run.dtype, world_size=run.distributed.world_size, on_gpu=uses_gpu()
+    ):
         model = load_student(
             init_folder,
             dtype=run.dtype,
