@@ -8,11 +8,12 @@ from pydantic import model_validator
 
 from pipeline.config import option
 from pipeline.models.precision import PrecisionSettings
+from pipeline.student.sequence_settings import SequenceSettings
 
 __all__ = ["TrainSettings"]
 
 
-class TrainSettings(PrecisionSettings):
+class TrainSettings(SequenceSettings, PrecisionSettings):
     """Optimisation, precision, parallelism and checkpoints."""
 
     num_train_epochs: float = option(3, "passes over the cache", flag="num_train_epochs", gt=0)

@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.data.collate import Batch
 from pipeline.loss.targets import HeadTargets, LossTerms
+from pipeline.student.sequence.attention import SequenceAttention
 
 __all__ = ["StudentModule", "module_inputs"]
 
@@ -22,10 +23,16 @@ class StudentModule(nn.Module):
     The loss is computed inside the head module, so that ZeRO 3 gathers its weight in time.
     """
 
-    def __init__(self, model: Any) -> None:
-        """Wrap a model whose head `install_distill_head` has replaced."""
+    def __init__(self, model: Any, attention: SequenceAttention | None = None) -> None:
+        """Wrap a model whose head `install_distill_head` has replaced.
+
+        Args:
+            model: of transformers.
+            attention: of slices, which gets to know where sequences start; None: rows are whole.
+        """
         super().__init__()
         self.model = model
+        self._attention = attention
 
     def forward(
         self,
@@ -39,6 +46,7 @@ class StudentModule(nn.Module):
         entropy_N: torch.Tensor,
         label_N: torch.Tensor,
         scale: float,
+        lengths: tuple[int, ...] = (),
         predictions: bool = False,
         temperature: float | None = None,
     ) -> tuple[torch.Tensor, LossTerms]:
@@ -58,9 +66,12 @@ class StudentModule(nn.Module):
             scale: world_size * accumulation / supervised tokens of the global batch, which makes
                 the sum of all micro-batches' losses the mean over supervised tokens after DeepSpeed
                 has divided by accumulation and averaged over ranks.
+            lengths: tokens of each sequence of the whole row, of which this may be a slice.
             predictions: also return the student's top token and its log-probability.
             temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
         """
+        if self._attention is not None:
+            self._attention.lengths = lengths
         body = self.model.base_model
         output = body(input_ids=input_ids_1T, position_ids=position_ids_1T, use_cache=False)
         hidden_ND = output.last_hidden_state[0].index_select(0, label_index_N)
@@ -72,8 +83,8 @@ class StudentModule(nn.Module):
         return terms.loss * scale, terms
 
 
-def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
-    """Return what `StudentModule` is called with for a batch."""
+def module_inputs(batch: Batch, scale: float, *, lengths: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Return what `StudentModule` is called with for a batch, or for a slice of one."""
     return {
         "input_ids_1T": batch.input_ids_1T,
         "position_ids_1T": batch.position_ids_1T,
@@ -85,4 +96,5 @@ def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
         "entropy_N": batch.entropy_N,
         "label_N": batch.label_ids_N,
         "scale": scale,
+        "lengths": lengths,
     }
