@@ -135,10 +135,12 @@ def _start_engine(
 ) -> DeepSpeedEngine:
     """Wrap the student in ZeRO and its optimiser; check the head where it now is."""
     from pipeline.loss.head import check_distill_head
+    from pipeline.student.forward.choice import choose_way, read_way, record_way
     from pipeline.student.training.module import StudentModule
 
+    module = StudentModule(student.model)
     engine = DeepSpeedEngine(
-        StudentModule(student.model, sequence.attention),
+        module,
         run.inputs.train,
         dtype=run.dtype,
         distributed=run.distributed,
@@ -146,8 +148,18 @@ def _start_engine(
         optimizer_groups=optimizer_groups(student.model, run.inputs.train.weight_decay),
         rank_free=resume is not None and resume.reshard,
     )
+    way = choose_way(
+        module.body,
+        student.model,
+        wanted=run.inputs.student.forward,
+        before=None if resume is None else read_way(run.folder),
+        device=engine.device,
+        gather=engine.gather_objects,
+    )
+    if run.is_first:
+        record_way(run.folder, way)
     check_distill_head(student.model, device=engine.device)
-    sequence.install(student.model)
+    module.body = sequence.install(module.body, student.model, device=engine.device)
     return engine
 
 

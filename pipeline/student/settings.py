@@ -92,6 +92,12 @@ class StudentSettings(Settings):
         "flash_attention_2 (needs a GPU and flash-attn); else sdpa",
         flag="use_flash_attention",
     )
+    forward: Literal["auto", "packed", "alone"] = option(
+        "auto",
+        "how the sequences of a micro-batch go through the student: `packed` in one row, `alone` "
+        "one after the other; auto: packed where a trial before the first step finds that it changes "
+        "nothing",
+    )
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
     trust_remote_code: bool = option(False, "run model code that the hub repository brings")
 

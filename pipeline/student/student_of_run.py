@@ -12,6 +12,7 @@ from pipeline.student.build.initial import make_initial_student
 from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student
 from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
+from pipeline.student.forward.body import text_config
 from pipeline.student.inputs import Inputs
 from pipeline.student.sequence.groups import SequenceGroup
 from pipeline.student.sequence.memory import offload_checkpoints, tile_mlps
@@ -95,7 +96,7 @@ def build_student(run: RunOnRank) -> BuiltStudent:
         compile_layers(model)
     if train.tiled_mlp:
         tokens = max(inputs.pass_tokens(run.distributed.world_size), 1)
-        tile_mlps(model, tiles=-(-tokens // model.config.get_text_config().hidden_size))
+        tile_mlps(model, tiles=-(-tokens // text_config(model).hidden_size))
     if train.offload_activations:
         offload_checkpoints(model, on_gpu=torch.cuda.is_available())
     return BuiltStudent(model, init_folder)

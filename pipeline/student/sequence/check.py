@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import ConfigError, Mistakes
+from pipeline.student.forward.body import text_body, text_config
 from pipeline.student.sequence.memory import dense_mlps
 from pipeline.student.sequence_settings import SequenceSettings
 from pipeline.student.settings import StudentSettings
@@ -28,6 +29,12 @@ def check_sequence_settings(model: Any, settings: StudentSettings, train: Sequen
     """
     mistakes = Mistakes()
     if train.sequence_parallel_size > 1:
+        if settings.forward == "alone":
+            mistakes.add(
+                f"train.sequence_parallel_size: found {train.sequence_parallel_size} with "
+                "student.forward alone, whose passes of one sequence each have no slices; expected "
+                "student.forward auto or packed"
+            )
         with mistakes.collected():
             _check_heads(model, train.sequence_parallel_size)
         with mistakes.collected():
@@ -44,7 +51,7 @@ def check_sequence_settings(model: Any, settings: StudentSettings, train: Sequen
 
 
 def _check_heads(model: Any, size: int) -> None:
-    config = model.config.get_text_config()
+    config = text_config(model)
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     # Where there are fewer heads of keys than slices, DeepSpeed gives several slices the same one.
@@ -66,13 +73,13 @@ def _check_heads(model: Any, size: int) -> None:
 def _check_layers(model: Any, size: int, *, flash: bool) -> None:
     from torch import nn
 
-    config = model.config.get_text_config()
+    config = text_config(model)
     found = None
     kinds = set(getattr(config, "layer_types", None) or ()) - set(_WITHIN_ATTENTION)
     if kinds:
         found = f"layers of kind {', '.join(sorted(kinds))}"
     elif getattr(model, "_is_stateful", False) or any(
-        isinstance(module, nn.Conv1d) for module in model.base_model.modules()
+        isinstance(module, nn.Conv1d) for module in text_body(model).modules()
     ):
         found = "layers with a state"
     elif getattr(config, "kv_lora_rank", None):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.student.forward.body import decoder_layers
 
 __all__ = ["dense_mlps", "offload_checkpoints", "tile_mlps"]
 
@@ -25,14 +26,9 @@ def dense_mlps(model: Any) -> list[Any]:
     Raises:
         ConfigError: it has none.
     """
-    from torch import nn
-
-    layers = model.config.get_text_config().num_hidden_layers
     found = [
         child
-        for stack in model.base_model.modules()
-        if isinstance(stack, nn.ModuleList) and len(stack) == layers
-        for layer in stack
+        for layer in decoder_layers(model)
         for name in _NAMES
         if (child := getattr(layer, name, None)) is not None and _is_dense(child)
     ]

@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.data.collate import Batch
+from pipeline.errors import ModelError
 from pipeline.loss.targets import LossTerms
+from pipeline.student.forward.ways import BodyForward
 from pipeline.student.sequence.attention import SequenceAttention
 from pipeline.student.sequence.groups import SequenceGroup, connect_group
 from pipeline.student.sequence.join import join_terms
+from pipeline.student.sequence.sliced import SlicedForward
 from pipeline.student.sequence.slices import BatchSlice, slice_batch
+from pipeline.student.sequence.trial import run_slice_trial
 
 __all__ = ["SequenceParallel"]
 
 
 class SequenceParallel:
-    """This process's place in its group, and the attention of the student in it.
+    """This process's place in its group.
 
     Where a group is one process, slices are whole and nothing is exchanged.
     """
@@ -24,12 +28,35 @@ class SequenceParallel:
         """Connect the group; every rank of the run does, once and at the same place."""
         self.group = group
         self._process_group = connect_group(group)
-        self.attention = SequenceAttention(self._process_group) if group.is_shared else None
 
-    def install(self, model: Any) -> None:
-        """Let the model's layers exchange their heads; from here on it takes slices only."""
-        if self.attention is not None:
-            self.attention.install(model)
+    def install(self, forward: BodyForward, model: Any, *, device: Any) -> BodyForward:
+        """Return a forward that takes slices; the model takes nothing else from here on.
+
+        All ranks call it at once.
+
+        Args:
+            forward: the body, in the way that was chosen.
+            model: of transformers, of which it is the body.
+            device: where the weights are.
+
+        Raises:
+            ModelError: the way is `alone`, or slices change the hidden states.
+        """
+        if not self.group.is_shared:
+            return forward
+        if forward.way == "alone":
+            raise ModelError(
+                f"{type(model).__name__} goes one sequence at a time",
+                expected="a student that can be packed, under train.sequence_parallel_size",
+                do="train it with train.sequence_parallel_size 1",
+            )
+        attention = SequenceAttention(self._process_group)
+        sliced = SlicedForward(forward, attention)
+        run_slice_trial(
+            forward, sliced, model, install=lambda: attention.install(model), group=self.group,
+            device=device,
+        )  # fmt: skip
+        return sliced
 
     def slice(self, batch: Batch) -> BatchSlice:
         """Return this process's slice of a micro-batch, which is on the CPU."""

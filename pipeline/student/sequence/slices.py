@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.data.collate import Batch
 
-__all__ = ["BatchSlice", "sequence_lengths", "slice_batch", "slice_bounds"]
+__all__ = ["BatchSlice", "slice_batch", "slice_bounds"]
 
 _BY_TOKEN = (
     "label_ids_N", "ids_NK", "logprobs_NK", "inclusion_NK", "log_z_N", "entropy_N",
@@ -28,10 +28,8 @@ class BatchSlice:
     """What one process of a group computes of a micro-batch."""
 
     batch: Batch
-    """[1, S] tokens and the targets that their hidden states predict; `sample_ids` are those of
-    the whole micro-batch."""
-    lengths: tuple[int, ...]
-    """Tokens of each sequence of the whole micro-batch, the padding last; their sum is P."""
+    """[1, S] tokens and the targets that their hidden states predict; `sample_ids` and `lengths`
+    are those of the whole micro-batch, the padding a sequence at the end: their sum is P."""
     counts: tuple[int, ...]
     """Supervised tokens of each slice of the group, in order; their sum is N."""
 
@@ -47,13 +45,6 @@ def slice_bounds(tokens: int, size: int) -> list[int]:
     return [each * part for part in range(size + 1)]
 
 
-def sequence_lengths(position_ids_1T: Tensor) -> tuple[int, ...]:
-    """Return the tokens of each sequence: a new one starts wherever the position is 0."""
-    starts = torch.nonzero(position_ids_1T[0] == 0).flatten()
-    ends = torch.cat([starts[1:], starts.new_tensor([position_ids_1T.shape[1]])])
-    return tuple((ends - starts).tolist())
-
-
 def slice_batch(batch: Batch, *, part: int, size: int) -> BatchSlice:
     """Cut a micro-batch, on the CPU, into slices and return one of them.
 
@@ -67,9 +58,8 @@ def slice_batch(batch: Batch, *, part: int, size: int) -> BatchSlice:
         size: number of slices.
     """
     tokens = batch.input_ids_1T.shape[1]
-    lengths = sequence_lengths(batch.position_ids_1T)
     if size == 1:
-        return BatchSlice(batch, lengths, (batch.num_loss_tokens,))
+        return BatchSlice(batch, (batch.num_loss_tokens,))
     bounds = slice_bounds(tokens, size)
     padding = bounds[-1] - tokens
     start, stop = bounds[part], bounds[part + 1]
@@ -86,9 +76,9 @@ def slice_batch(batch: Batch, *, part: int, size: int) -> BatchSlice:
             input_ids_1T=_padded(batch.input_ids_1T, padding)[:, start:stop],
             position_ids_1T=_padded(batch.position_ids_1T, padding, count=True)[:, start:stop],
             label_index_N=batch.label_index_N[first:last] - start,
+            lengths=(*batch.lengths, padding) if padding else batch.lengths,
             **targets,
         ),
-        lengths=(*lengths, padding) if padding else lengths,
         counts=tuple(b - a for a, b in pairwise(cuts)),
     )
 

@@ -75,6 +75,6 @@ class HeldoutEvaluation:
 
     def _forward(self, batch: Batch) -> Any:
         part = self._sequence.slice(batch)
-        inputs = module_inputs(part.batch.to(self._engine.device), scale=1.0, lengths=part.lengths)
+        inputs = module_inputs(part.batch.to(self._engine.device), scale=1.0)
         terms = self._engine.evaluate({**inputs, "predictions": True, "temperature": 1.0})[1]
         return self._sequence.join(terms, part)

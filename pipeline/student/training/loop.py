@@ -156,12 +156,9 @@ class TrainLoop:
         loss_tokens = max(batch.num_loss_tokens, 1)
         scale = distributed.world_size * len(batch.micro_batches) / loss_tokens
         rate = self._engine.learning_rate
-        parts = [self._sequence.slice(whole) for whole in batch.micro_batches]
+        mine = [self._sequence.slice(whole).batch for whole in batch.micro_batches]
         outputs = self._engine.train_step(
-            [
-                module_inputs(part.batch.to(self._engine.device), scale, lengths=part.lengths)
-                for part in parts
-            ]
+            [module_inputs(b.to(self._engine.device), scale) for b in mine]
         )
         divergence = sum(float(terms.divergence_N.double().sum()) for _, terms in outputs)
         entropy = sum(float(terms.ce_N.double().sum()) for _, terms in outputs)

@@ -12,7 +12,8 @@ from torch import nn
 
 from pipeline.data.collate import Batch
 from pipeline.loss.targets import HeadTargets, LossTerms
-from pipeline.student.sequence.attention import SequenceAttention
+from pipeline.student.forward.body import text_body
+from pipeline.student.forward.ways import BodyForward
 
 __all__ = ["StudentModule", "module_inputs"]
 
@@ -23,21 +24,17 @@ class StudentModule(nn.Module):
     The loss is computed inside the head module, so that ZeRO 3 gathers its weight in time.
     """
 
-    def __init__(self, model: Any, attention: SequenceAttention | None = None) -> None:
-        """Wrap a model whose head `install_distill_head` has replaced.
-
-        Args:
-            model: of transformers.
-            attention: of slices, which gets to know where sequences start; None: rows are whole.
-        """
+    def __init__(self, model: Any) -> None:
+        """Wrap a model whose head `install_distill_head` has replaced."""
         super().__init__()
         self.model = model
-        self._attention = attention
+        self.body = BodyForward(text_body(model))
 
     def forward(
         self,
         input_ids_1T: torch.Tensor,
         position_ids_1T: torch.Tensor,
+        lengths: tuple[int, ...],
         label_index_N: torch.Tensor,
         ids_NK: torch.Tensor,
         logprobs_NK: torch.Tensor,
@@ -46,7 +43,6 @@ class StudentModule(nn.Module):
         entropy_N: torch.Tensor,
         label_N: torch.Tensor,
         scale: float,
-        lengths: tuple[int, ...] = (),
         predictions: bool = False,
         temperature: float | None = None,
     ) -> tuple[torch.Tensor, LossTerms]:
@@ -54,7 +50,9 @@ class StudentModule(nn.Module):
 
         Args:
             input_ids_1T: int64, sequences one after the other.
-            position_ids_1T: int64, starting at 0 with each sequence; this alone separates them.
+            position_ids_1T: int64, starting at 0 with each sequence; what else separates them is
+                up to the way in which `body` runs them.
+            lengths: tokens of each sequence, on the host.
             label_index_N: int64, for each supervised token the place t whose hidden state predicts
                 it.
             ids_NK: see `HeadTargets`, as the next five.
@@ -66,15 +64,11 @@ class StudentModule(nn.Module):
             scale: world_size * accumulation / supervised tokens of the global batch, which makes
                 the sum of all micro-batches' losses the mean over supervised tokens after DeepSpeed
                 has divided by accumulation and averaged over ranks.
-            lengths: tokens of each sequence of the whole row, of which this may be a slice.
             predictions: also return the student's top token and its log-probability.
             temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
         """
-        if self._attention is not None:
-            self._attention.lengths = lengths
-        body = self.model.base_model
-        output = body(input_ids=input_ids_1T, position_ids=position_ids_1T, use_cache=False)
-        hidden_ND = output.last_hidden_state[0].index_select(0, label_index_N)
+        output = self.body(input_ids_1T, position_ids_1T, lengths)
+        hidden_ND = output.hidden_TD.index_select(0, label_index_N)
         targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N)
         head = self.model.get_output_embeddings()
         terms: LossTerms = head(
@@ -83,11 +77,12 @@ class StudentModule(nn.Module):
         return terms.loss * scale, terms
 
 
-def module_inputs(batch: Batch, scale: float, *, lengths: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Return what `StudentModule` is called with for a batch, or for a slice of one."""
+def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
+    """Return what `StudentModule` is called with for a batch."""
     return {
         "input_ids_1T": batch.input_ids_1T,
         "position_ids_1T": batch.position_ids_1T,
+        "lengths": batch.lengths,
         "label_index_N": batch.label_index_N,
         "ids_NK": batch.ids_NK,
         "logprobs_NK": batch.logprobs_NK,
@@ -96,5 +91,4 @@ def module_inputs(batch: Batch, scale: float, *, lengths: tuple[int, ...] = ()) 
         "entropy_N": batch.entropy_N,
         "label_N": batch.label_ids_N,
         "scale": scale,
-        "lengths": lengths,
     }

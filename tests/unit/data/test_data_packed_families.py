@@ -70,7 +70,7 @@ def rows(make_source: Callable[..., Any]) -> list[Any]:
 
 def loss_of(student: StudentModule, batch: Batch) -> torch.Tensor:
     loss, _ = student(
-        batch.input_ids_1T, batch.position_ids_1T, batch.label_index_N, batch.ids_NK,
+        batch.input_ids_1T, batch.position_ids_1T, batch.lengths, batch.label_index_N, batch.ids_NK,
         batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N, batch.label_ids_N,
         1.0,
     )  # fmt: skip

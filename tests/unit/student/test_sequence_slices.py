@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.collate import Batch, collate
 from pipeline.student.sequence.groups import SequenceGroup
-from pipeline.student.sequence.slices import sequence_lengths, slice_batch, slice_bounds
+from pipeline.student.sequence.slices import slice_batch, slice_bounds
 
 PER_TOKEN = ("label_ids_N", "ids_NK", "logprobs_NK", "log_z_N", "entropy_N", "sample_index_N")
 
@@ -36,6 +36,7 @@ def make_batch(masks: list[list[bool]]) -> Batch:
         label_logprob_N=-numbers.float(),
         sample_index_N=torch.tensor(owner, dtype=torch.int64),
         sample_ids=tuple(map(str, range(len(masks)))),
+        lengths=tuple(lengths),
         temperature=1.0,
     )
 
@@ -62,11 +63,11 @@ def test_slices_are_the_batch(masks: list[list[bool]], size: int) -> None:
     assert torch.equal(whole[:, :tokens], batch.input_ids_1T)
     assert torch.equal(positions[:, :tokens], batch.position_ids_1T)
     assert positions[0, tokens:].tolist() == list(range(whole.shape[1] - tokens))
-    lengths = sequence_lengths(positions)
+    padding = whole.shape[1] - tokens
     for part in slices:
-        assert part.lengths == lengths, "each process knows all sequences, padding last"
+        rest = (padding,) if padding else ()
+        assert part.batch.lengths == (*batch.lengths, *rest), "all sequences, padding last"
         assert part.counts == tuple(other.batch.num_loss_tokens for other in slices)
-    assert sequence_lengths(batch.position_ids_1T) == tuple(map(len, masks))
     for name in PER_TOKEN:
         parts = [getattr(part.batch, name) for part in slices]
         assert torch.equal(torch.cat(parts), getattr(batch, name)), name
@@ -83,7 +84,7 @@ def test_slices_are_the_batch(masks: list[list[bool]], size: int) -> None:
 def test_a_pass_without_work_is_sliced_as_well() -> None:
     parts = [slice_batch(collate([], temperature=1.0), part=part, size=4) for part in range(4)]
     assert [part.batch.input_ids_1T.shape for part in parts] == [(1, 1)] * 4
-    assert parts[0].lengths == (1, 3)
+    assert parts[0].batch.lengths == (1, 3)
     assert parts[3].counts == (0, 0, 0, 0)
 
 

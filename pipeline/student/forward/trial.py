@@ -1,0 +1,230 @@
+"""The packing trial: short sequences through the student's own weights, packed and alone.
+
+Nothing is known of architectures here. What is right is a sequence alone; a way is accepted where
+packing changes no hidden state, and where other neighbours change none either.
+
+Legend: T tokens of the packed row, L of one sequence, D hidden.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.student.forward.body import takes_boundaries, text_config
+from pipeline.student.forward.ways import BodyForward, Way
+
+__all__ = ["PackingTrial", "WayTried", "run_packing_trial", "trial_lengths"]
+
+_LENGTHS = (11, 13, 6)
+_FLOAT32 = 1e-4
+_ROUNDED = 5e-2
+"""16 bit: of the middle token. Other shapes round differently; experts that score alike swap."""
+_ROUNDED_NEIGHBOURS = 1e-3
+"""16 bit: of the worst token, in rows of the same shape, whose arithmetic is the same. Kernels that
+add in any order differ from themselves; their neighbours may change eight times as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class WayTried:
+    """How far the hidden states of one way are from what they should be; inf where it failed."""
+
+    way: Way
+    error: float
+    """|packed - alone| / |alone| over the tokens' hidden states: the largest, in 16 bit the
+    median."""
+    seen: float
+    """|with these neighbours - with others| / |with these|, the largest over the tokens."""
+    right: bool
+    refusal: str = ""
+    """What the model said where it refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackingTrial:
+    """The outcome on this rank."""
+
+    tried: tuple[WayTried, ...]
+    missing: tuple[str, ...] = ()
+    """Packages without which transformers computes a layer by its plain path."""
+    lengths: tuple[int, ...] = field(default=_LENGTHS)
+
+    @property
+    def right(self) -> Way | None:
+        """The first packed way that is right."""
+        return next((tried.way for tried in self.tried if tried.right), None)
+
+    @property
+    def best(self) -> WayTried:
+        """The packed way that came nearest."""
+        return min(self.tried, key=lambda tried: max(tried.error, tried.seen))
+
+
+def run_packing_trial(
+    forward: BodyForward, model: Any, *, device: torch.device | str, longest_row: int | None = None
+) -> PackingTrial:
+    """Try every packed way, in evaluation mode and without gradients; changes nothing.
+
+    All ranks call it at once: under ZeRO 3 each pass gathers weights. A rank-wide decision is up to
+    the caller.
+
+    Args:
+        forward: the body, in whatever way.
+        model: of which it is the body.
+        device: where the weights are.
+        longest_row: tokens of the longest packed row there will be; see `trial_lengths`.
+
+    Raises:
+        ModelError: the model sees tokens that come later, so that no way is right.
+    """
+    lengths = trial_lengths(model, longest_row)
+    vocabulary = int(text_config(model).vocab_size)
+    ids_1T, positions_1T = _row(lengths, vocabulary, device, salt=11)
+    others_1T, _ = _row(lengths, vocabulary, device, salt=29)
+    middle = slice(lengths[0], lengths[0] + lengths[1])
+    others_1T[:, middle] = ids_1T[:, middle]
+    ways: list[Way] = ["positions"]
+    if takes_boundaries(forward.body):
+        ways.insert(0, "boundaries")
+    before, training = forward.way, model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _missing_packages() as missing:
+            forward.way = "alone"
+            alone_TD = forward(ids_1T, positions_1T, lengths).hidden_TD
+            _check_causal(forward, ids_1T[:, middle], positions_1T[:, middle], alone_TD[middle])
+            tried = []
+            for way in ways:
+                forward.way = way
+                tried.append(
+                    _try(forward, ids_1T, others_1T, positions_1T, lengths, alone_TD, middle)
+                )
+    finally:
+        forward.way = before
+        model.train(training)
+    return PackingTrial(tuple(tried), tuple(sorted(missing)), lengths)
+
+
+def trial_lengths(model: Any, longest_row: int | None) -> tuple[int, ...]:
+    """Return the lengths of the sequences of the trial.
+
+    A model that attends in chunks, or whose rotations change with the longest position, does so
+    after thousands of tokens only: where packed rows will be that long, the first sequence of the
+    trial is too.
+
+    Args:
+        model: whose config names the number.
+        longest_row: tokens of the longest packed row there will be; None: as long as may be.
+    """
+    config = text_config(model)
+    ropes = [getattr(config, name, None) or {} for name in ("rope_parameters", "rope_scaling")]
+    rope = next((rope for rope in ropes if rope), {})
+    limits = [getattr(config, "attention_chunk_size", None)]
+    if rope.get("rope_type") in ("longrope", "dynamic"):
+        limits.append(
+            rope.get("original_max_position_embeddings")
+            or getattr(config, "original_max_position_embeddings", None)
+        )
+    first = _LENGTHS[0]
+    for limit in limits:
+        if isinstance(limit, int) and (longest_row is None or limit < longest_row):
+            first = max(first, limit + 1)
+    return (first, *_LENGTHS[1:])
+
+
+def _try(
+    forward: BodyForward,
+    ids_1T: Tensor,
+    others_1T: Tensor,
+    positions_1T: Tensor,
+    lengths: tuple[int, ...],
+    alone_TD: Tensor,
+    middle: slice,
+) -> WayTried:
+    try:
+        packed_TD = forward(ids_1T, positions_1T, lengths).hidden_TD
+        beside_TD = forward(others_1T, positions_1T, lengths).hidden_TD
+        again_TD = forward(ids_1T, positions_1T, lengths).hidden_TD
+    except (TypeError, ValueError, NotImplementedError, ImportError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return WayTried(forward.way, float("inf"), float("inf"), right=False, refusal=reason)
+    error_T = _relative(packed_TD, alone_TD)
+    seen = float(_relative(beside_TD[middle], packed_TD[middle]).max())
+    if packed_TD.dtype == torch.float32:
+        worst = float(error_T.max())
+        right = worst <= _FLOAT32 and seen <= _FLOAT32
+    else:
+        # One sequence that is wrong as a whole is enough to be wrong.
+        worst = max(float(part_L.median()) for part_L in torch.split(error_T, list(lengths)))
+        noise = float(_relative(again_TD, packed_TD).max())
+        right = worst <= _ROUNDED and seen <= max(_ROUNDED_NEIGHBOURS, 8 * noise)
+    return WayTried(forward.way, worst, seen, right=right)
+
+
+def _check_causal(
+    forward: BodyForward, ids_1L: Tensor, positions_1L: Tensor, alone_LD: Tensor
+) -> None:
+    """Reject a model that attends to what comes later, as one without its mask does."""
+    changed_1L = ids_1L.clone()
+    changed_1L[:, -1] = ids_1L[:, 0]
+    changed_LD = forward(changed_1L, positions_1L, (ids_1L.shape[1],)).hidden_TD
+    bound = _FLOAT32 if alone_LD.dtype == torch.float32 else _ROUNDED
+    seen = float(_relative(changed_LD[:-1], alone_LD[:-1]).max())
+    if not seen <= bound:
+        raise ModelError(
+            f"the student's hidden states change by {seen:.2g} with a token that comes later",
+            expected="a causal language model whose attention is masked",
+            do="choose another student, or --student.attention eager",
+        )
+
+
+def _row(
+    lengths: tuple[int, ...], vocabulary: int, device: torch.device | str, *, salt: int
+) -> tuple[Tensor, Tensor]:
+    """Return token ids from all over the vocabulary, alike everywhere, and restarting positions."""
+    total = sum(lengths)
+    ids_1T = (torch.arange(total) * 7919 + salt * 104729)[None] % vocabulary
+    positions_1T = torch.cat([torch.arange(length) for length in lengths])[None]
+    return ids_1T.to(device), positions_1T.to(device)
+
+
+def _relative(found_TD: Tensor, expected_TD: Tensor) -> Tensor:
+    """Return |found - expected| / |expected| of each token; inf where a number is none."""
+    difference_T = (found_TD.double() - expected_TD.double()).norm(dim=-1)
+    error_T = difference_T / expected_TD.double().norm(dim=-1).clamp(min=1e-12)
+    return torch.where(error_T.isfinite(), error_T, float("inf"))
+
+
+class _Missing(logging.Handler):
+    """Collects which packages transformers says it does without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = re.search(r"because `([^`]+)` is not installed", record.getMessage())
+        if found:
+            self.found.add(found[1])
+
+
+@contextmanager
+def _missing_packages() -> Iterator[set[str]]:
+    """While open, collect what transformers warns of once a process, instead of printing it."""
+    logger = logging.getLogger("transformers.integrations.hub_kernels")
+    handler, passes_on = _Missing(), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield handler.found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = passes_on
