@@ -55,10 +55,7 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     steps = train.max_steps or max(1, math.ceil(train.num_train_epochs * plan.steps_per_epoch))
     shape = _shape(inputs)
     state = _state_bytes(inputs) * shape.parameters
-    tokens = train.per_device_train_batch_size * plan.pack_length
-    if inputs.data.batch_tokens is not None:
-        parts = world_size * train.gradient_accumulation_steps
-        tokens = inputs.data.batch_tokens // parts + plan.totals.longest
+    tokens = inputs.pass_tokens(world_size)
     on_gpu = uses_gpu()
     memory = training_memory(
         shape,

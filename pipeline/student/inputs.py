@@ -120,6 +120,7 @@ class Inputs:
             "per_device_train_batch_size", "gradient_accumulation_steps",
             "offload_folder", "overlap_comm", "reduce_bucket_mb", "gather_bucket_mb",
             "prefetch_bucket_mb", "hpz_partition_size",
+            "sequence_parallel_size", "tiled_mlp", "offload_activations",
         ):  # fmt: skip
             del train[name]
         train["zero_stage"] = self.stage(world_size)
@@ -131,9 +132,23 @@ class Inputs:
         return train
 
     def packs_per_step(self, world_size: int) -> int:
-        """Packed sequences of one optimiser step, over all ranks."""
+        """Packed sequences of one optimiser step, over all ranks.
+
+        Raises:
+            ConfigError: the ranks are no multiple of `train.sequence_parallel_size`.
+        """
         train = self.train
-        return train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size
+        groups = train.data_parallel_size(world_size)
+        return train.per_device_train_batch_size * train.gradient_accumulation_steps * groups
+
+    def pass_tokens(self, world_size: int) -> int:
+        """Most tokens of one forward pass of one rank: its slice, where ranks share a pass."""
+        train, data = self.train, self.data
+        tokens = train.per_device_train_batch_size * (data.pack_length or self.pack_length())
+        if data.batch_tokens is not None:
+            parts = train.data_parallel_size(world_size) * train.gradient_accumulation_steps
+            tokens = data.batch_tokens // parts + self.vocabulary.totals.longest
+        return -(-tokens // train.sequence_parallel_size)
 
 
 class RunSettings(Protocol):

@@ -18,6 +18,7 @@ from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import CheckpointUploads
 from pipeline.student.output.publish import Publisher, push_if_asked
+from pipeline.student.sequence.parallel import SequenceParallel
 from pipeline.student.student_of_run import BuiltStudent, RunOnRank, build_student
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import (
@@ -78,21 +79,24 @@ def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
         run.identity,
         keep=train.keep_checkpoints,
         world_size=run.distributed.world_size,
+        slices=train.sequence_parallel_size,
     )
     resume = find_resume_point(checkpoints, train, run.distributed)
     student = build_student(run)
+    sequence = SequenceParallel(run.group)
     stream = _open_stream(run)
     total_steps = planned_steps(stream, train)
-    engine = _start_engine(run, student, resume, total_steps=total_steps)
+    engine = _start_engine(run, student, sequence, resume, total_steps=total_steps)
     start = _load_state(run, engine, stream, resume, total_steps=total_steps)
     sinks = _open_sinks(run, resume_step=None if resume is None else start)
     loop = TrainLoop(
         _loop_settings(run, total_steps),
         engine=engine,
         stream=stream,
-        evaluation=_evaluation(run, engine),
+        evaluation=_evaluation(run, engine, sequence),
         sinks=sinks,
         checkpoints=checkpoints,
+        sequence=sequence,
         agree=_agreement(run, engine, stream),
     )
     publisher = _publisher(run, student, total_steps)
@@ -112,8 +116,8 @@ def _open_stream(run: RunOnRank) -> TrainStream:
         inputs.data,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(run.distributed.world_size),
-        rank=run.distributed.rank,
-        world_size=run.distributed.world_size,
+        rank=run.group.data_rank,
+        world_size=run.group.data_size,
         accumulation=inputs.train.gradient_accumulation_steps,
         pack_length=inputs.pack_length(),
         temperature=loss.temperature,
@@ -123,7 +127,12 @@ def _open_stream(run: RunOnRank) -> TrainStream:
 
 
 def _start_engine(
-    run: RunOnRank, student: BuiltStudent, resume: ResumePoint | None, *, total_steps: int
+    run: RunOnRank,
+    student: BuiltStudent,
+    sequence: SequenceParallel,
+    resume: ResumePoint | None,
+    *,
+    total_steps: int,
 ) -> DeepSpeedEngine:
     """Wrap the student in ZeRO and its optimiser; check the head where it now is."""
     from pipeline.loss.head import check_distill_head
@@ -159,6 +168,7 @@ def _start_engine(
     if run.is_first:
         record_way(run.folder, way)
     check_distill_head(student.model, device=engine.device)
+    module.body = sequence.install(module.body, student.model, device=engine.device)
     return engine
 
 
@@ -225,13 +235,16 @@ def _agreement(run: RunOnRank, engine: DeepSpeedEngine, stream: TrainStream) -> 
     return SkipAgreement(engine, stream, run.folder, shown).agree
 
 
-def _evaluation(run: RunOnRank, engine: DeepSpeedEngine) -> HeldoutEvaluation:
+def _evaluation(
+    run: RunOnRank, engine: DeepSpeedEngine, sequence: SequenceParallel
+) -> HeldoutEvaluation:
     inputs = run.inputs
     return HeldoutEvaluation(
         engine,
         inputs.vocabulary.heldout,
         longest=inputs.pack_length(),
         distance=heldout_name(inputs.loss, sampled=inputs.sampled),
+        sequence=sequence,
     )
 
 

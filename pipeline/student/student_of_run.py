@@ -14,7 +14,10 @@ from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student
 from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
 from pipeline.student.forward.attention import attention_order
+from pipeline.student.forward.body import text_config
 from pipeline.student.inputs import Inputs
+from pipeline.student.sequence.groups import SequenceGroup
+from pipeline.student.sequence.memory import offload_checkpoints, tile_mlps
 from pipeline.student.training.checkpoint import RunIdentity
 from pipeline.student.training.deepspeed_engine import prepare_zero3
 from pipeline.student.training.distributed import Distributed
@@ -37,16 +40,22 @@ class RunOnRank:
     @property
     def attention_order(self) -> tuple[str, ...]:
         """The attentions that may be used, by their names in transformers."""
-        import torch
-
-        return attention_order(
-            self.inputs.student.chosen_attention, self.dtype, on_gpu=uses_gpu()
-        )
+        return attention_order(self.inputs.student.chosen_attention, self.dtype, on_gpu=uses_gpu())
 
     @property
     def folder(self) -> Path:
         """Where everything of the run goes."""
         return self.inputs.output_dir
+
+    @property
+    def group(self) -> SequenceGroup:
+        """The ranks that share this one's packs."""
+        train, world_size = self.inputs.train, self.distributed.world_size
+        return SequenceGroup.of(
+            self.distributed.rank,
+            size=train.sequence_parallel_size,
+            data_size=train.data_parallel_size(world_size),
+        )
 
     @property
     def is_first(self) -> bool:
@@ -64,6 +73,8 @@ class BuiltStudent:
 
 def build_student(run: RunOnRank) -> BuiltStudent:
     """Make the initial weights, load them, and put the loss and what learns into the model."""
+    import torch
+
     from pipeline.loss.head import install_distill_head
 
     inputs, train, settings = run.inputs, run.inputs.train, run.inputs.student
@@ -93,6 +104,11 @@ def build_student(run: RunOnRank) -> BuiltStudent:
         apply_freezing(model, settings)
     if train.torch_compile:
         compile_layers(model)
+    if train.tiled_mlp:
+        tokens = max(inputs.pass_tokens(run.distributed.world_size), 1)
+        tile_mlps(model, tiles=-(-tokens // text_config(model).hidden_size))
+    if train.offload_activations:
+        offload_checkpoints(model, on_gpu=torch.cuda.is_available())
     return BuiltStudent(model, init_folder)
 
 

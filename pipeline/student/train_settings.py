@@ -9,11 +9,12 @@ from pydantic import model_validator
 from pipeline.config import option
 from pipeline.models.precision import PrecisionSettings
 from pipeline.student.parallel_settings import ParallelSettings
+from pipeline.student.sequence_settings import SequenceSettings
 
 __all__ = ["TrainSettings"]
 
 
-class TrainSettings(ParallelSettings, PrecisionSettings):
+class TrainSettings(ParallelSettings, SequenceSettings, PrecisionSettings):
     """Optimisation, precision, parallelism and checkpoints."""
 
     num_train_epochs: float = option(3, "passes over the cache", flag="num_train_epochs", gt=0)

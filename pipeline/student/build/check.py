@@ -15,6 +15,7 @@ from pipeline.student.build.reconstruct import check_reconstruction
 from pipeline.student.build.skeleton import build_skeleton
 from pipeline.student.build.weights import tensor_shapes
 from pipeline.student.forward.attention import attention_order, require_attention
+from pipeline.student.sequence.check import check_sequence_settings
 from pipeline.student.settings import StudentSettings
 from pipeline.student.train_settings import TrainSettings
 
@@ -35,7 +36,7 @@ def check_student(
     Args:
         folder: of the model that the student starts from.
         settings: of the student.
-        train: its precision.
+        train: its precision, and how its passes are sliced.
         loss: that goes into its head.
         vocabulary_size: rows of the head that are used; None where that is not known.
         on_gpu: whether it is trained on one.
@@ -73,6 +74,8 @@ def check_student(
         _check_model(
             model, settings, loss, mistakes, vocabulary_size=vocabulary_size, shapes=shapes or {}
         )
+        with mistakes.collected():
+            check_sequence_settings(model, settings, train)
     mistakes.raise_any()
 
 

@@ -23,6 +23,7 @@ from pipeline.observe.memory import peak_rss_bytes
 from pipeline.observe.metrics import METRICS_FILE, MetricSink, read_metrics
 from pipeline.progress import Progress
 from pipeline.storage import Store
+from pipeline.student.sequence.parallel import SequenceParallel
 from pipeline.student.train_settings import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
@@ -67,9 +68,11 @@ class TrainLoop:
         evaluation: HeldoutEvaluation,
         sinks: MetricSink,
         checkpoints: Checkpoints,
+        sequence: SequenceParallel,
         agree: Agree | None = None,
     ) -> None:
         """Keep the parts; `agree` is how ranks agree on damaged shards, None where they stop it."""
+        self._sequence = sequence
         self._settings = settings
         self._engine = engine
         self._stream = stream
@@ -153,8 +156,9 @@ class TrainLoop:
         loss_tokens = max(batch.num_loss_tokens, 1)
         scale = distributed.world_size * len(batch.micro_batches) / loss_tokens
         rate = self._engine.learning_rate
+        mine = [self._sequence.slice(whole).batch for whole in batch.micro_batches]
         outputs = self._engine.train_step(
-            [module_inputs(b.to(self._engine.device), scale) for b in batch.micro_batches]
+            [module_inputs(b.to(self._engine.device), scale) for b in mine]
         )
         divergence = sum(float(terms.divergence_N.double().sum()) for _, terms in outputs)
         entropy = sum(float(terms.ce_N.double().sum()) for _, terms in outputs)
