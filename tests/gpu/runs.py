@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.gpu.check import Figure, Place, at_least, at_most
 from tests.tiny import make_teacher, make_tokenizer, write_corpus
 
-__all__ = ["a_dead_peer", "resumed", "two_processes"]
+__all__ = ["Runs", "a_dead_peer", "loss_gap", "resumed", "two_processes"]
 
 STEPS = 24
 
@@ -79,7 +79,7 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> 
         time.sleep(0.05)
 
 
-def _gap(one: dict[int, float], other: dict[int, float]) -> float:
+def loss_gap(one: dict[int, float], other: dict[int, float]) -> float:
     assert sorted(one) == sorted(other) == list(range(1, STEPS + 1))
     return max(abs(one[step] - other[step]) / abs(one[step]) for step in one)
 
@@ -97,7 +97,7 @@ def resumed(place: Place) -> list[Figure]:
     assert code != 0, "a run that was asked to stop ended with success"
     assert max(runs.losses("stopped")) < STEPS, "the run was over before it was asked to stop"
     complete = list((runs.root / "stopped/checkpoints").glob("*/complete.json"))
-    gap = _gap(whole, runs.train("stopped"))
+    gap = loss_gap(whole, runs.train("stopped"))
     return [
         at_least("checkpoints_after_sigterm", len(complete), 1),
         # On a CPU the very same losses; a GPU's kernels may add up in another order.
@@ -111,7 +111,9 @@ def two_processes(place: Place) -> list[Figure]:
     runs = Runs(place)
     one = runs.train("whole")
     two = runs.train("two", "--gradient_accumulation_steps", 1, processes=2)
-    return [at_most("loss_gap_of_two_processes", _gap(one, two), 5e-3 if place.on_gpu else 1e-4)]
+    return [
+        at_most("loss_gap_of_two_processes", loss_gap(one, two), 5e-3 if place.on_gpu else 1e-4)
+    ]
 
 
 def a_dead_peer(place: Place) -> list[Figure]:
