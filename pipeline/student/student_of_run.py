@@ -13,6 +13,7 @@ from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student
 from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
 from pipeline.student.forward.attention import attention_order
+from pipeline.student.forward.router import RouterLoss, router_loss
 from pipeline.student.inputs import Inputs
 from pipeline.student.training.checkpoint import RunIdentity
 from pipeline.student.training.deepspeed_engine import prepare_zero3
@@ -55,10 +56,13 @@ class RunOnRank:
 
 @dataclass(frozen=True, slots=True)
 class BuiltStudent:
-    """The model with the loss in its head, and the folder its weights came from."""
+    """The model with the loss in its head, and what else there is to know of it."""
 
     model: Any
     init_folder: Path
+    """Where its weights came from."""
+    router: RouterLoss | None = None
+    """What a mixture of experts learns beside, if asked to."""
 
 
 def build_student(run: RunOnRank) -> BuiltStudent:
@@ -90,7 +94,8 @@ def build_student(run: RunOnRank) -> BuiltStudent:
         apply_freezing(model, settings)
     if train.torch_compile:
         compile_layers(model)
-    return BuiltStudent(model, init_folder)
+    router = router_loss(model, settings.router_aux_loss, settings.router_aux_coefficient)
+    return BuiltStudent(model, init_folder, router)
 
 
 def _initial_folder(run: RunOnRank) -> Path:

@@ -76,7 +76,12 @@ class PackingTrial:
 
 
 def run_packing_trial(
-    forward: BodyForward, model: Any, *, device: torch.device | str, longest_row: int | None = None
+    forward: BodyForward,
+    model: Any,
+    *,
+    device: torch.device | str,
+    longest_row: int | None = None,
+    longest_sequence: int | None = None,
 ) -> PackingTrial:
     """Try every packed way, in evaluation mode and without gradients; changes nothing.
 
@@ -88,11 +93,12 @@ def run_packing_trial(
         model: of which it is the body.
         device: where the weights are.
         longest_row: tokens of the longest packed row there will be; see `trial_lengths`.
+        longest_sequence: of the longest sequence.
 
     Raises:
         ModelError: the model sees tokens that come later, so that no way is right.
     """
-    lengths = trial_lengths(model, longest_row)
+    lengths = trial_lengths(model, longest_row, longest_sequence)
     ids_1T, positions_1T = trial_row(model, lengths, device)
     others_1T, _ = trial_row(model, lengths, device, salt=29)
     middle = slice(lengths[0], lengths[0] + lengths[1])
@@ -119,29 +125,31 @@ def run_packing_trial(
     return PackingTrial(tuple(tried), tuple(sorted(missing)), lengths)
 
 
-def trial_lengths(model: Any, longest_row: int | None) -> tuple[int, ...]:
+def trial_lengths(
+    model: Any, longest_row: int | None = None, longest_sequence: int | None = None
+) -> tuple[int, ...]:
     """Return the lengths of the sequences of the trial.
 
-    A model that attends in chunks, or whose rotations change with the longest position, does so
-    after thousands of tokens only: where packed rows will be that long, the first sequence of the
-    trial is too.
+    A model that attends in chunks does so after thousands of tokens only, and rotations may change
+    with the longest position of a row: where rows or sequences will be that long, the first
+    sequence of the trial is too.
 
     Args:
         model: whose config names the number.
         longest_row: tokens of the longest packed row there will be; None: as long as may be.
+        longest_sequence: of the longest sequence; None: as long as may be.
     """
     config = text_config(model)
     ropes = [getattr(config, name, None) or {} for name in ("rope_parameters", "rope_scaling")]
     rope = next((rope for rope in ropes if rope), {})
-    limits = [getattr(config, "attention_chunk_size", None)]
+    limits = [(getattr(config, "attention_chunk_size", None), longest_row)]
     if rope.get("rope_type") in ("longrope", "dynamic"):
-        limits.append(
-            rope.get("original_max_position_embeddings")
-            or getattr(config, "original_max_position_embeddings", None)
-        )
+        named = rope.get("original_max_position_embeddings")
+        named = named or getattr(config, "original_max_position_embeddings", None)
+        limits.append((named, longest_sequence))
     first = _LENGTHS[0]
-    for limit in limits:
-        if isinstance(limit, int) and (longest_row is None or limit < longest_row):
+    for limit, longest in limits:
+        if isinstance(limit, int) and (longest is None or limit < longest):
             first = max(first, limit + 1)
     return (first, *_LENGTHS[1:])
 
