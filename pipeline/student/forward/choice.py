@@ -56,16 +56,18 @@ def choose_way(
             do="leave student.forward as it was, or start from the beginning with "
             "--resume_from_checkpoint never",
         )
-    if "alone" in (wanted, before):
-        forward.way = "alone"
-        return forward.way
+    alone = "alone" in (wanted, before)
     here = run_packing_trial(
         forward,
         model,
         device=device,
         longest_row=longest_row,
         longest_sequence=longest_sequence,
+        packed=not alone,
     )
+    if alone:
+        forward.way = "alone"
+        return forward.way
     trial = _agreed(here, gather)
     kept = next((tried.way for tried in trial.tried if tried.right and tried.way == before), None)
     way = kept if before is not None else trial.right
