@@ -140,7 +140,7 @@ def _start_engine(
     from pipeline.student.forward.choice import choose_way, read_way, record_way
     from pipeline.student.training.module import StudentModule
 
-    module = StudentModule(student.model)
+    module = StudentModule(student.model, student.router)
     engine = DeepSpeedEngine(
         module,
         run.inputs.train,
@@ -164,6 +164,8 @@ def _start_engine(
         before=None if resume is None else read_way(run.folder),
         device=engine.device,
         gather=engine.gather_objects,
+        longest_row=run.inputs.longest_row(),
+        longest_sequence=run.inputs.pack_length(),
     )
     if run.is_first:
         record_way(run.folder, way)

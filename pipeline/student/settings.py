@@ -105,6 +105,14 @@ class StudentSettings(Settings):
         "changes nothing",
     )
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
+    router_aux_loss: Literal["none", "config"] = option(
+        "none",
+        "a mixture of experts: `config` adds the auxiliary loss that keeps its router from "
+        "preferring a few experts, as transformers computes it",
+    )
+    router_aux_coefficient: float | None = option(
+        None, "weight of that loss (none: router_aux_loss_coef of the student's config)", gt=0
+    )
     trust_remote_code: bool = option(False, "run model code that the hub repository brings")
 
     @property
@@ -118,6 +126,15 @@ class StudentSettings(Settings):
             raise ValueError(
                 f"student.attention: found {self.attention} with use_flash_attention, expected "
                 "flash, or one of the two settings"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_router_to_weigh(self) -> Self:
+        if self.router_aux_coefficient is not None and self.router_aux_loss == "none":
+            raise ValueError(
+                "student.router_aux_coefficient: found a weight with student.router_aux_loss none, "
+                "expected config"
             )
         return self
 

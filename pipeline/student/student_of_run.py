@@ -15,6 +15,7 @@ from pipeline.student.build.model import compile_layers, load_student
 from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
 from pipeline.student.forward.attention import attention_order
 from pipeline.student.forward.body import text_config
+from pipeline.student.forward.router import RouterLoss, router_loss
 from pipeline.student.inputs import Inputs
 from pipeline.student.sequence.groups import SequenceGroup
 from pipeline.student.sequence.memory import offload_checkpoints, tile_mlps
@@ -65,16 +66,17 @@ class RunOnRank:
 
 @dataclass(frozen=True, slots=True)
 class BuiltStudent:
-    """The model with the loss in its head, and the folder its weights came from."""
+    """The model with the loss in its head, and what else there is to know of it."""
 
     model: Any
     init_folder: Path
+    """Where its weights came from."""
+    router: RouterLoss | None = None
+    """What a mixture of experts learns beside, if asked to."""
 
 
 def build_student(run: RunOnRank) -> BuiltStudent:
     """Make the initial weights, load them, and put the loss and what learns into the model."""
-    import torch
-
     from pipeline.loss.head import install_distill_head
 
     inputs, train, settings = run.inputs, run.inputs.train, run.inputs.student
@@ -108,8 +110,9 @@ def build_student(run: RunOnRank) -> BuiltStudent:
         tokens = max(inputs.pass_tokens(run.distributed.world_size), 1)
         tile_mlps(model, tiles=-(-tokens // text_config(model).hidden_size))
     if train.offload_activations:
-        offload_checkpoints(model, on_gpu=torch.cuda.is_available())
-    return BuiltStudent(model, init_folder)
+        offload_checkpoints(model, on_gpu=uses_gpu())
+    router = router_loss(model, settings.router_aux_loss, settings.router_aux_coefficient)
+    return BuiltStudent(model, init_folder, router)
 
 
 def _initial_folder(run: RunOnRank) -> Path:

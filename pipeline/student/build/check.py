@@ -15,6 +15,7 @@ from pipeline.student.build.reconstruct import check_reconstruction
 from pipeline.student.build.skeleton import build_skeleton
 from pipeline.student.build.weights import tensor_shapes
 from pipeline.student.forward.attention import attention_order, require_attention
+from pipeline.student.forward.router import router_loss
 from pipeline.student.sequence.check import check_sequence_settings
 from pipeline.student.settings import StudentSettings
 from pipeline.student.train_settings import TrainSettings
@@ -103,6 +104,9 @@ def _check_model(
         _check_rows(model, shapes)
     with mistakes.collected():
         install_distill_head(model, loss, valid_vocab=vocabulary_size)
+    if settings.router_aux_loss != "none":
+        with mistakes.collected():
+            router_loss(model, settings.router_aux_loss, settings.router_aux_coefficient)
     if settings.reconstruct != "none":
         with mistakes.collected():
             check_reconstruction(model)

@@ -150,19 +150,17 @@ def settle_attention(
     """
     import torch
 
-    from pipeline.student.forward.trial import relative_errors, trial_row
+    from pipeline.student.forward.trial import quiet_passes, relative_errors, trial_row
     from pipeline.student.forward.varlen import AttentionRefusedError
 
     used = str(model.config._attn_implementation)
     if used == "eager" or not model._can_set_attn_implementation():
         return used
     ids_1T, positions_1T = trial_row(model, (13,), device)
-    way, training = forward.way, model.training
-    forward.way = "alone"
-    model.eval()
+    way, forward.way = forward.way, "alone"
     reason = ""
     try:
-        with torch.no_grad():
+        with quiet_passes(model):
             model.set_attn_implementation("eager")
             eager_TD = forward(ids_1T, positions_1T, (13,)).hidden_TD
             for name in (used, *order[order.index(used) + 1 :]):
@@ -186,7 +184,6 @@ def settle_attention(
                 reason = f"{_spoken(name)} does not serve this student ({said})"
     finally:
         forward.way = way
-        model.train(training)
     raise ModelError(
         f"student.attention: {reason}",
         expected="an attention that serves it",
