@@ -24,6 +24,7 @@ __all__ = [
     "check_offload_folder",
     "init_distributed",
     "prepare_zero3",
+    "process_store",
     "shut_down_distributed",
 ]
 
@@ -81,6 +82,13 @@ def shut_down_distributed() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def process_store() -> Any:
+    """Return the store of the process group, which all ranks reach."""
+    import torch.distributed as dist
+
+    return dist.distributed_c10d._get_default_store()
 
 
 def check_offload_folder(settings: TrainSettings, *, on_gpu: bool) -> None:
