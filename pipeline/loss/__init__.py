@@ -4,7 +4,7 @@ The gradient on the logits is written in `chunk_gradient` (`chunk_gradient_trito
 the gradient on the kept entries that `entry_gradient` computes; `divergence` has the derivatives of
 each divergence.
 
-Settings: `settings` (no torch), `spec`. Input and output: `targets`. The teacher at a temperature:
+On a GPU: `gpu`. Settings: `settings` (no torch), `spec`. Input and output: `targets`. The teacher at a temperature:
 `teacher_weights` (exact entries), `sampled_divergence` (estimated from sampled entries). Around the
 gradient: `fused` (chunks and matrix products), `head` (the module). Other vocabularies: `uld`.
 Dense float64 definitions, for tests: `reference`.

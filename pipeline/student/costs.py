@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.loss.gpu.chunks import chunk_layout
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
 from pipeline.student.settings import StudentSettings
@@ -28,7 +29,7 @@ class TrainingMemory:
     """Weights, gradients, and the optimiser's state where it is not offloaded."""
     activations: int
     head: int
-    """Logits and their gradient of one chunk."""
+    """Logits and their gradient of one chunk; on a GPU also the sum of the head's gradient."""
     offloaded: int = 0
     """The optimiser's state in CPU memory."""
 
@@ -47,6 +48,7 @@ def training_memory(
     tokens: int,
     world_size: int,
     dtype: str,
+    device_bytes: int | None = None,
 ) -> TrainingMemory:
     """Estimate the memory of one process.
 
@@ -58,6 +60,7 @@ def training_memory(
         tokens: of one forward pass.
         world_size: processes that ZeRO divides the state among.
         dtype: `float32`, `bfloat16` or `float16`.
+        device_bytes: memory of the GPU; None on a CPU.
     """
     element = 4 if dtype == "float32" else 2
     kept = tokens * shape.hidden * shape.layers * element
@@ -84,9 +87,30 @@ def training_memory(
     return TrainingMemory(
         state=int(weights + gradients + on_device),
         activations=int(activations),
-        head=3 * 4 * loss.chunk_rows * shape.vocab_size,
+        head=_head(shape, student, loss, element=element, device_bytes=device_bytes),
         offloaded=int(optimizer - on_device),
     )
+
+
+def _head(
+    shape: ModelShape,
+    student: StudentSettings,
+    loss: LossSettings,
+    *,
+    element: int,
+    device_bytes: int | None,
+) -> int:
+    """Return the bytes of a chunk of logits, and on a GPU of the sum of the weight's gradient."""
+    layout = chunk_layout(
+        chunk_rows=loss.chunk_rows, vocab=shape.vocab_size, head_rows=shape.vocab_size,
+        element_bytes=element, device_bytes=device_bytes,
+    )  # fmt: skip
+    if device_bytes is None:
+        return 3 * 4 * layout.rows * layout.vocab
+    # The buffer, and as much again for a soft cap. Where the head learns: its gradient's sum in
+    # float32, and the sum as a gradient of the weight's type.
+    learns = 0 if student.lora.enabled else shape.embedding * (4 if element == 4 else 6)
+    return 2 * layout.bytes(element) + learns
 
 
 def training_flops(shape: ModelShape, student: StudentSettings, *, tokens: float) -> float:

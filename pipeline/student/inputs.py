@@ -87,7 +87,7 @@ class Inputs:
         if self.data.batch_tokens is None:
             train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
-        del loss["chunk_rows"]
+        del loss["chunk_rows"], loss["compile_entries"]
         if loss["cross_tokenizer"] == "reject":
             del loss["cross_tokenizer"]  # it rejects and changes nothing
         digest = self.vocabulary.digest
