@@ -59,6 +59,8 @@ class Batch:
     sample_ids: tuple[str, ...]
     """Identity of each sequence."""
     temperature: float
+    lengths: tuple[int, ...] = ()
+    """Tokens of each sequence."""
 
     @property
     def num_sequences(self) -> int:
@@ -145,6 +147,7 @@ def collate(
         ),
         sample_ids=tuple(sequence.sample_id for sequence in sequences),
         temperature=temperature,
+        lengths=tuple(lengths),
     )
 
 

@@ -4,9 +4,9 @@ The gradient on the logits is written in `chunk_gradient` (`chunk_gradient_trito
 the gradient on the kept entries that `entry_gradient` computes; `divergence` has the derivatives of
 each divergence.
 
-On a GPU: `gpu`. Settings: `settings` (no torch), `spec`. Input and output: `targets`. The teacher at a temperature:
+Settings: `settings` (no torch), `spec`. Input and output: `targets`. The teacher at a temperature:
 `teacher_weights` (exact entries), `sampled_divergence` (estimated from sampled entries). Around the
-gradient: `fused` (chunks and matrix products), `head` (the module). Other vocabularies: `uld`.
-Dense float64 definitions, for tests: `reference`.
+gradient: `fused` (chunks and matrix products), `head` (the module), `gpu` (what differs on a GPU).
+Other vocabularies: `uld`. Dense float64 definitions, for tests: `reference`.
 
 """

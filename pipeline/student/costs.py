@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.loss.gpu.chunks import chunk_layout
@@ -10,7 +11,7 @@ from pipeline.models.shape import ModelShape
 from pipeline.student.settings import StudentSettings
 from pipeline.student.train_settings import TrainSettings
 
-__all__ = ["TrainingMemory", "training_flops", "training_memory"]
+__all__ = ["TrainingMemory", "model_flops", "training_flops", "training_memory"]
 
 _BASE_BYTES = 1 << 30
 """Interpreter, torch and, on a GPU, its context."""
@@ -122,3 +123,28 @@ def training_flops(shape: ModelShape, student: StudentSettings, *, tokens: float
     passes = 2.0 + 2.0 + (0.0 if student.lora.enabled else 2.0)
     passes += 2.0 if student.gradient_checkpointing else 0.0
     return passes * shape.used_parameters * tokens
+
+
+def model_flops(
+    shape: ModelShape, student: StudentSettings, *, lengths: Sequence[int], loss_tokens: int
+) -> float:
+    """Return the operations that a forward and a backward pass need, nothing computed twice.
+
+    6 a parameter of the layers and token (4 where the weights are frozen under LoRA); the same for
+    the head, at supervised tokens alone; and attention's own products, each token with those before
+    it in its sequence, in every layer. A layer that sees a window only, or keeps a state, needs
+    fewer than are counted here.
+
+    Args:
+        shape: of the student.
+        student: its adapters.
+        lengths: tokens of each sequence.
+        loss_tokens: supervised ones.
+    """
+    passes = 4.0 if student.lora.enabled else 6.0
+    layers = passes * (shape.used_parameters - shape.embedding) * sum(lengths)
+    head = passes * shape.embedding * loss_tokens
+    # Two products of L x L / 2 x width, two operations a number, forward once and backward twice.
+    pairs = sum(length * length for length in lengths) / 2
+    attention = 3 * 2 * 2 * pairs * shape.layers * shape.heads * shape.head_dim
+    return layers + head + attention

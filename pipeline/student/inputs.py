@@ -78,8 +78,8 @@ class Inputs:
         """Return everything that decides the losses of the run."""
         train = self.train.model_dump(mode="json")
         for name in (
-            "save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "evaluate",
-            "evaluate_before", "resume_from_checkpoint", "timeout_s",
+            "save_steps", "keep_checkpoints", "logging_steps", "profile_steps", "eval_steps",
+            "evaluate", "evaluate_before", "resume_from_checkpoint", "timeout_s",
             "per_device_train_batch_size", "gradient_accumulation_steps",
         ):  # fmt: skip
             del train[name]

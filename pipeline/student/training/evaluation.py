@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.data.collate import Batch
 from pipeline.data.source import RowSource
 from pipeline.data.stream.heldout_stream import heldout_stream
+from pipeline.data.transfer import Transfer
 from pipeline.evaluate.heldout import merge_scores, score_batches
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
@@ -35,6 +36,7 @@ class HeldoutEvaluation:
         self._rows = rows
         self._tokens = max(_TOKENS, longest)
         self._distance = distance
+        self._transfer = Transfer(engine.device)
 
     def run(self) -> HeldoutScores:
         """Score every row once over all ranks."""
@@ -62,5 +64,5 @@ class HeldoutEvaluation:
         return values
 
     def _forward(self, batch: Batch) -> Any:
-        inputs = module_inputs(batch.to(self._engine.device), scale=1.0)
+        inputs = module_inputs(self._transfer.move(batch), scale=1.0)
         return self._engine.evaluate({**inputs, "predictions": True, "temperature": 1.0})[1]
