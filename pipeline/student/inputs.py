@@ -89,7 +89,7 @@ class Inputs:
         if self.data.batch_tokens is None:
             train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
-        del loss["chunk_rows"]
+        del loss["chunk_rows"], loss["compile_entries"]
         if loss["cross_tokenizer"] == "reject":
             del loss["cross_tokenizer"]  # it rejects and changes nothing
         digest = self.vocabulary.digest
@@ -124,8 +124,8 @@ class Inputs:
     def _train_identity(self, world_size: int) -> dict[str, Any]:
         train = self.train.model_dump(mode="json")
         for name in (
-            "save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "evaluate",
-            "evaluate_before", "resume_from_checkpoint", "timeout_s",
+            "save_steps", "keep_checkpoints", "logging_steps", "profile_steps", "eval_steps",
+            "evaluate", "evaluate_before", "resume_from_checkpoint", "timeout_s",
             "per_device_train_batch_size", "gradient_accumulation_steps",
             "offload_folder", "overlap_comm", "reduce_bucket_mb", "gather_bucket_mb",
             "prefetch_bucket_mb", "hpz_partition_size",
