@@ -13,7 +13,7 @@ from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import ConfigError, CorpusError, ResourceError, run_command
+from pipeline.errors import ConfigError, CorpusError, DistillError, ResourceError, run_command
 from pipeline.program import command_name, target_name
 from stages.defaults import TEACHER_DEFAULT, report_teacher_default
 
@@ -161,7 +161,7 @@ def _pulse(run: TeacherRun, *, watch: bool) -> Pulse:
         return Pulse()
     try:
         on_gpu = engine_info(run.teacher).device == "cuda"
-    except ConfigError:  # told below, with all other mistakes
+    except DistillError:  # told below, with all other mistakes
         on_gpu = False
     return Pulse(run.teacher.stall(on_gpu=on_gpu), file=os.environ.get(PULSE_FILE))
 

@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DistillError, ModelError, ResumeError, StoreError
+from pipeline.models.device import uses_gpu
+from pipeline.storage.local import require_writable
+from pipeline.student.engine.config import deepspeed_config
 from pipeline.student.train_settings import TrainSettings
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import make_optimizer, make_schedule
 
-__all__ = ["DeepSpeedEngine", "init_distributed", "prepare_zero3", "shut_down_distributed"]
+__all__ = [
+    "DeepSpeedEngine",
+    "check_offload_folder",
+    "init_distributed",
+    "prepare_zero3",
+    "process_store",
+    "shut_down_distributed",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +39,7 @@ def init_distributed(distributed: Distributed, *, timeout_s: float) -> Any:
     """
     import torch
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu = uses_gpu()
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -74,49 +84,91 @@ def shut_down_distributed() -> None:
         dist.destroy_process_group()
 
 
-def deepspeed_config(settings: TrainSettings, *, dtype: str, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for these settings."""
-    accumulation = settings.gradient_accumulation_steps
-    config: dict[str, Any] = {
-        # A micro-batch is one flattened row of packs, whatever their number.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": accumulation,
-        "train_batch_size": accumulation * world_size,
-        "gradient_clipping": settings.max_grad_norm,
-        "steps_per_print": 1 << 30,
-        # Its list of tested optimisers is Adam and Adagrad; ours all work number by number.
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": settings.zero_stage,
-            "overlap_comm": False,
-            # Under ZeRO 3 the export gathers by hand, parameter by parameter.
-            "stage3_gather_16bit_weights_on_model_save": False,
-        },
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "fp16": {"enabled": dtype == "float16"},
-    }
-    if settings.offload_optimizer:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-        config["zero_force_ds_cpu_optimizer"] = False
-    return config
+def process_store() -> Any:
+    """Return the store of the process group, which all ranks reach."""
+    import torch.distributed as dist
+
+    return dist.distributed_c10d._get_default_store()
+
+
+def check_offload_folder(settings: TrainSettings, *, on_gpu: bool) -> None:
+    """Reject an offload folder that cannot be written, or that DeepSpeed cannot use here.
+
+    Raises:
+        StoreError: it cannot be made or written.
+        ConfigError: this machine lacks what asynchronous file access is built from.
+    """
+    if settings.offload_folder is None:
+        return
+    require_writable(Path(settings.offload_folder), "train.offload_folder")
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        raise ConfigError(
+            f"train.offload_folder: found {settings.offload_folder}, and DeepSpeed's asynchronous "
+            "file access cannot be built here",
+            expected="libaio with its headers, and a C++ compiler",
+            do="install libaio-dev (Debian) or libaio-devel, or leave train.offload_folder out, "
+            "which offloads to CPU memory",
+        )
+
+
+def _host_group(distributed: Distributed) -> Any:
+    """Return the group over which hosts exchange what is not on a device; None is the default one.
+
+    NCCL moves what is on a GPU only, and the host would wait for all that the GPU has to do.
+    """
+    import torch.distributed as dist
+
+    if distributed.world_size == 1 or "gloo" in str(dist.get_backend()):
+        return None
+    return dist.new_group(backend="gloo")
 
 
 @contextmanager
-def prepare_zero3(settings: TrainSettings, *, dtype: str, world_size: int) -> Iterator[None]:
+def prepare_zero3(
+    settings: TrainSettings, *, dtype: str, world_size: int, on_gpu: bool
+) -> Iterator[None]:
     """While open, from_pretrained partitions the weights as it loads them (ZeRO 3 only)."""
-    if settings.zero_stage < 3:
+    if settings.stage(dtype=dtype, world_size=world_size) < 3:
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    config = deepspeed_config(settings, dtype=dtype, world_size=world_size)
+    config = deepspeed_config(settings, dtype=dtype, world_size=world_size, on_gpu=on_gpu)
     keep = HfDeepSpeedConfig(config)  # transformers holds it weakly
     try:
         yield
     finally:
         del keep
         unset_hf_deepspeed_config()
+
+
+@contextmanager
+def _one_kind_of_zero_optimizer() -> Iterator[None]:
+    """While open, stage 1 in bfloat16 with float32 sums is ZeRO's optimiser, as in float16.
+
+    DeepSpeed has another one for this case alone, whose checkpoints do not go to a run with
+    another number of passes a step and which prints its memory while it is made.
+    """
+    from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION
+    from deepspeed.runtime.engine import DeepSpeedEngine as Engine
+
+    choose = Engine._do_optimizer_sanity_check
+
+    def chosen(self: Any, optimizer: Any) -> Any:
+        wrapper = choose(self, optimizer)
+        return ZERO_OPTIMIZATION if wrapper == BFLOAT16 else wrapper
+
+    Engine._do_optimizer_sanity_check = chosen
+    try:
+        yield
+    finally:
+        Engine._do_optimizer_sanity_check = choose
 
 
 class DeepSpeedEngine:
@@ -141,25 +193,28 @@ class DeepSpeedEngine:
 
         self.distributed = distributed
         self._rank_free = rank_free
-        self._stage = settings.zero_stage
+        world_size = distributed.world_size
+        self._stage = settings.stage(dtype=dtype, world_size=world_size)
         self._clip = settings.max_grad_norm
-        config = deepspeed_config(settings, dtype=dtype, world_size=distributed.world_size)
+        self._hosts = _host_group(distributed)
+        config = deepspeed_config(settings, dtype=dtype, world_size=world_size, on_gpu=uses_gpu())
         config["checkpoint"] = {"load_universal": rank_free}
         try:
-            self._engine, *_ = deepspeed.initialize(
-                model=module,
-                model_parameters=[p for p in module.parameters() if p.requires_grad],
-                optimizer=make_optimizer(settings, optimizer_groups),
-                lr_scheduler=partial(make_schedule, settings, total_steps=total_steps),
-                config=config,
-                dist_init_required=False,
-            )
+            with _one_kind_of_zero_optimizer():
+                self._engine, *_ = deepspeed.initialize(
+                    model=module,
+                    model_parameters=[p for p in module.parameters() if p.requires_grad],
+                    optimizer=make_optimizer(settings, optimizer_groups),
+                    lr_scheduler=partial(make_schedule, settings, total_steps=total_steps),
+                    config=config,
+                    dist_init_required=False,
+                )
         except (ValueError, AssertionError) as error:
             raise ConfigError(
                 f"DeepSpeed rejects these settings ({str(error).strip().splitlines()[0]})",
                 do="change train.zero_stage, train.offload_optimizer or the precision",
             ) from error
-        if distributed.world_size == 1 and settings.zero_stage == 0:
+        if world_size == 1 and self._stage == 0:
             # It copies all gradients into one tensor and back to add up what one rank has: 8 % of
             # a step of the default run.
             self._engine.enable_backward_allreduce = False
@@ -178,6 +233,11 @@ class DeepSpeedEngine:
     def learning_rate(self) -> float:
         """The rate that the next step uses."""
         return float(self._engine.get_lr()[0])
+
+    @property
+    def skipped_updates(self) -> int:
+        """Steps that changed no weight, since the run's beginning: gradients were not finite."""
+        return int(self._engine.skipped_steps)
 
     def train_step(self, micro_batches: Sequence[dict[str, Any]]) -> list[Any]:
         """Run one optimiser step; returns what the module returned for each micro-batch."""
@@ -203,12 +263,29 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        """Return the element-wise sum over all ranks, in float64."""
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; asks the hosts, not the devices."""
         import torch
         import torch.distributed as dist
 
-        total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
+        if self.distributed.world_size == 1:
+            return flag
+        flags = torch.tensor([float(flag)])
+        dist.all_reduce(flags, group=self._hosts)
+        return bool(flags[0] > 0)
+
+    def sum_over_ranks(self, values: Any) -> list[float]:
+        """Return the element-wise sum over all ranks, in float64, and wait for it.
+
+        `values` are numbers, or a tensor on the device.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if isinstance(values, torch.Tensor):
+            total = values.to(torch.float64)
+        else:
+            total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
         if self.distributed.world_size > 1:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]

@@ -51,7 +51,7 @@ def read_distributed() -> Distributed:
         raise ConfigError(
             f"the launcher set {', '.join(present)} but not {', '.join(missing)}",
             expected="torchrun, accelerate launch or the deepspeed launcher to set all five",
-            do="start with torchrun --nproc-per-node 2",
+            do="start with torchrun --nproc-per-node 2 --shutdown-timeout 570",
         )
     try:
         rank, local, size = (int(present[name]) for name in _NAMES[:3])

@@ -79,4 +79,4 @@ def has_rank_free_form(settings: TrainSettings) -> bool:
 
     DeepSpeed's universal form knows Adam's two moments and nothing else.
     """
-    return settings.optim in _STATE_OF_ADAM or settings.zero_stage == 0
+    return settings.optim in _STATE_OF_ADAM

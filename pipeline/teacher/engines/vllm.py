@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ModelError
+from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import read_model_config, text_config
 from pipeline.program import how_to_install
 from pipeline.teacher.engines.base import CaptureRequest, EngineInfo
@@ -57,9 +58,7 @@ def vllm_info(settings: TeacherSettings) -> EngineInfo:
         )
     check_engine_options(settings.engine_options)
     before_cuda()
-    import torch
-
-    on_gpu = torch.cuda.is_available()
+    on_gpu = uses_gpu()
     if settings.use_flash_attention:
         _require_flash_attention("cuda" if on_gpu else "cpu")
     return EngineInfo(
