@@ -29,7 +29,10 @@ RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep $(SWEEP) --teacher_python $(TEACH
 
 PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 PREVIEW = $(TEACHER) -m stages.preview $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
-RUN_TEACHER = $(TEACHER) -m stages.cache_teacher $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+# More than one worker: NPROC= of them, or as many as the GPUs allow (GPUS=all, GPUS=0,1).
+GPUS    ?=
+WORKERS_OF = $(if $(filter-out 1,$(NPROC)),--nproc $(NPROC)) $(if $(GPUS),--gpus "$(GPUS)")
+RUN_TEACHER = $(TEACHER) -m $(if $(strip $(WORKERS_OF)),stages.workers $(WORKERS_OF),stages.cache_teacher) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 CLUSTER = $(STUDENT) -m k8s
 PLACE   = --overlay "$(OVERLAY)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(filter 1,$(DRY_RUN)),--dry-run)
@@ -76,7 +79,7 @@ prepare-corpus: $(if $(OVERLAY),setup-dev,setup-teacher) ## Tokenise the corpus 
 	@$(if $(OVERLAY),$(SUBMIT),$(PREPARE_CORPUS))
 
 .PHONY: cache-teacher
-cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=; on a cluster OVERLAY=)
+cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=, NPROC= workers or GPUS=all; on a cluster OVERLAY=)
 	@$(if $(OVERLAY),$(SUBMIT),$(RUN_TEACHER))
 
 .PHONY: train-student

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import dump_yaml, parse_command
-from pipeline.config.command import command_line
+from pipeline.config.command import Command, command_line
 from pipeline.errors import ConfigError, CorpusError, DistillError, ResourceError, run_command
 from pipeline.program import command_name, target_name
 from stages.defaults import TEACHER_DEFAULT, report_teacher_default
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.teacher.fleet.pulse import Pulse
     from pipeline.teacher.prepare import Prepared
 
-__all__ = ["TeacherRun", "main"]
+__all__ = ["PROG", "TeacherRun", "main", "teacher_command"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,10 +34,13 @@ _ROUNDS = 3
 """Through writing and capture; the disk is bad where responses are lost again and again."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run stage one; the same command again goes on where it stopped."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = parse_command(
+def teacher_command(arguments: Sequence[str]) -> Command[TeacherRun]:
+    """Return what a command line of this stage says.
+
+    Raises:
+        ConfigError: with all mistakes of files and flags.
+    """
+    return parse_command(
         TeacherRun,
         arguments,
         prog=PROG,
@@ -63,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         elsewhere={"stage two, train-student": StudentRun},
         default=TEACHER_DEFAULT,
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run stage one; the same command again goes on where it stopped."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = teacher_command(arguments)
     run = command.settings
     from pipeline.cache.layout.quarantine import (
         clear_quarantine,

@@ -38,8 +38,9 @@ def test_cuda_is_not_opened_before_vllm_can_start_workers(monkeypatch: pytest.Mo
         seen.append({name: os.environ.get(name) for name in BEFORE_CUDA})
         return False
 
-    for name in BEFORE_CUDA:
+    for name in (*BEFORE_CUDA, "DISTILL_DEVICE"):
         os.environ.pop(name, None)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on a machine with a GPU that is said to be none
     monkeypatch.setattr(torch.cuda, "is_available", is_available)
     vllm_info(TeacherSettings(model="any", tensor_parallel_size=2))
     assert seen == [BEFORE_CUDA]
