@@ -59,6 +59,11 @@ class TeacherSettings(PrecisionSettings):
         "vLLM only: further options of vllm.LLM by their names in Python, as a mapping: "
         "{quantization: fp8, kv_cache_dtype: fp8, pipeline_parallel_size: 2, hf_overrides: {...}}",
     )
+    batch_invariant: bool = option(
+        False,
+        "vLLM on a GPU only: slower kernels whose results do not depend on what else is in the "
+        "batch (VLLM_BATCH_INVARIANT; full support from Hopper on)",
+    )
     stall_s: float | None = option(
         None,
         "a worker whose teacher finishes no token for this many seconds ends (exit code 6) and "
@@ -83,6 +88,11 @@ class TeacherSettings(PrecisionSettings):
 
     @model_validator(mode="after")
     def _options_have_an_engine(self) -> Self:
+        if self.batch_invariant and self.engine != "vllm":
+            raise ValueError(
+                f"teacher.batch_invariant: found it with teacher.engine {self.engine}, expected "
+                "it with vllm alone"
+            )
         if self.engine_options and self.engine != "vllm":
             raise ValueError(
                 f"teacher.engine_options: found {', '.join(self.engine_options)} with "

@@ -29,6 +29,7 @@ def cache_identity(
     head_rows: int,
     parallel: int = 1,
     options: Mapping[str, Any] | None = None,
+    batch_invariant: bool = False,
 ) -> dict[str, Any]:
     """Return the identity as JSON-able data.
 
@@ -39,6 +40,8 @@ def cache_identity(
     extra: dict[str, Any] = {}
     if parallel > 1:
         extra["tensor_parallel_size"] = parallel
+    if batch_invariant:
+        extra["batch_invariant"] = True
     if options:
         extra["engine_options"] = dict(options)
     return {

@@ -77,5 +77,6 @@ def capture_task(
         head_rows=settings.chunk_rows,
         parallel=teacher.settings.tensor_parallel_size,
         options=teacher.settings.engine_options,
+        batch_invariant=teacher.settings.batch_invariant,
     )
     return CaptureTask(teacher, settings, source, scheme, spec, identity)

@@ -17,6 +17,7 @@ from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.teacher.capture.agreement import QuarantineLists
 from pipeline.teacher.capture.encode import encode_columns
+from pipeline.teacher.capture.environment import agree_on_environment, describe_environment
 from pipeline.teacher.capture.plan import PlannedShard, complete_plan
 from pipeline.teacher.capture.pool import ShardPool
 from pipeline.teacher.capture.source import shard_counts
@@ -205,6 +206,9 @@ class CaptureWorker:
         if self._guarded is None:
             with self._shares.spent("loading"), self._pulse.expecting(loading=True):
                 self._engine = WatchedEngine(self._task.open_engine(), self._pulse)
+            agree_on_environment(
+                self._store, describe_environment(self._task.teacher, self._engine)
+            )
             self._guarded = GuardedEngine(
                 self._engine, tries=self._tries, witnesses=self._witnesses.any_rows
             )

@@ -66,6 +66,8 @@ class Engine(Protocol):
     """A loaded teacher."""
 
     vocab_size: int
+    attention: str
+    """The kernels that compute attention, by the engine's name for them."""
 
     def capture(
         self,

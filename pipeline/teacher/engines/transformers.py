@@ -80,6 +80,7 @@ class TransformersEngine:
         self._batch_tokens = settings.step_tokens
         self._head_rows = capture.chunk_rows
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
+        self.attention = str(getattr(self._model.config, "_attn_implementation", ""))
 
     def capture(
         self,

@@ -159,7 +159,7 @@ class VllmEngine:
                 expected="[1.0]: vLLM's log-probs know the normaliser of temperature 1 alone",
                 do="use --teacher.capture_path device, or --capture.temperatures 1.0",
             )
-        set_environment(info.device)
+        set_environment(info.device, batch_invariant=settings.batch_invariant)
         config = read_model_config(folder)
         self.vocab_size = int(text_config(config)["vocab_size"])
         let_vllm_read_all_positions(config, max_length)
@@ -178,6 +178,7 @@ class VllmEngine:
         else:
             options["max_logprobs"] = scheme.top_k
         self._llm = load_llm(folder, settings, info, options, plan)
+        self.attention = _attention_of(self._llm)
 
     def capture(
         self,
@@ -229,7 +230,8 @@ class VllmEngine:
                 task="token_classify",
                 use_activation=False,
                 extra_kwargs={
-                    "capture_rows": request.rows_N.tolist(),
+                    # Bytes: a list of numbers costs more than the request itself.
+                    "capture_rows": request.rows_N.astype(np.int32).tobytes(),
                     # msgpack integers end at 2^63
                     "capture_key": f"{request.key:x}",
                 },
@@ -321,6 +323,19 @@ def _capture_options(
         # Graphs are for the many small steps of decoding; a prefill is one large step.
         options["compilation_config"] = {"cudagraph_mode": "NONE"}
     return options
+
+
+def _attention_of(llm: Any) -> str:
+    """Return the names of vLLM's attention backends; of layers in other processes, as asked for."""
+    config = llm.llm_engine.vllm_config
+    layers = getattr(config.compilation_config, "static_forward_context", {}).values()
+    found = {
+        layer.get_attn_backend().get_name()
+        for layer in layers
+        if hasattr(layer, "get_attn_backend")
+    }
+    asked = getattr(getattr(config, "attention_config", None), "backend", None)
+    return "+".join(sorted(found)) or str(getattr(asked, "name", asked) or "chosen by vLLM")
 
 
 def _captured_by(capture: CapturePlan, options: Mapping[str, Any]) -> dict[str, Any]:

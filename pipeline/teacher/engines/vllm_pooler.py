@@ -14,6 +14,7 @@ import importlib
 from collections.abc import Callable, Set
 from typing import Any
 
+import numpy as np
 import torch
 import vllm
 from vllm.model_executor.layers.pooler.abstract import Pooler
@@ -79,7 +80,8 @@ class CapturePooler(Pooler):
             counts.append(int(inside.numel()))
             offset += count
         columns_RC = self._columns(
-            hidden_states, torch.cat(rows), torch.cat(label), torch.cat(noise)
+            hidden_states,
+            *_to_device(hidden_states.device, torch.cat(rows), torch.cat(label), torch.cat(noise)),
         )
         outputs: list[torch.Tensor | None] = []
         finished = cursor.get_finished_mask()
@@ -99,8 +101,6 @@ class CapturePooler(Pooler):
         label_R: torch.Tensor,
         noise_R: torch.Tensor,
     ) -> torch.Tensor:
-        device = hidden_TD.device
-        rows_R, label_R, noise_R = rows_R.to(device), label_R.to(device), noise_R.to(device)
         parts = []
         for start in range(0, rows_R.numel(), self._head_rows):
             stop = start + self._head_rows
@@ -116,11 +116,20 @@ class CapturePooler(Pooler):
         return torch.cat(parts)
 
 
+def _to_device(device: torch.device, *rows_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return int64 vectors of equal length on the device, by one copy that nobody waits for."""
+    together = torch.stack(rows_R)
+    if device.type == "cuda":
+        together = together.pin_memory()
+    return together.to(device, non_blocking=True).unbind()
+
+
 def _wanted_rows(params: Any, prompt_length: int) -> torch.Tensor:
     """Rows a request asks for; vLLM's own warm-up asks for none and gets all, the worst case."""
     extra = params.extra_kwargs or {}
     if "capture_rows" in extra:
-        return torch.tensor(extra["capture_rows"], dtype=torch.int64)
+        rows_N = np.frombuffer(extra["capture_rows"], np.int32)
+        return torch.from_numpy(rows_N.astype(np.int64))
     return torch.arange(max(prompt_length - 1, 0), dtype=torch.int64)
 
 

@@ -34,13 +34,16 @@ def before_cuda() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
-def set_environment(device: str) -> None:
+def set_environment(device: str, *, batch_invariant: bool = False) -> None:
     """Set what vLLM reads from the environment, unless the user has set it.
 
     Args:
         device: `cuda` or `cpu`.
+        batch_invariant: choose kernels whose results do not depend on the batch.
     """
     before_cuda()
+    if batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     os.environ[WORKERS] = "1"
     # The scheduler in this process sees all sequences of a call before its first step: the same
     # call forms the same batches. In a process of its own it takes them as they arrive.

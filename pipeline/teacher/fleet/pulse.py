@@ -152,6 +152,7 @@ class WatchedEngine:
         self._engine = engine
         self._pulse = pulse
         self.vocab_size = engine.vocab_size
+        self.attention = engine.attention
 
     def capture(
         self,

@@ -44,7 +44,7 @@ class VllmGenerator:
             ModelError: vLLM refuses the model.
         """
         info = vllm_info(teacher)
-        set_environment(info.device)
+        set_environment(info.device, batch_invariant=teacher.batch_invariant)
         self._generate = generate
         self._ends = list(ends)
         rows = int(text_config(read_model_config(folder))["vocab_size"])
