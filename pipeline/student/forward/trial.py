@@ -275,6 +275,12 @@ class _Missing(logging.Handler):
 @contextmanager
 def _missing_packages() -> Iterator[set[str]]:
     """While open, collect what transformers warns of once a process, instead of printing it."""
+    from transformers.utils import logging as transformers_logging
+
+    # A pass before may have been warned already; what is collected here is not warned again.
+    forget = getattr(transformers_logging.warning_once, "cache_clear", None)
+    if forget is not None:
+        forget()
     logger = logging.getLogger("transformers.integrations.hub_kernels")
     handler, passes_on = _Missing(), logger.propagate
     logger.addHandler(handler)

@@ -109,7 +109,7 @@ def test_a_soft_cap_is_left_to_eager() -> None:
     with pytest.raises(ModelError, match="differ from eager attention's by"):
         _settled(capped, ("sdpa",))
     capped.set_attn_implementation("sdpa")
-    with pytest.raises(ModelError, match="cannot use sdpa .its scores have a soft cap of 50"):
+    with pytest.raises(ModelError, match=r"cannot use sdpa \(its scores have a soft cap of 50"):
         fit_attention(capped, ("sdpa",))
     fit_attention(capped, ("sdpa", "eager"))  # by its config, before weights are there
     assert capped.config._attn_implementation == "eager"

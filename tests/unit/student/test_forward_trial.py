@@ -113,7 +113,7 @@ def test_a_resumed_run_keeps_its_way(tmp_path: Path) -> None:
 def test_a_body_that_looks_ahead_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = family_model("Llama")
     model.config.is_causal = False
-    with pytest.raises(ModelError, match="change by .* with a token that comes later"):
+    with pytest.raises(ModelError, match=r"change by .* with a token that comes later"):
         choose(model, "alone")
 
 
