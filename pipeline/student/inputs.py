@@ -74,6 +74,13 @@ class Inputs:
         """Tokens of the longest sequence there can be, in the student's tokens."""
         return self.vocabulary.pack_length()
 
+    def longest_row(self) -> int:
+        """Tokens of the longest row that a micro-batch may be, about."""
+        if self.data.batch_tokens is not None:
+            return self.data.batch_tokens
+        packs = self.train.per_device_train_batch_size
+        return packs * (self.data.pack_length or self.pack_length())
+
     def identity(self, world_size: int) -> RunIdentity:
         """Return everything that decides the losses of the run."""
         train = self.train.model_dump(mode="json")
@@ -94,6 +101,7 @@ class Inputs:
         digest = self.vocabulary.digest
         lora = self.student.lora
         adapters = {"lora": lora.model_dump(mode="json", exclude={"save_adapter"})}
+        router = [self.student.router_aux_loss, self.student.router_aux_coefficient]
         return RunIdentity(
             {
                 "cache": self.cache.manifest.identity_digest,
@@ -106,6 +114,7 @@ class Inputs:
                 "train": train,
                 "seed": self.seed,
                 **(adapters if lora.enabled else {}),
+                **({"router": router} if router[0] != "none" else {}),
             }
         )
 

@@ -135,10 +135,11 @@ def _start_engine(
 ) -> DeepSpeedEngine:
     """Wrap the student in ZeRO and its optimiser; check the head where it now is."""
     from pipeline.loss.head import check_distill_head
+    from pipeline.student.forward.attention import settle_attention
     from pipeline.student.forward.choice import choose_way, read_way, record_way
     from pipeline.student.training.module import StudentModule
 
-    module = StudentModule(student.model)
+    module = StudentModule(student.model, student.router)
     engine = DeepSpeedEngine(
         module,
         run.inputs.train,
@@ -148,6 +149,13 @@ def _start_engine(
         optimizer_groups=optimizer_groups(student.model, run.inputs.train.weight_decay),
         rank_free=resume is not None and resume.reshard,
     )
+    settle_attention(
+        student.model,
+        module.body,
+        run.attention_order,
+        device=engine.device,
+        gather=engine.gather_objects,
+    )
     way = choose_way(
         module.body,
         student.model,
@@ -155,6 +163,8 @@ def _start_engine(
         before=None if resume is None else read_way(run.folder),
         device=engine.device,
         gather=engine.gather_objects,
+        longest_row=run.inputs.longest_row(),
+        longest_sequence=run.inputs.pack_length(),
     )
     if run.is_first:
         record_way(run.folder, way)

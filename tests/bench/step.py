@@ -134,7 +134,7 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
         accumulation=1, pack_length=inputs.pack_length(), temperature=1.0,
     )  # fmt: skip
     model = load_student(
-        student, dtype="float32", use_flash_attention=False, gradient_checkpointing=False,
+        student, dtype="float32", gradient_checkpointing=False,
         trust_remote_code=False,
     )  # fmt: skip
     if arm in ("cache", "compiled"):

@@ -29,6 +29,7 @@ def choose_way(
     device: Any,
     gather: Callable[[Any], list[Any]],
     longest_row: int | None = None,
+    longest_sequence: int | None = None,
 ) -> Way:
     """Try the student and set the way of `forward`; all ranks together, before the first step.
 
@@ -40,6 +41,7 @@ def choose_way(
         device: where the weights are.
         gather: returns every rank's value on every rank.
         longest_row: tokens of the longest packed row there will be.
+        longest_sequence: of the longest sequence.
 
     Raises:
         ModelError: packed is asked for, or was used before, and is not right here; or the model is
@@ -54,12 +56,19 @@ def choose_way(
             do="leave student.forward as it was, or start from the beginning with "
             "--resume_from_checkpoint never",
         )
-    if "alone" in (wanted, before):
+    alone = "alone" in (wanted, before)
+    here = run_packing_trial(
+        forward,
+        model,
+        device=device,
+        longest_row=longest_row,
+        longest_sequence=longest_sequence,
+        packed=not alone,
+    )
+    if alone:
         forward.way = "alone"
         return forward.way
-    trial = _agreed(
-        run_packing_trial(forward, model, device=device, longest_row=longest_row), gather
-    )
+    trial = _agreed(here, gather)
     kept = next((tried.way for tried in trial.tried if tried.right and tried.way == before), None)
     way = kept if before is not None else trial.right
     if way is None and (wanted == "packed" or before is not None):

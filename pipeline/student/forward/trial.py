@@ -22,7 +22,15 @@ from pipeline.errors import ModelError
 from pipeline.student.forward.body import takes_boundaries, text_config
 from pipeline.student.forward.ways import BodyForward, Way
 
-__all__ = ["PackingTrial", "WayTried", "run_packing_trial", "trial_lengths"]
+__all__ = [
+    "PackingTrial",
+    "WayTried",
+    "quiet_passes",
+    "relative_errors",
+    "run_packing_trial",
+    "trial_lengths",
+    "trial_row",
+]
 
 _LENGTHS = (11, 13, 6)
 _FLOAT32 = 1e-4
@@ -69,7 +77,13 @@ class PackingTrial:
 
 
 def run_packing_trial(
-    forward: BodyForward, model: Any, *, device: torch.device | str, longest_row: int | None = None
+    forward: BodyForward,
+    model: Any,
+    *,
+    device: torch.device | str,
+    longest_row: int | None = None,
+    longest_sequence: int | None = None,
+    packed: bool = True,
 ) -> PackingTrial:
     """Try every packed way, in evaluation mode and without gradients; changes nothing.
 
@@ -81,25 +95,29 @@ def run_packing_trial(
         model: of which it is the body.
         device: where the weights are.
         longest_row: tokens of the longest packed row there will be; see `trial_lengths`.
+        longest_sequence: of the longest sequence.
+        packed: False: look at sequences alone only.
 
     Raises:
-        ModelError: the model sees tokens that come later, so that no way is right.
+        ModelError: the model sees tokens that come later, or its head is not fed by its body, so
+            that no way is right.
     """
-    lengths = trial_lengths(model, longest_row)
-    vocabulary = int(text_config(model).vocab_size)
-    ids_1T, positions_1T = _row(lengths, vocabulary, device, salt=11)
-    others_1T, _ = _row(lengths, vocabulary, device, salt=29)
+    lengths = trial_lengths(model, longest_row, longest_sequence)
+    ids_1T, positions_1T = trial_row(model, lengths, device)
+    others_1T, _ = trial_row(model, lengths, device, salt=29)
     middle = slice(lengths[0], lengths[0] + lengths[1])
     others_1T[:, middle] = ids_1T[:, middle]
     ways: list[Way] = ["positions"]
     if takes_boundaries(forward.body):
         ways.insert(0, "boundaries")
-    before, training = forward.way, model.training
-    model.eval()
+    if not packed:
+        ways = []
+    before = forward.way
     try:
-        with torch.no_grad(), _missing_packages() as missing:
+        with quiet_passes(model), _missing_packages() as missing:
             forward.way = "alone"
             alone_TD = forward(ids_1T, positions_1T, lengths).hidden_TD
+            _check_head(model, ids_1T[:, middle], alone_TD[middle])
             _check_causal(forward, ids_1T[:, middle], positions_1T[:, middle], alone_TD[middle])
             tried = []
             for way in ways:
@@ -109,33 +127,34 @@ def run_packing_trial(
                 )
     finally:
         forward.way = before
-        model.train(training)
     return PackingTrial(tuple(tried), tuple(sorted(missing)), lengths)
 
 
-def trial_lengths(model: Any, longest_row: int | None) -> tuple[int, ...]:
+def trial_lengths(
+    model: Any, longest_row: int | None = None, longest_sequence: int | None = None
+) -> tuple[int, ...]:
     """Return the lengths of the sequences of the trial.
 
-    A model that attends in chunks, or whose rotations change with the longest position, does so
-    after thousands of tokens only: where packed rows will be that long, the first sequence of the
-    trial is too.
+    A model that attends in chunks does so after thousands of tokens only, and rotations may change
+    with the longest position of a row: where rows or sequences will be that long, the first
+    sequence of the trial is too.
 
     Args:
         model: whose config names the number.
         longest_row: tokens of the longest packed row there will be; None: as long as may be.
+        longest_sequence: of the longest sequence; None: as long as may be.
     """
     config = text_config(model)
     ropes = [getattr(config, name, None) or {} for name in ("rope_parameters", "rope_scaling")]
     rope = next((rope for rope in ropes if rope), {})
-    limits = [getattr(config, "attention_chunk_size", None)]
+    limits = [(getattr(config, "attention_chunk_size", None), longest_row)]
     if rope.get("rope_type") in ("longrope", "dynamic"):
-        limits.append(
-            rope.get("original_max_position_embeddings")
-            or getattr(config, "original_max_position_embeddings", None)
-        )
+        named = rope.get("original_max_position_embeddings")
+        named = named or getattr(config, "original_max_position_embeddings", None)
+        limits.append((named, longest_sequence))
     first = _LENGTHS[0]
-    for limit in limits:
-        if isinstance(limit, int) and (longest_row is None or limit < longest_row):
+    for limit, longest in limits:
+        if isinstance(limit, int) and (longest is None or limit < longest):
             first = max(first, limit + 1)
     return (first, *_LENGTHS[1:])
 
@@ -156,17 +175,39 @@ def _try(
     except (TypeError, ValueError, NotImplementedError, ImportError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return WayTried(forward.way, float("inf"), float("inf"), right=False, refusal=reason)
-    error_T = _relative(packed_TD, alone_TD)
-    seen = float(_relative(beside_TD[middle], packed_TD[middle]).max())
+    error_T = relative_errors(packed_TD, alone_TD)
+    seen = float(relative_errors(beside_TD[middle], packed_TD[middle]).max())
     if packed_TD.dtype == torch.float32:
         worst = float(error_T.max())
         right = worst <= _FLOAT32 and seen <= _FLOAT32
     else:
         # One sequence that is wrong as a whole is enough to be wrong.
         worst = max(float(part_L.median()) for part_L in torch.split(error_T, list(lengths)))
-        noise = float(_relative(again_TD, packed_TD).max())
+        noise = float(relative_errors(again_TD, packed_TD).max())
         right = worst <= _ROUNDED and seen <= max(_ROUNDED_NEIGHBOURS, 8 * noise)
     return WayTried(forward.way, worst, seen, right=right)
+
+
+def _check_head(model: Any, ids_1L: Tensor, alone_LD: Tensor) -> None:
+    """Reject a model that does something between its body and its head."""
+    fed: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _module, args: fed.append(args[0])
+    )
+    try:
+        model(input_ids=ids_1L, use_cache=False)
+    finally:
+        hook.remove()
+    error_L = relative_errors(fed[-1].reshape(-1, fed[-1].shape[-1]), alone_LD)
+    exact = alone_LD.dtype == torch.float32
+    error = float(error_L.max() if exact else error_L.median())
+    if not error <= (_FLOAT32 if exact else _ROUNDED):
+        raise ModelError(
+            f"the head of {type(model).__name__} is not fed the last hidden states of its body "
+            f"(they differ by {error:.2g} of their size)",
+            expected="a causal language model whose head follows its body",
+            do="choose another student",
+        )
 
 
 def _check_causal(
@@ -177,7 +218,7 @@ def _check_causal(
     changed_1L[:, -1] = ids_1L[:, 0]
     changed_LD = forward(changed_1L, positions_1L, (ids_1L.shape[1],)).hidden_TD
     bound = _FLOAT32 if alone_LD.dtype == torch.float32 else _ROUNDED
-    seen = float(_relative(changed_LD[:-1], alone_LD[:-1]).max())
+    seen = float(relative_errors(changed_LD[:-1], alone_LD[:-1]).max())
     if not seen <= bound:
         raise ModelError(
             f"the student's hidden states change by {seen:.2g} with a token that comes later",
@@ -186,21 +227,36 @@ def _check_causal(
         )
 
 
-def _row(
-    lengths: tuple[int, ...], vocabulary: int, device: torch.device | str, *, salt: int
+def trial_row(
+    model: Any, lengths: tuple[int, ...], device: torch.device | str, *, salt: int = 11
 ) -> tuple[Tensor, Tensor]:
-    """Return token ids from all over the vocabulary, alike everywhere, and restarting positions."""
-    total = sum(lengths)
+    """Return ids and restarting positions, int64 [1, T]; alike on all ranks.
+
+    The ids are from all over the vocabulary; another `salt` gives others.
+    """
+    total, vocabulary = sum(lengths), int(text_config(model).vocab_size)
     ids_1T = (torch.arange(total) * 7919 + salt * 104729)[None] % vocabulary
     positions_1T = torch.cat([torch.arange(length) for length in lengths])[None]
     return ids_1T.to(device), positions_1T.to(device)
 
 
-def _relative(found_TD: Tensor, expected_TD: Tensor) -> Tensor:
+def relative_errors(found_TD: Tensor, expected_TD: Tensor) -> Tensor:
     """Return |found - expected| / |expected| of each token; inf where a number is none."""
     difference_T = (found_TD.double() - expected_TD.double()).norm(dim=-1)
     error_T = difference_T / expected_TD.double().norm(dim=-1).clamp(min=1e-12)
     return torch.where(error_T.isfinite(), error_T, float("inf"))
+
+
+@contextmanager
+def quiet_passes(model: Any) -> Iterator[None]:
+    """While open, passes are as in evaluation, without gradients, and nothing is compiled."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.train(training)
 
 
 class _Missing(logging.Handler):

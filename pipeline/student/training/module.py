@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.data.collate import Batch
 from pipeline.loss.targets import HeadTargets, LossTerms
 from pipeline.student.forward.body import text_body
+from pipeline.student.forward.router import RouterLoss
 from pipeline.student.forward.ways import BodyForward
 
 __all__ = ["StudentModule", "module_inputs"]
@@ -24,11 +25,15 @@ class StudentModule(nn.Module):
     The loss is computed inside the head module, so that ZeRO 3 gathers its weight in time.
     """
 
-    def __init__(self, model: Any) -> None:
-        """Wrap a model whose head `install_distill_head` has replaced."""
+    def __init__(self, model: Any, router: RouterLoss | None = None) -> None:
+        """Wrap a model whose head `install_distill_head` has replaced.
+
+        `router`: an auxiliary loss that is trained beside; evaluation leaves it out.
+        """
         super().__init__()
         self.model = model
-        self.body = BodyForward(text_body(model))
+        self.body = BodyForward(text_body(model), router_logits=router is not None)
+        self.router = router
 
     def forward(
         self,
@@ -46,7 +51,10 @@ class StudentModule(nn.Module):
         predictions: bool = False,
         temperature: float | None = None,
     ) -> tuple[torch.Tensor, LossTerms]:
-        """Return the loss times `scale`, and its terms.
+        """Return the loss times `scale`, and its terms; plus the router's loss of the micro-batch.
+
+        The latter is not scaled: it is a mean already, and DeepSpeed's division by accumulation and
+        average over ranks make it that of all micro-batches.
 
         Args:
             input_ids_1T: int64, sequences one after the other.
@@ -74,7 +82,12 @@ class StudentModule(nn.Module):
         terms: LossTerms = head(
             hidden_ND, targets, predictions=predictions, temperature=temperature
         )
-        return terms.loss * scale, terms
+        loss = terms.loss * scale
+        if self.router is not None and torch.is_grad_enabled():
+            # A rank without work runs a dummy token, whose routing is not to be learned from.
+            share = 0.0 if label_index_N.numel() == 0 else 1.0
+            loss = loss + share * self.router(output.router_logits)
+        return loss, terms
 
 
 def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:

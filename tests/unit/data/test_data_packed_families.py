@@ -53,7 +53,7 @@ def student(request: pytest.FixtureRequest, tmp_path: Path) -> StudentModule:
     model: Any = hf.AutoModelForCausalLM.from_config(config_of(request.param))
     model.save_pretrained(tmp_path)
     model = load_student(
-        tmp_path, dtype="float32", use_flash_attention=False, gradient_checkpointing=False,
+        tmp_path, dtype="float32", gradient_checkpointing=False,
         trust_remote_code=False,
     )  # fmt: skip
     install_distill_head(model, LossSettings(temperature=2.0), valid_vocab=64)
