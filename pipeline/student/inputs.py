@@ -85,8 +85,8 @@ class Inputs:
         """Return everything that decides the losses of the run."""
         train = self.train.model_dump(mode="json")
         for name in (
-            "save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "evaluate",
-            "evaluate_before", "resume_from_checkpoint", "timeout_s",
+            "save_steps", "keep_checkpoints", "logging_steps", "profile_steps", "eval_steps",
+            "evaluate", "evaluate_before", "resume_from_checkpoint", "timeout_s",
             "per_device_train_batch_size", "gradient_accumulation_steps",
             "sequence_parallel_size", "tiled_mlp", "offload_activations",
         ):  # fmt: skip
@@ -95,7 +95,7 @@ class Inputs:
         if self.data.batch_tokens is None:
             train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
-        del loss["chunk_rows"]
+        del loss["chunk_rows"], loss["compile_entries"]
         if loss["cross_tokenizer"] == "reject":
             del loss["cross_tokenizer"]  # it rejects and changes nothing
         digest = self.vocabulary.digest

@@ -6,17 +6,22 @@ import json
 import logging
 from pathlib import Path
 
+from pipeline.data.collate import Batch
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
 from pipeline.data.stream.train_stream import Agree, TrainStream
 from pipeline.evaluate.measures import HeldoutScores
+from pipeline.observe.devices import device_of_driver
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
 from pipeline.student.build.model import optimizer_groups
+from pipeline.student.costs import model_flops
+from pipeline.student.estimate import student_shape
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import CheckpointUploads
 from pipeline.student.output.publish import Publisher, push_if_asked
+from pipeline.student.profile_window import check_profile_window
 from pipeline.student.sequence.parallel import SequenceParallel
 from pipeline.student.student_of_run import BuiltStudent, RunOnRank, build_student
 from pipeline.student.training.checkpoint import Checkpoints
@@ -27,6 +32,7 @@ from pipeline.student.training.deepspeed_engine import (
 )
 from pipeline.student.training.distributed import peer_errors, read_distributed
 from pipeline.student.training.evaluation import HeldoutEvaluation
+from pipeline.student.training.logged.speed import Peak
 from pipeline.student.training.loop import LoopSettings, TrainLoop, planned_steps
 from pipeline.student.training.resume import ResumePoint, find_resume_point, load_resume_point
 from pipeline.student.training.shard_copies import open_local_copies
@@ -85,6 +91,8 @@ def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
     sequence = SequenceParallel(run.group)
     stream = _open_stream(run)
     total_steps = planned_steps(stream, train)
+    if train.profile_steps is not None:
+        check_profile_window(train.profile_steps, total_steps=total_steps)
     engine = _start_engine(run, student, sequence, resume, total_steps=total_steps)
     start = _load_state(run, engine, stream, resume, total_steps=total_steps)
     sinks = _open_sinks(run, resume_step=None if resume is None else start)
@@ -225,7 +233,32 @@ def _loop_settings(run: RunOnRank, total_steps: int) -> LoopSettings:
         total_steps=total_steps,
         output_dir=run.folder,
         progress_every_s=inputs.observe.progress_every_s,
+        peak=_peak(run),
     )
+
+
+def _peak(run: RunOnRank) -> Peak | None:
+    """Return what this rank's device can do; None without a GPU whose data sheet is known.
+
+    Data sheets name the peak of 16-bit types.
+    """
+    import torch
+
+    if not torch.cuda.is_available() or run.dtype == "float32":
+        return None
+    device = device_of_driver(torch.cuda.get_device_name())
+    if device is None:
+        return None
+    shape, student = student_shape(run.inputs), run.inputs.student
+
+    slices = run.group.size
+
+    def flops(batch: Batch) -> float:
+        # A slice has the lengths of the whole pass, and the supervised tokens that are its own.
+        tokens = batch.num_loss_tokens * slices
+        return model_flops(shape, student, lengths=batch.lengths, loss_tokens=tokens) / slices
+
+    return Peak(device.flops, flops)
 
 
 def _agreement(run: RunOnRank, engine: DeepSpeedEngine, stream: TrainStream) -> Agree | None:

@@ -101,6 +101,18 @@ def deepspeed_config(settings: TrainSettings, *, dtype: str, world_size: int) ->
     return config
 
 
+def _host_group(distributed: Distributed) -> Any:
+    """Return the group over which hosts exchange what is not on a device; None is the default one.
+
+    NCCL moves what is on a GPU only, and the host would wait for all that the GPU has to do.
+    """
+    import torch.distributed as dist
+
+    if distributed.world_size == 1 or "gloo" in str(dist.get_backend()):
+        return None
+    return dist.new_group(backend="gloo")
+
+
 @contextmanager
 def prepare_zero3(settings: TrainSettings, *, dtype: str, world_size: int) -> Iterator[None]:
     """While open, from_pretrained partitions the weights as it loads them (ZeRO 3 only)."""
@@ -143,6 +155,7 @@ class DeepSpeedEngine:
         self._rank_free = rank_free
         self._stage = settings.zero_stage
         self._clip = settings.max_grad_norm
+        self._hosts = _host_group(distributed)
         config = deepspeed_config(settings, dtype=dtype, world_size=distributed.world_size)
         config["checkpoint"] = {"load_universal": rank_free}
         try:
@@ -203,12 +216,34 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        """Return the element-wise sum over all ranks, in float64."""
+    @property
+    def skipped_updates(self) -> int:
+        """Steps so far whose gradients were not finite, so that the weights stayed."""
+        return int(self._engine.skipped_steps)
+
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; asks the hosts, not the devices."""
         import torch
         import torch.distributed as dist
 
-        total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
+        if self.distributed.world_size == 1:
+            return flag
+        flags = torch.tensor([float(flag)])
+        dist.all_reduce(flags, group=self._hosts)
+        return bool(flags[0] > 0)
+
+    def sum_over_ranks(self, values: Any) -> list[float]:
+        """Return the element-wise sum over all ranks, in float64, and wait for it.
+
+        `values` are numbers, or a tensor on the device.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if isinstance(values, torch.Tensor):
+            total = values.to(torch.float64)
+        else:
+            total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
         if self.distributed.world_size > 1:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]

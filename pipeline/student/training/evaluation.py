@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.data.collate import Batch
 from pipeline.data.source import RowSource
 from pipeline.data.stream.heldout_stream import heldout_stream
+from pipeline.data.transfer import Transfer
 from pipeline.evaluate.heldout import PartialScores, merge_scores, score_batches
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.student.sequence.parallel import SequenceParallel
@@ -44,6 +45,7 @@ class HeldoutEvaluation:
         self._rows = rows
         self._tokens = max(_TOKENS, longest)
         self._distance = distance
+        self._transfer = Transfer(engine.device)
 
     def run(self) -> HeldoutScores:
         """Score every row once over all ranks."""
@@ -75,6 +77,6 @@ class HeldoutEvaluation:
 
     def _forward(self, batch: Batch) -> Any:
         part = self._sequence.slice(batch)
-        inputs = module_inputs(part.batch.to(self._engine.device), scale=1.0)
+        inputs = module_inputs(self._transfer.move(part.batch), scale=1.0)
         terms = self._engine.evaluate({**inputs, "predictions": True, "temperature": 1.0})[1]
         return self._sequence.join(terms, part)
