@@ -92,9 +92,9 @@ def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
     sequence = SequenceParallel(run.group)
     stream = _open_stream(run)
     total_steps = planned_steps(stream, train)
-    engine = _start_engine(run, student, sequence, resume, total_steps=total_steps)
     if train.profile_steps is not None:
         check_profile_window(train.profile_steps, total_steps=total_steps)
+    engine = _start_engine(run, student, sequence, resume, total_steps=total_steps)
     start = _load_state(run, engine, stream, resume, total_steps=total_steps)
     sinks = _open_sinks(run, resume_step=None if resume is None else start)
     loop = TrainLoop(
@@ -252,8 +252,12 @@ def _peak(run: RunOnRank) -> Peak | None:
         return None
     shape, student = student_shape(run.inputs), run.inputs.student
 
+    slices = run.group.size
+
     def flops(batch: Batch) -> float:
-        return model_flops(shape, student, lengths=batch.lengths, loss_tokens=batch.num_loss_tokens)
+        # A slice has the lengths of the whole pass, and the supervised tokens that are its own.
+        tokens = batch.num_loss_tokens * slices
+        return model_flops(shape, student, lengths=batch.lengths, loss_tokens=tokens) / slices
 
     return Peak(device.flops, flops)
 
