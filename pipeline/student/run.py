@@ -12,6 +12,7 @@ from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
 from pipeline.student.build.model import optimizer_groups
+from pipeline.student.engine.groups import divided_groups
 from pipeline.student.engine.launch import use_cores, warn_of_short_grace
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
@@ -129,13 +130,16 @@ def _start_engine(
     from pipeline.loss.head import check_distill_head
     from pipeline.student.training.module import StudentModule
 
+    train = run.inputs.train
     engine = DeepSpeedEngine(
         StudentModule(student.model),
-        run.inputs.train,
+        train,
         dtype=run.dtype,
         distributed=run.distributed,
         total_steps=total_steps,
-        optimizer_groups=optimizer_groups(student.model, run.inputs.train.weight_decay),
+        optimizer_groups=divided_groups(
+            optimizer_groups(student.model, train.weight_decay), student.model, train
+        ),
         rank_free=resume is not None and resume.reshard,
     )
     check_distill_head(student.model, device=engine.device)

@@ -24,7 +24,10 @@ ADAPTERS = {
         "pipeline/teacher/generation/vllm.py",
         "pipeline/teacher/engines/vllm_pooler.py",
     },
-    "deepspeed": {"pipeline/student/training/deepspeed_engine.py"},
+    "deepspeed": {
+        "pipeline/student/training/deepspeed_engine.py",
+        "pipeline/student/engine/deepspeed_parts.py",
+    },
     "peft": {"pipeline/student/build/lora.py"},
     "datasets": {"pipeline/corpus/sources/hub.py"},
     "wandb": {"pipeline/observe/trackers.py"},
