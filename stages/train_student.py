@@ -64,13 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     inputs = open_inputs(run)
     distributed = read_distributed()
+    check = "check" in command.switches
     processes = distributed.world_size if device is None else run.forecast.devices
+    if (dry_run or check) and device is None and processes == 1:
+        processes = run.train.sequence_parallel_size  # a launcher will start as many, or more
     expected = estimate(inputs, processes)
     if dry_run:
         if distributed.is_first:
             print_estimate(inputs, expected, device=device, devices=processes)
         return 0
-    check = "check" in command.switches
     preflight(inputs, expected, distributed, only_checked=check)
     if check:
         return 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.loss.gpu.chunks import chunk_layout
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
 from pipeline.student.settings import StudentSettings
 from pipeline.student.train_settings import TrainSettings
 
-__all__ = ["TrainingMemory", "training_flops", "training_memory"]
+__all__ = ["TrainingMemory", "model_flops", "training_flops", "training_memory"]
 
 _BASE_BYTES = 1 << 30
 """Interpreter, torch and, on a GPU, its context."""
@@ -28,7 +30,7 @@ class TrainingMemory:
     """Weights, gradients, and the optimiser's state where it is not offloaded."""
     activations: int
     head: int
-    """Logits and their gradient of one chunk."""
+    """Logits and their gradient of one chunk; on a GPU also the sum of the head's gradient."""
     offloaded: int = 0
     """What is in CPU memory instead: the optimiser's state, the weights."""
 
@@ -47,6 +49,7 @@ def training_memory(
     tokens: int,
     world_size: int,
     dtype: str,
+    device_bytes: int | None = None,
 ) -> TrainingMemory:
     """Estimate the memory of one process.
 
@@ -58,6 +61,7 @@ def training_memory(
         tokens: of one forward pass.
         world_size: processes that ZeRO divides the state among.
         dtype: `float32`, `bfloat16` or `float16`.
+        device_bytes: memory of the GPU; None on a CPU.
     """
     element = 4 if dtype == "float32" else 2
     kept = tokens * shape.hidden * shape.layers * element
@@ -90,7 +94,7 @@ def training_memory(
     return TrainingMemory(
         state=int(weights + gradients + optimizer + average - offloaded),
         activations=int(activations),
-        head=3 * 4 * loss.chunk_rows * shape.vocab_size,
+        head=_head(shape, student, loss, element=element, device_bytes=device_bytes),
         offloaded=0 if train.offload_folder is not None else int(offloaded),
     )
 
@@ -99,6 +103,27 @@ def _optimizer_bytes(optim: str, dtype: str) -> int:
     """Return the bytes for each weight: moments, and float32 masters where weights have 16 bits."""
     moments = {"adamw_8bit": 2, "muon": 4, "sgd": 0, "rmsprop": 4}.get(optim, 8)
     return moments + (0 if dtype == "float32" else 4)
+
+
+def _head(
+    shape: ModelShape,
+    student: StudentSettings,
+    loss: LossSettings,
+    *,
+    element: int,
+    device_bytes: int | None,
+) -> int:
+    """Return the bytes of a chunk of logits, and on a GPU of the sum of the weight's gradient."""
+    layout = chunk_layout(
+        chunk_rows=loss.chunk_rows, vocab=shape.vocab_size, head_rows=shape.vocab_size,
+        element_bytes=element, device_bytes=device_bytes,
+    )  # fmt: skip
+    if device_bytes is None:
+        return 3 * 4 * layout.rows * layout.vocab
+    # The buffer, and as much again for a soft cap. Where the head learns: its gradient's sum in
+    # float32, and the sum as a gradient of the weight's type.
+    learns = 0 if student.lora.enabled else shape.embedding * (4 if element == 4 else 6)
+    return 2 * layout.bytes(element) + learns
 
 
 def training_flops(shape: ModelShape, student: StudentSettings, *, tokens: float) -> float:
@@ -110,3 +135,28 @@ def training_flops(shape: ModelShape, student: StudentSettings, *, tokens: float
     passes = 2.0 + 2.0 + (0.0 if student.lora.enabled else 2.0)
     passes += 2.0 if student.gradient_checkpointing else 0.0
     return passes * shape.used_parameters * tokens
+
+
+def model_flops(
+    shape: ModelShape, student: StudentSettings, *, lengths: Sequence[int], loss_tokens: int
+) -> float:
+    """Return the operations that a forward and a backward pass need, nothing computed twice.
+
+    6 a parameter of the layers and token (4 where the weights are frozen under LoRA); the same for
+    the head, at supervised tokens alone; and attention's own products, each token with those before
+    it in its sequence, in every layer. A layer that sees a window only, or keeps a state, needs
+    fewer than are counted here.
+
+    Args:
+        shape: of the student.
+        student: its adapters.
+        lengths: tokens of each sequence.
+        loss_tokens: supervised ones.
+    """
+    passes = 4.0 if student.lora.enabled else 6.0
+    layers = passes * (shape.used_parameters - shape.embedding) * sum(lengths)
+    head = passes * shape.embedding * loss_tokens
+    # Two products of L x L / 2 x width, two operations a number, forward once and backward twice.
+    pairs = sum(length * length for length in lengths) / 2
+    attention = 3 * 2 * 2 * pairs * shape.layers * shape.heads * shape.head_dim
+    return layers + head + attention

@@ -18,7 +18,7 @@ from pipeline.student.costs import training_flops, training_memory
 from pipeline.student.forecast import forecast_lines, forecast_training
 from pipeline.student.inputs import Inputs
 
-__all__ = ["Estimate", "check_resources", "estimate", "print_estimate"]
+__all__ = ["Estimate", "check_resources", "estimate", "print_estimate", "student_shape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,9 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     )
     train = inputs.train
     steps = train.max_steps or max(1, math.ceil(train.num_train_epochs * plan.steps_per_epoch))
-    shape = _shape(inputs)
+    shape = student_shape(inputs)
     state = _state_bytes(inputs) * shape.parameters
-    tokens = train.per_device_train_batch_size * plan.pack_length
-    if inputs.data.batch_tokens is not None:
-        parts = world_size * train.gradient_accumulation_steps
-        tokens = inputs.data.batch_tokens // parts + plan.totals.longest
+    tokens = inputs.pass_tokens(world_size)
     on_gpu = uses_gpu()
     memory = training_memory(
         shape,
@@ -69,6 +66,7 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
         # On a CPU the processes share the memory.
         world_size=world_size if on_gpu else 1,
         dtype=inputs.dtype,
+        device_bytes=_device_bytes(),
     )
     return Estimate(
         rows=plan.totals.rows,
@@ -82,6 +80,13 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
         memory_bytes=memory.device + (0 if on_gpu else memory.offloaded),
         disk_bytes=int((train.keep_checkpoints + 1) * state + 4 * shape.parameters),
     )
+
+
+def _device_bytes() -> int | None:
+    """Return the memory of this machine's first GPU; None without one."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory) if uses_gpu() else None
 
 
 def _state_bytes(inputs: Inputs) -> int:
@@ -137,7 +142,7 @@ def print_estimate(
     tokens = plan.tokens_per_epoch * _epochs(inputs, plan)
     if device is not None:
         forecast = forecast_training(
-            _shape(inputs), inputs.student, inputs.train, inputs.loss, device,
+            student_shape(inputs), inputs.student, inputs.train, inputs.loss, device,
             devices=devices, step_tokens=plan.pass_tokens, tokens=tokens,
         )  # fmt: skip
         stage = inputs.train.stage(dtype=inputs.train.dtype(on_gpu=True), world_size=devices)
@@ -150,7 +155,7 @@ def print_estimate(
     print(f"disk         about {format_bytes(plan.disk_bytes)} at {inputs.output_dir}")
     check_resources(inputs, plan)
     rate = _matmul_flops_per_s()
-    seconds = training_flops(_shape(inputs), inputs.student, tokens=tokens) / rate
+    seconds = training_flops(student_shape(inputs), inputs.student, tokens=tokens) / rate
     print(f"time         about {format_duration(seconds)} at {rate / 1e9:.0f} GFLOP/s (calibrated)")
 
 
@@ -178,7 +183,7 @@ def _matmul_flops_per_s() -> float:
     return 2.0 * size**3 * repeats / (time.monotonic() - started)
 
 
-def _shape(inputs: Inputs) -> ModelShape:
+def student_shape(inputs: Inputs) -> ModelShape:
     """Return the student's sizes from the config alone."""
     shape = model_shape(read_model_config(inputs.source.path))
     kept = inputs.student.keep_layers

@@ -65,6 +65,7 @@ def forecast_training(
             shape,
             student.model_copy(update={"gradient_checkpointing": checkpointing}), train, loss,
             tokens=tokens, world_size=devices, dtype=train.dtype(on_gpu=True),
+            device_bytes=int(device.memory_gib * _GIB),
         )  # fmt: skip
 
     checkpointing = student.gradient_checkpointing
@@ -91,7 +92,7 @@ def forecast_lines(
         for name, size in (
             ("weights, gradients and optimiser", memory.state),
             ("activations", memory.activations),
-            ("a chunk of logits", memory.head),
+            ("a chunk of logits and the head's gradient", memory.head),
         )
     ]
     lines = [

@@ -75,6 +75,13 @@ class Inputs:
         """Tokens of the longest sequence there can be, in the student's tokens."""
         return self.vocabulary.pack_length()
 
+    def longest_row(self) -> int:
+        """Tokens of the longest row that a micro-batch may be, about."""
+        if self.data.batch_tokens is not None:
+            return self.data.batch_tokens
+        packs = self.train.per_device_train_batch_size
+        return packs * (self.data.pack_length or self.pack_length())
+
     def identity(self, world_size: int) -> RunIdentity:
         """Return everything that decides the losses of the run."""
         train = self._train_identity(world_size)
@@ -82,12 +89,13 @@ class Inputs:
         if self.data.batch_tokens is None:
             train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
-        del loss["chunk_rows"]
+        del loss["chunk_rows"], loss["compile_entries"]
         if loss["cross_tokenizer"] == "reject":
             del loss["cross_tokenizer"]  # it rejects and changes nothing
         digest = self.vocabulary.digest
         lora = self.student.lora
         adapters = {"lora": lora.model_dump(mode="json", exclude={"save_adapter"})}
+        router = [self.student.router_aux_loss, self.student.router_aux_coefficient]
         return RunIdentity(
             {
                 "cache": self.cache.manifest.identity_digest,
@@ -100,6 +108,7 @@ class Inputs:
                 "train": train,
                 "seed": self.seed,
                 **(adapters if lora.enabled else {}),
+                **({"router": router} if router[0] != "none" else {}),
             }
         )
 
@@ -115,11 +124,12 @@ class Inputs:
     def _train_identity(self, world_size: int) -> dict[str, Any]:
         train = self.train.model_dump(mode="json")
         for name in (
-            "save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "evaluate",
-            "evaluate_before", "resume_from_checkpoint", "timeout_s",
+            "save_steps", "keep_checkpoints", "logging_steps", "profile_steps", "eval_steps",
+            "evaluate", "evaluate_before", "resume_from_checkpoint", "timeout_s",
             "per_device_train_batch_size", "gradient_accumulation_steps",
             "offload_folder", "overlap_comm", "reduce_bucket_mb", "gather_bucket_mb",
             "prefetch_bucket_mb", "hpz_partition_size",
+            "sequence_parallel_size", "tiled_mlp", "offload_activations",
         ):  # fmt: skip
             del train[name]
         train["zero_stage"] = self.stage(world_size)
@@ -134,9 +144,23 @@ class Inputs:
         return train
 
     def packs_per_step(self, world_size: int) -> int:
-        """Packed sequences of one optimiser step, over all ranks."""
+        """Packed sequences of one optimiser step, over all ranks.
+
+        Raises:
+            ConfigError: the ranks are no multiple of `train.sequence_parallel_size`.
+        """
         train = self.train
-        return train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size
+        groups = train.data_parallel_size(world_size)
+        return train.per_device_train_batch_size * train.gradient_accumulation_steps * groups
+
+    def pass_tokens(self, world_size: int) -> int:
+        """Most tokens of one forward pass of one rank: its slice, where ranks share a pass."""
+        train, data = self.train, self.data
+        tokens = train.per_device_train_batch_size * (data.pack_length or self.pack_length())
+        if data.batch_tokens is not None:
+            parts = train.data_parallel_size(world_size) * train.gradient_accumulation_steps
+            tokens = data.batch_tokens // parts + self.vocabulary.totals.longest
+        return -(-tokens // train.sequence_parallel_size)
 
 
 class RunSettings(Protocol):

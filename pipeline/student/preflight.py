@@ -73,16 +73,19 @@ def _check_resume(inputs: Inputs, distributed: Distributed, *, only_checked: boo
     train = inputs.train
     if train.resume_from_checkpoint == "never":
         return
+    # Checked by one process before a launcher of several: how many is not known here, but that
+    # their number times the packs of one is a step of the checkpoint.
+    alone = only_checked and distributed.world_size == 1
+    if alone:
+        distributed = replace(distributed, world_size=train.sequence_parallel_size)
     digest = inputs.identity(distributed.world_size).digest
     if train.resume_from_checkpoint == "auto" and is_exported(inputs.output_dir / "model", digest):
         return
     try:
         _find(inputs, distributed)
     except ResumeError:
-        # Checked by one process before a launcher of several: how many is not known here, but that
-        # their number times the packs of one is a step of the checkpoint.
-        many = _processes_of_checkpoint(inputs) if only_checked else None
-        if many is None or distributed.world_size > 1:
+        many = _processes_of_checkpoint(inputs) if alone else None
+        if many is None:
             raise
         _find(inputs, replace(distributed, world_size=many))
 
@@ -93,6 +96,7 @@ def _find(inputs: Inputs, distributed: Distributed) -> None:
         inputs.identity(distributed.world_size),
         keep=inputs.train.keep_checkpoints,
         world_size=distributed.world_size,
+        slices=inputs.train.sequence_parallel_size,
     )
     if find_resume_point(checkpoints, inputs.train, distributed) is not None:
         read_skipped_shards(inputs.output_dir)
@@ -104,7 +108,8 @@ def _processes_of_checkpoint(inputs: Inputs) -> int | None:
     folder = newest_complete(inputs.output_dir) if wanted == "auto" else Path(wanted)
     if folder is None:
         return None
-    return fitting_processes(folder, packs_of_one=inputs.packs_per_step(1))
+    slices = inputs.train.sequence_parallel_size
+    return fitting_processes(folder, packs_of_one=inputs.packs_per_step(slices), slices=slices)
 
 
 def _check_pieces(inputs: Inputs) -> None:

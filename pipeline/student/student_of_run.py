@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models.device import uses_gpu
-from pipeline.student.build.freeze import apply_freezing
+from pipeline.student.build.freeze import apply_freezing, freeze_unreached
 from pipeline.student.build.initial import make_initial_student
 from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student
 from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
 from pipeline.student.engine.first_rank import on_first_rank
+from pipeline.student.forward.attention import attention_order
+from pipeline.student.forward.body import text_config
+from pipeline.student.forward.router import RouterLoss, router_loss
 from pipeline.student.inputs import Inputs
+from pipeline.student.sequence.groups import SequenceGroup
+from pipeline.student.sequence.memory import offload_checkpoints, tile_mlps
 from pipeline.student.training.checkpoint import RunIdentity
 from pipeline.student.training.deepspeed_engine import prepare_zero3, process_store
 from pipeline.student.training.distributed import Distributed
@@ -35,9 +40,24 @@ class RunOnRank:
     command: str
 
     @property
+    def attention_order(self) -> tuple[str, ...]:
+        """The attentions that may be used, by their names in transformers."""
+        return attention_order(self.inputs.student.chosen_attention, self.dtype, on_gpu=uses_gpu())
+
+    @property
     def folder(self) -> Path:
         """Where everything of the run goes."""
         return self.inputs.output_dir
+
+    @property
+    def group(self) -> SequenceGroup:
+        """The ranks that share this one's packs."""
+        train, world_size = self.inputs.train, self.distributed.world_size
+        return SequenceGroup.of(
+            self.distributed.rank,
+            size=train.sequence_parallel_size,
+            data_size=train.data_parallel_size(world_size),
+        )
 
     @property
     def is_first(self) -> bool:
@@ -47,10 +67,13 @@ class RunOnRank:
 
 @dataclass(frozen=True, slots=True)
 class BuiltStudent:
-    """The model with the loss in its head, and the folder its weights came from."""
+    """The model with the loss in its head, and what else there is to know of it."""
 
     model: Any
     init_folder: Path
+    """Where its weights came from."""
+    router: RouterLoss | None = None
+    """What a mixture of experts learns beside, if asked to."""
 
 
 def build_student(run: RunOnRank) -> BuiltStudent:
@@ -65,7 +88,7 @@ def build_student(run: RunOnRank) -> BuiltStudent:
         model = load_student(
             init_folder,
             dtype=run.dtype,
-            use_flash_attention=settings.use_flash_attention,
+            attention=run.attention_order,
             gradient_checkpointing=settings.gradient_checkpointing,
             trust_remote_code=settings.trust_remote_code,
         )
@@ -79,11 +102,18 @@ def build_student(run: RunOnRank) -> BuiltStudent:
     )
     if settings.lora.enabled:
         add_lora(model, settings.lora, seed=inputs.seed)
+        freeze_unreached(model)
     else:
         apply_freezing(model, settings)
     if train.torch_compile:
         compile_layers(model)
-    return BuiltStudent(model, init_folder)
+    if train.tiled_mlp:
+        tokens = max(inputs.pass_tokens(run.distributed.world_size), 1)
+        tile_mlps(model, tiles=-(-tokens // text_config(model).hidden_size))
+    if train.offload_activations:
+        offload_checkpoints(model, on_gpu=uses_gpu())
+    router = router_loss(model, settings.router_aux_loss, settings.router_aux_coefficient)
+    return BuiltStudent(model, init_folder, router)
 
 
 def _initial_folder(run: RunOnRank) -> Path:

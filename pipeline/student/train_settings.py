@@ -10,11 +10,13 @@ from pydantic import model_validator
 from pipeline.config import option
 from pipeline.models.precision import PrecisionSettings
 from pipeline.student.parallel_settings import ParallelSettings
+from pipeline.student.profile_window import profile_window
+from pipeline.student.sequence_settings import SequenceSettings
 
 __all__ = ["TrainSettings"]
 
 
-class TrainSettings(ParallelSettings, PrecisionSettings):
+class TrainSettings(ParallelSettings, SequenceSettings, PrecisionSettings):
     """Optimisation, precision, parallelism and checkpoints."""
 
     num_train_epochs: float = option(3, "passes over the cache", flag="num_train_epochs", gt=0)
@@ -87,6 +89,11 @@ class TrainSettings(ParallelSettings, PrecisionSettings):
     save_steps: int = option(1000, "steps between checkpoints", flag="save_steps", ge=1)
     keep_checkpoints: int = option(2, "complete checkpoints kept", ge=1)
     logging_steps: int = option(1, "steps between logged values", flag="logging_steps", ge=1)
+    profile_steps: str | None = option(
+        None,
+        "first:last, such as 10:12: profile these steps of the first process by torch.profiler, "
+        "into output_dir/profile (none: no profile)",
+    )
     eval_steps: int | None = option(
         None, "steps between held-out evaluations (none: at the end)", ge=1
     )
@@ -133,6 +140,12 @@ class TrainSettings(ParallelSettings, PrecisionSettings):
     def evaluates(self) -> bool:
         """Whether the run reads held-out rows at any time."""
         return self.evaluate != "never" or self.evaluate_before
+
+    @model_validator(mode="after")
+    def _profile_is_a_window(self) -> Self:
+        if self.profile_steps is not None:
+            profile_window(self.profile_steps)
+        return self
 
     @model_validator(mode="after")
     def _evaluations_in_the_middle(self) -> Self:

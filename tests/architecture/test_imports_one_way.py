@@ -27,6 +27,7 @@ ADAPTERS = {
     "deepspeed": {
         "pipeline/student/training/deepspeed_engine.py",
         "pipeline/student/engine/deepspeed_parts.py",
+        "pipeline/student/sequence/attention.py",
     },
     "peft": {"pipeline/student/build/lora.py"},
     "datasets": {"pipeline/corpus/sources/hub.py"},
@@ -49,7 +50,7 @@ HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "p
 # Files that are all about torch: imported by those that are about to use it.
 AT_THE_TOP = re.compile(
     r"pipeline/(api/(dataset|sparse_kl)|loss/(?!settings|__init__)|data/(collate|temperature|heldout|stream/train_stream)"
-    r"|evaluate/heldout|student/training/(module|loop)|teacher/engines/vllm_pooler)"
+    r"|evaluate/heldout|student/training/(module|loop)|student/sequence/(slices|join|trial)|teacher/engines/vllm_pooler)"
 )
 
 

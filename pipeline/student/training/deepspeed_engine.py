@@ -91,6 +91,18 @@ def process_store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
+def _host_group(distributed: Distributed) -> Any:
+    """Return the group over which hosts exchange what is not on a device; None is the default one.
+
+    NCCL moves what is on a GPU only, and the host would wait for all that the GPU has to do.
+    """
+    import torch.distributed as dist
+
+    if distributed.world_size == 1 or "gloo" in str(dist.get_backend()):
+        return None
+    return dist.new_group(backend="gloo")
+
+
 @contextmanager
 def prepare_zero3(
     settings: TrainSettings, *, dtype: str, world_size: int, on_gpu: bool
@@ -136,6 +148,7 @@ class DeepSpeedEngine:
         world_size = distributed.world_size
         self._stage = settings.stage(dtype=dtype, world_size=world_size)
         self._clip = settings.max_grad_norm
+        self._hosts = _host_group(distributed)
         config = deepspeed_config(settings, dtype=dtype, world_size=world_size, on_gpu=uses_gpu())
         config["checkpoint"] = {"load_universal": rank_free}
         make = make_muon if settings.optim == "muon" else make_optimizer
@@ -217,12 +230,29 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        """Return the element-wise sum over all ranks, in float64."""
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; asks the hosts, not the devices."""
         import torch
         import torch.distributed as dist
 
-        total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
+        if self.distributed.world_size == 1:
+            return flag
+        flags = torch.tensor([float(flag)])
+        dist.all_reduce(flags, group=self._hosts)
+        return bool(flags[0] > 0)
+
+    def sum_over_ranks(self, values: Any) -> list[float]:
+        """Return the element-wise sum over all ranks, in float64, and wait for it.
+
+        `values` are numbers, or a tensor on the device.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if isinstance(values, torch.Tensor):
+            total = values.to(torch.float64)
+        else:
+            total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
         if self.distributed.world_size > 1:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]

@@ -51,7 +51,7 @@ def open_teacher(settings: TeacherSettings, folder: Path) -> Any:
     model = load_causal_lm(
         folder,
         dtype=info.dtype,
-        use_flash_attention=settings.use_flash_attention,
+        attention=("flash_attention_2",) if settings.use_flash_attention else ("sdpa", "eager"),
         trust_remote_code=settings.trust_remote_code,
     )
     return model.to(info.device).eval()

@@ -53,7 +53,7 @@ def student(request: pytest.FixtureRequest, tmp_path: Path) -> StudentModule:
     model: Any = hf.AutoModelForCausalLM.from_config(config_of(request.param))
     model.save_pretrained(tmp_path)
     model = load_student(
-        tmp_path, dtype="float32", use_flash_attention=False, gradient_checkpointing=False,
+        tmp_path, dtype="float32", gradient_checkpointing=False,
         trust_remote_code=False,
     )  # fmt: skip
     install_distill_head(model, LossSettings(temperature=2.0), valid_vocab=64)
@@ -70,7 +70,7 @@ def rows(make_source: Callable[..., Any]) -> list[Any]:
 
 def loss_of(student: StudentModule, batch: Batch) -> torch.Tensor:
     loss, _ = student(
-        batch.input_ids_1T, batch.position_ids_1T, batch.label_index_N, batch.ids_NK,
+        batch.input_ids_1T, batch.position_ids_1T, batch.lengths, batch.label_index_N, batch.ids_NK,
         batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N, batch.label_ids_N,
         1.0,
     )  # fmt: skip

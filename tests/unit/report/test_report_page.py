@@ -206,3 +206,15 @@ def test_the_same_report_gives_the_same_page(html: str) -> None:
 def test_the_page_stays_small() -> None:
     long = sample_report(num_steps=50_000)
     assert len(render_page(replace(long, passages=())).encode()) < 100_000
+
+
+def test_columns_of_a_gpu_are_shown_where_there_was_one() -> None:
+    report = sample_report()
+    assert "Peak GPU memory" not in _Page(render_page(report)).text
+    first = replace(
+        report.speeds[0], mfu=0.412, device_peak_gib=70.5, skipped_updates=3,
+        tokens_per_s_per_device=report.speeds[0].tokens_per_s / 8,
+    )  # fmt: skip
+    text = _Page(render_page(replace(report, speeds=(first, *report.speeds)))).text
+    for shown in ("MFU", "41.2 %", "Peak GPU memory", "70.50 GiB", "Skipped updates", "A device"):
+        assert shown in text

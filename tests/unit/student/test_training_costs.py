@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
-from pipeline.student.costs import training_flops, training_memory
+from pipeline.student.costs import model_flops, training_flops, training_memory
 from pipeline.student.settings import StudentSettings
 from pipeline.student.train_settings import TrainSettings
 
@@ -71,3 +71,32 @@ def test_adapters_and_frozen_parts_have_no_state() -> None:
     assert training_flops(SHAPE, adapters, tokens=10) == 4 * COUNT * 10
     again = StudentSettings(gradient_checkpointing=True)
     assert training_flops(SHAPE, again, tokens=10) == 8 * COUNT * 10
+
+
+def test_the_models_own_operations() -> None:
+    """6 a parameter and token, the head at supervised tokens, attention over each sequence."""
+    layers = COUNT - 5000 * 1000
+    found = model_flops(SHAPE, StudentSettings(), lengths=[30, 10], loss_tokens=7)
+    attention = 6 * 10 * 1000 * (30 * 30 + 10 * 10)
+    assert found == 6 * layers * 40 + 6 * 5000 * 1000 * 7 + attention
+    again = StudentSettings(gradient_checkpointing=True)
+    assert model_flops(SHAPE, again, lengths=[30, 10], loss_tokens=7) == found
+    adapters = StudentSettings.model_validate({"lora": {"rank": 8}})
+    assert model_flops(SHAPE, adapters, lengths=[], loss_tokens=1) == 4 * 5000 * 1000
+
+
+@pytest.mark.parametrize(("dtype", "element", "learns"), [("bfloat16", 2, 6), ("float32", 4, 4)])
+def test_the_head_on_a_gpu_takes_what_its_chunks_and_sums_take(
+    dtype: str, element: int, learns: int
+) -> None:
+    def head(memory: int, **student: Any) -> int:
+        return training_memory(
+            SHAPE, StudentSettings.model_validate(student), TrainSettings(), LossSettings(),
+            tokens=4096, world_size=1, dtype=dtype, device_bytes=memory,
+        ).head  # fmt: skip
+
+    wide = 5056  # 5,000 up to the next multiple of 64
+    assert head(80 << 30) == 2 * 4096 * wide * element + learns * 5000 * 1000
+    assert head(80 << 30, lora={"rank": 8}) == 2 * 4096 * wide * element
+    small = (1 << 30) // 32 // (wide * element) // 128 * 128
+    assert head(1 << 30) == 2 * small * wide * element + learns * 5000 * 1000
