@@ -75,8 +75,7 @@ def training_memory(
         frozen, learning = learning, learning * _ADAPTER_SHARE
     elif shape.vision and any("vision" in pattern for pattern in student.freeze):
         frozen, learning = float(shape.vision), learning - shape.vision
-    # Two moments in float32, and float32 masters where the weights have 16 bits.
-    optimizer = learning * (8 if dtype == "float32" else 12)
+    optimizer = learning * _optimizer_bytes(train.optim, dtype)
     weights, gradients = (frozen + learning) * element, learning * element
     stage = train.stage(dtype=dtype, world_size=world_size)
     if stage >= 1:
@@ -88,15 +87,22 @@ def training_memory(
     if train.accumulates_float32(dtype=dtype):
         # Beside those of one pass under stage 1, instead of them where they are divided.
         gradients = gradients * 3 if stage == 1 else gradients * 2
+    average = 0.0 if train.ema_decay is None else 4 * learning / world_size
     offloaded = (optimizer if train.offload_optimizer else 0.0) + (
         weights if train.offload_parameters else 0.0
     )
     return TrainingMemory(
-        state=int(weights + gradients + optimizer - offloaded),
+        state=int(weights + gradients + optimizer + average - offloaded),
         activations=int(activations),
         head=_head(shape, student, loss, element=element, device_bytes=device_bytes),
         offloaded=0 if train.offload_folder is not None else int(offloaded),
     )
+
+
+def _optimizer_bytes(optim: str, dtype: str) -> int:
+    """Return the bytes for each weight: moments, and float32 masters where weights have 16 bits."""
+    moments = {"adamw_8bit": 2, "muon": 4, "sgd": 0, "rmsprop": 4}.get(optim, 8)
+    return moments + (0 if dtype == "float32" else 4)
 
 
 def _head(

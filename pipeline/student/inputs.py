@@ -135,7 +135,10 @@ class Inputs:
         train["zero_stage"] = self.stage(world_size)
         if train["accumulate_float32"]:
             del train["accumulate_float32"]
-        for name in ("offload_parameters", "quantized_weights", "quantized_gradients"):
+        for name in (
+            "offload_parameters", "quantized_weights", "quantized_gradients", "learning_rates",
+            "ema_decay",
+        ):  # fmt: skip
             if not train[name]:
                 del train[name]
         return train

@@ -11,6 +11,7 @@ from pipeline.errors import ModelError, ResumeError
 from pipeline.models.device import uses_gpu
 from pipeline.storage.local import require_writable
 from pipeline.student.engine.config import check_parallel
+from pipeline.student.engine.deepspeed_parts import check_offload_folder
 from pipeline.student.estimate import Estimate, check_resources
 from pipeline.student.inputs import Inputs, missing_here
 from pipeline.student.output.export import is_exported
@@ -19,7 +20,6 @@ from pipeline.student.training.checkpoint import (
     fitting_processes,
     newest_complete,
 )
-from pipeline.student.training.deepspeed_engine import check_offload_folder
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import check_schedule
 from pipeline.student.training.resume import find_resume_point

@@ -15,6 +15,7 @@ from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
 from pipeline.student.build.model import optimizer_groups
 from pipeline.student.costs import model_flops
+from pipeline.student.engine.groups import divided_groups
 from pipeline.student.engine.launch import use_cores, warn_of_short_grace
 from pipeline.student.estimate import student_shape
 from pipeline.student.inputs import Inputs
@@ -148,14 +149,17 @@ def _start_engine(
     from pipeline.student.forward.choice import choose_way, read_way, record_way
     from pipeline.student.training.module import StudentModule
 
+    train = run.inputs.train
     module = StudentModule(student.model, student.router)
     engine = DeepSpeedEngine(
         module,
-        run.inputs.train,
+        train,
         dtype=run.dtype,
         distributed=run.distributed,
         total_steps=total_steps,
-        optimizer_groups=optimizer_groups(student.model, run.inputs.train.weight_decay),
+        optimizer_groups=divided_groups(
+            optimizer_groups(student.model, train.weight_decay), student.model, train
+        ),
         rank_free=resume is not None and resume.reshard,
     )
     settle_attention(
