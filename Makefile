@@ -273,6 +273,10 @@ bench-stream: setup-dev ## Measure the training stream alone: rate over a plain 
 bench-step: setup-dev ## Measure a training step from the cache over plain fine-tuning and over the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.step $(ARGS)
 
+.PHONY: bench-zero-stages
+bench-zero-stages: setup-dev ## Measure the first step of bfloat16 weights at each ZeRO stage over stage 2's, and sums of gradients
+	@OMP_NUM_THREADS=1 $(STUDENT) -W ignore -m tests.bench.zero_stages $(ARGS)
+
 .PHONY: bench-sweep
 bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sweep $(ARGS)
