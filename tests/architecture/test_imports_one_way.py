@@ -46,7 +46,8 @@ HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "p
 # Files that are all about torch: imported by those that are about to use it.
 AT_THE_TOP = re.compile(
     r"pipeline/(api/(dataset|sparse_kl)|loss/(?!settings|__init__)|data/(collate|temperature|heldout|stream/train_stream)"
-    r"|evaluate/heldout|student/training/(module|loop)|teacher/engines/vllm_pooler)"
+    r"|evaluate/heldout|student/(training/(module|loop)|forward/(trial|varlen|ways))"
+    r"|teacher/engines/vllm_pooler)"
 )
 
 
