@@ -10,6 +10,7 @@ from pipeline.data.collate import Batch
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
 from pipeline.data.stream.train_stream import Agree, TrainStream
 from pipeline.evaluate.measures import HeldoutScores
+from pipeline.models.device import uses_gpu
 from pipeline.observe.devices import device_of_driver
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
@@ -249,7 +250,7 @@ def _peak(run: RunOnRank) -> Peak | None:
     """
     import torch
 
-    if not torch.cuda.is_available() or run.dtype == "float32":
+    if not uses_gpu() or run.dtype == "float32":
         return None
     device = device_of_driver(torch.cuda.get_device_name())
     if device is None:
