@@ -249,6 +249,10 @@ bench-leases: setup-dev ## Measure the cost of leases: 64 workers on 5,000 empty
 bench-loss: setup-dev ## Measure the loss with the head over the head's matmuls, beside other projects' losses
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.loss $(ARGS)
 
+.PHONY: bench-head-gpu
+bench-head-gpu: setup-dev ## Estimate what the head with the loss costs on a GPU (ARGS=--measure: on this machine, too)
+	@$(STUDENT) -m tests.bench.head_gpu $(ARGS)
+
 .PHONY: bench-codec
 bench-codec: setup-dev ## Measure layouts of sparse targets on the same teacher outputs: bytes, encode, decode
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.codec $(ARGS)
