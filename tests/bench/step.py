@@ -133,10 +133,7 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
         inputs.cache.source("train"), inputs.data, seed=0, packs_per_step=1, rank=0, world_size=1,
         accumulation=1, pack_length=inputs.pack_length(), temperature=1.0,
     )  # fmt: skip
-    model = load_student(
-        student, dtype="float32", gradient_checkpointing=False,
-        trust_remote_code=False,
-    )  # fmt: skip
+    model = load_student(student, dtype="float32")
     if arm in ("cache", "compiled"):
         install_distill_head(model, inputs.loss, valid_vocab=None)
         module: Any = StudentModule(model)
