@@ -171,6 +171,10 @@ test-triton: setup-dev ## Run the loss's Triton kernels in Triton's interpreter 
 	  --target $(TRITON_FOLDER) $$(grep '^triton==' stages/locks/student-gpu.lock)
 	@TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(STUDENT) -m pytest -m triton $(ARGS)
 
+.PHONY: check-gpu
+check-gpu: setup setup-dev ## Ask this machine's GPU what only a GPU can tell: one table, gpu-check.json (ARGS="--only NAME")
+	@$(STUDENT) -m tests.gpu --teacher_python $(TEACHER) $(ARGS)
+
 .PHONY: check-families
 check-families: setup-dev ## Compare packed sequences with the same alone in tiny models of 45 families (ARGS="--families Llama,LFM2")
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.families $(ARGS)

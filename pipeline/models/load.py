@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, ModelError
+from pipeline.models.device import uses_gpu
 from pipeline.program import how_to_install
 
 __all__ = [
@@ -46,7 +47,7 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     if "flash_attention_2" in attention:
-        require_flash_attention(on_gpu=torch.cuda.is_available())
+        require_flash_attention(on_gpu=uses_gpu())
     try:
         return with_first_attention(
             lambda name: AutoModelForCausalLM.from_pretrained(
@@ -83,11 +84,9 @@ def quieten_transformers() -> None:
 
     One bar per load and save, six times a run, none of which lasts a second.
     """
-    import torch
-
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         return
-    if not torch.cuda.is_available():
+    if not uses_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers.utils import logging as transformers_logging
 

@@ -30,7 +30,7 @@ class TrainingMemory:
     head: int
     """Logits and their gradient of one chunk; on a GPU also the sum of the head's gradient."""
     offloaded: int = 0
-    """What is in CPU memory instead: the optimiser's state, inputs of layers."""
+    """What is in CPU memory instead: the optimiser's state, the weights, inputs of layers."""
 
     @property
     def device(self) -> int:
@@ -68,22 +68,34 @@ def training_memory(
         frozen, learning = learning, learning * _ADAPTER_SHARE
     elif shape.vision and any("vision" in pattern for pattern in student.freeze):
         frozen, learning = float(shape.vision), learning - shape.vision
-    # Two moments in float32, and float32 masters where the weights have 16 bits.
-    optimizer = learning * (8 if dtype == "float32" else 12)
+    optimizer = learning * _optimizer_bytes(train.optim, dtype)
     weights, gradients = (frozen + learning) * element, learning * element
-    if train.zero_stage >= 1:
+    stage = train.stage(dtype=dtype, world_size=world_size)
+    if stage >= 1:
         optimizer /= world_size
-    if train.zero_stage >= 2:
+    if stage >= 2:
         gradients /= world_size
-    if train.zero_stage >= 3:
+    if stage >= 3:
         weights /= world_size
-    on_device = 0.0 if train.offload_optimizer else optimizer
+    if train.accumulates_float32(dtype=dtype):
+        # Beside those of one pass under stage 1, instead of them where they are divided.
+        gradients = gradients * 3 if stage == 1 else gradients * 2
+    average = 0.0 if train.ema_decay is None else 4 * learning / world_size
+    offloaded = (optimizer if train.offload_optimizer else 0.0) + (
+        weights if train.offload_parameters else 0.0
+    )
     return TrainingMemory(
-        state=int(weights + gradients + on_device),
+        state=int(weights + gradients + optimizer + average - offloaded),
         activations=kept.device,
         head=_head(shape, student, loss, element=element, device_bytes=device_bytes),
-        offloaded=int(optimizer - on_device) + kept.host,
+        offloaded=kept.host + (0 if train.offload_folder is not None else int(offloaded)),
     )
+
+
+def _optimizer_bytes(optim: str, dtype: str) -> int:
+    """Return the bytes for each weight: moments, and float32 masters where weights have 16 bits."""
+    moments = {"adamw_8bit": 2, "muon": 4, "sgd": 0, "rmsprop": 4}.get(optim, 8)
+    return moments + (0 if dtype == "float32" else 4)
 
 
 def _head(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipeline.amounts import format_bytes, format_duration
 from pipeline.data.order.plan import TrainPlan
 from pipeline.errors import ResourceError
+from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import read_model_config
 from pipeline.models.shape import ModelShape, model_shape
 from pipeline.observe.devices import Device
@@ -55,7 +56,7 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     shape = student_shape(inputs)
     state = _state_bytes(inputs) * shape.parameters
     tokens = inputs.pass_tokens(world_size)
-    on_gpu = _on_gpu()
+    on_gpu = uses_gpu()
     memory = training_memory(
         shape,
         inputs.student,
@@ -64,7 +65,7 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
         tokens=tokens,
         # On a CPU the processes share the memory.
         world_size=world_size if on_gpu else 1,
-        dtype=train.dtype(on_gpu=on_gpu),
+        dtype=inputs.dtype,
         device_bytes=_device_bytes(),
     )
     return Estimate(
@@ -81,17 +82,11 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     )
 
 
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _device_bytes() -> int | None:
     """Return the memory of this machine's first GPU; None without one."""
     import torch
 
-    return int(torch.cuda.get_device_properties(0).total_memory) if _on_gpu() else None
+    return int(torch.cuda.get_device_properties(0).total_memory) if uses_gpu() else None
 
 
 def _state_bytes(inputs: Inputs) -> int:
@@ -106,7 +101,7 @@ def check_resources(inputs: Inputs, plan: Estimate) -> None:
         ResourceError: too little memory (on a CPU) or disk.
     """
     available = available_memory_bytes()
-    if not _on_gpu() and available is not None and plan.memory_bytes > available:
+    if not uses_gpu() and available is not None and plan.memory_bytes > available:
         raise ResourceError(
             f"training needs about {format_bytes(plan.memory_bytes)} of memory, "
             f"{format_bytes(available)} are free",
@@ -150,9 +145,8 @@ def print_estimate(
             student_shape(inputs), inputs.student, inputs.train, inputs.loss, device,
             devices=devices, step_tokens=plan.pass_tokens, tokens=tokens,
         )  # fmt: skip
-        for line in forecast_lines(
-            forecast, device, devices=devices, zero_stage=inputs.train.zero_stage
-        ):
+        stage = inputs.train.stage(dtype=inputs.train.dtype(on_gpu=True), world_size=devices)
+        for line in forecast_lines(forecast, device, devices=devices, zero_stage=stage):
             print(line)
         return
     available = available_memory_bytes()
@@ -176,7 +170,7 @@ def _matmul_flops_per_s() -> float:
     """Measure a matrix product of the shape that training spends its time in."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if uses_gpu() else "cpu"
     size = 4096 if device == "cuda" else 768
     a = torch.randn(size, size, device=device)
     for _ in range(3):

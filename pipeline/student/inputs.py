@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.data.order.totals import check_lengths, split_totals
 from pipeline.data.settings import DataSettings
 from pipeline.errors import CacheError, Mistakes
 from pipeline.loss.settings import LossSettings
+from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import (
     most_positions,
     read_model_config,
@@ -83,14 +84,7 @@ class Inputs:
 
     def identity(self, world_size: int) -> RunIdentity:
         """Return everything that decides the losses of the run."""
-        train = self.train.model_dump(mode="json")
-        for name in (
-            "save_steps", "keep_checkpoints", "logging_steps", "profile_steps", "eval_steps",
-            "evaluate", "evaluate_before", "resume_from_checkpoint", "timeout_s",
-            "per_device_train_batch_size", "gradient_accumulation_steps",
-            "sequence_parallel_size", "tiled_mlp", "offload_activations",
-        ):  # fmt: skip
-            del train[name]
+        train = self._train_identity(world_size)
         # How the global batch is divided among ranks and passes does not change it.
         if self.data.batch_tokens is None:
             train["packs_per_step"] = self.packs_per_step(world_size)
@@ -117,6 +111,37 @@ class Inputs:
                 **({"router": router} if router[0] != "none" else {}),
             }
         )
+
+    def stage(self, world_size: int) -> int:
+        """Return the ZeRO stage of the run with so many processes."""
+        return self.train.stage(dtype=self.dtype, world_size=world_size)
+
+    @property
+    def dtype(self) -> str:
+        """Of weights and activations here: `float32`, `bfloat16` or `float16`."""
+        return self.train.dtype(on_gpu=uses_gpu())
+
+    def _train_identity(self, world_size: int) -> dict[str, Any]:
+        train = self.train.model_dump(mode="json")
+        for name in (
+            "save_steps", "keep_checkpoints", "logging_steps", "profile_steps", "eval_steps",
+            "evaluate", "evaluate_before", "resume_from_checkpoint", "timeout_s",
+            "per_device_train_batch_size", "gradient_accumulation_steps",
+            "offload_folder", "overlap_comm", "reduce_bucket_mb", "gather_bucket_mb",
+            "prefetch_bucket_mb", "hpz_partition_size",
+            "sequence_parallel_size", "tiled_mlp", "offload_activations",
+        ):  # fmt: skip
+            del train[name]
+        train["zero_stage"] = self.stage(world_size)
+        if train["accumulate_float32"]:
+            del train["accumulate_float32"]
+        for name in (
+            "offload_parameters", "quantized_weights", "quantized_gradients", "learning_rates",
+            "ema_decay",
+        ):  # fmt: skip
+            if not train[name]:
+                del train[name]
+        return train
 
     def packs_per_step(self, world_size: int) -> int:
         """Packed sequences of one optimiser step, over all ranks.
@@ -237,7 +262,7 @@ def open_inputs(run: RunSettings) -> Inputs:
                 run.train,
                 loss,
                 vocabulary_size=None if vocabulary is None else vocabulary.size,
-                on_gpu=elsewhere or _on_gpu(),
+                on_gpu=elsewhere or uses_gpu(),
             )
     mistakes.raise_any()
     assert source is not None
@@ -296,12 +321,6 @@ def _check_lengths(vocabulary: StudentVocabulary, source: ResolvedModel, run: Ru
                 "student with more, or make the cache with a smaller --corpus.max_length"
             )
     mistakes.raise_any()
-
-
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _spectrum(student: StudentSettings) -> list[str]:

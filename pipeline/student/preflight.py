@@ -8,7 +8,10 @@ from pathlib import Path
 from pipeline.cache.io.token_ids import shard_token_ids
 from pipeline.data.stream.skipped_shards import read_skipped_shards
 from pipeline.errors import ModelError, ResumeError
+from pipeline.models.device import uses_gpu
 from pipeline.storage.local import require_writable
+from pipeline.student.engine.config import check_parallel
+from pipeline.student.engine.deepspeed_parts import check_offload_folder
 from pipeline.student.estimate import Estimate, check_resources
 from pipeline.student.inputs import Inputs, missing_here
 from pipeline.student.output.export import is_exported
@@ -43,6 +46,13 @@ def preflight(
     mistakes = missing_here(inputs)
     with mistakes.collected():
         check_schedule(inputs.train, total_steps=expected.steps)
+    on_gpu = uses_gpu()
+    with mistakes.collected():
+        # A launcher may start more processes than the one that only checks.
+        processes = None if only_checked else distributed.world_size
+        check_parallel(inputs.train, world_size=processes, on_gpu=on_gpu)
+    with mistakes.collected():
+        check_offload_folder(inputs.train, on_gpu=on_gpu)
     folder_is_sane = False
     with mistakes.collected():
         require_writable(inputs.output_dir, "output.output_dir")

@@ -15,6 +15,8 @@ from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
 from pipeline.student.build.model import optimizer_groups
 from pipeline.student.costs import model_flops
+from pipeline.student.engine.groups import divided_groups
+from pipeline.student.engine.launch import use_cores, warn_of_short_grace
 from pipeline.student.estimate import student_shape
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
@@ -49,8 +51,6 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     Returns:
         The student's folder, `output_dir/model`.
     """
-    import torch
-
     distributed = read_distributed()
     identity = inputs.identity(distributed.world_size)
     target = inputs.output_dir / "model"
@@ -59,8 +59,10 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
         if distributed.is_first:
             push_if_asked(inputs.output, target)
         return target
-    dtype = inputs.train.dtype(on_gpu=torch.cuda.is_available())
-    run = RunOnRank(inputs, distributed, identity, dtype, resolved_config, command)
+    run = RunOnRank(inputs, distributed, identity, inputs.dtype, resolved_config, command)
+    use_cores()
+    if distributed.is_first:
+        warn_of_short_grace()
     init_distributed(distributed, timeout_s=inputs.train.timeout_s)
     try:
         with peer_errors(distributed):
@@ -147,14 +149,17 @@ def _start_engine(
     from pipeline.student.forward.choice import choose_way, read_way, record_way
     from pipeline.student.training.module import StudentModule
 
+    train = run.inputs.train
     module = StudentModule(student.model, student.router)
     engine = DeepSpeedEngine(
         module,
-        run.inputs.train,
+        train,
         dtype=run.dtype,
         distributed=run.distributed,
         total_steps=total_steps,
-        optimizer_groups=optimizer_groups(student.model, run.inputs.train.weight_decay),
+        optimizer_groups=divided_groups(
+            optimizer_groups(student.model, train.weight_decay), student.model, train
+        ),
         rank_free=resume is not None and resume.reshard,
     )
     settle_attention(

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.models.device import uses_gpu
 from pipeline.student.build.freeze import apply_freezing, freeze_unreached
 from pipeline.student.build.initial import make_initial_student
 from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student
 from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
+from pipeline.student.engine.first_rank import on_first_rank
 from pipeline.student.forward.attention import attention_order
 from pipeline.student.forward.body import text_config
 from pipeline.student.forward.router import RouterLoss, router_loss
@@ -19,7 +21,7 @@ from pipeline.student.inputs import Inputs
 from pipeline.student.sequence.groups import SequenceGroup
 from pipeline.student.sequence.memory import offload_checkpoints, tile_mlps
 from pipeline.student.training.checkpoint import RunIdentity
-from pipeline.student.training.deepspeed_engine import prepare_zero3
+from pipeline.student.training.deepspeed_engine import prepare_zero3, process_store
 from pipeline.student.training.distributed import Distributed
 
 __all__ = ["BuiltStudent", "RunOnRank", "build_student"]
@@ -40,11 +42,7 @@ class RunOnRank:
     @property
     def attention_order(self) -> tuple[str, ...]:
         """The attentions that may be used, by their names in transformers."""
-        import torch
-
-        return attention_order(
-            self.inputs.student.chosen_attention, self.dtype, on_gpu=torch.cuda.is_available()
-        )
+        return attention_order(self.inputs.student.chosen_attention, self.dtype, on_gpu=uses_gpu())
 
     @property
     def folder(self) -> Path:
@@ -80,13 +78,13 @@ class BuiltStudent:
 
 def build_student(run: RunOnRank) -> BuiltStudent:
     """Make the initial weights, load them, and put the loss and what learns into the model."""
-    import torch
-
     from pipeline.loss.head import install_distill_head
 
     inputs, train, settings = run.inputs, run.inputs.train, run.inputs.student
     init_folder = _initial_folder(run)
-    with prepare_zero3(train, dtype=run.dtype, world_size=run.distributed.world_size):
+    with prepare_zero3(
+        train, dtype=run.dtype, world_size=run.distributed.world_size, on_gpu=uses_gpu()
+    ):
         model = load_student(
             init_folder,
             dtype=run.dtype,
@@ -113,29 +111,37 @@ def build_student(run: RunOnRank) -> BuiltStudent:
         tokens = max(inputs.pass_tokens(run.distributed.world_size), 1)
         tile_mlps(model, tiles=-(-tokens // text_config(model).hidden_size))
     if train.offload_activations:
-        offload_checkpoints(model, on_gpu=torch.cuda.is_available())
+        offload_checkpoints(model, on_gpu=uses_gpu())
     router = router_loss(model, settings.router_aux_loss, settings.router_aux_coefficient)
     return BuiltStudent(model, init_folder, router)
 
 
 def _initial_folder(run: RunOnRank) -> Path:
-    """Rank 0 makes the folder, the others wait for it."""
-    import torch.distributed as dist
-
+    """Rank 0 makes the folder, the others wait for it: layers of a large student take minutes."""
     inputs = run.inputs
-    if not run.is_first:
-        dist.barrier()
-    else:
+
+    def make() -> Path:
+        return make_initial_student(
+            inputs.student,
+            inputs.source,
+            inputs.cache,
+            rows=inputs.vocabulary.train,
+            output_dir=run.folder,
+        )
+
+    def make_first() -> Path:
         # What a killed run left half-written; a run has its output folder to itself.
         for leftover in run.folder.glob("*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
-    folder = make_initial_student(
-        inputs.student,
-        inputs.source,
-        inputs.cache,
-        rows=inputs.vocabulary.train,
-        output_dir=run.folder,
+        return make()
+
+    if run.distributed.world_size == 1:
+        return make_first()
+    made = on_first_rank(
+        make_first,
+        process_store(),
+        is_first=run.is_first,
+        name="the initial student",
+        timeout_s=inputs.train.timeout_s,
     )
-    if run.is_first and run.distributed.world_size > 1:
-        dist.barrier()
-    return folder
+    return make() if made is None else made

@@ -26,6 +26,7 @@ ADAPTERS = {
     },
     "deepspeed": {
         "pipeline/student/training/deepspeed_engine.py",
+        "pipeline/student/engine/deepspeed_parts.py",
         "pipeline/student/sequence/attention.py",
     },
     "peft": {"pipeline/student/build/lora.py"},

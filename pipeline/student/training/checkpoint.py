@@ -100,6 +100,7 @@ class Checkpoints:
             ) from None
         if digest != self._identity.digest:
             self._check_packs(folder, identity, checkpoint.world_size)
+            self._check_stage(folder, identity)
             difference = describe_difference(identity, self._identity.data)
             raise ResumeError(
                 f"{folder}: a checkpoint of another run ({difference})",
@@ -125,6 +126,20 @@ class Checkpoints:
             do="choose per_device_train_batch_size times gradient_accumulation_steps to be "
             + (f"{each}" if not rest else f"{theirs} divided by a number of processes that fits")
             + (f" ({self._slices} processes share a pass)" if self._slices > 1 else ""),
+        )
+
+    def _check_stage(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Say which ZeRO stage to name, where it is all that differs."""
+        here = self._identity.data
+        theirs = identity.get("train", {}).get("zero_stage")
+        train = {**here.get("train", {}), "zero_stage": theirs}
+        if fingerprint({**here, "train": train}) != fingerprint(identity):
+            return
+        raise ResumeError(
+            f"{folder}: a checkpoint of ZeRO stage {theirs}, this run has stage "
+            f"{here['train']['zero_stage']}",
+            expected="the same (without train.zero_stage, processes and accumulation choose it)",
+            do=f"run the same command with --train.zero_stage {theirs}",
         )
 
     def mark_complete(self, step: int, *, world_size: int) -> None:

@@ -172,6 +172,8 @@ class TrainLoop:
                         f"stopped by SIGTERM after step {done} of {total_steps}",
                         do="run the same command again; it goes on from there",
                     )
+        # Evaluated and exported at the end; checkpoints hold both.
+        self._engine.use_average()
         if train.evaluate == "never":
             return before, None
         after = self._evaluation.run()

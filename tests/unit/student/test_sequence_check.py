@@ -17,7 +17,8 @@ from pipeline.student.train_settings import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoints, RunIdentity, fitting_processes
 
 COMMON: dict[str, Any] = {
-    "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 48, "intermediate_size": 48, "num_hidden_layers": 2,
+    "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_size": 48, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 8,
 }  # fmt: skip
 

@@ -29,12 +29,21 @@ def _state(dtype: str = "bfloat16", processes: int = 8, **train: Any) -> float:
 
 def test_what_zero_divides() -> None:
     assert SHAPE.parameters == COUNT
-    assert _state(zero_stage=0) == pytest.approx(16)
-    assert _state(zero_stage=1) == pytest.approx(2 + 2 + 12 / 8)
-    assert _state(zero_stage=2) == pytest.approx(2 + (2 + 12) / 8)
-    assert _state(zero_stage=3) == pytest.approx(16 / 8)
+    assert _state("float32", zero_stage=0) == pytest.approx(16)
     assert _state("float32", 1, zero_stage=2) == pytest.approx(16)
-    assert _state(zero_stage=2, offload_optimizer=True) == pytest.approx(2 + 2 / 8)
+    one = {"gradient_accumulation_steps": 1}
+    for stage in (0, 1):  # 16-bit weights have no stage 0
+        assert _state(zero_stage=stage, **one) == pytest.approx(2 + 2 + 12 / 8)
+    assert _state(zero_stage=2, **one) == _state(**one) == pytest.approx(2 + (2 + 12) / 8)
+    assert _state(zero_stage=3, **one) == pytest.approx(16 / 8)
+    assert _state(zero_stage=2, offload_optimizer=True, **one) == pytest.approx(2 + 2 / 8)
+    assert _state(offload_parameters=True, **one) == pytest.approx((2 + 12) / 8)
+
+
+def test_sums_in_float32() -> None:
+    assert _state() == _state(zero_stage=1) == pytest.approx(2 + 2 + 4 + 12 / 8)
+    assert _state(zero_stage=2) == pytest.approx(2 + (4 + 12) / 8)
+    assert _state(zero_stage=2, accumulate_float32=False) == pytest.approx(2 + (2 + 12) / 8)
 
 
 def test_checkpointing_keeps_the_input_of_each_layer() -> None:
@@ -53,7 +62,7 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
 def test_adapters_and_frozen_parts_have_no_state() -> None:
     adapters = StudentSettings.model_validate({"lora": {"rank": 8}})
     memory = training_memory(
-        SHAPE, adapters, TrainSettings(zero_stage=0), LossSettings(),
+        SHAPE, adapters, TrainSettings(gradient_accumulation_steps=1), LossSettings(),
         tokens=100, world_size=1, dtype="bfloat16",
     )  # fmt: skip
     assert memory.state / COUNT == pytest.approx(2 + 16 / 16)
