@@ -273,6 +273,10 @@ bench-stream: setup-dev ## Measure the training stream alone: rate over a plain 
 bench-step: setup-dev ## Measure a training step from the cache over plain fine-tuning and over the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.step $(ARGS)
 
+.PHONY: bench-sequence-parallel
+bench-sequence-parallel: setup-dev ## Measure losses and weights of two processes that share each pass, over one process
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sequence_parallel $(ARGS)
+
 .PHONY: bench-sweep
 bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sweep $(ARGS)
