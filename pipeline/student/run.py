@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
@@ -11,6 +12,7 @@ from pipeline.data.stream.train_stream import Agree, TrainStream
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
+from pipeline.storage.folder_lock import FolderLock
 from pipeline.student.build.model import optimizer_groups
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
@@ -31,9 +33,11 @@ from pipeline.student.training.resume import ResumePoint, find_resume_point, loa
 from pipeline.student.training.shard_copies import open_local_copies
 from pipeline.student.training.skip_agreement import SkipAgreement
 
-__all__ = ["train_student"]
+__all__ = ["LOCK_FILE", "train_student"]
 
 _log = logging.getLogger(__name__)
+LOCK_FILE = ".train.lock"
+"""In `output_dir`, while a run goes on."""
 
 
 def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path:
@@ -54,17 +58,22 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
         return target
     dtype = inputs.train.dtype(on_gpu=torch.cuda.is_available())
     run = RunOnRank(inputs, distributed, identity, dtype, resolved_config, command)
-    init_distributed(distributed, timeout_s=inputs.train.timeout_s)
-    try:
-        with peer_errors(distributed):
-            uploads = _train(run, target)
-    finally:
-        shut_down_distributed()
-    # After the others have gone: a slow net is no dead peer.
-    if uploads is not None:
-        uploads.finish()
-    if distributed.is_first:
-        push_if_asked(inputs.output, target)
+    with ExitStack() as held:
+        init_distributed(distributed, timeout_s=inputs.train.timeout_s)
+        try:
+            with peer_errors(distributed):
+                if run.is_first:
+                    # Before anything is deleted; the others meet rank 0 before they write.
+                    lock = FolderLock(run.folder, LOCK_FILE)
+                    held.enter_context(lock.take(doing="trains a student into"))
+                uploads = _train(run, target)
+        finally:
+            shut_down_distributed()
+        # After the others have gone: a slow net is no dead peer.
+        if uploads is not None:
+            uploads.finish()
+        if distributed.is_first:
+            push_if_asked(inputs.output, target)
     return target
 
 
