@@ -55,7 +55,7 @@ def fsx_volume(name: str, arguments: Sequence[str]) -> None:
         show(documents)
         return
     from k8s.cluster.kubectl import Kubectl
-    from k8s.submission.submit import apply
+    from k8s.submission.admission import apply
 
     apply(Kubectl(), documents)
 

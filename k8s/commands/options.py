@@ -88,7 +88,7 @@ class PrefetchOptions(PlaceOptions):
     """Which models and data set, by the configurations that name them."""
 
     run: str = option("default", "name of the run")
-    secret: str = option("hub-token", "Secret that holds the hub token under the key `token`")
+    secret: str = option("hub-token", "Secret with the hub token under the key `token`, or none")
     teacher_config: str | None = option(None, "of stage one; none takes the overlay's")
     student_config: str | None = option(None, "of stage two; none takes the overlay's")
     teacher_model: str | None = option(None, "instead of the configuration's")

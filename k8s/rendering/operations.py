@@ -38,7 +38,7 @@ def prefetch_job(
             f"secret {secret!r}: not the name of a Secret",
             expected="the one that holds the hub token, such as hub-token",
             do="create it with `kubectl create secret generic hub-token --from-file=token=FILE` "
-            "and give SECRET=hub-token",
+            "and give SECRET=hub-token, or SECRET=none where all is public",
         )
     documents, base = _op("prefetch", overlay, image=image, namespace=namespace)
     job = documents[-1]
@@ -60,6 +60,8 @@ def prefetch_job(
         )
         files[f"{stage}.yaml"] = resolved.files["config.yaml"]
         files |= {name: text for name, text in resolved.files.items() if name != "config.yaml"}
+    if secret == "none":
+        _without_token(pod_spec(job))
     for volume in pod_spec(job)["volumes"]:
         if "secret" in volume:
             volume["secret"]["secretName"] = secret
@@ -78,6 +80,17 @@ def prefetch_job(
     )
     check_documents(documents, source="k8s/ops/prefetch")
     return documents
+
+
+def _without_token(spec: dict[str, Any]) -> None:
+    """Take the Secret out of a pod that downloads public models and data only."""
+    secrets = {volume["name"] for volume in spec["volumes"] if "secret" in volume}
+    spec["volumes"] = [v for v in spec["volumes"] if v["name"] not in secrets]
+    for container in spec["containers"]:
+        container["volumeMounts"] = [
+            m for m in container["volumeMounts"] if m["name"] not in secrets
+        ]
+        container["env"] = [v for v in container["env"] if v["name"] != "HF_TOKEN_PATH"]
 
 
 def fsx_init_job(

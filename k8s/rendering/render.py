@@ -79,10 +79,21 @@ class RenderedJob:
         return str(self.job["metadata"].get("namespace", "default"))
 
     @property
+    def workers(self) -> int:
+        """Pods of the PyTorchJob."""
+        return int(replica_specs(self.job)["Worker"]["replicas"])
+
+    @property
+    def queue(self) -> str | None:
+        """Kueue's local queue, which admits the job as a whole."""
+        found = (self.job["metadata"].get("labels") or {}).get(_QUEUE)
+        return str(found) if found else None
+
+    @property
     def world_size(self) -> int:
         """Processes of stage two, over all workers."""
         nproc = nproc_of(main_container(self.job)) or 1
-        return nproc * int(replica_specs(self.job)["Worker"]["replicas"])
+        return nproc * self.workers
 
 
 def render_job(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 
 from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
 from k8s.cluster.objects import replica_specs
@@ -17,29 +18,29 @@ _PROJECT = "app.kubernetes.io/part-of=offline-distill"
 
 
 class LogFollower:
-    """`kubectl logs -f` of one pod, started again when its container is."""
+    """`kubectl logs -f` of the first pod, started again when its container is."""
 
-    def __init__(self, kubectl: Kubectl, pod: str | None, namespace: str) -> None:
-        """Follow nothing yet; None as pod follows nothing at all."""
+    def __init__(self, kubectl: Kubectl, namespace: str) -> None:
+        """Follow nothing yet."""
         self._kubectl = kubectl
-        self._pod = pod
+        self._pod = ""
         self._namespace = namespace
         self._process: subprocess.Popen[str] | None = None
         self._seen = 0.0
 
-    def keep_following(self, *, any_running: bool) -> None:
-        """Start kubectl where none runs; called at every poll of the job."""
-        if self._pod is None or not any_running:
+    def keep_following(self, pods: Sequence[str]) -> None:
+        """Start kubectl where none runs; called at every poll with the pods that run, sorted."""
+        if not pods:
             return
         now = time.monotonic()
         if self._process is not None and self._process.poll() is None:
             self._seen = now
             return
         since = []
-        if self._process is not None:
+        if self._process is not None and self._pod == pods[0]:
             # What came since it was last seen running; a line may come twice, none is lost.
             since = [f"--since={int(now - self._seen) + 2}s"]
-        self._seen = now
+        self._seen, self._pod = now, pods[0]
         self._process = self._kubectl.follow(
             ["-n", self._namespace, "logs", "-f", self._pod, *since]
         )

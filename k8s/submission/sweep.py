@@ -103,6 +103,9 @@ def run_name(words: str, digest: str) -> str:
 def submit_sweep(jobs: Sequence[RenderedJob], *, patience: Patience) -> None:
     """Apply every job, then wait until the last has ended.
 
+    Without a queue, jobs of several nodes run one after the other: two that are half placed would
+    hold their nodes and wait for each other's.
+
     The same call again leaves finished jobs alone, follows running ones, restarts failed ones.
 
     Raises:
@@ -111,13 +114,25 @@ def submit_sweep(jobs: Sequence[RenderedJob], *, patience: Patience) -> None:
         JobTimeout: one did not end in time; they go on.
     """
     kubectl = Kubectl()
-    waiting = [job for job in jobs if begin_stage(job, patience=patience)]
     failed: list[str] = []
-    for job in waiting:
+
+    def wait(job: RenderedJob) -> None:
         try:
             run_to_end(kubectl, job.job, patience=patience)
         except JobFailed as error:
             failed.append(str(error).rstrip("."))
+
+    together = [job for job in jobs if job.workers == 1 or job.queue]
+    one_by_one = [job for job in jobs if job.workers > 1 and not job.queue]
+    for job in [job for job in together if begin_stage(job, patience=patience)]:
+        wait(job)
+    if one_by_one:
+        print(
+            f"{len(one_by_one)} jobs of several nodes, no QUEUE=: one after the other", flush=True
+        )
+    for job in one_by_one:
+        if begin_stage(job, patience=patience):
+            wait(job)
     if failed:
         lines = "".join(f"\n  - {line}" for line in failed)
         raise JobFailed(
