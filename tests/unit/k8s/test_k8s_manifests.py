@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -72,39 +70,3 @@ def test_an_overlay_of_ones_own_in_a_queue() -> None:
         assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "hyperpod-ns-research-localqueue"
         assert metadata["labels"]["kueue.x-k8s.io/priority-class"] == "training-priority"
         assert metadata["namespace"] == "hyperpod-ns-research"
-
-
-def _make(*arguments: str) -> str:
-    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "OVERLAY", "RUN")
-    environment = {name: value for name, value in os.environ.items() if name not in outer}
-    done = subprocess.run(
-        ["make", "--dry-run", *arguments], cwd=ROOT.parent, env=environment,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return " ".join(done.stdout.split())
-
-
-def test_the_targets_are_those_of_one_machine() -> None:
-    local = _make("cache-teacher", "ARGS=--seed 1")
-    assert "-m stages.cache_teacher --seed 1" in local
-    assert "k8s" not in local.replace(str(ROOT.parent), "")
-    cluster = _make(
-        "train-student", "OVERLAY=hyperpod-p5", "RUN=exp1", "NODES=2", "DRY_RUN=1", "ARGS=--seed 1"
-    )
-    assert '-m k8s train-student --overlay "hyperpod-p5" --dry-run --run "exp1"' in cluster
-    assert cluster.endswith('--nodes "2" -- --seed 1')
-    assert "-m stages.train_student" not in cluster
-    assert '--run "default"' in _make("cache-teacher", "OVERLAY=local-kind")
-
-
-def test_the_preparation_has_workers_and_no_nodes() -> None:
-    local = _make("prepare-corpus", "ARGS=--seed 1")
-    assert "-m stages.prepare_corpus --seed 1" in local
-    cluster = _make(
-        "prepare-corpus", "OVERLAY=hyperpod-p5", "RUN=exp1", "WORKERS=4", "NODE_SELECTOR=pool=cpu",
-        "ARGS=--seed 1",
-    )  # fmt: skip
-    assert '-m k8s prepare-corpus --overlay "hyperpod-p5" --run "exp1"' in cluster
-    assert cluster.endswith('--workers "4" --node_selector "pool=cpu" -- --seed 1')
-    # A variable of the environment that is called WORKERS is not the other targets'.
-    assert "--workers" not in _make("cache-teacher", "OVERLAY=local-kind", "WORKERS=4")

@@ -169,6 +169,40 @@ def test_small_files_travel_with_the_configuration(tmp_path: Path) -> None:
     assert TeacherRun.model_validate(_config(teacher)) == teacher.settings
 
 
+def test_a_configuration_carries_no_other_files(tmp_path: Path) -> None:
+    """It may be somebody else's: neither other kinds, nor files from outside its folder."""
+    folder, elsewhere = tmp_path / "config", tmp_path / "home"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "kube.yaml").write_text("users: []\n")
+    (folder / "link.yaml").symlink_to(elsewhere / "kube.yaml")
+    (folder / "netrc").write_text("machine a\n")
+    (folder / "fine.yaml").write_text("unfrozen_parameters: [mlp]\n")
+    (folder / "large.yaml").write_text("#" * 300_000)
+    (folder / "bytes.yaml").write_bytes(b"\xff\xfe")
+
+    def config(file: Path | str, field: str = "layers_to_unfreeze") -> str:
+        path = folder / "student.yaml"
+        path.write_text(yaml.safe_dump({"student": {"freeze": [], field: str(file)}}))
+        return str(path)
+
+    for file, reason in (
+        (elsewhere / "kube.yaml", "expected a file below the configuration's folder"),
+        (folder / "../home/kube.yaml", "expected a file below the configuration's folder"),
+        (folder / "link.yaml", "expected a file below the configuration's folder"),
+        (folder / "netrc", "expected a file that ends in .yaml or .yml"),
+        (folder / "large.yaml", "at most 256 KiB"),
+        (folder / "bytes.yaml", "expected a text in UTF-8"),
+    ):
+        _rejected(config=config(file), match=re.escape(f"found {file}, ") + ".*" + reason)
+    assert _config(_render(config=config(folder / "fine.yaml")))["student"]["layers_to_unfreeze"]
+    for name in ("../../etc", "a/../../b"):
+        _rejected(config=config(name, "model"), match="student.model: found .* without `..`")
+    teacher = folder / "teacher.yaml"
+    teacher.write_text(yaml.safe_dump({"corpus": {"chat_template": "/etc/passwd"}}))
+    _rejected(stage="cache-teacher", config=str(teacher), match="a file that ends in .jinja")
+
+
 def test_what_was_pushed_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="run `make push-images`"):

@@ -265,3 +265,19 @@ def test_the_sample_would_not_pass() -> None:
     found = " ".join(document_mistakes([job]))
     for wanted in ("autoscaler", "maxReplicas 64", "torchrun", "looks like a token", "latest"):
         assert wanted in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "machine huggingface.co login me password hunter2", "machine a password b",
+        "aws_secret_access_key = " + "wJalrXUtnFEMI/K7MDENG" * 2, "AWS_SESSION_TOKEN: '" + "x" * 40,
+        '{"auths": {"a": {"auth": "dXNlcjpwYXNzd29yZA=="}}}', "https://me:secret@hub.example/x",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_secret_is_not_uploaded(text: str) -> None:
+    config_map = {
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"},
+        "data": {"config.yaml": text},
+    }  # fmt: skip
+    assert any("looks like a token" in line for line in document_mistakes([config_map]))
