@@ -168,8 +168,15 @@ format: setup-dev ## Format the sources with ruff
 	@$(STUDENT) -m ruff format pipeline stages k8s docker tests
 	@$(STUDENT) -m ruff check --fix pipeline stages k8s docker tests
 
+# Beside the environment, not in it: its pins are those of AWS's command-line tools.
+HYPERPOD_FOLDER = .hyperpod-models
+.PHONY: hyperpod-models
+hyperpod-models: setup-dev ## Fetch the models of HyperPod's own operator for the checks (260 KB once)
+	@test -d $(HYPERPOD_FOLDER)/sagemaker || $(dir $(STUDENT))uv pip install --quiet --python $(STUDENT) --no-deps \
+	  --target $(HYPERPOD_FOLDER) sagemaker-hyperpod==3.12.0
+
 .PHONY: test
-test: setup-dev ## Run all tests except the slow ones (under 10 minutes on 2 cores; ARGS= for pytest)
+test: setup-dev hyperpod-models ## Run all tests except the slow ones (under 10 minutes on 2 cores; ARGS= for pytest)
 	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "not slow and not browser and not triton" --durations 15 $(ARGS)
 
 .PHONY: test-all
@@ -225,7 +232,7 @@ logs: setup-dev ## Follow the logs of a run (OVERLAY=, RUN=, STAGE=)
 	@$(CLUSTER) $@ $(PLACE) $(NAMED) $(call flag,--stage,STAGE)
 
 .PHONY: manifests
-manifests: setup-dev ## Render and check every manifest; lint Dockerfiles, shell and YAML (needs no cluster)
+manifests: setup-dev hyperpod-models ## Render and check every manifest; lint Dockerfiles, shell and YAML (needs no cluster)
 	@$(CLUSTER) manifests
 
 .PHONY: simulate-cluster

@@ -19,7 +19,7 @@ __all__ = ["check_documents", "document_mistakes", "token_mistakes"]
 PREREQUISITES = {"PersistentVolumeClaim": {"fsx-claim"}}
 """What a render may name without containing it; ops/fsx-static or fsx-dynamic creates it."""
 
-_WORKLOADS = ("PyTorchJob", "Job", "Pod")
+_WORKLOADS = ("PyTorchJob", "HyperPodPyTorchJob", "Job", "Pod")
 _OFFLINE = ("cache-teacher", "train-student", "check-cache", "prepare-corpus")
 _AS_ROOT = ("fsx-init",)
 _TOKENS = re.compile(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from k8s.cluster.objects import Object
 
-__all__ = ["WORKLOADS", "Workload", "address", "is_workload", "selector"]
+__all__ = ["WORKLOADS", "Operator", "Workload", "address", "is_workload", "selector"]
+
+
+Operator = Literal["kubeflow", "hyperpod", "trainer"]
+"""Whose kind of job: the training operator's, HyperPod's own operator's, Trainer v2's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def fsx_volume(name: str, arguments: Sequence[str]) -> None:
     from k8s.rendering.operations import fsx_volume as volume_objects
 
     options, dry, _ = parse(VolumeOptions, name, arguments)
-    documents = volume_objects(**options.model_dump())
+    documents = volume_objects(**options.model_dump(exclude={"instance"}))
     if dry:
         show(documents)
         return

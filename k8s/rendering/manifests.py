@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
 from k8s.checks.validate import check_documents, document_mistakes
+from k8s.cluster.instances import INSTANCES
 from k8s.cluster.kubectl import render_kustomization
 from k8s.cluster.objects import ROOT, Object, dump_documents, find, pod_spec
+from k8s.cluster.workloads import Operator
+from k8s.rendering.katib import katib_experiment, trial_job
 from k8s.rendering.operations import fsx_init_job, fsx_volume, prefetch_job
 from k8s.rendering.preflight import check_cache_job
 from k8s.rendering.prepare import prepare_corpus_job
 from k8s.rendering.render import RenderedJob, render_job
 from k8s.rendering.run_config import STAGES, Stage
-from k8s.rendering.variants import katib_experiment, train_job, trial_job
 from pipeline.errors import ConfigError, DistillError
 
 __all__ = ["EXAMPLE_IMAGES", "check_everything", "example_files", "lint"]
@@ -55,9 +59,11 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
         overlay = folder.name
         # As it is, for `kubectl apply -k` ...
         yield f"overlay {overlay}", partial(_check_folder, folder)
-        # ... and as the submit step renders it.
+        # ... and as the submit step renders it, for each operator.
         for stage in STAGES:
             yield f"  {stage}", partial(_render, stage, overlay)
+            for operator in get_args(Operator)[1:]:
+                yield f"  {stage}, {operator}", partial(_render, stage, overlay, operator=operator)
         yield "  check-cache", partial(_check_preflight, overlay)
         yield "  prepare-corpus", partial(_check_preparation, overlay)
         image = None if overlay == "local-kind" else EXAMPLE_IMAGES["cache-teacher"]
@@ -65,16 +71,22 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
             "  prefetch",
             partial(prefetch_job, overlay=overlay, secret="hub-token", image=image),
         )
-        yield "  fsx-init", partial(fsx_init_job, overlay=overlay, image=image)
-    file_system = {"file_system": "fs-0123456789abcdef0", "mount_name": "abcdefgh"}
+        yield "  fsx-init", partial(fsx_init_job, overlay=overlay)
+    for name in INSTANCES:
+        yield f"instance {name}", partial(_check_instance, name)
+    yield "monitoring", _check_monitoring
+    file_system: dict[str, Any] = {"file_system": "fs-0123456789abcdef0", "mount_name": "abcdefgh"}
     yield (
         "fsx volume, existing",
-        partial(fsx_volume, overlay="hyperpod-p5", region="us-west-2", **file_system),
+        partial(fsx_volume, overlay="hyperpod", region="us-west-2", **file_system),
     )
-    network = {"subnet": "subnet-0123456789abcdef0", "security_group": "sg-0123456789abcdef0"}
-    yield "fsx volume, new", partial(fsx_volume, overlay="hyperpod-p5", **network)
+    network: dict[str, Any] = {
+        "subnet": "subnet-0123456789abcdef0",
+        "security_group": "sg-0123456789abcdef0",
+    }
+    yield "fsx volume, new", partial(fsx_volume, overlay="hyperpod", **network)
     yield "example kueue", partial(_check_folder, ROOT / "examples/kueue")
-    yield "examples katib, trainjob", _check_examples
+    yield "example katib", _check_examples
     yield "hadolint, shellcheck, yamllint", lint
 
 
@@ -91,6 +103,19 @@ def _check_preparation(overlay: str) -> None:
     prepare_corpus_job(_render("cache-teacher", overlay), workers=2)
 
 
+def _check_instance(name: str) -> None:
+    for stage in STAGES:
+        _render(stage, "hyperpod", instance=name)
+
+
+def _check_monitoring() -> None:
+    check_documents(render_kustomization(ROOT / "ops/monitoring"), source="k8s/ops/monitoring")
+    try:
+        json.loads((ROOT / "ops/monitoring/dashboard.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"k8s/ops/monitoring/dashboard.json: {error}", expected="JSON") from None
+
+
 def _check_examples() -> None:
     wrong = []
     for name, wanted in example_files().items():
@@ -103,26 +128,23 @@ def _check_examples() -> None:
         raise ConfigError(mistakes=wrong)
 
 
-def _render(stage: Stage, overlay: str) -> RenderedJob:
+def _render(stage: Stage, overlay: str, **more: Any) -> RenderedJob:
     image = None if overlay == "local-kind" else EXAMPLE_IMAGES[stage]
-    return render_job(stage=stage, run="check", overlay=overlay, image=image)
+    return render_job(stage=stage, run="check", overlay=overlay, image=image, **more)
 
 
 def example_files() -> dict[str, str]:
     """Return the rendered examples by their place below k8s/examples."""
-    student = _plain(_render("train-student", "hyperpod-p5"))
+    student = _plain(_render("train-student", "hyperpod"))
     experiment = katib_experiment(student)
     found = document_mistakes(experiment)
     # What the operator will see is a trial, not the template.
     trial = trial_job(experiment[-1], name="trial-1", values={"temperature": "1.0", "alpha": "0.5"})
     found += document_mistakes([*experiment[:-1], trial])
-    trainer = train_job(student)
-    found += document_mistakes(trainer)
     if found:
         raise ConfigError(mistakes=[f"k8s/examples: {line}" for line in found])
     return {
         "katib/experiment.yaml": _example(experiment, "A Katib Experiment over the student's job."),
-        "trainjob/trainjob.yaml": _example(trainer, "The student as a Trainer v2 TrainJob."),
     }
 
 

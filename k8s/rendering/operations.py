@@ -112,6 +112,8 @@ def fsx_volume(
     subnet: str | None = None,
     security_group: str | None = None,
     storage: str = "1200Gi",
+    throughput: int = 250,
+    efa: bool = False,
 ) -> list[Object]:
     """Return volume and claim of an FSx file system: an existing one, or a new one by its claim.
 
@@ -124,6 +126,8 @@ def fsx_volume(
         subnet: of a new file system, with `security_group`.
         security_group: of a new file system.
         storage: its size.
+        throughput: of a new file system, MB/s of each TiB.
+        efa: of a new file system, whether clients may use EFA.
 
     Raises:
         ConfigError: neither the one set of values nor the other is complete.
@@ -146,6 +150,8 @@ def fsx_volume(
     ):
         if value and not re.fullmatch(pattern, value):
             raise ConfigError(f"{name}: found {value!r}", expected=f"a text like {pattern}")
+    if throughput not in (125, 250, 500, 1000):
+        raise ConfigError(f"THROUGHPUT: found {throughput}", expected="125, 250, 500 or 1000")
     documents = render_kustomization(
         ROOT / "ops" / ("fsx-static" if all(static) else "fsx-dynamic")
     )
@@ -166,7 +172,12 @@ def fsx_volume(
         }
     storage_class = find(documents, "StorageClass")
     if storage_class is not None:
-        storage_class["parameters"] |= {"subnetId": subnet, "securityGroupIds": security_group}
+        storage_class["parameters"] |= {
+            "subnetId": subnet,
+            "securityGroupIds": security_group,
+            "perUnitStorageThroughput": str(throughput),
+            "efaEnabled": str(efa).lower(),
+        }
     check_documents(documents, source="k8s/ops")
     return documents
 
@@ -179,13 +190,19 @@ def _op(
     documents = render_kustomization(ROOT / "ops" / name)
     place = namespace or _namespace(base)
     teacher = find_job(base, "cache-teacher", source=overlay)
-    if image is None and instance_type(teacher) is not None:
-        image = pushed_image("distill-teacher")
     for item in documents:
         item["metadata"]["namespace"] = place
         if item["kind"] == "Job":
-            set_image(item, image or main_container(teacher)["image"])
+            set_image(item, _op_image(item, teacher, image))
     return documents, base
+
+
+def _op_image(job: Object, teacher: Object, image: str | None) -> str | None:
+    """Return the image given, else the teacher's where the operation needs it; None: its own."""
+    if image is not None or main_container(job)["image"] != "distill-teacher":
+        return image
+    pushed = pushed_image("distill-teacher") if instance_type(teacher) is not None else None
+    return pushed or str(main_container(teacher)["image"])
 
 
 def _namespace(documents: list[Object]) -> str:

@@ -68,6 +68,7 @@ def resolve_config(
     config: str | None = None,
     default: str = "",
     flags: Sequence[str] = (),
+    metrics_port: int | None = None,
 ) -> RunConfig:
     """Resolve files and flags as the stage would, and put its paths on the volume.
 
@@ -79,6 +80,7 @@ def resolve_config(
         default: the overlay's own configuration, YAML. Its paths belong to the run `default`, so
             they give way to this run's.
         flags: as on the stage's command line, above the file.
+        metrics_port: of the pods, where the configuration names none (0 there: off).
 
     Raises:
         ConfigError: what the stage itself would reject, or a path that is not on the volume.
@@ -98,6 +100,8 @@ def resolve_config(
             elsewhere={f"make {other}": stage_model(other) for other in STAGES if other != stage},
         )
     data = command.settings.model_dump(mode="json")
+    if metrics_port is not None and data["observe"]["prometheus_port"] is None:
+        data["observe"] |= {"prometheus_port": metrics_port, "prometheus_host": "0.0.0.0"}
     mistakes: list[str] = []
     for section, field, name in _PATHS[stage]:
         holder = data if section is None else data[section]

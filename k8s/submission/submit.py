@@ -74,7 +74,7 @@ def submit_stage(
     """
     patience = patience or Patience()
     if begin_stage(rendered, cache_identity=cache_identity, patience=patience):
-        run_to_end(Kubectl(), rendered.job, patience=patience, with_logs=True)
+        run_to_end(Kubectl(), rendered.submitted, patience=patience, with_logs=True)
 
 
 def begin_stage(
@@ -91,8 +91,8 @@ def begin_stage(
             unfinished job has this run's folder.
     """
     kubectl = Kubectl()
-    require(kubectl, rendered.documents, rendered.namespace)
-    job = rendered.job
+    require(kubectl, rendered.objects, rendered.namespace)
+    job = rendered.submitted
     state = _state(kubectl, job)
     if state is not None and state.phase == "succeeded":
         print(f"{rendered.name}: has succeeded already; delete it to run it again", flush=True)
@@ -103,8 +103,8 @@ def begin_stage(
             _check_cache(kubectl, rendered, cache_identity, patience)
         if state is not None:
             print(f"{rendered.name}: failed before ({state.reason}); restarting it", flush=True)
-            _delete(kubectl, *_of_run(rendered.documents))
-        apply(kubectl, rendered.documents)
+            _delete(kubectl, *_of_run(rendered.objects))
+        apply(kubectl, rendered.objects)
     else:
         print(f"{rendered.name}: is {state.phase} already; following it", flush=True)
     return True

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from k8s.checks.job_rules import LONGEST_NAME
 from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
@@ -36,6 +37,7 @@ def render_sweep(
     namespace: str | None = None,
     queue: str | None = None,
     priority: str | None = None,
+    **more: Any,
 ) -> list[RenderedJob]:
     """Render and check the job of every point; nothing is submitted.
 
@@ -47,6 +49,7 @@ def render_sweep(
         namespace: None takes the overlay's.
         queue: Kueue's local queue.
         priority: Kueue's priority class.
+        more: instance, topology and operator.
 
     Raises:
         ConfigError: with every mistake of the file; a search, which needs its runs' results; or
@@ -89,6 +92,7 @@ def render_sweep(
                     namespace=namespace,
                     queue=queue,
                     priority=priority,
+                    **more,
                 )
             )
     return jobs
@@ -118,7 +122,7 @@ def submit_sweep(jobs: Sequence[RenderedJob], *, patience: Patience) -> None:
 
     def wait(job: RenderedJob) -> None:
         try:
-            run_to_end(kubectl, job.job, patience=patience)
+            run_to_end(kubectl, job.submitted, patience=patience)
         except JobFailed as error:
             failed.append(str(error).rstrip("."))
 

@@ -192,7 +192,7 @@ def test_an_unreachable_cluster(
 
 def test_a_volume_that_is_not_there(api: ApiStub, call: Any) -> None:
     image = EXAMPLE_IMAGES["cache-teacher"]
-    code, _, err = call("cache-teacher", "--overlay", "hyperpod-p5", "--image", image)
+    code, _, err = call("cache-teacher", "--overlay", "hyperpod", "--image", image)
     assert code == 1
     message = one_error(err)
     assert "persistentvolumeclaim fsx-claim: not in namespace hyperpod-ns-distill" in message

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 def test_every_manifest(capfd: pytest.CaptureFixture[str]) -> None:
     manifests.check_everything()
     output = capfd.readouterr().out
-    for name in ("local-kind", "hyperpod-p5", "hyperpod-p5en", "hyperpod-p4d", "kueue", "katib"):
+    for name in ("local-kind", "hyperpod", "ml.p6-b300.48xlarge", "kueue", "katib"):
         assert name in output
 
 
@@ -48,7 +48,7 @@ def test_an_example_that_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         manifests._check_examples()
 
 
-@pytest.mark.parametrize("overlay", ["local-kind", "hyperpod-p5", "hyperpod-p5en", "hyperpod-p4d"])
+@pytest.mark.parametrize("overlay", ["local-kind", "hyperpod"])
 def test_patches_keep_what_the_base_has(overlay: str) -> None:
     """Without merge keys for the custom resource, a patch of a list would have replaced it."""
     base = render_kustomization(ROOT / "base")

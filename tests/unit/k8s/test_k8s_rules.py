@@ -19,14 +19,14 @@ from k8s.rendering.render import RenderedJob, render_job
 @pytest.fixture(scope="module")
 def student() -> RenderedJob:
     return render_job(
-        stage="train-student", run="r", overlay="hyperpod-p5", image=EXAMPLE_IMAGES["train-student"]
+        stage="train-student", run="r", overlay="hyperpod", image=EXAMPLE_IMAGES["train-student"]
     )
 
 
 @pytest.fixture(scope="module")
 def teacher() -> RenderedJob:
     return render_job(
-        stage="cache-teacher", run="r", overlay="hyperpod-p4d",
+        stage="cache-teacher", run="r", overlay="hyperpod", instance="p4d",
         image=EXAMPLE_IMAGES["cache-teacher"],
     )  # fmt: skip
 
@@ -86,6 +86,23 @@ STUDENT: dict[str, tuple[Callable[[Object], Any], str]] = {
     "no number of processes": (
         lambda j: _container(j).update(command=["torchrun", "-m", "x"]), "no --nproc-per-node",
     ),
+    "no time for a checkpoint before the pod is killed": (
+        lambda j: _container(j).update(
+            command=["torchrun", "--nproc-per-node=8", "--shutdown-timeout=600", "-m", "x"]
+        ),
+        "--shutdown-timeout: found 600, expected less than terminationGracePeriodSeconds (600)",
+    ),
+    "the same by its variable": (
+        lambda j: _env(j, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "900"), "found 900, expected less than",
+    ),
+    "a temporary folder without a bound": (
+        lambda j: pod_spec(j)["volumes"].append({"name": "t", "emptyDir": {}}),
+        "volume t: found no sizeLimit",
+    ),
+    "a disk without a request": (
+        lambda j: _container(j)["resources"]["requests"].pop("ephemeral-storage"),
+        "ephemeral-storage: expected a request and a limit",
+    ),
     "another launcher": (
         lambda j: _container(j).update(command=["accelerate", "--nproc-per-node=8"]),
         "expected torchrun",
@@ -99,7 +116,7 @@ STUDENT: dict[str, tuple[Callable[[Object], Any], str]] = {
     ),
     "an unknown type": (
         lambda j: pod_spec(j).update(nodeSelector={"node.kubernetes.io/instance-type": "ml.p9"}),
-        "found ml.p9, expected one of ml.p4d.24xlarge",
+        "found ml.p9, expected one of ml.g6e.2xlarge",
     ),
     "more memory than the node has": (
         lambda j: _resources(j, "memory", "2000Gi"), "found 2000Gi, expected at most 1905Gi",
@@ -206,6 +223,9 @@ def test_a_broken_student(student: RenderedJob, what: str) -> None:
 def test_a_teacher_with_elastic_policy_or_master(teacher: RenderedJob) -> None:
     job = copy.deepcopy(teacher.job)
     assert job_mistakes(job) == []
+    annotations = {"sagemaker.amazonaws.com/enable-job-auto-resume": "true"}
+    job["metadata"]["annotations"] = annotations
+    assert "a resume stops all" in " ".join(job_mistakes(job))
     job["spec"]["elasticPolicy"] = {"minReplicas": 8, "maxReplicas": 8}
     assert "as soon as one worker has no shard left" in " ".join(job_mistakes(job))
     del job["spec"]["elasticPolicy"]
