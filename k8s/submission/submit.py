@@ -161,18 +161,22 @@ def run_to_end(
             if state.phase == "failed":
                 logs.drain()
                 _print_last_lines(kubectl, job)
-                raise JobFailed(
-                    f"{name}: failed ({state.reason or 'no reason given'})",
+                end = final_end(_pods(kubectl, job))
+                said = f"; {end.pod} said: {end.message.rstrip('.')}" if end else ""
+                failure = JobFailed(
+                    f"{name}: failed ({state.reason or 'no reason given'}){said}",
                     do=f"the last lines are above, all of them in `kubectl -n {namespace} logs "
                     f"-l {selector(job)}`; the same command restarts it where it stopped",
                 )
+                failure.exit_code = end.exit_code if end else failure.exit_code
+                raise failure
             pods = _pods(kubectl, job)
             line = f"{state.reason or pods_line(pods)}"
             if line != last_line:
                 print(f"{name}: {line}", flush=True)
                 last_line = line
             end = final_end(pods)
-            if end is not None:
+            if end is not None and not _ends_itself(job):
                 _end_for_good(kubectl, job, end)
             _raise_if_stuck(name, namespace, stuck_pods(pods), stuck_since, patience.stuck_s)
             left = _time_left(started, patience.timeout_s)
@@ -187,6 +191,12 @@ def run_to_end(
             _wait(kubectl, job, min(patience.poll_s, left))
     finally:
         logs.close()
+
+
+def _ends_itself(job: Object) -> bool:
+    """Whether Kubernetes ends a job at once where another try would change nothing."""
+    spec = job["spec"]
+    return job["kind"] == "Job" and ("podFailurePolicy" in spec or spec.get("backoffLimit") == 0)
 
 
 def _end_for_good(kubectl: Kubectl, job: Object, end: FinalEnd) -> None:

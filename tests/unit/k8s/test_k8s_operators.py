@@ -14,6 +14,7 @@ from k8s.cluster.workloads import selector
 from k8s.rendering.manifests import EXAMPLE_IMAGES
 from k8s.rendering.render import RenderedJob, render_job
 from k8s.submission.job_state import job_state
+from k8s.submission.status import _workers
 from pipeline.errors import FINAL_EXIT_CODES
 
 
@@ -106,6 +107,12 @@ def test_the_network_level_is_asked_for_by_choice() -> None:
             _render("train-student", operator, topology=level).objects
         )
         assert key not in str(_render("train-student", operator).objects)
+
+
+def test_the_list_counts_the_workers_of_every_kind() -> None:
+    for operator in ("kubeflow", "hyperpod", "trainer"):
+        assert _workers(_render("train-student", operator, nodes=3).submitted) == 3
+    assert _workers(_render("cache-teacher", "trainer", nodes=3).submitted) == 24
 
 
 @pytest.mark.parametrize(
