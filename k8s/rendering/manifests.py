@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -11,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from k8s.checks.validate import check_documents, document_mistakes
+from k8s.checks.validate import check_documents
 from k8s.cluster.instances import INSTANCES
 from k8s.cluster.kubectl import render_kustomization
-from k8s.cluster.objects import ROOT, Object, dump_documents, find, pod_spec
+from k8s.cluster.objects import ROOT, Object
 from k8s.cluster.workloads import Operator
 from k8s.rendering.katib import katib_experiment, trial_job
 from k8s.rendering.operations import fsx_init_job, fsx_volume, prefetch_job
@@ -24,9 +23,8 @@ from k8s.rendering.render import RenderedJob, render_job
 from k8s.rendering.run_config import STAGES, Stage
 from pipeline.errors import ConfigError, DistillError
 
-__all__ = ["EXAMPLE_IMAGES", "check_everything", "example_files", "lint"]
+__all__ = ["EXAMPLE_IMAGES", "check_everything", "katib_example", "lint"]
 
-_EXAMPLE = "train-student-example"
 _REGISTRY = "111122223333.dkr.ecr.us-west-2.amazonaws.com"
 EXAMPLE_IMAGES = {
     "cache-teacher": f"{_REGISTRY}/distill-teacher@sha256:{'0' * 64}",
@@ -86,7 +84,7 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
     }
     yield "fsx volume, new", partial(fsx_volume, overlay="hyperpod", **network)
     yield "example kueue", partial(_check_folder, ROOT / "examples/kueue")
-    yield "example katib", _check_examples
+    yield "example katib", katib_example
     yield "hadolint, shellcheck, yamllint", lint
 
 
@@ -116,55 +114,23 @@ def _check_monitoring() -> None:
         raise ConfigError(f"k8s/ops/monitoring/dashboard.json: {error}", expected="JSON") from None
 
 
-def _check_examples() -> None:
-    wrong = []
-    for name, wanted in example_files().items():
-        file = ROOT / "examples" / name
-        if not file.exists() or file.read_text(encoding="utf-8") != wanted:
-            wrong.append(
-                f"k8s/examples/{name}: not what the code renders; run `python -m k8s examples`"
-            )
-    if wrong:
-        raise ConfigError(mistakes=wrong)
-
-
 def _render(stage: Stage, overlay: str, **more: Any) -> RenderedJob:
     image = None if overlay == "local-kind" else EXAMPLE_IMAGES[stage]
     return render_job(stage=stage, run="check", overlay=overlay, image=image, **more)
 
 
-def example_files() -> dict[str, str]:
-    """Return the rendered examples by their place below k8s/examples."""
-    student = _plain(_render("train-student", "hyperpod"))
-    experiment = katib_experiment(student)
-    found = document_mistakes(experiment)
+def katib_example() -> list[Object]:
+    """Return the student of overlay `hyperpod` as a Katib Experiment, checked.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    experiment = katib_experiment(_render("train-student", "hyperpod"))
     # What the operator will see is a trial, not the template.
     trial = trial_job(experiment[-1], name="trial-1", values={"temperature": "1.0", "alpha": "0.5"})
-    found += document_mistakes([*experiment[:-1], trial])
-    if found:
-        raise ConfigError(mistakes=[f"k8s/examples: {line}" for line in found])
-    return {
-        "katib/experiment.yaml": _example(experiment, "A Katib Experiment over the student's job."),
-    }
-
-
-def _plain(rendered: RenderedJob) -> RenderedJob:
-    """Give a job a name and a configuration that a new field of the schema does not change."""
-    plain = copy.deepcopy(rendered)
-    config_map, job = find(plain.documents, "ConfigMap"), plain.job
-    assert config_map is not None
-    config = ROOT / "base/train-student-config.yaml"
-    config_map["data"] = {"config.yaml": config.read_text(encoding="utf-8")}
-    for volume in pod_spec(job)["volumes"]:
-        if "configMap" in volume:
-            volume["configMap"]["name"] = _EXAMPLE
-    config_map["metadata"]["name"] = job["metadata"]["name"] = _EXAMPLE
-    return plain
-
-
-def _example(documents: list[Object], what: str) -> str:
-    head = f"# {what} Written by `python -m k8s examples`; do not edit.\n---\n"
-    return head + dump_documents(documents)
+    for documents in (experiment, [*experiment[:-1], trial]):
+        check_documents(documents, source="k8s/rendering/katib.py")
+    return experiment
 
 
 def lint() -> None:

@@ -61,7 +61,7 @@ def render_sweep(
             f"{path}: found a search",
             expected="a grid or a list of points: a search needs the results of its runs",
             do="run it on one machine with --parallel, or give its space to Katib "
-            "(k8s/examples/katib)",
+            "(`python -m k8s katib` prints an example)",
         )
     space = read_space(file)
     points = space.points()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from k8s.__main__ import main
 from k8s.cluster.kubectl import render_kustomization
 from k8s.cluster.objects import ROOT, find_job, pod_spec
 from k8s.rendering import manifests
@@ -35,17 +37,13 @@ def test_the_linters_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monk
         assert name in str(caught.value)
 
 
-def test_an_example_that_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in manifests.example_files():
-        file = tmp_path / "examples" / name
-        file.parent.mkdir(parents=True)
-        file.write_text((ROOT / "examples" / name).read_text() + "# edited\n")
-    (tmp_path / "base").symlink_to(ROOT / "base")
-    monkeypatch.setattr(manifests, "ROOT", tmp_path)
-    with pytest.raises(
-        ConfigError, match="not what the code renders; run `python -m k8s examples`"
-    ):
-        manifests._check_examples()
+def test_the_student_as_a_katib_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["katib"]) == 0
+    *_, experiment = yaml.safe_load_all(capsys.readouterr().out)
+    assert experiment["kind"] == "Experiment"
+    trial = experiment["spec"]["trialTemplate"]["trialSpec"]
+    assert trial["kind"] == "PyTorchJob"
+    assert "--loss.alpha=${trialParameters.alpha}" in str(trial)
 
 
 @pytest.mark.parametrize("overlay", ["local-kind", "hyperpod"])
