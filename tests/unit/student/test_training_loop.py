@@ -63,6 +63,9 @@ class _Engine:
     def save(self, folder: Path, *, step: int) -> None:
         self.events.append(f"save {step}")
 
+    def use_average(self) -> None:
+        return None
+
     def grad_norm(self) -> None:
         return None
 
