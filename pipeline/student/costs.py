@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.loss.gpu.chunks import chunk_layout
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
+from pipeline.student.activations import activations
 from pipeline.student.settings import StudentSettings
 from pipeline.student.train_settings import TrainSettings
 
@@ -15,9 +16,6 @@ __all__ = ["TrainingMemory", "model_flops", "training_flops", "training_memory"]
 
 _BASE_BYTES = 1 << 30
 """Interpreter, torch and, on a GPU, its context."""
-_ACTIVATION_FLOATS = 40
-"""Numbers kept per token, layer and hidden unit without checkpointing (Llama-like, measured by
-peak memory at 2,048 tokens; a bound, not a fit)."""
 _ADAPTER_SHARE = 1 / 16
 """Adapters hold up to this share of the weights."""
 
@@ -32,7 +30,7 @@ class TrainingMemory:
     head: int
     """Logits and their gradient of one chunk; on a GPU also the sum of the head's gradient."""
     offloaded: int = 0
-    """What is in CPU memory instead: the optimiser's state, the weights."""
+    """What is in CPU memory instead: the optimiser's state, the weights, inputs of layers."""
 
     @property
     def device(self) -> int:
@@ -58,18 +56,13 @@ def training_memory(
         student: its adapters and checkpointing.
         train: its ZeRO stage and offloading.
         loss: rows of a chunk.
-        tokens: of one forward pass.
+        tokens: of one forward pass, or of this process's slice of it.
         world_size: processes that ZeRO divides the state among.
         dtype: `float32`, `bfloat16` or `float16`.
         device_bytes: memory of the GPU; None on a CPU.
     """
     element = 4 if dtype == "float32" else 2
-    kept = tokens * shape.hidden * shape.layers * element
-    if student.gradient_checkpointing:
-        # The input of each layer, and all of the one that is being recomputed.
-        activations = kept + kept // shape.layers * _ACTIVATION_FLOATS
-    else:
-        activations = kept * _ACTIVATION_FLOATS
+    kept = activations(shape, student, train, tokens=tokens, element=element)
     frozen, learning = 0.0, float(shape.parameters)
     if student.lora.enabled:
         frozen, learning = learning, learning * _ADAPTER_SHARE
@@ -93,9 +86,9 @@ def training_memory(
     )
     return TrainingMemory(
         state=int(weights + gradients + optimizer + average - offloaded),
-        activations=int(activations),
+        activations=kept.device,
         head=_head(shape, student, loss, element=element, device_bytes=device_bytes),
-        offloaded=0 if train.offload_folder is not None else int(offloaded),
+        offloaded=kept.host + (0 if train.offload_folder is not None else int(offloaded)),
     )
 
 

@@ -54,8 +54,8 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
         )
         for checkpointing in (False, True)
     }  # fmt: skip
-    assert sizes[False].activations == 4096 * 1000 * 10 * 2 * 40
-    assert sizes[True].activations == 4096 * 1000 * 2 * (10 + 40)
+    assert sizes[False].activations == 4096 * 1000 * 10 * 2 * 48
+    assert sizes[True].activations == 4096 * 1000 * 2 * (10 + 48)
     assert sizes[True].head == 3 * 4 * 100 * 5000
 
 

@@ -60,11 +60,11 @@ class _Engine:
     def barrier(self) -> None:
         pass
 
+    def use_average(self) -> None:
+        pass
+
     def save(self, folder: Path, *, step: int) -> None:
         self.events.append(f"save {step}")
-
-    def use_average(self) -> None:
-        return None
 
     def grad_norm(self) -> None:
         return None
