@@ -277,6 +277,10 @@ bench-step: setup-dev ## Measure a training step from the cache over plain fine-
 bench-sequence-parallel: setup-dev ## Measure losses and weights of two processes that share each pass, over one process
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sequence_parallel $(ARGS)
 
+.PHONY: bench-zero-stages
+bench-zero-stages: setup-dev ## Measure the first step of bfloat16 weights at each ZeRO stage over stage 2's, and sums of gradients
+	@OMP_NUM_THREADS=1 $(STUDENT) -W ignore -m tests.bench.zero_stages $(ARGS)
+
 .PHONY: bench-sweep
 bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sweep $(ARGS)

@@ -60,6 +60,9 @@ class _Engine:
     def barrier(self) -> None:
         pass
 
+    def use_average(self) -> None:
+        pass
+
     def save(self, folder: Path, *, step: int) -> None:
         self.events.append(f"save {step}")
 
