@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.data.collate import Batch
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
 from pipeline.data.stream.train_stream import Agree, TrainStream
 from pipeline.evaluate.measures import HeldoutScores
+from pipeline.models.device import uses_gpu
 from pipeline.observe.devices import device_of_driver
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
+from pipeline.storage.folder_lock import FolderLock
 from pipeline.student.build.model import optimizer_groups
 from pipeline.student.costs import model_flops
 from pipeline.student.engine.groups import divided_groups
@@ -40,9 +43,11 @@ from pipeline.student.training.resume import ResumePoint, find_resume_point, loa
 from pipeline.student.training.shard_copies import open_local_copies
 from pipeline.student.training.skip_agreement import SkipAgreement
 
-__all__ = ["train_student"]
+__all__ = ["LOCK_FILE", "train_student"]
 
 _log = logging.getLogger(__name__)
+LOCK_FILE = ".train.lock"
+"""In `output_dir`, while a run goes on."""
 
 
 def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path:
@@ -63,17 +68,22 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     use_cores()
     if distributed.is_first:
         warn_of_short_grace()
-    init_distributed(distributed, timeout_s=inputs.train.timeout_s)
-    try:
-        with peer_errors(distributed):
-            uploads = _train(run, target)
-    finally:
-        shut_down_distributed()
-    # After the others have gone: a slow net is no dead peer.
-    if uploads is not None:
-        uploads.finish()
-    if distributed.is_first:
-        push_if_asked(inputs.output, target)
+    with ExitStack() as held:
+        init_distributed(distributed, timeout_s=inputs.train.timeout_s)
+        try:
+            with peer_errors(distributed):
+                if run.is_first:
+                    # Before anything is deleted; the others meet rank 0 before they write.
+                    lock = FolderLock(run.folder, LOCK_FILE)
+                    held.enter_context(lock.take(doing="trains a student into"))
+                uploads = _train(run, target)
+        finally:
+            shut_down_distributed()
+        # After the others have gone: a slow net is no dead peer.
+        if uploads is not None:
+            uploads.finish()
+        if distributed.is_first:
+            push_if_asked(inputs.output, target)
     return target
 
 
@@ -249,7 +259,7 @@ def _peak(run: RunOnRank) -> Peak | None:
     """
     import torch
 
-    if not torch.cuda.is_available() or run.dtype == "float32":
+    if not uses_gpu() or run.dtype == "float32":
         return None
     device = device_of_driver(torch.cuda.get_device_name())
     if device is None:

@@ -12,7 +12,12 @@ from pipeline.errors import ConfigError
 from pipeline.storage.local import require_writable
 from pipeline.student.train_settings import TrainSettings
 
-__all__ = ["check_offload_folder", "make_muon", "one_kind_of_zero_optimizer"]
+__all__ = [
+    "check_offload_folder",
+    "keep_gradient_norm",
+    "make_muon",
+    "one_kind_of_zero_optimizer",
+]
 
 
 def make_muon(settings: TrainSettings, groups: Sequence[dict[str, Any]]) -> Any:
@@ -55,6 +60,20 @@ def one_kind_of_zero_optimizer() -> Iterator[None]:
         yield
     finally:
         Engine._do_optimizer_sanity_check = choose
+
+
+def keep_gradient_norm(engine: Any) -> None:
+    """Let an engine without ZeRO keep the norm that it clips by; it throws it away by itself."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip() -> None:
+        engine._global_grad_norm = clip_grad_norm_(
+            parameters=engine.module.parameters(),
+            max_norm=engine.gradient_clipping(),
+            mpu=engine.mpu,
+        )
+
+    engine.clip_fp32_gradients = clip
 
 
 def check_offload_folder(settings: TrainSettings, *, on_gpu: bool) -> None:

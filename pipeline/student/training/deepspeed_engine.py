@@ -15,7 +15,11 @@ from pipeline.errors import ConfigError, DistillError, ModelError, ResumeError, 
 from pipeline.models.device import uses_gpu
 from pipeline.student.engine.average import WeightAverage
 from pipeline.student.engine.config import deepspeed_config
-from pipeline.student.engine.deepspeed_parts import make_muon, one_kind_of_zero_optimizer
+from pipeline.student.engine.deepspeed_parts import (
+    keep_gradient_norm,
+    make_muon,
+    one_kind_of_zero_optimizer,
+)
 from pipeline.student.train_settings import TrainSettings
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import make_optimizer, make_schedule
@@ -172,6 +176,8 @@ class DeepSpeedEngine:
             # a step of the default run.
             self._engine.enable_backward_allreduce = False
 
+        if self._stage == 0:
+            keep_gradient_norm(self._engine)
         self._average = None
         if settings.ema_decay is not None:
             self._average = WeightAverage(
