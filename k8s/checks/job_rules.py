@@ -19,8 +19,6 @@ GPU = "nvidia.com/gpu"
 _INSTANCE = "node.kubernetes.io/instance-type"
 _HEALTH = "sagemaker.amazonaws.com/node-health-status"
 _RESUME = "sagemaker.amazonaws.com/enable-job-auto-resume"
-_SHUTDOWN = "--shutdown-timeout"
-_SHUTDOWN_VARIABLES = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PET_SHUTDOWN_TIMEOUT")
 _RETRIES = "sagemaker.amazonaws.com/job-max-retry-count"
 # Fields of the current models that the operator of August 2023 (HyperPod's chart) lacks.
 _TOO_NEW = (
@@ -164,7 +162,6 @@ def _student_shape(job: Object) -> Iterator[str]:
     command = [*container.get("command", []), *container.get("args", [])]
     if not command or str(command[0]).rsplit("/", 1)[-1] != "torchrun":
         yield f"command: found {' '.join(map(str, command[:2]))!r}, expected torchrun"
-    yield from _shutdown_fits(container, pod_spec(job))
     nproc, gpus = nproc_of(container), gpus_of(container)
     if nproc is None:
         yield (
@@ -173,21 +170,6 @@ def _student_shape(job: Object) -> Iterator[str]:
         )
     elif gpus and nproc != gpus:
         yield f"--nproc-per-node: found {nproc}, expected the container's GPUs ({gpus})"
-
-
-def _shutdown_fits(container: dict[str, Any], spec: dict[str, Any]) -> Iterator[str]:
-    """A rank must have its time for a checkpoint before the kubelet kills the pod."""
-    words = [str(word) for word in [*container.get("command", []), *container.get("args", [])]]
-    given = {str(v.get("name")): v.get("value") for v in container.get("env") or []}
-    texts = [w.partition("=")[2] for w in words if w.replace("_", "-").startswith(f"{_SHUTDOWN}=")]
-    texts += [str(given[name]) for name in _SHUTDOWN_VARIABLES if given.get(name)]
-    grace = int(spec.get("terminationGracePeriodSeconds", 30))
-    for text in texts:
-        if not text.isdigit() or int(text) >= grace:
-            yield (
-                f"{_SHUTDOWN}: found {text}, expected less than terminationGracePeriodSeconds "
-                f"({grace}): torchrun kills its ranks after it, the kubelet the pod after the other"
-            )
 
 
 def _hyperpod_rules(job: Object) -> Iterator[str]:

@@ -86,15 +86,6 @@ STUDENT: dict[str, tuple[Callable[[Object], Any], str]] = {
     "no number of processes": (
         lambda j: _container(j).update(command=["torchrun", "-m", "x"]), "no --nproc-per-node",
     ),
-    "no time for a checkpoint before the pod is killed": (
-        lambda j: _container(j).update(
-            command=["torchrun", "--nproc-per-node=8", "--shutdown-timeout=600", "-m", "x"]
-        ),
-        "--shutdown-timeout: found 600, expected less than terminationGracePeriodSeconds (600)",
-    ),
-    "the same by its variable": (
-        lambda j: _env(j, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "900"), "found 900, expected less than",
-    ),
     "a temporary folder without a bound": (
         lambda j: pod_spec(j)["volumes"].append({"name": "t", "emptyDir": {}}),
         "volume t: found no sizeLimit",
