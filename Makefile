@@ -191,6 +191,14 @@ test-triton: setup-dev ## Run the loss's Triton kernels in Triton's interpreter 
 	  --target $(TRITON_FOLDER) $$(grep '^triton==' stages/locks/student-gpu.lock)
 	@TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(STUDENT) -m pytest -m triton $(ARGS)
 
+.PHONY: check-gpu
+check-gpu: setup setup-dev ## Ask this machine's GPU what only a GPU can tell: one table, gpu-check.json (ARGS="--only NAME")
+	@$(STUDENT) -m tests.gpu --teacher_python $(TEACHER) $(ARGS)
+
+.PHONY: check-families
+check-families: setup-dev ## Compare packed sequences with the same alone in tiny models of 45 families (ARGS="--families Llama,LFM2")
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.families $(ARGS)
+
 .PHONY: conformance
 conformance: setup-dev ## Try every chat x template x container and print the figures (ARGS=--long)
 	@$(STUDENT) -m tests.conformance $(ARGS)
@@ -260,6 +268,10 @@ bench-leases: setup-dev ## Measure the cost of leases: 64 workers on 5,000 empty
 bench-loss: setup-dev ## Measure the loss with the head over the head's matmuls, beside other projects' losses
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.loss $(ARGS)
 
+.PHONY: bench-head-gpu
+bench-head-gpu: setup-dev ## Estimate what the head with the loss costs on a GPU (ARGS=--measure: on this machine, too)
+	@$(STUDENT) -m tests.bench.head_gpu $(ARGS)
+
 .PHONY: bench-codec
 bench-codec: setup-dev ## Measure layouts of sparse targets on the same teacher outputs: bytes, encode, decode
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.codec $(ARGS)
@@ -283,6 +295,14 @@ bench-stream: setup-dev ## Measure the training stream alone: rate over a plain 
 .PHONY: bench-step
 bench-step: setup-dev ## Measure a training step from the cache over plain fine-tuning and over the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.step $(ARGS)
+
+.PHONY: bench-zero-stages
+bench-zero-stages: setup-dev ## Measure the first step of bfloat16 weights at each ZeRO stage over stage 2's, and sums of gradients
+	@OMP_NUM_THREADS=1 $(STUDENT) -W ignore -m tests.bench.zero_stages $(ARGS)
+
+.PHONY: bench-sequence-parallel
+bench-sequence-parallel: setup-dev ## Measure losses and weights of two processes that share each pass, over one process
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sequence_parallel $(ARGS)
 
 .PHONY: bench-sweep
 bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop

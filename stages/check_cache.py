@@ -65,7 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if run.train.resume_from_checkpoint != "never":
         size = run.world_size
         identity = inputs.identity(size)
-        checkpoints = Checkpoints(inputs.output_dir, identity, keep=1, world_size=size)
+        checkpoints = Checkpoints(
+            inputs.output_dir,
+            identity,
+            keep=1,
+            world_size=size,
+            slices=run.train.sequence_parallel_size,
+        )
         find_resume_point(checkpoints, run.train, Distributed(0, 0, size))
     shards = manifest.total().shards
     print(

@@ -15,6 +15,7 @@ from pipeline.config.command import command_line
 from pipeline.config.files import read_config_file
 from pipeline.errors import ConfigError, DistillError, RowsQuarantined, run_command
 from pipeline.program import command_name, module_name, target_name
+from pipeline.student.engine.launch import torchrun_arguments
 from stages.report import print_report, write_run_report
 from stages.steps import Step, Steps
 
@@ -133,10 +134,8 @@ def trainer(nproc: int) -> list[str]:
     """Return the command of stage two, without its flags."""
     if nproc == 1:
         return [sys.executable, "-m", module_name("stages.train_student")]
-    return [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(nproc), "-m", module_name("stages.train_student"),
-    ]  # fmt: skip
+    module = module_name("stages.train_student")
+    return [sys.executable, *torchrun_arguments(nproc), "-m", module]
 
 
 def _check_dense(run: DistillRun) -> None:

@@ -10,6 +10,7 @@ from pipeline.config import dump_yaml, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import ConfigError, run_command
 from pipeline.program import command_name, module_name
+from pipeline.student.engine.launch import SHUTDOWN_TIMEOUT_S, prepare_environment
 from stages.defaults import STUDENT_DEFAULT, report_student_default
 
 __all__ = ["main"]
@@ -19,6 +20,7 @@ PROG = command_name("stages.train_student")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run stage two; the same command again resumes where it stopped."""
+    prepare_environment()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse_command(
         StudentRun,
@@ -34,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         examples=[
             PROG,
-            f"torchrun --standalone --nproc-per-node 2 -m {module_name('stages.train_student')}",
+            f"torchrun --standalone --nproc-per-node 2 --shutdown-timeout {SHUTDOWN_TIMEOUT_S} -m "
+            f"{module_name('stages.train_student')}",
             f"{PROG} --cache_dir s3://bucket/cache --student_model Qwen/Qwen2-1.5B "
             "--output_dir /fsx/student --temperature 2 --alpha 0.5",
             f"{PROG} --dry-run --device h100 --devices 8",
@@ -61,13 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     inputs = open_inputs(run)
     distributed = read_distributed()
+    check = "check" in command.switches
     processes = distributed.world_size if device is None else run.forecast.devices
+    if (dry_run or check) and device is None and processes == 1:
+        processes = run.train.sequence_parallel_size  # a launcher will start as many, or more
     expected = estimate(inputs, processes)
     if dry_run:
         if distributed.is_first:
             print_estimate(inputs, expected, device=device, devices=processes)
         return 0
-    check = "check" in command.switches
     preflight(inputs, expected, distributed, only_checked=check)
     if check:
         return 0

@@ -9,6 +9,7 @@ from typing import Any
 from k8s.cluster.instances import quantity
 from k8s.cluster.objects import Object, main_container, pod_spec, replica_specs
 from pipeline.errors import ConfigError
+from pipeline.student.engine.launch import SHUTDOWN_VARIABLE
 
 __all__ = ["GPU", "LONGEST_NAME", "gpus_of", "instance_type", "job_mistakes", "nproc_of"]
 
@@ -47,12 +48,24 @@ def gpus_of(container: dict[str, Any]) -> int:
 
 def nproc_of(container: dict[str, Any]) -> int | None:
     """Return torchrun's --nproc-per-node, None where it is not a number given on the command."""
+    text = _flag_of(container, "--nproc-per-node")
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def _shutdown_timeout(container: dict[str, Any]) -> int | None:
+    """Return the seconds after which torchrun kills its processes, None where it has its own."""
+    named = {item.get("name"): item.get("value") for item in container.get("env") or []}
+    text = _flag_of(container, "--shutdown-timeout") or named.get(SHUTDOWN_VARIABLE)
+    return int(text) if text is not None and str(text).isdigit() else None
+
+
+def _flag_of(container: dict[str, Any], flag: str) -> str | None:
+    """Return the value of a flag of the command, None where it is not on it."""
     words = [str(word) for word in [*container.get("command", []), *container.get("args", [])]]
     for index, word in enumerate(words):
         name, has_value, value = word.partition("=")
-        if name.replace("_", "-") == "--nproc-per-node":
-            text = value if has_value else " ".join(words[index + 1 : index + 2])
-            return int(text) if text.isdigit() else None
+        if name.replace("_", "-") == flag:
+            return value if has_value else " ".join(words[index + 1 : index + 2])
     return None
 
 
@@ -170,6 +183,15 @@ def _student_shape(job: Object) -> Iterator[str]:
         )
     elif gpus and nproc != gpus:
         yield f"--nproc-per-node: found {nproc}, expected the container's GPUs ({gpus})"
+    grace = pod_spec(job).get("terminationGracePeriodSeconds", 30)
+    timeout = _shutdown_timeout(container)
+    if timeout is None or not timeout < grace:
+        found = "none (torchrun's is 30)" if timeout is None else f"{timeout:g}"
+        yield (
+            f"{SHUTDOWN_VARIABLE}: found {found}, expected seconds below the pod's "
+            f"terminationGracePeriodSeconds ({grace}): then torchrun kills its processes, whether "
+            "their checkpoint is written or not"
+        )
 
 
 def _hyperpod_rules(job: Object) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import parse_command
 from pipeline.config.schema import Settings
 from pipeline.errors import ConfigError, RowsQuarantined
+from pipeline.student.engine.launch import torchrun_arguments
 
 if TYPE_CHECKING:
     from pipeline.cache.io.reader import Cache
@@ -67,9 +68,7 @@ def train_student(
     if nproc > 1:
         # One process says what is wrong once; a launcher says it once a rank.
         run_stage("stages.train_student", [*arguments, "--check"], python=python)
-        launcher = [
-            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc),
-        ]  # fmt: skip
+        launcher = torchrun_arguments(nproc)
     run_stage("stages.train_student", arguments, python=python, launcher=launcher)
     return TrainedStudent(Path(run.output.output_dir))
 

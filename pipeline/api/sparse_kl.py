@@ -51,7 +51,7 @@ def sparse_kl(
         alpha: share of the divergence; the rest is cross-entropy.
         divergence: D.
         tail: what is known of a top-k target's tail; see `LossSettings`.
-        chunk_rows: tokens a chunk; none takes the trainer's default.
+        chunk_rows: tokens a chunk; none chooses, as the trainer does.
         reduction: over the N tokens. With gradient accumulation, or on several ranks, take `sum`
             and divide by the tokens of the global batch.
 
@@ -75,7 +75,7 @@ def sparse_kl(
         targets.entries,
         spec=FusedSpec(
             loss=_spec(targets, alpha, divergence, tail),
-            chunk_rows=chunk_rows or LossSettings().chunk_rows,
+            chunk_rows=chunk_rows,
             softcap=transform.softcap,
             valid_vocab=targets.vocab_size,
         ),

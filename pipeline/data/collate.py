@@ -58,6 +58,8 @@ class Batch:
     """int64; which sequence of the batch the token belongs to."""
     sample_ids: tuple[str, ...]
     """Identity of each sequence."""
+    lengths: tuple[int, ...]
+    """Tokens of each sequence, on the host; their sum is T. One of 1 token in an empty batch."""
     temperature: float
 
     @property
@@ -144,6 +146,7 @@ def collate(
             np.repeat(np.arange(len(sequences)), [len(p) for p in places])
         ),
         sample_ids=tuple(sequence.sample_id for sequence in sequences),
+        lengths=tuple(lengths),
         temperature=temperature,
     )
 
@@ -227,5 +230,6 @@ def _empty(temperature: float) -> Batch:
         label_logprob_N=reals,
         sample_index_N=none,
         sample_ids=(),
+        lengths=(1,),
         temperature=temperature,
     )

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluate.scores import Measured, measured_scores
 from pipeline.evaluate.task_files import Task, check_known, files_digest, names_in, sort_tasks
+from pipeline.models.device import uses_gpu
 from pipeline.models.load import quieten_transformers
 from pipeline.program import how_to_install
 
@@ -72,7 +73,7 @@ class Harness:
         import torch
         from lm_eval.models.huggingface import HFLM
 
-        on_gpu = torch.cuda.is_available()
+        on_gpu = uses_gpu()
         try:
             model = HFLM(
                 str(folder),

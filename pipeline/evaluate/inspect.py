@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.codec.targets import CachedSequence
+from pipeline.models.device import uses_gpu
 from pipeline.models.load import load_causal_lm
 
 __all__ = ["TokenComparison", "compare_tokens", "generate_texts", "load_for_inspection"]
@@ -28,9 +29,7 @@ class TokenComparison:
 
 def load_for_inspection(folder: Path) -> Any:
     """Load a model folder in float32 (CPU) or bfloat16 (GPU) for reading, not training."""
-    import torch
-
-    on_gpu = torch.cuda.is_available()
+    on_gpu = uses_gpu()
     model = load_causal_lm(folder, dtype="bfloat16" if on_gpu else "float32")
     return model.to("cuda" if on_gpu else "cpu").eval()
 

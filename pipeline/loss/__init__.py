@@ -6,7 +6,7 @@ each divergence.
 
 Settings: `settings` (no torch), `spec`. Input and output: `targets`. The teacher at a temperature:
 `teacher_weights` (exact entries), `sampled_divergence` (estimated from sampled entries). Around the
-gradient: `fused` (chunks and matrix products), `head` (the module). Other vocabularies: `uld`.
-Dense float64 definitions, for tests: `reference`.
+gradient: `fused` (chunks and matrix products), `head` (the module), `gpu` (what differs on a GPU).
+Other vocabularies: `uld`. Dense float64 definitions, for tests: `reference`.
 
 """

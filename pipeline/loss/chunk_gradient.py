@@ -41,6 +41,7 @@ def sparse_loss_(
     *,
     gradient: bool = True,
     predictions: bool = False,
+    compile_entries: bool = True,
 ) -> RowTerms:
     """Compute the loss of each token and overwrite the logits with its gradient on them.
 
@@ -54,6 +55,7 @@ def sparse_loss_(
         spec: temperature, alpha, divergence and tail policy.
         gradient: False skips the gradient; the logits are then left in an undefined state.
         predictions: also return the argmax and its log-probability.
+        compile_entries: on a GPU, compile the operations on entries.
 
     Returns:
         Per-token terms in float32 (float64 for float64 logits), without gradient history.
@@ -61,7 +63,10 @@ def sparse_loss_(
     if logits_NV.is_cuda and logits_NV.dtype != torch.float64 and _has_triton():
         from pipeline.loss.chunk_gradient_triton import triton_loss_
 
-        return triton_loss_(logits_NV, targets, spec, gradient=gradient, predictions=predictions)
+        return triton_loss_(
+            logits_NV, targets, spec, gradient=gradient, predictions=predictions,
+            compile_entries=compile_entries,
+        )  # fmt: skip
     rows, vocab_size = logits_NV.shape
     dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
     parts: dict[int, RowTerms] = {}

@@ -17,7 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.loss.entry_gradient import RowTerms, TailSums, entry_terms, take_entries_
+from pipeline.loss.entry_gradient import RowTerms, read_entries
+from pipeline.loss.gpu.compiled import Compiled
+from pipeline.loss.gpu.finish import ExpSums, finish_entries
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.targets import HeadTargets
 
@@ -37,6 +39,7 @@ def triton_loss_(
     *,
     gradient: bool = True,
     predictions: bool = False,
+    compile_entries: bool = False,
 ) -> RowTerms:
     """Compute the loss of each token and overwrite the logits with its gradient on them.
 
@@ -49,21 +52,22 @@ def triton_loss_(
         spec: temperature, alpha, divergence and tail policy.
         gradient: False skips the gradient; the logits are then left in an undefined state.
         predictions: also return the argmax and its log-probability.
+        compile_entries: compile the operations on entries.
     """
     assert logits_NV.stride(1) == 1, "rows of logits are contiguous"
+    compiled = compile_entries and len(logits_NV) > 0
+    read, finish = (_READ, _FINISH) if compiled else (read_entries, finish_entries)
     top = logits_NV.max(-1) if predictions else None
-    entries = take_entries_(logits_NV, targets, spec, dtype=torch.float32)
-    tail = _tail_sums(logits_NV, spec.temperature)
-    terms = entry_terms(
-        entries, tail, targets, spec, vocab_size=logits_NV.shape[1], gradient=gradient
-    )
+    entries, hide_NK = read(logits_NV, targets, spec, dtype=torch.float32)
+    logits_NV.scatter_add_(1, entries.ids_NK, hide_NK)
+    sums = _sums(logits_NV, spec.temperature)
+    terms = finish(
+        entries, sums, targets, spec, vocab_size=logits_NV.shape[1], gradient=gradient,
+        dtype=logits_NV.dtype,
+    )  # fmt: skip
     if terms.kept_NK is not None and terms.factor_T_N is not None and terms.factor_1_N is not None:
-        _combine_(logits_NV, tail.max_N, terms.factor_T_N, terms.factor_1_N, targets.label_N, spec)
-        # The label's own term is added before rounding, since it nearly cancels for a token that
-        # the student predicts well.
-        is_label_NK = (entries.ids_NK == targets.label_N[:, None]) & entries.known_NK
-        kept_NK = terms.kept_NK.add_(is_label_NK, alpha=spec.alpha - 1)
-        logits_NV.scatter_add_(1, entries.ids_NK, kept_NK.to(logits_NV.dtype))
+        _combine_(logits_NV, sums.max_N, terms.factor_T_N, terms.factor_1_N, targets.label_N, spec)
+        logits_NV.scatter_add_(1, entries.ids_NK, terms.kept_NK)
     return RowTerms(
         divergence_N=terms.divergence_N,
         ce_N=terms.ce_N,
@@ -72,7 +76,10 @@ def triton_loss_(
     )
 
 
-def _tail_sums(x_NV: Tensor, temperature: float) -> TailSums:
+_READ, _FINISH = Compiled(read_entries), Compiled(finish_entries)
+
+
+def _sums(x_NV: Tensor, temperature: float) -> ExpSums:
     """Sum the exponentials of the tokens that are not hidden."""
     rows, vocab_size = x_NV.shape
     max_N = torch.empty(rows, dtype=torch.float32, device=x_NV.device)
@@ -82,13 +89,7 @@ def _tail_sums(x_NV: Tensor, temperature: float) -> TailSums:
             x_NV, max_N, sum_T_N, sum_1_N, x_NV.stride(0), vocab_size, 1.0 / temperature,
             LOWEST=_LOWEST, BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
-    limits = torch.finfo(torch.float32)
-    return TailSums(
-        max_N=max_N,
-        sum_T_N=sum_T_N.clamp(min=limits.tiny),
-        log_sum_T_N=(max_N / temperature + sum_T_N.log()).clamp_(min=limits.min),
-        log_sum_1_N=max_N + sum_1_N.log(),
-    )
+    return ExpSums(max_N, sum_T_N, sum_1_N)
 
 
 def _combine_(

@@ -30,6 +30,7 @@ __all__ = [
     "TailSums",
     "entry_terms",
     "join_rows",
+    "read_entries",
     "take_entries_",
 ]
 
@@ -97,6 +98,15 @@ def take_entries_(
     x_NV: Tensor, targets: HeadTargets, spec: LossSpec, *, dtype: torch.dtype
 ) -> Entries:
     """Read the kept entries' logits, and set them to -inf in `x_NV`."""
+    entries, hide_NK = read_entries(x_NV, targets, spec, dtype=dtype)
+    x_NV.scatter_add_(1, entries.ids_NK, hide_NK)
+    return entries
+
+
+def read_entries(
+    x_NV: Tensor, targets: HeadTargets, spec: LossSpec, *, dtype: torch.dtype
+) -> tuple[Entries, Tensor]:
+    """Read the kept entries' logits; also return what added to them hides them, [N, K]."""
     tail = spec.tail_for(sampled=targets.inclusion_NK is not None)
     known_NK = known_entries(targets, tail=tail, vocab_size=x_NV.shape[1])
     ids_NK = targets.ids_NK.masked_fill(~known_NK, 0)
@@ -104,8 +114,7 @@ def take_entries_(
     z_label_N = x_NV.gather(1, targets.label_N[:, None])[:, 0].to(dtype)
     # Adding -inf, or 0 at padding, keeps padded entries from hiding the token they point at.
     hide_NK = torch.zeros_like(ids_NK, dtype=x_NV.dtype).masked_fill_(known_NK, -torch.inf)
-    x_NV.scatter_add_(1, ids_NK, hide_NK)
-    return Entries(tail, known_NK, ids_NK, z_NK, z_label_N)
+    return Entries(tail, known_NK, ids_NK, z_NK, z_label_N), hide_NK
 
 
 def entry_terms(

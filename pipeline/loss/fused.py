@@ -4,12 +4,15 @@ The gradient is computed in the forward pass, chunk by chunk, while the logits a
 backward pass only multiplies it by the incoming gradient. After Liger-Kernel's fused linear
 cross-entropy (Hsu et al. 2024), here with sparse teacher targets.
 
-Shapes: N supervised tokens, D hidden, V rows of the head, U of them in use (the vocabulary).
+Shapes: N supervised tokens, D hidden, V rows of the head, U of them in use (the vocabulary), P
+columns of the matrix products (U, on a GPU up to the next multiple of 64), S from row to row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +20,8 @@ from torch import Tensor
 
 from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.entry_gradient import RowTerms, join_rows
+from pipeline.loss.gpu.chunks import ChunkLayout, chunk_layout
+from pipeline.loss.gpu.products import add_product_, device_bytes
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.targets import HeadTargets, LossTerms
 from pipeline.loss.uld import uld_loss_
@@ -29,12 +34,15 @@ class FusedSpec:
     """How the fused head computes; no tensors."""
 
     loss: LossSpec
-    chunk_rows: int
-    """Tokens per chunk: memory is this times the vocabulary, in the weight's dtype."""
+    chunk_rows: int | None
+    """Tokens per chunk: memory is this times the vocabulary, in the weight's dtype. None: 512 on a
+    CPU, on a GPU by its memory."""
     softcap: float | None = None
     """logits = softcap * tanh(logits / softcap), as in Gemma 2; None for none."""
     valid_vocab: int | None = None
     """U: head rows from here on are padding: no mass, no gradient. None: all are valid."""
+    compile_entries: bool = True
+    """On a GPU: compile the operations on entries."""
 
 
 def fused_head_loss(
@@ -120,10 +128,18 @@ class _FusedHead(torch.autograd.Function):
         if grad_loss is None:
             return (None,) * 6
         scaled = (
-            None if grad is None else grad.mul_(grad_loss).to(dtype)
+            None if grad is None else _scaled(grad, grad_loss, dtype)
             for grad, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None)
+
+
+def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient times a scalar, of the given type; the gradient is used up."""
+    if grad.dtype == dtype or not grad.is_cuda:
+        return grad.mul_(factor).to(dtype)
+    # In one pass: 6 bytes a number instead of 14.
+    return torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))
 
 
 def _run(
@@ -136,21 +152,24 @@ def _run(
     predictions: bool,
 ) -> tuple[LossTerms, _Gradients]:
     """Loop over the chunks; `needs` says which of hidden, weight, bias need a gradient."""
-    weight_UD = weight_VD[: spec.valid_vocab]
-    bias_U = None if bias_V is None else bias_V[: spec.valid_vocab]
-    num_tokens, vocab_size = hidden_ND.shape[0], weight_UD.shape[0]
-    gradients = _allocate(hidden_ND, weight_VD, bias_V, spec.valid_vocab, needs)
-    buffer_CU = hidden_ND.new_empty(min(spec.chunk_rows, num_tokens), vocab_size)
-    loss_ = uld_loss_ if spec.loss.cross_tokenizer == "uld" else sparse_loss_
+    layout = _layout(hidden_ND, weight_VD, spec)
+    vocab_size, products = layout.vocab, layout.products
+    weight_PD = weight_VD[:products]
+    bias_P = None if bias_V is None else bias_V[:products]
+    num_tokens = hidden_ND.shape[0]
+    gradients = _allocate(hidden_ND, weight_VD, bias_V, products, needs)
+    buffer_CS = hidden_ND.new_empty(min(layout.rows, num_tokens), layout.stride)
+    loss_ = _loss_of(spec)
     parts: list[RowTerms] = []
-    for start in range(0, num_tokens, spec.chunk_rows):
-        hidden_nD = hidden_ND[start : start + spec.chunk_rows]
-        logits_nU = buffer_CU[: hidden_nD.shape[0]]
-        _logits(hidden_nD, weight_UD, bias_U, out=logits_nU)
+    for start in range(0, num_tokens, layout.rows):
+        hidden_nD = hidden_ND[start : start + layout.rows]
+        logits_nP = buffer_CS[: hidden_nD.shape[0], :products]
+        logits_nU = logits_nP[:, :vocab_size]
+        _logits(hidden_nD, weight_PD, bias_P, out=logits_nP)
         tanh_nU = _softcap_(logits_nU, spec.softcap) if spec.softcap else None
         part = loss_(
             logits_nU,
-            targets.rows(start, start + spec.chunk_rows),
+            targets.rows(start, start + layout.rows),
             spec.loss,
             gradient=any(needs),
             predictions=predictions,
@@ -160,31 +179,52 @@ def _run(
             continue
         if tanh_nU is not None:  # d softcap(x) / dx = 1 - tanh^2
             logits_nU.addcmul_(logits_nU, tanh_nU.square_(), value=-1)
+        if products > vocab_size:
+            logits_nP[:, vocab_size:].zero_()  # no gradient through the padding
         if gradients.hidden_ND is not None:
-            torch.mm(logits_nU, weight_UD, out=gradients.hidden_ND[start : start + len(hidden_nD)])
+            torch.mm(logits_nP, weight_PD, out=gradients.hidden_ND[start : start + len(hidden_nD)])
         if gradients.weight_VD is not None:
-            _accumulate(gradients.weight_VD[:vocab_size], logits_nU, hidden_nD, first=start == 0)
+            add_product_(gradients.weight_VD[:products], logits_nP, hidden_nD, first=start == 0)
         if gradients.bias_V is not None:
             gradients.bias_V[:vocab_size] += logits_nU.sum(0, dtype=gradients.bias_V.dtype)
     if not parts:
-        none = loss_(buffer_CU, targets, spec.loss, gradient=False, predictions=predictions)
+        empty_0U = buffer_CS[:, :vocab_size]
+        none = loss_(empty_0U, targets, spec.loss, gradient=False, predictions=predictions)
         parts.append(none)
     return _collect(parts, spec.loss), gradients
+
+
+def _layout(hidden_ND: Tensor, weight_VD: Tensor, spec: FusedSpec) -> ChunkLayout:
+    """Return how the chunks of these tensors lie on their device."""
+    return chunk_layout(
+        chunk_rows=spec.chunk_rows,
+        vocab=len(weight_VD[: spec.valid_vocab]),
+        head_rows=len(weight_VD),
+        element_bytes=hidden_ND.element_size(),
+        device_bytes=device_bytes(hidden_ND.device),
+        arrays=2 if spec.softcap else 1,
+    )
+
+
+def _loss_of(spec: FusedSpec) -> Callable[..., RowTerms]:
+    if spec.loss.cross_tokenizer == "uld":
+        return uld_loss_
+    return partial(sparse_loss_, compile_entries=spec.compile_entries)
 
 
 def _allocate(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     bias_V: Tensor | None,
-    valid_vocab: int | None,
+    products: int,
     needs: tuple[bool, ...],
 ) -> _Gradients:
-    """Allocate gradients; the first chunk overwrites the weight's rows in use, later ones add."""
+    """Allocate gradients; the first chunk overwrites `products` rows of the weight's, later add."""
     wide = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
     grad_weight = None
     if needs[1]:
         grad_weight = torch.empty_like(weight_VD, dtype=wide)
-        written = (valid_vocab or len(weight_VD)) if len(hidden_ND) else 0
+        written = products if len(hidden_ND) else 0
         grad_weight[written:].zero_()
     return _Gradients(
         hidden_ND=torch.empty_like(hidden_ND) if needs[0] else None,
@@ -193,12 +233,12 @@ def _allocate(
     )
 
 
-def _logits(hidden_nD: Tensor, weight_UD: Tensor, bias_U: Tensor | None, *, out: Tensor) -> None:
+def _logits(hidden_nD: Tensor, weight_PD: Tensor, bias_P: Tensor | None, *, out: Tensor) -> None:
     """Write `hidden @ weight.T + bias` to `out`."""
-    if bias_U is None:
-        torch.mm(hidden_nD, weight_UD.t(), out=out)
+    if bias_P is None:
+        torch.mm(hidden_nD, weight_PD.t(), out=out)
     else:
-        torch.addmm(bias_U, hidden_nD, weight_UD.t(), out=out)
+        torch.addmm(bias_P, hidden_nD, weight_PD.t(), out=out)
 
 
 def _softcap_(logits_nU: Tensor, softcap: float) -> Tensor:
@@ -206,16 +246,6 @@ def _softcap_(logits_nU: Tensor, softcap: float) -> Tensor:
     tanh_nU = logits_nU.div_(softcap).tanh_().clone()
     logits_nU.mul_(softcap)
     return tanh_nU
-
-
-def _accumulate(sum_UD: Tensor, grad_nU: Tensor, hidden_nD: Tensor, *, first: bool) -> None:
-    """Add `grad.T @ hidden` to the float32 (or float64) sum."""
-    if sum_UD.dtype == grad_nU.dtype:
-        sum_UD.addmm_(grad_nU.t(), hidden_nD, beta=0 if first else 1)
-    elif first:
-        sum_UD.copy_(grad_nU.t() @ hidden_nD)
-    else:
-        sum_UD.add_(grad_nU.t() @ hidden_nD)
 
 
 def _collect(parts: list[RowTerms], spec: LossSpec) -> LossTerms:

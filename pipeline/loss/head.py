@@ -139,6 +139,7 @@ def install_distill_head(
         chunk_rows=settings.chunk_rows,
         softcap=transform.softcap,
         valid_vocab=valid_vocab,
+        compile_entries=settings.compile_entries,
     )
     return distill_head
 

@@ -68,10 +68,16 @@ class LossSettings(Settings):
         "distance of sorted probabilities (uld, universal logit distillation) where both begin a "
         "token at the same character, at temperature 1, in place of the divergence",
     )
-    chunk_rows: int = option(
-        512,
-        "tokens whose logits are in memory at one time; memory is this times the vocabulary",
+    chunk_rows: int | None = option(
+        None,
+        "tokens whose logits are in memory at one time; memory is this times the vocabulary (none: "
+        "512 on a CPU; on a GPU as many as fit in a 32nd of its memory, at most 4,096)",
         ge=1,
+    )
+    compile_entries: bool = option(
+        True,
+        "on a GPU: compile the loss's operations on entries to a few kernels (a minute once); off, "
+        "or where compiling fails, a chunk takes about a hundred small ones",
     )
 
     @model_validator(mode="after")

@@ -5,20 +5,27 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, ModelError
+from pipeline.models.device import uses_gpu
 from pipeline.program import how_to_install
 
-__all__ = ["load_causal_lm", "quieten_transformers", "require_flash_attention"]
+__all__ = [
+    "load_causal_lm",
+    "quieten_transformers",
+    "require_flash_attention",
+    "with_first_attention",
+]
 
 
 def load_causal_lm(
     folder: Path,
     *,
     dtype: str,
-    use_flash_attention: bool = False,
+    attention: Sequence[str] = ("sdpa", "eager"),
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a model folder; on the CPU, or partitioned under ZeRO 3.
@@ -26,7 +33,7 @@ def load_causal_lm(
     Args:
         folder: as `save_pretrained` writes it.
         dtype: `float32`, `bfloat16` or `float16`.
-        use_flash_attention: flash_attention_2 instead of sdpa.
+        attention: transformers' names; the first that the architecture does not refuse is used.
         trust_remote_code: run model code that the folder brings.
 
     Raises:
@@ -39,14 +46,17 @@ def load_causal_lm(
     quieten_transformers()
     from transformers import AutoModelForCausalLM
 
-    if use_flash_attention:
-        require_flash_attention(on_gpu=torch.cuda.is_available())
+    if "flash_attention_2" in attention:
+        require_flash_attention(on_gpu=uses_gpu())
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation="flash_attention_2" if use_flash_attention else "sdpa",
-            trust_remote_code=trust_remote_code,
+        return with_first_attention(
+            lambda name: AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                attn_implementation=name,
+                trust_remote_code=trust_remote_code,
+            ),
+            attention,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -55,16 +65,28 @@ def load_causal_lm(
         ) from error
 
 
+def with_first_attention(build: Callable[[str], Any], attention: Sequence[str]) -> Any:
+    """Return what `build` makes with the first attention that the architecture does not refuse.
+
+    transformers refuses before it reads weights.
+    """
+    for name in attention[:-1]:
+        try:
+            return build(name)
+        except ValueError as error:
+            if "does not support an attention" not in str(error):
+                raise
+    return build(attention[-1])
+
+
 def quieten_transformers() -> None:
     """Silence its progress bars and DeepSpeed's accelerator messages (debug keeps both).
 
     One bar per load and save, six times a run, none of which lasts a second.
     """
-    import torch
-
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         return
-    if not torch.cuda.is_available():
+    if not uses_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers.utils import logging as transformers_logging
 

@@ -12,7 +12,7 @@ from pipeline.config.fields import suggestion
 
 __all__ = [
     "BANDWIDTH_SHARE", "DEVICES", "FULL_SHARE", "READING_SHARE", "TRAINING_SHARE", "Device",
-    "ForecastSettings",
+    "ForecastSettings", "device_of_driver",
 ]  # fmt: skip
 
 READING_SHARE = 0.4
@@ -50,6 +50,28 @@ DEVICES = {
     "b200": Device("B200 180 GB", 178.0, 2250e12, 8e12),
 }
 """By the name that `--device` takes."""
+
+_DRIVER_NAMES = {
+    "NVIDIA A10G": "a10g",
+    "NVIDIA L4": "l4",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA A100-SXM4-40GB": "a100-40gb",
+    "NVIDIA A100-PCIE-40GB": "a100-40gb",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb",
+    "NVIDIA A100 80GB PCIe": "a100-80gb",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+}
+"""By the name that the driver gives. The H100 and H200 of PCIe cards (PCIe, NVL) are missing: their
+peaks are lower."""
+
+
+def device_of_driver(name: str) -> Device | None:
+    """Return the device that the driver calls so; None where it is not known for sure."""
+    key = _DRIVER_NAMES.get(name)
+    return None if key is None else DEVICES[key]
 
 
 class ForecastSettings(Settings):

@@ -71,7 +71,7 @@ def gpu_peak_bytes() -> int | None:
     seconds and hundreds of megabytes.
     """
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    if torch is None or not torch.cuda.is_initialized():
         return None
     return int(torch.cuda.max_memory_reserved())
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.loss.gpu.chunks import chunk_layout
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
+from pipeline.student.activations import activations
 from pipeline.student.settings import StudentSettings
 from pipeline.student.train_settings import TrainSettings
 
-__all__ = ["TrainingMemory", "training_flops", "training_memory"]
+__all__ = ["TrainingMemory", "model_flops", "training_flops", "training_memory"]
 
 _BASE_BYTES = 1 << 30
 """Interpreter, torch and, on a GPU, its context."""
-_ACTIVATION_FLOATS = 40
-"""Numbers kept per token, layer and hidden unit without checkpointing (Llama-like, measured by
-peak memory at 2,048 tokens; a bound, not a fit)."""
 _ADAPTER_SHARE = 1 / 16
 """Adapters hold up to this share of the weights."""
 
@@ -28,9 +28,9 @@ class TrainingMemory:
     """Weights, gradients, and the optimiser's state where it is not offloaded."""
     activations: int
     head: int
-    """Logits and their gradient of one chunk."""
+    """Logits and their gradient of one chunk; on a GPU also the sum of the head's gradient."""
     offloaded: int = 0
-    """The optimiser's state in CPU memory."""
+    """What is in CPU memory instead: the optimiser's state, the weights, inputs of layers."""
 
     @property
     def device(self) -> int:
@@ -47,6 +47,7 @@ def training_memory(
     tokens: int,
     world_size: int,
     dtype: str,
+    device_bytes: int | None = None,
 ) -> TrainingMemory:
     """Estimate the memory of one process.
 
@@ -55,38 +56,67 @@ def training_memory(
         student: its adapters and checkpointing.
         train: its ZeRO stage and offloading.
         loss: rows of a chunk.
-        tokens: of one forward pass.
+        tokens: of one forward pass, or of this process's slice of it.
         world_size: processes that ZeRO divides the state among.
         dtype: `float32`, `bfloat16` or `float16`.
+        device_bytes: memory of the GPU; None on a CPU.
     """
     element = 4 if dtype == "float32" else 2
-    kept = tokens * shape.hidden * shape.layers * element
-    if student.gradient_checkpointing:
-        # The input of each layer, and all of the one that is being recomputed.
-        activations = kept + kept // shape.layers * _ACTIVATION_FLOATS
-    else:
-        activations = kept * _ACTIVATION_FLOATS
+    kept = activations(shape, student, train, tokens=tokens, element=element)
     frozen, learning = 0.0, float(shape.parameters)
     if student.lora.enabled:
         frozen, learning = learning, learning * _ADAPTER_SHARE
     elif shape.vision and any("vision" in pattern for pattern in student.freeze):
         frozen, learning = float(shape.vision), learning - shape.vision
-    # Two moments in float32, and float32 masters where the weights have 16 bits.
-    optimizer = learning * (8 if dtype == "float32" else 12)
+    optimizer = learning * _optimizer_bytes(train.optim, dtype)
     weights, gradients = (frozen + learning) * element, learning * element
-    if train.zero_stage >= 1:
+    stage = train.stage(dtype=dtype, world_size=world_size)
+    if stage >= 1:
         optimizer /= world_size
-    if train.zero_stage >= 2:
+    if stage >= 2:
         gradients /= world_size
-    if train.zero_stage >= 3:
+    if stage >= 3:
         weights /= world_size
-    on_device = 0.0 if train.offload_optimizer else optimizer
-    return TrainingMemory(
-        state=int(weights + gradients + on_device),
-        activations=int(activations),
-        head=3 * 4 * loss.chunk_rows * shape.vocab_size,
-        offloaded=int(optimizer - on_device),
+    if train.accumulates_float32(dtype=dtype):
+        # Beside those of one pass under stage 1, instead of them where they are divided.
+        gradients = gradients * 3 if stage == 1 else gradients * 2
+    average = 0.0 if train.ema_decay is None else 4 * learning / world_size
+    offloaded = (optimizer if train.offload_optimizer else 0.0) + (
+        weights if train.offload_parameters else 0.0
     )
+    return TrainingMemory(
+        state=int(weights + gradients + optimizer + average - offloaded),
+        activations=kept.device,
+        head=_head(shape, student, loss, element=element, device_bytes=device_bytes),
+        offloaded=kept.host + (0 if train.offload_folder is not None else int(offloaded)),
+    )
+
+
+def _optimizer_bytes(optim: str, dtype: str) -> int:
+    """Return the bytes for each weight: moments, and float32 masters where weights have 16 bits."""
+    moments = {"adamw_8bit": 2, "muon": 4, "sgd": 0, "rmsprop": 4}.get(optim, 8)
+    return moments + (0 if dtype == "float32" else 4)
+
+
+def _head(
+    shape: ModelShape,
+    student: StudentSettings,
+    loss: LossSettings,
+    *,
+    element: int,
+    device_bytes: int | None,
+) -> int:
+    """Return the bytes of a chunk of logits, and on a GPU of the sum of the weight's gradient."""
+    layout = chunk_layout(
+        chunk_rows=loss.chunk_rows, vocab=shape.vocab_size, head_rows=shape.vocab_size,
+        element_bytes=element, device_bytes=device_bytes,
+    )  # fmt: skip
+    if device_bytes is None:
+        return 3 * 4 * layout.rows * layout.vocab
+    # The buffer, and as much again for a soft cap. Where the head learns: its gradient's sum in
+    # float32, and the sum as a gradient of the weight's type.
+    learns = 0 if student.lora.enabled else shape.embedding * (4 if element == 4 else 6)
+    return 2 * layout.bytes(element) + learns
 
 
 def training_flops(shape: ModelShape, student: StudentSettings, *, tokens: float) -> float:
@@ -98,3 +128,28 @@ def training_flops(shape: ModelShape, student: StudentSettings, *, tokens: float
     passes = 2.0 + 2.0 + (0.0 if student.lora.enabled else 2.0)
     passes += 2.0 if student.gradient_checkpointing else 0.0
     return passes * shape.used_parameters * tokens
+
+
+def model_flops(
+    shape: ModelShape, student: StudentSettings, *, lengths: Sequence[int], loss_tokens: int
+) -> float:
+    """Return the operations that a forward and a backward pass need, nothing computed twice.
+
+    6 a parameter of the layers and token (4 where the weights are frozen under LoRA); the same for
+    the head, at supervised tokens alone; and attention's own products, each token with those before
+    it in its sequence, in every layer. A layer that sees a window only, or keeps a state, needs
+    fewer than are counted here.
+
+    Args:
+        shape: of the student.
+        student: its adapters.
+        lengths: tokens of each sequence.
+        loss_tokens: supervised ones.
+    """
+    passes = 4.0 if student.lora.enabled else 6.0
+    layers = passes * (shape.used_parameters - shape.embedding) * sum(lengths)
+    head = passes * shape.embedding * loss_tokens
+    # Two products of L x L / 2 x width, two operations a number, forward once and backward twice.
+    pairs = sum(length * length for length in lengths) / 2
+    attention = 3 * 2 * 2 * pairs * shape.layers * shape.heads * shape.head_dim
+    return layers + head + attention

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipeline.amounts import format_bytes, format_duration
 from pipeline.data.order.plan import TrainPlan
 from pipeline.errors import ResourceError
+from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import read_model_config
 from pipeline.models.shape import ModelShape, model_shape
 from pipeline.observe.devices import Device
@@ -17,7 +18,7 @@ from pipeline.student.costs import training_flops, training_memory
 from pipeline.student.forecast import forecast_lines, forecast_training
 from pipeline.student.inputs import Inputs
 
-__all__ = ["Estimate", "check_resources", "estimate", "print_estimate"]
+__all__ = ["Estimate", "check_resources", "estimate", "print_estimate", "student_shape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,10 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     )
     train = inputs.train
     steps = train.max_steps or max(1, math.ceil(train.num_train_epochs * plan.steps_per_epoch))
-    shape = _shape(inputs)
+    shape = student_shape(inputs)
     state = _state_bytes(inputs) * shape.parameters
-    tokens = train.per_device_train_batch_size * plan.pack_length
-    if inputs.data.batch_tokens is not None:
-        parts = world_size * train.gradient_accumulation_steps
-        tokens = inputs.data.batch_tokens // parts + plan.totals.longest
-    on_gpu = _on_gpu()
+    tokens = inputs.pass_tokens(world_size)
+    on_gpu = uses_gpu()
     memory = training_memory(
         shape,
         inputs.student,
@@ -67,7 +65,8 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
         tokens=tokens,
         # On a CPU the processes share the memory.
         world_size=world_size if on_gpu else 1,
-        dtype=train.dtype(on_gpu=on_gpu),
+        dtype=inputs.dtype,
+        device_bytes=_device_bytes(),
     )
     return Estimate(
         rows=plan.totals.rows,
@@ -83,10 +82,11 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     )
 
 
-def _on_gpu() -> bool:
+def _device_bytes() -> int | None:
+    """Return the memory of this machine's first GPU; None without one."""
     import torch
 
-    return torch.cuda.is_available()
+    return int(torch.cuda.get_device_properties(0).total_memory) if uses_gpu() else None
 
 
 def _state_bytes(inputs: Inputs) -> int:
@@ -101,7 +101,7 @@ def check_resources(inputs: Inputs, plan: Estimate) -> None:
         ResourceError: too little memory (on a CPU) or disk.
     """
     available = available_memory_bytes()
-    if not _on_gpu() and available is not None and plan.memory_bytes > available:
+    if not uses_gpu() and available is not None and plan.memory_bytes > available:
         raise ResourceError(
             f"training needs about {format_bytes(plan.memory_bytes)} of memory, "
             f"{format_bytes(available)} are free",
@@ -142,12 +142,11 @@ def print_estimate(
     tokens = plan.tokens_per_epoch * _epochs(inputs, plan)
     if device is not None:
         forecast = forecast_training(
-            _shape(inputs), inputs.student, inputs.train, inputs.loss, device,
+            student_shape(inputs), inputs.student, inputs.train, inputs.loss, device,
             devices=devices, step_tokens=plan.pass_tokens, tokens=tokens,
         )  # fmt: skip
-        for line in forecast_lines(
-            forecast, device, devices=devices, zero_stage=inputs.train.zero_stage
-        ):
+        stage = inputs.train.stage(dtype=inputs.train.dtype(on_gpu=True), world_size=devices)
+        for line in forecast_lines(forecast, device, devices=devices, zero_stage=stage):
             print(line)
         return
     available = available_memory_bytes()
@@ -156,7 +155,7 @@ def print_estimate(
     print(f"disk         about {format_bytes(plan.disk_bytes)} at {inputs.output_dir}")
     check_resources(inputs, plan)
     rate = _matmul_flops_per_s()
-    seconds = training_flops(_shape(inputs), inputs.student, tokens=tokens) / rate
+    seconds = training_flops(student_shape(inputs), inputs.student, tokens=tokens) / rate
     print(f"time         about {format_duration(seconds)} at {rate / 1e9:.0f} GFLOP/s (calibrated)")
 
 
@@ -171,7 +170,7 @@ def _matmul_flops_per_s() -> float:
     """Measure a matrix product of the shape that training spends its time in."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if uses_gpu() else "cpu"
     size = 4096 if device == "cuda" else 768
     a = torch.randn(size, size, device=device)
     for _ in range(3):
@@ -184,7 +183,7 @@ def _matmul_flops_per_s() -> float:
     return 2.0 * size**3 * repeats / (time.monotonic() - started)
 
 
-def _shape(inputs: Inputs) -> ModelShape:
+def student_shape(inputs: Inputs) -> ModelShape:
     """Return the student's sizes from the config alone."""
     shape = model_shape(read_model_config(inputs.source.path))
     kept = inputs.student.keep_layers

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.data.order.totals import check_lengths, split_totals
 from pipeline.data.settings import DataSettings
 from pipeline.errors import CacheError, Mistakes
 from pipeline.loss.settings import LossSettings
+from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import (
     most_positions,
     read_model_config,
@@ -74,25 +75,27 @@ class Inputs:
         """Tokens of the longest sequence there can be, in the student's tokens."""
         return self.vocabulary.pack_length()
 
+    def longest_row(self) -> int:
+        """Tokens of the longest row that a micro-batch may be, about."""
+        if self.data.batch_tokens is not None:
+            return self.data.batch_tokens
+        packs = self.train.per_device_train_batch_size
+        return packs * (self.data.pack_length or self.pack_length())
+
     def identity(self, world_size: int) -> RunIdentity:
         """Return everything that decides the losses of the run."""
-        train = self.train.model_dump(mode="json")
-        for name in (
-            "save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "evaluate",
-            "evaluate_before", "resume_from_checkpoint", "timeout_s",
-            "per_device_train_batch_size", "gradient_accumulation_steps",
-        ):  # fmt: skip
-            del train[name]
+        train = self._train_identity(world_size)
         # How the global batch is divided among ranks and passes does not change it.
         if self.data.batch_tokens is None:
             train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
-        del loss["chunk_rows"]
+        del loss["chunk_rows"], loss["compile_entries"]
         if loss["cross_tokenizer"] == "reject":
             del loss["cross_tokenizer"]  # it rejects and changes nothing
         digest = self.vocabulary.digest
         lora = self.student.lora
         adapters = {"lora": lora.model_dump(mode="json", exclude={"save_adapter"})}
+        router = [self.student.router_aux_loss, self.student.router_aux_coefficient]
         return RunIdentity(
             {
                 "cache": self.cache.manifest.identity_digest,
@@ -105,13 +108,59 @@ class Inputs:
                 "train": train,
                 "seed": self.seed,
                 **(adapters if lora.enabled else {}),
+                **({"router": router} if router[0] != "none" else {}),
             }
         )
 
+    def stage(self, world_size: int) -> int:
+        """Return the ZeRO stage of the run with so many processes."""
+        return self.train.stage(dtype=self.dtype, world_size=world_size)
+
+    @property
+    def dtype(self) -> str:
+        """Of weights and activations here: `float32`, `bfloat16` or `float16`."""
+        return self.train.dtype(on_gpu=uses_gpu())
+
+    def _train_identity(self, world_size: int) -> dict[str, Any]:
+        train = self.train.model_dump(mode="json")
+        for name in (
+            "save_steps", "keep_checkpoints", "logging_steps", "profile_steps", "eval_steps",
+            "evaluate", "evaluate_before", "resume_from_checkpoint", "timeout_s",
+            "per_device_train_batch_size", "gradient_accumulation_steps",
+            "offload_folder", "overlap_comm", "reduce_bucket_mb", "gather_bucket_mb",
+            "prefetch_bucket_mb", "hpz_partition_size",
+            "sequence_parallel_size", "tiled_mlp", "offload_activations",
+        ):  # fmt: skip
+            del train[name]
+        train["zero_stage"] = self.stage(world_size)
+        if train["accumulate_float32"]:
+            del train["accumulate_float32"]
+        for name in (
+            "offload_parameters", "quantized_weights", "quantized_gradients", "learning_rates",
+            "ema_decay",
+        ):  # fmt: skip
+            if not train[name]:
+                del train[name]
+        return train
+
     def packs_per_step(self, world_size: int) -> int:
-        """Packed sequences of one optimiser step, over all ranks."""
+        """Packed sequences of one optimiser step, over all ranks.
+
+        Raises:
+            ConfigError: the ranks are no multiple of `train.sequence_parallel_size`.
+        """
         train = self.train
-        return train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size
+        groups = train.data_parallel_size(world_size)
+        return train.per_device_train_batch_size * train.gradient_accumulation_steps * groups
+
+    def pass_tokens(self, world_size: int) -> int:
+        """Most tokens of one forward pass of one rank: its slice, where ranks share a pass."""
+        train, data = self.train, self.data
+        tokens = train.per_device_train_batch_size * (data.pack_length or self.pack_length())
+        if data.batch_tokens is not None:
+            parts = train.data_parallel_size(world_size) * train.gradient_accumulation_steps
+            tokens = data.batch_tokens // parts + self.vocabulary.totals.longest
+        return -(-tokens // train.sequence_parallel_size)
 
 
 class RunSettings(Protocol):
@@ -213,7 +262,7 @@ def open_inputs(run: RunSettings) -> Inputs:
                 run.train,
                 loss,
                 vocabulary_size=None if vocabulary is None else vocabulary.size,
-                on_gpu=elsewhere or _on_gpu(),
+                on_gpu=elsewhere or uses_gpu(),
             )
     mistakes.raise_any()
     assert source is not None
@@ -272,12 +321,6 @@ def _check_lengths(vocabulary: StudentVocabulary, source: ResolvedModel, run: Ru
                 "student with more, or make the cache with a smaller --corpus.max_length"
             )
     mistakes.raise_any()
-
-
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _spectrum(student: StudentSettings) -> list[str]:

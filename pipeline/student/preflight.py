@@ -8,7 +8,11 @@ from pathlib import Path
 from pipeline.cache.io.token_ids import shard_token_ids
 from pipeline.data.stream.skipped_shards import read_skipped_shards
 from pipeline.errors import ModelError, ResumeError
+from pipeline.models.device import uses_gpu
 from pipeline.storage.local import require_writable
+from pipeline.student.engine.config import check_parallel
+from pipeline.student.engine.deepspeed_parts import check_offload_folder
+from pipeline.student.engine.kernels import check_kernels
 from pipeline.student.estimate import Estimate, check_resources
 from pipeline.student.inputs import Inputs, missing_here
 from pipeline.student.output.export import is_exported
@@ -43,6 +47,15 @@ def preflight(
     mistakes = missing_here(inputs)
     with mistakes.collected():
         check_schedule(inputs.train, total_steps=expected.steps)
+    on_gpu = uses_gpu()
+    with mistakes.collected():
+        # A launcher may start more processes than the one that only checks.
+        processes = None if only_checked else distributed.world_size
+        check_parallel(inputs.train, world_size=processes, on_gpu=on_gpu)
+    with mistakes.collected():
+        check_kernels(inputs.student.kernels, on_gpu=on_gpu)
+    with mistakes.collected():
+        check_offload_folder(inputs.train, on_gpu=on_gpu)
     folder_is_sane = False
     with mistakes.collected():
         require_writable(inputs.output_dir, "output.output_dir")
@@ -63,16 +76,19 @@ def _check_resume(inputs: Inputs, distributed: Distributed, *, only_checked: boo
     train = inputs.train
     if train.resume_from_checkpoint == "never":
         return
+    # Checked by one process before a launcher of several: how many is not known here, but that
+    # their number times the packs of one is a step of the checkpoint.
+    alone = only_checked and distributed.world_size == 1
+    if alone:
+        distributed = replace(distributed, world_size=train.sequence_parallel_size)
     digest = inputs.identity(distributed.world_size).digest
     if train.resume_from_checkpoint == "auto" and is_exported(inputs.output_dir / "model", digest):
         return
     try:
         _find(inputs, distributed)
     except ResumeError:
-        # Checked by one process before a launcher of several: how many is not known here, but that
-        # their number times the packs of one is a step of the checkpoint.
-        many = _processes_of_checkpoint(inputs) if only_checked else None
-        if many is None or distributed.world_size > 1:
+        many = _processes_of_checkpoint(inputs) if alone else None
+        if many is None:
             raise
         _find(inputs, replace(distributed, world_size=many))
 
@@ -83,6 +99,7 @@ def _find(inputs: Inputs, distributed: Distributed) -> None:
         inputs.identity(distributed.world_size),
         keep=inputs.train.keep_checkpoints,
         world_size=distributed.world_size,
+        slices=inputs.train.sequence_parallel_size,
     )
     if find_resume_point(checkpoints, inputs.train, distributed) is not None:
         read_skipped_shards(inputs.output_dir)
@@ -94,7 +111,8 @@ def _processes_of_checkpoint(inputs: Inputs) -> int | None:
     folder = newest_complete(inputs.output_dir) if wanted == "auto" else Path(wanted)
     if folder is None:
         return None
-    return fitting_processes(folder, packs_of_one=inputs.packs_per_step(1))
+    slices = inputs.train.sequence_parallel_size
+    return fitting_processes(folder, packs_of_one=inputs.packs_per_step(slices), slices=slices)
 
 
 def _check_pieces(inputs: Inputs) -> None:

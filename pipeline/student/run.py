@@ -7,18 +7,27 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipeline.data.collate import Batch
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
 from pipeline.data.stream.train_stream import Agree, TrainStream
 from pipeline.evaluate.measures import HeldoutScores
+from pipeline.models.device import uses_gpu
+from pipeline.observe.devices import device_of_driver
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
 from pipeline.storage.folder_lock import FolderLock
 from pipeline.student.build.model import optimizer_groups
+from pipeline.student.costs import model_flops
+from pipeline.student.engine.groups import divided_groups
+from pipeline.student.engine.launch import use_cores, warn_of_short_grace
+from pipeline.student.estimate import student_shape
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import CheckpointUploads
 from pipeline.student.output.publish import Publisher, push_if_asked
+from pipeline.student.profile_window import check_profile_window
+from pipeline.student.sequence.parallel import SequenceParallel
 from pipeline.student.student_of_run import BuiltStudent, RunOnRank, build_student
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import (
@@ -28,6 +37,7 @@ from pipeline.student.training.deepspeed_engine import (
 )
 from pipeline.student.training.distributed import peer_errors, read_distributed
 from pipeline.student.training.evaluation import HeldoutEvaluation
+from pipeline.student.training.logged.speed import Peak
 from pipeline.student.training.loop import LoopSettings, TrainLoop, planned_steps
 from pipeline.student.training.resume import ResumePoint, find_resume_point, load_resume_point
 from pipeline.student.training.shard_copies import open_local_copies
@@ -46,8 +56,6 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     Returns:
         The student's folder, `output_dir/model`.
     """
-    import torch
-
     distributed = read_distributed()
     identity = inputs.identity(distributed.world_size)
     target = inputs.output_dir / "model"
@@ -56,8 +64,10 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
         if distributed.is_first:
             push_if_asked(inputs.output, target)
         return target
-    dtype = inputs.train.dtype(on_gpu=torch.cuda.is_available())
-    run = RunOnRank(inputs, distributed, identity, dtype, resolved_config, command)
+    run = RunOnRank(inputs, distributed, identity, inputs.dtype, resolved_config, command)
+    use_cores()
+    if distributed.is_first:
+        warn_of_short_grace()
     with ExitStack() as held:
         init_distributed(distributed, timeout_s=inputs.train.timeout_s)
         try:
@@ -86,21 +96,26 @@ def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
         run.identity,
         keep=train.keep_checkpoints,
         world_size=run.distributed.world_size,
+        slices=train.sequence_parallel_size,
     )
     resume = find_resume_point(checkpoints, train, run.distributed)
     student = build_student(run)
+    sequence = SequenceParallel(run.group)
     stream = _open_stream(run)
     total_steps = planned_steps(stream, train)
-    engine = _start_engine(run, student, resume, total_steps=total_steps)
+    if train.profile_steps is not None:
+        check_profile_window(train.profile_steps, total_steps=total_steps)
+    engine = _start_engine(run, student, sequence, resume, total_steps=total_steps)
     start = _load_state(run, engine, stream, resume, total_steps=total_steps)
     sinks = _open_sinks(run, resume_step=None if resume is None else start)
     loop = TrainLoop(
         _loop_settings(run, total_steps),
         engine=engine,
         stream=stream,
-        evaluation=_evaluation(run, engine),
+        evaluation=_evaluation(run, engine, sequence),
         sinks=sinks,
         checkpoints=checkpoints,
+        sequence=sequence,
         agree=_agreement(run, engine, stream),
     )
     publisher = _publisher(run, student, total_steps)
@@ -120,8 +135,8 @@ def _open_stream(run: RunOnRank) -> TrainStream:
         inputs.data,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(run.distributed.world_size),
-        rank=run.distributed.rank,
-        world_size=run.distributed.world_size,
+        rank=run.group.data_rank,
+        world_size=run.group.data_size,
         accumulation=inputs.train.gradient_accumulation_steps,
         pack_length=inputs.pack_length(),
         temperature=loss.temperature,
@@ -131,22 +146,53 @@ def _open_stream(run: RunOnRank) -> TrainStream:
 
 
 def _start_engine(
-    run: RunOnRank, student: BuiltStudent, resume: ResumePoint | None, *, total_steps: int
+    run: RunOnRank,
+    student: BuiltStudent,
+    sequence: SequenceParallel,
+    resume: ResumePoint | None,
+    *,
+    total_steps: int,
 ) -> DeepSpeedEngine:
     """Wrap the student in ZeRO and its optimiser; check the head where it now is."""
     from pipeline.loss.head import check_distill_head
+    from pipeline.student.forward.attention import settle_attention
+    from pipeline.student.forward.choice import choose_way, read_way, record_way
     from pipeline.student.training.module import StudentModule
 
+    train = run.inputs.train
+    module = StudentModule(student.model, student.router)
     engine = DeepSpeedEngine(
-        StudentModule(student.model),
-        run.inputs.train,
+        module,
+        train,
         dtype=run.dtype,
         distributed=run.distributed,
         total_steps=total_steps,
-        optimizer_groups=optimizer_groups(student.model, run.inputs.train.weight_decay),
+        optimizer_groups=divided_groups(
+            optimizer_groups(student.model, train.weight_decay), student.model, train
+        ),
         rank_free=resume is not None and resume.reshard,
     )
+    settle_attention(
+        student.model,
+        module.body,
+        run.attention_order,
+        device=engine.device,
+        gather=engine.gather_objects,
+    )
+    way = choose_way(
+        module.body,
+        student.model,
+        wanted=run.inputs.student.forward,
+        before=None if resume is None else read_way(run.folder),
+        device=engine.device,
+        gather=engine.gather_objects,
+        longest_row=run.inputs.longest_row(),
+        longest_sequence=run.inputs.pack_length(),
+    )
+    if run.is_first:
+        record_way(run.folder, way)
     check_distill_head(student.model, device=engine.device)
+    module.body = sequence.install(module.body, student.model, device=engine.device)
     return engine
 
 
@@ -202,7 +248,32 @@ def _loop_settings(run: RunOnRank, total_steps: int) -> LoopSettings:
         total_steps=total_steps,
         output_dir=run.folder,
         progress_every_s=inputs.observe.progress_every_s,
+        peak=_peak(run),
     )
+
+
+def _peak(run: RunOnRank) -> Peak | None:
+    """Return what this rank's device can do; None without a GPU whose data sheet is known.
+
+    Data sheets name the peak of 16-bit types.
+    """
+    import torch
+
+    if not uses_gpu() or run.dtype == "float32":
+        return None
+    device = device_of_driver(torch.cuda.get_device_name())
+    if device is None:
+        return None
+    shape, student = student_shape(run.inputs), run.inputs.student
+
+    slices = run.group.size
+
+    def flops(batch: Batch) -> float:
+        # A slice has the lengths of the whole pass, and the supervised tokens that are its own.
+        tokens = batch.num_loss_tokens * slices
+        return model_flops(shape, student, lengths=batch.lengths, loss_tokens=tokens) / slices
+
+    return Peak(device.flops, flops)
 
 
 def _agreement(run: RunOnRank, engine: DeepSpeedEngine, stream: TrainStream) -> Agree | None:
@@ -213,13 +284,16 @@ def _agreement(run: RunOnRank, engine: DeepSpeedEngine, stream: TrainStream) -> 
     return SkipAgreement(engine, stream, run.folder, shown).agree
 
 
-def _evaluation(run: RunOnRank, engine: DeepSpeedEngine) -> HeldoutEvaluation:
+def _evaluation(
+    run: RunOnRank, engine: DeepSpeedEngine, sequence: SequenceParallel
+) -> HeldoutEvaluation:
     inputs = run.inputs
     return HeldoutEvaluation(
         engine,
         inputs.vocabulary.heldout,
         longest=inputs.pack_length(),
         distance=heldout_name(inputs.loss, sampled=inputs.sampled),
+        sequence=sequence,
     )
 
 

@@ -87,13 +87,61 @@ class StudentSettings(Settings):
         (), "substrings or regular expressions of parameter names that are not trained"
     )
     lora: LoraSettings = LoraSettings()
+    attention: Literal["auto", "varlen", "flash", "flex", "sdpa", "eager"] = option(
+        "auto",
+        "kernels of attention: torch's `varlen` (CUDA, 16 bit), `flash` (the package flash-attn), "
+        "`flex`, `sdpa`, `eager`; auto: varlen where it is there and serves the model, else sdpa, "
+        "else eager",
+    )
     use_flash_attention: bool = option(
         False,
-        "flash_attention_2 (needs a GPU and flash-attn); else sdpa",
+        "flash_attention_2 (needs a GPU and flash-attn): the same as --student.attention flash",
         flag="use_flash_attention",
     )
+    forward: Literal["auto", "packed", "alone"] = option(
+        "auto",
+        "how the sequences of a micro-batch go through the student: `packed` in one row, `alone` "
+        "one after the other; auto: packed where a trial before the first step finds that this "
+        "changes nothing",
+    )
+    kernels: Literal["none", "liger", "hub"] = option(
+        "none",
+        "kernels for norms, rotary positions and MLPs: of `liger` (the package liger-kernel) or of "
+        "the `hub` (the package kernels); both need a GPU",
+    )
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
+    router_aux_loss: Literal["none", "config"] = option(
+        "none",
+        "a mixture of experts: `config` adds the auxiliary loss that keeps its router from "
+        "preferring a few experts, as transformers computes it",
+    )
+    router_aux_coefficient: float | None = option(
+        None, "weight of that loss (none: router_aux_loss_coef of the student's config)", gt=0
+    )
     trust_remote_code: bool = option(False, "run model code that the hub repository brings")
+
+    @property
+    def chosen_attention(self) -> str:
+        """What `attention` and `use_flash_attention` amount to."""
+        return "flash" if self.use_flash_attention else self.attention
+
+    @model_validator(mode="after")
+    def _one_attention(self) -> Self:
+        if self.use_flash_attention and self.attention not in ("auto", "flash"):
+            raise ValueError(
+                f"student.attention: found {self.attention} with use_flash_attention, expected "
+                "flash, or one of the two settings"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_router_to_weigh(self) -> Self:
+        if self.router_aux_coefficient is not None and self.router_aux_loss == "none":
+            raise ValueError(
+                "student.router_aux_coefficient: found a weight with student.router_aux_loss none, "
+                "expected config"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sane_layers(self) -> Self:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import model_validator
 
 from pipeline.config import option
 from pipeline.models.precision import PrecisionSettings
+from pipeline.student.parallel_settings import ParallelSettings
+from pipeline.student.profile_window import profile_window
+from pipeline.student.sequence_settings import SequenceSettings
 
 __all__ = ["TrainSettings"]
 
 
-class TrainSettings(PrecisionSettings):
+class TrainSettings(ParallelSettings, SequenceSettings, PrecisionSettings):
     """Optimisation, precision, parallelism and checkpoints."""
 
     num_train_epochs: float = option(3, "passes over the cache", flag="num_train_epochs", gt=0)
@@ -25,10 +29,20 @@ class TrainSettings(PrecisionSettings):
     gradient_accumulation_steps: int = option(
         8, "forward passes in one step", flag="gradient_accumulation_steps", ge=1
     )
-    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "rmsprop"] = option(
-        "adamw_torch_fused", "optimiser, as transformers names it", flag="optim"
+    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "muon", "sgd", "rmsprop"] = (
+        option(
+            "adamw_torch_fused",
+            "optimiser, as transformers names it; `adamw_8bit`: moments in 8 bits, by bitsandbytes "
+            "or torchao; `muon`: matrices of the layers by Muon, the rest by AdamW",
+            flag="optim",
+        )
     )
     learning_rate: float = option(2e-5, "peak learning rate", flag="learning_rate", gt=0)
+    learning_rates: dict[str, float] = option(
+        {},
+        "peak learning rates of some parameters: regular expressions of their names, the first "
+        "that fits counts, as in `{embed_tokens: 1e-6}`",
+    )
     weight_decay: float = option(
         0.05, "weight decay, not applied to biases and norms", flag="weight_decay", ge=0
     )
@@ -59,16 +73,27 @@ class TrainSettings(PrecisionSettings):
         0.2, "share of the steps in which the rate decays: warmup_stable_decay", gt=0, le=1
     )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm (0: not)", ge=0)
-    zero_stage: int = option(2, "DeepSpeed ZeRO stage", ge=0, le=3)
     torch_compile: bool = option(
         False,
         "compile the decoder layers (ZeRO 0 to 2; minutes once, for a faster step)",
         flag="torch_compile",
     )
-    offload_optimizer: bool = option(False, "keep the optimiser's state in CPU memory")
+    ema_decay: float | None = option(
+        None,
+        "evaluate at the end and export an exponential moving average of the weights: the share of "
+        "it that each step keeps, such as 0.999 (ZeRO 0 to 2; float32, divided among the "
+        "processes)",
+        gt=0,
+        lt=1,
+    )
     save_steps: int = option(1000, "steps between checkpoints", flag="save_steps", ge=1)
     keep_checkpoints: int = option(2, "complete checkpoints kept", ge=1)
     logging_steps: int = option(1, "steps between logged values", flag="logging_steps", ge=1)
+    profile_steps: str | None = option(
+        None,
+        "first:last, such as 10:12: profile these steps of the first process by torch.profiler, "
+        "into output_dir/profile (none: no profile)",
+    )
     eval_steps: int | None = option(
         None, "steps between held-out evaluations (none: at the end)", ge=1
     )
@@ -89,10 +114,38 @@ class TrainSettings(PrecisionSettings):
         600, "a dead or stalled peer ends the run after this many seconds", gt=0
     )
 
+    def stage(self, *, dtype: str, world_size: int) -> int:
+        """Return the ZeRO stage that is used, chosen where none is named.
+
+        Args:
+            dtype: of the weights: `float32`, `bfloat16` or `float16`.
+            world_size: processes.
+        """
+        stage = self.zero_stage
+        if stage is None:
+            # Stage 2 reduces the gradients of each forward pass, stage 1 those of each step.
+            divided = 1 if self.gradient_accumulation_steps > 1 else 2
+            alone = world_size == 1 and dtype == "float32" and not self.offload_optimizer
+            stage = 3 if self.needs_stage_3 else 0 if alone else divided
+        # DeepSpeed's optimiser of 16-bit weights without ZeRO takes a step on zero gradients when
+        # it is made: moments and their bias correction are one step ahead.
+        return stage if dtype == "float32" else max(stage, 1)
+
+    def accumulates_float32(self, *, dtype: str) -> bool:
+        """Whether gradients are summed in a wider type than that of the weights."""
+        wider = dtype != "float32" and self.gradient_accumulation_steps > 1
+        return wider and self.accumulate_float32
+
     @property
     def evaluates(self) -> bool:
         """Whether the run reads held-out rows at any time."""
         return self.evaluate != "never" or self.evaluate_before
+
+    @model_validator(mode="after")
+    def _profile_is_a_window(self) -> Self:
+        if self.profile_steps is not None:
+            profile_window(self.profile_steps)
+        return self
 
     @model_validator(mode="after")
     def _evaluations_in_the_middle(self) -> Self:
@@ -104,19 +157,35 @@ class TrainSettings(PrecisionSettings):
         return self
 
     @model_validator(mode="after")
-    def _offload_needs_zero(self) -> Self:
-        if self.offload_optimizer and self.zero_stage == 0:
+    def _average_needs_whole_weights(self) -> Self:
+        if self.ema_decay is not None and (self.zero_stage == 3 or self.needs_stage_3):
             raise ValueError(
-                "train.offload_optimizer: found true with train.zero_stage 0, which keeps the "
-                "optimiser's state on the device; expected stage 1, 2 or 3"
+                f"train.ema_decay: found {self.ema_decay} with ZeRO 3, whose processes hold parts "
+                "of the weights; expected stage 0, 1 or 2, or none"
             )
         return self
 
     @model_validator(mode="after")
+    def _rates_of_patterns(self) -> Self:
+        for pattern, rate in self.learning_rates.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"train.learning_rates: found {pattern!r}, expected a regular expression "
+                    f"({error})"
+                ) from None
+            if rate < 0:
+                raise ValueError(f"train.learning_rates: found {rate}, expected 0 or more")
+        return self
+
+    @model_validator(mode="after")
     def _compile_needs_gathered_weights(self) -> Self:
-        if self.torch_compile and self.zero_stage == 3:
+        if self.torch_compile and (self.zero_stage == 3 or self.needs_stage_3):
+            cause = self.needs_stage_3[:1] or ["zero_stage"]
             raise ValueError(
-                "train.torch_compile: found true with train.zero_stage 3, whose gathering of "
-                "weights breaks every graph; expected stage 0, 1 or 2, or no compilation"
+                f"train.torch_compile: found true with train.{cause[0]} "
+                f"{getattr(self, cause[0])}, and ZeRO 3's gathering of weights breaks every graph; "
+                "expected stage 0, 1 or 2, or no compilation"
             )
         return self

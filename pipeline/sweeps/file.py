@@ -28,8 +28,11 @@ OBJECTIVES = {
     "train/cross_entropy": "minimize",
     "train/grad_norm": "minimize",
     "throughput/tokens_per_s": "maximize",
+    "throughput/tokens_per_s_per_device": "maximize",
+    "throughput/mfu": "maximize",
     "data/wait_s": "minimize",
     "memory/peak_gib": "minimize",
+    "memory/device_peak_gib": "minimize",
 }
 """What runs of stage two log, and which way is better; `objective.py` knows which of the
 distances."""

@@ -13,6 +13,7 @@ from pipeline.amounts import format_bytes
 from pipeline.cache.io.reader import open_cache
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import CacheError, ConfigError, DistillError, ResourceError
+from pipeline.models.device import uses_gpu
 from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
 from pipeline.student.estimate import estimate
 from pipeline.student.inputs import Inputs, open_inputs
@@ -150,13 +151,11 @@ def check_resources(runs: Sequence[PlannedRun], *, parallel: int, folder: Path) 
     Raises:
         ResourceError: too little memory (on a CPU) for so many at a time, or disk for all.
     """
-    import torch
-
     waiting = [run for run in runs if not run.finished]
     largest = sorted((run.cost.memory_bytes for run in waiting), reverse=True)[:parallel]
     available = available_memory_bytes()
     needed = sum(largest)
-    if not torch.cuda.is_available() and available is not None and needed > available:
+    if not uses_gpu() and available is not None and needed > available:
         raise ResourceError(
             f"{len(largest)} runs at a time need about {format_bytes(needed)} of memory, "
             f"{format_bytes(available)} are free",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
+from pipeline.models.device import uses_gpu
 
 __all__ = ["Slot", "make_slots", "visible_gpus"]
 
@@ -62,7 +63,7 @@ def visible_gpus() -> tuple[str, ...]:
     """Return the names of the GPUs that this process may use; empty on a CPU."""
     import torch
 
-    if not torch.cuda.is_available():
+    if not uses_gpu():
         return ()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named:

@@ -13,6 +13,7 @@ from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_bytes, for
 from pipeline.cache.layout.names import RECORDS, SPLITS, response_name
 from pipeline.cache.layout.recorded import Recorded
 from pipeline.errors import ResourceError
+from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes
 from pipeline.storage import Store
@@ -92,9 +93,7 @@ def check_resources(
         ResourceError: too little memory (on a CPU) or disk.
     """
     if on_gpu is None:
-        import torch
-
-        on_gpu = torch.cuda.is_available()
+        on_gpu = uses_gpu()
     available = available_memory_bytes()
     if not on_gpu and available is not None and plan.memory_bytes > available:
         raise ResourceError(

@@ -75,9 +75,7 @@ def hidden_states(
         model = str(gemma_folder(FOLDER))
     resolved = resolve_model(model, revision=None, role="teacher")
     samples = _samples(resolved.path, tokens)
-    network = load_causal_lm(
-        resolved.path, dtype="float32", use_flash_attention=False, trust_remote_code=False
-    ).eval()
+    network = load_causal_lm(resolved.path, dtype="float32").eval()
     weight_VD = network.get_output_embeddings().weight.detach().numpy()
     name, layers_dropped = Path(model).name, "-".join(map(str, dropped))
     total = sum(int(sample.loss_mask.sum()) for sample in samples)

@@ -133,10 +133,7 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
         inputs.cache.source("train"), inputs.data, seed=0, packs_per_step=1, rank=0, world_size=1,
         accumulation=1, pack_length=inputs.pack_length(), temperature=1.0,
     )  # fmt: skip
-    model = load_student(
-        student, dtype="float32", use_flash_attention=False, gradient_checkpointing=False,
-        trust_remote_code=False,
-    )  # fmt: skip
+    model = load_student(student, dtype="float32")
     if arm in ("cache", "compiled"):
         install_distill_head(model, inputs.loss, valid_vocab=None)
         module: Any = StudentModule(model)
@@ -158,7 +155,13 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
             settings, engine=engine, stream=stream, evaluation=none, sinks=none, checkpoints=none
         )
         steps = stream.iterate(0, rounds)
-        return lambda: loop._step(next(steps)) and None
+
+        def from_cache() -> None:
+            batch = next(steps)
+            loop._step(batch)
+            loop._read(batch)
+
+        return from_cache
     ready = _token_ids(stream, rounds)
     return lambda: engine.train_step([next(ready)]) and None
 

@@ -145,9 +145,9 @@ def loss_from_cache(model: Any, batch: Any) -> Any:
     from pipeline.student.training.module import StudentModule
 
     loss, _ = StudentModule(model)(
-        batch.input_ids_1T, batch.position_ids_1T, batch.label_index_N, batch.ids_NK,
-        batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N, batch.label_ids_N,
-        scale=1.0 / max(batch.num_loss_tokens, 1),
+        batch.input_ids_1T, batch.position_ids_1T, batch.lengths, batch.label_index_N,
+        batch.ids_NK, batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N,
+        batch.label_ids_N, scale=1.0 / max(batch.num_loss_tokens, 1),
     )  # fmt: skip
     return loss
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.observe.metrics import read_metrics
+from pipeline.student.engine.launch import torchrun_arguments
 from tests.conftest import Stage, Tiny
 from tests.stage_runner import ENVIRONMENT, ROOT, Result, run_python
 
@@ -121,10 +122,14 @@ def test_two_processes_are_as_one(flags: list[Any], one_process: Path, tmp_path:
 def test_two_processes_under_every_zero_stage(
     zero: int, flags: list[Any], one_process: Path, tmp_path: Path
 ) -> None:
-    """Stopped in the middle and run again, besides."""
+    """Stopped in the middle and run again, besides.
+
+    Under ZeRO 3 with sequences one at a time: ranks of different numbers of them gather together.
+    """
     sizes = (
         "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1,
         "--train.zero_stage", zero, "--save_steps", 2,
+        *(("--student.forward", "alone") if zero == 3 else ()),
     )  # fmt: skip
     folder = tmp_path / "student"
     _launch(TORCHRUN, [*flags, *sizes], folder)
@@ -181,43 +186,68 @@ def _port() -> int:
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_launcher_saves(flags: list[Any], one_process: Path, tmp_path: Path) -> None:
-    """What Kubernetes does to a pod: the launcher gets it and hands it on."""
+def test_sigterm_to_the_launcher_saves(
+    flags: list[Any], one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Kubernetes does to a pod: the launcher gets it, hands it on, and waits for the save."""
+    sizes = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
+    folder = tmp_path / "student"
+    command = [_slowly(tmp_path), *flags, *sizes, "--output_dir", folder]
+    marks = folder / "checkpoints"
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    # A launcher that waits for less than a save takes kills it, as torchrun's own 30 s may do.
+    text = _stopped([*TORCHRUN, "--shutdown-timeout", SAVE_S // 3, *command], folder)
+    assert "forcefully exiting via" in text
+    assert not list(marks.glob("step-*/complete.json"))
+    (folder / "metrics.jsonl").unlink()
+    text = _stopped([*torchrun_arguments(2), *command], folder)
+    assert "stopped by SIGTERM after step" in text
+    assert "start it with --shutdown-timeout" not in text
+    assert len(list(marks.glob("step-*/complete.json"))) == 1
+    result = _launch(TORCHRUN, [*flags, *sizes], folder)
+    assert "resuming after step" in result.err
+    assert "start it with --shutdown-timeout 570" in result.err
+    _same(folder, one_process)
+
+
+SAVE_S = 6
+
+
+def _stopped(command: list[Any], folder: Path) -> str:
+    """Run until step 3 is logged, send SIGTERM to the launcher, and return what was said."""
     import signal
     import subprocess
     import sys
     import time
 
-    sizes = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
-    folder = tmp_path / "student"
-    command = [*TORCHRUN, _slowly(tmp_path), *flags, *sizes, "--output_dir", folder]
-    with (tmp_path / "log").open("w") as log:
+    path = folder.parent / "log"
+    with path.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, *map(str, command)],
             cwd=ROOT, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": "."}, stdout=log, stderr=log,
         )  # fmt: skip
         end = time.monotonic() + 120
         while not _logged(folder, 3):
-            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert process.poll() is None, path.read_text()
             assert time.monotonic() < end
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) != 0
-    text = (tmp_path / "log").read_text()
-    assert "stopped by SIGTERM after step" in text
-    assert len(list((folder / "checkpoints").glob("step-*/complete.json"))) == 1
-    result = _launch(TORCHRUN, [*flags, *sizes], folder)
-    assert "resuming after step" in result.err
-    _same(folder, one_process)
+    return path.read_text()
 
 
 def _slowly(tmp_path: Path) -> Path:
+    """Return a script of stage two whose steps and saves take longer."""
     script = tmp_path / "slowly.py"
     script.write_text(
         "import sys, time\n"
+        "from pipeline.student.training.deepspeed_engine import DeepSpeedEngine\n"
         "from pipeline.student.training.loop import TrainLoop\n"
-        "real = TrainLoop._step\n"
-        "TrainLoop._step = lambda self, batch: (time.sleep(0.5), real(self, batch))[1]\n"
+        "step, save = TrainLoop._step, DeepSpeedEngine.save\n"
+        "TrainLoop._step = lambda self, batch: (time.sleep(0.5), step(self, batch))[1]\n"
+        "DeepSpeedEngine.save = lambda self, *folder, **options: (\n"
+        f"    time.sleep({SAVE_S}), save(self, *folder, **options)\n"
+        ")[1]\n"
         "from pipeline.errors import run_command\n"
         "from stages.train_student import main\n"
         "sys.exit(run_command(main))\n"

@@ -19,38 +19,6 @@ from tests.stage_runner import run_python
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TOP_K, GRID = 20, (1.0, 2.0)
-CAPTURE = """
-import json, sys
-import pipeline.cache.codec.kernels  # numba before vLLM, as where a cache is read first
-from pathlib import Path
-import numpy as np
-from pipeline.teacher.engines.base import CaptureRequest
-from pipeline.teacher.engines.registry import open_engine
-from pipeline.teacher.settings import CaptureSettings, TeacherSettings
-from pipeline.teacher.sparsify.device import SparseScheme
-
-plan = json.loads(Path(sys.argv[1]).read_text())
-requests = [
-    CaptureRequest(str(n), np.array(ids, np.int32), np.array(rows, np.int64))
-    for n, (ids, rows) in enumerate(plan["requests"])
-]
-for job in plan["jobs"]:
-    grid = tuple(job.get("temperatures", plan["temperatures"]))
-    capture = CaptureSettings(
-        top_k=plan["top_k"], temperatures=grid, head_rows=job.get("head_rows", 256),
-    )
-    engine = open_engine(
-        TeacherSettings(model=plan["folder"], kv_cache_gib=0.25, **job["teacher"]), capture,
-        folder=Path(plan["folder"]), scheme=SparseScheme(plan["top_k"], grid),
-        max_length=plan["max_length"],
-    )
-    for run in range(job.get("runs", 1)):
-        done = engine.capture(requests)
-        file = Path(plan["out"]) / f"{job['name']}-{run}.npz"
-        np.savez(file, **{str(n): columns for n, columns in enumerate(done)})
-    engine.close()
-print("CAPTURED")
-"""
 LONGEST = 120
 
 
@@ -113,7 +81,7 @@ def captured(
     for number, group in enumerate([*([job] for job in jobs), reference]):
         file = out / f"plan-{number}.json"
         file.write_text(json.dumps({**plan, "jobs": group}))
-        result = run_python(["-c", CAPTURE, file], timeout=800).ok()
+        result = run_python(["-m", "tests.capture_once", file], timeout=800).ok()
         assert "CAPTURED" in result.out
     names = {"device-0": GRID, "device-1": GRID, "chunked-0": GRID, "transformers-0": GRID}
     found = {name: Captured(out / f"{name}.npz", grid) for name, grid in names.items()}

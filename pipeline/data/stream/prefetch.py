@@ -83,6 +83,10 @@ class Prefetcher(Generic[T]):
         self.close()
         raise error
 
+    def is_ready(self) -> bool:
+        """Whether the next item, or the end, is there."""
+        return not self._queue.empty()
+
     def close(self) -> None:
         """Stop the thread and wait for it, unless it hangs; safe to call twice."""
         self._ended = True

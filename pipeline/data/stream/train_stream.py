@@ -147,6 +147,10 @@ class TrainStream:
         """Time spent waiting for data so far."""
         return self._waited_before + (self._prefetcher.wait_seconds if self._prefetcher else 0.0)
 
+    def is_ready(self) -> bool:
+        """Whether the next step, or the end, can be had without waiting."""
+        return self._prefetcher is not None and self._prefetcher.is_ready()
+
     def tokens_of(self, steps: int) -> int:
         """Return the tokens of the first `steps` steps, repeats counted."""
         return self.plan.tokens_before(steps)

@@ -91,14 +91,25 @@ def _speed(run: Run) -> Speed | None:
     rates = [values["throughput/tokens_per_s"] for values in logged]
     seconds = sum(count / rate for count, rate in zip(tokens, rates, strict=True))
     waited = sum(values.get("data/wait_s", 0.0) for values in logged)
-    peaks = [values["memory/peak_gib"] for values in logged if "memory/peak_gib" in values]
+
+    def known(key: str) -> list[float]:
+        return [values[key] for values in logged if key in values]
+
+    def median(key: str) -> float | None:
+        return statistics.median(known(key)) if known(key) else None
+
+    skipped = known("train/skipped_updates")
     return Speed(
         name=run.folder.name,
         steps=len(logged),
         tokens=round(sum(tokens)),
         tokens_per_s=statistics.median(rates),
         wait_share=waited / seconds if seconds else 0.0,
-        peak_memory_gib=max(peaks) if peaks else None,
+        peak_memory_gib=max(known("memory/peak_gib"), default=None),
+        tokens_per_s_per_device=median("throughput/tokens_per_s_per_device"),
+        mfu=median("throughput/mfu"),
+        device_peak_gib=max(known("memory/device_peak_gib"), default=None),
+        skipped_updates=round(max(skipped)) if skipped else None,
         seconds=run.folder.seconds,
         rank=run.folder.rank,
     )

@@ -54,9 +54,19 @@ class Speed:
     wait_share: Number
     """Of the time of the steps, the part in which the model waited for data."""
     peak_memory_gib: Number | None = None
+    """Of a process, in the memory of the machine."""
     seconds: Number | None = None
     """Of the run from start to end, start-up and evaluations included; none if not measured."""
     rank: Count = 0
+    tokens_per_s_per_device: Number | None = None
+    """Median over the steps."""
+    mfu: Number | None = None
+    """Model FLOPs utilisation: of the device's peak, the part that the model's own operations take,
+    from 0 to 1; median over the steps, of the first process; none where the peak is not known."""
+    device_peak_gib: Number | None = None
+    """Of the GPU of the first process; none on a CPU."""
+    skipped_updates: Count | None = None
+    """Steps whose gradients were not finite, so that the weights stayed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from pipeline.report.charts.styles import STYLES
 from pipeline.report.data.cache import CacheFacts
 from pipeline.report.data.measures import Difference, Row
 from pipeline.report.data.report import Report
-from pipeline.report.data.runs import Curve
+from pipeline.report.data.runs import Curve, Speed
 from pipeline.report.html.page_parts import Figure, Tile, figure
 from pipeline.report.html.page_sweep import sweep_tiles, sweep_view
 from pipeline.report.text.headline import headline
@@ -72,12 +72,23 @@ def render_page(report: Report) -> str:
         dots=_dot_charts(_compared_rows(report)),
         learning=_line_charts(report, "learning"),
         speed=_line_charts(report, "speed"),
+        speed_columns=_speed_columns(report.speeds),
         sweep=sweep_view(report),
         heat=_heat,
         styles=STYLES,
         heat_steps=HEAT_STEPS_NATS,
         environment=list(_flat(report.environment)),
     )
+
+
+def _speed_columns(speeds: Sequence[Speed]) -> dict[str, bool]:
+    """Return which columns say something: a CPU has no GPU's, one process no rate of its own."""
+    return {
+        "device": any(s.tokens_per_s_per_device not in (None, s.tokens_per_s) for s in speeds),
+        "mfu": any(s.mfu is not None for s in speeds),
+        "gpu": any(s.device_peak_gib is not None for s in speeds),
+        "skipped": any(s.skipped_updates for s in speeds),
+    }
 
 
 def _tiles(report: Report) -> list[Tile]:

@@ -102,8 +102,10 @@ LOGGED: dict[str, tuple[str, str]] = {
     "heldout/kl_bucketed": ("held-out bucketed KL", "nats"),
     "heldout/cross_entropy": ("held-out cross-entropy", "nats"),
     "throughput/tokens_per_s": ("tokens per second", "tokens/s"),
+    "throughput/mfu": ("model FLOPs utilisation", "of the device's peak"),
     "data/wait_s": ("waiting for data", "s"),
     "memory/peak_gib": ("peak memory", "GiB"),
+    "memory/device_peak_gib": ("peak GPU memory", "GiB"),
 }
 """(heading, unit) of the curves by the key in `metrics.jsonl`, in the order of the charts."""
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from pipeline.errors import ConfigError, Mistakes, ModelError
 from pipeline.loss.settings import LossSettings
-from pipeline.models.load import require_flash_attention
 from pipeline.student.build.freeze import learning_parameters
 from pipeline.student.build.lora import check_lora
 from pipeline.student.build.prune import check_stack, pruned_config
 from pipeline.student.build.reconstruct import check_reconstruction
 from pipeline.student.build.skeleton import build_skeleton
 from pipeline.student.build.weights import tensor_shapes
+from pipeline.student.forward.attention import attention_order, require_attention
+from pipeline.student.forward.router import router_loss
+from pipeline.student.sequence.check import check_sequence_settings
 from pipeline.student.settings import StudentSettings
 from pipeline.student.train_settings import TrainSettings
 
@@ -35,7 +37,7 @@ def check_student(
     Args:
         folder: of the model that the student starts from.
         settings: of the student.
-        train: its precision.
+        train: its precision, and how its passes are sliced.
         loss: that goes into its head.
         vocabulary_size: rows of the head that are used; None where that is not known.
         on_gpu: whether it is trained on one.
@@ -46,8 +48,10 @@ def check_student(
     """
     mistakes = Mistakes()
     dtype = train.dtype(on_gpu=on_gpu)
+    attention = "auto"
     with mistakes.collected():
-        _check_attention(settings, dtype, on_gpu=on_gpu)
+        require_attention(settings.chosen_attention, dtype, on_gpu=on_gpu)
+        attention = settings.chosen_attention
     with mistakes.collected():
         _check_precision(dtype, on_gpu=on_gpu)
     shapes = None
@@ -60,28 +64,20 @@ def check_student(
                     f"{folder}: no safetensors files", expected="weights as save_pretrained writes"
                 )
             check_stack(shapes, settings.keep_layers, folder)
-    # Attention is checked above; where it is refused, the rest still can be checked.
-    plain = settings.model_copy(update={"use_flash_attention": False})
+    # Where an attention is not there, the rest still can be checked. flash is looked for by
+    # transformers on the machine itself, which need not be the one that trains.
+    attention = "auto" if attention == "flash" else attention
+    order = attention_order(attention, dtype, on_gpu=on_gpu)
     model = None
     with mistakes.collected():
-        model = build_skeleton(folder, plain, dtype=dtype)
+        model = build_skeleton(folder, settings, dtype=dtype, order=order)
     if model is not None:
         _check_model(
             model, settings, loss, mistakes, vocabulary_size=vocabulary_size, shapes=shapes or {}
         )
+        with mistakes.collected():
+            check_sequence_settings(model, settings, train)
     mistakes.raise_any()
-
-
-def _check_attention(settings: StudentSettings, dtype: str, *, on_gpu: bool) -> None:
-    if not settings.use_flash_attention:
-        return
-    require_flash_attention(on_gpu=on_gpu)
-    if dtype == "float32":
-        raise ConfigError(
-            "use_flash_attention in float32",
-            expected="bfloat16 or float16, which are all that it computes in",
-            do="train with --bf16, or switch it off with --no-use_flash_attention",
-        )
 
 
 def _check_precision(dtype: str, *, on_gpu: bool) -> None:
@@ -108,6 +104,9 @@ def _check_model(
         _check_rows(model, shapes)
     with mistakes.collected():
         install_distill_head(model, loss, valid_vocab=vocabulary_size)
+    if settings.router_aux_loss != "none":
+        with mistakes.collected():
+            router_loss(model, settings.router_aux_loss, settings.router_aux_coefficient)
     if settings.reconstruct != "none":
         with mistakes.collected():
             check_reconstruction(model)

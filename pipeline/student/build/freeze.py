@@ -10,9 +10,15 @@ from typing import Any
 
 from pipeline.config.files import read_config_file
 from pipeline.errors import ConfigError
+from pipeline.student.forward.reached import branches, unreached_parameters
 from pipeline.student.settings import StudentSettings
 
-__all__ = ["apply_freezing", "learning_parameters", "read_unfrozen_parameters"]
+__all__ = [
+    "apply_freezing",
+    "freeze_unreached",
+    "learning_parameters",
+    "read_unfrozen_parameters",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +33,7 @@ def apply_freezing(model: Any, settings: StudentSettings) -> float:
     named = dict(model.named_parameters())
     for name, parameter in named.items():
         parameter.requires_grad_(name in learns)
+    freeze_unreached(model)
     total = sum(_size(parameter) for parameter in named.values())
     trainable = sum(_size(named[name]) for name in learns)
     _log.info(
@@ -34,6 +41,21 @@ def apply_freezing(model: Any, settings: StudentSettings) -> float:
         trainable, total, 100 * trainable / total, len(learns), len(named),
     )  # fmt: skip
     return trainable / total
+
+
+def freeze_unreached(model: Any) -> None:
+    """Freeze what no loss on text reaches, and say so: weight decay alone would act on it."""
+    unreached = unreached_parameters(model)
+    numbers = 0
+    for name, parameter in model.named_parameters():
+        if name in unreached:
+            parameter.requires_grad_(False)
+            numbers += _size(parameter)
+    if unreached:
+        _log.info(
+            "%s: %d parameters that text does not reach; they stay as they are",
+            ", ".join(branches(model, unreached)), numbers,
+        )  # fmt: skip
 
 
 def learning_parameters(model: Any, settings: StudentSettings) -> set[str]:
@@ -51,12 +73,17 @@ def learning_parameters(model: Any, settings: StudentSettings) -> set[str]:
         chosen = _matches(every, settings.freeze, "student.freeze")
     hit = {id(every[name]) for name in chosen}
     unfreeze = bool(settings.layers_to_unfreeze)
+    unreached = unreached_parameters(model)
     learns = {
-        name for name, parameter in model.named_parameters() if (id(parameter) in hit) == unfreeze
+        name
+        for name, parameter in model.named_parameters()
+        if (id(parameter) in hit) == unfreeze and name not in unreached
     }
     if not learns:
         raise ConfigError(
-            "every parameter of the student is frozen",
+            "every parameter of the student that text reaches is frozen"
+            if unreached
+            else "every parameter of the student is frozen",
             expected="at least one that learns",
             do="correct layers_to_unfreeze or student.freeze",
         )

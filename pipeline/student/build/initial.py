@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.io.reader import Cache
 from pipeline.data.source import RowSource
+from pipeline.models.device import uses_gpu
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolved import ResolvedModel
 from pipeline.student.build.prune import prune_model
@@ -87,10 +88,9 @@ def make_initial_student(
 def _reconstruct(
     pruned: Path, source: ResolvedModel, settings: StudentSettings, rows: RowSource, target: Path
 ) -> None:
-    import torch
 
     assert settings.keep_layers is not None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if uses_gpu() else "cpu"
 
     def load(folder: Path) -> Any:
         model = load_causal_lm(

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.models.load import load_causal_lm
+from pipeline.student.forward.attention import fit_attention, make_known
+from pipeline.student.forward.body import decoder_layers, text_body
 
 __all__ = ["compile_layers", "load_student", "optimizer_groups"]
 
 
 def load_student(
-    folder: Path, *, dtype: str, use_flash_attention: bool, gradient_checkpointing: bool,
-    trust_remote_code: bool,
-) -> Any:  # fmt: skip
+    folder: Path,
+    *,
+    dtype: str,
+    attention: Sequence[str] = ("sdpa", "eager"),
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
     """Load the student as transformers knows it.
+
+    Args:
+        folder: as `save_pretrained` writes it.
+        dtype: `float32`, `bfloat16` or `float16`.
+        attention: transformers' names, of `attention_order`; the first that serves it is used.
+        gradient_checkpointing: recompute activations.
+        trust_remote_code: run model code that the folder brings.
 
     Raises:
         ConfigError: flash attention is asked for and not to be had.
-        ModelError: transformers cannot load the folder.
+        ModelError: transformers cannot load the folder, or not with this attention.
     """
+    make_known(attention)
     model = load_causal_lm(
         folder,
         dtype=dtype,
-        use_flash_attention=use_flash_attention,
+        attention=attention,
         trust_remote_code=trust_remote_code,
     )
+    fit_attention(model, tuple(attention))
     # Packed rows are told apart by their position ids alone, and only without a cache: with it
     # (transformers' default, also in eval) each sequence would see the ones before it.
     model.config.use_cache = False
@@ -40,14 +55,7 @@ def compile_layers(model: Any) -> None:
 
     Layer by layer: the graph of one serves all that are alike. Packs of any length share it.
     """
-    from torch import nn
-
-    stacks = [
-        module
-        for module in model.base_model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
-    ]
-    for layer in stacks[0] if stacks else [model.base_model]:
+    for layer in decoder_layers(model) or [text_body(model)]:
         layer.compile(dynamic=True)
 
 

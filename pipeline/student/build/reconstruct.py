@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
+from pipeline.student.forward.body import text_body
 
 __all__ = ["check_reconstruction", "reconstruct_student"]
 
@@ -108,7 +109,7 @@ def _solve(parts: list[tuple[Any, Any, Any]], index: int) -> Any:
 
 
 def _decoder(model: Any) -> Any:
-    decoder = model.base_model
+    decoder = text_body(model)
     layers = getattr(decoder, "layers", None)
     plain = layers is not None and all(
         hasattr(layer, "mlp")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.models.load import with_first_attention
 from pipeline.student.build.prune import pruned_config
+from pipeline.student.forward.attention import fit_attention, make_known
 from pipeline.student.settings import StudentSettings
 
 __all__ = ["build_skeleton"]
@@ -18,13 +20,20 @@ __all__ = ["build_skeleton"]
 _log = logging.getLogger(__name__)
 
 
-def build_skeleton(folder: Path, settings: StudentSettings, *, dtype: str) -> Any | None:
+def build_skeleton(
+    folder: Path,
+    settings: StudentSettings,
+    *,
+    dtype: str,
+    order: tuple[str, ...] = ("sdpa", "eager"),
+) -> Any | None:
     """Return the student on the meta device: parameters with names and shapes, of no memory.
 
     Args:
         folder: of the model that the student starts from.
-        settings: its layers, attention and remote code.
+        settings: its layers and remote code.
         dtype: `float32`, `bfloat16` or `float16`.
+        order: of `attention_order`.
 
     Returns:
         None, with a warning, where the model's own code wants numbers while it is built.
@@ -37,20 +46,24 @@ def build_skeleton(folder: Path, settings: StudentSettings, *, dtype: str) -> An
     from transformers import AutoConfig, AutoModelForCausalLM
 
     trust = settings.trust_remote_code
+    make_known(order)
     try:
         with tempfile.TemporaryDirectory() as place:
             config = AutoConfig.from_pretrained(
                 _config_folder(folder, settings, Path(place)), trust_remote_code=trust
             )
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(
-                    config,
-                    dtype=getattr(torch, dtype),
-                    attn_implementation=(
-                        "flash_attention_2" if settings.use_flash_attention else "sdpa"
+                model = with_first_attention(
+                    lambda name: AutoModelForCausalLM.from_config(
+                        config,
+                        dtype=getattr(torch, dtype),
+                        attn_implementation=name,
+                        trust_remote_code=trust,
                     ),
-                    trust_remote_code=trust,
+                    order,
                 )
+            fit_attention(model, order)
+            return model
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise ModelError(
             f"{folder}: transformers cannot load it ({_reason(error)})",

@@ -53,13 +53,20 @@ class Checkpoints:
     """The checkpoints below one output folder; every rank may read, rank 0 marks and deletes."""
 
     def __init__(
-        self, output_dir: Path, identity: RunIdentity, *, keep: int, world_size: int = 1
+        self,
+        output_dir: Path,
+        identity: RunIdentity,
+        *,
+        keep: int,
+        world_size: int = 1,
+        slices: int = 1,
     ) -> None:
-        """Read nothing yet."""
+        """Read nothing yet; `slices` is how many of the processes share the packs of one."""
         self.root = output_dir / _FOLDER
         self._identity = identity
         self._keep = keep
         self._world_size = world_size
+        self._slices = slices
 
     def folder(self, step: int) -> Path:
         """Return the folder of the checkpoint after `step` steps."""
@@ -93,6 +100,7 @@ class Checkpoints:
             ) from None
         if digest != self._identity.digest:
             self._check_packs(folder, identity, checkpoint.world_size)
+            self._check_stage(folder, identity)
             difference = describe_difference(identity, self._identity.data)
             raise ResumeError(
                 f"{folder}: a checkpoint of another run ({difference})",
@@ -110,13 +118,28 @@ class Checkpoints:
         ours, train["packs_per_step"] = train.get("packs_per_step"), theirs
         if ours == theirs or fingerprint({**here, "train": train}) != fingerprint(identity):
             return
-        each, rest = divmod(theirs, self._world_size)
+        each, rest = divmod(theirs, self._world_size // self._slices)
         raise ResumeError(
             f"{folder}: a step of that run, with {_processes(world_size)}, had {theirs} packs; one "
             f"of this run, with {_processes(self._world_size)}, has {ours}",
             expected=f"{theirs} again",
             do="choose per_device_train_batch_size times gradient_accumulation_steps to be "
-            + (f"{each}" if not rest else f"{theirs} divided by a number of processes that fits"),
+            + (f"{each}" if not rest else f"{theirs} divided by a number of processes that fits")
+            + (f" ({self._slices} processes share a pass)" if self._slices > 1 else ""),
+        )
+
+    def _check_stage(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Say which ZeRO stage to name, where it is all that differs."""
+        here = self._identity.data
+        theirs = identity.get("train", {}).get("zero_stage")
+        train = {**here.get("train", {}), "zero_stage": theirs}
+        if fingerprint({**here, "train": train}) != fingerprint(identity):
+            return
+        raise ResumeError(
+            f"{folder}: a checkpoint of ZeRO stage {theirs}, this run has stage "
+            f"{here['train']['zero_stage']}",
+            expected="the same (without train.zero_stage, processes and accumulation choose it)",
+            do=f"run the same command with --train.zero_stage {theirs}",
         )
 
     def mark_complete(self, step: int, *, world_size: int) -> None:
@@ -124,6 +147,7 @@ class Checkpoints:
         data = {
             "step": step,
             "world_size": world_size,
+            "sequence_parallel_size": self._slices,
             "identity_digest": self._identity.digest,
             "identity": self._identity.data,
         }
@@ -149,21 +173,22 @@ def newest_complete(output_dir: Path) -> Path | None:
     return None
 
 
-def fitting_processes(folder: Path, *, packs_of_one: int) -> int | None:
+def fitting_processes(folder: Path, *, packs_of_one: int, slices: int = 1) -> int | None:
     """Return how many processes make the same step as a checkpoint's run; None where none do.
 
     Args:
         folder: of the checkpoint.
-        packs_of_one: that each process contributes to a step.
+        packs_of_one: that each process contributes to a step, or each group of `slices`.
+        slices: processes that share the packs of one.
     """
     try:
         mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
         packs, processes = mark["identity"]["train"].get("packs_per_step"), mark["world_size"]
         # A step that is measured in tokens is the same for any number.
-        fitting = processes if packs is None else packs / packs_of_one
+        fitting = processes if packs is None else packs * slices / packs_of_one
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return int(fitting) if fitting >= 1 and fitting == int(fitting) else None
+    return int(fitting) if fitting >= 1 and fitting % slices == 0 else None
 
 
 def _processes(count: int) -> str:

@@ -12,11 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DistillError, ModelError, ResumeError, StoreError
+from pipeline.models.device import uses_gpu
+from pipeline.student.engine.average import WeightAverage
+from pipeline.student.engine.config import deepspeed_config
+from pipeline.student.engine.deepspeed_parts import (
+    keep_gradient_norm,
+    make_muon,
+    one_kind_of_zero_optimizer,
+)
 from pipeline.student.train_settings import TrainSettings
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import make_optimizer, make_schedule
 
-__all__ = ["DeepSpeedEngine", "init_distributed", "prepare_zero3", "shut_down_distributed"]
+__all__ = [
+    "DeepSpeedEngine",
+    "init_distributed",
+    "prepare_zero3",
+    "process_store",
+    "shut_down_distributed",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +43,7 @@ def init_distributed(distributed: Distributed, *, timeout_s: float) -> Any:
     """
     import torch
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu = uses_gpu()
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -74,43 +88,37 @@ def shut_down_distributed() -> None:
         dist.destroy_process_group()
 
 
-def deepspeed_config(settings: TrainSettings, *, dtype: str, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for these settings."""
-    accumulation = settings.gradient_accumulation_steps
-    config: dict[str, Any] = {
-        # A micro-batch is one flattened row of packs, whatever their number.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": accumulation,
-        "train_batch_size": accumulation * world_size,
-        "gradient_clipping": settings.max_grad_norm,
-        "steps_per_print": 1 << 30,
-        # Its list of tested optimisers is Adam and Adagrad; ours all work number by number.
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": settings.zero_stage,
-            "overlap_comm": False,
-            # Under ZeRO 3 the export gathers by hand, parameter by parameter.
-            "stage3_gather_16bit_weights_on_model_save": False,
-        },
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "fp16": {"enabled": dtype == "float16"},
-    }
-    if settings.offload_optimizer:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-        config["zero_force_ds_cpu_optimizer"] = False
-    return config
+def process_store() -> Any:
+    """Return the store of the process group, which all ranks reach."""
+    import torch.distributed as dist
+
+    return dist.distributed_c10d._get_default_store()
+
+
+def _host_group(distributed: Distributed) -> Any:
+    """Return the group over which hosts exchange what is not on a device; None is the default one.
+
+    NCCL moves what is on a GPU only, and the host would wait for all that the GPU has to do.
+    """
+    import torch.distributed as dist
+
+    if distributed.world_size == 1 or "gloo" in str(dist.get_backend()):
+        return None
+    return dist.new_group(backend="gloo")
 
 
 @contextmanager
-def prepare_zero3(settings: TrainSettings, *, dtype: str, world_size: int) -> Iterator[None]:
+def prepare_zero3(
+    settings: TrainSettings, *, dtype: str, world_size: int, on_gpu: bool
+) -> Iterator[None]:
     """While open, from_pretrained partitions the weights as it loads them (ZeRO 3 only)."""
-    if settings.zero_stage < 3:
+    if settings.stage(dtype=dtype, world_size=world_size) < 3:
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    config = deepspeed_config(settings, dtype=dtype, world_size=world_size)
+    config = deepspeed_config(settings, dtype=dtype, world_size=world_size, on_gpu=on_gpu)
     keep = HfDeepSpeedConfig(config)  # transformers holds it weakly
     try:
         yield
@@ -141,28 +149,41 @@ class DeepSpeedEngine:
 
         self.distributed = distributed
         self._rank_free = rank_free
-        self._stage = settings.zero_stage
+        world_size = distributed.world_size
+        self._stage = settings.stage(dtype=dtype, world_size=world_size)
         self._clip = settings.max_grad_norm
-        config = deepspeed_config(settings, dtype=dtype, world_size=distributed.world_size)
+        self._hosts = _host_group(distributed)
+        config = deepspeed_config(settings, dtype=dtype, world_size=world_size, on_gpu=uses_gpu())
         config["checkpoint"] = {"load_universal": rank_free}
+        make = make_muon if settings.optim == "muon" else make_optimizer
         try:
-            self._engine, *_ = deepspeed.initialize(
-                model=module,
-                model_parameters=[p for p in module.parameters() if p.requires_grad],
-                optimizer=make_optimizer(settings, optimizer_groups),
-                lr_scheduler=partial(make_schedule, settings, total_steps=total_steps),
-                config=config,
-                dist_init_required=False,
-            )
+            with one_kind_of_zero_optimizer():
+                self._engine, *_ = deepspeed.initialize(
+                    model=module,
+                    model_parameters=[p for p in module.parameters() if p.requires_grad],
+                    optimizer=make(settings, optimizer_groups),
+                    lr_scheduler=partial(make_schedule, settings, total_steps=total_steps),
+                    config=config,
+                    dist_init_required=False,
+                )
         except (ValueError, AssertionError) as error:
             raise ConfigError(
                 f"DeepSpeed rejects these settings ({str(error).strip().splitlines()[0]})",
                 do="change train.zero_stage, train.offload_optimizer or the precision",
             ) from error
-        if distributed.world_size == 1 and settings.zero_stage == 0:
+        if world_size == 1 and self._stage == 0:
             # It copies all gradients into one tensor and back to add up what one rank has: 8 % of
             # a step of the default run.
             self._engine.enable_backward_allreduce = False
+
+        if self._stage == 0:
+            keep_gradient_norm(self._engine)
+        self._average = None
+        if settings.ema_decay is not None:
+            self._average = WeightAverage(
+                [(name, p) for name, p in module.named_parameters() if p.requires_grad],
+                decay=settings.ema_decay, rank=distributed.rank, world_size=world_size,
+            )  # fmt: skip
 
     @property
     def module(self) -> Any:
@@ -179,6 +200,11 @@ class DeepSpeedEngine:
         """The rate that the next step uses."""
         return float(self._engine.get_lr()[0])
 
+    @property
+    def skipped_updates(self) -> int:
+        """Steps that changed no weight, since the run's beginning: gradients were not finite."""
+        return int(self._engine.skipped_steps)
+
     def train_step(self, micro_batches: Sequence[dict[str, Any]]) -> list[Any]:
         """Run one optimiser step; returns what the module returned for each micro-batch."""
         self._engine.train()
@@ -188,7 +214,14 @@ class DeepSpeedEngine:
             self._engine.backward(output[0])
             self._engine.step()
             outputs.append(output)
+        if self._average is not None and self._engine.was_step_applied():
+            self._average.update()
         return outputs
+
+    def use_average(self) -> None:
+        """Replace the weights by their moving average, where there is one; training is over."""
+        if self._average is not None:
+            self._average.to_weights()
 
     def evaluate(self, batch: dict[str, Any]) -> Any:
         """Run the module without gradients."""
@@ -203,12 +236,29 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        """Return the element-wise sum over all ranks, in float64."""
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; asks the hosts, not the devices."""
         import torch
         import torch.distributed as dist
 
-        total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
+        if self.distributed.world_size == 1:
+            return flag
+        flags = torch.tensor([float(flag)])
+        dist.all_reduce(flags, group=self._hosts)
+        return bool(flags[0] > 0)
+
+    def sum_over_ranks(self, values: Any) -> list[float]:
+        """Return the element-wise sum over all ranks, in float64, and wait for it.
+
+        `values` are numbers, or a tensor on the device.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if isinstance(values, torch.Tensor):
+            total = values.to(torch.float64)
+        else:
+            total = torch.tensor(list(values), dtype=torch.float64, device=self._engine.device)
         if self.distributed.world_size > 1:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
@@ -241,6 +291,8 @@ class DeepSpeedEngine:
             self._engine.save_checkpoint(
                 str(folder.parent), tag=folder.name, client_state=state, save_latest=False
             )
+            if self._average is not None:
+                self._average.save(folder)
         except (OSError, RuntimeError) as error:
             raise StoreError(
                 f"{folder}: the checkpoint cannot be written ({str(error).splitlines()[0]})",
@@ -248,8 +300,12 @@ class DeepSpeedEngine:
                 "complete checkpoint",
             ) from error
 
-    def load(self, folder: Path) -> int:
+    def load(self, folder: Path, *, average: Path | None = None) -> int:
         """Load what `save` wrote and return the step.
+
+        Args:
+            folder: of the checkpoint, or of its rank-free form.
+            average: the checkpoint's own folder, where `folder` is another.
 
         Raises:
             ResumeError: the files do not fit this engine.
@@ -269,6 +325,8 @@ class DeepSpeedEngine:
             raise ResumeError(f"{folder}: holds no DeepSpeed checkpoint")
         if self._rank_free and self._stage == 3:
             self._mend_universal_load(groups)
+        if self._average is not None:
+            self._average.load(average or folder)
         return int(state["step"])
 
     def _base_optimizer(self) -> Any:
@@ -285,8 +343,10 @@ class DeepSpeedEngine:
         for state in optimizer.state.values():
             if "step" in state:
                 state["step"] = state["step"].clone()
-        for loaded, own in zip(optimizer.param_groups, groups, strict=True):
-            loaded["weight_decay"] = own["weight_decay"]
+        rates = self._engine.lr_scheduler.get_last_lr()
+        for loaded, own, rate in zip(optimizer.param_groups, groups, rates, strict=True):
+            loaded.update(weight_decay=own["weight_decay"], lr=rate)
+            loaded.update({key: own[key] for key in ("initial_lr",) if key in own})
 
     def gathered_state(self, model: Any) -> dict[str, Any] | None:
         """Return the full weights of `model` on the CPU at rank 0, None on the others."""

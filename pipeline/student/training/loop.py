@@ -15,18 +15,24 @@ from types import FrameType
 
 import torch
 
+from pipeline.data.stream.feed import StepFeed
 from pipeline.data.stream.train_stream import Agree, StepBatch, TrainStream
-from pipeline.errors import DistillError, Interrupted
+from pipeline.data.transfer import Transfer
+from pipeline.errors import Interrupted
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.loss.settings import LossSettings
-from pipeline.observe.memory import peak_rss_bytes
 from pipeline.observe.metrics import METRICS_FILE, MetricSink, read_metrics
 from pipeline.progress import Progress
 from pipeline.storage import Store
+from pipeline.student.profile_window import profile_window
+from pipeline.student.sequence.parallel import SequenceParallel
 from pipeline.student.train_settings import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
 from pipeline.student.training.evaluation import HeldoutEvaluation
+from pipeline.student.training.logged.profile import StepProfile
+from pipeline.student.training.logged.speed import Peak, StepSpeed
+from pipeline.student.training.logged.values import StepValues
 from pipeline.student.training.module import module_inputs
 
 __all__ = ["LoopSettings", "TrainLoop", "planned_steps"]
@@ -53,6 +59,8 @@ class LoopSettings:
     total_steps: int
     output_dir: Path
     progress_every_s: float = 5.0
+    peak: Peak | None = None
+    """Of this rank's device, where it is known."""
 
 
 class TrainLoop:
@@ -68,8 +76,21 @@ class TrainLoop:
         sinks: MetricSink,
         checkpoints: Checkpoints,
         agree: Agree | None = None,
+        sequence: SequenceParallel | None = None,
     ) -> None:
-        """Keep the parts; `agree` is how ranks agree on damaged shards, None where they stop it."""
+        """Keep the parts.
+
+        Args:
+            settings: of the run.
+            engine: with the student.
+            stream: of the training rows.
+            evaluation: of the held-out ones.
+            sinks: for what is logged.
+            checkpoints: of the run.
+            agree: how ranks agree on damaged shards; None where they stop the run.
+            sequence: how ranks share a pass; None where they do not.
+        """
+        self._sequence = sequence
         self._settings = settings
         self._engine = engine
         self._stream = stream
@@ -78,6 +99,9 @@ class TrainLoop:
         self._checkpoints = checkpoints
         self._agree = agree
         self._stop_asked = False
+        self._rate = 0.0
+        self._values = StepValues(engine, settings.loss, settings.divergence)
+        self._speed = StepSpeed(devices=engine.distributed.world_size, peak=settings.peak)
 
     def run(
         self, start: int, *, after_save: Callable[[int], None] | None = None
@@ -92,7 +116,8 @@ class TrainLoop:
 
         Raises:
             Interrupted: SIGTERM came; a checkpoint is written first.
-            DistillError: the loss is not finite.
+            DistillError: the loss is not finite. Seen at the next logged step, evaluation or
+                checkpoint, none of which is made; the message names the first such step.
         """
         train, total_steps = self._settings.train, self._settings.total_steps
         before = self._scores_before(start)
@@ -106,29 +131,39 @@ class TrainLoop:
                 initial=start,
                 enabled=self._engine.distributed.is_first,
             ) as progress,
-            closing(self._stream.steps(start, total_steps, agree=self._agree)) as steps,
+            closing(self._profile()) as profile,
+            closing(self._feed(start)) as steps,
         ):
             done, waited = start, self._stream.wait_seconds
             seen = self._stream.tokens_of(start)
             for batch in steps:
                 started = time.monotonic()
-                values, stop = self._step(batch)
+                wait, waited = self._stream.wait_seconds - waited, self._stream.wait_seconds
                 done = batch.step + 1
+                profile.before(done)
+                stop = self._step(batch)
+                steps.look_ahead()
                 seen += batch.num_tokens
-                values["train/total_tokens"] = float(seen)
-                seconds = time.monotonic() - started
-                wait = self._stream.wait_seconds - waited
-                waited = self._stream.wait_seconds
-                values["throughput/tokens_per_s"] = batch.num_tokens / (seconds + wait)
-                values["data/wait_s"] = wait
-                values["memory/peak_gib"] = peak_rss_bytes() / (1 << 30)
                 last = done == total_steps
-                if train.eval_steps and done % train.eval_steps == 0 and not last:
+                saves = done % train.save_steps == 0 or last or stop
+                evaluates = bool(train.eval_steps) and done % (train.eval_steps or 1) == 0
+                evaluates = evaluates and not last
+                logs = done % train.logging_steps == 0 or last or evaluates
+                # Reading waits for the device, so it is done where the values are used. No weights
+                # are saved or scored that a step without a finite loss has changed.
+                values = self._read(batch) if logs or saves or evaluates else {}
+                profile.after(done)
+                self._speed.add(batch, seconds=time.monotonic() - started, waited=wait)
+                if logs:
+                    values["train/total_tokens"] = float(seen)
+                    values |= self._speed.take()
+                if evaluates:
                     values |= self._evaluation.metrics(self._evaluation.run())
-                if done % train.logging_steps == 0 or last or "heldout/perplexity" in values:
+                if logs:
                     self._sinks.log(done, values)
-                progress.advance(1, loss=f"{values['train/loss']:.4f}")
-                if done % train.save_steps == 0 or last or stop:
+                shown = {"loss": f"{values['train/loss']:.4f}"} if values else {}
+                progress.advance(1, **shown)
+                if saves:
                     self._save(done)
                     if after_save is not None and not (last or stop):
                         after_save(done)
@@ -137,6 +172,8 @@ class TrainLoop:
                         f"stopped by SIGTERM after step {done} of {total_steps}",
                         do="run the same command again; it goes on from there",
                     )
+        # Evaluated and exported at the end; checkpoints hold both.
+        self._engine.use_average()
         if train.evaluate == "never":
             return before, None
         after = self._evaluation.run()
@@ -145,44 +182,53 @@ class TrainLoop:
             self._sinks.log(total_steps, self._evaluation.metrics(after))
         return before, after
 
-    def _step(self, batch: StepBatch) -> tuple[dict[str, float], bool]:
-        """Run one optimiser step; return what is logged, and whether any rank was asked to stop."""
-        distributed, loss = self._engine.distributed, self._settings.loss
+    def _step(self, batch: StepBatch) -> bool:
+        """Start one optimiser step; return whether any rank was asked to stop.
+
+        On a GPU the step may still be under way: nothing of it is read.
+        """
+        distributed = self._engine.distributed
         # A run that is resumed at this step draws the same numbers (dropout) as one that is not.
         torch.manual_seed(hash((self._settings.seed, batch.step, distributed.rank)) & 0x7FFFFFFF)
         loss_tokens = max(batch.num_loss_tokens, 1)
         scale = distributed.world_size * len(batch.micro_batches) / loss_tokens
-        rate = self._engine.learning_rate
-        outputs = self._engine.train_step(
-            [module_inputs(b.to(self._engine.device), scale) for b in batch.micro_batches]
-        )
-        divergence = sum(float(terms.divergence_N.double().sum()) for _, terms in outputs)
-        entropy = sum(float(terms.ce_N.double().sum()) for _, terms in outputs)
-        divergence, entropy, stop = self._engine.sum_over_ranks(
-            [divergence, entropy, float(self._stop_asked)]
-        )
-        divergence, entropy = divergence / loss_tokens, entropy / loss_tokens
-        values = {
-            "train/loss": loss.alpha * loss.temperature**2 * divergence
-            + (1 - loss.alpha) * entropy,
-            f"train/{self._settings.divergence}": divergence,
-            "train/cross_entropy": entropy,
-            "train/learning_rate": rate,
+        self._rate = self._engine.learning_rate
+        outputs = self._engine.train_step([module_inputs(b, scale) for b in batch.micro_batches])
+        self._values.add(outputs, step=batch.step + 1, loss_tokens=loss_tokens)
+        return self._engine.any_rank(self._stop_asked)
+
+    def _read(self, batch: StepBatch) -> dict[str, float]:
+        """Return what is logged of the step that `_step` started last, once it is done.
+
+        Raises:
+            DistillError: the loss of a step since the last reading is not finite.
+        """
+        values = self._values.read() | {
+            "train/learning_rate": self._rate,
             "train/epoch": (batch.step + 1) / self._stream.steps_per_epoch,
             "train/tokens": float(batch.num_tokens),
+            "train/skipped_updates": float(self._engine.skipped_updates),
         }
         if batch.num_skipped_rows:
             values["train/skipped_rows"] = float(batch.num_skipped_rows)
         norm = self._engine.grad_norm()
         if norm is not None:
             values["train/grad_norm"] = norm
-        if not math.isfinite(values["train/loss"]):
-            raise DistillError(
-                f"the loss is not finite at step {batch.step + 1}",
-                do="lower train.learning_rate, or train in bfloat16 or float32; the last "
-                "checkpoint is complete",
-            )
-        return values, stop > 0
+        return values
+
+    def _feed(self, start: int) -> StepFeed:
+        steps = self._stream.steps(start, self._settings.total_steps, agree=self._agree)
+        # Where ranks compare what they found before each step, all have to ask at the same time.
+        ready = (lambda: False) if self._agree is not None else self._stream.is_ready
+        if self._sequence is not None:
+            steps = self._sequence.slice_steps(steps)
+        return StepFeed(steps, Transfer(self._engine.device), ready=ready)
+
+    def _profile(self) -> StepProfile:
+        """The first rank's: the others do the same, and a trace is large."""
+        text = self._settings.train.profile_steps
+        window = profile_window(text) if text and self._engine.distributed.is_first else None
+        return StepProfile(window, self._settings.output_dir / "profile")
 
     def _save(self, step: int) -> None:
         folder = self._checkpoints.folder(step)

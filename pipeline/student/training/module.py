@@ -12,6 +12,9 @@ from torch import nn
 
 from pipeline.data.collate import Batch
 from pipeline.loss.targets import HeadTargets, LossTerms
+from pipeline.student.forward.body import text_body
+from pipeline.student.forward.router import RouterLoss
+from pipeline.student.forward.ways import BodyForward
 
 __all__ = ["StudentModule", "module_inputs"]
 
@@ -22,15 +25,21 @@ class StudentModule(nn.Module):
     The loss is computed inside the head module, so that ZeRO 3 gathers its weight in time.
     """
 
-    def __init__(self, model: Any) -> None:
-        """Wrap a model whose head `install_distill_head` has replaced."""
+    def __init__(self, model: Any, router: RouterLoss | None = None) -> None:
+        """Wrap a model whose head `install_distill_head` has replaced.
+
+        `router`: an auxiliary loss that is trained beside; evaluation leaves it out.
+        """
         super().__init__()
         self.model = model
+        self.body = BodyForward(text_body(model), router_logits=router is not None)
+        self.router = router
 
     def forward(
         self,
         input_ids_1T: torch.Tensor,
         position_ids_1T: torch.Tensor,
+        lengths: tuple[int, ...],
         label_index_N: torch.Tensor,
         ids_NK: torch.Tensor,
         logprobs_NK: torch.Tensor,
@@ -42,11 +51,16 @@ class StudentModule(nn.Module):
         predictions: bool = False,
         temperature: float | None = None,
     ) -> tuple[torch.Tensor, LossTerms]:
-        """Return the loss times `scale`, and its terms.
+        """Return the loss times `scale`, and its terms; plus the router's loss of the micro-batch.
+
+        The latter is not scaled: it is a mean already, and DeepSpeed's division by accumulation and
+        average over ranks make it that of all micro-batches.
 
         Args:
             input_ids_1T: int64, sequences one after the other.
-            position_ids_1T: int64, starting at 0 with each sequence; this alone separates them.
+            position_ids_1T: int64, starting at 0 with each sequence; what else separates them is
+                up to the way in which `body` runs them.
+            lengths: tokens of each sequence, on the host.
             label_index_N: int64, for each supervised token the place t whose hidden state predicts
                 it.
             ids_NK: see `HeadTargets`, as the next five.
@@ -61,15 +75,19 @@ class StudentModule(nn.Module):
             predictions: also return the student's top token and its log-probability.
             temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
         """
-        body = self.model.base_model
-        output = body(input_ids=input_ids_1T, position_ids=position_ids_1T, use_cache=False)
-        hidden_ND = output.last_hidden_state[0].index_select(0, label_index_N)
+        output = self.body(input_ids_1T, position_ids_1T, lengths)
+        hidden_ND = output.hidden_TD.index_select(0, label_index_N)
         targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N)
         head = self.model.get_output_embeddings()
         terms: LossTerms = head(
             hidden_ND, targets, predictions=predictions, temperature=temperature
         )
-        return terms.loss * scale, terms
+        loss = terms.loss * scale
+        if self.router is not None and torch.is_grad_enabled():
+            # A rank without work runs a dummy token, whose routing is not to be learned from.
+            share = 0.0 if label_index_N.numel() == 0 else 1.0
+            loss = loss + share * self.router(output.router_logits)
+        return loss, terms
 
 
 def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
@@ -77,6 +95,7 @@ def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
     return {
         "input_ids_1T": batch.input_ids_1T,
         "position_ids_1T": batch.position_ids_1T,
+        "lengths": batch.lengths,
         "label_index_N": batch.label_index_N,
         "ids_NK": batch.ids_NK,
         "logprobs_NK": batch.logprobs_NK,

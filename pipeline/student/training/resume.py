@@ -70,7 +70,7 @@ def load_resume_point(engine: DeepSpeedEngine, point: ResumePoint, output_dir: P
     copy = rank_free_copy(folder, output_dir, engine.distributed)
     before, now = point.checkpoint.world_size, engine.distributed.world_size
     _log.info("%s was written by %d ranks, resharded for %d", folder, before, now)
-    step = engine.load(copy)
+    step = engine.load(copy, average=folder)
     engine.barrier()
     if engine.distributed.is_first:
         shutil.rmtree(copy.parent)

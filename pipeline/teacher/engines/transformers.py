@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.models.device import uses_gpu
 from pipeline.models.load import load_causal_lm, require_flash_attention
 from pipeline.sampling.noise import row_noise
 from pipeline.teacher.engines.base import CaptureRequest, EngineInfo
@@ -28,9 +29,7 @@ def transformers_info(settings: TeacherSettings) -> EngineInfo:
     Raises:
         ConfigError: flash attention is asked for and not to be had.
     """
-    import torch
-
-    on_gpu = torch.cuda.is_available()
+    on_gpu = uses_gpu()
     if settings.use_flash_attention:
         require_flash_attention(on_gpu=on_gpu)
     return EngineInfo(
@@ -52,7 +51,7 @@ def open_teacher(settings: TeacherSettings, folder: Path) -> Any:
     model = load_causal_lm(
         folder,
         dtype=info.dtype,
-        use_flash_attention=settings.use_flash_attention,
+        attention=("flash_attention_2",) if settings.use_flash_attention else ("sdpa", "eager"),
         trust_remote_code=settings.trust_remote_code,
     )
     return model.to(info.device).eval()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ModelError
+from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import most_positions, read_model_config
 from pipeline.program import how_to_install
 from pipeline.teacher.engines.base import CaptureRequest, EngineInfo
@@ -48,9 +49,7 @@ def vllm_info(settings: TeacherSettings) -> EngineInfo:
             expected="it in stage one's environment",
             do=f"{how_to_install('teacher')}, or choose --teacher.engine transformers",
         )
-    import torch
-
-    on_gpu = torch.cuda.is_available()
+    on_gpu = uses_gpu()
     if settings.use_flash_attention:
         _require_flash_attention("cuda" if on_gpu else "cpu")
     return EngineInfo(

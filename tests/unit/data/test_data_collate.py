@@ -24,6 +24,7 @@ def test_everything_is_where_it_belongs(make_source: MakeSource, inclusion: bool
     rows = make_source([9], inclusion=inclusion, seed=2).rows[0]
     batch = collate(rows, temperature=2.0)
     assert batch.num_sequences == 9
+    assert batch.lengths == tuple(len(row.input_ids_L) for row in rows)
     assert (batch.inclusion_NK is not None) == inclusion
     n = start = 0
     for index, row in enumerate(rows):

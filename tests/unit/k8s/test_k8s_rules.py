@@ -94,6 +94,16 @@ STUDENT: dict[str, tuple[Callable[[Object], Any], str]] = {
         lambda j: _container(j)["resources"]["requests"].pop("ephemeral-storage"),
         "ephemeral-storage: expected a request and a limit",
     ),
+    "a checkpoint that is cut off": (
+        lambda j: _env(j, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600"),
+        "found 600, expected seconds below the pod's terminationGracePeriodSeconds (600)",
+    ),
+    "torchrun's own grace": (
+        lambda j: _container(j).update(
+            env=[e for e in _container(j)["env"] if not e["name"].startswith("TORCH_ELASTIC")]
+        ),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT: found none (torchrun's is 30)",
+    ),
     "another launcher": (
         lambda j: _container(j).update(command=["accelerate", "--nproc-per-node=8"]),
         "expected torchrun",

@@ -295,7 +295,10 @@ def test_every_setting_reaches_the_loss() -> None:
     across = install_distill_head(TinyModel(), settings(temperature=1.0, cross_tokenizer="uld"))
     assert across.spec.loss.cross_tokenizer == "uld"
     unused = set(LossSettings.model_fields) - set(chosen) - {"cross_tokenizer"}
-    assert unused == {"chunk_rows", "uncached_temperature"}, "the head's, and the collator's"
+    assert unused == {"chunk_rows", "compile_entries", "uncached_temperature"}
+    assert not install_distill_head(
+        TinyModel(), settings(compile_entries=False)
+    ).spec.compile_entries
 
 
 def test_measuring_is_not_training(draw_targets: Callable[..., HeadTargets]) -> None:

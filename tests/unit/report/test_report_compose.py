@@ -132,6 +132,20 @@ def test_the_speed_is_the_median_and_the_wait_a_share(run: Run) -> None:
     assert speed.wait_share == pytest.approx(3.0 / (100 / 10 + 100 / 20 + 100 / 30))
 
 
+def test_the_speed_on_a_gpu_is_told_too(run: Run) -> None:
+    (plain,) = speeds_of([run])
+    assert (plain.mfu, plain.device_peak_gib, plain.skipped_updates) == (None, None, None)
+    more = {
+        "throughput/tokens_per_s_per_device": 2.5, "throughput/mfu": 0.41,
+        "memory/device_peak_gib": 70.5, "train/skipped_updates": 3.0,
+    }  # fmt: skip
+    first, *others = run.metrics
+    told = replace(run, metrics=(replace(first, values={**first.values, **more}), *others))
+    (speed,) = speeds_of([told])
+    assert (speed.tokens_per_s_per_device, speed.mfu) == (2.5, 0.41)
+    assert (speed.device_peak_gib, speed.skipped_updates) == (70.5, 3)
+
+
 def test_a_run_that_was_never_evaluated(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "unmeasured"
     folder.mkdir()

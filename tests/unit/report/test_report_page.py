@@ -16,6 +16,7 @@ from pipeline.report import (
     Passage,
     Report,
     Row,
+    Speed,
     TokenView,
 )
 from pipeline.report.html.page import HEAT_STEPS_NATS, render_page
@@ -206,3 +207,16 @@ def test_the_same_report_gives_the_same_page(html: str) -> None:
 def test_the_page_stays_small() -> None:
     long = sample_report(num_steps=50_000)
     assert len(render_page(replace(long, passages=())).encode()) < 100_000
+
+
+def test_columns_of_a_gpu_are_shown_where_there_was_one() -> None:
+    on_cpu = Speed("on a CPU", 10, 200, 100.0, 0.0, 2.0, tokens_per_s_per_device=100.0, rank=1)
+    on_gpus = Speed(
+        "on GPUs", 10, 200, 8000.0, 0.0, 2.0, tokens_per_s_per_device=1000.0, mfu=0.412,
+        device_peak_gib=70.5, skipped_updates=3,
+    )  # fmt: skip
+    shown = ("MFU", "41.2 %", "Peak GPU memory", "70.50 GiB", "Skipped updates", "A device")
+    for speeds, seen in (((on_cpu,), False), ((on_cpu, on_gpus), True)):
+        page = render_page(replace(sample_report(), speeds=speeds))
+        table = "<table " + page[page.index('class="small speeds"') :].split("</table>")[0]
+        assert [word for word in shown if (word in _Page(f"{table}</table>").text) != seen] == []

@@ -124,7 +124,8 @@ def test_an_architecture_without_this_attention(tmp_path: Path) -> None:
 
     config = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path)
-    message = _refused(ModelError, tmp_path)
+    _check(tmp_path)  # auto finds one
+    message = _refused(ModelError, tmp_path, attention="sdpa")
     assert "transformers cannot load it (MambaForCausalLM does not support an attention" in message
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,16 @@ class _Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(12))
+        self.config = SimpleNamespace(num_hidden_layers=12)
+
+    def get_decoder(self) -> nn.Module:
+        return self
+
+    def get_input_embeddings(self) -> None:
+        return None
+
+    def get_output_embeddings(self) -> None:
+        return None
 
 
 def _learning(model: Any) -> set[str]:

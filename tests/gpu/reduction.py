@@ -1,0 +1,88 @@
+"""The reduction of logits to columns on the device, against the same on the CPU.
+
+Legend: R rows, V vocabulary, C columns.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.sampling.inclusion import InclusionRule
+from pipeline.teacher.sparsify.device import SparseScheme, sparsify
+from tests.gpu.check import Figure, Place, at_most
+from tests.gpu.losses import GEMMA, ODD, ratio_of
+
+__all__ = ["against_the_cpu", "over_a_read"]
+
+SCHEMES = {
+    "top64": SparseScheme(64, (1.0, 2.0)),
+    "threshold": SparseScheme(0, (1.0,), InclusionRule((1.0,), (1 / 30,))),
+    "two_temperatures": SparseScheme(0, (1.0, 2.0), InclusionRule((1.0, 2.0), (1 / 12, 1 / 25))),
+}
+
+
+def _inputs(rows: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(vocab)
+    # Some rows sharp, some flat.
+    width_R1 = torch.linspace(0.5, 6, rows)[:, None]
+    logits_RV = torch.randn(rows, vocab, generator=draw) * width_R1
+    label_R = torch.randint(0, vocab, (rows,), generator=draw)
+    noise_R = torch.randint(0, 1 << 62, (rows,), generator=draw)
+    return logits_RV, label_R, noise_R
+
+
+def against_the_cpu(place: Place) -> list[Figure]:
+    """Compare ids and numbers for each scheme; on a CPU, all rows at once with one at a time."""
+    device = place.device
+    figures = []
+    rows = 128 if device == "cuda" else 8
+    for name, scheme in SCHEMES.items():
+        differing, worst, count = 0, 0.0, 0
+        for vocab in (ODD, GEMMA):
+            inputs = _inputs(rows, vocab)
+            here_RC = sparsify(*_named(inputs, scheme, device)).cpu()
+            there_RC = torch.cat(
+                [sparsify(*_named(tuple(part[r : r + 1] for part in inputs), scheme, "cpu"))
+                 for r in range(rows)]
+            )  # fmt: skip
+            first = 2 + 2 * len(scheme.temperatures)
+            places = (here_RC.shape[1] - first) // 2
+            ids_RP, other_RP = (part[:, first : first + places].sort(-1).values
+                                for part in (here_RC, there_RC))  # fmt: skip
+            same_R = (ids_RP == other_RP).all(-1)
+            differing, count = differing + int((~same_R).sum()), count + rows
+            numbers_RC, others_RC = here_RC[same_R][:, :first], there_RC[same_R][:, :first]
+            worst = max(worst, float((numbers_RC - others_RC).abs().max()))
+        figures += [
+            # Draws turn where a rounding crosses a border: one entry in some ten thousand.
+            at_most(f"rows_of_other_ids_{name}", differing / count, 0.05),
+            at_most(f"largest_difference_{name}", worst, 1e-3),
+        ]
+    return figures
+
+
+def _named(
+    inputs: tuple[torch.Tensor, ...], scheme: SparseScheme, device: str
+) -> tuple[torch.Tensor, torch.Tensor, SparseScheme, torch.Tensor]:
+    logits_RV, label_R, noise_R = (part.to(device) for part in inputs)
+    return logits_RV, label_R, scheme, noise_R
+
+
+def over_a_read(place: Place) -> list[Figure]:
+    """Time the reduction over one read of the logits: the passes over memory that it costs."""
+    device = place.device
+    rows, vocab = (1024, 151_936) if device == "cuda" else (16, 4096)
+    logits_RV, label_R, noise_R = (part.to(device) for part in _inputs(rows, vocab))
+    figures = []
+    for name, scheme in SCHEMES.items():
+
+        def reduce(scheme: SparseScheme = scheme) -> None:
+            sparsify(logits_RV, label_R, scheme, noise_R)
+
+        ratio = ratio_of(reduce, lambda: _read(logits_RV), device)
+        figures.append(Figure(f"reduction_over_a_read_{name}", ratio))
+    return figures
+
+
+def _read(logits_RV: torch.Tensor) -> None:
+    logits_RV.amax(-1)

@@ -1,0 +1,106 @@
+"""Which ZeRO stage a run has, what its first step is there, and in what gradients are summed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.student.engine.config import check_parallel, deepspeed_config
+from pipeline.student.train_settings import TrainSettings
+from tests.stage_runner import run_python
+
+
+@pytest.mark.parametrize(
+    ("train", "dtype", "processes", "stage"),
+    [
+        ({}, "float32", 1, 0),
+        ({}, "float32", 2, 1),
+        ({"gradient_accumulation_steps": 1}, "float32", 2, 2),
+        ({"gradient_accumulation_steps": 1}, "bfloat16", 1, 2),
+        ({}, "bfloat16", 8, 1),
+        ({"offload_optimizer": True}, "float32", 1, 1),
+        ({"offload_parameters": True}, "float32", 1, 3),
+        ({"hpz_partition_size": 8}, "bfloat16", 16, 3),
+        ({"zero_stage": 0}, "float32", 8, 0),
+        ({"zero_stage": 0}, "bfloat16", 8, 1),
+        ({"zero_stage": 0}, "float16", 1, 1),
+        ({"zero_stage": 2}, "bfloat16", 8, 2),
+        ({"zero_stage": 3}, "float32", 1, 3),
+    ],
+)
+def test_the_stage(train: dict[str, Any], dtype: str, processes: int, stage: int) -> None:
+    settings = TrainSettings(**train)
+    assert settings.stage(dtype=dtype, world_size=processes) == stage
+    config = deepspeed_config(settings, dtype=dtype, world_size=processes, on_gpu=True)
+    assert config["zero_optimization"]["stage"] == stage
+
+
+def test_first_steps_and_sums_are_the_same_at_every_stage() -> None:
+    """DeepSpeed's own stage 0 gives 0.73; sums of 63 small gradients in bfloat16 give 1.0."""
+    command = ["-W", "ignore", "-m", "tests.bench.zero_stages", "--stages", "0,2"]
+    said = run_python(command, timeout=200).ok().out
+    found = re.search(r"FIGURE bf16_zero0_first_step_over_zero2 (\S+)", said)
+    assert found is not None
+    assert 0.99 <= float(found[1]) <= 1.01
+    float32, bfloat16 = (
+        [float(value) for value in line.rsplit(": ")[1].split(", ")]
+        for line in said.split("\n")
+        if line.startswith("sum in")
+    )
+    assert float32 == pytest.approx([1 + 63 / 512] * 2, rel=1 / 256)
+    assert bfloat16 == [1.0] * 2
+
+
+def test_what_deepspeed_is_told() -> None:
+    def told(on_gpu: bool = True, dtype: str = "bfloat16", **train: Any) -> dict[str, Any]:
+        settings = TrainSettings(**train)
+        return deepspeed_config(settings, dtype=dtype, world_size=8, on_gpu=on_gpu)
+
+    assert told()["zero_optimization"]["overlap_comm"]
+    assert not told(on_gpu=False)["zero_optimization"]["overlap_comm"]
+    assert not told(overlap_comm=False)["zero_optimization"]["overlap_comm"]
+    assert not told()["timers"]["throughput"]["enabled"]
+    assert told()["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "data_types" not in told(gradient_accumulation_steps=1)
+    assert "data_types" not in told(dtype="float32")
+    assert "data_types" not in told(accumulate_float32=False)
+    # The buffer holds what is reduced: float32 sums under stage 1, else the weights' type.
+    sizes = {stage: told(zero_stage=stage, reduce_bucket_mb=100) for stage in (1, 2, 3)}
+    elements = [config["zero_optimization"]["reduce_bucket_size"] for config in sizes.values()]
+    assert elements == [25_000_000, 50_000_000, 50_000_000]
+    nvme = told(offload_parameters=True, offload_optimizer=True, offload_folder="/nvme")
+    place = {"device": "nvme", "nvme_path": "/nvme"}
+    assert nvme["zero_optimization"]["offload_param"] == place
+    assert nvme["zero_optimization"]["offload_optimizer"] == place
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (
+            {"offload_parameters": True, "zero_stage": 2},
+            "train.offload_parameters: found True with",
+        ),
+        ({"quantized_weights": True, "zero_stage": 1}, "with train.zero_stage 1, expected stage 3"),
+        ({"offload_folder": "/nvme"}, "without anything that is offloaded"),
+        ({"torch_compile": True, "hpz_partition_size": 2}, "found true with train.hpz_partition"),
+    ],
+)
+def test_options_that_a_stage_does_not_have(train: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TrainSettings(**train)
+
+
+def test_options_that_this_machine_does_not_have() -> None:
+    plus = TrainSettings(hpz_partition_size=4, quantized_gradients=True)
+    with pytest.raises(ConfigError) as caught:
+        check_parallel(plus, world_size=6, on_gpu=False)
+    message = str(caught.value)
+    assert "train.quantized_gradients: found True on a machine without a GPU" in message
+    assert "train.hpz_partition_size: found 4 with 6 processes" in message
+    check_parallel(plus, world_size=8, on_gpu=True)
+    check_parallel(plus, world_size=None, on_gpu=True)
