@@ -25,7 +25,7 @@ def _served() -> set[str]:
         level = name.startswith(("planned_", "recorded_"))
         names |= {f"distill_{name}"} if level else {f"distill_{name}_per_second"}
     folder = ROOT.parent / "pipeline/student/training"
-    sources = "".join(file.read_text() for file in folder.glob("*.py"))
+    sources = "".join(file.read_text() for file in folder.rglob("*.py"))
     keys = re.findall(r'"([a-z]+/[a-z0-9_]+)"', sources)
     names |= {gauge_name(key) for key in keys if key.startswith(_PREFIXES)}
     return names | {gauge_name(f"heldout/{distance}") for distance in DISTANCES}

@@ -150,9 +150,11 @@ def test_a_run_leaves_the_folder_of_a_living_one_alone(
     monkeypatch.setattr(student_run, "shut_down_distributed", lambda: None)
     monkeypatch.setattr(student_run, "push_if_asked", lambda *_: None)
     monkeypatch.setattr(student_run, "_train", lambda *_: trained.append(True))
+    monkeypatch.setattr(student_run, "use_cores", lambda: None)
     inputs: Any = SimpleNamespace(
-        output_dir=tmp_path, output=None, identity=lambda _size: SimpleNamespace(digest="d"),
-        train=SimpleNamespace(timeout_s=1, dtype=lambda **_: "fp32", resume_from_checkpoint="auto"),
+        output_dir=tmp_path, output=None, dtype="fp32",
+        identity=lambda _size: SimpleNamespace(digest="d"),
+        train=SimpleNamespace(timeout_s=1, resume_from_checkpoint="auto"),
     )  # fmt: skip
     with (
         FolderLock(tmp_path, student_run.LOCK_FILE).take(),
