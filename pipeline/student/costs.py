@@ -9,8 +9,8 @@ from typing import NamedTuple
 from pipeline.loss.gpu.chunks import chunk_layout
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = [
     "Activations", "TrainingMemory", "activations", "model_flops", "training_flops",

@@ -9,8 +9,8 @@ from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
 from pipeline.observe.devices import FULL_SHARE, TRAINING_SHARE, Device
 from pipeline.student.costs import TrainingMemory, training_flops, training_memory
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = ["Forecast", "forecast_lines", "forecast_training"]
 

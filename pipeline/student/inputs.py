@@ -28,8 +28,8 @@ from pipeline.student.build.initial import initial_identity
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
 from pipeline.student.compatibility import cache_inclusion_rule, check_compatibility
 from pipeline.student.output.hub import require_hub_token
-from pipeline.student.settings import OutputSettings, StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import OutputSettings, StudentSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.checkpoint import RunIdentity
 
 __all__ = ["Inputs", "RunSettings", "missing_here", "open_inputs"]

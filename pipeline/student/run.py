@@ -26,8 +26,8 @@ from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import CheckpointUploads
 from pipeline.student.output.publish import Publisher, push_if_asked
-from pipeline.student.profile_window import check_profile_window
 from pipeline.student.sequence.parallel import SequenceParallel
+from pipeline.student.settings.profile_window import check_profile_window
 from pipeline.student.student_of_run import BuiltStudent, RunOnRank, build_student
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import (

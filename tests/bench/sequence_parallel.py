@@ -106,7 +106,7 @@ def train(family: str, size: int, *, saving: bool = False) -> tuple[list[float],
     from pipeline.student.sequence.groups import SequenceGroup
     from pipeline.student.sequence.memory import offload_checkpoints, tile_mlps
     from pipeline.student.sequence.parallel import SequenceParallel
-    from pipeline.student.train_settings import TrainSettings
+    from pipeline.student.settings.train import TrainSettings
     from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
     from pipeline.student.training.distributed import read_distributed
     from pipeline.student.training.module import StudentModule, module_inputs

@@ -113,8 +113,8 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
     from pipeline.loss.settings import LossSettings
     from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
     from pipeline.student.inputs import open_inputs
-    from pipeline.student.settings import OutputSettings, StudentSettings
-    from pipeline.student.train_settings import TrainSettings
+    from pipeline.student.settings.student import OutputSettings, StudentSettings
+    from pipeline.student.settings.train import TrainSettings
     from pipeline.student.training.deepspeed_engine import DeepSpeedEngine, init_distributed
     from pipeline.student.training.distributed import read_distributed
     from pipeline.student.training.loop import LoopSettings, TrainLoop

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import Mistakes
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = ["check_parallel", "deepspeed_config"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.storage.local import require_writable
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = [
     "check_offload_folder",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = ["divided_groups"]
 

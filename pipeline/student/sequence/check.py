@@ -7,8 +7,8 @@ from typing import Any
 from pipeline.errors import ConfigError, Mistakes
 from pipeline.student.forward.body import text_body, text_config
 from pipeline.student.sequence.memory import dense_mlps
-from pipeline.student.sequence_settings import SequenceSettings
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.sequence import SequenceSettings
+from pipeline.student.settings.student import StudentSettings
 
 __all__ = ["check_sequence_settings"]
 

@@ -20,7 +20,7 @@ from pipeline.student.engine.deepspeed_parts import (
     make_muon,
     one_kind_of_zero_optimizer,
 )
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import make_optimizer, make_schedule
 

@@ -24,9 +24,9 @@ from pipeline.loss.settings import LossSettings
 from pipeline.observe.metrics import METRICS_FILE, MetricSink, read_metrics
 from pipeline.progress import Progress
 from pipeline.storage import Store
-from pipeline.student.profile_window import profile_window
 from pipeline.student.sequence.parallel import SequenceParallel
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.profile_window import profile_window
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
 from pipeline.student.training.evaluation import HeldoutEvaluation

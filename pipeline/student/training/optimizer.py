@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.models.device import uses_gpu
 from pipeline.program import how_to_install
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = ["check_schedule", "has_rank_free_form", "make_optimizer", "make_schedule"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ResumeError
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoint, Checkpoints
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
 from pipeline.student.training.distributed import Distributed

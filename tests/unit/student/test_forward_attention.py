@@ -21,7 +21,7 @@ from pipeline.student.forward.attention import (
 from pipeline.student.forward.body import text_body
 from pipeline.student.forward.trial import trial_row
 from pipeline.student.forward.ways import BodyForward
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.student import StudentSettings
 from tests.tiny_families import family_model
 
 ORDER = ("torch_varlen", "sdpa", "eager")

@@ -16,7 +16,7 @@ from pipeline.student.build.model import optimizer_groups
 from pipeline.student.forward.body import text_body
 from pipeline.student.forward.reached import branches, unreached_parameters
 from pipeline.student.forward.ways import BodyForward
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.student import StudentSettings
 from tests.tiny_families import FAMILIES, family_model
 
 

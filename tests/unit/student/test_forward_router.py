@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.loss.head import install_distill_head
 from pipeline.loss.settings import LossSettings
 from pipeline.student.forward.router import router_loss
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.student import StudentSettings
 from pipeline.student.training.module import StudentModule
 from tests.tiny_families import family_model
 

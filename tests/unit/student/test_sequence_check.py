@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.student.sequence.check import check_sequence_settings
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoints, RunIdentity, fitting_processes
 
 COMMON: dict[str, Any] = {

@@ -11,8 +11,8 @@ from pipeline.errors import ConfigError
 from pipeline.models.shape import ModelShape
 from pipeline.student.costs import activations
 from pipeline.student.sequence.memory import dense_mlps, offload_checkpoints, tile_mlps
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 from tests.unit.student.tiny_models import LAYERS, VOCAB, tiny_model
 
 

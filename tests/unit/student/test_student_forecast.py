@@ -11,8 +11,8 @@ from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape, model_shape
 from pipeline.observe.devices import DEVICES, FULL_SHARE, TRAINING_SHARE
 from pipeline.student.forecast import Forecast, forecast_lines, forecast_training
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 from tests.recipes.plan import MODELS
 
 GIB = 1 << 30

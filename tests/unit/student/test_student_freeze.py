@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.student.build.freeze import apply_freezing, read_unfrozen_parameters
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.student import StudentSettings
 from tests.unit.student.tiny_models import tiny_model
 
 

@@ -18,10 +18,10 @@ from pipeline.data.stream.train_stream import StepBatch
 from pipeline.errors import ConfigError, DistillError, Interrupted
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.targets import LossTerms
-from pipeline.student.profile_window import check_profile_window
 from pipeline.student.sequence.groups import SequenceGroup
 from pipeline.student.sequence.parallel import SequenceParallel
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.profile_window import check_profile_window
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.logged.speed import Peak
 from pipeline.student.training.loop import LoopSettings, TrainLoop

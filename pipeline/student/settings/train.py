@@ -9,9 +9,9 @@ from pydantic import model_validator
 
 from pipeline.config import option
 from pipeline.models.precision import PrecisionSettings
-from pipeline.student.parallel_settings import ParallelSettings
-from pipeline.student.profile_window import profile_window
-from pipeline.student.sequence_settings import SequenceSettings
+from pipeline.student.settings.parallel import ParallelSettings
+from pipeline.student.settings.profile_window import profile_window
+from pipeline.student.settings.sequence import SequenceSettings
 
 __all__ = ["TrainSettings"]
 
