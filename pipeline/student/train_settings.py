@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from pipeline.config import option
 from pipeline.models.precision import PrecisionSettings
-from pipeline.student.parallel_settings import ParallelSettings
+from pipeline.student.parallel.settings import ParallelSettings
 from pipeline.student.profile_window import profile_window
 from pipeline.student.sequence_settings import SequenceSettings
 

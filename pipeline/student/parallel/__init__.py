@@ -1,0 +1,1 @@
+"""The division among processes: settings of ZeRO, offloading and exchange."""
