@@ -30,7 +30,7 @@ PROG = command_name("stages.workers")
 NPROC, GPUS = "--nproc", "--gpus"
 _DONE = (0, 5)
 """Exit codes of a worker that saw the cache complete."""
-_LOOK_S = 0.5
+_POLL_S = 0.5
 _PORT = "--observe.prometheus_port"
 
 
@@ -260,7 +260,7 @@ def _watch(workers: Sequence[_Worker], every_s: float, stopped: Sequence[int]) -
         if not running:
             bar.close()
             return
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 class _Bar:

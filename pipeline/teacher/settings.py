@@ -67,7 +67,7 @@ class TeacherSettings(PrecisionSettings):
     stall_s: float | None = option(
         None,
         "a worker whose teacher finishes no token for this many seconds ends (exit code 6) and "
-        "leaves its shard to others; none: 600 on a GPU, 3600 on a CPU",
+        "its shard goes to others; none: 600 on a GPU, 3600 on a CPU",
         gt=0,
     )
 

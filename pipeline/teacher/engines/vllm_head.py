@@ -11,7 +11,7 @@ __all__ = ["head_dtype", "head_is_quantised"]
 
 _HEAD = "lm_head"
 _BY_ITS_KEY = ("gptq", "gptq_marlin", "awq", "awq_marlin", "moe_wna16")
-_UNLESS_LEFT_OUT = ("modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed")
+_UNLESS_EXCLUDED = ("modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed")
 
 
 def head_dtype(
@@ -48,10 +48,10 @@ def head_is_quantised(config: Mapping[str, Any]) -> bool:
         return bool(said.get(_HEAD, False))
     if method == "compressed-tensors":
         return _compressed(said)
-    if method in _UNLESS_LEFT_OUT:
+    if method in _UNLESS_EXCLUDED:
         inner = said.get("quantization") or said
-        left_out = inner.get("exclude_modules") or said.get("ignore") or []
-        return not _names_head(left_out)
+        excluded = inner.get("exclude_modules") or said.get("ignore") or []
+        return not _names_head(excluded)
     if method in ("auto-round", "inc"):
         extra = said.get("extra_config") or {}
         bits = [value.get("bits", 16) for name, value in extra.items() if _names_head([name])]
