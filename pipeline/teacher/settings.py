@@ -66,8 +66,8 @@ class TeacherSettings(PrecisionSettings):
     )
     stall_s: float | None = option(
         None,
-        "a worker whose teacher finishes no token for this many seconds ends (exit code 6) and "
-        "its shard goes to others; none: 600 on a GPU, 3600 on a CPU",
+        "a worker whose teacher finishes no token for this many seconds ends (exit code 6), and "
+        "another takes its shard over; none: 600 on a GPU, 3600 on a CPU",
         gt=0,
     )
 

@@ -62,11 +62,15 @@ def test_an_architecture_keeps_what_vllm_does_by_its_name(tmp_path: Path) -> Non
 
 
 REMOTE = '''
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 
 class BroughtConfig(LlamaConfig):
     model_type = "brought_along"
+
+
+class BroughtModel(LlamaModel):
+    config_class = BroughtConfig
 
 
 class BroughtForCausalLM(LlamaForCausalLM):
@@ -114,6 +118,7 @@ def test_a_model_that_brings_its_code_and_options_by_name(tiny: Tiny, tmp_path: 
         "model_type": "brought_along", "architectures": ["BroughtForCausalLM"],
         "auto_map": {
             "AutoConfig": "brought.BroughtConfig",
+            "AutoModel": "brought.BroughtModel",
             "AutoModelForCausalLM": "brought.BroughtForCausalLM",
         },
     }  # fmt: skip
