@@ -8,6 +8,7 @@ RUN     ?= runs/default
 LONG_RUN ?= runs/long
 NPROC   ?= 1
 CONFIG  ?=
+GPUS    ?=
 ARGS    ?=
 PYTHON  ?= python3
 
@@ -22,7 +23,8 @@ SECRET  ?= hub-token
 
 # What people or CI give is text, never make's or the shell's to read: taken raw, and handed to recipes
 # in the environment, where they quote it. ARGS alone is a piece of a command line, quotes and all.
-GIVEN = RUN LONG_RUN NPROC CONFIG OVERLAY DEVICE TAG SWEEP SECRET NAMESPACE NODES IMAGE QUEUE PRIORITY \
+GIVEN = RUN LONG_RUN NPROC GPUS CONFIG OVERLAY DEVICE TAG SWEEP SECRET NAMESPACE \
+  NODES IMAGE QUEUE PRIORITY \
   TIMEOUT IDENTITY WORKERS NODE_SELECTOR INSTANCE OPERATOR STAGE REGION ACCOUNT FSX_ID FSX_MOUNT SUBNET \
   SECURITY_GROUP STORAGE THROUGHPUT EFA TOPOLOGY DRY_RUN
 define take_raw
@@ -43,7 +45,10 @@ TRAIN = $(STUDENT) -m stages train-student --nproc "$$GIVEN_NPROC" $(call flag,-
 RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep "$$GIVEN_SWEEP" --teacher_python $(TEACHER) $(ARGS)
 PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus $(call flag,--config,CONFIG) $(ARGS)
 PREVIEW = $(TEACHER) -m stages.preview $(call flag,--config,CONFIG) $(ARGS)
-RUN_TEACHER = $(TEACHER) -m stages.cache_teacher $(call flag,--config,CONFIG) $(ARGS)
+# More than one worker: NPROC= of them, or as many as the GPUs allow (GPUS=all, GPUS=0,1).
+WORKERS_OF = $(if $(filter-out 1,$(NPROC)),--nproc "$$GIVEN_NPROC") $(call flag,--gpus,GPUS)
+RUN_TEACHER = $(TEACHER) -m $(if $(strip $(WORKERS_OF)),stages.workers $(WORKERS_OF),stages.cache_teacher) \
+    $(call flag,--config,CONFIG) $(ARGS)
 
 CLUSTER = $(STUDENT) -m k8s
 PLACE   = --overlay "$$GIVEN_OVERLAY" $(call flag,--namespace,NAMESPACE) $(call flag,--instance,INSTANCE) \
@@ -89,7 +94,7 @@ prepare-corpus: $(if $(OVERLAY),setup-dev,setup-teacher) ## Tokenise the corpus 
 	@$(if $(OVERLAY),$(SUBMIT_PREPARE),$(PREPARE_CORPUS))
 
 .PHONY: cache-teacher
-cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=; on a cluster OVERLAY=)
+cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=, NPROC= workers or GPUS=all; on a cluster OVERLAY=)
 	@$(if $(OVERLAY),$(SUBMIT),$(RUN_TEACHER))
 
 .PHONY: train-student

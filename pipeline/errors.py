@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "CorpusError",
     "DistillError",
+    "EngineStalled",
     "Interrupted",
     "Mistakes",
     "ModelError",
@@ -35,6 +36,7 @@ EXIT_CODES = {
     3: "a corpus, model, cache or checkpoint that cannot be used",
     4: "a store that fails, or too little memory or disk",
     5: "done, but for rows that are quarantined; what was made can be used",
+    6: "the teacher's device hangs; the shard is taken over, the same command goes on",
     124: "a job on the cluster did not end within `--timeout`; it goes on",
     130: "stopped by Ctrl-C; the same command goes on",
     137: "a part of it was killed, most often for memory; the same command goes on",
@@ -112,6 +114,12 @@ class RowsQuarantined(DistillError):
     """A run that is done, but for rows that the teacher fails on; its cache can be used."""
 
     exit_code = 5
+
+
+class EngineStalled(DistillError):
+    """A teacher that brings no token any more, and raises nothing."""
+
+    exit_code = 6
 
 
 class ResumeError(DistillError):

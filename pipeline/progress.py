@@ -1,19 +1,28 @@
 """Progress of a long loop, by tqdm: its bar on a terminal, a line every few seconds elsewhere.
 
+Of a process that another one shows together with its like, the numbers go to a file instead.
+
 Here and not in `observe`: the cache's own commands, a layer below that, show progress too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-__all__ = ["Progress"]
+__all__ = ["PROGRESS_FILE", "Progress"]
+
+PROGRESS_FILE = "DISTILL_PROGRESS_FILE"
+"""Variable that names the file, JSON: `description`, `unit`, `done`, `initial`, `total`."""
+_REWRITTEN_EVERY_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +63,9 @@ class Progress:
         self._emit = emit or (lambda line: _log.info("%s", line))
         self._values: dict[str, Any] = {}
         self._closed = False
+        self._initial = initial
+        self._file = os.environ.get(PROGRESS_FILE) if enabled else None
+        self._written = 0.0
         stream = stream or sys.stderr
         terminal = stream.isatty()
         self._bar = _bar_class(None if terminal else self._show_line)(
@@ -67,21 +79,25 @@ class Progress:
             mininterval=0.1 if terminal else every_s,
             miniters=None if terminal else 0,
             # Read here: tqdm takes any text in the environment, "0" and "false" included, for yes.
-            disable=not enabled or _disabled_by_environment(),
+            disable=not enabled or _disabled_by_environment() or self._file is not None,
         )
+        self._total = total
 
     def start(self, total: int) -> None:
         """Begin to count from 0 towards `total`, for work whose size is found out late."""
-        self.done = 0
+        self.done = self._initial = 0
+        self._total = total
         self._bar.reset(total=total)
 
     def retarget(self, total: int) -> None:
         """Count towards another total, for work whose size is found out on the way."""
-        self._bar.total = total
+        self._bar.total = self._total = total
+        self._tell()
 
     def count_before(self, n: int) -> None:
         """Count units that an earlier process has done, found out on the way."""
         self.done += n
+        self._initial += n
         if not self._bar.disable:  # a disabled bar of tqdm lacks these numbers
             self._bar.n += n
             self._bar.initial += n
@@ -95,12 +111,14 @@ class Progress:
             shown = ", ".join(f"{name}={_short(value)}" for name, value in self._values.items())
             self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(n)
+        self._tell()
 
     def close(self) -> None:
         """Show the final state once; safe to call twice."""
         if not self._closed:
             self._closed = True
             self._bar.close()
+            self._tell(now=True)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -114,6 +132,21 @@ class Progress:
     ) -> None:
         """Close, so that a failure still leaves a line that says how far the work came."""
         self.close()
+
+    def _tell(self, *, now: bool = False) -> None:
+        """Write the numbers to the file of whoever shows them, not at every call."""
+        moment = time.monotonic()
+        if self._file is None or (not now and moment - self._written < _REWRITTEN_EVERY_S):
+            return
+        self._written = moment
+        numbers = {
+            "description": self._description, "unit": self._unit, "done": self.done,
+            "initial": self._initial, "total": self._total,
+        }  # fmt: skip
+        with contextlib.suppress(OSError):  # nobody looks any more
+            with open(f"{self._file}.new", "w", encoding="utf-8") as file:
+                json.dump(numbers, file)
+            os.replace(f"{self._file}.new", self._file)
 
     def _show_line(self, state: dict[str, Any]) -> None:
         """Emit tqdm's numbers as one line of a log."""

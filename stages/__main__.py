@@ -31,7 +31,7 @@ COMMANDS = {
     "cache": "pipeline.cache.__main__",
 }
 _HELP = ("-h", "--help", "help")
-_NPROC = "--nproc"
+_NPROC, _GPUS = "--nproc", "--gpus"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest, nproc = _take_nproc(rest)
         if nproc > 1:
             return _train_by_launcher(rest, nproc)
+    if name == "cache-teacher" and any(token.split("=")[0] in (_NPROC, _GPUS) for token in rest):
+        from stages.workers import main as run_workers
+
+        return run_workers(rest)
     module = importlib.import_module(module_name(COMMANDS[name]))
     return int(module.main(rest) or 0)
 
@@ -76,7 +80,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            f"  train-student {_NPROC} N trains with N processes of this machine.",
+            f"  train-student {_NPROC} N trains with N processes of this machine;",
+            f"  cache-teacher {_GPUS} all (or {_NPROC} N) starts a worker for each teacher.",
             "  distil COMMAND --help lists all options of a command.",
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING
 from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import dump_yaml, parse_command
-from pipeline.config.command import command_line
-from pipeline.errors import ConfigError, CorpusError, ResourceError, run_command
+from pipeline.config.command import Command, command_line
+from pipeline.errors import ConfigError, CorpusError, DistillError, ResourceError, run_command
 from pipeline.program import command_name, target_name
 from stages.defaults import TEACHER_DEFAULT, report_teacher_default
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from pipeline.cache.layout.quarantine import QuarantinedRow
     from pipeline.observe.shares import Shares
     from pipeline.storage import Store
+    from pipeline.teacher.fleet.pulse import Pulse
     from pipeline.teacher.prepare import Prepared
 
-__all__ = ["TeacherRun", "main"]
+__all__ = ["PROG", "TeacherRun", "main", "teacher_command"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,10 +34,13 @@ _ROUNDS = 3
 """Through writing and capture; the disk is bad where responses are lost again and again."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run stage one; the same command again goes on where it stopped."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = parse_command(
+def teacher_command(arguments: Sequence[str]) -> Command[TeacherRun]:
+    """Return what a command line of this stage says.
+
+    Raises:
+        ConfigError: with all mistakes of files and flags.
+    """
+    return parse_command(
         TeacherRun,
         arguments,
         prog=PROG,
@@ -61,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         elsewhere={"stage two, train-student": StudentRun},
         default=TEACHER_DEFAULT,
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run stage one; the same command again goes on where it stopped."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = teacher_command(arguments)
     run = command.settings
     from pipeline.cache.layout.quarantine import (
         clear_quarantine,
@@ -94,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         host=run.observe.prometheus_host,
         worker=worker_name(),
     )
-    with interruptible(), endpoint:
+    pulse = _pulse(run, watch=not dry_run)
+    with interruptible(), endpoint, pulse:
         with shares.spent("preparing"):
             prepared = prepare(
                 run.teacher,
@@ -117,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if manifest is None:
             manifest, responses = _fill(
                 partial(
-                    _fill_once, prepared, run, store, shares,
+                    _fill_once, prepared, run, store, shares, pulse,
                     command=command_line(PROG, _lasting(arguments)), check_files=verify,
                 )
             )  # fmt: skip
@@ -137,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         wait_for_more=preparation.pause,
                         check_files=verify,
                         manifest=manifest,
+                        pulse=pulse,
                     ).quarantined
         rows = read_quarantine(store)
     _report(manifest, shares, run.cache_dir)
@@ -146,6 +159,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows, responses=responses, planned_rows=planned_rows, url=run.cache_dir
         )
     return 0
+
+
+def _pulse(run: TeacherRun, *, watch: bool) -> Pulse:
+    """Return what notices a teacher that is stuck."""
+    from pipeline.teacher.engines.registry import engine_info
+    from pipeline.teacher.fleet.pulse import PULSE_FILE, Pulse
+
+    if not watch:
+        return Pulse()
+    try:
+        on_gpu = engine_info(run.teacher).device == "cuda"
+    except DistillError:  # told below, with all other mistakes
+        on_gpu = False
+    return Pulse(run.teacher.stall(on_gpu=on_gpu), file=os.environ.get(PULSE_FILE))
 
 
 def _lasting(arguments: Sequence[str]) -> list[str]:
@@ -176,6 +203,7 @@ def _fill_once(
     run: TeacherRun,
     store: Store,
     shares: Shares,
+    pulse: Pulse,
     *,
     command: str,
     check_files: bool,
@@ -194,7 +222,13 @@ def _fill_once(
         reject_written_responses(store, task.identity)
     else:
         reject_other_responses(store, writing.identity)
-    resolved = run.model_copy(update={"corpus": prepared.corpus.settings})
+    resolved = run.model_copy(
+        update={
+            "corpus": prepared.corpus.settings,
+            "teacher": task.teacher.settings,
+            "capture": task.settings,
+        }
+    )
     lost: Mapping[str, tuple[QuarantinedRow, ...]] = {}
     counts: Mapping[str, int] = {}
     with prepared.corpus.preparing(lease_s=run.capture.lease_s, shares=shares) as preparation:
@@ -211,12 +245,13 @@ def _fill_once(
                     progress_every_s=run.observe.progress_every_s,
                     wait_for_more=preparation.pause,
                     check_files=check_files,
+                    pulse=pulse,
                 )
                 task, counts = task.with_source(responses.source), responses.counts
                 lost = responses.quarantined
                 task.source.refresh()
                 check_resources(estimate(task), store, written=True)
-            task = fit_tau(task, store)
+            task = fit_tau(task, store, pulse=pulse)
         except (ConfigError, CorpusError, ResourceError):
             preparation.stop()
             prepared.corpus.discard()
@@ -231,6 +266,7 @@ def _fill_once(
             shares=shares,
             wait_for_more=preparation.pause,
             more_counts=counts,
+            pulse=pulse,
         )
         return manifest, lost
 

@@ -300,6 +300,22 @@ def poison(kind: str, sample_ids: Sequence[str], times: int = 1 << 30) -> None:
     TransformersEngine.capture = capture  # type: ignore[method-assign]
 
 
+def hanging_engine(after: int) -> None:
+    """Let the engine answer so many calls, and never return from the next, as a stuck device."""
+    import time
+
+    from pipeline.teacher.engines.transformers import TransformersEngine
+
+    real, calls = TransformersEngine.capture, iter(range(after))
+
+    def capture(self: Any, requests: Any, **options: Any) -> Any:
+        while next(calls, None) is None:
+            time.sleep(0.1)
+        return real(self, requests, **options)
+
+    TransformersEngine.capture = capture  # type: ignore[method-assign]
+
+
 def faulty_store(fail_rate: float, cut_rate: float, delay_s: float = 0.0) -> None:
     """Make `faulty://` known, a store that fails at these rates and takes its time."""
     from tests.faulty import register

@@ -12,10 +12,14 @@ from pipeline.config.nearest import beside, did_you_mean
 from pipeline.errors import ModelError
 from pipeline.models.resolved import EMBEDDED, ResolvedModel
 
-__all__ = ["most_positions", "read_model_config", "resolve_model", "with_weights"]
+__all__ = [
+    "most_positions", "read_model_config", "resolve_model", "text_config", "with_weights",
+]  # fmt: skip
 
 _FILES = ["*.json", "*.model", "*.jinja", "*.txt", "*.py"]
 _WEIGHTS = ["*.safetensors"]
+_TEXT_PARTS = ("text_config", "llm_config", "language_config")
+"""Of models of several parts; transformers' own name first."""
 
 
 def resolve_model(
@@ -64,7 +68,7 @@ def with_weights(model: ResolvedModel, role: str) -> ResolvedModel:
 
 def most_positions(config: Mapping[str, Any]) -> int | None:
     """Return the most tokens of a sequence that a model's config.json allows; None: any number."""
-    inner = config.get("text_config", config)
+    inner = text_config(config)
     found = inner.get("max_position_embeddings") or inner.get("n_positions")
     return int(found) if found else None
 
@@ -90,17 +94,34 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return _with_defaults(data)
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a model's config.json that describes its language model.
+
+    Args:
+        config: as `read_model_config` returns it.
+    """
+    for name in _TEXT_PARTS:
+        if isinstance(config.get(name), Mapping):
+            return config[name]  # type: ignore[no-any-return]
+    return config
+
+
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what a config leaves to its class: Gemma 3 says no vocabulary, 4B no heads either."""
-    inner = config.get("text_config")
-    if not isinstance(inner, dict) or "vocab_size" in inner:
+    """Fill in what a config leaves to its class: Gemma 3 says no vocabulary, 4B no heads either.
+
+    Resolved as transformers does, which knows a model's text part by whatever name.
+    """
+    inner = text_config(config)
+    if "vocab_size" in inner:
         return config
     from transformers import AutoConfig
 
     try:
         full = AutoConfig.for_model(**config).get_text_config().to_dict()
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return config  # a model whose code comes with it; what lacks is said where it is used
+    except Exception:  # a model whose code comes with it; what lacks is said where it is used
+        return config
+    if inner is config:
+        return {**config, "text_config": full}
     return {**config, "text_config": {**full, **inner}}
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.models.resolve import text_config
+
 __all__ = ["ModelShape", "model_shape"]
 
 
@@ -81,7 +83,7 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
     Args:
         config: as `read_model_config` returns it.
     """
-    text = config.get("text_config", config)
+    text = text_config(config)
     hidden = int(text.get("hidden_size") or text["n_embd"])
     heads = int(text.get("num_attention_heads") or text["n_head"])
     experts = int(text.get("num_experts") or text.get("num_local_experts") or 1)

@@ -14,7 +14,7 @@ from pipeline.observe.memory import total_memory_bytes
 from pipeline.program import VERSION
 from pipeline.storage.parallel import usable_cores
 
-__all__ = ["PACKAGES", "describe_environment", "git_commit", "package_versions"]
+__all__ = ["PACKAGES", "describe_environment", "device_name", "git_commit", "package_versions"]
 
 PACKAGES = (
     "torch",
@@ -99,6 +99,12 @@ def _cpu_model() -> str:
         if key.strip() == "model name" and value.strip() not in ("", "unknown"):
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def device_name(*, on_gpu: bool) -> str:
+    """Return the model of the first GPU, or of the CPU."""
+    names = _gpu_names() if on_gpu else []
+    return names[0] if names else _cpu_model()
 
 
 def _gpu_names() -> list[str]:

@@ -135,7 +135,7 @@ def device_memory(
     parallel = settings.tensor_parallel_size
     # A head of keys and values that more GPUs than there are heads share is on each of them.
     kv_bytes = shape.kv_bytes * math.ceil(shape.kv_heads / parallel) / shape.kv_heads
-    step = max(settings.batch_tokens, max_length + 1)
+    step = max(settings.step_tokens, max_length + 1)
     held = max(resident or 0, step)
     # Of a layer at a time: the stream, its norm, queries, keys and values, two MLP halves.
     widest = shape.inner * shape.active_experts / parallel
@@ -181,4 +181,4 @@ def writing_rate(
 
 
 def _logits_bytes(capture: CaptureSettings, vocab_size: int) -> int:
-    return 4 * capture.head_rows * vocab_size * 4  # four float32 copies at most
+    return 4 * capture.chunk_rows * vocab_size * 4  # four float32 copies at most

@@ -13,8 +13,14 @@ from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.prompts import PromptIntake, PromptLimits
 from pipeline.corpus.reading import open_reading
 from pipeline.corpus.settings import LONGEST, CorpusSettings
-from pipeline.errors import ConfigError, Mistakes
-from pipeline.models.resolve import most_positions, read_model_config, resolve_model, with_weights
+from pipeline.errors import ConfigError, Mistakes, ModelError
+from pipeline.models.resolve import (
+    most_positions,
+    read_model_config,
+    resolve_model,
+    text_config,
+    with_weights,
+)
 from pipeline.models.resolved import ResolvedModel
 from pipeline.models.tokenizer import end_tokens, load_tokenizer
 from pipeline.storage import Store
@@ -22,7 +28,7 @@ from pipeline.storage.local import require_writable
 from pipeline.teacher.capture.source import PreparedShards
 from pipeline.teacher.capture.task import CaptureTask, capture_task
 from pipeline.teacher.engines.base import EngineInfo, Teacher
-from pipeline.teacher.engines.registry import engine_info
+from pipeline.teacher.engines.registry import engine_info, with_head
 from pipeline.teacher.generation.plan import UpperBound, WritingTask, plan_responses
 from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
 from pipeline.teacher.generation.shards import PromptShards
@@ -67,7 +73,10 @@ def prepare(
     )
     work, info = opened.work, opened.info
     assert info is not None
+    on_gpu = info.device == "cuda"
+    teacher, capture = teacher.for_device(on_gpu=on_gpu), capture.for_device(on_gpu=on_gpu)
     model = with_weights(opened.model, "teacher")
+    info = with_head(info, teacher, read_model_config(model.path))
     resolved = Teacher(
         teacher, model, info, opened.tokenizer, opened.vocab_size, work.settings.longest
     )
@@ -209,8 +218,13 @@ def _prompt_limits(corpus: CorpusSettings, generate: GenerateSettings) -> Prompt
 
 
 def _text_config(model: ResolvedModel) -> dict[str, Any]:
-    config = read_model_config(model.path)
-    found: dict[str, Any] = config.get("text_config", config)
+    found = dict(text_config(read_model_config(model.path)))
+    if not isinstance(found.get("vocab_size"), int):
+        raise ModelError(
+            f"teacher {model.name!r}: its config.json names no vocab_size",
+            expected="the number of rows of its head",
+            do="add it to the config.json of a copy of the model",
+        )
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -13,6 +13,11 @@ __all__ = ["MOST_ENTRIES", "CaptureSettings", "TeacherSettings", "mistakes_with_
 
 MOST_ENTRIES = 4096
 """Of a position, sampled or among the largest; each takes a place in every row of columns."""
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 2048, 16_384
+_CPU_HEAD_ROWS, _GPU_HEAD_ROWS = 256, 1024
+"""A chunk of logits in float32, four copies at most: 2.5 GB at 152,000 tokens on a GPU."""
+_CPU_STALL_S, _GPU_STALL_S = 3600.0, 600.0
+"""One long row of a large teacher on a CPU takes half an hour."""
 
 
 class TeacherSettings(PrecisionSettings):
@@ -30,8 +35,12 @@ class TeacherSettings(PrecisionSettings):
         "flash_attention_2 (needs a GPU and flash-attn); else the engine's own choice",
         flag="use_flash_attention",
     )
-    batch_tokens: int = option(
-        2048, "tokens in one forward pass (vLLM: max_num_batched_tokens)", ge=16, le=1 << 20
+    batch_tokens: int | None = option(
+        None,
+        "tokens in one forward pass (vLLM: max_num_batched_tokens); none: 16384 on a GPU, 2048 on "
+        "a CPU",
+        ge=16,
+        le=1 << 20,
     )
     capture_path: Literal["device", "prompt_logprobs"] = option(
         "device",
@@ -45,6 +54,56 @@ class TeacherSettings(PrecisionSettings):
         1.0, "vLLM on a CPU: GiB of key-value cache (a GPU takes what is free)", gt=0
     )
     trust_remote_code: bool = option(False, "run model code that the hub repository brings")
+    engine_options: dict[str, Any] = option(
+        {},
+        "vLLM only: further options of vllm.LLM by their names in Python, as a mapping: "
+        "{quantization: fp8, kv_cache_dtype: fp8, pipeline_parallel_size: 2, hf_overrides: {...}}",
+    )
+    batch_invariant: bool = option(
+        False,
+        "vLLM on a GPU only: slower kernels whose results do not depend on what else is in the "
+        "batch (VLLM_BATCH_INVARIANT; full support from Hopper on)",
+    )
+    stall_s: float | None = option(
+        None,
+        "a worker whose teacher finishes no token for this many seconds ends (exit code 6) and "
+        "leaves its shard to others; none: 600 on a GPU, 3600 on a CPU",
+        gt=0,
+    )
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a forward pass; a CPU's where neither the user nor `for_device` has said."""
+        return self.batch_tokens or _CPU_BATCH_TOKENS
+
+    def stall(self, *, on_gpu: bool) -> float:
+        """Return the seconds without a token after which a worker ends."""
+        return self.stall_s or (_GPU_STALL_S if on_gpu else _CPU_STALL_S)
+
+    @property
+    def devices(self) -> int:
+        """GPUs that one worker takes: those that share a layer, times the stages of a pipeline."""
+        stages = self.engine_options.get("pipeline_parallel_size", 1)
+        return self.tensor_parallel_size * (stages if isinstance(stages, int) else 1)
+
+    @model_validator(mode="after")
+    def _options_have_an_engine(self) -> Self:
+        if self.batch_invariant and self.engine != "vllm":
+            raise ValueError(
+                f"teacher.batch_invariant: found it with teacher.engine {self.engine}, expected "
+                "it with vllm alone"
+            )
+        if self.engine_options and self.engine != "vllm":
+            raise ValueError(
+                f"teacher.engine_options: found {', '.join(self.engine_options)} with "
+                f"teacher.engine {self.engine}, expected them with vllm alone"
+            )
+        return self
+
+    def for_device(self, *, on_gpu: bool) -> Self:
+        """Return the settings with a number where the default goes by the device."""
+        tokens = _GPU_BATCH_TOKENS if on_gpu else _CPU_BATCH_TOKENS
+        return self.model_copy(update={"batch_tokens": self.batch_tokens or tokens})
 
 
 class CaptureSettings(Settings):
@@ -88,7 +147,22 @@ class CaptureSettings(Settings):
     max_quarantined_fraction: float = option(
         0.01, "a run stops when more of its rows than this (and more than one) fail", ge=0, le=1
     )
-    head_rows: int = option(256, "positions whose logits exist at the same time", ge=1, le=65_536)
+    head_rows: int | None = option(
+        None,
+        "positions whose logits exist at the same time; none: 1024 on a GPU, 256 on a CPU",
+        ge=1,
+        le=65_536,
+    )
+
+    @property
+    def chunk_rows(self) -> int:
+        """Positions of a chunk; a CPU's where neither the user nor `for_device` has said."""
+        return self.head_rows or _CPU_HEAD_ROWS
+
+    def for_device(self, *, on_gpu: bool) -> Self:
+        """Return the settings with a number where the default goes by the device."""
+        rows = _GPU_HEAD_ROWS if on_gpu else _CPU_HEAD_ROWS
+        return self.model_copy(update={"head_rows": self.head_rows or rows})
 
     # Of one field each, so that both are reported together with the mistakes of others.
     @field_validator("temperatures")

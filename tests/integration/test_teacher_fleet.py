@@ -15,7 +15,7 @@ import pytest
 from pipeline.storage import Store
 from pipeline.teacher.fleet.leases import LEASES
 from tests.conftest import Stage, Tiny, digests
-from tests.stage_runner import Result, Running
+from tests.stage_runner import Result, Running, real_stage
 from tests.tiny import write_corpus
 from tests.unit.storage import conftest as storage_fixtures
 
@@ -54,6 +54,40 @@ def test_three_workers_share_the_shards(
     workers = [start("cache_teacher", flags) for _ in range(3)]
     for worker in workers:
         worker.wait().ok()
+    _same_cache(tmp_path / "cache", tiny_cache)
+
+
+@pytest.mark.slow
+def test_one_command_starts_several_workers(tiny: Tiny, tiny_cache: Path, tmp_path: Path) -> None:
+    """As `make cache-teacher NPROC=2`: the bytes are those of one worker."""
+    flags = [*tiny.stage_one, *LEASE, "--cache_dir", tmp_path / "cache"]
+    done = real_stage("workers", ["--nproc", "2", *flags]).ok()
+    _same_cache(tmp_path / "cache", tiny_cache)
+    assert done.out.count("cache ") == 1
+    assert len({line.split(":")[0] for line in done.err.splitlines() if "worker" in line}) <= 2
+    # Nothing is left to do, and one worker is told so as well.
+    again = real_stage("workers", ["--nproc", "2", *flags]).ok()
+    assert "is complete" in again.err
+
+
+def test_a_worker_whose_device_hangs_ends_and_leaves_its_shard(
+    tiny: Tiny,
+    tiny_cache: Path,
+    stage: Stage,
+    start: Callable[..., Running],
+    tmp_path: Path,
+) -> None:
+    pulse = tmp_path / "pulse"
+    flags = [*tiny.stage_one, *LEASE, "--cache_dir", tmp_path / "cache"]
+    stuck = start(
+        "cache_teacher", [*flags, "--teacher.stall_s", "3"], hook=("hanging_engine", 1),
+        env={"DISTILL_PULSE_FILE": str(pulse)},
+    )  # fmt: skip
+    message = stuck.wait().refused(6)
+    assert "the teacher has finished no token for 3 s" in message
+    assert "--teacher.stall_s" in message
+    assert pulse.exists()
+    stage("cache_teacher", flags).ok()
     _same_cache(tmp_path / "cache", tiny_cache)
 
 

@@ -85,16 +85,17 @@ def student_shape(run: StudentRun, folder: Path) -> ModelShape:
 def teacher_cost(recipe: Teacher, folder: Path) -> TeacherCost:
     """Compute what stage one takes."""
     run, device = read_recipe(recipe.file, TeacherRun), recipe.device
-    settings, length = run.teacher, run.corpus.max_length
+    settings, length = run.teacher.for_device(on_gpu=True), run.corpus.max_length
+    capture = run.capture.for_device(on_gpu=True)
     shape = shape_of(settings.model, folder)
-    memory = device_memory(shape, settings, run.capture, max_length=length)
+    memory = device_memory(shape, settings, capture, max_length=length)
     limit = settings.gpu_memory_utilization * device.memory_gib * GIB
     seconds = reading_flops(shape, tokens=TOKENS) / (READING_SHARE * device.flops)
     share, sequences = plan.SUPERVISED_READ, 0
     if run.generate.enabled:
         share = plan.SUPERVISED_WRITTEN
         one = device_memory(
-            shape, settings, run.capture, max_length=length, resident=10 * TOKENS
+            shape, settings, capture, max_length=length, resident=10 * TOKENS
         ) - memory  # fmt: skip
         a_token = one / (10 * TOKENS)
         # Half of the longest on average; vLLM's own limit is 256.

@@ -9,7 +9,7 @@ import yaml
 
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config.files import read_config_file
-from pipeline.models.resolve import most_positions
+from pipeline.models.resolve import most_positions, text_config
 from pipeline.models.shape import model_shape
 from pipeline.observe.devices import FULL_SHARE
 from pipeline.student.build.check import check_student
@@ -68,7 +68,7 @@ def test_a_file_says_why(recipe: Teacher | Student) -> None:
 def test_a_teacher_serves_what_is_asked(recipe: Teacher, tmp_path: Path) -> None:
     run = read_recipe(recipe.file, TeacherRun)
     config = model_config(run.teacher.model, tmp_path)
-    check_fits(config.get("text_config", config), run.corpus, run.generate, run.capture)
+    check_fits(dict(text_config(config)), run.corpus, run.generate, run.capture)
     shape, parallel = model_shape(config), run.teacher.tensor_parallel_size
     assert shape.heads % parallel == 0
     assert shape.kv_heads % parallel == 0 or parallel % shape.kv_heads == 0
@@ -76,7 +76,7 @@ def test_a_teacher_serves_what_is_asked(recipe: Teacher, tmp_path: Path) -> None
     assert shape.inner % (parallel * shape.block) == 0
     assert run.teacher.engine == "vllm"
     assert run.teacher.dtype(on_gpu=True) == "bfloat16"
-    assert run.teacher.batch_tokens <= 16384
+    assert run.teacher.for_device(on_gpu=True).step_tokens <= 16384
     assert 1.0 in run.capture.temperatures
 
 

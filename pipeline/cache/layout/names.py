@@ -10,6 +10,7 @@ from pipeline.program import command_name
 
 __all__ = [
     "CHECKS",
+    "ENVIRONMENT",
     "MANIFEST",
     "PLAN",
     "RECORDS",
@@ -32,6 +33,8 @@ __all__ = [
 
 MANIFEST = "_meta/manifest.json"
 PLAN = "_meta/plan.json"
+ENVIRONMENT = "_meta/environment.json"
+"""What the first worker's teacher ran on."""
 RECORDS = "_meta/shards"
 """Folder of the segments of records."""
 RESPONSES = "_meta/responses"

@@ -34,8 +34,9 @@ __all__ = [
 
 _LENGTHS = (11, 13, 6)
 _FLOAT32 = 1e-4
-_ROUNDED = 5e-2
-"""16 bit: of the middle token. Other shapes round differently; experts that score alike swap."""
+_ROUNDED = 1e-1
+"""16 bit: of the middle token. Other shapes round differently (0.01 in 30 layers of bfloat16), and
+experts that score alike swap; what neighbours do is measured apart, and finer."""
 _ROUNDED_NEIGHBOURS = 1e-3
 """16 bit: of the worst token, in rows of the same shape, whose arithmetic is the same. Kernels that
 add in any order differ from themselves; their neighbours may change eight times as much."""

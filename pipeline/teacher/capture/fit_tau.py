@@ -28,6 +28,8 @@ from pipeline.storage import Store
 from pipeline.teacher.capture.identity import as_begun
 from pipeline.teacher.capture.plan import another_identity, begun_identity, capture_requests
 from pipeline.teacher.capture.task import CaptureTask
+from pipeline.teacher.fleet.pulse import Pulse, WatchedEngine
+from pipeline.teacher.fleet.quarantine import foreign_id
 from pipeline.teacher.settings import MOST_ENTRIES
 from pipeline.teacher.sparsify.device import SparseScheme
 
@@ -40,7 +42,9 @@ _WIDEST = 256.0
 _log = logging.getLogger(__name__)
 
 
-def fit_tau(task: CaptureTask, store: Store, *, keep: bool = True) -> CaptureTask:
+def fit_tau(
+    task: CaptureTask, store: Store, *, keep: bool = True, pulse: Pulse | None = None
+) -> CaptureTask:
     """Return the task with its tau fitted to `capture.mean_entries`; as it is where that is unset.
 
     The teacher is loaded only where the result is not yet known.
@@ -49,6 +53,7 @@ def fit_tau(task: CaptureTask, store: Store, *, keep: bool = True) -> CaptureTas
         task: with the beginning of its corpus known.
         store: the cache's root.
         keep: write the result; False for an estimate.
+        pulse: notices a teacher that is stuck.
 
     Raises:
         CacheError: the store holds another cache, or the fitted tau of one.
@@ -62,10 +67,18 @@ def fit_tau(task: CaptureTask, store: Store, *, keep: bool = True) -> CaptureTas
     if begun is not None and begun != identity:
         raise another_identity(store, describe_difference(begun, identity))
 
+    watch = pulse or Pulse()
+
     def capture(samples: list[Sample]) -> list[NDArray[np.float32]]:
-        engine = task.open_engine()
+        with watch.expecting(loading=True):
+            engine = WatchedEngine(task.open_engine(), watch)
         try:
-            return engine.capture(capture_requests(samples))
+            fitting = [
+                request
+                for request in capture_requests(samples)
+                if foreign_id(request, engine.vocab_size) is None
+            ]
+            return engine.capture(fitting)
         finally:
             engine.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -26,12 +27,23 @@ def cache_identity(
     shard_tokens: int,
     batch_tokens: int,
     head_rows: int,
+    parallel: int = 1,
+    options: Mapping[str, Any] | None = None,
+    batch_invariant: bool = False,
 ) -> dict[str, Any]:
     """Return the identity as JSON-able data.
 
     The tokens of a forward pass and the rows of a head chunk are part of it: they decide the shapes
-    of the matrix products, and with them the last bits of the logits.
+    of the matrix products, and with them the last bits of the logits. So do the GPUs that share a
+    layer (`parallel`, each of which sums a part) and whatever `options` vLLM is given.
     """
+    extra: dict[str, Any] = {}
+    if parallel > 1:
+        extra["tensor_parallel_size"] = parallel
+    if batch_invariant:
+        extra["batch_invariant"] = True
+    if options:
+        extra["engine_options"] = dict(options)
     return {
         "format_version": FORMAT_VERSION,
         "teacher": {
@@ -40,6 +52,7 @@ def cache_identity(
             "batch_tokens": batch_tokens,
             "head_rows": head_rows,
             **asdict(engine),
+            **extra,
         },
         "tokenizer": {
             "vocabulary_sha256": vocabulary_fingerprint(tokenizer),

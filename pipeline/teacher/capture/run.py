@@ -24,6 +24,7 @@ from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.worker import CaptureWorker
 from pipeline.teacher.fleet.leases import Lease, LeaseBoard
 from pipeline.teacher.fleet.processes import worker_name
+from pipeline.teacher.fleet.pulse import Pulse
 from pipeline.teacher.fleet.queue import leased_work
 from pipeline.teacher.sparsify.stopwatch import SPARSIFIER
 
@@ -44,6 +45,7 @@ def fill_cache(
     shares: Shares | None = None,
     wait_for_more: Callable[[float], None] = time.sleep,
     more_counts: Mapping[str, int] | None = None,
+    pulse: Pulse | None = None,
 ) -> Manifest:
     """Capture what is missing of the cache and return its manifest.
 
@@ -59,6 +61,7 @@ def fill_cache(
         shares: the worker's account.
         wait_for_more: waits for shards to become known, at most so many seconds.
         more_counts: what the manifest says besides the counts of the corpus.
+        pulse: notices a teacher that is stuck.
 
     Raises:
         CacheError: the store holds another identity's cache.
@@ -67,7 +70,8 @@ def fill_cache(
     shares = shares or Shares()
     shares.inside("teacher", "sparsifier", SPARSIFIER.seconds)
     settle_plan(store, task.identity)
-    board = LeaseBoard(store, worker_name(), task.settings.lease_s)
+    pulse = pulse or Pulse()
+    board = LeaseBoard(store, worker_name(), task.settings.lease_s, is_alive=lambda: pulse.is_alive)
     progress = Progress(
         task.source.projected().tokens,
         unit="tokens",
@@ -80,7 +84,7 @@ def fill_cache(
         # store may cut that write short: the shard is then captured again, like any damaged one.
         for rounds_left in reversed(range(_ROUNDS)):
             with CaptureWorker(
-                task, board, progress, shares, wait_for_more=wait_for_more
+                task, board, progress, shares, wait_for_more=wait_for_more, pulse=pulse
             ) as worker:
                 worker.run()
             try:

@@ -73,7 +73,10 @@ def capture_task(
         scheme=scheme,
         spec=spec,
         shard_tokens=settings.shard_tokens,
-        batch_tokens=teacher.settings.batch_tokens,
-        head_rows=settings.head_rows,
+        batch_tokens=teacher.settings.step_tokens,
+        head_rows=settings.chunk_rows,
+        parallel=teacher.settings.tensor_parallel_size,
+        options=teacher.settings.engine_options,
+        batch_invariant=teacher.settings.batch_invariant,
     )
     return CaptureTask(teacher, settings, source, scheme, spec, identity)

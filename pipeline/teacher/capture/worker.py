@@ -17,6 +17,7 @@ from pipeline.observe.shares import Shares
 from pipeline.progress import Progress
 from pipeline.teacher.capture.agreement import QuarantineLists
 from pipeline.teacher.capture.encode import encode_columns
+from pipeline.teacher.capture.environment import agree_on_environment, describe_environment
 from pipeline.teacher.capture.plan import PlannedShard, complete_plan
 from pipeline.teacher.capture.pool import ShardPool
 from pipeline.teacher.capture.source import shard_counts
@@ -26,6 +27,7 @@ from pipeline.teacher.engines.base import Engine
 from pipeline.teacher.fleet.background import Behind
 from pipeline.teacher.fleet.inflight import InFlightMarker
 from pipeline.teacher.fleet.leases import Lease, LeaseBoard
+from pipeline.teacher.fleet.pulse import Pulse, WatchedEngine
 from pipeline.teacher.fleet.quarantine import Answered, EngineLost, GuardedEngine
 from pipeline.teacher.fleet.queue import leased_work
 
@@ -53,6 +55,7 @@ class CaptureWorker:
         shares: Shares,
         *,
         wait_for_more: Callable[[float], None] = time.sleep,
+        pulse: Pulse | None = None,
     ) -> None:
         """Keep the parts; use as a context manager.
 
@@ -62,8 +65,10 @@ class CaptureWorker:
             progress: advances by tokens.
             shares: the worker's account of time and counts.
             wait_for_more: waits for shards to become known, at most so many seconds.
+            pulse: notices a teacher that is stuck.
         """
         self._task = task
+        self._pulse = pulse or Pulse()
         self._board = board
         self._store = board.store
         self._progress = progress
@@ -199,8 +204,11 @@ class CaptureWorker:
     def _open_engine(self) -> GuardedEngine:
         """Return the engine, guarded; loaded once."""
         if self._guarded is None:
-            with self._shares.spent("loading"):
-                self._engine = self._task.open_engine()
+            with self._shares.spent("loading"), self._pulse.expecting(loading=True):
+                self._engine = WatchedEngine(self._task.open_engine(), self._pulse)
+            agree_on_environment(
+                self._store, describe_environment(self._task.teacher, self._engine)
+            )
             self._guarded = GuardedEngine(
                 self._engine, tries=self._tries, witnesses=self._witnesses.any_rows
             )

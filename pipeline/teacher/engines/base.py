@@ -44,6 +44,8 @@ class EngineInfo:
     engine_version: str
     dtype: str
     device: str
+    head_dtype: str = ""
+    """Of the product with the head; empty until the model's config is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Engine(Protocol):
     """A loaded teacher."""
 
     vocab_size: int
+    attention: str
+    """The kernels that compute attention, by the engine's name for them."""
 
     def capture(
         self,
@@ -75,7 +79,8 @@ class Engine(Protocol):
 
         Args:
             requests: the sequences.
-            on_tokens: called with tokens as they are done; their sum is that of all requests.
+            on_tokens: called with tokens as they are done, 0 after a step that finished no
+                sequence; their sum is that of all requests.
         """
         ...
 

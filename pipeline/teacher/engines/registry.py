@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.teacher.engines.base import Engine, EngineInfo
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["engine_info", "open_engine"]
+__all__ = ["engine_info", "open_engine", "with_head"]
 
 
 def engine_info(settings: TeacherSettings) -> EngineInfo:
@@ -24,6 +27,22 @@ def engine_info(settings: TeacherSettings) -> EngineInfo:
     from pipeline.teacher.engines.transformers import transformers_info
 
     return transformers_info(settings)
+
+
+def with_head(info: EngineInfo, settings: TeacherSettings, config: Mapping[str, Any]) -> EngineInfo:
+    """Return the identity with the dtype of the head.
+
+    Args:
+        info: as `engine_info` returns it.
+        settings: the path of the capture, and what overrides the config.
+        config: of the model, as `read_model_config` returns it.
+    """
+    if info.engine != "vllm":
+        return replace(info, head_dtype=info.dtype)
+    from pipeline.teacher.engines.vllm_head import head_dtype
+
+    overrides = settings.engine_options.get("hf_overrides")
+    return replace(info, head_dtype=head_dtype(config, info.dtype, overrides))
 
 
 def open_engine(

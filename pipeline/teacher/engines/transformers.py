@@ -77,9 +77,10 @@ class TransformersEngine:
         self._model = open_teacher(settings, folder)
         self._device = self._model.device
         self._scheme = scheme
-        self._batch_tokens = settings.batch_tokens
-        self._head_rows = capture.head_rows
+        self._batch_tokens = settings.step_tokens
+        self._head_rows = capture.chunk_rows
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
+        self.attention = str(getattr(self._model.config, "_attn_implementation", ""))
 
     def capture(
         self,

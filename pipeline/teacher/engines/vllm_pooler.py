@@ -1,29 +1,36 @@
 """The capture inside vLLM: a pooling head that reduces logits to columns on the device.
 
-vLLM's extension points used here: `ModelRegistry.register_model`, a model class with
-`is_pooling_model` and a `pooler` for the task `token_classify`, and `PoolingParams.extra_kwargs`.
-Worker processes find the class through the entry point `vllm.general_plugins` (pyproject.toml),
-which calls `register`; what to register comes through the environment, which workers inherit.
+vLLM's extension points used here: `model_class_overrides`, which says in every process of vLLM
+what class serves an architecture, a model class with `is_pooling_model` and a `pooler` for the task
+`token_classify`, `additional_config`, and `PoolingParams.extra_kwargs`. The architecture keeps its
+own name: vLLM's corrections of settings (a float32 state of Nemotron-H, the sparse attention of
+DeepSeek V3.2) go by it.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Set
 from typing import Any
 
+import numpy as np
 import torch
+import vllm
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from pipeline.sampling.noise import row_noise
-from pipeline.teacher.engines.vllm_variable import CAPTURE_PREFIX, read_variable
+from pipeline.teacher.engines.vllm_plan import planned_capture
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
-__all__ = ["CapturePooler", "register_capture"]
+__all__ = ["CapturePooler", "capture_overrides"]
 
 # The task's name in vLLM for "one output per token"; nothing is classified.
 _TASK = "token_classify"
+_MARK = "--"
+"""Between the parts of the name of a class that captures."""
 
 
 class CapturePooler(Pooler):
@@ -73,7 +80,8 @@ class CapturePooler(Pooler):
             counts.append(int(inside.numel()))
             offset += count
         columns_RC = self._columns(
-            hidden_states, torch.cat(rows), torch.cat(label), torch.cat(noise)
+            hidden_states,
+            *_to_device(hidden_states.device, torch.cat(rows), torch.cat(label), torch.cat(noise)),
         )
         outputs: list[torch.Tensor | None] = []
         finished = cursor.get_finished_mask()
@@ -93,8 +101,6 @@ class CapturePooler(Pooler):
         label_R: torch.Tensor,
         noise_R: torch.Tensor,
     ) -> torch.Tensor:
-        device = hidden_TD.device
-        rows_R, label_R, noise_R = rows_R.to(device), label_R.to(device), noise_R.to(device)
         parts = []
         for start in range(0, rows_R.numel(), self._head_rows):
             stop = start + self._head_rows
@@ -110,11 +116,20 @@ class CapturePooler(Pooler):
         return torch.cat(parts)
 
 
+def _to_device(device: torch.device, *rows_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return int64 vectors of equal length on the device, by one copy that nobody waits for."""
+    together = torch.stack(rows_R)
+    if device.type == "cuda":
+        together = together.pin_memory()
+    return together.to(device, non_blocking=True).unbind()
+
+
 def _wanted_rows(params: Any, prompt_length: int) -> torch.Tensor:
     """Rows a request asks for; vLLM's own warm-up asks for none and gets all, the worst case."""
     extra = params.extra_kwargs or {}
     if "capture_rows" in extra:
-        return torch.tensor(extra["capture_rows"], dtype=torch.int64)
+        rows_N = np.frombuffer(extra["capture_rows"], np.int32)
+        return torch.from_numpy(rows_N.astype(np.int64))
     return torch.arange(max(prompt_length - 1, 0), dtype=torch.int64)
 
 
@@ -124,21 +139,50 @@ def _noise(params: Any, rows: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(row_noise(key, rows.numpy()))
 
 
-def register_capture() -> None:
-    """Register the capture variant of the architecture that the environment names."""
-    from vllm import ModelRegistry
+def capture_overrides(model_config: Any) -> dict[str, str]:
+    """Return what makes vLLM serve a model by the class that captures: `model_class_overrides`.
 
-    architecture = read_variable().architecture
-    base = ModelRegistry.models[architecture].load_model_cls()
+    Args:
+        model_config: vLLM's own of the model, by which it would choose a class to generate with:
+            one of its own, or its wrapper of transformers' where it has none.
 
+    Raises:
+        ValueError: vLLM knows no class for the model; as vLLM says it.
+    """
+    base, architecture = model_config.registry.resolve_model_cls(
+        model_config.architectures, model_config=model_config
+    )
+    base = getattr(base, "captured_class", base)  # of an engine before this one
+    # The version is for vLLM, which keeps what it found out about a class of that name on the disk.
+    name = _MARK.join((base.__module__, base.__qualname__, vllm.__version__))
+    return {architecture: f"{__name__}:{name}"}
+
+
+def __getattr__(name: str) -> Any:
+    """Make the class that captures, of the name that `capture_overrides` gave it.
+
+    Made at run time from the class that vLLM would have used, so that no architecture is left out;
+    the name says all that is needed, in whatever process.
+    """
+    module, mark, rest = name.partition(_MARK)
+    if not mark:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _capture_class(getattr(importlib.import_module(module), rest.partition(_MARK)[0]))
+
+
+@functools.lru_cache
+def _capture_class(base: Any) -> Any:
     def init(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
         base.__init__(self, vllm_config=vllm_config, prefix=prefix)
-        # Read now, not when registered: vLLM keeps the first class of a name for the process.
-        wanted = read_variable()
-        self.pooler = CapturePooler(self.compute_logits, wanted.scheme, wanted.head_rows)
+        plan = planned_capture(vllm_config.additional_config)
+        if plan is not None:  # none where the same process generates with the model later
+            self.pooler = CapturePooler(self.compute_logits, plan.scheme, plan.head_rows)
 
-    # Made at run time from the registered class, so that no architecture is left out.
-    capture = type(
-        CAPTURE_PREFIX + architecture, (base,), {"__init__": init, "is_pooling_model": True}
-    )
-    ModelRegistry.register_model(CAPTURE_PREFIX + architecture, capture)
+    own = {
+        "__init__": init,
+        "__module__": __name__,
+        "captured_class": base,
+        "is_pooling_model": True,
+    }
+    # vLLM asks the class's name whether it is its wrapper of transformers' models.
+    return type(base.__name__, (base,), own)

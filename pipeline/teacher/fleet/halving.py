@@ -38,6 +38,10 @@ def _no_fault(_answer: object) -> None:
     return None
 
 
+def _not_asked(_rows: Sequence[_Row], _error: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class HalvingSearch(Generic[R, A]):
     """Answers rows by one call, without those that fail each time they are tried."""
@@ -52,6 +56,9 @@ class HalvingSearch(Generic[R, A]):
     """What helps where rows fail together, though none does alone."""
     fault: Callable[[A], str | None] = _no_fault
     """Says what is wrong with an answer, where something is."""
+    before_halving: Callable[[Sequence[R], str], None] = _not_asked
+    """Asked once several rows have failed together all times, with their error: raises where the
+    engine answers nothing any more. The search would find that out after two calls a row."""
 
     def answer(
         self,
@@ -77,6 +84,8 @@ class HalvingSearch(Generic[R, A]):
         while rest := [row for row in rows if row.row_id not in quarantined]:
             answers = self._patiently(rest, report)
             if isinstance(answers, str):
+                if len(rest) > 1:
+                    self.before_halving(rest, answers)
                 found = self._halve(rest, answers)
                 if not found:
                     raise ModelError(

@@ -82,6 +82,8 @@ class LeaseBoard:
     is_dead: Callable[[dict[str, Any]], bool] = has_died_here
     folder: str = LEASES
     """Below the store's root."""
+    is_alive: Callable[[], bool] = lambda: True
+    """Whether this worker gets on; a heart of one that does not beats no more."""
     _held: dict[Lease, int] = field(default_factory=dict)
     _watched: dict[str, _Watched] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -249,7 +251,8 @@ class _Heart:
 
     def _run(self) -> None:
         while not self._stop.wait(self._board.lease_s / _BEATS_PER_LEASE):
-            self._board.beat()
+            if self._board.is_alive():
+                self._board.beat()
 
 
 def _parse(content: bytes) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from pipeline.teacher.engines.base import CaptureRequest, Engine
 from pipeline.teacher.fleet.halving import HalvingSearch, Report, short_error
 from pipeline.teacher.fleet.inflight import InFlightMarker, row_after_row
 
-__all__ = ["Answered", "EngineLost", "GuardedEngine"]
+__all__ = ["Answered", "EngineLost", "GuardedEngine", "foreign_id"]
 
 _log = logging.getLogger(__name__)
 
+_OWN_WITNESSES = 8
 _REMEDY = "lower teacher.batch_tokens or capture.head_rows"
 
 
@@ -62,7 +63,9 @@ class GuardedEngine:
         self._tries = tries
         self._witnesses = witnesses
         self._answered_before = False
-        self._search = HalvingSearch(self._call, tries, "rows", _REMEDY, _not_finite)
+        self._search = HalvingSearch(
+            self._call, tries, "rows", _REMEDY, _not_finite, self._check_before_halving
+        )
 
     def capture(
         self,
@@ -86,7 +89,7 @@ class GuardedEngine:
                 the shard as one, but for none of its rows.
             EngineLost: the same, of an engine that has worked in this process.
         """
-        quarantined = {row.sample_id: row for row in known}
+        quarantined = {row.sample_id: row for row in known} | self._beyond_the_head(requests)
         if marker is not None:
             row_after_row(
                 requests, marker, quarantined, tries=self._tries,
@@ -106,6 +109,20 @@ class GuardedEngine:
         return Answered(
             columns, tuple(quarantined[r.row_id] for r in requests if r.row_id in quarantined)
         )
+
+    def _beyond_the_head(self, requests: Sequence[CaptureRequest]) -> dict[str, QuarantinedRow]:
+        """Return the rows with an id that the teacher has no row of weights for.
+
+        On a CPU the engine would raise for them. On a GPU a kernel's assertion ends the device's
+        context, and every later call fails as well.
+        """
+        found = {}
+        for request in requests:
+            fault = foreign_id(request, self._engine.vocab_size)
+            if fault is not None:
+                found[request.row_id] = QuarantinedRow(request.row_id, fault, 0)
+                _log.warning("%s is quarantined: %s", request.row_id, fault)
+        return found
 
     def greet(self, requests: Sequence[CaptureRequest]) -> None:
         """See whether the engine answers for rows that are known to be harmless.
@@ -137,18 +154,32 @@ class GuardedEngine:
 
     def _check_engine(self, row: QuarantinedRow) -> None:
         """Return where the engine still answers for rows of other shards."""
-        if self._answers_any(self._witnesses()):
-            return
+        if not self._answers_any(self._witnesses()):
+            raise self._lost(row)
+
+    def _lost(self, row: QuarantinedRow) -> ModelError:
         lost = EngineLost if self._answered_before else ModelError
-        raise lost(
+        return lost(
             f"the teacher answers for no row; of sample {row.sample_id}: {row.error}",
             expected="finite logits",
             do="run the teacher in bfloat16 or float32 (float16 overflows), check its weights and "
             "the engine's memory, then run the same command again; no row was quarantined for this",
         )
 
+    def _check_before_halving(self, rows: Sequence[CaptureRequest], error: str) -> None:
+        """Ask whether the engine lives, before rows that failed together are searched.
+
+        Rows of other shards tell. Of a cache of one shard, a few of its own do, from end to end: of
+        rows that fail one by one there are never so many.
+        """
+        if self._answers_any(self._witnesses() or rows[:: max(1, len(rows) // _OWN_WITNESSES)]):
+            return
+        raise self._lost(QuarantinedRow(rows[0].row_id, error, self._tries))
+
     def _answers_any(self, requests: Sequence[CaptureRequest]) -> bool:
         for request in requests:
+            if foreign_id(request, self._engine.vocab_size) is not None:
+                continue
             try:
                 (columns_NC,) = self._call([request], None)
             except DistillError:
@@ -158,6 +189,16 @@ class GuardedEngine:
             if _not_finite(columns_NC) is None:
                 return True
         return False
+
+
+def foreign_id(request: CaptureRequest, vocab_size: int) -> str | None:
+    """Return what is wrong with a row's ids, for a head and an embedding of so many rows."""
+    ids_L = request.input_ids_L
+    bad_N = np.flatnonzero((ids_L < 0) | (ids_L >= vocab_size))
+    if not bad_N.size:
+        return None
+    where = int(bad_N[0])
+    return f"token id {ids_L[where]} at position {where} is beyond the teacher's {vocab_size} rows"
 
 
 def _not_finite(columns_NC: NDArray[np.float32]) -> str | None:

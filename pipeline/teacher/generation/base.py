@@ -53,7 +53,8 @@ class Generator(Protocol):
 
         Args:
             requests: what to write, all to be scheduled together.
-            on_responses: called with finished responses; the sum is that of all requests.
+            on_responses: called with finished responses, 0 after a step that finished none; the
+                sum is that of all requests.
         """
         ...
 

@@ -15,6 +15,9 @@ __all__ = ["write_or_quarantine"]
 
 _log = logging.getLogger(__name__)
 
+_WITNESSES = 8
+"""Prompts of a shard, from end to end, by which a broken engine is told from bad prompts."""
+
 
 def write_or_quarantine(
     generator: Generator,
@@ -44,7 +47,20 @@ def write_or_quarantine(
 
     quarantined: dict[str, QuarantinedRow] = {}
     remedy = "lower teacher.batch_tokens or generate.shard_prompts"
-    search = HalvingSearch(write, tries, "responses", remedy)
+
+    def ask_first(rows: Sequence[WriteRequest], error: str) -> None:
+        """See that the teacher answers any of a few prompts, before all are searched."""
+        for row in rows[:: max(1, len(rows) // _WITNESSES)]:
+            try:
+                generator.write([row])
+            except DistillError:
+                raise
+            except Exception:
+                continue
+            return
+        raise _answers_nothing(len(rows), rows[0].response_id, error)
+
+    search = HalvingSearch(write, tries, "responses", remedy, before_halving=ask_first)
 
     def hand_over(request: WriteRequest) -> None:
         try:
@@ -67,13 +83,16 @@ def write_or_quarantine(
         raise
     if requests and not written:
         first = quarantined[requests[0].response_id]
-        raise ModelError(
-            f"the teacher writes nothing for {len(requests)} prompts; of response "
-            f"{first.sample_id}: {first.error}",
-            expected="a teacher that answers",
-            do="check its weights and the engine's memory, then run the same command again",
-        )
+        raise _answers_nothing(len(requests), first.sample_id, first.error)
     if quarantined and on_responses is not None:
         on_responses(len(quarantined))
     answers = iter(written)
     return [quarantined.get(r.response_id) or next(answers) for r in requests]
+
+
+def _answers_nothing(prompts: int, response_id: str, error: str) -> ModelError:
+    return ModelError(
+        f"the teacher writes nothing for {prompts} prompts; of response {response_id}: {error}",
+        expected="a teacher that answers",
+        do="check its weights and the engine's memory, then run the same command again",
+    )

@@ -28,6 +28,7 @@ from pipeline.teacher.capture.source import ShardSource
 from pipeline.teacher.fleet.inflight import InFlightMarker
 from pipeline.teacher.fleet.leases import LEASES, Lease, LeaseBoard
 from pipeline.teacher.fleet.processes import worker_name
+from pipeline.teacher.fleet.pulse import Pulse
 from pipeline.teacher.fleet.queue import leased_work
 from pipeline.teacher.generation.base import Generator, WriteRequest, Written
 from pipeline.teacher.generation.files import (
@@ -48,6 +49,7 @@ from pipeline.teacher.generation.quarantine import write_or_quarantine
 from pipeline.teacher.generation.registry import open_generator
 from pipeline.teacher.generation.shards import ResponseShard
 from pipeline.teacher.generation.units import RESPONSES_LOST, Lacking, ResponseUnits
+from pipeline.teacher.generation.watched import WatchedGenerator
 from pipeline.teacher.preparation.work import fold_summaries
 
 __all__ = ["Responses", "can_write", "has_responses", "write_responses", "written_shards"]
@@ -81,6 +83,7 @@ def write_responses(
     wait_for_more: Callable[[float], None] = time.sleep,
     check_files: bool = False,
     manifest: Manifest | None = None,
+    pulse: Pulse | None = None,
 ) -> Responses:
     """Write what is missing of the responses and return all.
 
@@ -94,6 +97,7 @@ def write_responses(
         wait_for_more: waits for prompts to become known, at most so many seconds.
         check_files: read every file, and write the damaged ones again.
         manifest: of a cache that is complete but for its responses.
+        pulse: notices a teacher that is stuck.
 
     Raises:
         CacheError: the store holds a cache, or the start of one, of another identity; or responses
@@ -103,7 +107,8 @@ def write_responses(
     """
     settle_responses(store, task)
     units = ResponseUnits(task, store)
-    board = LeaseBoard(store, worker_name(), task.settings.lease_s)
+    pulse = pulse or Pulse()
+    board = LeaseBoard(store, worker_name(), task.settings.lease_s, is_alive=lambda: pulse.is_alive)
     task.prompts.refresh()
     if check_files:
         while not task.prompts.is_complete:  # the files of prompts that come later as well
@@ -117,7 +122,7 @@ def write_responses(
         every_s=progress_every_s,
     )
     pool = _ResponsePool(task, units, board, progress)
-    with progress, board.beating(), _Writer(task, units, board, progress) as writer:
+    with progress, board.beating(), _Writer(task, units, board, progress, pulse) as writer:
         view = None
         while view is None or not view.is_complete:  # a damaged summary is made again
             for shard, lease in leased_work(
@@ -240,11 +245,17 @@ class _Writer:
     """Writes one shard after the other; the generator is opened at the first."""
 
     def __init__(
-        self, task: WritingTask, units: ResponseUnits, board: LeaseBoard, progress: Progress
+        self,
+        task: WritingTask,
+        units: ResponseUnits,
+        board: LeaseBoard,
+        progress: Progress,
+        pulse: Pulse,
     ) -> None:
         self._task = task
         self._units = units
         self._board = board
+        self._pulse = pulse
         self._store = board.store
         self._progress = progress
         self._generator: Generator | None = None
@@ -318,7 +329,8 @@ class _Writer:
     ) -> list[Written | QuarantinedRow]:
         """Let the teacher answer a shard's prompts."""
         if self._generator is None:
-            self._generator = self._open_generator()
+            with self._pulse.expecting(loading=True):
+                self._generator = WatchedGenerator(self._open_generator(), self._pulse)
         started = time.monotonic()
         written = write_or_quarantine(
             self._generator,

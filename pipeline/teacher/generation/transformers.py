@@ -51,7 +51,7 @@ class TransformersGenerator:
             pad_token_id=ends[0] if ends else 0,
             use_cache=True,
         )
-        self._batch_tokens = teacher.batch_tokens
+        self._batch_tokens = teacher.step_tokens
 
     def write(
         self,
@@ -65,7 +65,7 @@ class TransformersGenerator:
         results: list[Written | None] = [None] * len(requests)
         with torch.inference_mode():
             for batch in self._batches(requests):
-                written = self._write_batch([requests[index] for index in batch])
+                written = self._write_batch([requests[index] for index in batch], on_responses)
                 for index, response in zip(batch, written, strict=True):
                     results[index] = response
                 if on_responses is not None:
@@ -93,7 +93,9 @@ class TransformersGenerator:
             yield order[start:stop]
             start = stop
 
-    def _write_batch(self, requests: Sequence[WriteRequest]) -> list[Written]:
+    def _write_batch(
+        self, requests: Sequence[WriteRequest], on_step: Callable[[int], None] | None
+    ) -> list[Written]:
         import torch
 
         longest = max(request.prompt_ids_L.size for request in requests)
@@ -111,7 +113,13 @@ class TransformersGenerator:
             prompt_length=longest,
             vocabulary=self._vocabulary,
         )
-        processors: Any = [sampler]
+
+        def step(_ids_BL: Any, logits_BV: Any) -> Any:
+            if on_step is not None:
+                on_step(0)
+            return logits_BV
+
+        processors: Any = [sampler, step]
         sequences_BL = self._model.generate(
             input_ids=ids_BL.to(self._device),
             attention_mask=mask_BL.to(self._device),

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.models.resolve import read_model_config
-from pipeline.teacher.engines.vllm import load_llm, set_environment, vllm_info
+from pipeline.models.resolve import read_model_config, text_config
+from pipeline.teacher.engines.vllm import each_step, load_llm, vllm_info
+from pipeline.teacher.engines.vllm_start import set_environment
 from pipeline.teacher.generation.base import WriteRequest, Written
 from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.settings import TeacherSettings
@@ -43,16 +44,16 @@ class VllmGenerator:
             ModelError: vLLM refuses the model.
         """
         info = vllm_info(teacher)
-        set_environment(info.device, teacher)
+        set_environment(info.device, batch_invariant=teacher.batch_invariant)
         self._generate = generate
         self._ends = list(ends)
-        config = read_model_config(folder)
-        rows = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+        rows = int(text_config(read_model_config(folder))["vocab_size"])
         padding = range(vocabulary, min(rows, vocabulary + _MOST_BIASES))
         self._bias = dict.fromkeys(padding, _NEVER) or None
         options: dict[str, Any] = {
+            "runner": "generate",
             "max_model_len": max_length,
-            "max_num_batched_tokens": max(teacher.batch_tokens, max_length),
+            "max_num_batched_tokens": max(teacher.step_tokens, max_length),
             # A prompt in parts makes vLLM draw and take the draw back after each; on a CPU it
             # cannot (0.32: "CPU Generator does not use offset"). A whole one always fits a step.
             "enable_chunked_prefill": False,
@@ -75,11 +76,12 @@ class VllmGenerator:
         prompts: list[Any] = [
             {"prompt_token_ids": request.prompt_ids_L.tolist()} for request in requests
         ]
-        outputs = self._llm.generate(
-            prompts,
-            [self._params(request.seed) for request in requests],
-            use_tqdm=_counting_bar(on_responses) if on_responses is not None else False,
-        )
+        with each_step(self._llm, on_responses):
+            outputs = self._llm.generate(
+                prompts,
+                [self._params(request.seed) for request in requests],
+                use_tqdm=_counting_bar(on_responses) if on_responses is not None else False,
+            )
         written = []
         for request, output in zip(requests, outputs, strict=True):
             completion = output.outputs[0]

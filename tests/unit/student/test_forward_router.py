@@ -54,7 +54,7 @@ def test_it_is_what_transformers_adds(family: str, way: Any) -> None:
     with_it, without = student(model, router=True), student(model, router=False)
     with_it.body.way = without.body.way = way
     assert float((loss_of(with_it) - loss_of(without)).detach()) == pytest.approx(
-        0.5 * float(theirs), rel=1e-5
+        0.5 * float(theirs.detach()), rel=1e-5
     )
     (loss_of(with_it) - loss_of(without)).backward()
     for name, gradient in expected.items():

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.models.shape import ModelShape
-from pipeline.student.activations import activations
+from pipeline.student.costs import activations
 from pipeline.student.sequence.memory import dense_mlps, offload_checkpoints, tile_mlps
 from pipeline.student.settings import StudentSettings
 from pipeline.student.train_settings import TrainSettings

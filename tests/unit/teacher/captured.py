@@ -75,6 +75,7 @@ class Engine:
     """Answers with zeros; NaN or an error for some rows; notes when its calls ran."""
 
     vocab_size = 32
+    attention = "none"
 
     def __init__(self, seconds: float = 0.0, *, nan: Any = (), raises: Any = ()) -> None:
         self.seconds = seconds

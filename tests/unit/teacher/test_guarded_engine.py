@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,3 +73,52 @@ def test_nearly_no_token_is_padding_whatever_the_order() -> None:
     assert padding_share(requests, batches) < 0.03
     in_order = [list(range(start, start + 5)) for start in range(0, 500, 5)]
     assert padding_share(requests, in_order) > 0.3
+
+
+class Dies(Engine):
+    """Raises for good once it has been given a certain row."""
+
+    def __init__(self, deadly: str) -> None:
+        super().__init__()
+        self.deadly, self.dead = deadly, False
+
+    def capture(self, requests: Any, *, on_tokens: Any = None) -> Any:
+        self.calls += 1
+        self.dead |= any(request.sample_id == self.deadly for request in requests)
+        if self.dead:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().capture(requests, on_tokens=on_tokens)
+
+
+def _many(count: int) -> list[CaptureRequest]:
+    return [
+        CaptureRequest(f"{n:032x}", np.arange(4, dtype=np.int32), np.arange(3))
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("others", [3, 0])
+def test_a_dead_engine_is_noticed_before_its_rows_are_searched(others: int) -> None:
+    rows = _many(2000)
+    witnesses = [replace(row, sample_id=f"w{row.sample_id}") for row in rows[:others]]
+    engine = Dies(rows[1500].sample_id)
+    guarded = GuardedEngine(engine, tries=3, witnesses=lambda: witnesses)
+    guarded.capture(_many(2))
+    with pytest.raises(EngineLost, match="device-side assert"):
+        guarded.capture(rows)
+    assert engine.calls <= 20
+
+
+def test_an_id_beyond_the_head_never_reaches_the_engine() -> None:
+    rows = _many(3)
+    for n, wrong in ((0, 32), (2, -1)):
+        ids = rows[n].input_ids_L.copy()
+        ids[2] = wrong
+        rows[n] = replace(rows[n], input_ids_L=ids)
+    engine = Dies("none")
+    answered = GuardedEngine(engine, tries=2, witnesses=list).capture(rows)
+    assert [row.sample_id for row in answered.quarantined] == [rows[0].row_id, rows[2].row_id]
+    assert "token id 32 at position 2 is beyond the teacher's 32 rows" in (
+        answered.quarantined[0].error
+    )
+    assert (len(answered.columns), engine.calls) == (1, 2)  # `Dies` counts a call twice

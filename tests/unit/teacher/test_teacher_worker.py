@@ -64,6 +64,7 @@ def new_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CaptureWorker]:
 
         monkeypatch.setattr(task_module, "open_engine", lambda *_, **__: engine)
         monkeypatch.setattr(worker_module, "encode_columns", _encode)
+        monkeypatch.setattr(worker_module, "describe_environment", lambda *_: {"device": "none"})
         monkeypatch.setattr(worker_module, "commit_shard", slow_commit)
         model = SimpleNamespace(path=None)
         teacher: Any = SimpleNamespace(settings=None, model=model, max_length=0)

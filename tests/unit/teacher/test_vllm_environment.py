@@ -1,22 +1,109 @@
-"""What must not stop vLLM: numba, whichever is loaded first, and samples of the model's length."""
+"""What must not stop vLLM: CUDA opened too early, numba, samples of the model's length."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 
 import numba
 import pytest
+import torch
 from llvmlite.binding import ffi
 
-from pipeline.teacher.engines.vllm import (
-    _let_vllm_look_at_llvmlite,
+from pipeline.teacher.engines.vllm import vllm_info
+from pipeline.teacher.engines.vllm_start import (
+    let_vllm_look_at_llvmlite,
     let_vllm_read_all_positions,
+    set_environment,
 )
+from pipeline.teacher.settings import TeacherSettings
+from tests.stage_runner import ROOT
+
+BEFORE_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+
+
+@pytest.fixture
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is set here end with the test."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+@pytest.mark.usefixtures("own_environment")
+def test_cuda_is_not_opened_before_vllm_can_start_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str | None]] = []
+
+    def is_available() -> bool:
+        seen.append({name: os.environ.get(name) for name in BEFORE_CUDA})
+        return False
+
+    for name in (*BEFORE_CUDA, "DISTILL_DEVICE"):
+        os.environ.pop(name, None)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on a machine with a GPU that is said to be none
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    vllm_info(TeacherSettings(model="any", tensor_parallel_size=2))
+    assert seen == [BEFORE_CUDA]
+
+
+@pytest.mark.usefixtures("own_environment")
+def test_what_the_user_has_set_stays() -> None:
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "forkserver"
+    os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    set_environment("cuda")
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "forkserver"
+    # Batches that depend on when requests arrive are not the same batches.
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+ORPHAN = """
+import multiprocessing, os, sys, time
+
+def worker():
+    from pipeline.teacher.engines.vllm_plugin import register
+    register()
+    print("up", os.getpid(), flush=True)
+    time.sleep(600)  # hangs, as in a kernel
+
+if __name__ == "__main__":
+    from pipeline.teacher.engines.vllm_start import set_environment
+    set_environment("cpu")
+    process = multiprocessing.get_context("spawn").Process(target=worker)
+    process.start()
+    time.sleep(600)
+"""
+
+
+def test_a_worker_that_hangs_ends_with_the_stage(tmp_path: object) -> None:
+    file = os.path.join(str(tmp_path), "orphan.py")
+    with open(file, "w", encoding="utf-8") as script:
+        script.write(ORPHAN)
+    stage = subprocess.Popen(
+        [sys.executable, file], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert stage.stdout is not None
+    word, pid = stage.stdout.readline().split()
+    assert word == "up"
+    stage.kill()  # as os._exit: no clean-up of any kind
+    stage.wait()
+    until = time.monotonic() + 10
+    while time.monotonic() < until and _lives(int(pid)):
+        time.sleep(0.02)
+    assert not _lives(int(pid))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_the_library_object_has_no_attributes_but_its_functions() -> None:
     for _ in range(2):
-        _let_vllm_look_at_llvmlite()
+        let_vllm_look_at_llvmlite()
         assert not hasattr(ffi.lib, "__dict__")
         with pytest.raises(AttributeError):
             ffi.lib.LLVMPY_NoSuchFunction  # noqa: B018
