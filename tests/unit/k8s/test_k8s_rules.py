@@ -86,14 +86,6 @@ STUDENT: dict[str, tuple[Callable[[Object], Any], str]] = {
     "no number of processes": (
         lambda j: _container(j).update(command=["torchrun", "-m", "x"]), "no --nproc-per-node",
     ),
-    "a temporary folder without a bound": (
-        lambda j: pod_spec(j)["volumes"].append({"name": "t", "emptyDir": {}}),
-        "volume t: found no sizeLimit",
-    ),
-    "a disk without a request": (
-        lambda j: _container(j)["resources"]["requests"].pop("ephemeral-storage"),
-        "ephemeral-storage: expected a request and a limit",
-    ),
     "a checkpoint that is cut off": (
         lambda j: _env(j, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600"),
         "found 600, expected seconds below the pod's terminationGracePeriodSeconds (600)",
@@ -103,6 +95,14 @@ STUDENT: dict[str, tuple[Callable[[Object], Any], str]] = {
             env=[e for e in _container(j)["env"] if not e["name"].startswith("TORCH_ELASTIC")]
         ),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT: found none (torchrun's is 30)",
+    ),
+    "a temporary folder without a bound": (
+        lambda j: pod_spec(j)["volumes"].append({"name": "t", "emptyDir": {}}),
+        "volume t: found no sizeLimit",
+    ),
+    "a disk without a request": (
+        lambda j: _container(j)["resources"]["requests"].pop("ephemeral-storage"),
+        "ephemeral-storage: expected a request and a limit",
     ),
     "another launcher": (
         lambda j: _container(j).update(command=["accelerate", "--nproc-per-node=8"]),
