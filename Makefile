@@ -8,50 +8,65 @@ RUN     ?= runs/default
 LONG_RUN ?= runs/long
 NPROC   ?= 1
 CONFIG  ?=
+GPUS    ?=
 ARGS    ?=
 PYTHON  ?= python3
 
 # With OVERLAY the same targets go to a cluster (k8s/README.md): RUN, NODES, CONFIG, ARGS, IMAGE, QUEUE,
-# PRIORITY, NAMESPACE, TIMEOUT (seconds), IDENTITY (of the cache), DRY_RUN=1; prepare-corpus has WORKERS
-# and NODE_SELECTOR instead of NODES.
+# PRIORITY, NAMESPACE, TIMEOUT (seconds), IDENTITY (of the cache), INSTANCE, OPERATOR, DRY_RUN=1;
+# prepare-corpus has WORKERS and NODE_SELECTOR instead of NODES.
 OVERLAY ?=
 DEVICE  ?= gpu
 TAG     ?= $(if $(filter cpu,$(DEVICE)),cpu,$(shell git describe --always --dirty --abbrev=12 2>/dev/null || echo dev))
+SWEEP   ?= stages/configs/sweeps/temperature.yaml
+SECRET  ?= hub-token
+
+# What people or CI give is text, never make's or the shell's to read: taken raw, and handed to recipes
+# in the environment, where they quote it. ARGS alone is a piece of a command line, quotes and all.
+GIVEN = RUN LONG_RUN NPROC GPUS CONFIG OVERLAY DEVICE TAG SWEEP SECRET NAMESPACE \
+  NODES IMAGE QUEUE PRIORITY \
+  TIMEOUT IDENTITY WORKERS NODE_SELECTOR INSTANCE OPERATOR STAGE REGION ACCOUNT FSX_ID FSX_MOUNT SUBNET \
+  SECURITY_GROUP STORAGE THROUGHPUT EFA TOPOLOGY DRY_RUN
+define take_raw
+ifneq ($(filter command environment,$(firstword $(origin $(1)))),)
+override $(1) := $$(value $(1))
+endif
+export GIVEN_$(1) := $$($(1))
+endef
+$(foreach name,$(GIVEN),$(eval $(call take_raw,$(name))))
+# $(call flag,--nodes,NODES): the flag with its value, nothing where none is given.
+flag = $(if $($(2)),$(1) "$$GIVEN_$(2)")
 
 SETUP   := @$(PYTHON) stages/setup_env.py
 TEACHER := $(shell $(PYTHON) stages/setup_env.py --print-python teacher)
 STUDENT := $(shell $(PYTHON) stages/setup_env.py --print-python student)
 
-TRAIN = $(STUDENT) -m stages train-student --nproc $(NPROC) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
-
-SWEEP   ?= stages/configs/sweeps/temperature.yaml
-RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep $(SWEEP) --teacher_python $(TEACHER) $(ARGS)
-
-PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
-PREVIEW = $(TEACHER) -m stages.preview $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+TRAIN = $(STUDENT) -m stages train-student --nproc "$$GIVEN_NPROC" $(call flag,--config,CONFIG) $(ARGS)
+RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep "$$GIVEN_SWEEP" --teacher_python $(TEACHER) $(ARGS)
+PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus $(call flag,--config,CONFIG) $(ARGS)
+PREVIEW = $(TEACHER) -m stages.preview $(call flag,--config,CONFIG) $(ARGS)
 # More than one worker: NPROC= of them, or as many as the GPUs allow (GPUS=all, GPUS=0,1).
-GPUS    ?=
-WORKERS_OF = $(if $(filter-out 1,$(NPROC)),--nproc $(NPROC)) $(if $(GPUS),--gpus "$(GPUS)")
-RUN_TEACHER = $(TEACHER) -m $(if $(strip $(WORKERS_OF)),stages.workers $(WORKERS_OF),stages.cache_teacher) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+WORKERS_OF = $(if $(filter-out 1,$(NPROC)),--nproc "$$GIVEN_NPROC") $(call flag,--gpus,GPUS)
+RUN_TEACHER = $(TEACHER) -m $(if $(strip $(WORKERS_OF)),stages.workers $(WORKERS_OF),stages.cache_teacher) \
+    $(call flag,--config,CONFIG) $(ARGS)
 
 CLUSTER = $(STUDENT) -m k8s
-PLACE   = --overlay "$(OVERLAY)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(filter 1,$(DRY_RUN)),--dry-run)
-SECRET  ?= hub-token
-SUBMIT  = $(CLUSTER) $@ $(PLACE) --run "$(notdir $(RUN))" $(if $(CONFIG),--config "$(CONFIG)") \
-    $(if $(NODES),--nodes "$(NODES)") $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUEUE),--queue "$(QUEUE)") \
-    $(if $(PRIORITY),--priority "$(PRIORITY)") $(if $(TIMEOUT),--timeout_s "$(TIMEOUT)") \
-    $(if $(IDENTITY),--cache_identity "$(IDENTITY)") \
-    $(if $(filter prepare-corpus,$@),$(if $(WORKERS),--workers "$(WORKERS)") \
-    $(if $(NODE_SELECTOR),--node_selector "$(NODE_SELECTOR)")) -- $(ARGS)
-
-SUBMIT_SWEEP = $(CLUSTER) sweep $(PLACE) --sweep "$(SWEEP)" $(if $(NODES),--nodes "$(NODES)") \
-    $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUEUE),--queue "$(QUEUE)") \
-    $(if $(PRIORITY),--priority "$(PRIORITY)") $(if $(TIMEOUT),--timeout_s "$(TIMEOUT)")
+PLACE   = --overlay "$$GIVEN_OVERLAY" $(call flag,--namespace,NAMESPACE) $(call flag,--instance,INSTANCE) \
+    $(if $(filter 1,$(DRY_RUN)),--dry-run)
+NAMED   = --run "$${GIVEN_RUN\#\#*/}"
+JOB     = $(call flag,--image,IMAGE) $(call flag,--queue,QUEUE) $(call flag,--priority,PRIORITY) \
+    $(call flag,--operator,OPERATOR) $(call flag,--topology,TOPOLOGY) $(call flag,--timeout_s,TIMEOUT)
+SUBMIT  = $(CLUSTER) $@ $(PLACE) $(NAMED) $(call flag,--config,CONFIG) $(call flag,--nodes,NODES) $(JOB) \
+    $(call flag,--cache_identity,IDENTITY) -- $(ARGS)
+SUBMIT_PREPARE = $(CLUSTER) $@ $(PLACE) $(NAMED) $(call flag,--config,CONFIG) $(call flag,--image,IMAGE) \
+    $(call flag,--queue,QUEUE) $(call flag,--priority,PRIORITY) $(call flag,--timeout_s,TIMEOUT) \
+    $(call flag,--workers,WORKERS) $(call flag,--node_selector,NODE_SELECTOR) -- $(ARGS)
+SUBMIT_SWEEP = $(CLUSTER) $@ $(PLACE) --sweep "$$GIVEN_SWEEP" $(call flag,--nodes,NODES) $(JOB)
 
 define build_image
 command -v docker >/dev/null || { echo "error: docker: no such program; install it." >&2; exit 1; }; \
-docker build --platform linux/amd64 --file docker/$(1).Dockerfile --build-arg DEVICE=$(DEVICE) \
-  --tag distill-$(1):$(TAG) .
+docker build --platform linux/amd64 --file docker/$(1).Dockerfile --build-arg DEVICE="$$GIVEN_DEVICE" \
+  --tag distill-$(1):"$$GIVEN_TAG" .
 endef
 
 .PHONY: help
@@ -62,11 +77,11 @@ help: ## List all targets
 ##@ Run
 .PHONY: distill
 distill: setup ## Run both stages, a control student and the report on the embedded default (ARGS=, NPROC=)
-	@$(STUDENT) -m stages.distill --run_dir $(RUN) --nproc $(NPROC) --teacher_python $(TEACHER) $(ARGS)
+	@$(STUDENT) -m stages.distill --run_dir "$$GIVEN_RUN" --nproc "$$GIVEN_NPROC" --teacher_python $(TEACHER) $(ARGS)
 
 .PHONY: distill-long
 distill-long: setup ## The same for most of an hour: three times the rows, a student of dense targets beside it (LONG_RUN=, ARGS=)
-	@$(STUDENT) -m stages.distill --run_dir $(LONG_RUN) --nproc $(NPROC) --teacher_python $(TEACHER) \
+	@$(STUDENT) -m stages.distill --run_dir "$$GIVEN_LONG_RUN" --nproc "$$GIVEN_NPROC" --teacher_python $(TEACHER) \
 	  --teacher_config stages/configs/long-teacher.yaml --student_config stages/configs/long-student.yaml \
 	  --dense true $(ARGS)
 
@@ -76,7 +91,7 @@ preview: setup-teacher ## Show the first rows as the teacher will read them: tem
 
 .PHONY: prepare-corpus
 prepare-corpus: $(if $(OVERLAY),setup-dev,setup-teacher) ## Tokenise the corpus of stage one apart, on CPUs (CONFIG=, ARGS=; on a cluster OVERLAY=, WORKERS= pods)
-	@$(if $(OVERLAY),$(SUBMIT),$(PREPARE_CORPUS))
+	@$(if $(OVERLAY),$(SUBMIT_PREPARE),$(PREPARE_CORPUS))
 
 .PHONY: cache-teacher
 cache-teacher: $(if $(OVERLAY),setup-dev,setup-teacher) ## Stage one: run the teacher once, write its sparse logits (CONFIG=, ARGS=, NPROC= workers or GPUS=all; on a cluster OVERLAY=)
@@ -100,7 +115,7 @@ push-student: setup-student ## Push a finished student to the hub (ARGS="--outpu
 
 .PHONY: report
 report: setup-student ## Write the report of a run, a sweep or one student again (RUN=runs/default)
-	@$(STUDENT) -m stages.report --run_dir $(RUN)
+	@$(STUDENT) -m stages.report --run_dir "$$GIVEN_RUN"
 
 ##@ Set up
 .PHONY: setup
@@ -158,8 +173,15 @@ format: setup-dev ## Format the sources with ruff
 	@$(STUDENT) -m ruff format pipeline stages k8s docker tests
 	@$(STUDENT) -m ruff check --fix pipeline stages k8s docker tests
 
+# Beside the environment, not in it: its pins are those of AWS's command-line tools.
+HYPERPOD_FOLDER = .hyperpod-models
+.PHONY: hyperpod-models
+hyperpod-models: setup-dev ## Fetch the models of HyperPod's own operator for the checks (260 KB once)
+	@test -d $(HYPERPOD_FOLDER)/sagemaker || $(dir $(STUDENT))uv pip install --quiet --python $(STUDENT) --no-deps \
+	  --target $(HYPERPOD_FOLDER) sagemaker-hyperpod==3.12.0
+
 .PHONY: test
-test: setup-dev ## Run all tests except the slow ones (under 10 minutes on 2 cores; ARGS= for pytest)
+test: setup-dev hyperpod-models ## Run all tests except the slow ones (under 10 minutes on 2 cores; ARGS= for pytest)
 	@$(STUDENT) -m pytest -n 2 --dist loadfile -m "not slow and not browser and not triton" --durations 15 $(ARGS)
 
 .PHONY: test-all
@@ -178,6 +200,10 @@ test-triton: setup-dev ## Run the loss's Triton kernels in Triton's interpreter 
 check-gpu: setup setup-dev ## Ask this machine's GPU what only a GPU can tell: one table, gpu-check.json (ARGS="--only NAME")
 	@$(STUDENT) -m tests.gpu --teacher_python $(TEACHER) $(ARGS)
 
+.PHONY: check-families
+check-families: setup-dev ## Compare packed sequences with the same alone in tiny models of 45 families (ARGS="--families Llama,LFM2")
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.families $(ARGS)
+
 .PHONY: conformance
 conformance: setup-dev ## Try every chat x template x container and print the figures (ARGS=--long)
 	@$(STUDENT) -m tests.conformance $(ARGS)
@@ -193,34 +219,33 @@ image-student: ## Build the image of stage two (DEVICE=gpu or cpu, TAG=)
 
 .PHONY: push-images
 push-images: ## Push both images to Amazon ECR and record their digests (TAG=, REGION=, ACCOUNT=)
-	@REGION="$(REGION)" ACCOUNT="$(ACCOUNT)" docker/push.sh "$(TAG)" runs/k8s/images.json
+	@REGION="$$GIVEN_REGION" ACCOUNT="$$GIVEN_ACCOUNT" docker/push.sh "$$GIVEN_TAG" runs/k8s/images.json
 
 .PHONY: fsx-volume
-fsx-volume: setup-dev ## Create the volume and claim of an FSx file system (OVERLAY=; FSX_ID=, FSX_MOUNT=, REGION= or SUBNET=, SECURITY_GROUP=)
-	@$(CLUSTER) fsx-volume $(PLACE) $(if $(FSX_ID),--file_system "$(FSX_ID)") \
-	  $(if $(FSX_MOUNT),--mount_name "$(FSX_MOUNT)") $(if $(REGION),--region "$(REGION)") \
-	  $(if $(SUBNET),--subnet "$(SUBNET)") $(if $(SECURITY_GROUP),--security_group "$(SECURITY_GROUP)") \
-	  $(if $(STORAGE),--storage "$(STORAGE)")
+fsx-volume: setup-dev ## Create the volume and claim of an FSx file system (OVERLAY=; FSX_ID=, FSX_MOUNT=, REGION= or SUBNET=, SECURITY_GROUP=, STORAGE=, THROUGHPUT=, EFA=1)
+	@$(CLUSTER) $@ $(PLACE) $(call flag,--file_system,FSX_ID) $(call flag,--mount_name,FSX_MOUNT) \
+	  $(call flag,--region,REGION) $(call flag,--subnet,SUBNET) $(call flag,--storage,STORAGE) \
+	  $(call flag,--security_group,SECURITY_GROUP) $(call flag,--throughput,THROUGHPUT) \
+	  $(if $(filter 1,$(EFA)),--efa true)
 
 .PHONY: fsx-init
 fsx-init: setup-dev ## Create the project's folder on the volume, once (OVERLAY=)
-	@$(CLUSTER) fsx-init $(PLACE) $(if $(IMAGE),--image "$(IMAGE)")
+	@$(CLUSTER) $@ $(PLACE) $(call flag,--image,IMAGE)
 
 .PHONY: prefetch
-prefetch: setup-dev ## Download models and data set to the volume (OVERLAY=, SECRET=hub-token, ARGS="--teacher_model NAME ...")
-	@$(CLUSTER) prefetch $(PLACE) --run "$(notdir $(RUN))" --secret "$(SECRET)" \
-	  $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
+prefetch: setup-dev ## Download models and data set to the volume (OVERLAY=, SECRET=hub-token or none, ARGS="--teacher_model NAME ...")
+	@$(CLUSTER) $@ $(PLACE) $(NAMED) --secret "$$GIVEN_SECRET" $(call flag,--image,IMAGE) $(ARGS)
 
 .PHONY: jobs
 jobs: setup-dev ## List the jobs of this project (OVERLAY=)
-	@$(CLUSTER) jobs $(PLACE)
+	@$(CLUSTER) $@ $(PLACE)
 
 .PHONY: logs
 logs: setup-dev ## Follow the logs of a run (OVERLAY=, RUN=, STAGE=)
-	@$(CLUSTER) logs $(PLACE) --run "$(notdir $(RUN))" $(if $(STAGE),--stage "$(STAGE)")
+	@$(CLUSTER) $@ $(PLACE) $(NAMED) $(call flag,--stage,STAGE)
 
 .PHONY: manifests
-manifests: setup-dev ## Render and check every manifest; lint Dockerfiles, shell and YAML (needs no cluster)
+manifests: setup-dev hyperpod-models ## Render and check every manifest; lint Dockerfiles, shell and YAML (needs no cluster)
 	@$(CLUSTER) manifests
 
 .PHONY: simulate-cluster
@@ -248,6 +273,10 @@ bench-leases: setup-dev ## Measure the cost of leases: 64 workers on 5,000 empty
 bench-loss: setup-dev ## Measure the loss with the head over the head's matmuls, beside other projects' losses
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.loss $(ARGS)
 
+.PHONY: bench-head-gpu
+bench-head-gpu: setup-dev ## Estimate what the head with the loss costs on a GPU (ARGS=--measure: on this machine, too)
+	@$(STUDENT) -m tests.bench.head_gpu $(ARGS)
+
 .PHONY: bench-codec
 bench-codec: setup-dev ## Measure layouts of sparse targets on the same teacher outputs: bytes, encode, decode
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.codec $(ARGS)
@@ -271,6 +300,14 @@ bench-stream: setup-dev ## Measure the training stream alone: rate over a plain 
 .PHONY: bench-step
 bench-step: setup-dev ## Measure a training step from the cache over plain fine-tuning and over the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.step $(ARGS)
+
+.PHONY: bench-zero-stages
+bench-zero-stages: setup-dev ## Measure the first step of bfloat16 weights at each ZeRO stage over stage 2's, and sums of gradients
+	@OMP_NUM_THREADS=1 $(STUDENT) -W ignore -m tests.bench.zero_stages $(ARGS)
+
+.PHONY: bench-sequence-parallel
+bench-sequence-parallel: setup-dev ## Measure losses and weights of two processes that share each pass, over one process
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sequence_parallel $(ARGS)
 
 .PHONY: bench-sweep
 bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop

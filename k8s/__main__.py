@@ -23,7 +23,7 @@ commands (each with --help):
   fsx-volume      volume and claim of an FSx for Lustre file system
   fsx-init        the project's folder on it, owned by the user the stages run as
   manifests       render and check everything in k8s/ and docker/
-  examples        write k8s/examples again from the code
+  katib           print the student as a Katib Experiment, an example to start from
   jobs            list the jobs of this project
   logs            follow the logs of a run"""
 
@@ -36,7 +36,7 @@ _COMMANDS: dict[str, Callable[[str, Sequence[str]], None]] = {
     "fsx-volume": operations.fsx_volume,
     "fsx-init": operations.fsx_init,
     "manifests": inspection.manifests,
-    "examples": inspection.examples,
+    "katib": inspection.katib,
     "jobs": inspection.jobs,
     "logs": inspection.logs,
 }

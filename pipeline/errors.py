@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 __all__ = [
     "EXIT_CODES",
+    "FINAL_EXIT_CODES",
     "CacheError",
     "ConfigError",
     "CorpusError",
@@ -21,6 +23,7 @@ __all__ = [
     "ResumeError",
     "RowsQuarantined",
     "StoreError",
+    "last_word_code",
     "run_command",
 ]
 
@@ -41,6 +44,12 @@ EXIT_CODES = {
     143: "stopped by SIGTERM; the same command goes on",
 }
 """What each exit code of a command means; no code has two meanings."""
+
+FINAL_EXIT_CODES = (2, 3, 4)
+"""What another try of the same command does not change."""
+_LAST_WORDS = "/dev/termination-log"
+"""Kubernetes' file for why a container ended; its size is bounded."""
+_LONGEST_WORDS = 3000
 
 
 class DistillError(Exception):
@@ -207,11 +216,19 @@ def run_command(main: Callable[[], int | None]) -> int:
     """Run `main` and turn a `DistillError` into one message and its exit code.
 
     Other exceptions are bugs and keep their traceback. `DISTILL_TRACEBACK=1` shows the
-    traceback of user errors as well.
+    traceback of user errors as well. In a pod (`DISTILL_POD=1`), which is restarted until it
+    succeeds, a run that is done but for some rows has succeeded, and the last words are left for
+    who watches it.
     """
+    in_pod = os.environ.get("DISTILL_POD") == "1"
     try:
         return main() or 0
     except DistillError as error:
+        if in_pod and isinstance(error, RowsQuarantined):
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+            return 0
+        if in_pod:
+            _leave_last_words(error)
         if os.environ.get("DISTILL_TRACEBACK"):
             _log.exception("traceback requested by DISTILL_TRACEBACK")
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -223,3 +240,22 @@ def run_command(main: Callable[[], int | None]) -> int:
         # `make ... | head` closes stdout; devnull keeps the interpreter's final flush from failing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def last_word_code(text: str) -> tuple[int | None, str]:
+    """Return the exit code and the message of a program's last words; None where it left none."""
+    found = re.match(r"exit (\d+): (.*)", text, re.DOTALL)
+    return (int(found[1]), found[2].strip()) if found else (None, text)
+
+
+def _leave_last_words(error: DistillError) -> None:
+    """Write why this process ends, unless another rank of the container has written a cause."""
+    try:
+        with open(_LAST_WORDS, "r+", encoding="utf-8") as file:
+            if last_word_code(file.read())[0] in FINAL_EXIT_CODES:
+                return
+            file.seek(0)
+            file.truncate()
+            file.write(f"exit {error.exit_code}: {str(error)[:_LONGEST_WORDS]}\n")
+    except OSError:
+        return  # the log has it

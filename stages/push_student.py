@@ -11,7 +11,7 @@ from pydantic import field_validator
 from pipeline.config import Settings, option, parse_command
 from pipeline.errors import ResumeError, run_command
 from pipeline.program import command_name
-from pipeline.student.settings import is_repository
+from pipeline.student.settings.student import is_repository
 
 __all__ = ["PushRun", "main"]
 

@@ -60,7 +60,7 @@ def _gemma3_wrapper() -> Any:
 
 def _llama4_text() -> Any:
     return _made(
-        "Llama4Text", **_HEAD, **_LOCAL_EXPERTS, intermediate_size_mlp=48, attention_chunk_size=16,
+        "Llama4Text", **_HEAD, **_LOCAL_EXPERTS, intermediate_size_mlp=48, attention_chunk_size=40,
         interleave_moe_layer_step=2,
     )()  # fmt: skip
 

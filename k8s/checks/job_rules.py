@@ -196,7 +196,13 @@ def _student_shape(job: Object) -> Iterator[str]:
 
 def _hyperpod_rules(job: Object) -> Iterator[str]:
     annotations = job["metadata"].get("annotations") or {}
-    if annotations.get(_RESUME) != "true" or not str(annotations.get(_RETRIES, "")).isdigit():
+    if "elasticPolicy" not in job["spec"]:
+        if annotations.get(_RESUME) == "true":
+            yield (
+                f"metadata.annotations: found {_RESUME}, expected none for stage one: leases heal "
+                "a lost worker, a resume stops all"
+            )
+    elif annotations.get(_RESUME) != "true" or not str(annotations.get(_RETRIES, "")).isdigit():
         yield f'metadata.annotations: expected {_RESUME}: "true" and a number in {_RETRIES}'
     namespace = str(job["metadata"].get("namespace"))
     if namespace != "kubeflow" and not namespace.startswith("hyperpod"):

@@ -142,8 +142,12 @@ def _shares(container: dict[str, Any], spec: dict[str, Any], instance: str | Non
     if memory != memory or "memory" not in requests or "cpu" not in requests:
         yield "resources: expected requests for cpu and memory, and a memory limit"
         return
+    if not all("ephemeral-storage" in (resources.get(p) or {}) for p in ("requests", "limits")):
+        yield "ephemeral-storage: expected a request and a limit (a full disk evicts neighbours)"
     for volume in spec.get("volumes") or []:
         directory = volume.get("emptyDir") or {}
+        if "emptyDir" in volume and not directory.get("sizeLimit"):
+            yield f"volume {volume['name']}: found no sizeLimit, expected one"
         if directory.get("medium") == "Memory":
             size = quantity(directory.get("sizeLimit"))
             if not size <= memory:

@@ -1,16 +1,18 @@
-"""Strict schemas: PyTorchJobs by the operator's own models, core kinds by Kubernetes' schemas.
+"""Strict schemas: jobs by their operators' own models, core kinds by Kubernetes' schemas.
 
 Unknown fields are rejected here: an API server drops them, or rejects the object, too late.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from k8s.cluster.objects import Object, name_of
+from k8s.cluster.objects import ROOT, Object, name_of
 from pipeline.errors import DistillError
 
 __all__ = ["KUBERNETES", "schema_mistakes"]
@@ -18,11 +20,29 @@ __all__ = ["KUBERNETES", "schema_mistakes"]
 KUBERNETES = "1.32"
 """Version of the core schemas; HyperPod on EKS runs 1.30 to 1.33."""
 
+HYPERPOD_MODELS = ROOT.parent / (
+    ".hyperpod-models/sagemaker/hyperpod/training/config/hyperpod_pytorch_job_unified_config.py"
+)
+"""Of the package sagemaker-hyperpod, whose pins clash with ours; beside the environment."""
+
 _SDK_ROOTS = {"PyTorchJob": "KubeflowOrgV1PyTorchJob"}
 _PYDANTIC_ROOTS = {
     "TrainJob": ("kubeflow_trainer_api.models", "TrainerV1alpha1TrainJob"),
     "TrainingRuntime": ("kubeflow_trainer_api.models", "TrainerV1alpha1TrainingRuntime"),
     "Experiment": ("kubeflow_katib_api.models", "V1beta1Experiment"),
+}
+
+
+# No package has models of it; these are the fields that are used here, of the operator's reference.
+_POD_MONITOR: dict[str, Any] = {
+    "apiVersion": "monitoring.coreos.com/v1",
+    "kind": "PodMonitor",
+    "metadata": {},
+    "spec": {
+        "selector": {"matchLabels": {}},
+        "podTargetLabels": [],
+        "podMetricsEndpoints": [{"port": "", "path": "", "interval": ""}],
+    },
 }
 
 
@@ -36,6 +56,10 @@ def schema_mistakes(item: Object) -> list[str]:
     try:
         if kind in _SDK_ROOTS:
             found = _sdk_mistakes(item, _SDK_ROOTS[kind], "")
+        elif kind == "HyperPodPyTorchJob":
+            found = _hyperpod_mistakes(item)
+        elif kind == "PodMonitor":
+            found = _unknown_keys(item, _POD_MONITOR)
         elif kind in _PYDANTIC_ROOTS:
             found = _pydantic_mistakes(item, *_PYDANTIC_ROOTS[kind])
         else:
@@ -45,6 +69,20 @@ def schema_mistakes(item: Object) -> list[str]:
             f"manifests cannot be checked: {error}", do="run `make setup-dev` first"
         ) from None
     return [f"{name_of(item)}: {line}" for line in found]
+
+
+def _unknown_keys(value: Any, known: Any, path: str = "") -> Iterator[str]:
+    """Compare with an example: its keys may be there, its texts must; empty ones take anything."""
+    if isinstance(known, dict) and known:
+        for key in set(value) - set(known):
+            yield f"{path}{key}: unknown field"
+        for key in set(value) & set(known):
+            yield from _unknown_keys(value[key], known[key], f"{path}{key}.")
+    elif isinstance(known, list) and known:
+        for item in value:
+            yield from _unknown_keys(item, known[0], path)
+    elif isinstance(known, str) and known and value != known:
+        yield f"{path.rstrip('.')}: found {value!r}, expected {known!r}"
 
 
 def _core_mistakes(item: Object) -> Iterator[str]:
@@ -120,6 +158,42 @@ def _sdk_object(value: Any, model: Any, path: str) -> Iterator[str]:
     except ValueError as error:
         if missing := re.match(r"Invalid value for `(\w+)`, must not be `None`", str(error)):
             yield f"{path or 'top'}.{model.attribute_map[missing[1]]}: required, but not given"
+
+
+@cache
+def _hyperpod_model() -> Any:
+    """Load the one file of the package that has the models; importing it asks for AWS's tools."""
+    if not HYPERPOD_MODELS.exists():
+        raise DistillError(
+            f"{HYPERPOD_MODELS.parents[4].name}: the models of HyperPod's operator are not there",
+            do="run `make hyperpod-models` first",
+        )
+    spec = importlib.util.spec_from_file_location("hyperpod_models", HYPERPOD_MODELS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # pydantic resolves names there
+    spec.loader.exec_module(module)
+    return module._HyperPodPytorchJob
+
+
+def _hyperpod_mistakes(item: Object) -> Iterator[str]:
+    from pydantic import ValidationError
+
+    if item["apiVersion"] != "sagemaker.amazonaws.com/v1":
+        yield f"apiVersion: found {item['apiVersion']}, expected sagemaker.amazonaws.com/v1"
+    for key in set(item) - {"apiVersion", "kind", "metadata", "spec"}:
+        yield f"{key}: unknown field"
+    model = _hyperpod_model()
+    # Its parts forbid unknown fields; the whole does not.
+    for key in set(item["spec"]) - set(model.model_fields):
+        yield f"spec.{key}: unknown field"
+    try:
+        model.model_validate(item["spec"], by_name=True, by_alias=False)
+    except ValidationError as error:
+        for detail in error.errors():
+            place = ".".join(str(part) for part in ("spec", *detail["loc"]))
+            yield f"{place}: {detail['msg']}"
 
 
 def _pydantic_mistakes(item: Object, module: str, name: str) -> Iterator[str]:

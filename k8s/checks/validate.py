@@ -19,13 +19,17 @@ __all__ = ["check_documents", "document_mistakes", "token_mistakes"]
 PREREQUISITES = {"PersistentVolumeClaim": {"fsx-claim"}}
 """What a render may name without containing it; ops/fsx-static or fsx-dynamic creates it."""
 
-_WORKLOADS = ("PyTorchJob", "Job", "Pod")
+_WORKLOADS = ("PyTorchJob", "HyperPodPyTorchJob", "Job", "Pod")
 _OFFLINE = ("cache-teacher", "train-student", "check-cache", "prepare-corpus")
 _AS_ROOT = ("fsx-init",)
 _TOKENS = re.compile(
     r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
     r"|github_pat_\w{20,}|A(?:KI|SI)A[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|xox[abp]-[A-Za-z0-9-]{10,}"
     r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    # Of netrc, ~/.aws/credentials, docker's config.json and an address with a password in it.
+    r"|(?i:\bmachine\s+\S+\s+(?:login\s+\S+\s+)?password\s+\S)"
+    r"|(?i:aws_?(?:secret_?access_?key|session_?token)[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9/+=]{20,})"
+    r"|\"auth\"\s*:\s*\"[A-Za-z0-9+/=]{12,}\"|://[^/\s:@]+:[^/\s:@]+@"
 )
 _SECRET_NAMES = re.compile(r"(?i)(token|secret|password|api_?key|access_?key)(?!.*(path|file))")
 _NOT_SECRET = {"TOKENIZERS_PARALLELISM"}

@@ -121,6 +121,8 @@ def pod_spec(item: Object, replica: str = "Worker") -> dict[str, Any]:
             holder = replica_specs(item).get(replica)
         case "Job":
             holder = item.get("spec")
+        case "HyperPodPyTorchJob":
+            holder = next(iter((item.get("spec") or {}).get("replicaSpecs") or []), None)
         case _:
             holder = {"template": item}
     try:

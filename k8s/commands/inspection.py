@@ -1,15 +1,14 @@
-"""The commands that submit nothing: manifests, examples, jobs, logs."""
+"""The commands that submit nothing: manifests, katib, jobs, logs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from k8s.cluster.objects import ROOT
-from k8s.commands.options import LogsOptions, PlaceOptions, parse
+from k8s.commands.options import LogsOptions, PlaceOptions, parse, show
 from k8s.rendering.run_config import STAGES
 from pipeline.errors import ConfigError
 
-__all__ = ["examples", "jobs", "logs", "manifests"]
+__all__ = ["jobs", "katib", "logs", "manifests"]
 
 
 def manifests(_name: str, _arguments: Sequence[str]) -> None:
@@ -19,15 +18,11 @@ def manifests(_name: str, _arguments: Sequence[str]) -> None:
     check_everything()
 
 
-def examples(_name: str, _arguments: Sequence[str]) -> None:
-    """Write k8s/examples again from the code."""
-    from k8s.rendering.manifests import example_files
+def katib(_name: str, _arguments: Sequence[str]) -> None:
+    """Print the student as a Katib Experiment: an example to start from."""
+    from k8s.rendering.manifests import katib_example
 
-    for name, text in example_files().items():
-        file = ROOT / "examples" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-        print(file.relative_to(ROOT.parent))
+    show(katib_example())
 
 
 def jobs(name: str, arguments: Sequence[str]) -> None:

@@ -50,12 +50,12 @@ def fsx_volume(name: str, arguments: Sequence[str]) -> None:
     from k8s.rendering.operations import fsx_volume as volume_objects
 
     options, dry, _ = parse(VolumeOptions, name, arguments)
-    documents = volume_objects(**options.model_dump())
+    documents = volume_objects(**options.model_dump(exclude={"instance"}))
     if dry:
         show(documents)
         return
     from k8s.cluster.kubectl import Kubectl
-    from k8s.submission.submit import apply
+    from k8s.submission.admission import apply
 
     apply(Kubectl(), documents)
 

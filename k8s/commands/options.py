@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from k8s.cluster.objects import Object, dump_documents
+from k8s.cluster.workloads import Operator
 from pipeline.config import Settings, option, parse_command
 
 __all__ = [
@@ -31,6 +32,9 @@ class PlaceOptions(Settings):
 
     overlay: str = option(..., "a name below k8s/overlays, or a folder with a kustomization.yaml")
     namespace: str | None = option(None, "instead of the overlay's")
+    instance: str | None = option(
+        None, "type of the nodes instead of the overlay's: ml.p5en.48xlarge, or p5en"
+    )
 
 
 class _RunOptions(PlaceOptions):
@@ -54,6 +58,12 @@ class SubmitOptions(_RunOptions):
     """One run of one stage."""
 
     nodes: int | None = option(None, "machines; none takes the overlay's", ge=1)
+    topology: str | None = option(
+        None, "label of a network level within which Kueue places the workers, where it can"
+    )
+    operator: Operator = option(
+        "kubeflow", "who runs stage two: the training operator, HyperPod's own, or Trainer v2"
+    )
     cache_identity: str | None = option(
         None,
         "stage two: the identity its cache must have, or the first characters",
@@ -75,6 +85,12 @@ class SweepOptions(PlaceOptions):
 
     sweep: str = option(..., "the sweep file: a grid or a list of points")
     nodes: int | None = option(None, "machines of one job; none takes the overlay's", ge=1)
+    topology: str | None = option(
+        None, "label of a network level within which Kueue places the workers, where it can"
+    )
+    operator: Operator = option(
+        "kubeflow", "who runs stage two: the training operator, HyperPod's own, or Trainer v2"
+    )
     image: str | None = option(
         None, "image; none takes the digest that `make push-images` wrote, else the overlay's"
     )
@@ -88,7 +104,7 @@ class PrefetchOptions(PlaceOptions):
     """Which models and data set, by the configurations that name them."""
 
     run: str = option("default", "name of the run")
-    secret: str = option("hub-token", "Secret that holds the hub token under the key `token`")
+    secret: str = option("hub-token", "Secret with the hub token under the key `token`, or none")
     teacher_config: str | None = option(None, "of stage one; none takes the overlay's")
     student_config: str | None = option(None, "of stage two; none takes the overlay's")
     teacher_model: str | None = option(None, "instead of the configuration's")
@@ -114,6 +130,10 @@ class VolumeOptions(PlaceOptions):
     subnet: str | None = option(None, "of a new one, subnet-...")
     security_group: str | None = option(None, "of a new one, sg-...")
     storage: str = option("1200Gi", "size")
+    throughput: int = option(
+        250, "of a new one: MB/s of each TiB; 125, 250, 500 or 1000", ge=125, le=1000
+    )
+    efa: bool = option(False, "of a new one: clients over EFA (large systems, nodes with EFA)")
 
 
 class LogsOptions(PlaceOptions):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from k8s.commands.options import PrepareOptions, SubmitOptions, SweepOptions, parse, show
 from k8s.rendering.run_config import Stage
@@ -21,9 +21,16 @@ def stage(name: str, arguments: Sequence[str]) -> None:
     which: Stage = "cache-teacher" if name == "cache-teacher" else "train-student"
     if which == "cache-teacher" and options.cache_identity is not None:
         raise ConfigError("cache_identity is given", expected="it for train-student only")
-    rendered = _render(which, options, flags, nodes=options.nodes)
+    rendered = _render(
+        which,
+        options,
+        flags,
+        nodes=options.nodes,
+        topology=options.topology,
+        operator=options.operator,
+    )
     if dry:
-        show(rendered.documents)
+        show(rendered.objects)
         return
     from k8s.submission.submit import Patience, submit_stage
 
@@ -70,10 +77,13 @@ def sweep(name: str, arguments: Sequence[str]) -> None:
         namespace=options.namespace,
         queue=options.queue,
         priority=options.priority,
+        instance=options.instance,
+        topology=options.topology,
+        operator=options.operator,
     )
     if dry:
         for job in jobs:
-            show(job.documents)
+            show(job.objects)
         return
     from k8s.submission.submit import Patience
 
@@ -84,8 +94,7 @@ def _render(
     which: Stage,
     options: SubmitOptions | PrepareOptions,
     flags: Sequence[str],
-    *,
-    nodes: int | None = None,
+    **more: Any,
 ) -> RenderedJob:
     from k8s.rendering.render import render_job
 
@@ -95,9 +104,10 @@ def _render(
         overlay=options.overlay,
         config=options.config,
         flags=flags,
-        nodes=nodes,
         image=options.image,
         namespace=options.namespace,
         queue=options.queue,
         priority=options.priority,
+        instance=options.instance,
+        **more,
     )

@@ -12,6 +12,7 @@ __all__ = ["cpu_job"]
 
 # An accelerator's share of it would be more than the memory that such a pod asks for.
 _SHARED_MEMORY = "256Mi"
+_DISK = {"requests": {"ephemeral-storage": "1Gi"}, "limits": {"ephemeral-storage": "12Gi"}}
 
 
 def cpu_job(
@@ -41,18 +42,21 @@ def cpu_job(
         memory_limit: at which the pod is killed.
     """
     spec = copy.deepcopy(pod_spec(rendered.job))
-    spec.pop("nodeSelector", None)
+    # The images are built for it; small nodes may be of another.
+    spec["nodeSelector"] = {"kubernetes.io/arch": "amd64"}
     spec["restartPolicy"] = "Never"
     container = spec["containers"][0]
     container["command"] = list(command)
     container["args"] = [*container["args"], *flags]
     container["resources"] = {
-        "requests": {"cpu": cpu, "memory": memory},
-        "limits": {"memory": memory_limit},
+        "requests": {"cpu": cpu, "memory": memory, **_DISK["requests"]},
+        "limits": {"memory": memory_limit, **_DISK["limits"]},
     }
     for volume in spec["volumes"]:
         if (volume.get("emptyDir") or {}).get("medium") == "Memory":
             volume["emptyDir"]["sizeLimit"] = _SHARED_MEMORY
+        elif "emptyDir" in volume:
+            volume["emptyDir"]["sizeLimit"] = "10Gi"
     worker = replica_specs(rendered.job)["Worker"]["template"]["metadata"]
     return {
         "apiVersion": "batch/v1",

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
-from k8s.checks.validate import check_documents, document_mistakes
+from k8s.checks.validate import check_documents
+from k8s.cluster.instances import INSTANCES
 from k8s.cluster.kubectl import render_kustomization
-from k8s.cluster.objects import ROOT, Object, dump_documents, find, pod_spec
+from k8s.cluster.objects import ROOT, Object
+from k8s.cluster.workloads import Operator
+from k8s.rendering.katib import katib_experiment, trial_job
 from k8s.rendering.operations import fsx_init_job, fsx_volume, prefetch_job
 from k8s.rendering.preflight import check_cache_job
 from k8s.rendering.prepare import prepare_corpus_job
 from k8s.rendering.render import RenderedJob, render_job
 from k8s.rendering.run_config import STAGES, Stage
-from k8s.rendering.variants import katib_experiment, train_job, trial_job
 from pipeline.errors import ConfigError, DistillError
 
-__all__ = ["EXAMPLE_IMAGES", "check_everything", "example_files", "lint"]
+__all__ = ["EXAMPLE_IMAGES", "check_everything", "katib_example", "lint"]
 
-_EXAMPLE = "train-student-example"
 _REGISTRY = "111122223333.dkr.ecr.us-west-2.amazonaws.com"
 EXAMPLE_IMAGES = {
     "cache-teacher": f"{_REGISTRY}/distill-teacher@sha256:{'0' * 64}",
@@ -55,9 +57,11 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
         overlay = folder.name
         # As it is, for `kubectl apply -k` ...
         yield f"overlay {overlay}", partial(_check_folder, folder)
-        # ... and as the submit step renders it.
+        # ... and as the submit step renders it, for each operator.
         for stage in STAGES:
             yield f"  {stage}", partial(_render, stage, overlay)
+            for operator in get_args(Operator)[1:]:
+                yield f"  {stage}, {operator}", partial(_render, stage, overlay, operator=operator)
         yield "  check-cache", partial(_check_preflight, overlay)
         yield "  prepare-corpus", partial(_check_preparation, overlay)
         image = None if overlay == "local-kind" else EXAMPLE_IMAGES["cache-teacher"]
@@ -65,16 +69,22 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
             "  prefetch",
             partial(prefetch_job, overlay=overlay, secret="hub-token", image=image),
         )
-        yield "  fsx-init", partial(fsx_init_job, overlay=overlay, image=image)
-    file_system = {"file_system": "fs-0123456789abcdef0", "mount_name": "abcdefgh"}
+        yield "  fsx-init", partial(fsx_init_job, overlay=overlay)
+    for name in INSTANCES:
+        yield f"instance {name}", partial(_check_instance, name)
+    yield "monitoring", _check_monitoring
+    file_system: dict[str, Any] = {"file_system": "fs-0123456789abcdef0", "mount_name": "abcdefgh"}
     yield (
         "fsx volume, existing",
-        partial(fsx_volume, overlay="hyperpod-p5", region="us-west-2", **file_system),
+        partial(fsx_volume, overlay="hyperpod", region="us-west-2", **file_system),
     )
-    network = {"subnet": "subnet-0123456789abcdef0", "security_group": "sg-0123456789abcdef0"}
-    yield "fsx volume, new", partial(fsx_volume, overlay="hyperpod-p5", **network)
+    network: dict[str, Any] = {
+        "subnet": "subnet-0123456789abcdef0",
+        "security_group": "sg-0123456789abcdef0",
+    }
+    yield "fsx volume, new", partial(fsx_volume, overlay="hyperpod", **network)
     yield "example kueue", partial(_check_folder, ROOT / "examples/kueue")
-    yield "examples katib, trainjob", _check_examples
+    yield "example katib", katib_example
     yield "hadolint, shellcheck, yamllint", lint
 
 
@@ -91,58 +101,36 @@ def _check_preparation(overlay: str) -> None:
     prepare_corpus_job(_render("cache-teacher", overlay), workers=2)
 
 
-def _check_examples() -> None:
-    wrong = []
-    for name, wanted in example_files().items():
-        file = ROOT / "examples" / name
-        if not file.exists() or file.read_text(encoding="utf-8") != wanted:
-            wrong.append(
-                f"k8s/examples/{name}: not what the code renders; run `python -m k8s examples`"
-            )
-    if wrong:
-        raise ConfigError(mistakes=wrong)
+def _check_instance(name: str) -> None:
+    for stage in STAGES:
+        _render(stage, "hyperpod", instance=name)
 
 
-def _render(stage: Stage, overlay: str) -> RenderedJob:
+def _check_monitoring() -> None:
+    check_documents(render_kustomization(ROOT / "ops/monitoring"), source="k8s/ops/monitoring")
+    try:
+        json.loads((ROOT / "ops/monitoring/dashboard.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"k8s/ops/monitoring/dashboard.json: {error}", expected="JSON") from None
+
+
+def _render(stage: Stage, overlay: str, **more: Any) -> RenderedJob:
     image = None if overlay == "local-kind" else EXAMPLE_IMAGES[stage]
-    return render_job(stage=stage, run="check", overlay=overlay, image=image)
+    return render_job(stage=stage, run="check", overlay=overlay, image=image, **more)
 
 
-def example_files() -> dict[str, str]:
-    """Return the rendered examples by their place below k8s/examples."""
-    student = _plain(_render("train-student", "hyperpod-p5"))
-    experiment = katib_experiment(student)
-    found = document_mistakes(experiment)
+def katib_example() -> list[Object]:
+    """Return the student of overlay `hyperpod` as a Katib Experiment, checked.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    experiment = katib_experiment(_render("train-student", "hyperpod"))
     # What the operator will see is a trial, not the template.
     trial = trial_job(experiment[-1], name="trial-1", values={"temperature": "1.0", "alpha": "0.5"})
-    found += document_mistakes([*experiment[:-1], trial])
-    trainer = train_job(student)
-    found += document_mistakes(trainer)
-    if found:
-        raise ConfigError(mistakes=[f"k8s/examples: {line}" for line in found])
-    return {
-        "katib/experiment.yaml": _example(experiment, "A Katib Experiment over the student's job."),
-        "trainjob/trainjob.yaml": _example(trainer, "The student as a Trainer v2 TrainJob."),
-    }
-
-
-def _plain(rendered: RenderedJob) -> RenderedJob:
-    """Give a job a name and a configuration that a new field of the schema does not change."""
-    plain = copy.deepcopy(rendered)
-    config_map, job = find(plain.documents, "ConfigMap"), plain.job
-    assert config_map is not None
-    config = ROOT / "base/train-student-config.yaml"
-    config_map["data"] = {"config.yaml": config.read_text(encoding="utf-8")}
-    for volume in pod_spec(job)["volumes"]:
-        if "configMap" in volume:
-            volume["configMap"]["name"] = _EXAMPLE
-    config_map["metadata"]["name"] = job["metadata"]["name"] = _EXAMPLE
-    return plain
-
-
-def _example(documents: list[Object], what: str) -> str:
-    head = f"# {what} Written by `python -m k8s examples`; do not edit.\n---\n"
-    return head + dump_documents(documents)
+    for documents in (experiment, [*experiment[:-1], trial]):
+        check_documents(documents, source="k8s/rendering/katib.py")
+    return experiment
 
 
 def lint() -> None:

@@ -38,7 +38,7 @@ def prefetch_job(
             f"secret {secret!r}: not the name of a Secret",
             expected="the one that holds the hub token, such as hub-token",
             do="create it with `kubectl create secret generic hub-token --from-file=token=FILE` "
-            "and give SECRET=hub-token",
+            "and give SECRET=hub-token, or SECRET=none where all is public",
         )
     documents, base = _op("prefetch", overlay, image=image, namespace=namespace)
     job = documents[-1]
@@ -60,6 +60,8 @@ def prefetch_job(
         )
         files[f"{stage}.yaml"] = resolved.files["config.yaml"]
         files |= {name: text for name, text in resolved.files.items() if name != "config.yaml"}
+    if secret == "none":
+        _without_token(pod_spec(job))
     for volume in pod_spec(job)["volumes"]:
         if "secret" in volume:
             volume["secret"]["secretName"] = secret
@@ -78,6 +80,17 @@ def prefetch_job(
     )
     check_documents(documents, source="k8s/ops/prefetch")
     return documents
+
+
+def _without_token(spec: dict[str, Any]) -> None:
+    """Take the Secret out of a pod that downloads public models and data only."""
+    secrets = {volume["name"] for volume in spec["volumes"] if "secret" in volume}
+    spec["volumes"] = [v for v in spec["volumes"] if v["name"] not in secrets]
+    for container in spec["containers"]:
+        container["volumeMounts"] = [
+            m for m in container["volumeMounts"] if m["name"] not in secrets
+        ]
+        container["env"] = [v for v in container["env"] if v["name"] != "HF_TOKEN_PATH"]
 
 
 def fsx_init_job(
@@ -99,6 +112,8 @@ def fsx_volume(
     subnet: str | None = None,
     security_group: str | None = None,
     storage: str = "1200Gi",
+    throughput: int = 250,
+    efa: bool = False,
 ) -> list[Object]:
     """Return volume and claim of an FSx file system: an existing one, or a new one by its claim.
 
@@ -111,6 +126,8 @@ def fsx_volume(
         subnet: of a new file system, with `security_group`.
         security_group: of a new file system.
         storage: its size.
+        throughput: of a new file system, MB/s of each TiB.
+        efa: of a new file system, whether clients may use EFA.
 
     Raises:
         ConfigError: neither the one set of values nor the other is complete.
@@ -133,6 +150,8 @@ def fsx_volume(
     ):
         if value and not re.fullmatch(pattern, value):
             raise ConfigError(f"{name}: found {value!r}", expected=f"a text like {pattern}")
+    if throughput not in (125, 250, 500, 1000):
+        raise ConfigError(f"THROUGHPUT: found {throughput}", expected="125, 250, 500 or 1000")
     documents = render_kustomization(
         ROOT / "ops" / ("fsx-static" if all(static) else "fsx-dynamic")
     )
@@ -153,7 +172,12 @@ def fsx_volume(
         }
     storage_class = find(documents, "StorageClass")
     if storage_class is not None:
-        storage_class["parameters"] |= {"subnetId": subnet, "securityGroupIds": security_group}
+        storage_class["parameters"] |= {
+            "subnetId": subnet,
+            "securityGroupIds": security_group,
+            "perUnitStorageThroughput": str(throughput),
+            "efaEnabled": str(efa).lower(),
+        }
     check_documents(documents, source="k8s/ops")
     return documents
 
@@ -166,13 +190,19 @@ def _op(
     documents = render_kustomization(ROOT / "ops" / name)
     place = namespace or _namespace(base)
     teacher = find_job(base, "cache-teacher", source=overlay)
-    if image is None and instance_type(teacher) is not None:
-        image = pushed_image("distill-teacher")
     for item in documents:
         item["metadata"]["namespace"] = place
         if item["kind"] == "Job":
-            set_image(item, image or main_container(teacher)["image"])
+            set_image(item, _op_image(item, teacher, image))
     return documents, base
+
+
+def _op_image(job: Object, teacher: Object, image: str | None) -> str | None:
+    """Return the image given, else the teacher's where the operation needs it; None: its own."""
+    if image is not None or main_container(job)["image"] != "distill-teacher":
+        return image
+    pushed = pushed_image("distill-teacher") if instance_type(teacher) is not None else None
+    return pushed or str(main_container(teacher)["image"])
 
 
 def _namespace(documents: list[Object]) -> str:

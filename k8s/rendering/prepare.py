@@ -11,7 +11,8 @@ from k8s.checks.validate import check_documents
 from k8s.cluster.instances import INSTANCES, quantity
 from k8s.cluster.objects import Object, main_container, pod_spec
 from k8s.rendering.cpu_job import cpu_job
-from k8s.rendering.render import RESTARTS_PER_WORKER, RenderedJob, check_run_name
+from k8s.rendering.indexed_job import indexed_spec, number_by_index
+from k8s.rendering.render import RenderedJob, check_run_name
 from pipeline.api.settings import TeacherRun
 from pipeline.config import fingerprint
 from pipeline.errors import ConfigError
@@ -22,10 +23,6 @@ _STAGE: Final = "prepare-corpus"
 _PROCESSES = 7
 """Of a worker where the overlay's are for GPUs: a node of 8 CPUs, less its system's share, takes
 one such worker, and a node of 16 takes two."""
-_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-# Exit codes that another try does not change: a mistake in the configuration; a corpus or tokenizer
-# that cannot be used.
-_FINAL_EXIT_CODES = [2, 3]
 
 
 def prepare_corpus_job(
@@ -61,34 +58,12 @@ def prepare_corpus_job(
         memory=memory,
         memory_limit=memory,
     )
-    job["spec"] = {
-        "completionMode": "Indexed",
-        "completions": workers,
-        "parallelism": workers,
-        "backoffLimit": RESTARTS_PER_WORKER * workers,
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"operator": "In", "values": _FINAL_EXIT_CODES},
-                },
-                # A drained node or a preemption is nobody's failure.
-                {
-                    "action": "Ignore",
-                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-                },
-            ]
-        },
-        "ttlSecondsAfterFinished": 604800,
-        **job["spec"],
-    }
+    job["spec"] = {**indexed_spec(workers), **job["spec"]}
     spec = pod_spec(job)
-    for variable in main_container(job)["env"]:
-        if variable["name"] == "DISTILL_REPLICA_INDEX":
-            variable["valueFrom"] = {"fieldRef": {"fieldPath": _INDEX}}
+    number_by_index(main_container(job))
     _avoid_gpu_nodes(spec)
     if node_selector is not None:
-        spec["nodeSelector"] = _labels(node_selector)
+        spec["nodeSelector"] |= _labels(node_selector)
     job["metadata"]["name"] = f"{_STAGE}-{teacher.run}-{fingerprint([job])[:8]}"
     documents = [item for item in teacher.documents if item["kind"] != "PyTorchJob"] + [job]
     check_documents(documents, source=_STAGE)

@@ -10,7 +10,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +27,16 @@ from k8s.cluster.objects import (
     replica_specs,
     volume_root,
 )
+from k8s.cluster.workloads import Operator
+from k8s.rendering.indexed_job import RESTARTS_PER_WORKER
+from k8s.rendering.operators import convert
+from k8s.rendering.placing import set_instance
 from k8s.rendering.run_config import STAGES, RunConfig, Stage, resolve_config
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import ConfigError
 
 __all__ = [
     "PUSHED_IMAGES",
-    "RESTARTS_PER_WORKER",
     "RenderedJob",
     "check_run_name",
     "pushed_image",
@@ -46,8 +49,7 @@ PUSHED_IMAGES = Path("runs/k8s/images.json")
 
 _QUEUE = "kueue.x-k8s.io/queue-name"
 _PRIORITY = "kueue.x-k8s.io/priority-class"
-RESTARTS_PER_WORKER = 6
-"""Before a job fails; those of all its workers are added up."""
+_TOPOLOGY = "kueue.x-k8s.io/podset-preferred-topology"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,18 @@ class RenderedJob:
     settings: Settings
     volume: str
     """Mount path of the shared volume in its pods."""
+    converted: Object | None = None
+    """The job for another operator than the training operator."""
+
+    @property
+    def submitted(self) -> Object:
+        """The job as it is submitted."""
+        return self.converted or self.job
+
+    @property
+    def objects(self) -> list[Object]:
+        """All that is submitted."""
+        return [self.submitted if item is self.job else item for item in self.documents]
 
     @property
     def job(self) -> Object:
@@ -79,10 +93,21 @@ class RenderedJob:
         return str(self.job["metadata"].get("namespace", "default"))
 
     @property
+    def workers(self) -> int:
+        """Pods of the PyTorchJob."""
+        return int(replica_specs(self.job)["Worker"]["replicas"])
+
+    @property
+    def queue(self) -> str | None:
+        """Kueue's local queue, which admits the job as a whole."""
+        found = (self.job["metadata"].get("labels") or {}).get(_QUEUE)
+        return str(found) if found else None
+
+    @property
     def world_size(self) -> int:
         """Processes of stage two, over all workers."""
         nproc = nproc_of(main_container(self.job)) or 1
-        return nproc * int(replica_specs(self.job)["Worker"]["replicas"])
+        return nproc * self.workers
 
 
 def render_job(
@@ -98,6 +123,9 @@ def render_job(
     namespace: str | None = None,
     queue: str | None = None,
     priority: str | None = None,
+    instance: str | None = None,
+    topology: str | None = None,
+    operator: Operator = "kubeflow",
 ) -> RenderedJob:
     """Render and check the job of one run; nothing is submitted.
 
@@ -116,6 +144,9 @@ def render_job(
         namespace: None takes the overlay's.
         queue: Kueue's local queue.
         priority: Kueue's priority class.
+        instance: type of the nodes; None takes the overlay's.
+        topology: label of a level of the network that Kueue should place all workers within.
+        operator: who runs stage two; stage one needs none but the first.
 
     Raises:
         ConfigError: with every mistake of overlay, configuration and result.
@@ -126,6 +157,8 @@ def render_job(
     folder = overlay_folder(overlay)
     documents = copy.deepcopy(render_kustomization(folder))
     job = find_job(documents, stage, source=str(folder))
+    if instance is not None:
+        set_instance(job, instance)
     volume = volume_root(job)
     config_map = _config_map(job, documents)
     resolved = resolve_config(
@@ -135,6 +168,7 @@ def render_job(
         config=config,
         default=config_map["data"].get("config.yaml", ""),
         flags=flags,
+        metrics_port=_metrics_port(job),
     )
     kept = [
         item
@@ -148,6 +182,8 @@ def render_job(
     set_image(job, image)
     _set_size(job, stage, nodes, resolved)
     _set_labels(job, run, labels, queue, priority)
+    if topology is not None:
+        _set_topology(job, topology)
     config_map["data"] = dict(resolved.files)
     digest = fingerprint([job, config_map["data"]])[:8]
     name = f"{stage}-{run}-{digest}"
@@ -155,7 +191,11 @@ def render_job(
     config_map["metadata"]["name"] = name
     _config_volume(job)["configMap"]["name"] = name
     check_documents(kept, source=overlay)
-    return RenderedJob(stage, run, kept, resolved.settings, volume)
+    rendered = RenderedJob(stage, run, kept, resolved.settings, volume)
+    if operator != "kubeflow":
+        rendered = replace(rendered, converted=convert(job, operator))
+        check_documents(rendered.objects, source=f"{overlay}, operator {operator}")
+    return rendered
 
 
 def pushed_image(name: str) -> str | None:
@@ -188,6 +228,12 @@ def check_run_name(stage: str, run: str) -> None:
             "part of the job's name)",
             do="give another RUN=",
         )
+
+
+def _metrics_port(job: Object) -> int | None:
+    """Return the port that the pods open for a scraper, None where they open none."""
+    ports = main_container(job).get("ports") or []
+    return next((int(port["containerPort"]) for port in ports if port["name"] == "metrics"), None)
 
 
 def _config_volume(job: Object) -> dict[str, Any]:
@@ -281,3 +327,15 @@ def _set_labels(
     for label, value in ((_QUEUE, queue), (_PRIORITY, priority)):
         if value is not None:
             job["metadata"]["labels"][label] = value
+
+
+def _set_topology(job: Object, level: str) -> None:
+    """Ask Kueue's topology-aware scheduling to keep the workers close."""
+    if not re.fullmatch(r"([a-z0-9.-]+/)?[A-Za-z0-9][\w.-]*", level):
+        raise ConfigError(
+            f"topology {level!r}: not a label of nodes",
+            expected="a level of the cluster's Topology, such as topology.k8s.aws/"
+            "network-node-layer-3",
+        )
+    template = replica_specs(job)["Worker"]["template"].setdefault("metadata", {})
+    template["annotations"] = {**(template.get("annotations") or {}), _TOPOLOGY: level}

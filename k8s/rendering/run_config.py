@@ -28,11 +28,14 @@ _READ = {
     "cache-teacher": (("teacher", "model"), ("corpus", "dataset_name")),
     "train-student": (("student", "model"),),
 }
-# Fields that may name a small file of this machine; it travels with the configuration.
+# Fields that may name a small file of this machine, which travels with the configuration, and its
+# kinds. A configuration of somebody else's must not carry away whatever its reader can read.
 _CARRIED = {
-    "cache-teacher": (("corpus", "chat_template"),),
-    "train-student": (("student", "layers_to_unfreeze"),),
+    "cache-teacher": (("corpus", "chat_template", (".jinja", ".jinja2", ".j2")),),
+    "train-student": (("student", "layers_to_unfreeze", (".yaml", ".yml")),),
 }
+_LARGEST_CARRIED = 256 * 2**10
+"""Bytes; a ConfigMap holds 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ def resolve_config(
     config: str | None = None,
     default: str = "",
     flags: Sequence[str] = (),
+    metrics_port: int | None = None,
 ) -> RunConfig:
     """Resolve files and flags as the stage would, and put its paths on the volume.
 
@@ -76,6 +80,7 @@ def resolve_config(
         default: the overlay's own configuration, YAML. Its paths belong to the run `default`, so
             they give way to this run's.
         flags: as on the stage's command line, above the file.
+        metrics_port: of the pods, where the configuration names none (0 there: off).
 
     Raises:
         ConfigError: what the stage itself would reject, or a path that is not on the volume.
@@ -95,6 +100,8 @@ def resolve_config(
             elsewhere={f"make {other}": stage_model(other) for other in STAGES if other != stage},
         )
     data = command.settings.model_dump(mode="json")
+    if metrics_port is not None and data["observe"]["prometheus_port"] is None:
+        data["observe"] |= {"prometheus_port": metrics_port, "prometheus_host": "0.0.0.0"}
     mistakes: list[str] = []
     for section, field, name in _PATHS[stage]:
         holder = data if section is None else data[section]
@@ -108,18 +115,28 @@ def resolve_config(
         value = str(holder[field])
         holder[field] = own if value in defaults else _on_volume(dotted, value, volume, mistakes)
     for section, field in _READ[stage]:
-        if str(data[section][field]).startswith(("/", "~")):
-            _on_volume(f"{section}.{field}", str(data[section][field]), volume, mistakes)
+        named = str(data[section][field])
+        if named.startswith(("/", "~")):
+            _on_volume(f"{section}.{field}", named, volume, mistakes)
+        elif ".." in PurePosixPath(named).parts:
+            mistakes.append(f"{section}.{field}: found {named}, expected a name without `..`")
     if stage == "train-student" and data["output"]["save_location"] in ("hub", "both"):
         mistakes.append(
             f"output.save_location: found {data['output']['save_location']}, expected fsx: the "
             "training pods see no hub token; push the finished student with `make push-student`"
         )
     carried: dict[str, str] = {}
-    for section, field in _CARRIED[stage]:
+    for section, field, kinds in _CARRIED[stage]:
         value = data[section][field]
         if value and "\n" not in value and len(value) < 1024 and Path(value).is_file():
             file = Path(value)
+            # What is given as a flag was chosen by who gives it.
+            by_flag = any(word == value or word.endswith(f"={value}") for word in flags)
+            home = None if by_flag or config is None else Path(config).resolve().parent
+            reason = _not_carried(file, kinds, home)
+            if reason:
+                mistakes.append(f"{section}.{field}: found {value}, {reason}")
+                continue
             carried[file.name] = file.read_text(encoding="utf-8")
             data[section][field] = f"{CONFIG_FOLDER}/{file.name}"
     if mistakes:
@@ -130,6 +147,22 @@ def resolve_config(
         files={"config.yaml": dump_yaml(settings), **carried},
         tensor_parallel_size=int(data.get("teacher", {}).get("tensor_parallel_size", 1)),
     )
+
+
+def _not_carried(file: Path, kinds: Sequence[str], home: Path | None) -> str:
+    """Return why a file must not travel into a ConfigMap; empty where it may."""
+    real = file.resolve()
+    if file.suffix.lower() not in kinds or real.suffix.lower() not in kinds:
+        return f"expected a file that ends in {' or '.join(kinds)}"
+    if home is not None and not real.is_relative_to(home):
+        return f"expected a file below the configuration's folder, {home}, or its name as a flag"
+    if real.stat().st_size > _LARGEST_CARRIED:
+        return f"expected a file of at most {_LARGEST_CARRIED // 2**10} KiB"
+    try:
+        real.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return "expected a text in UTF-8 that can be read"
+    return ""
 
 
 def _on_volume(field: str, value: str, volume: str, mistakes: list[str]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 
 from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
-from k8s.cluster.objects import replica_specs
+from k8s.cluster.objects import Object, replica_specs
+from k8s.cluster.workloads import WORKLOADS
 from k8s.submission.job_state import job_state
 from pipeline.errors import DistillError
 
@@ -17,29 +19,29 @@ _PROJECT = "app.kubernetes.io/part-of=offline-distill"
 
 
 class LogFollower:
-    """`kubectl logs -f` of one pod, started again when its container is."""
+    """`kubectl logs -f` of the first pod, started again when its container is."""
 
-    def __init__(self, kubectl: Kubectl, pod: str | None, namespace: str) -> None:
-        """Follow nothing yet; None as pod follows nothing at all."""
+    def __init__(self, kubectl: Kubectl, namespace: str) -> None:
+        """Follow nothing yet."""
         self._kubectl = kubectl
-        self._pod = pod
+        self._pod = ""
         self._namespace = namespace
         self._process: subprocess.Popen[str] | None = None
         self._seen = 0.0
 
-    def keep_following(self, *, any_running: bool) -> None:
-        """Start kubectl where none runs; called at every poll of the job."""
-        if self._pod is None or not any_running:
+    def keep_following(self, pods: Sequence[str]) -> None:
+        """Start kubectl where none runs; called at every poll with the pods that run, sorted."""
+        if not pods:
             return
         now = time.monotonic()
         if self._process is not None and self._process.poll() is None:
             self._seen = now
             return
         since = []
-        if self._process is not None:
+        if self._process is not None and self._pod == pods[0]:
             # What came since it was last seen running; a line may come twice, none is lost.
             since = [f"--since={int(now - self._seen) + 2}s"]
-        self._seen = now
+        self._seen, self._pod = now, pods[0]
         self._process = self._kubectl.follow(
             ["-n", self._namespace, "logs", "-f", self._pod, *since]
         )
@@ -61,22 +63,34 @@ class LogFollower:
 
 def list_jobs(overlay: str, namespace: str | None) -> None:
     """Print one line per job: name, stage, run, workers, state."""
-    text = Kubectl().ask(
-        "-n", _place(overlay, namespace), "get", "pytorchjobs.kubeflow.org,jobs.batch",
-        "-l", _PROJECT, "-o", "json",
-    )  # fmt: skip
-    items = json.loads(text).get("items", [])
+    kubectl, place = Kubectl(), _place(overlay, namespace)
+    items: list[Object] = []
+    for workload in WORKLOADS.values():
+        words = ("-n", place, "get", workload.resource, "-l", _PROJECT, "-o", "json")
+        done = kubectl.run(*words)
+        if "the server doesn't have a resource type" not in done.stderr:  # no such operator here
+            items += json.loads(done.stdout if not done.returncode else kubectl.ask(*words))[
+                "items"
+            ]
     if not items:
         print("no jobs")
     for item in items:
         labels = item["metadata"].get("labels") or {}
-        worker = replica_specs(item).get("Worker")
-        replicas = worker.get("replicas") if worker else item["spec"].get("parallelism", 1)
         state = job_state(item)
         print(
             f"{item['metadata']['name']:<50} {labels.get('distill/run', '-'):<20} "
-            f"{replicas:>4} workers  {state.phase}{f' ({state.reason})' if state.reason else ''}"
+            f"{_workers(item):>4} workers  {state.phase}"
+            f"{f' ({state.reason})' if state.reason else ''}"
         )
+
+
+def _workers(item: Object) -> int:
+    """Return how many pods a job of any kind asks for."""
+    spec = item["spec"]
+    replicas = [replica_specs(item).get("Worker", {}), *(spec.get("replicaSpecs") or [])]
+    found = [part["replicas"] for part in replicas if "replicas" in part]
+    nodes = (spec.get("trainer") or {}).get("numNodes")
+    return int(next(iter(found), nodes or spec.get("parallelism", 1)))
 
 
 def follow_logs(overlay: str, namespace: str | None, *, run: str, stage: str | None) -> None:

@@ -9,10 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from k8s.cluster.kubectl import Kubectl
-from k8s.cluster.objects import Object, dump_documents, find
+from k8s.cluster.objects import Object
+from k8s.cluster.workloads import address, is_workload, selector
 from k8s.rendering.preflight import check_cache_job
 from k8s.rendering.render import RenderedJob
-from k8s.submission.job_state import JobState, job_state, pods_line, stuck_pods
+from k8s.submission.admission import apply, refuse_second_job, require
+from k8s.submission.job_state import (
+    FinalEnd,
+    JobState,
+    final_end,
+    job_state,
+    pods_line,
+    running,
+    stuck_pods,
+)
 from k8s.submission.status import LogFollower
 from pipeline.errors import CacheError, DistillError
 
@@ -20,9 +30,7 @@ __all__ = [
     "JobFailed",
     "JobTimeout",
     "Patience",
-    "apply",
     "begin_stage",
-    "require",
     "run_once",
     "run_to_end",
     "submit_stage",
@@ -66,11 +74,7 @@ def submit_stage(
     """
     patience = patience or Patience()
     if begin_stage(rendered, cache_identity=cache_identity, patience=patience):
-        # The pods of a Job have random names: kubectl chooses one of them.
-        pod = (
-            f"job/{rendered.name}" if rendered.job["kind"] == "Job" else f"{rendered.name}-worker-0"
-        )
-        run_to_end(Kubectl(), rendered.job, patience=patience, log_pod=pod)
+        run_to_end(Kubectl(), rendered.submitted, patience=patience, with_logs=True)
 
 
 def begin_stage(
@@ -83,22 +87,24 @@ def begin_stage(
 
     Raises:
         CacheError: stage two could not start on that cache; nothing was submitted.
-        DistillError: the API server rejects the job, or something it needs is missing.
+        DistillError: the API server rejects the job, something it needs is missing, or another
+            unfinished job has this run's folder.
     """
     kubectl = Kubectl()
-    require(kubectl, rendered.documents, rendered.namespace)
-    job = rendered.job
+    require(kubectl, rendered.objects, rendered.namespace)
+    job = rendered.submitted
     state = _state(kubectl, job)
     if state is not None and state.phase == "succeeded":
         print(f"{rendered.name}: has succeeded already; delete it to run it again", flush=True)
         return False
     if state is None or state.phase == "failed":
+        refuse_second_job(kubectl, job)
         if rendered.stage == "train-student":
             _check_cache(kubectl, rendered, cache_identity, patience)
         if state is not None:
             print(f"{rendered.name}: failed before ({state.reason}); restarting it", flush=True)
-            _delete(kubectl, job)
-        apply(kubectl, rendered.documents)
+            _delete(kubectl, *_of_run(rendered.objects))
+        apply(kubectl, rendered.objects)
     else:
         print(f"{rendered.name}: is {state.phase} already; following it", flush=True)
     return True
@@ -115,72 +121,32 @@ def run_once(documents: Sequence[Object], *, timeout_s: float | None = None) -> 
     """
     kubectl = Kubectl()
     (job,) = (item for item in documents if item["kind"] == "Job")
-    require(kubectl, documents, _address(job)[2])
-    _delete(kubectl, job)
+    require(kubectl, documents, address(job)[2])
+    _delete(kubectl, *_of_run(documents))
     apply(kubectl, documents)
     run_to_end(
         kubectl,
         job,
         patience=Patience(timeout_s, poll_s=2.0),
-        log_pod=f"job/{job['metadata']['name']}",
+        with_logs=True,
     )
 
 
-def apply(kubectl: Kubectl, documents: Sequence[Object]) -> None:
-    """Apply objects, the workload last.
-
-    Raises:
-        DistillError: the API server rejects one of them.
-    """
-    order = sorted(documents, key=lambda item: (item["kind"] != "Namespace", _is_workload(item)))
-    done = kubectl.run("apply", "-f", "-", stdin=dump_documents(order))
-    if done.returncode:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        raise DistillError(
-            f"the API server rejects it: {' '.join(lines)[:1000]}",
-            expected="a job that this cluster's operator knows (kubectl get crd "
-            "pytorchjobs.kubeflow.org)",
-        )
-    print(done.stdout.strip(), flush=True)
-
-
-def require(kubectl: Kubectl, documents: Sequence[Object], namespace: str) -> None:
-    """Reject what would wait indefinitely: a PersistentVolumeClaim or Secret is missing.
-
-    Raises:
-        DistillError: naming it, and how to create it.
-    """
-    text = json.dumps([item for item in documents if _is_workload(item)])
-    if '"claimName": "fsx-claim"' in text and find(documents, "PersistentVolumeClaim") is None:
-        _require(
-            kubectl, "persistentvolumeclaim", "fsx-claim", namespace,
-            do="create it with `make fsx-volume` (k8s/README.md, The volume)",
-        )  # fmt: skip
-    for item in documents:
-        if item["kind"] != "Job":
-            continue
-        for volume in item["spec"]["template"]["spec"].get("volumes") or []:
-            if "secret" in volume:
-                name = volume["secret"]["secretName"]
-                _require(
-                    kubectl, "secret", name, namespace,
-                    do=f"create it with `kubectl -n {namespace} create secret generic {name} "
-                    "--from-file=token=FILE`, or name another with SECRET=",
-                )  # fmt: skip
-
-
 def run_to_end(
-    kubectl: Kubectl, job: Object, *, patience: Patience, log_pod: str | None = None
+    kubectl: Kubectl, job: Object, *, patience: Patience, with_logs: bool = False
 ) -> None:
-    """Wait until a job has ended; follow the logs of one pod meanwhile.
+    """Wait until a job has ended; follow the logs of its first pod meanwhile, where asked to.
+
+    A pod that ended with what another try does not change (exit codes 2, 3 and 4) ends the job:
+    its restarts would hold the GPUs for nothing.
 
     Raises:
         JobFailed: it failed, with its reason and the last lines of its pods; or it cannot start.
         JobTimeout: it did not end in time.
     """
-    kind, name, namespace = _address(job)
+    kind, name, namespace = address(job)
     started = time.monotonic()
-    logs = LogFollower(kubectl, log_pod, namespace)
+    logs = LogFollower(kubectl, namespace)
     last_line = ""
     stuck_since: dict[str, float] = {}
     try:
@@ -195,16 +161,23 @@ def run_to_end(
             if state.phase == "failed":
                 logs.drain()
                 _print_last_lines(kubectl, job)
-                raise JobFailed(
-                    f"{name}: failed ({state.reason or 'no reason given'})",
+                end = final_end(_pods(kubectl, job))
+                said = f"; {end.pod} said: {end.message.rstrip('.')}" if end else ""
+                failure = JobFailed(
+                    f"{name}: failed ({state.reason or 'no reason given'}){said}",
                     do=f"the last lines are above, all of them in `kubectl -n {namespace} logs "
-                    f"-l {_selector(job)}`; the same command restarts it where it stopped",
+                    f"-l {selector(job)}`; the same command restarts it where it stopped",
                 )
+                failure.exit_code = end.exit_code if end else failure.exit_code
+                raise failure
             pods = _pods(kubectl, job)
             line = f"{state.reason or pods_line(pods)}"
             if line != last_line:
                 print(f"{name}: {line}", flush=True)
                 last_line = line
+            end = final_end(pods)
+            if end is not None and not _ends_itself(job):
+                _end_for_good(kubectl, job, end)
             _raise_if_stuck(name, namespace, stuck_pods(pods), stuck_since, patience.stuck_s)
             left = _time_left(started, patience.timeout_s)
             if left <= 0:
@@ -213,10 +186,40 @@ def run_to_end(
                     do="it goes on; the same command follows it again, and `kubectl -n "
                     f"{namespace} delete {kind} {name}` ends it",
                 )
-            logs.keep_following(any_running=_any_running(pods))
+            if with_logs:
+                logs.keep_following(running(pods))
             _wait(kubectl, job, min(patience.poll_s, left))
     finally:
         logs.close()
+
+
+def _ends_itself(job: Object) -> bool:
+    """Whether Kubernetes ends a job at once where another try would change nothing."""
+    spec = job["spec"]
+    return job["kind"] == "Job" and ("podFailurePolicy" in spec or spec.get("backoffLimit") == 0)
+
+
+def _end_for_good(kubectl: Kubectl, job: Object, end: FinalEnd) -> None:
+    """Delete a job whose pods would only repeat their end.
+
+    Raises:
+        JobFailed: always, with the pod's own message and its exit code.
+    """
+    kind, name, namespace = address(job)
+    output = kubectl.run("-n", namespace, "logs", end.pod, "--previous", "--tail=20")
+    if output.returncode:
+        output = kubectl.run("-n", namespace, "logs", end.pod, "--tail=20")
+    if output.stdout.strip():
+        print(output.stdout.rstrip(), file=sys.stderr, flush=True)
+    _delete(kubectl, job)
+    failure = JobFailed(
+        f"{name}: {end.pod} ended with exit code {end.exit_code}: {end.message.rstrip('.')}",
+        do=f"restarts would repeat it, so the {kind.partition('.')[0].rstrip('s')} was deleted and "
+        "holds no GPU; what it wrote is kept, and the same command goes on from there once the "
+        "cause is gone",
+    )
+    failure.exit_code = end.exit_code
+    raise failure
 
 
 def _check_cache(
@@ -225,7 +228,7 @@ def _check_cache(
     documents = check_cache_job(rendered, cache_identity=cache_identity)
     job = documents[-1]
     _delete(kubectl, job)  # of an earlier check: the cache may have changed since
-    apply(kubectl, documents)
+    apply(kubectl, documents, own=False)  # the ConfigMap is the student's
     quick = Patience(patience.timeout_s, min(patience.poll_s, 2.0), patience.stuck_s)
     try:
         run_to_end(kubectl, job, patience=quick)
@@ -258,15 +261,15 @@ def _raise_if_stuck(
 
 
 def _print_last_lines(kubectl: Kubectl, job: Object) -> None:
-    _, _, namespace = _address(job)
-    output = kubectl.run("-n", namespace, "logs", "-l", _selector(job), "--tail=20", "--prefix")
+    _, _, namespace = address(job)
+    output = kubectl.run("-n", namespace, "logs", "-l", selector(job), "--tail=20", "--prefix")
     if output.stdout.strip():
         print(output.stdout.rstrip(), file=sys.stderr, flush=True)
 
 
 def _wait(kubectl: Kubectl, job: Object, seconds: float) -> None:
     """Wait for the completion time, which both a success and a failure of a PyTorchJob set."""
-    kind, name, namespace = _address(job)
+    kind, name, namespace = address(job)
     started = time.monotonic()
     kubectl.run(
         "-n", namespace, "wait", f"{kind}/{name}", "--for=jsonpath={.status.completionTime}",
@@ -278,50 +281,34 @@ def _wait(kubectl: Kubectl, job: Object, seconds: float) -> None:
 
 
 def _state(kubectl: Kubectl, job: Object) -> JobState | None:
-    kind, name, namespace = _address(job)
+    kind, name, namespace = address(job)
     text = kubectl.ask("-n", namespace, "get", kind, name, "-o", "json", "--ignore-not-found")
     return job_state(json.loads(text)) if text.strip() else None
 
 
 def _pods(kubectl: Kubectl, job: Object) -> list[Object]:
-    _, _, namespace = _address(job)
-    text = kubectl.ask("-n", namespace, "get", "pods", "-l", _selector(job), "-o", "json")
+    _, _, namespace = address(job)
+    text = kubectl.ask("-n", namespace, "get", "pods", "-l", selector(job), "-o", "json")
     found: list[Object] = json.loads(text).get("items", [])
     return found
 
 
-def _any_running(pods: Sequence[Object]) -> bool:
-    return any((pod.get("status") or {}).get("phase") == "Running" for pod in pods)
+def _delete(kubectl: Kubectl, *items: Object) -> None:
+    for item in items:
+        kind, name, namespace = address(item)
+        kubectl.ask("-n", namespace, "delete", kind, name, "--ignore-not-found", "--wait=true")
 
 
-def _delete(kubectl: Kubectl, job: Object) -> None:
-    kind, name, namespace = _address(job)
-    kubectl.ask("-n", namespace, "delete", kind, name, "--ignore-not-found", "--wait=true")
+def _of_run(documents: Sequence[Object]) -> list[Object]:
+    """Return ConfigMap and job, to be deleted in this order.
 
-
-def _require(kubectl: Kubectl, kind: str, name: str, namespace: str, *, do: str) -> None:
-    text = kubectl.ask("-n", namespace, "get", kind, name, "-o", "name", "--ignore-not-found")
-    if not text.strip():
-        raise DistillError(
-            f"{kind} {name}: not in namespace {namespace}",
-            expected="one, before anything is submitted",
-            do=do,
-        )
+    A ConfigMap that is applied again while its old owner goes would go with that, soon after.
+    """
+    return sorted(
+        (item for item in documents if is_workload(item) or item["kind"] == "ConfigMap"),
+        key=is_workload,
+    )
 
 
 def _time_left(started: float, timeout_s: float | None) -> float:
     return float("inf") if timeout_s is None else timeout_s - (time.monotonic() - started)
-
-
-def _address(job: Object) -> tuple[str, str, str]:
-    kind = {"PyTorchJob": "pytorchjobs.kubeflow.org", "Job": "jobs.batch"}[job["kind"]]
-    return kind, str(job["metadata"]["name"]), str(job["metadata"].get("namespace", "default"))
-
-
-def _selector(job: Object) -> str:
-    key = "training.kubeflow.org/job-name" if job["kind"] == "PyTorchJob" else "job-name"
-    return f"{key}={job['metadata']['name']}"
-
-
-def _is_workload(item: Object) -> bool:
-    return item["kind"] in ("PyTorchJob", "Job")

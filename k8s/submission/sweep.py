@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from k8s.checks.job_rules import LONGEST_NAME
 from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
@@ -36,6 +37,7 @@ def render_sweep(
     namespace: str | None = None,
     queue: str | None = None,
     priority: str | None = None,
+    **more: Any,
 ) -> list[RenderedJob]:
     """Render and check the job of every point; nothing is submitted.
 
@@ -47,6 +49,7 @@ def render_sweep(
         namespace: None takes the overlay's.
         queue: Kueue's local queue.
         priority: Kueue's priority class.
+        more: instance, topology and operator.
 
     Raises:
         ConfigError: with every mistake of the file; a search, which needs its runs' results; or
@@ -58,7 +61,7 @@ def render_sweep(
             f"{path}: found a search",
             expected="a grid or a list of points: a search needs the results of its runs",
             do="run it on one machine with --parallel, or give its space to Katib "
-            "(k8s/examples/katib)",
+            "(`python -m k8s katib` prints an example)",
         )
     space = read_space(file)
     points = space.points()
@@ -89,6 +92,7 @@ def render_sweep(
                     namespace=namespace,
                     queue=queue,
                     priority=priority,
+                    **more,
                 )
             )
     return jobs
@@ -103,6 +107,9 @@ def run_name(words: str, digest: str) -> str:
 def submit_sweep(jobs: Sequence[RenderedJob], *, patience: Patience) -> None:
     """Apply every job, then wait until the last has ended.
 
+    Without a queue, jobs of several nodes run one after the other: two that are half placed would
+    hold their nodes and wait for each other's.
+
     The same call again leaves finished jobs alone, follows running ones, restarts failed ones.
 
     Raises:
@@ -111,13 +118,25 @@ def submit_sweep(jobs: Sequence[RenderedJob], *, patience: Patience) -> None:
         JobTimeout: one did not end in time; they go on.
     """
     kubectl = Kubectl()
-    waiting = [job for job in jobs if begin_stage(job, patience=patience)]
     failed: list[str] = []
-    for job in waiting:
+
+    def wait(job: RenderedJob) -> None:
         try:
-            run_to_end(kubectl, job.job, patience=patience)
+            run_to_end(kubectl, job.submitted, patience=patience)
         except JobFailed as error:
             failed.append(str(error).rstrip("."))
+
+    together = [job for job in jobs if job.workers == 1 or job.queue]
+    one_by_one = [job for job in jobs if job.workers > 1 and not job.queue]
+    for job in [job for job in together if begin_stage(job, patience=patience)]:
+        wait(job)
+    if one_by_one:
+        print(
+            f"{len(one_by_one)} jobs of several nodes, no QUEUE=: one after the other", flush=True
+        )
+    for job in one_by_one:
+        if begin_stage(job, patience=patience):
+            wait(job)
     if failed:
         lines = "".join(f"\n  - {line}" for line in failed)
         raise JobFailed(

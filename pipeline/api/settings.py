@@ -15,8 +15,8 @@ from pipeline.data.settings import DataSettings
 from pipeline.loss.settings import LossSettings
 from pipeline.observe.devices import ForecastSettings
 from pipeline.observe.settings import ObserveSettings, WorkerObserveSettings
-from pipeline.student.settings import OutputSettings, StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import OutputSettings, StudentSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings, mistakes_with_length
 

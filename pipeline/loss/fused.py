@@ -128,10 +128,18 @@ class _FusedHead(torch.autograd.Function):
         if grad_loss is None:
             return (None,) * 6
         scaled = (
-            None if grad is None else grad.mul_(grad_loss).to(dtype)
+            None if grad is None else _scaled(grad, grad_loss, dtype)
             for grad, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None)
+
+
+def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient times a scalar, of the given type; the gradient is used up."""
+    if grad.dtype == dtype or not grad.is_cuda:
+        return grad.mul_(factor).to(dtype)
+    # In one pass: 6 bytes a number instead of 14.
+    return torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))
 
 
 def _run(

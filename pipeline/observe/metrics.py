@@ -172,7 +172,8 @@ def open_sinks(
         is_writer: false on every rank but the first, which then gets a sink that keeps nothing.
 
     Raises:
-        ConfigError: a tracker was asked for whose package is not installed.
+        ConfigError: a tracker was asked for whose package is not installed, or the endpoint's port
+            cannot be used.
         StoreError: the local file cannot be written.
     """
     if not is_writer:
@@ -185,6 +186,12 @@ def open_sinks(
         )
         if tracker is not None:
             trackers[name] = tracker
+    if settings.prometheus_port:
+        from pipeline.observe.prometheus import PrometheusSink
+
+        trackers["prometheus"] = PrometheusSink(
+            port=settings.prometheus_port, host=settings.prometheus_host
+        )
     return CompositeSink(JsonLinesSink(folder / METRICS_FILE, resume_step=resume_step), trackers)
 
 

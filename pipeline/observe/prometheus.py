@@ -1,15 +1,17 @@
-"""A worker's numbers as a Prometheus text endpoint, from a registry of its own."""
+"""A process's numbers as a Prometheus text endpoint, from a registry of its own."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.observe.shares import Shares
 
-__all__ = ["serve_metrics"]
+__all__ = ["PrometheusSink", "gauge_name", "serve_metrics"]
 
 _HELP = {
     "tokens": "Tokens that the teacher of this worker has read",
@@ -46,15 +48,60 @@ def serve_metrics(
     if not port:
         yield
         return
+    _require_package(port)
+    close = _serve(_collector(shares, worker), port=port, host=host)
     try:
-        from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
-    except ImportError as error:
+        yield
+    finally:
+        close()
+
+
+class PrometheusSink:
+    """Serves the newest value of each metric of a training as a gauge, and its step.
+
+    `train/loss` is `distill_train_loss`; the step is `distill_step`.
+
+    Raises:
+        ConfigError: as `serve_metrics`.
+    """
+
+    def __init__(self, *, port: int, host: str) -> None:
+        """Open the endpoint; no value is there yet."""
+        self._values: dict[str, float] = {}
+        _require_package(port)
+        self._close = _serve(_gauges(self._values), port=port, host=host)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Show these values from now on."""
+        # Replaced as a whole: a scrape may come in the middle.
+        newest = {gauge_name(key): float(value) for key, value in values.items()}
+        self._values.update({**newest, "distill_step": float(step)})
+
+    def close(self) -> None:
+        """Close the endpoint; safe to call twice."""
+        close, self._close = self._close, lambda: None
+        close()
+
+
+def gauge_name(key: str) -> str:
+    """Return the gauge of a logged metric: `train/loss` is `distill_train_loss`."""
+    return f"distill_{re.sub('[^a-z0-9_]', '_', key.lower())}"
+
+
+def _require_package(port: int) -> None:
+    if importlib.util.find_spec("prometheus_client") is None:
         raise ConfigError(
             f"observe.prometheus_port is {port}, but the package prometheus_client is missing",
             do="pip install prometheus_client, or leave the port unset",
-        ) from error
+        )
+
+
+def _serve(collector: Any, *, port: int, host: str) -> Callable[[], None]:
+    """Answer with what a collector gives; return what ends it."""
+    from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+
     registry = CollectorRegistry()
-    registry.register(_collector(shares, worker))
+    registry.register(collector)
     ProcessCollector(registry=registry)
     try:
         server, thread = start_http_server(port, host, registry)
@@ -65,12 +112,26 @@ def serve_metrics(
             do="choose another --observe.prometheus_port (each worker of a machine needs its own) "
             "or --observe.prometheus_host",
         ) from error
-    try:
-        yield
-    finally:
+
+    def close() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+    return close
+
+
+def _gauges(values: Mapping[str, float]) -> Any:
+    """Return what shows a mapping as gauges, as it is at every scrape."""
+    from prometheus_client.core import GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+
+    class GaugeCollector(Collector):
+        def collect(self) -> Iterator[Metric]:
+            for name, value in sorted(dict(values).items()):
+                yield GaugeMetricFamily(name, f"As logged: {name}", value=value)
+
+    return GaugeCollector()
 
 
 def _collector(shares: Shares, worker: str) -> Any:

@@ -44,6 +44,20 @@ class ObserveSettings(Settings):
         flag="log_level",
     )
 
+    prometheus_port: int | None = option(
+        None,
+        "port on which a worker of stage one, or rank 0 of stage two, answers /metrics in "
+        "Prometheus' text format; none or 0: off. Each worker of a machine needs its own",
+        ge=0,
+        le=65535,
+    )
+    prometheus_host: str = option(
+        "127.0.0.1",
+        "address that /metrics listens on: this machine only, or 0.0.0.0 for scrapers from "
+        "outside (a pod's port is reached from other pods, so Kubernetes needs it)",
+        min_length=1,
+    )
+
     @field_validator("report_to")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,21 +73,7 @@ class ObserveSettings(Settings):
 
 
 class WorkerObserveSettings(ObserveSettings):
-    """What stage one's workers add: numbers for a scraper."""
-
-    prometheus_port: int | None = option(
-        None,
-        "port on which this worker answers /metrics in Prometheus' text format; none or 0: off. "
-        "Each worker of a machine needs its own",
-        ge=0,
-        le=65535,
-    )
-    prometheus_host: str = option(
-        "127.0.0.1",
-        "address that /metrics listens on: this machine only, or 0.0.0.0 for scrapers from "
-        "outside (a pod's port is reached from other pods, so Kubernetes needs it)",
-        min_length=1,
-    )
+    """What stage one's workers have of it: no trackers."""
 
     @field_validator("report_to")
     @classmethod

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.loss.gpu.chunks import chunk_layout
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 
-__all__ = ["TrainingMemory", "model_flops", "training_flops", "training_memory"]
+__all__ = [
+    "Activations", "TrainingMemory", "activations", "model_flops", "training_flops",
+    "training_memory",
+]  # fmt: skip
 
 _BASE_BYTES = 1 << 30
 """Interpreter, torch and, on a GPU, its context."""
-_ACTIVATION_FLOATS = 40
-"""Numbers kept per token, layer and hidden unit without checkpointing (Llama-like, measured by
-peak memory at 2,048 tokens; a bound, not a fit)."""
+_OUTSIDE_MLP = 24
+"""Numbers kept per token, layer and hidden unit without checkpointing, outside of MLPs."""
+_INSIDE_MLP = 6
+"""Numbers kept per token, layer and inner unit of an MLP. Together 40 a hidden unit where each has
+8/3 inner ones (Llama-like, measured by peak memory at 2,048 tokens; a bound, not a fit)."""
+_EXCHANGE = 6
+"""Numbers more where heads are exchanged: queries, keys, values and output, before and after."""
 _ADAPTER_SHARE = 1 / 16
 """Adapters hold up to this share of the weights."""
 
@@ -32,7 +40,7 @@ class TrainingMemory:
     head: int
     """Logits and their gradient of one chunk; on a GPU also the sum of the head's gradient."""
     offloaded: int = 0
-    """What is in CPU memory instead: the optimiser's state, the weights."""
+    """What is in CPU memory instead: the optimiser's state, the weights, inputs of layers."""
 
     @property
     def device(self) -> int:
@@ -58,25 +66,19 @@ def training_memory(
         student: its adapters and checkpointing.
         train: its ZeRO stage and offloading.
         loss: rows of a chunk.
-        tokens: of one forward pass.
+        tokens: of one forward pass, or of this process's slice of it.
         world_size: processes that ZeRO divides the state among.
         dtype: `float32`, `bfloat16` or `float16`.
         device_bytes: memory of the GPU; None on a CPU.
     """
     element = 4 if dtype == "float32" else 2
-    kept = tokens * shape.hidden * shape.layers * element
-    if student.gradient_checkpointing:
-        # The input of each layer, and all of the one that is being recomputed.
-        activations = kept + kept // shape.layers * _ACTIVATION_FLOATS
-    else:
-        activations = kept * _ACTIVATION_FLOATS
+    kept = activations(shape, student, train, tokens=tokens, element=element)
     frozen, learning = 0.0, float(shape.parameters)
     if student.lora.enabled:
         frozen, learning = learning, learning * _ADAPTER_SHARE
     elif shape.vision and any("vision" in pattern for pattern in student.freeze):
         frozen, learning = float(shape.vision), learning - shape.vision
-    # Two moments in float32, and float32 masters where the weights have 16 bits.
-    optimizer = learning * (8 if dtype == "float32" else 12)
+    optimizer = learning * _optimizer_bytes(train.optim, dtype)
     weights, gradients = (frozen + learning) * element, learning * element
     stage = train.stage(dtype=dtype, world_size=world_size)
     if stage >= 1:
@@ -88,14 +90,56 @@ def training_memory(
     if train.accumulates_float32(dtype=dtype):
         # Beside those of one pass under stage 1, instead of them where they are divided.
         gradients = gradients * 3 if stage == 1 else gradients * 2
+    average = 0.0 if train.ema_decay is None else 4 * learning / world_size
     offloaded = (optimizer if train.offload_optimizer else 0.0) + (
         weights if train.offload_parameters else 0.0
     )
     return TrainingMemory(
-        state=int(weights + gradients + optimizer - offloaded),
-        activations=int(activations),
+        state=int(weights + gradients + optimizer + average - offloaded),
+        activations=kept.device,
         head=_head(shape, student, loss, element=element, device_bytes=device_bytes),
-        offloaded=0 if train.offload_folder is not None else int(offloaded),
+        offloaded=kept.host + (0 if train.offload_folder is not None else int(offloaded)),
+    )
+
+
+def _optimizer_bytes(optim: str, dtype: str) -> int:
+    """Return the bytes for each weight: moments, and float32 masters where weights have 16 bits."""
+    moments = {"adamw_8bit": 2, "muon": 4, "sgd": 0, "rmsprop": 4}.get(optim, 8)
+    return moments + (0 if dtype == "float32" else 4)
+
+
+class Activations(NamedTuple):
+    """Bytes of one process."""
+
+    device: int
+    host: int
+    """Inputs of checkpointed layers in CPU memory."""
+
+
+def activations(
+    shape: ModelShape, student: StudentSettings, train: TrainSettings, *, tokens: int, element: int
+) -> Activations:
+    """Estimate the activations of one forward pass of one process.
+
+    Args:
+        shape: of the student, pruned.
+        student: its checkpointing.
+        train: its tiles, slices and offloading.
+        tokens: of this process: of its slice, where passes are sliced.
+        element: bytes of a number.
+    """
+    unit = tokens * shape.hidden * element
+    layer = unit * (_OUTSIDE_MLP + (_EXCHANGE if train.sequence_parallel_size > 1 else 0))
+    inner = _INSIDE_MLP * shape.inner * shape.active_experts * element
+    # A tile has about as many tokens as the student has hidden units.
+    tile = inner * min(tokens, shape.hidden) if train.tiled_mlp else 0
+    layer += 0 if train.tiled_mlp else inner * tokens
+    if not student.gradient_checkpointing:
+        return Activations(layer * shape.layers + tile, 0)
+    # The input of each layer, and all of the one that is being recomputed.
+    inputs, layer = unit * shape.layers, layer + tile
+    return (
+        Activations(layer, inputs) if train.offload_activations else Activations(inputs + layer, 0)
     )
 
 

@@ -9,12 +9,14 @@ from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
 from pipeline.observe.devices import FULL_SHARE, TRAINING_SHARE, Device
 from pipeline.student.costs import TrainingMemory, training_flops, training_memory
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = ["Forecast", "forecast_lines", "forecast_training"]
 
 _GIB = 1 << 30
+_SOME = 1 << 16
+"""Tokens; from here on each more takes as many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,10 @@ class Forecast:
     limit: int
     """Bytes of the device that training may fill."""
     longest_pack: int
-    """Tokens of a forward pass that fit, with gradient checkpointing; 0 where none does."""
+    """Tokens of a forward pass that fit, with gradient checkpointing; 0 where none does. Of a whole
+    pass, where processes share one."""
+    slices: int
+    """Processes that share a pass."""
     seconds: float
 
     @property
@@ -70,14 +75,16 @@ def forecast_training(
 
     checkpointing = student.gradient_checkpointing
     limit = int(FULL_SHARE * device.memory_gib * _GIB)
-    none, many = (memory(count, checkpointing=True) for count in (0, 1 << 16))
-    per_token = (many.activations - none.activations) / (1 << 16)
+    some, many = (memory(count, checkpointing=True) for count in (_SOME, 2 * _SOME))
+    per_token = (many.activations - some.activations) / _SOME
+    longest = max(0, int(_SOME + (limit - some.device) / per_token))
     flops = training_flops(shape, student, tokens=tokens)
     return Forecast(
         memory=memory(step_tokens, checkpointing=checkpointing),
         other_way=memory(step_tokens, checkpointing=not checkpointing),
         limit=limit,
-        longest_pack=max(0, int((limit - none.device) / per_token)),
+        longest_pack=longest * train.sequence_parallel_size,
+        slices=train.sequence_parallel_size,
         seconds=flops / (TRAINING_SHARE * device.flops * devices),
     )
 
@@ -95,6 +102,7 @@ def forecast_lines(
             ("a chunk of logits and the head's gradient", memory.head),
         )
     ]
+    slices = forecast.slices
     lines = [
         f"devices      {devices} x {device.name}, by arithmetic: nothing was run on them",
         f"memory       about {format_bytes(memory.device)} of {format_bytes(forecast.limit)} a "
@@ -111,11 +119,14 @@ def forecast_lines(
             )
         if zero_stage < 3 and devices > 1:
             advice.append(f"--train.zero_stage {zero_stage + 1} or more divides the state further")
+        if slices == 1 and devices > 1:
+            advice.append(f"--train.sequence_parallel_size {devices} divides the activations")
         advice += ["--train.offload_optimizer true", "more devices, or a shorter pack"]
         lines.append(f"does not fit {'; '.join(advice)}")
     peak = device.flops * devices / 1e12
+    sharing = "a process" if slices == 1 else f"a pass, shared by {slices} processes"
     lines += [
-        f"longest pack about {forecast.longest_pack} tokens a process, with checkpointing",
+        f"longest pack about {forecast.longest_pack} tokens {sharing}, with checkpointing",
         f"time         about {format_duration(forecast.seconds)} at "
         f"{100 * TRAINING_SHARE:.0f} % of the devices' peak ({peak:.0f} TFLOP/s in bfloat16)",
     ]

@@ -28,8 +28,8 @@ from pipeline.student.build.initial import initial_identity
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
 from pipeline.student.compatibility import cache_inclusion_rule, check_compatibility
 from pipeline.student.output.hub import require_hub_token
-from pipeline.student.settings import OutputSettings, StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import OutputSettings, StudentSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.checkpoint import RunIdentity
 
 __all__ = ["Inputs", "RunSettings", "missing_here", "open_inputs"]
@@ -135,7 +135,10 @@ class Inputs:
         train["zero_stage"] = self.stage(world_size)
         if train["accumulate_float32"]:
             del train["accumulate_float32"]
-        for name in ("offload_parameters", "quantized_weights", "quantized_gradients"):
+        for name in (
+            "offload_parameters", "quantized_weights", "quantized_gradients", "learning_rates",
+            "ema_decay",
+        ):  # fmt: skip
             if not train[name]:
                 del train[name]
         return train

@@ -11,6 +11,8 @@ from pipeline.errors import ModelError, ResumeError
 from pipeline.models.device import uses_gpu
 from pipeline.storage.local import require_writable
 from pipeline.student.engine.config import check_parallel
+from pipeline.student.engine.deepspeed_parts import check_offload_folder
+from pipeline.student.engine.kernels import check_kernels
 from pipeline.student.estimate import Estimate, check_resources
 from pipeline.student.inputs import Inputs, missing_here
 from pipeline.student.output.export import is_exported
@@ -19,7 +21,6 @@ from pipeline.student.training.checkpoint import (
     fitting_processes,
     newest_complete,
 )
-from pipeline.student.training.deepspeed_engine import check_offload_folder
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import check_schedule
 from pipeline.student.training.resume import find_resume_point
@@ -51,6 +52,8 @@ def preflight(
         # A launcher may start more processes than the one that only checks.
         processes = None if only_checked else distributed.world_size
         check_parallel(inputs.train, world_size=processes, on_gpu=on_gpu)
+    with mistakes.collected():
+        check_kernels(inputs.student.kernels, on_gpu=on_gpu)
     with mistakes.collected():
         check_offload_folder(inputs.train, on_gpu=on_gpu)
     folder_is_sane = False

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.data.collate import Batch
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
 from pipeline.data.stream.train_stream import Agree, TrainStream
 from pipeline.evaluate.measures import HeldoutScores
+from pipeline.models.device import uses_gpu
 from pipeline.observe.devices import device_of_driver
 from pipeline.observe.metrics import MetricSink, open_sinks
 from pipeline.storage import Store
+from pipeline.storage.folder_lock import FolderLock
 from pipeline.student.build.model import optimizer_groups
 from pipeline.student.costs import model_flops
+from pipeline.student.engine.groups import divided_groups
 from pipeline.student.engine.launch import use_cores, warn_of_short_grace
 from pipeline.student.estimate import student_shape
 from pipeline.student.inputs import Inputs
@@ -22,8 +26,8 @@ from pipeline.student.metric_names import divergence_name, heldout_name
 from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import CheckpointUploads
 from pipeline.student.output.publish import Publisher, push_if_asked
-from pipeline.student.profile_window import check_profile_window
 from pipeline.student.sequence.parallel import SequenceParallel
+from pipeline.student.settings.profile_window import check_profile_window
 from pipeline.student.student_of_run import BuiltStudent, RunOnRank, build_student
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import (
@@ -39,9 +43,11 @@ from pipeline.student.training.resume import ResumePoint, find_resume_point, loa
 from pipeline.student.training.shard_copies import open_local_copies
 from pipeline.student.training.skip_agreement import SkipAgreement
 
-__all__ = ["train_student"]
+__all__ = ["LOCK_FILE", "train_student"]
 
 _log = logging.getLogger(__name__)
+LOCK_FILE = ".train.lock"
+"""In `output_dir`, while a run goes on."""
 
 
 def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path:
@@ -62,17 +68,22 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
     use_cores()
     if distributed.is_first:
         warn_of_short_grace()
-    init_distributed(distributed, timeout_s=inputs.train.timeout_s)
-    try:
-        with peer_errors(distributed):
-            uploads = _train(run, target)
-    finally:
-        shut_down_distributed()
-    # After the others have gone: a slow net is no dead peer.
-    if uploads is not None:
-        uploads.finish()
-    if distributed.is_first:
-        push_if_asked(inputs.output, target)
+    with ExitStack() as held:
+        init_distributed(distributed, timeout_s=inputs.train.timeout_s)
+        try:
+            with peer_errors(distributed):
+                if run.is_first:
+                    # Before anything is deleted; the others meet rank 0 before they write.
+                    lock = FolderLock(run.folder, LOCK_FILE)
+                    held.enter_context(lock.take(doing="trains a student into"))
+                uploads = _train(run, target)
+        finally:
+            shut_down_distributed()
+        # After the others have gone: a slow net is no dead peer.
+        if uploads is not None:
+            uploads.finish()
+        if distributed.is_first:
+            push_if_asked(inputs.output, target)
     return target
 
 
@@ -92,9 +103,9 @@ def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
     sequence = SequenceParallel(run.group)
     stream = _open_stream(run)
     total_steps = planned_steps(stream, train)
-    engine = _start_engine(run, student, sequence, resume, total_steps=total_steps)
     if train.profile_steps is not None:
         check_profile_window(train.profile_steps, total_steps=total_steps)
+    engine = _start_engine(run, student, sequence, resume, total_steps=total_steps)
     start = _load_state(run, engine, stream, resume, total_steps=total_steps)
     sinks = _open_sinks(run, resume_step=None if resume is None else start)
     loop = TrainLoop(
@@ -148,14 +159,17 @@ def _start_engine(
     from pipeline.student.forward.choice import choose_way, read_way, record_way
     from pipeline.student.training.module import StudentModule
 
+    train = run.inputs.train
     module = StudentModule(student.model, student.router)
     engine = DeepSpeedEngine(
         module,
-        run.inputs.train,
+        train,
         dtype=run.dtype,
         distributed=run.distributed,
         total_steps=total_steps,
-        optimizer_groups=optimizer_groups(student.model, run.inputs.train.weight_decay),
+        optimizer_groups=divided_groups(
+            optimizer_groups(student.model, train.weight_decay), student.model, train
+        ),
         rank_free=resume is not None and resume.reshard,
     )
     settle_attention(
@@ -245,15 +259,19 @@ def _peak(run: RunOnRank) -> Peak | None:
     """
     import torch
 
-    if not torch.cuda.is_available() or run.dtype == "float32":
+    if not uses_gpu() or run.dtype == "float32":
         return None
     device = device_of_driver(torch.cuda.get_device_name())
     if device is None:
         return None
     shape, student = student_shape(run.inputs), run.inputs.student
 
+    slices = run.group.size
+
     def flops(batch: Batch) -> float:
-        return model_flops(shape, student, lengths=batch.lengths, loss_tokens=batch.num_loss_tokens)
+        # A slice has the lengths of the whole pass, and the supervised tokens that are its own.
+        tokens = batch.num_loss_tokens * slices
+        return model_flops(shape, student, lengths=batch.lengths, loss_tokens=tokens) / slices
 
     return Peak(device.flops, flops)
 

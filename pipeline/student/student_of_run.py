@@ -14,6 +14,7 @@ from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student
 from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
 from pipeline.student.engine.first_rank import on_first_rank
+from pipeline.student.engine.kernels import apply_kernels
 from pipeline.student.forward.attention import attention_order
 from pipeline.student.forward.body import text_config
 from pipeline.student.forward.router import RouterLoss, router_loss
@@ -92,6 +93,7 @@ def build_student(run: RunOnRank) -> BuiltStudent:
             gradient_checkpointing=settings.gradient_checkpointing,
             trust_remote_code=settings.trust_remote_code,
         )
+    apply_kernels(model, settings.kernels)
     rule = cache_inclusion_rule(inputs.cache.manifest)
     install_distill_head(
         model,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import signal
@@ -15,16 +13,17 @@ from pathlib import Path
 from pipeline.config import dump_yaml
 from pipeline.observe.metrics import METRICS_FILE, MetricRecord, read_metrics
 from pipeline.storage import Store
+from pipeline.storage.folder_lock import FolderLock
 from pipeline.sweeps.plan import PlannedRun
 
 __all__ = [
     "LOCK_FILE",
     "LOG_FILE",
     "POINT_FILE",
-    "Lock",
     "RunProcess",
     "add_seconds",
     "last_value",
+    "run_lock",
     "seconds_spent",
 ]
 
@@ -34,42 +33,13 @@ LOCK_FILE = ".sweep.lock"
 _SPENT_FILE = "sweep-seconds.json"
 
 
-class Lock:
-    """Holds a run's folder for one process and its child; ends with the last of them.
+def run_lock(folder: Path) -> FolderLock:
+    """Return the lock of a run's folder for one process and its child; the last of them ends it.
 
     A sweep that is killed leaves its runs behind alive. They go on, which is no loss, but a second
     process in the same folder would be; the child holds the lock for as long as it lives.
     """
-
-    def __init__(self, folder: Path) -> None:
-        """Open the lock file; nothing is held yet."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-
-    def take(self) -> bool:
-        """Try to take the lock; false while another process has it."""
-        try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            # Lustre without the mount option, some NFS: no locks there, so nobody holds one.
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-                raise
-        return True
-
-    def name_holder(self, pid: int) -> None:
-        """Note the process that the lock was handed to, for people who look for it."""
-        os.ftruncate(self.handle, 0)
-        os.pwrite(self.handle, f"{pid}\n".encode(), 0)
-
-    def holder(self) -> str:
-        """Return the number of the process that holds the lock, as it was noted."""
-        return os.pread(self.handle, 32, 0).decode().strip() or "unknown"
-
-    def close(self) -> None:
-        """Let go; a child that was given the handle still holds it."""
-        os.close(self.handle)
+    return FolderLock(folder, LOCK_FILE)
 
 
 class RunProcess:
@@ -87,13 +57,14 @@ class RunProcess:
         run: PlannedRun,
         command: Sequence[str],
         environment: Mapping[str, str],
-        lock: Lock,
+        lock: FolderLock,
     ) -> None:
         """Write the run's configuration and start it."""
         self.run = run
         self._started = time.monotonic()
         Store(str(run.folder)).write(POINT_FILE, dump_yaml(run.settings).encode())
         self._log = run.folder / LOG_FILE
+        assert lock.handle is not None
         self._read = 0
         with self._log.open("ab") as log:
             self._log_start = log.tell()
@@ -107,8 +78,7 @@ class RunProcess:
                 pass_fds=(lock.handle,),
                 start_new_session=True,
             )
-        lock.name_holder(self._process.pid)
-        lock.close()
+        lock.hand_to(self._process.pid)
 
     @property
     def exit_code(self) -> int | None:

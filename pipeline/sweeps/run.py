@@ -14,14 +14,15 @@ from types import FrameType
 
 from pipeline.amounts import format_duration
 from pipeline.errors import DistillError, Interrupted
+from pipeline.storage.folder_lock import FolderLock
 from pipeline.sweeps.ledger import Entry, Ledger, State
 from pipeline.sweeps.plan import PlannedRun
 from pipeline.sweeps.process import (
     LOG_FILE,
-    Lock,
     RunProcess,
     add_seconds,
     last_value,
+    run_lock,
     seconds_spent,
 )
 from pipeline.sweeps.share import share_initial_student
@@ -89,7 +90,7 @@ class Sweep:
         self._poll_s = poll_s
         self._metrics_every_s = metrics_every_s
         self._active: list[_Active] = []
-        self._blocked: list[tuple[PlannedRun, Lock]] = []
+        self._blocked: list[tuple[PlannedRun, FolderLock]] = []
         self._stop_asked = 0
 
     def run(self) -> Ledger:
@@ -122,26 +123,26 @@ class Sweep:
 
     def _fill(self) -> None:
         for run, lock in list(self._blocked):
-            if self._free and lock.take():
+            if self._free and lock.try_take():
                 self._blocked.remove((run, lock))
                 self._begin(run, lock)
         while self._free and len(self._blocked) < len(self._free):
             proposed = self._source.next()
             if proposed is None:
                 return
-            lock = Lock(proposed.folder)
-            if lock.take():
+            lock = run_lock(proposed.folder)
+            if lock.try_take():
                 self._begin(proposed, lock)
             else:
                 self._say(
-                    f"{self._at(proposed)} is still being trained by process {lock.holder()}, "
+                    f"{self._at(proposed)} is still being trained by {lock.holder()}, "
                     "which an earlier sweep left behind; waiting for it"
                 )
                 self._blocked.append((proposed, lock))
 
-    def _begin(self, run: PlannedRun, lock: Lock) -> None:
+    def _begin(self, run: PlannedRun, lock: FolderLock) -> None:
         if run.finished:
-            lock.close()
+            lock.release()
             self._end(run, "finished", known=True)
             return
         share_initial_student(run)
@@ -246,7 +247,7 @@ class Sweep:
             self._note(active.process.run, "waiting")
         self._active.clear()
         for _, lock in self._blocked:
-            lock.close()
+            lock.release()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

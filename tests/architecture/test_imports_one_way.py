@@ -26,6 +26,7 @@ ADAPTERS = {
     },
     "deepspeed": {
         "pipeline/student/training/deepspeed_engine.py",
+        "pipeline/student/engine/deepspeed_parts.py",
         "pipeline/student/sequence/attention.py",
     },
     "peft": {"pipeline/student/build/lora.py"},
@@ -48,8 +49,9 @@ ADAPTERS = {
 HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "pandas"}
 # Files that are all about torch: imported by those that are about to use it.
 AT_THE_TOP = re.compile(
-    r"pipeline/(api/(dataset|sparse_kl)|loss/(?!settings|__init__)|data/(collate|temperature|heldout|stream/train_stream)"
-    r"|evaluate/heldout|student/training/(module|loop)|student/sequence/(slices|join|trial)|teacher/engines/vllm_pooler)"
+    r"pipeline/(api/(dataset|sparse_kl)|loss/(?!settings|__init__)|data/(collate|temperature|heldout|transfer|stream/train_stream)"
+    r"|evaluate/heldout|student/training/(module|loop|logged/)"
+    r"|student/forward/(trial|varlen|ways|router)|student/sequence/(slices|join|trial)|teacher/engines/vllm_pooler)"
 )
 
 

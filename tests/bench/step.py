@@ -113,8 +113,8 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
     from pipeline.loss.settings import LossSettings
     from pipeline.student.build.model import compile_layers, load_student, optimizer_groups
     from pipeline.student.inputs import open_inputs
-    from pipeline.student.settings import OutputSettings, StudentSettings
-    from pipeline.student.train_settings import TrainSettings
+    from pipeline.student.settings.student import OutputSettings, StudentSettings
+    from pipeline.student.settings.train import TrainSettings
     from pipeline.student.training.deepspeed_engine import DeepSpeedEngine, init_distributed
     from pipeline.student.training.distributed import read_distributed
     from pipeline.student.training.loop import LoopSettings, TrainLoop
@@ -133,10 +133,7 @@ def prepare(arm: str, cache: Path, student: Path, rounds: int) -> Step:
         inputs.cache.source("train"), inputs.data, seed=0, packs_per_step=1, rank=0, world_size=1,
         accumulation=1, pack_length=inputs.pack_length(), temperature=1.0,
     )  # fmt: skip
-    model = load_student(
-        student, dtype="float32", gradient_checkpointing=False,
-        trust_remote_code=False,
-    )  # fmt: skip
+    model = load_student(student, dtype="float32")
     if arm in ("cache", "compiled"):
         install_distill_head(model, inputs.loss, valid_vocab=None)
         module: Any = StudentModule(model)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.deepspeed_engine import (
     DeepSpeedEngine,
     init_distributed,

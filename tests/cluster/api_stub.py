@@ -123,8 +123,21 @@ class ApiStub:
             status["completionTime"] = "2026-11-24T12:30:00Z"
         self.set_status(item, status)
 
-    def add_pod(self, job: Object, *, log: str, phase: str = "Running", waiting: str = "") -> None:
-        """Add the pod of a job: worker-0 of a PyTorchJob, the only one of a Job."""
+    def add_pod(
+        self,
+        job: Object,
+        *,
+        log: str,
+        phase: str = "Running",
+        waiting: str = "",
+        ended: Object | None = None,
+    ) -> None:
+        """Add the pod of a job: worker-0 of a PyTorchJob, the only one of a Job.
+
+        Args:
+            waiting: why its container does not run.
+            ended: how its container ended last (`lastState.terminated`).
+        """
         name = job["metadata"]["name"]
         trainer = job["kind"] == "PyTorchJob"
         template = (job["spec"]["pytorchReplicaSpecs"]["Worker"] if trainer else job["spec"])[
@@ -139,6 +152,8 @@ class ApiStub:
             if waiting
             else {"running": {"startedAt": "2026-11-24T12:00:00Z"}}
         )
+        last = {} if ended is None else {"lastState": {"terminated": ended}}
+        restarts = 0 if ended is None else 1
         self.logs[pod_name] = log
         self.put(
             {
@@ -152,7 +167,9 @@ class ApiStub:
                 "spec": copy.deepcopy(template["spec"]),
                 "status": {
                     "phase": phase,
-                    "containerStatuses": [{"name": container, "state": state, "restartCount": 0}],
+                    "containerStatuses": [
+                        {"name": container, "state": state, "restartCount": restarts, **last}
+                    ],
                 },
             }
         )

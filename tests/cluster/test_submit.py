@@ -102,6 +102,83 @@ def test_a_pod_that_cannot_start(api: ApiStub, call: Any) -> None:
     assert "cannot start (ImagePullBackOff: it is not there)" in message
 
 
+@pytest.mark.parametrize(
+    ("ended", "code", "said"),
+    [
+        ({"exitCode": 2, "message": "exit 2: alpha: found 3.\n"}, 2, "alpha: found 3"),
+        # torchrun ends with 1 whatever its ranks ended with.
+        ({"exitCode": 1, "message": "exit 4: the disk is full."}, 4, "the disk is full"),
+        ({"exitCode": 3, "message": "a line\nerror: no such cache.\nbye"}, 3, "no such cache"),
+    ],
+)
+def test_an_end_that_restarts_repeat_ends_the_job(
+    api: ApiStub, call: Any, ended: Object, code: int, said: str
+) -> None:
+    """Its pod is up again, and would be until the back-off limit."""
+
+    def script(stub: ApiStub, job: Object) -> None:
+        stub.add_pod(job, log="step 1, loss=2.5\n", ended=ended)
+        stub.set_status(job, {"conditions": [{"type": "Running", "status": "True"}]})
+
+    api.scripts["PyTorchJob"] = script
+    found, _, err = call(*TEACHER, "--run", "exp1", "--timeout_s", "60")
+    assert found == code
+    message = one_error(err)
+    assert f"exit code {code}: {said}" in message
+    assert "holds no GPU" in message
+    assert "step 1, loss=2.5" in err
+    assert not [key for key in api.objects if key[0] == "PyTorchJob"]
+
+
+def test_a_killed_pod_is_no_final_end(api: ApiStub, call: Any) -> None:
+    def script(stub: ApiStub, job: Object) -> None:
+        stub.add_pod(job, log="", ended={"exitCode": 137, "reason": "OOMKilled"})
+        stub.end_job(job, "Succeeded")
+
+    api.scripts["PyTorchJob"] = script
+    assert call(*TEACHER, "--run", "exp1")[0] == 0
+
+
+def test_a_pod_that_ends_again_and_again_is_stuck(api: ApiStub, call: Any) -> None:
+    ended = {"exitCode": 1, "message": "exit 1: no GPU here."}
+    api.scripts["PyTorchJob"] = lambda stub, job: stub.add_pod(
+        job, log="", waiting="CrashLoopBackOff", ended=ended
+    )
+    code, _, err = call(*TEACHER, "--run", "exp1", "--stuck_s", "1")
+    assert code == 1
+    assert "CrashLoopBackOff: exit 1: no GPU here" in one_error(err)
+
+
+def test_a_second_job_of_a_run_is_refused(api: ApiStub, call: Any) -> None:
+    """Another number of nodes, or a rebuilt image, is a job of another name in one folder."""
+    api.scripts["PyTorchJob"] = never_ends
+    assert call(*TEACHER, "--run", "exp1", "--timeout_s", "2")[0] == 124
+    made = list(api.created)
+    (name,) = (item for item in made if item.startswith("PyTorchJob/"))
+    for more in (("--nodes", "3"), ("--image", "other:2")):
+        code, _, err = call(*TEACHER, "--run", "exp1", *more)
+        assert code == 1
+        message = one_error(err)
+        assert f"run exp1: {name.removeprefix('PyTorchJob/')} is running" in message
+        assert "it is not submitted" in message
+    assert api.created == made
+    # Another run's is its own; and so is this one's after the first has ended.
+    assert call(*TEACHER, "--run", "exp2", "--timeout_s", "2")[0] == 124
+    (key,) = [key for key in api.objects if key[0] == "PyTorchJob" and "exp1" in key[2]]
+    api.end_job(api.objects[key], "Failed")
+    assert call(*TEACHER, "--run", "exp1", "--nodes", "3", "--timeout_s", "2")[0] == 124
+
+
+def test_the_configuration_goes_with_its_job(api: ApiStub, call: Any) -> None:
+    api.scripts["PyTorchJob"] = ends("Succeeded")
+    call(*TEACHER, "--run", "exp1")
+    (job,) = (item for key, item in api.objects.items() if key[0] == "PyTorchJob")
+    found = api.get("ConfigMap", job["metadata"]["name"])
+    assert found is not None
+    (owner,) = found["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("PyTorchJob", job["metadata"]["uid"])
+
+
 def test_an_unreachable_cluster(
     api: ApiStub, call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -115,7 +192,7 @@ def test_an_unreachable_cluster(
 
 def test_a_volume_that_is_not_there(api: ApiStub, call: Any) -> None:
     image = EXAMPLE_IMAGES["cache-teacher"]
-    code, _, err = call("cache-teacher", "--overlay", "hyperpod-p5", "--image", image)
+    code, _, err = call("cache-teacher", "--overlay", "hyperpod", "--image", image)
     assert code == 1
     message = one_error(err)
     assert "persistentvolumeclaim fsx-claim: not in namespace hyperpod-ns-distill" in message

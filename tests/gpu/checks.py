@@ -31,6 +31,8 @@ CHECKS = (
           "tests.gpu.precision:runs_against_float32", limit_s=400),
     Check("float16", "does a run in float16 follow float32",
           "tests.gpu.precision:float16", gpus=1, limit_s=300),
+    Check("memory", "is the peak memory of a training the forecast one",
+          "tests.gpu.memory:against_the_forecast", gpus=1, limit_s=300),
     Check("resume", "does a run stopped by SIGTERM go on as if nobody had stopped it",
           "tests.gpu.runs:resumed", limit_s=300),
     Check("two-processes", "do two processes train as one",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.observe.metrics import read_metrics
+from tests.bench.sequence_parallel import differences, run_processes
 from tests.conftest import Tiny
 from tests.ranks import run_ranks
 from tests.stage_runner import Running
@@ -51,7 +52,8 @@ def test_two_slices_are_one_pass(
         *sliced, "--train.tiled_mlp", "true", "--train.offload_activations", "true",
         "--student.gradient_checkpointing", "true", "--train.zero_stage", "3",
     )  # fmt: skip
-    _run(start, 1, flags, tmp_path / "one")
+    sliced = (*sliced, "--train.zero_stage", "2")
+    _run(start, 1, flags, tmp_path / "one", "--train.zero_stage", "2")
     _run(start, 2, flags, tmp_path / "two", *saving)
     # One process begins, two slices go on from its checkpoint.
     folder = tmp_path / "both"
@@ -66,3 +68,15 @@ def test_two_slices_are_one_pass(
         assert _values(other) == pytest.approx(expected, rel=MOST), other.name
         for name, weight in load_file(other / "model/model.safetensors").items():
             testing.assert_close(weight, weights[name], rtol=MOST, atol=MOST, msg=name)
+
+
+@pytest.mark.slow
+def test_families_and_one_that_has_no_slices() -> None:
+    """Shared heads of keys, sliding windows; short convolutions are found out by the trial."""
+    arms = [("mqa", False), ("gemma3", False)]
+    one, two = run_processes(1, arms), run_processes(2, [*arms, ("lfm2", False)])
+    for arm in arms:
+        loss, weights = differences(one[arm], two[arm])
+        assert loss < 1e-6, arm
+        assert weights < MOST, arm
+    assert "slices change the hidden states of Lfm2ForCausalLM by" in two["lfm2", False]

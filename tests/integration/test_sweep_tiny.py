@@ -164,7 +164,7 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not(
     (begun,) = out.glob(mark)
     lock = begun.parents[2] / LOCK_FILE
     sweep.kill()
-    os.killpg(int(lock.read_text()), signal.SIGKILL)
+    os.killpg(json.loads(lock.read_text())["pid"], signal.SIGKILL)
     sweep.wait()
     assert not list(out.glob("runs/*/finished.json"))
     real_stage("sweep", _flags(file), timeout=600).ok()

@@ -124,6 +124,7 @@ def student_cost(recipe: Student, folder: Path) -> StudentCost:
     memory = training_memory(
         shape, run.student, run.train, run.loss,
         tokens=tokens, world_size=recipe.gpus, dtype=run.train.dtype(on_gpu=True),
+        device_bytes=int(recipe.device.memory_gib * GIB),
     )  # fmt: skip
     flops = training_flops(shape, run.student, tokens=TOKENS)
     return StudentCost(

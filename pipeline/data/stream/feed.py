@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
-from pipeline.data.collate import Batch
 from pipeline.data.stream.train_stream import StepBatch
 from pipeline.data.transfer import Sent, Transfer
 
@@ -21,7 +20,6 @@ class StepFeed:
         transfer: Transfer,
         *,
         ready: Callable[[], bool],
-        mine: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
         """Read nothing yet.
 
@@ -29,12 +27,10 @@ class StepFeed:
             steps: of the stream.
             transfer: to the device.
             ready: whether the next step is there without waiting; asked by `look_ahead` only.
-            mine: takes this process's part of a micro-batch, on the host.
         """
         self._steps = steps
         self._transfer = transfer
         self._ready = ready
-        self._mine = mine
         self._ahead: tuple[StepBatch, list[Sent]] | None = None
         self._error: Exception | None = None
 
@@ -71,4 +67,4 @@ class StepFeed:
 
     def _next(self) -> tuple[StepBatch, list[Sent]]:
         step = next(self._steps)
-        return step, [self._transfer.send(self._mine(batch)) for batch in step.micro_batches]
+        return step, [self._transfer.send(batch) for batch in step.micro_batches]

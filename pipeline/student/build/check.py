@@ -17,8 +17,8 @@ from pipeline.student.build.weights import tensor_shapes
 from pipeline.student.forward.attention import attention_order, require_attention
 from pipeline.student.forward.router import router_loss
 from pipeline.student.sequence.check import check_sequence_settings
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = ["check_student"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config.files import read_config_file
 from pipeline.errors import ConfigError
 from pipeline.student.forward.reached import branches, unreached_parameters
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.student import StudentSettings
 
 __all__ = [
     "apply_freezing",

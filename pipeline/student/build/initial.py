@@ -19,7 +19,7 @@ from pipeline.models.load import load_causal_lm
 from pipeline.models.resolved import ResolvedModel
 from pipeline.student.build.prune import prune_model
 from pipeline.student.build.reconstruct import reconstruct_student
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.student import StudentSettings
 
 __all__ = ["initial_identity", "make_initial_student"]
 

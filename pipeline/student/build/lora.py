@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.program import how_to_install
-from pipeline.student.settings import LoraSettings
+from pipeline.student.settings.student import LoraSettings
 
 __all__ = ["adapter_files", "add_lora", "check_lora", "merged_state"]
 

@@ -13,7 +13,7 @@ from pipeline.errors import ModelError
 from pipeline.models.load import with_first_attention
 from pipeline.student.build.prune import pruned_config
 from pipeline.student.forward.attention import fit_attention, make_known
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.student import StudentSettings
 
 __all__ = ["build_skeleton"]
 

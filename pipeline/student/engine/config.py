@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import Mistakes
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = ["check_parallel", "deepspeed_config"]
 
@@ -56,6 +56,8 @@ def _zero(settings: TrainSettings, *, dtype: str, world_size: int, on_gpu: bool)
         "reduce_bucket_size": _elements(settings.reduce_bucket_mb, 4 if wide else 2),
         "allgather_bucket_size": _elements(settings.gather_bucket_mb, _size(dtype)),
     }
+    if settings.optim == "muon":
+        zero["reduce_scatter"] = False  # it needs whole matrices
     if stage == 3:
         zero |= {
             "stage3_prefetch_bucket_size": _elements(settings.prefetch_bucket_mb, _size(dtype)),

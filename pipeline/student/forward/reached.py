@@ -21,8 +21,11 @@ def unreached_parameters(model: Any) -> set[str]:
     what text lacks (the cross-attention of a model that also sees).
 
     Args:
-        model: a causal language model; its weights may be missing or partitioned.
+        model: a causal language model; its weights may be missing or partitioned. Of a module
+            that is none of transformers' everything counts as reached.
     """
+    if not hasattr(model, "get_output_embeddings"):
+        return set()
     parts = [text_body(model), model.get_input_embeddings(), model.get_output_embeddings()]
     reached = {id(p) for part in parts if part is not None for p in part.parameters()}
     for layer in _idle_layers(model):

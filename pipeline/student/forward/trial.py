@@ -34,8 +34,9 @@ __all__ = [
 
 _LENGTHS = (11, 13, 6)
 _FLOAT32 = 1e-4
-_ROUNDED = 5e-2
-"""16 bit: of the middle token. Other shapes round differently; experts that score alike swap."""
+_ROUNDED = 1e-1
+"""16 bit: of the middle token. Other shapes round differently (0.01 in 30 layers of bfloat16), and
+experts that score alike swap; what neighbours do is measured apart, and finer."""
 _ROUNDED_NEIGHBOURS = 1e-3
 """16 bit: of the worst token, in rows of the same shape, whose arithmetic is the same. Kernels that
 add in any order differ from themselves; their neighbours may change eight times as much."""
@@ -136,8 +137,8 @@ def trial_lengths(
     """Return the lengths of the sequences of the trial.
 
     A model that attends in chunks does so after thousands of tokens only, and rotations may change
-    with the longest position of a row: where rows or sequences will be that long, the first
-    sequence of the trial is too.
+    with the longest position of a row. Where rows or sequences will be that long, the first
+    sequence of the trial is too: a chunk ends within the second.
 
     Args:
         model: whose config names the number.
@@ -147,15 +148,15 @@ def trial_lengths(
     config = text_config(model)
     ropes = [getattr(config, name, None) or {} for name in ("rope_parameters", "rope_scaling")]
     rope = next((rope for rope in ropes if rope), {})
-    limits = [(getattr(config, "attention_chunk_size", None), longest_row)]
+    limits = [(getattr(config, "attention_chunk_size", None), longest_row, -_LENGTHS[1] // 2)]
     if rope.get("rope_type") in ("longrope", "dynamic"):
         named = rope.get("original_max_position_embeddings")
         named = named or getattr(config, "original_max_position_embeddings", None)
-        limits.append((named, longest_sequence))
+        limits.append((named, longest_sequence, 1))
     first = _LENGTHS[0]
-    for limit, longest in limits:
+    for limit, longest, beyond in limits:
         if isinstance(limit, int) and (longest is None or limit < longest):
-            first = max(first, limit + 1)
+            first = max(first, limit + beyond)
     return (first, *_LENGTHS[1:])
 
 
@@ -275,6 +276,12 @@ class _Missing(logging.Handler):
 @contextmanager
 def _missing_packages() -> Iterator[set[str]]:
     """While open, collect what transformers warns of once a process, instead of printing it."""
+    from transformers.utils import logging as transformers_logging
+
+    # A pass before may have been warned already; what is collected here is not warned again.
+    forget = getattr(transformers_logging.warning_once, "cache_clear", None)
+    if forget is not None:
+        forget()
     logger = logging.getLogger("transformers.integrations.hub_kernels")
     handler, passes_on = _Missing(), logger.propagate
     logger.addHandler(handler)

@@ -20,6 +20,7 @@ from pipeline.errors import ModelError
 __all__ = ["AttentionRefusedError", "register_varlen", "varlen_attention"]
 
 _WIDEST = 256
+_TYPES = (torch.float16, torch.bfloat16)
 
 
 class AttentionRefusedError(ModelError):
@@ -120,7 +121,7 @@ def _refuse(
         found = "queries and keys of different lengths"
     if found is None and query_BHTD.shape[-1] > _WIDEST:
         found = f"heads of {query_BHTD.shape[-1]} numbers"
-    if found is None and query_BHTD.dtype not in (torch.float16, torch.bfloat16):
+    if found is None and query_BHTD.dtype not in _TYPES:
         found = f"queries in {str(query_BHTD.dtype).removeprefix('torch.')}"
     if found is not None:
         raise AttentionRefusedError(

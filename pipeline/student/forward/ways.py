@@ -63,9 +63,11 @@ class BodyForward:
             return self._pass(input_ids_1T, position_ids_1T, extra)
         ids = torch.split(input_ids_1T, list(lengths), 1)
         positions = torch.split(position_ids_1T, list(lengths), 1)
+        # Agreed first: between passes, one rank's sum would meet another's gathered weights.
+        most = _most_passes(self.body, len(ids), input_ids_1T.device)
         outputs = [self._pass(*row, {}) for row in zip(ids, positions, strict=True)]
         hidden_TD = torch.cat([output.hidden_TD for output in outputs])
-        for _ in range(_most_passes(self.body, len(ids), input_ids_1T.device) - len(ids)):
+        for _ in range(most - len(ids)):
             idle = self._pass(input_ids_1T[:, :1], position_ids_1T[:, :1], {})
             # In the graph, so that the backward gathers what the other ranks' gathers.
             hidden_TD = hidden_TD + 0.0 * idle.hidden_TD.sum()

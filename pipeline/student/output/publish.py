@@ -16,7 +16,7 @@ from pipeline.student.build.vocabulary import StudentVocabulary
 from pipeline.student.output.card import CardFacts, student_card
 from pipeline.student.output.export import export_student
 from pipeline.student.output.hub import CheckpointUploads, push_to_hub
-from pipeline.student.settings import OutputSettings, StudentSettings
+from pipeline.student.settings.student import OutputSettings, StudentSettings
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
 
 __all__ = ["Publisher", "push_if_asked"]

@@ -19,6 +19,7 @@ from pipeline.errors import ModelError
 __all__ = ["SequenceAttention", "attention_by_sequence"]
 
 _NAME = "sequence_parallel"
+_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 Core = Callable[..., Any]
 
@@ -39,11 +40,10 @@ class SequenceAttention:
         """Tokens of each sequence of the pass, padding included; set before each forward pass."""
 
     def install(self, model: Any) -> None:
-        """Let every layer of a transformers model, loaded with sdpa or flash, call this one."""
+        """Let every layer of a transformers model call this one, around the kernels it used."""
         from transformers import AttentionInterface
 
-        if model.config._attn_implementation.startswith("flash"):
-            self._core = _flash_by_sequence
+        self._core = _CORES.get(model.config._attn_implementation, _sdpa_by_sequence)
         # No function for masks goes with the name: models then make none for their slice.
         AttentionInterface.register(_NAME, self)
         model.set_attn_implementation(_NAME)
@@ -94,7 +94,10 @@ class SequenceAttention:
         self, module: Any, query_1HTd: Any, key_1HTd: Any, value_1HTd: Any, mask: Any, **kwargs: Any
     ) -> tuple[Any, None]:
         assert sum(self.lengths) == query_1HTd.shape[2], "lengths of another pass"
-        return self._core(query_1HTd, key_1HTd, value_1HTd, self.lengths, **kwargs), None
+        for name in (*_BOUNDARIES, "position_ids"):
+            kwargs.pop(name, None)
+        states = (query_1HTd, key_1HTd, value_1HTd)
+        return self._core(module, *states, self.lengths, **kwargs), None
 
 
 def attention_by_sequence(
@@ -156,13 +159,14 @@ def attention_by_sequence(
 
 
 def _sdpa_by_sequence(
-    query_1HTd: Any, key_1HTd: Any, value_1HTd: Any, lengths: tuple[int, ...], **kwargs: Any
-) -> Any:
+    module: Any, query_1HTd: Any, key_1HTd: Any, value_1HTd: Any, lengths: tuple[int, ...],
+    **kwargs: Any,
+) -> Any:  # fmt: skip
     if kwargs.get("softcap") is not None:
         raise ModelError(
-            "the student's attention caps its scores, which sdpa does not",
+            f"{type(module).__name__} caps its scores, which sdpa does not",
             expected="flash attention, under train.sequence_parallel_size",
-            do="train with --use_flash_attention, or another student",
+            do="train with --student.attention flash, or another student",
         )
     names = ("dropout", "scaling", "sliding_window")
     taken = {name: kwargs[name] for name in names if name in kwargs}
@@ -170,13 +174,12 @@ def _sdpa_by_sequence(
 
 
 def _flash_by_sequence(
-    query_1HTd: Any, key_1HTd: Any, value_1HTd: Any, lengths: tuple[int, ...], **kwargs: Any
-) -> Any:
+    module: Any, query_1HTd: Any, key_1HTd: Any, value_1HTd: Any, lengths: tuple[int, ...],
+    **kwargs: Any,
+) -> Any:  # fmt: skip
     """Call transformers' flash attention, not by its interface: that reads the model's config."""
-    import torch
     from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
-    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query_1HTd.device)
     return _flash_attention_forward(
         *(x.transpose(1, 2) for x in (query_1HTd, key_1HTd, value_1HTd)),
         None,
@@ -186,9 +189,35 @@ def _flash_by_sequence(
         softmax_scale=kwargs.get("scaling"),
         sliding_window=kwargs.get("sliding_window"),
         softcap=kwargs.get("softcap"),
-        cu_seq_lens_q=ends,
-        cu_seq_lens_k=ends,
-        max_length_q=max(lengths),
-        max_length_k=max(lengths),
         attn_implementation="flash_attention_2",
+        **_boundaries(lengths, query_1HTd.device),
     )
+
+
+def _varlen_by_sequence(
+    module: Any, query_1HTd: Any, key_1HTd: Any, value_1HTd: Any, lengths: tuple[int, ...],
+    **kwargs: Any,
+) -> Any:  # fmt: skip
+    from pipeline.student.forward.varlen import varlen_attention
+
+    found = _boundaries(lengths, query_1HTd.device)
+    output, _ = varlen_attention(
+        module, query_1HTd, key_1HTd, value_1HTd, None, **{**kwargs, **found}
+    )
+    return output
+
+
+def _boundaries(lengths: tuple[int, ...], device: Any) -> dict[str, Any]:
+    """Return where the sequences of the whole row begin, by the names of transformers."""
+    from pipeline.student.forward.ways import boundaries
+
+    found = boundaries(lengths, device)
+    return {name: found[name] for name in _BOUNDARIES}
+
+
+_CORES: dict[str, Core] = {
+    "torch_varlen": _varlen_by_sequence,
+    "flash_attention_2": _flash_by_sequence,
+    "sdpa": _sdpa_by_sequence,
+    "eager": _sdpa_by_sequence,
+}

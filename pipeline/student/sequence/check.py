@@ -7,8 +7,8 @@ from typing import Any
 from pipeline.errors import ConfigError, Mistakes
 from pipeline.student.forward.body import text_body, text_config
 from pipeline.student.sequence.memory import dense_mlps
-from pipeline.student.sequence_settings import SequenceSettings
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.sequence import SequenceSettings
+from pipeline.student.settings.student import StudentSettings
 
 __all__ = ["check_sequence_settings"]
 
@@ -29,16 +29,22 @@ def check_sequence_settings(model: Any, settings: StudentSettings, train: Sequen
     """
     mistakes = Mistakes()
     if train.sequence_parallel_size > 1:
-        if settings.forward == "alone":
-            mistakes.add(
-                f"train.sequence_parallel_size: found {train.sequence_parallel_size} with "
-                "student.forward alone, whose passes of one sequence each have no slices; expected "
-                "student.forward auto or packed"
-            )
+        for option, value, unfit, why in (
+            ("forward", settings.forward, "alone", "whose passes of one sequence have no slices"),
+            ("attention", settings.attention, "flex", "whose masks are those of a slice"),
+            ("router_aux_loss", settings.router_aux_loss, "config", "which needs whole passes"),
+        ):
+            if value == unfit:
+                mistakes.add(
+                    f"train.sequence_parallel_size: found {train.sequence_parallel_size} with "
+                    f"student.{option} {value}, {why}; expected one of the two"
+                )
         with mistakes.collected():
             _check_heads(model, train.sequence_parallel_size)
         with mistakes.collected():
-            _check_layers(model, train.sequence_parallel_size, flash=settings.use_flash_attention)
+            _check_layers(
+                model, train.sequence_parallel_size, flash=settings.chosen_attention == "flash"
+            )
     if train.tiled_mlp:
         with mistakes.collected():
             dense_mlps(model)

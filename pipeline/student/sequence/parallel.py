@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from pipeline.data.collate import Batch
+from pipeline.data.stream.train_stream import StepBatch
 from pipeline.errors import ModelError
 from pipeline.loss.targets import LossTerms
 from pipeline.student.forward.ways import BodyForward
@@ -61,6 +65,15 @@ class SequenceParallel:
     def slice(self, batch: Batch) -> BatchSlice:
         """Return this process's slice of a micro-batch, which is on the CPU."""
         return slice_batch(batch, part=self.group.part, size=self.group.size)
+
+    def slice_steps(
+        self, steps: Generator[StepBatch, None, None]
+    ) -> Generator[StepBatch, None, None]:
+        """Yield the steps with this process's slices in them; closing it closes `steps`."""
+        with closing(steps):
+            for step in steps:
+                mine = [self.slice(batch).batch for batch in step.micro_batches]
+                yield replace(step, micro_batches=mine)
 
     def join(self, terms: LossTerms, part: BatchSlice) -> LossTerms:
         """Return the terms of all slices of a held-out batch, on every process of the group."""

@@ -64,8 +64,8 @@ def slice_batch(batch: Batch, *, part: int, size: int) -> BatchSlice:
     padding = bounds[-1] - tokens
     start, stop = bounds[part], bounds[part + 1]
     # Places ascend, so that the targets of a slice are a stretch and need no copy.
-    cuts = torch.searchsorted(batch.label_index_N, torch.tensor(bounds)).tolist()
-    first, last = cuts[part], cuts[part + 1]
+    edges = torch.searchsorted(batch.label_index_N, torch.tensor(bounds)).tolist()
+    first, last = edges[part], edges[part + 1]
     targets: dict[str, Any] = {}
     for name in _BY_TOKEN:
         value = getattr(batch, name)
@@ -79,7 +79,7 @@ def slice_batch(batch: Batch, *, part: int, size: int) -> BatchSlice:
             lengths=(*batch.lengths, padding) if padding else batch.lengths,
             **targets,
         ),
-        counts=tuple(b - a for a, b in pairwise(cuts)),
+        counts=tuple(b - a for a, b in pairwise(edges)),
     )
 
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from pipeline.errors import ModelError
 from pipeline.student.forward.body import text_config
+from pipeline.student.forward.trial import quiet_passes, relative_errors, trial_row
 from pipeline.student.forward.ways import BodyForward
 from pipeline.student.sequence.groups import SequenceGroup
 from pipeline.student.sequence.sliced import SlicedForward
@@ -68,24 +69,16 @@ def run_slice_trial(
     """
     lengths = trial_lengths(model, group.size)
     total = sum(lengths)
-    ids_1T = (torch.arange(total) * 7919 + 104729)[None] % int(text_config(model).vocab_size)
-    positions_1T = torch.cat([torch.arange(length) for length in lengths])[None]
-    ids_1T, positions_1T = ids_1T.to(device), positions_1T.to(device)
+    ids_1T, positions_1T = trial_row(model, lengths, device)
     each = total // group.size
     mine = slice(group.part * each, (group.part + 1) * each)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            expected_SD = whole(ids_1T, positions_1T, lengths).hidden_TD[mine].double()
-            install()
-            found_SD = sliced(ids_1T[:, mine], positions_1T[:, mine], lengths).hidden_TD
-    finally:
-        model.train(training)
-    error_S = (found_SD.double() - expected_SD).norm(dim=-1)
-    error_S = error_S / expected_SD.norm(dim=-1).clamp(min=1e-12)
+    with quiet_passes(model):
+        expected_SD = whole(ids_1T, positions_1T, lengths).hidden_TD[mine]
+        install()
+        found_SD = sliced(ids_1T[:, mine], positions_1T[:, mine], lengths).hidden_TD
+    error_S = relative_errors(found_SD, expected_SD)
     is_float32 = found_SD.dtype == torch.float32
-    error = (error_S.max() if is_float32 else error_S.median()).nan_to_num(float("inf"))
+    error = error_S.max() if is_float32 else error_S.median()
     dist.all_reduce(error, op=dist.ReduceOp.MAX)
     bound = _FLOAT32 if is_float32 else _ROUNDED
     if not float(error) <= bound:

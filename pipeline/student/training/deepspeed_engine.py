@@ -13,15 +13,19 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DistillError, ModelError, ResumeError, StoreError
 from pipeline.models.device import uses_gpu
-from pipeline.storage.local import require_writable
+from pipeline.student.engine.average import WeightAverage
 from pipeline.student.engine.config import deepspeed_config
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.engine.deepspeed_parts import (
+    keep_gradient_norm,
+    make_muon,
+    one_kind_of_zero_optimizer,
+)
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.optimizer import make_optimizer, make_schedule
 
 __all__ = [
     "DeepSpeedEngine",
-    "check_offload_folder",
     "init_distributed",
     "prepare_zero3",
     "process_store",
@@ -91,31 +95,6 @@ def process_store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-def check_offload_folder(settings: TrainSettings, *, on_gpu: bool) -> None:
-    """Reject an offload folder that cannot be written, or that DeepSpeed cannot use here.
-
-    Raises:
-        StoreError: it cannot be made or written.
-        ConfigError: this machine lacks what asynchronous file access is built from.
-    """
-    if settings.offload_folder is None:
-        return
-    require_writable(Path(settings.offload_folder), "train.offload_folder")
-    if not on_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from deepspeed.accelerator import get_accelerator
-
-    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
-    if builder is None or not builder.is_compatible(verbose=False):
-        raise ConfigError(
-            f"train.offload_folder: found {settings.offload_folder}, and DeepSpeed's asynchronous "
-            "file access cannot be built here",
-            expected="libaio with its headers, and a C++ compiler",
-            do="install libaio-dev (Debian) or libaio-devel, or leave train.offload_folder out, "
-            "which offloads to CPU memory",
-        )
-
-
 def _host_group(distributed: Distributed) -> Any:
     """Return the group over which hosts exchange what is not on a device; None is the default one.
 
@@ -148,29 +127,6 @@ def prepare_zero3(
         unset_hf_deepspeed_config()
 
 
-@contextmanager
-def _one_kind_of_zero_optimizer() -> Iterator[None]:
-    """While open, stage 1 in bfloat16 with float32 sums is ZeRO's optimiser, as in float16.
-
-    DeepSpeed has another one for this case alone, whose checkpoints do not go to a run with
-    another number of passes a step and which prints its memory while it is made.
-    """
-    from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION
-    from deepspeed.runtime.engine import DeepSpeedEngine as Engine
-
-    choose = Engine._do_optimizer_sanity_check
-
-    def chosen(self: Any, optimizer: Any) -> Any:
-        wrapper = choose(self, optimizer)
-        return ZERO_OPTIMIZATION if wrapper == BFLOAT16 else wrapper
-
-    Engine._do_optimizer_sanity_check = chosen
-    try:
-        yield
-    finally:
-        Engine._do_optimizer_sanity_check = choose
-
-
 class DeepSpeedEngine:
     """A student under ZeRO: steps over micro-batches, checkpoints, gathered weights."""
 
@@ -199,12 +155,13 @@ class DeepSpeedEngine:
         self._hosts = _host_group(distributed)
         config = deepspeed_config(settings, dtype=dtype, world_size=world_size, on_gpu=uses_gpu())
         config["checkpoint"] = {"load_universal": rank_free}
+        make = make_muon if settings.optim == "muon" else make_optimizer
         try:
-            with _one_kind_of_zero_optimizer():
+            with one_kind_of_zero_optimizer():
                 self._engine, *_ = deepspeed.initialize(
                     model=module,
                     model_parameters=[p for p in module.parameters() if p.requires_grad],
-                    optimizer=make_optimizer(settings, optimizer_groups),
+                    optimizer=make(settings, optimizer_groups),
                     lr_scheduler=partial(make_schedule, settings, total_steps=total_steps),
                     config=config,
                     dist_init_required=False,
@@ -218,6 +175,15 @@ class DeepSpeedEngine:
             # It copies all gradients into one tensor and back to add up what one rank has: 8 % of
             # a step of the default run.
             self._engine.enable_backward_allreduce = False
+
+        if self._stage == 0:
+            keep_gradient_norm(self._engine)
+        self._average = None
+        if settings.ema_decay is not None:
+            self._average = WeightAverage(
+                [(name, p) for name, p in module.named_parameters() if p.requires_grad],
+                decay=settings.ema_decay, rank=distributed.rank, world_size=world_size,
+            )  # fmt: skip
 
     @property
     def module(self) -> Any:
@@ -248,7 +214,14 @@ class DeepSpeedEngine:
             self._engine.backward(output[0])
             self._engine.step()
             outputs.append(output)
+        if self._average is not None and self._engine.was_step_applied():
+            self._average.update()
         return outputs
+
+    def use_average(self) -> None:
+        """Replace the weights by their moving average, where there is one; training is over."""
+        if self._average is not None:
+            self._average.to_weights()
 
     def evaluate(self, batch: dict[str, Any]) -> Any:
         """Run the module without gradients."""
@@ -318,6 +291,8 @@ class DeepSpeedEngine:
             self._engine.save_checkpoint(
                 str(folder.parent), tag=folder.name, client_state=state, save_latest=False
             )
+            if self._average is not None:
+                self._average.save(folder)
         except (OSError, RuntimeError) as error:
             raise StoreError(
                 f"{folder}: the checkpoint cannot be written ({str(error).splitlines()[0]})",
@@ -325,8 +300,12 @@ class DeepSpeedEngine:
                 "complete checkpoint",
             ) from error
 
-    def load(self, folder: Path) -> int:
+    def load(self, folder: Path, *, average: Path | None = None) -> int:
         """Load what `save` wrote and return the step.
+
+        Args:
+            folder: of the checkpoint, or of its rank-free form.
+            average: the checkpoint's own folder, where `folder` is another.
 
         Raises:
             ResumeError: the files do not fit this engine.
@@ -346,6 +325,8 @@ class DeepSpeedEngine:
             raise ResumeError(f"{folder}: holds no DeepSpeed checkpoint")
         if self._rank_free and self._stage == 3:
             self._mend_universal_load(groups)
+        if self._average is not None:
+            self._average.load(average or folder)
         return int(state["step"])
 
     def _base_optimizer(self) -> Any:
@@ -362,8 +343,10 @@ class DeepSpeedEngine:
         for state in optimizer.state.values():
             if "step" in state:
                 state["step"] = state["step"].clone()
-        for loaded, own in zip(optimizer.param_groups, groups, strict=True):
-            loaded["weight_decay"] = own["weight_decay"]
+        rates = self._engine.lr_scheduler.get_last_lr()
+        for loaded, own, rate in zip(optimizer.param_groups, groups, rates, strict=True):
+            loaded.update(weight_decay=own["weight_decay"], lr=rate)
+            loaded.update({key: own[key] for key in ("initial_lr",) if key in own})
 
     def gathered_state(self, model: Any) -> dict[str, Any] | None:
         """Return the full weights of `model` on the CPU at rank 0, None on the others."""

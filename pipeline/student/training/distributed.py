@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +42,8 @@ def read_distributed() -> Distributed:
             LOCAL_RANK="0",
             WORLD_SIZE="1",
             MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(_free_port()),
+            # Whichever is free: nobody else has to find it, and two runs cannot choose the same.
+            MASTER_PORT="0",
         )
         return Distributed(rank=0, local_rank=0, world_size=1)
     missing = [name for name in _NAMES if name not in present]
@@ -84,9 +84,3 @@ def peer_errors(distributed: Distributed) -> Iterator[None]:
             f"rank {distributed.rank} lost another rank ({text.strip().splitlines()[0][:160]})",
             do="run the same command again; it goes on from the last complete checkpoint",
         ) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

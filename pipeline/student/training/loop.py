@@ -24,9 +24,9 @@ from pipeline.loss.settings import LossSettings
 from pipeline.observe.metrics import METRICS_FILE, MetricSink, read_metrics
 from pipeline.progress import Progress
 from pipeline.storage import Store
-from pipeline.student.profile_window import profile_window
 from pipeline.student.sequence.parallel import SequenceParallel
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.profile_window import profile_window
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
 from pipeline.student.training.evaluation import HeldoutEvaluation
@@ -75,10 +75,21 @@ class TrainLoop:
         evaluation: HeldoutEvaluation,
         sinks: MetricSink,
         checkpoints: Checkpoints,
-        sequence: SequenceParallel,
         agree: Agree | None = None,
+        sequence: SequenceParallel | None = None,
     ) -> None:
-        """Keep the parts; `agree` is how ranks agree on damaged shards, None where they stop it."""
+        """Keep the parts.
+
+        Args:
+            settings: of the run.
+            engine: with the student.
+            stream: of the training rows.
+            evaluation: of the held-out ones.
+            sinks: for what is logged.
+            checkpoints: of the run.
+            agree: how ranks agree on damaged shards; None where they stop the run.
+            sequence: how ranks share a pass; None where they do not.
+        """
         self._sequence = sequence
         self._settings = settings
         self._engine = engine
@@ -161,6 +172,8 @@ class TrainLoop:
                         f"stopped by SIGTERM after step {done} of {total_steps}",
                         do="run the same command again; it goes on from there",
                     )
+        # Evaluated and exported at the end; checkpoints hold both.
+        self._engine.use_average()
         if train.evaluate == "never":
             return before, None
         after = self._evaluation.run()
@@ -207,12 +220,9 @@ class TrainLoop:
         steps = self._stream.steps(start, self._settings.total_steps, agree=self._agree)
         # Where ranks compare what they found before each step, all have to ask at the same time.
         ready = (lambda: False) if self._agree is not None else self._stream.is_ready
-        return StepFeed(
-            steps,
-            Transfer(self._engine.device),
-            ready=ready,
-            mine=lambda batch: self._sequence.slice(batch).batch,
-        )
+        if self._sequence is not None:
+            steps = self._sequence.slice_steps(steps)
+        return StepFeed(steps, Transfer(self._engine.device), ready=ready)
 
     def _profile(self) -> StepProfile:
         """The first rank's: the others do the same, and a trace is large."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.student.train_settings import TrainSettings
+from pipeline.models.device import uses_gpu
+from pipeline.program import how_to_install
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = ["check_schedule", "has_rank_free_form", "make_optimizer", "make_schedule"]
 
@@ -30,8 +34,28 @@ def make_optimizer(settings: TrainSettings, groups: Sequence[dict[str, Any]]) ->
             betas=(settings.adam_beta1, settings.adam_beta2),
             fused=settings.optim == "adamw_torch_fused",
         )
+    if settings.optim == "adamw_8bit":
+        betas = (settings.adam_beta1, settings.adam_beta2)
+        return _adamw_8bit()(list(groups), lr=rate, betas=betas)
     kind = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[settings.optim]
     return kind(list(groups), lr=rate)
+
+
+def _adamw_8bit() -> Any:
+    """Return the class of a package that is installed.
+
+    Raises:
+        ConfigError: none that this machine can use.
+    """
+    if uses_gpu() and importlib.util.find_spec("bitsandbytes"):
+        return importlib.import_module("bitsandbytes.optim").AdamW8bit
+    if importlib.util.find_spec("torchao"):
+        return importlib.import_module("torchao.optim").AdamW8bit
+    raise ConfigError(
+        "train.optim: found adamw_8bit without a package that has it",
+        expected="torchao, or bitsandbytes on a GPU",
+        do=f"{how_to_install('student', 'torchao')}, or choose another --optim",
+    )
 
 
 def make_schedule(settings: TrainSettings, optimizer: Any, *, total_steps: int) -> Any:
@@ -59,10 +83,15 @@ def check_schedule(settings: TrainSettings, *, total_steps: int) -> None:
     """Make optimiser and schedule for one number, to see whether they take the settings.
 
     Raises:
-        ConfigError: they do not, such as a learning rate below the one a schedule ends at.
+        ConfigError: they do not, such as a learning rate below the one a schedule ends at, or a
+            package is missing.
     """
     import torch
 
+    if settings.optim == "adamw_8bit":
+        _adamw_8bit()
+    if settings.optim not in (*_STATE_OF_ADAM, "rmsprop"):
+        settings = settings.model_copy(update={"optim": "sgd"})  # the schedule is the same
     try:
         group = {"params": [torch.nn.Parameter(torch.zeros(1))], "weight_decay": 0.0}
         make_schedule(settings, make_optimizer(settings, [group]), total_steps=total_steps)

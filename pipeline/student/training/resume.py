@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ResumeError
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoint, Checkpoints
 from pipeline.student.training.deepspeed_engine import DeepSpeedEngine
 from pipeline.student.training.distributed import Distributed
@@ -70,7 +70,7 @@ def load_resume_point(engine: DeepSpeedEngine, point: ResumePoint, output_dir: P
     copy = rank_free_copy(folder, output_dir, engine.distributed)
     before, now = point.checkpoint.world_size, engine.distributed.world_size
     _log.info("%s was written by %d ranks, resharded for %d", folder, before, now)
-    step = engine.load(copy)
+    step = engine.load(copy, average=folder)
     engine.barrier()
     if engine.distributed.is_first:
         shutil.rmtree(copy.parent)

@@ -150,7 +150,7 @@ def test_values_as_people_type_them(argv: list[str], field: str, value: object) 
 
 
 def test_a_choice_named_like_a_yaml_word() -> None:
-    from pipeline.student.settings import StudentSettings
+    from pipeline.student.settings.student import StudentSettings
 
     class Student(Settings):
         student: StudentSettings = StudentSettings()

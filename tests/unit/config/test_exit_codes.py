@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import errors
 from pipeline.cache.layout.quarantine import QuarantinedRow, describe_quarantine
-from pipeline.errors import EXIT_CODES, CacheError, DistillError, run_command
+from pipeline.errors import (
+    EXIT_CODES,
+    CacheError,
+    DistillError,
+    RowsQuarantined,
+    last_word_code,
+    run_command,
+)
 from stages.distill import _Path
 from stages.options import PAGE, page
 from stages.steps import Steps
@@ -72,3 +80,52 @@ def test_a_command_ends_with_its_errors_code(capsys: pytest.CaptureFixture[str])
 
     assert run_command(done_but_for_a_row) == 5
     assert "complete but for 1 of 9 rows" in capsys.readouterr().err
+
+
+def _run_in_pod(
+    error: Exception, path: Path, monkeypatch: pytest.MonkeyPatch, words: str = ""
+) -> tuple[int, str]:
+    """Return exit code and last words of a program that raises, as the only process of a pod."""
+    path.write_text(words)
+    monkeypatch.setattr(errors, "_LAST_WORDS", str(path))
+    monkeypatch.setenv("DISTILL_POD", "1")
+
+    def main() -> int:
+        raise error
+
+    return run_command(main), path.read_text()
+
+
+def test_in_a_pod_done_but_for_rows_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pod that ends otherwise is started again until the back-off limit."""
+    error = RowsQuarantined("2 of 9 rows are quarantined")
+    assert _run_in_pod(error, tmp_path / "log", monkeypatch) == (0, "")
+    assert capsys.readouterr().err == "warning: 2 of 9 rows are quarantined.\n"
+    monkeypatch.delenv("DISTILL_POD")
+
+    def main() -> int:
+        raise error
+
+    assert run_command(main) == 5
+
+
+def test_in_a_pod_the_cause_is_left_for_who_watches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    code, words = _run_in_pod(CacheError("no cache"), log, monkeypatch)
+    assert (code, last_word_code(words)) == (3, (3, "no cache."))
+    # Another rank's consequence does not take the cause's place; the cause does take its.
+    lost = DistillError("rank 1 lost another rank")
+    assert _run_in_pod(lost, log, monkeypatch, words)[1] == words
+    assert (
+        last_word_code(_run_in_pod(CacheError("no"), log, monkeypatch, "exit 1: lost")[1])[0] == 3
+    )
+    # Nowhere to write to is no error.
+    log.unlink()
+    monkeypatch.setattr(errors, "_LAST_WORDS", str(tmp_path / "none"))
+    assert run_command(lambda: (_ for _ in ()).throw(CacheError("x"))) == 3
+    assert not (tmp_path / "none").exists()
+    assert last_word_code("Traceback ...") == (None, "Traceback ...")

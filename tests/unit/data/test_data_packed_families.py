@@ -52,10 +52,7 @@ def student(request: pytest.FixtureRequest, tmp_path: Path) -> StudentModule:
     torch.manual_seed(0)
     model: Any = hf.AutoModelForCausalLM.from_config(config_of(request.param))
     model.save_pretrained(tmp_path)
-    model = load_student(
-        tmp_path, dtype="float32", gradient_checkpointing=False,
-        trust_remote_code=False,
-    )  # fmt: skip
+    model = load_student(tmp_path, dtype="float32")
     install_distill_head(model, LossSettings(temperature=2.0), valid_vocab=64)
     return StudentModule(model)
 
@@ -98,6 +95,25 @@ def test_packed_equals_alone(student: StudentModule, rows: list[Any]) -> None:
     assert packed == pytest.approx(apart, rel=2e-6)
     assert ours.keys() == theirs.keys()
     assert len(ours) > 20
+    for name, gradient in ours.items():
+        scale = float(theirs[name].abs().max())
+        torch.testing.assert_close(
+            gradient, theirs[name], rtol=1e-4, atol=6e-6 * scale + 1e-9, msg=name
+        )
+
+
+def test_alone_is_one_pass_after_the_other(student: StudentModule, rows: list[Any]) -> None:
+    batch = collate(rows, temperature=2.0)
+    packed, ours = loss_and_gradients(student, [batch])
+    student.body.way = "alone"
+    passes: list[int] = []
+    hook = student.body.body.register_forward_pre_hook(
+        lambda _module, _args, given: passes.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    alone, theirs = loss_and_gradients(student, [batch])
+    hook.remove()
+    assert passes == [len(row.input_ids_L) for row in rows] == list(batch.lengths)
+    assert alone == pytest.approx(packed, rel=2e-6)
     for name, gradient in ours.items():
         scale = float(theirs[name].abs().max())
         torch.testing.assert_close(

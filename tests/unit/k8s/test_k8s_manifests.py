@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
+from k8s.__main__ import main
 from k8s.cluster.kubectl import render_kustomization
 from k8s.cluster.objects import ROOT, find_job, pod_spec
 from k8s.rendering import manifests
@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 def test_every_manifest(capfd: pytest.CaptureFixture[str]) -> None:
     manifests.check_everything()
     output = capfd.readouterr().out
-    for name in ("local-kind", "hyperpod-p5", "hyperpod-p5en", "hyperpod-p4d", "kueue", "katib"):
+    for name in ("local-kind", "hyperpod", "ml.p6-b300.48xlarge", "kueue", "katib"):
         assert name in output
 
 
@@ -37,20 +37,16 @@ def test_the_linters_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monk
         assert name in str(caught.value)
 
 
-def test_an_example_that_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in manifests.example_files():
-        file = tmp_path / "examples" / name
-        file.parent.mkdir(parents=True)
-        file.write_text((ROOT / "examples" / name).read_text() + "# edited\n")
-    (tmp_path / "base").symlink_to(ROOT / "base")
-    monkeypatch.setattr(manifests, "ROOT", tmp_path)
-    with pytest.raises(
-        ConfigError, match="not what the code renders; run `python -m k8s examples`"
-    ):
-        manifests._check_examples()
+def test_the_student_as_a_katib_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["katib"]) == 0
+    *_, experiment = yaml.safe_load_all(capsys.readouterr().out)
+    assert experiment["kind"] == "Experiment"
+    trial = experiment["spec"]["trialTemplate"]["trialSpec"]
+    assert trial["kind"] == "PyTorchJob"
+    assert "--loss.alpha=${trialParameters.alpha}" in str(trial)
 
 
-@pytest.mark.parametrize("overlay", ["local-kind", "hyperpod-p5", "hyperpod-p5en", "hyperpod-p4d"])
+@pytest.mark.parametrize("overlay", ["local-kind", "hyperpod"])
 def test_patches_keep_what_the_base_has(overlay: str) -> None:
     """Without merge keys for the custom resource, a patch of a list would have replaced it."""
     base = render_kustomization(ROOT / "base")
@@ -72,39 +68,3 @@ def test_an_overlay_of_ones_own_in_a_queue() -> None:
         assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "hyperpod-ns-research-localqueue"
         assert metadata["labels"]["kueue.x-k8s.io/priority-class"] == "training-priority"
         assert metadata["namespace"] == "hyperpod-ns-research"
-
-
-def _make(*arguments: str) -> str:
-    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "OVERLAY", "RUN")
-    environment = {name: value for name, value in os.environ.items() if name not in outer}
-    done = subprocess.run(
-        ["make", "--dry-run", *arguments], cwd=ROOT.parent, env=environment,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return " ".join(done.stdout.split())
-
-
-def test_the_targets_are_those_of_one_machine() -> None:
-    local = _make("cache-teacher", "ARGS=--seed 1")
-    assert "-m stages.cache_teacher --seed 1" in local
-    assert "k8s" not in local.replace(str(ROOT.parent), "")
-    cluster = _make(
-        "train-student", "OVERLAY=hyperpod-p5", "RUN=exp1", "NODES=2", "DRY_RUN=1", "ARGS=--seed 1"
-    )
-    assert '-m k8s train-student --overlay "hyperpod-p5" --dry-run --run "exp1"' in cluster
-    assert cluster.endswith('--nodes "2" -- --seed 1')
-    assert "-m stages.train_student" not in cluster
-    assert '--run "default"' in _make("cache-teacher", "OVERLAY=local-kind")
-
-
-def test_the_preparation_has_workers_and_no_nodes() -> None:
-    local = _make("prepare-corpus", "ARGS=--seed 1")
-    assert "-m stages.prepare_corpus --seed 1" in local
-    cluster = _make(
-        "prepare-corpus", "OVERLAY=hyperpod-p5", "RUN=exp1", "WORKERS=4", "NODE_SELECTOR=pool=cpu",
-        "ARGS=--seed 1",
-    )  # fmt: skip
-    assert '-m k8s prepare-corpus --overlay "hyperpod-p5" --run "exp1"' in cluster
-    assert cluster.endswith('--workers "4" --node_selector "pool=cpu" -- --seed 1')
-    # A variable of the environment that is called WORKERS is not the other targets'.
-    assert "--workers" not in _make("cache-teacher", "OVERLAY=local-kind", "WORKERS=4")

@@ -84,7 +84,7 @@ def test_a_sweep_is_one_job_per_point() -> None:
 
 
 def test_sizes_are_set_in_every_field() -> None:
-    student = _render(overlay="hyperpod-p5", nodes=4)
+    student = _render(overlay="hyperpod", nodes=4)
     elastic = student.job["spec"]["elasticPolicy"]
     assert (elastic["minReplicas"], elastic["maxReplicas"]) == (4, 4)
     assert replica_specs(student.job)["Worker"]["replicas"] == 4
@@ -95,23 +95,48 @@ def test_sizes_are_set_in_every_field() -> None:
 @pytest.mark.parametrize(("parallel", "workers"), [(1, 16), (2, 8), (4, 4), (8, 2)])
 def test_a_teacher_has_as_many_workers_as_engines_fit(parallel: int, workers: int) -> None:
     teacher = _render(
-        "cache-teacher", "hyperpod-p4d", nodes=2,
+        "cache-teacher", "hyperpod", nodes=2, instance="p4d",
         flags=["--teacher.tensor_parallel_size", str(parallel)],
     )  # fmt: skip
     assert replica_specs(teacher.job)["Worker"]["replicas"] == workers
     resources = main_container(teacher.job)["resources"]
     assert resources["limits"]["nvidia.com/gpu"] == str(parallel)
-    whole = {"memory": 1024 * 2**30, "cpu": 88.0}
+    whole = {"memory": 1008 * 2**30, "cpu": 88.0}
     from k8s.cluster.instances import quantity
 
     for name, amount in whole.items():
         assert quantity(resources["requests"][name]) * 8 / parallel == pytest.approx(amount)
 
 
+@pytest.mark.parametrize(
+    ("instance", "student", "teachers"),
+    [
+        ("p5en", ("8", "16", "1792Gi"), 16),
+        ("ml.p6-b300.48xlarge", ("8", "16", "3584Gi"), 16),
+        ("p5.4xlarge", ("1", "1", "224Gi"), 2),
+        ("g6e.2xlarge", ("1", None, "56Gi"), 2),
+    ],
+)
+def test_another_type_of_node(
+    instance: str, student: tuple[str, str | None, str], teachers: int
+) -> None:
+    rendered = _render(overlay="hyperpod", instance=instance, nodes=2)
+    container = main_container(rendered.job)
+    limits = container["resources"]["limits"]
+    names = ("nvidia.com/gpu", "vpc.amazonaws.com/efa", "memory")
+    assert tuple(limits.get(name) for name in names) == student
+    assert f"--nproc-per-node={student[0]}" in container["command"]
+    teacher = _render("cache-teacher", "hyperpod", instance=instance, nodes=2)
+    assert replica_specs(teacher.job)["Worker"]["replicas"] == teachers
+    # As many nodes as the overlay has, where none are named.
+    teacher = _render("cache-teacher", "hyperpod", instance=instance)
+    assert replica_specs(teacher.job)["Worker"]["replicas"] == teachers // 2
+
+
 @pytest.mark.parametrize("parallel", [3, 16])
 def test_an_engine_that_does_not_fit_a_node(parallel: int) -> None:
     _rejected(
-        stage="cache-teacher", overlay="hyperpod-p5",
+        stage="cache-teacher", overlay="hyperpod",
         flags=["--teacher.tensor_parallel_size", str(parallel)],
         match=rf"tensor_parallel_size: found {parallel}; expected a divisor of the 8 GPUs that",
     )  # fmt: skip
@@ -145,7 +170,7 @@ def test_a_recipe_renders(teacher: str, student: str, cache: str) -> None:
     """Its cache is on the volume, for both stages alike."""
     caches = set()
     for stage, name in (("cache-teacher", teacher), ("train-student", student)):
-        rendered = _render(stage, "hyperpod-p5", config=f"stages/configs/recipes/{name}.yaml")
+        rendered = _render(stage, "hyperpod", config=f"stages/configs/recipes/{name}.yaml")
         caches.add(_config(rendered)["cache_dir"])
     assert caches == {f"/fsx/runs/{cache}/cache"}
 
@@ -169,14 +194,48 @@ def test_small_files_travel_with_the_configuration(tmp_path: Path) -> None:
     assert TeacherRun.model_validate(_config(teacher)) == teacher.settings
 
 
+def test_a_configuration_carries_no_other_files(tmp_path: Path) -> None:
+    """It may be somebody else's: neither other kinds, nor files from outside its folder."""
+    folder, elsewhere = tmp_path / "config", tmp_path / "home"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "kube.yaml").write_text("users: []\n")
+    (folder / "link.yaml").symlink_to(elsewhere / "kube.yaml")
+    (folder / "netrc").write_text("machine a\n")
+    (folder / "fine.yaml").write_text("unfrozen_parameters: [mlp]\n")
+    (folder / "large.yaml").write_text("#" * 300_000)
+    (folder / "bytes.yaml").write_bytes(b"\xff\xfe")
+
+    def config(file: Path | str, field: str = "layers_to_unfreeze") -> str:
+        path = folder / "student.yaml"
+        path.write_text(yaml.safe_dump({"student": {"freeze": [], field: str(file)}}))
+        return str(path)
+
+    for file, reason in (
+        (elsewhere / "kube.yaml", "expected a file below the configuration's folder"),
+        (folder / "../home/kube.yaml", "expected a file below the configuration's folder"),
+        (folder / "link.yaml", "expected a file below the configuration's folder"),
+        (folder / "netrc", "expected a file that ends in .yaml or .yml"),
+        (folder / "large.yaml", "at most 256 KiB"),
+        (folder / "bytes.yaml", "expected a text in UTF-8"),
+    ):
+        _rejected(config=config(file), match=re.escape(f"found {file}, ") + ".*" + reason)
+    assert _config(_render(config=config(folder / "fine.yaml")))["student"]["layers_to_unfreeze"]
+    for name in ("../../etc", "a/../../b"):
+        _rejected(config=config(name, "model"), match="student.model: found .* without `..`")
+    teacher = folder / "teacher.yaml"
+    teacher.write_text(yaml.safe_dump({"corpus": {"chat_template": "/etc/passwd"}}))
+    _rejected(stage="cache-teacher", config=str(teacher), match="a file that ends in .jinja")
+
+
 def test_what_was_pushed_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="run `make push-images`"):
-        render_job(stage="train-student", run="a", overlay="hyperpod-p5")
+        render_job(stage="train-student", run="a", overlay="hyperpod")
     (tmp_path / "runs/k8s").mkdir(parents=True)
     image = EXAMPLE_IMAGES["train-student"]
     (tmp_path / "runs/k8s/images.json").write_text(json.dumps({"distill-student": image}))
-    rendered = render_job(stage="train-student", run="a", overlay="hyperpod-p5")
+    rendered = render_job(stage="train-student", run="a", overlay="hyperpod")
     assert main_container(rendered.job)["image"] == image
     # Not on a local cluster, which loads its images itself.
     local = render_job(stage="train-student", run="a", overlay="local-kind")
@@ -184,12 +243,22 @@ def test_what_was_pushed_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_namespace() -> None:
-    rendered = _render(overlay="hyperpod-p5", namespace="hyperpod-ns-research")
+    rendered = _render(overlay="hyperpod", namespace="hyperpod-ns-research")
     assert {i["metadata"]["namespace"] for i in rendered.documents} == {"hyperpod-ns-research"}
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no such overlay": ({"overlay": "p6"}, r"overlay 'p6': no such overlay; expected one of hyper"),
+    "no such type of node": (
+        {"overlay": "hyperpod", "instance": "p9"}, r"instance 'p9': none is called so; expected",
+    ),
+    "several types of node": (
+        {"overlay": "hyperpod", "instance": "p5"}, r"several are called so; expected one of ml.p5",
+    ),
+    "a type where none is selected": ({"instance": "p5en"}, r"selects no type of node"),
+    "no network level": (
+        {"topology": "a b"}, r"topology 'a b': not a label of nodes",
+    ),
     "no such field": (
         {"flags": ["--loss.temprature", "2"]}, r"--loss.temprature: unknown flag; did you mean",
     ),
@@ -211,7 +280,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         r"save_location: found both, expected fsx: the training pods see no hub token",
     ),
     "a namespace without resume": (
-        {"overlay": "hyperpod-p5", "namespace": "ml"}, r"found 'ml', expected kubeflow or one that",
+        {"overlay": "hyperpod", "namespace": "ml"}, r"found 'ml', expected kubeflow or one that",
     ),
 }  # fmt: skip
 
@@ -255,7 +324,7 @@ OVERLAYS = {
         r"no Worker with a pod template and containers",
     ),
     "more GPUs than the node has": (
-        _overlay("../overlays/hyperpod-p5", _gpus("limits"), _gpus("requests")),
+        _overlay("../overlays/hyperpod", _gpus("limits"), _gpus("requests")),
         r"nvidia.com/gpu: found 16, expected a divisor of the 8 that ml.p5.48xlarge has",
     ),
 }
@@ -281,7 +350,7 @@ def test_kubectl_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prefetch_carries_both_configurations() -> None:
     documents = prefetch_job(
-        overlay="hyperpod-p5", secret="my-token", image=EXAMPLE_IMAGES["cache-teacher"],
+        overlay="hyperpod", secret="my-token", image=EXAMPLE_IMAGES["cache-teacher"],
         teacher_flags=("--teacher_model", "a/b"), student_flags=("--student_model", "c/d"),
     )  # fmt: skip
     config, job = documents
@@ -292,6 +361,28 @@ def test_prefetch_carries_both_configurations() -> None:
     assert not any("TOKEN" in v["name"] for v in main_container(job)["env"] if "valueFrom" in v)
 
 
+def test_prefetch_of_what_is_public_needs_no_secret() -> None:
+    documents = prefetch_job(
+        overlay="hyperpod", secret="none", image=EXAMPLE_IMAGES["cache-teacher"]
+    )
+    assert "secret" not in str(pod_spec(documents[-1])["volumes"]).lower()
+    assert "HF_TOKEN_PATH" not in str(documents)
+
+
+@pytest.mark.parametrize("overlay", ["hyperpod", "local-kind"])
+def test_teardown_finds_everything_by_one_label(overlay: str) -> None:
+    rendered = _render(overlay=overlay)
+    prefetch = prefetch_job(overlay=overlay, secret="none", image=EXAMPLE_IMAGES["cache-teacher"])
+    volumes = fsx_volume(
+        overlay="hyperpod", subnet="subnet-0123456789abcdef0",
+        security_group="sg-0123456789abcdef0",
+    )  # fmt: skip
+    for item in [*rendered.documents, *prefetch, *volumes]:
+        if item["kind"] not in ("Namespace",) and item["metadata"]["name"] != "fsx-claim":
+            labels = item["metadata"].get("labels") or {}
+            assert labels.get("app.kubernetes.io/part-of") == "offline-distill", item["metadata"]
+
+
 @pytest.mark.parametrize("secret", ["", "Hub Token", "hf_abc"])
 def test_prefetch_without_a_secrets_name(secret: str) -> None:
     with pytest.raises(ConfigError, match=r"not the name of a Secret; expected the one that holds"):
@@ -300,7 +391,7 @@ def test_prefetch_without_a_secrets_name(secret: str) -> None:
 
 def test_the_volume_is_filled_in() -> None:
     volume, claim = fsx_volume(
-        overlay="hyperpod-p5", file_system="fs-0123456789abcdef0", mount_name="abcdefgh",
+        overlay="hyperpod", file_system="fs-0123456789abcdef0", mount_name="abcdefgh",
         region="eu-west-1", storage="4800Gi",
     )  # fmt: skip
     assert volume["metadata"]["name"] == claim["spec"]["volumeName"]
@@ -308,9 +399,19 @@ def test_the_volume_is_filled_in() -> None:
         "dnsname": "fs-0123456789abcdef0.fsx.eu-west-1.amazonaws.com", "mountname": "abcdefgh",
     }  # fmt: skip
     assert claim["metadata"]["namespace"] == "hyperpod-ns-distill"
-    new = fsx_volume(overlay="hyperpod-p5", subnet="subnet-0123456789abcdef0",
+    new = fsx_volume(overlay="hyperpod", subnet="subnet-0123456789abcdef0",
                      security_group="sg-0123456789abcdef0")  # fmt: skip
     assert {item["kind"] for item in new} == {"StorageClass", "PersistentVolumeClaim"}
+    fast = fsx_volume(
+        overlay="hyperpod", subnet="subnet-0123456789abcdef0",
+        security_group="sg-0123456789abcdef0", throughput=1000, efa=True,
+    )  # fmt: skip
+    parameters = next(item for item in fast if item["kind"] == "StorageClass")["parameters"]
+    assert parameters["perUnitStorageThroughput"] == "1000"
+    assert parameters["efaEnabled"] == "true"
+    with pytest.raises(ConfigError, match="THROUGHPUT: found 300; expected 125, 250, 500 or 1000"):
+        fsx_volume(overlay="hyperpod", throughput=300, subnet="subnet-0123456789abcdef0",
+                   security_group="sg-0123456789abcdef0")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -320,4 +421,4 @@ def test_the_volume_is_filled_in() -> None:
 )  # fmt: skip
 def test_half_a_volume(values: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
-        fsx_volume(overlay="hyperpod-p5", **values)
+        fsx_volume(overlay="hyperpod", **values)

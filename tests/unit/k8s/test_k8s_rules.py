@@ -19,14 +19,14 @@ from k8s.rendering.render import RenderedJob, render_job
 @pytest.fixture(scope="module")
 def student() -> RenderedJob:
     return render_job(
-        stage="train-student", run="r", overlay="hyperpod-p5", image=EXAMPLE_IMAGES["train-student"]
+        stage="train-student", run="r", overlay="hyperpod", image=EXAMPLE_IMAGES["train-student"]
     )
 
 
 @pytest.fixture(scope="module")
 def teacher() -> RenderedJob:
     return render_job(
-        stage="cache-teacher", run="r", overlay="hyperpod-p4d",
+        stage="cache-teacher", run="r", overlay="hyperpod", instance="p4d",
         image=EXAMPLE_IMAGES["cache-teacher"],
     )  # fmt: skip
 
@@ -96,6 +96,14 @@ STUDENT: dict[str, tuple[Callable[[Object], Any], str]] = {
         ),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT: found none (torchrun's is 30)",
     ),
+    "a temporary folder without a bound": (
+        lambda j: pod_spec(j)["volumes"].append({"name": "t", "emptyDir": {}}),
+        "volume t: found no sizeLimit",
+    ),
+    "a disk without a request": (
+        lambda j: _container(j)["resources"]["requests"].pop("ephemeral-storage"),
+        "ephemeral-storage: expected a request and a limit",
+    ),
     "another launcher": (
         lambda j: _container(j).update(command=["accelerate", "--nproc-per-node=8"]),
         "expected torchrun",
@@ -109,7 +117,7 @@ STUDENT: dict[str, tuple[Callable[[Object], Any], str]] = {
     ),
     "an unknown type": (
         lambda j: pod_spec(j).update(nodeSelector={"node.kubernetes.io/instance-type": "ml.p9"}),
-        "found ml.p9, expected one of ml.p4d.24xlarge",
+        "found ml.p9, expected one of ml.g6e.2xlarge",
     ),
     "more memory than the node has": (
         lambda j: _resources(j, "memory", "2000Gi"), "found 2000Gi, expected at most 1905Gi",
@@ -216,6 +224,9 @@ def test_a_broken_student(student: RenderedJob, what: str) -> None:
 def test_a_teacher_with_elastic_policy_or_master(teacher: RenderedJob) -> None:
     job = copy.deepcopy(teacher.job)
     assert job_mistakes(job) == []
+    annotations = {"sagemaker.amazonaws.com/enable-job-auto-resume": "true"}
+    job["metadata"]["annotations"] = annotations
+    assert "a resume stops all" in " ".join(job_mistakes(job))
     job["spec"]["elasticPolicy"] = {"minReplicas": 8, "maxReplicas": 8}
     assert "as soon as one worker has no shard left" in " ".join(job_mistakes(job))
     del job["spec"]["elasticPolicy"]
@@ -275,3 +286,19 @@ def test_the_sample_would_not_pass() -> None:
     found = " ".join(document_mistakes([job]))
     for wanted in ("autoscaler", "maxReplicas 64", "torchrun", "looks like a token", "latest"):
         assert wanted in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "machine huggingface.co login me password hunter2", "machine a password b",
+        "aws_secret_access_key = " + "wJalrXUtnFEMI/K7MDENG" * 2, "AWS_SESSION_TOKEN: '" + "x" * 40,
+        '{"auths": {"a": {"auth": "dXNlcjpwYXNzd29yZA=="}}}', "https://me:secret@hub.example/x",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_secret_is_not_uploaded(text: str) -> None:
+    config_map = {
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"},
+        "data": {"config.yaml": text},
+    }  # fmt: skip
+    assert any("looks like a token" in line for line in document_mistakes([config_map]))

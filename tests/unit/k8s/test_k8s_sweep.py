@@ -95,7 +95,7 @@ def test_the_command_prints_every_job(file: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_failed_job_does_not_stop_the_others(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = render_sweep(str(file), overlay="local-kind")
+    jobs = render_sweep(str(file), overlay="local-kind", nodes=1)
     begun: list[str] = []
     followed: list[str] = []
 
@@ -115,6 +115,25 @@ def test_a_failed_job_does_not_stop_the_others(file: Path, monkeypatch: pytest.M
     assert begun == [job.name for job in jobs], "all are there before one is waited for"
     assert followed == [job.name for job in jobs[1:]]
     assert "1 of 4 jobs failed:\n  - it failed" in str(caught.value)
+
+
+@pytest.mark.parametrize("queue", [None, "q"])
+def test_worlds_of_several_nodes_need_a_queue_to_run_together(
+    file: Path, monkeypatch: pytest.MonkeyPatch, queue: str | None
+) -> None:
+    """Half-placed, they would hold their nodes and wait for each other's."""
+    jobs = render_sweep(str(file), overlay="local-kind", nodes=2, queue=queue)
+    events: list[str] = []
+
+    def begin(_job: Any, **_: Any) -> bool:
+        events.append("begin")
+        return True
+
+    monkeypatch.setattr(k8s_sweep, "begin_stage", begin)
+    monkeypatch.setattr(k8s_sweep, "run_to_end", lambda *_, **__: events.append("end"))
+    submit_sweep(jobs, patience=Patience())
+    together = ["begin"] * 4 + ["end"] * 4
+    assert events == (together if queue else ["begin", "end"] * 4)
 
 
 @given(st.text(max_size=100), st.text("0123456789abcdef", min_size=8, max_size=64))

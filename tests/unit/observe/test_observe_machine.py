@@ -17,6 +17,7 @@ from pipeline.observe import (
     peak_rss_bytes,
     total_memory_bytes,
 )
+from pipeline.observe.devices import DEVICES, device_of_driver
 from pipeline.observe.hardware import git_commit, package_versions
 
 _GIB = 1 << 30
@@ -121,3 +122,11 @@ def test_commit_of_a_checkout_a_change_and_a_foreign_repository(
     assert git_commit(inner) is None
     monkeypatch.setenv("DISTILL_COMMIT", "abc")
     assert git_commit(inner) == "abc"
+
+
+def test_a_device_is_known_by_the_drivers_name_or_not_at_all() -> None:
+    """A card whose peak may differ has no name here: a wrong utilisation is worse than none."""
+    assert device_of_driver("NVIDIA H100 80GB HBM3") == DEVICES["h100"]
+    assert device_of_driver("NVIDIA A100-SXM4-80GB") == DEVICES["a100-80gb"]
+    for other in ("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA GH200 480GB", "Tesla T4", ""):
+        assert device_of_driver(other) is None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import ConfigError
+from pipeline.observe.metrics import open_sinks
 from pipeline.observe.prometheus import serve_metrics
+from pipeline.observe.settings import ObserveSettings
 from pipeline.observe.shares import Shares
 
 
@@ -147,3 +151,23 @@ def test_an_address_of_another_machine_is_refused(host: str, port: int) -> None:
 def test_a_missing_package_is_said(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "prometheus_client", None)
     assert "the package prometheus_client is missing" in _refusal(port, "127.0.0.1")
+
+
+def test_what_a_scraper_sees_of_a_training(port: int, tmp_path: Path) -> None:
+    settings = ObserveSettings(prometheus_port=port)
+    sink = open_sinks(settings, tmp_path)
+    sink.log(3, {"train/loss": 2.5, "throughput/tokens_per_s": 100.0})
+    sink.log(4, {"train/loss": 2.25, "heldout/kl_bucketed": float("nan")})
+    seen = _scrape(port)
+    assert seen["distill_step"] == 4
+    assert seen["distill_train_loss"] == 2.25
+    assert seen["distill_throughput_tokens_per_s"] == 100
+    assert math.isnan(seen["distill_heldout_kl_bucketed"])
+    assert "process_resident_memory_bytes" in seen
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        open_sinks(settings, tmp_path)
+    sink.close()
+    with pytest.raises(urllib.error.URLError):
+        _scrape(port)
+    # The other ranks serve nothing.
+    open_sinks(settings, tmp_path, is_writer=False).close()

@@ -16,6 +16,7 @@ from pipeline.report import (
     Passage,
     Report,
     Row,
+    Speed,
     TokenView,
 )
 from pipeline.report.html.page import HEAT_STEPS_NATS, render_page
@@ -209,12 +210,13 @@ def test_the_page_stays_small() -> None:
 
 
 def test_columns_of_a_gpu_are_shown_where_there_was_one() -> None:
-    report = sample_report()
-    assert "Peak GPU memory" not in _Page(render_page(report)).text
-    first = replace(
-        report.speeds[0], mfu=0.412, device_peak_gib=70.5, skipped_updates=3,
-        tokens_per_s_per_device=report.speeds[0].tokens_per_s / 8,
+    on_cpu = Speed("on a CPU", 10, 200, 100.0, 0.0, 2.0, tokens_per_s_per_device=100.0, rank=1)
+    on_gpus = Speed(
+        "on GPUs", 10, 200, 8000.0, 0.0, 2.0, tokens_per_s_per_device=1000.0, mfu=0.412,
+        device_peak_gib=70.5, skipped_updates=3,
     )  # fmt: skip
-    text = _Page(render_page(replace(report, speeds=(first, *report.speeds)))).text
-    for shown in ("MFU", "41.2 %", "Peak GPU memory", "70.50 GiB", "Skipped updates", "A device"):
-        assert shown in text
+    shown = ("MFU", "41.2 %", "Peak GPU memory", "70.50 GiB", "Skipped updates", "A device")
+    for speeds, seen in (((on_cpu,), False), ((on_cpu, on_gpus), True)):
+        page = render_page(replace(sample_report(), speeds=speeds))
+        table = "<table " + page[page.index('class="small speeds"') :].split("</table>")[0]
+        assert [word for word in shown if (word in _Page(f"{table}</table>").text) != seen] == []

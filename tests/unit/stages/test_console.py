@@ -59,7 +59,8 @@ def test_processes_are_checked_for_first(given: list[str], monkeypatch: pytest.M
     assert console.main(["train-student", "--cache_dir", "c", *given]) == 0
     checked, trained = ran
     assert checked[1:] == ["-m", "stages.train_student", "--cache_dir", "c", "--check"]
-    assert trained[-5:] == ["2", "-m", "stages.train_student", "--cache_dir", "c"]
+    assert trained[-5:] == ["570", "-m", "stages.train_student", "--cache_dir", "c"]
+    assert trained[trained.index("--nproc-per-node") + 1] == "2"
     assert "torch.distributed.run" in trained
 
 

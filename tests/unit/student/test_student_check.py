@@ -14,8 +14,8 @@ from pipeline.errors import ConfigError, DistillError, ModelError
 from pipeline.loss.settings import LossSettings
 from pipeline.models.resolve import most_positions
 from pipeline.student.build.check import check_student
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 from tests.unit.student.tiny_models import LAYERS, VOCAB, tiny_model
 
 

@@ -11,8 +11,8 @@ from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape, model_shape
 from pipeline.observe.devices import DEVICES, FULL_SHARE, TRAINING_SHARE
 from pipeline.student.forecast import Forecast, forecast_lines, forecast_training
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 from tests.recipes.plan import MODELS
 
 GIB = 1 << 30
@@ -90,3 +90,23 @@ def test_what_does_not_fit_names_what_helps(
     assert forecast.fits == (not advice)
     assert said in "".join(advice)
     assert bool(said) == bool(advice)
+
+
+@pytest.mark.parametrize(
+    ("slices", "saving", "thousands"),
+    [(1, (), 85), (1, ("tiled_mlp",), 109), (8, (), 631), (8, ("tiled_mlp",), 795)],
+)
+def test_long_packs(
+    shape: ModelShape, slices: int, saving: tuple[str, ...], thousands: int
+) -> None:
+    """The table of pipeline/decisions/long-packs.md, ZeRO 3 on eight devices."""
+    options = dict.fromkeys(saving, True)
+    settings = _settings(zero_stage=3, sequence_parallel_size=slices, **options)
+    found = forecast_training(
+        shape, *settings, H100, devices=8, step_tokens=(1 << 18) // slices, tokens=1e8
+    )
+    assert found.longest_pack // 1000 == thousands
+    assert found.fits == (slices == 8), "256k tokens"
+    lines = "\n".join(forecast_lines(found, H100, devices=8, zero_stage=3))
+    assert ("tokens a pass, shared by 8 processes, with" in lines) == (slices == 8)
+    assert ("--train.sequence_parallel_size 8 divides the activations" in lines) == (slices == 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.student.build.freeze import apply_freezing, read_unfrozen_parameters
-from pipeline.student.settings import StudentSettings
+from pipeline.student.settings.student import StudentSettings
 from tests.unit.student.tiny_models import tiny_model
 
 
@@ -21,6 +22,16 @@ class _Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(12))
+        self.config = SimpleNamespace(num_hidden_layers=12)
+
+    def get_decoder(self) -> nn.Module:
+        return self
+
+    def get_input_embeddings(self) -> None:
+        return None
+
+    def get_output_embeddings(self) -> None:
+        return None
 
 
 def _learning(model: Any) -> set[str]:

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.loss.head import install_distill_head
 from pipeline.loss.settings import LossSettings
 from pipeline.student.build.lora import adapter_files, add_lora, check_lora, merged_state
-from pipeline.student.settings import LoraSettings
+from pipeline.student.settings.student import LoraSettings
 from tests.unit.student.tiny_models import LAYERS, logits, tiny_model
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.optimizer import has_rank_free_form, make_optimizer, make_schedule
 
 STEPS = 40

@@ -16,8 +16,8 @@ from pipeline.cache.io.token_ids import shard_token_ids
 from pipeline.errors import ConfigError, Mistakes, ModelError, ResumeError, StoreError
 from pipeline.storage.local import require_writable
 from pipeline.student.preflight import _check_pieces
-from pipeline.student.settings import LoraSettings, StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import LoraSettings, StudentSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.checkpoint import (
     Checkpoints,
     RunIdentity,

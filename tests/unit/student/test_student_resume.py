@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ResumeError
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.checkpoint import Checkpoints, RunIdentity
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.resume import ResumePoint, find_resume_point

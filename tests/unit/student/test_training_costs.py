@@ -9,8 +9,8 @@ import pytest
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
 from pipeline.student.costs import model_flops, training_flops, training_memory
-from pipeline.student.settings import StudentSettings
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.student import StudentSettings
+from pipeline.student.settings.train import TrainSettings
 
 SHAPE = ModelShape(
     hidden=1000, layers=10, vocab_size=5000, inner=4000, heads=10, kv_heads=10, head_dim=100,
@@ -54,8 +54,8 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
         )
         for checkpointing in (False, True)
     }  # fmt: skip
-    assert sizes[False].activations == 4096 * 1000 * 10 * 2 * 40
-    assert sizes[True].activations == 4096 * 1000 * 2 * (10 + 40)
+    assert sizes[False].activations == 4096 * 1000 * 10 * 2 * 48
+    assert sizes[True].activations == 4096 * 1000 * 2 * (10 + 48)
     assert sizes[True].head == 3 * 4 * 100 * 5000
 
 

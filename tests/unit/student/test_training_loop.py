@@ -18,8 +18,10 @@ from pipeline.data.stream.train_stream import StepBatch
 from pipeline.errors import ConfigError, DistillError, Interrupted
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.targets import LossTerms
-from pipeline.student.profile_window import check_profile_window
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.sequence.groups import SequenceGroup
+from pipeline.student.sequence.parallel import SequenceParallel
+from pipeline.student.settings.profile_window import check_profile_window
+from pipeline.student.settings.train import TrainSettings
 from pipeline.student.training.distributed import Distributed
 from pipeline.student.training.logged.speed import Peak
 from pipeline.student.training.loop import LoopSettings, TrainLoop
@@ -56,6 +58,9 @@ class _Engine:
         return flag
 
     def barrier(self) -> None:
+        pass
+
+    def use_average(self) -> None:
         pass
 
     def save(self, folder: Path, *, step: int) -> None:
@@ -207,7 +212,7 @@ def _sampled(*steps: int, rank: int = 0, seed: int = 7) -> list[torch.Tensor]:
     )  # fmt: skip
     loop = TrainLoop(
         settings, engine=engine, stream=stream, evaluation=nothing, sinks=nothing,
-        checkpoints=nothing,
+        checkpoints=nothing, sequence=SequenceParallel(SequenceGroup.of(0, size=1, data_size=1)),
     )  # fmt: skip
     for step in steps:
         batch = StepBatch(step, 0, [collate([], temperature=1.0)], 0, 0)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.student.engine.config import check_parallel, deepspeed_config
-from pipeline.student.train_settings import TrainSettings
+from pipeline.student.settings.train import TrainSettings
 from tests.stage_runner import run_python
 
 

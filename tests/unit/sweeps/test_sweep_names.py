@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k8s.submission.sweep import run_name
-from pipeline.student.settings import is_repository
+from pipeline.student.settings.student import is_repository
 from pipeline.sweeps.plan import slug
 
 VALUES = {

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import model_validator
 
 from pipeline.config import option
 from pipeline.models.precision import PrecisionSettings
-from pipeline.student.parallel_settings import ParallelSettings
-from pipeline.student.profile_window import profile_window
-from pipeline.student.sequence_settings import SequenceSettings
+from pipeline.student.settings.parallel import ParallelSettings
+from pipeline.student.settings.profile_window import profile_window
+from pipeline.student.settings.sequence import SequenceSettings
 
 __all__ = ["TrainSettings"]
 
@@ -28,10 +29,20 @@ class TrainSettings(ParallelSettings, SequenceSettings, PrecisionSettings):
     gradient_accumulation_steps: int = option(
         8, "forward passes in one step", flag="gradient_accumulation_steps", ge=1
     )
-    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "rmsprop"] = option(
-        "adamw_torch_fused", "optimiser, as transformers names it", flag="optim"
+    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "muon", "sgd", "rmsprop"] = (
+        option(
+            "adamw_torch_fused",
+            "optimiser, as transformers names it; `adamw_8bit`: moments in 8 bits, by bitsandbytes "
+            "or torchao; `muon`: matrices of the layers by Muon, the rest by AdamW",
+            flag="optim",
+        )
     )
     learning_rate: float = option(2e-5, "peak learning rate", flag="learning_rate", gt=0)
+    learning_rates: dict[str, float] = option(
+        {},
+        "peak learning rates of some parameters: regular expressions of their names, the first "
+        "that fits counts, as in `{embed_tokens: 1e-6}`",
+    )
     weight_decay: float = option(
         0.05, "weight decay, not applied to biases and norms", flag="weight_decay", ge=0
     )
@@ -66,6 +77,14 @@ class TrainSettings(ParallelSettings, SequenceSettings, PrecisionSettings):
         False,
         "compile the decoder layers (ZeRO 0 to 2; minutes once, for a faster step)",
         flag="torch_compile",
+    )
+    ema_decay: float | None = option(
+        None,
+        "evaluate at the end and export an exponential moving average of the weights: the share of "
+        "it that each step keeps, such as 0.999 (ZeRO 0 to 2; float32, divided among the "
+        "processes)",
+        gt=0,
+        lt=1,
     )
     save_steps: int = option(1000, "steps between checkpoints", flag="save_steps", ge=1)
     keep_checkpoints: int = option(2, "complete checkpoints kept", ge=1)
@@ -135,6 +154,29 @@ class TrainSettings(ParallelSettings, SequenceSettings, PrecisionSettings):
                 f"train.eval_steps: found {self.eval_steps} with train.evaluate never, expected "
                 "none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _average_needs_whole_weights(self) -> Self:
+        if self.ema_decay is not None and (self.zero_stage == 3 or self.needs_stage_3):
+            raise ValueError(
+                f"train.ema_decay: found {self.ema_decay} with ZeRO 3, whose processes hold parts "
+                "of the weights; expected stage 0, 1 or 2, or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_of_patterns(self) -> Self:
+        for pattern, rate in self.learning_rates.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"train.learning_rates: found {pattern!r}, expected a regular expression "
+                    f"({error})"
+                ) from None
+            if rate < 0:
+                raise ValueError(f"train.learning_rates: found {rate}, expected 0 or more")
         return self
 
     @model_validator(mode="after")

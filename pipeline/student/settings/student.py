@@ -104,6 +104,11 @@ class StudentSettings(Settings):
         "one after the other; auto: packed where a trial before the first step finds that this "
         "changes nothing",
     )
+    kernels: Literal["none", "liger", "hub"] = option(
+        "none",
+        "kernels for norms, rotary positions and MLPs: of `liger` (the package liger-kernel) or of "
+        "the `hub` (the package kernels); both need a GPU",
+    )
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
     router_aux_loss: Literal["none", "config"] = option(
         "none",

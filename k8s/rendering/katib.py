@@ -1,18 +1,16 @@
-"""The student's job in two other forms: a Katib Experiment's trial, and a Trainer v2 TrainJob.
+"""The student's job as the trial of a Katib Experiment: an example, not the default.
 
-Examples, not the default: Katib needs its controller, database and webhooks; Trainer v2 is
-still alpha. Both start the same container.
+Katib needs its controller, database and webhooks.
 """
 
 from __future__ import annotations
 
 import copy
 
-from k8s.checks.job_rules import nproc_of
-from k8s.cluster.objects import Object, find, main_container, pod_spec, replica_specs
+from k8s.cluster.objects import Object, find, main_container
 from k8s.rendering.render import RenderedJob
 
-__all__ = ["katib_experiment", "train_job", "trial_job"]
+__all__ = ["katib_experiment", "trial_job"]
 
 _SEARCHED = {"temperature": ("1.0", "2.0"), "alpha": ("0.25", "0.5", "0.75")}
 _FIELD = {"temperature": "loss.temperature", "alpha": "loss.alpha"}
@@ -98,66 +96,6 @@ def trial_job(experiment: Object, *, name: str, values: dict[str, str]) -> Objec
         "labels": {"distill/stage": "train-student"},
     }
     return job
-
-
-def train_job(rendered: RenderedJob) -> list[Object]:
-    """Return a TrainJob on the stock runtime `torch-distributed`; torchrun reads the same PET_*."""
-    container = main_container(rendered.job)
-    spec = pod_spec(rendered.job)
-    patch: Object = {
-        name: copy.deepcopy(spec[name])
-        for name in (
-            "serviceAccountName", "securityContext", "volumes", "nodeSelector", "affinity",
-            "tolerations", "terminationGracePeriodSeconds",
-        )
-        if name in spec
-    }  # fmt: skip
-    patch["containers"] = [
-        {
-            "name": "node",
-            "volumeMounts": container["volumeMounts"],
-            **{key: container[key] for key in ("securityContext",) if key in container},
-        }
-    ]
-    job: Object = {
-        "apiVersion": "trainer.kubeflow.org/v1alpha1",
-        "kind": "TrainJob",
-        "metadata": {
-            "name": rendered.name,
-            "namespace": rendered.namespace,
-            "labels": dict(rendered.job["metadata"]["labels"]),
-        },
-        "spec": {
-            "runtimeRef": {"name": "torch-distributed", "kind": "ClusterTrainingRuntime"},
-            "trainer": {
-                "image": container["image"],
-                "command": container["command"],
-                "args": container["args"],
-                "env": container["env"],
-                "numNodes": replica_specs(rendered.job)["Worker"]["replicas"],
-                "numProcPerNode": nproc_of(container),
-                "resourcesPerNode": container["resources"],
-            },
-            "runtimePatches": [
-                {
-                    "manager": "offline-distill/render",
-                    "trainingRuntimeSpec": {
-                        "template": {
-                            "spec": {
-                                "replicatedJobs": [
-                                    {
-                                        "name": "node",
-                                        "template": {"spec": {"template": {"spec": patch}}},
-                                    }
-                                ]
-                            }
-                        }
-                    },
-                }
-            ],
-        },
-    }
-    return [*_support(rendered), job]
 
 
 def _support(rendered: RenderedJob) -> list[Object]:

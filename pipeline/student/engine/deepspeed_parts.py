@@ -1,0 +1,101 @@
+"""Parts of DeepSpeed beside its engine: Muon, which ZeRO optimiser is taken, file access."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.storage.local import require_writable
+from pipeline.student.settings.train import TrainSettings
+
+__all__ = [
+    "check_offload_folder",
+    "keep_gradient_norm",
+    "make_muon",
+    "one_kind_of_zero_optimizer",
+]
+
+
+def make_muon(settings: TrainSettings, groups: Sequence[dict[str, Any]]) -> Any:
+    """Return DeepSpeed's Muon for matrices, with AdamW for the groups where `use_muon` is false.
+
+    Not torch's: under ZeRO an optimiser sees flat pieces of the weights, and only DeepSpeed's gives
+    it whole matrices.
+    """
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    made = []
+    for group in groups:
+        own: dict[str, Any] = {"lr": settings.learning_rate, **group}
+        for parameter in group["params"]:
+            parameter.use_muon = group["use_muon"]
+        if not group["use_muon"]:
+            own |= {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": 1e-8}
+        made.append(own)
+    return MuonWithAuxAdam(made)
+
+
+@contextmanager
+def one_kind_of_zero_optimizer() -> Iterator[None]:
+    """While open, stage 1 in bfloat16 with float32 sums is ZeRO's optimiser, as in float16.
+
+    DeepSpeed has another one for this case alone, whose checkpoints do not go to a run with
+    another number of passes a step and which prints its memory while it is made.
+    """
+    from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION
+    from deepspeed.runtime.engine import DeepSpeedEngine as Engine
+
+    choose = Engine._do_optimizer_sanity_check
+
+    def chosen(self: Any, optimizer: Any) -> Any:
+        wrapper = choose(self, optimizer)
+        return ZERO_OPTIMIZATION if wrapper == BFLOAT16 else wrapper
+
+    Engine._do_optimizer_sanity_check = chosen
+    try:
+        yield
+    finally:
+        Engine._do_optimizer_sanity_check = choose
+
+
+def keep_gradient_norm(engine: Any) -> None:
+    """Let an engine without ZeRO keep the norm that it clips by; it throws it away by itself."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip() -> None:
+        engine._global_grad_norm = clip_grad_norm_(
+            parameters=engine.module.parameters(),
+            max_norm=engine.gradient_clipping(),
+            mpu=engine.mpu,
+        )
+
+    engine.clip_fp32_gradients = clip
+
+
+def check_offload_folder(settings: TrainSettings, *, on_gpu: bool) -> None:
+    """Reject an offload folder that cannot be written, or that DeepSpeed cannot use here.
+
+    Raises:
+        StoreError: it cannot be made or written.
+        ConfigError: this machine lacks what asynchronous file access is built from.
+    """
+    if settings.offload_folder is None:
+        return
+    require_writable(Path(settings.offload_folder), "train.offload_folder")
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        raise ConfigError(
+            f"train.offload_folder: found {settings.offload_folder}, and DeepSpeed's asynchronous "
+            "file access cannot be built here",
+            expected="libaio with its headers, and a C++ compiler",
+            do="install libaio-dev (Debian) or libaio-devel, or leave train.offload_folder out, "
+            "which offloads to CPU memory",
+        )
