@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -159,3 +161,21 @@ def test_no_thread_is_started(clock: _Clock) -> None:
     with Progress(4, emit=lambda _: None, stream=io.StringIO()) as progress:
         progress.advance(1)
         assert set(threading.enumerate()) <= before
+
+
+def test_the_numbers_go_to_a_file_of_whoever_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a worker beside others (`stages/workers.py`): no bar and no lines of its own."""
+    file, lines = tmp_path / "numbers.json", list[str]()
+    monkeypatch.setenv("DISTILL_PROGRESS_FILE", str(file))
+    with Progress(
+        10, unit="tokens", description="cache-teacher", every_s=0, emit=lines.append
+    ) as progress:
+        progress.count_before(2)
+        progress.advance(3)
+        progress.retarget(20)
+    assert json.loads(file.read_text()) == {
+        "description": "cache-teacher", "unit": "tokens", "done": 5, "initial": 2, "total": 20,
+    }  # fmt: skip
+    assert lines == []
