@@ -11,7 +11,12 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.models import embedded
-from pipeline.models.resolve import read_model_config, resolve_model, with_weights
+from pipeline.models.resolve import (
+    read_model_config,
+    resolve_model,
+    text_config,
+    with_weights,
+)
 from pipeline.models.resolved import EMBEDDED
 
 
@@ -154,3 +159,23 @@ def test_the_embedded_teacher(
     with torch.no_grad():
         best = loaded(ids).logits[0, -1].argmax()
     assert tokenizer.decode(best).strip() == "Paris"
+
+
+@pytest.mark.parametrize(
+    ("config", "vocabulary"),
+    [
+        # As Gemma 3 4B is published, and as its class names it.
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, 262_208),
+        ({"model_type": "gemma3"}, 262_208),
+        # A text part that only the class knows by its place.
+        ({"model_type": "qwen2_audio"}, 151_936),
+        # Code that comes with a model, and names its text part otherwise.
+        ({"model_type": "no_such", "llm_config": {"vocab_size": 92_553}}, 92_553),
+        ({"model_type": "llama", "vocab_size": 96}, 96),
+    ],
+)
+def test_the_text_part_as_transformers_resolves_it(
+    config: dict[str, object], vocabulary: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert text_config(read_model_config(tmp_path))["vocab_size"] == vocabulary
