@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -86,5 +88,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _leave(code: int) -> None:
+    """End this process; one rank of several that has failed, at once.
+
+    Taking torch down takes seconds. A peer that is started again meanwhile joins torchrun's
+    rendezvous before torchrun sees this rank's end; agents then restart their ranks in place, and
+    have hung so. What should start again is the pod.
+    """
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    _leave(run_command(main))
