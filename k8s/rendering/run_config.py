@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from pipeline.amounts import format_bytes
 from pipeline.config import Settings, dump_yaml, parse_command
 from pipeline.errors import ConfigError
 
@@ -157,7 +158,7 @@ def _not_carried(file: Path, kinds: Sequence[str], home: Path | None) -> str:
     if home is not None and not real.is_relative_to(home):
         return f"expected a file below the configuration's folder, {home}, or its name as a flag"
     if real.stat().st_size > _LARGEST_CARRIED:
-        return f"expected a file of at most {_LARGEST_CARRIED // 2**10} KiB"
+        return f"expected a file of at most {format_bytes(_LARGEST_CARRIED)}"
     try:
         real.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

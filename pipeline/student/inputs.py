@@ -30,7 +30,7 @@ from pipeline.student.compatibility import cache_inclusion_rule, check_compatibi
 from pipeline.student.output.hub import require_hub_token
 from pipeline.student.settings.student import OutputSettings, StudentSettings
 from pipeline.student.settings.train import TrainSettings
-from pipeline.student.training.checkpoint import RunIdentity
+from pipeline.student.training.checkpoint import RunIdentity, stage_to_go_on_with
 
 __all__ = ["Inputs", "RunSettings", "missing_here", "open_inputs"]
 
@@ -271,7 +271,7 @@ def open_inputs(run: RunSettings) -> Inputs:
         student=student,
         loss=loss,
         data=data,
-        train=run.train,
+        train=_train_as_before(run),
         output=run.output,
         observe=run.observe,
         seed=run.seed,
@@ -280,6 +280,14 @@ def open_inputs(run: RunSettings) -> Inputs:
         source=source,
         vocabulary=vocabulary,
     )
+
+
+def _train_as_before(run: RunSettings) -> TrainSettings:
+    """Return the training's settings, with the ZeRO stage of the run that goes on."""
+    if run.train.zero_stage is not None:
+        return run.train
+    stage = stage_to_go_on_with(Path(run.output.output_dir), run.train)
+    return run.train.model_copy(update={"zero_stage": stage})
 
 
 def missing_here(run: RunSettings | Inputs) -> Mistakes:

@@ -20,6 +20,7 @@ from pipeline.cache.layout.inventory import (
     read_segments,
 )
 from pipeline.cache.layout.names import (
+    ENVIRONMENT,
     SEGMENT_SHARDS,
     SegmentName,
     shard_label,
@@ -40,7 +41,7 @@ from pipeline.storage import Store
 
 __all__ = ["merge_parts"]
 
-_SETTINGS = ("_meta/config.yaml", "_meta/fitted_tau.json")
+_SETTINGS = ("_meta/config.yaml", "_meta/fitted_tau.json", ENVIRONMENT)
 """Stage one's: `repair` works with the first, and tau fitted again might be another."""
 _Progress = Callable[[int], None]
 

@@ -13,6 +13,7 @@ from pipeline.cache.layout.manifest import describe_difference
 from pipeline.config import fingerprint
 from pipeline.errors import ResumeError
 from pipeline.storage import Store
+from pipeline.student.settings.train import TrainSettings
 
 __all__ = [
     "Checkpoint",
@@ -20,6 +21,7 @@ __all__ = [
     "RunIdentity",
     "fitting_processes",
     "newest_complete",
+    "stage_to_go_on_with",
 ]
 
 _log = logging.getLogger(__name__)
@@ -138,7 +140,7 @@ class Checkpoints:
         raise ResumeError(
             f"{folder}: a checkpoint of ZeRO stage {theirs}, this run has stage "
             f"{here['train']['zero_stage']}",
-            expected="the same (without train.zero_stage, processes and accumulation choose it)",
+            expected="the same",
             do=f"run the same command with --train.zero_stage {theirs}",
         )
 
@@ -171,6 +173,25 @@ def newest_complete(output_dir: Path) -> Path | None:
         if (folder / _MARK).exists():
             return folder
     return None
+
+
+def stage_to_go_on_with(output_dir: Path, train: TrainSettings) -> int | None:
+    """Return the ZeRO stage of the checkpoint that a run would go on from; None where none is.
+
+    Where no stage is named, it is chosen by processes and accumulation. A run that goes on with
+    other numbers of them keeps its own.
+    """
+    wanted = train.resume_from_checkpoint
+    if wanted == "never":
+        return None
+    folder = newest_complete(output_dir) if wanted == "auto" else Path(wanted)
+    if folder is None:
+        return None
+    try:
+        mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+        return int(mark["identity"]["train"]["zero_stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # `read` says what is wrong with it
 
 
 def fitting_processes(folder: Path, *, packs_of_one: int, slices: int = 1) -> int | None:

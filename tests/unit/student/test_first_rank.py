@@ -34,7 +34,7 @@ def test_work_may_take_longer_than_the_timeout() -> None:
 
 
 def test_a_failure_ends_the_others() -> None:
-    store = HashStore()
+    store, before = HashStore(), threading.active_count()
 
     def fail() -> None:
         raise DistillError("no room")
@@ -45,7 +45,7 @@ def test_a_failure_ends_the_others() -> None:
             on_first_rank(fail, store, is_first=True, name="init", timeout_s=30)
         with pytest.raises(DistillError, match="rank 0 failed at its part"):
             other.result(5)
-    assert threading.active_count() < 10
+    assert threading.active_count() <= before
 
 
 def test_a_store_that_ends_with_the_first_rank_ends_the_others() -> None:
