@@ -277,12 +277,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         end = time.monotonic() + float(query.get("timeoutSeconds", 30))
+        # What changed between a list and its watch is an event of the watch.
+        listed = int(query.get("resourceVersion") or 0)
         seen = {
             _key(item): item["metadata"]["resourceVersion"]
             for item in self._selected(kind, namespace, query)
+            if int(item["metadata"]["resourceVersion"]) <= listed
         }
-        if query.get("resourceVersion", "") in ("", "0"):
-            seen = {}
         version = -1
         try:
             while time.monotonic() < end:
