@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -95,7 +96,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Counted]:
     Worker.made, Worker.spoiled = [], set()
     monkeypatch.setattr(run_module, "CaptureWorker", Worker)
     monkeypatch.setattr(run_module, "tokenizer_files", lambda _: {"tokenizer.json": b"{}"})
-    store = Store(f"memory://fill-{id(monkeypatch)}/cache")
+    store = Store(f"memory://fill-{uuid4().hex}/cache")
     counted = Counted(store._fs)
     store._fs = counted
     return store, counted
