@@ -93,8 +93,10 @@ def quieten_transformers() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def require_flash_attention(*, on_gpu: bool) -> None:
-    """Reject flash attention where it is not available.
+def require_flash_attention(
+    *, on_gpu: bool, instead: str = "switch it off with --no-use_flash_attention"
+) -> None:
+    """Reject flash attention where it is not available; `instead` is what to do.
 
     Raises:
         ConfigError: no GPU, or no package flash-attn.
@@ -105,6 +107,5 @@ def require_flash_attention(*, on_gpu: bool) -> None:
     raise ConfigError(
         f"use_flash_attention {where}",
         expected="a GPU and flash-attn",
-        do="switch it off with --no-use_flash_attention"
-        + (f", or {how_to_install('flash')}" if on_gpu else ""),
+        do=instead + (f", or {how_to_install('flash')}" if on_gpu else ""),
     )

@@ -46,12 +46,13 @@ def require_attention(wanted: str, dtype: str, *, on_gpu: bool) -> None:
         return
     there = ", ".join(_there(dtype, on_gpu=on_gpu))
     if wanted == "flash":
-        require_flash_attention(on_gpu=on_gpu)
+        instead = "use --student.attention auto, or --no-use_flash_attention"
+        require_flash_attention(on_gpu=on_gpu, instead=instead)
         if dtype == "float32":
             raise ConfigError(
                 "use_flash_attention in float32",
                 expected="bfloat16 or float16, which are all that it computes in",
-                do="train with --bf16, or switch it off with --no-use_flash_attention",
+                do=f"train with --bf16, or {instead}",
             )
     where = None
     if not on_gpu:
