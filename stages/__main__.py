@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.config.nearest import did_you_mean
 from pipeline.errors import ConfigError, run_command
 from pipeline.program import VERSION, module_name
+from stages.flags import take_flag
 
 __all__ = ["COMMANDS", "main"]
 
@@ -103,15 +104,8 @@ def _take_nproc(arguments: Sequence[str]) -> tuple[list[str], int]:
     Raises:
         ConfigError: no number.
     """
-    rest, value = list[str](), "1"
-    queue = list(arguments)
-    while queue:
-        token = queue.pop(0)
-        flag, given, text = token.partition("=")
-        if flag != _NPROC:
-            rest.append(token)
-        else:
-            value = text if given else queue.pop(0) if queue else ""
+    rest, given = take_flag(arguments, _NPROC)
+    value = "1" if given is None else given
     if not value.isdigit() or not int(value):
         raise ConfigError(f"{_NPROC}: found {value!r}", expected="a number of processes, from 1")
     return rest, int(value)

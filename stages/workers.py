@@ -23,8 +23,9 @@ from pipeline.errors import ConfigError, DistillError, run_command
 from pipeline.program import command_name, module_name
 from pipeline.progress import PROGRESS_FILE, Progress
 from stages.cache_teacher import TeacherRun, teacher_command
+from stages.flags import take_flag
 
-__all__ = ["GPUS", "NPROC", "main", "plan_devices", "take_flag"]
+__all__ = ["GPUS", "NPROC", "main", "plan_devices"]
 
 PROG = command_name("stages.workers")
 NPROC, GPUS = "--nproc", "--gpus"
@@ -69,20 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number, own in enumerate(devices)
         ]  # fmt: skip
         return _run(workers, command.settings.observe.progress_every_s)
-
-
-def take_flag(arguments: Sequence[str], name: str) -> tuple[list[str], str | None]:
-    """Return the arguments without a flag, and its value; None where it is not there."""
-    rest, value = list[str](), None
-    queue = list(arguments)
-    while queue:
-        token = queue.pop(0)
-        flag, given, text = token.partition("=")
-        if flag != name:
-            rest.append(token)
-        else:
-            value = text if given else queue.pop(0) if queue else ""
-    return rest, value
 
 
 def plan_devices(

@@ -14,7 +14,8 @@ from pipeline.api.settings import TeacherRun
 from pipeline.errors import ConfigError
 from pipeline.teacher.settings import TeacherSettings
 from stages import workers as workers_module
-from stages.workers import _run, _Worker, main, plan_devices, take_flag
+from stages.flags import take_flag
+from stages.workers import _run, _Worker, main, plan_devices
 from tests.stage_runner import ROOT
 
 EIGHT = tuple(map(str, range(8)))
