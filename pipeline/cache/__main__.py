@@ -119,19 +119,16 @@ def _findings(store: Store, *, check: str, workers: int | None) -> tuple[list[Fi
 
 def _repair(options: argparse.Namespace) -> int:
     from pipeline.cache.tools.repair import plan_repair, repair_cache
-    from pipeline.cache.tools.repair_backup import is_interrupted, restore_manifest
+    from pipeline.cache.tools.repair_backup import is_interrupted, restore
     from pipeline.storage import Store
     from pipeline.storage.parallel import default_workers
 
     store = Store(options.url)
     workers = options.workers or default_workers()
     if options.dry_run and is_interrupted(store):
-        print(
-            f"{options.url}: restore the manifest and records that an interrupted repair backed "
-            "up, then go on with it"
-        )
+        print(f"{options.url}: restore what an interrupted repair backed up, then go on with it")
         return 0
-    restore_manifest(store)
+    restore(store)
     named = [] if options.shards is None else _planned(store, options.shards)
     findings: list[Finding] = []
     whole = 0

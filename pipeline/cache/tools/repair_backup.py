@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 
 from pipeline.cache.layout.inventory import read_inventory
 from pipeline.cache.layout.manifest import read_manifest
 from pipeline.cache.layout.names import MANIFEST, RECORDS, RESPONSES, parse_segment
+from pipeline.config import fingerprint
 from pipeline.storage import Store
 
 __all__ = [
@@ -20,12 +20,14 @@ __all__ = [
     "keep_responses",
     "put_back",
     "remove",
-    "restore_manifest",
+    "restore",
 ]
 
 CONFIG = "_meta/config.yaml"
 _KEPT = "_meta/repair"
 _MANIFEST_KEPT = f"{_KEPT}/manifest.json"
+_IDENTITY_KEPT = f"{_KEPT}/identity"
+"""The fingerprint of the identity of the cache that the backups are of."""
 _KEPT_RESPONSES = "responses-"
 """Begins the names of the backups of responses."""
 REWRITTEN = ("README.md", CONFIG)
@@ -33,24 +35,29 @@ REWRITTEN = ("README.md", CONFIG)
 
 
 def is_interrupted(store: Store) -> bool:
-    """Whether an interrupted repair has left its backup of the manifest in place of it."""
-    return not store.exists(MANIFEST) and store.exists(_MANIFEST_KEPT)
+    """Whether an interrupted repair has left backups that are not restored."""
+    return _lacks_manifest(store) or bool(_rewritten(store))
 
 
-def restore_manifest(store: Store) -> None:
-    """Restore the manifest and the records that an interrupted repair backed up."""
+def restore(store: Store) -> None:
+    """Restore what an interrupted repair backed up: manifest, records, and what was rewritten.
+
+    A repair can be killed before stage one, during it, or after it has written a whole cache with
+    the configuration and the card of the repair.
+    """
     if not is_interrupted(store):
         return
     identity = read_inventory(store).identity
-    backup = store.read(_MANIFEST_KEPT)
-    try:
-        same = identity in (None, json.loads(backup)["identity"])
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if same:
+    if identity is not None and _identity_kept(store) not in (
+        None,
+        *map(fingerprint, (identity, None)),
+    ):
+        forget(store)  # the folder was emptied and used for another cache
+        return
+    for file, data in _rewritten(store).items():
+        store.write(file, data)
+    if _lacks_manifest(store):
         _restore(store)
-    else:  # the folder was emptied and used for another cache
-        forget(store)
 
 
 def keep(store: Store, make: Sequence[tuple[str, int]]) -> dict[str, bytes]:
@@ -67,10 +74,11 @@ def keep(store: Store, make: Sequence[tuple[str, int]]) -> dict[str, bytes]:
         for item in named
         if any(split == item.split and index in item.shards for split, index in make)
     }
+    store.create(_IDENTITY_KEPT, fingerprint(read_inventory(store).identity).encode())
     # The manifest last: where its copy is, those of the records are too.
     records = sorted(touched) if whole else []
     for file in (*REWRITTEN, *records, *((MANIFEST,) if whole else ())):
-        copy = f"{_KEPT}/{file.rsplit('/', 1)[-1]}"
+        copy = _copy(file)
         with contextlib.suppress(FileNotFoundError):
             store.create(copy, store.read(file))
             if file not in touched:
@@ -88,13 +96,20 @@ def keep_responses(store: Store, names: Sequence[str]) -> None:
 
 
 def put_back(store: Store, removed: Mapping[str, bytes]) -> None:
-    """Restore the cache, except for what stage one has written in the meantime."""
+    """Restore the cache, except for the shards and responses that stage one has written.
+
+    The copies of `REWRITTEN` go, so that who edits the configuration after a failure (another
+    place of the teacher) does not get the old one back.
+    """
     for name, data in removed.items():
         store.create(name, data)
     for file in store.list(_KEPT):
         if file.startswith(_KEPT_RESPONSES):
             name = f"{RESPONSES}/{file.removeprefix(_KEPT_RESPONSES)}"
             store.create(name, store.read(f"{_KEPT}/{file}"))
+    for file, data in _rewritten(store).items():
+        store.write(file, data)
+    store.delete_all([_copy(file) for file in REWRITTEN])
     if not store.exists(MANIFEST):
         _restore(store)
 
@@ -115,12 +130,37 @@ def forget(store: Store) -> None:
     store.delete_all([f"{_KEPT}/{file}" for file in store.list(_KEPT)])
 
 
+def _copy(file: str) -> str:
+    return f"{_KEPT}/{file.rsplit('/', 1)[-1]}"
+
+
+def _lacks_manifest(store: Store) -> bool:
+    return not store.exists(MANIFEST) and store.exists(_MANIFEST_KEPT)
+
+
+def _rewritten(store: Store) -> dict[str, bytes]:
+    """Return the backups that differ from the files they are of, by the names of those."""
+    found = {}
+    for file in REWRITTEN:
+        with contextlib.suppress(FileNotFoundError):
+            data = store.read(_copy(file))
+            if not store.exists(file) or store.read(file) != data:
+                found[file] = data
+    return found
+
+
+def _identity_kept(store: Store) -> str | None:
+    with contextlib.suppress(FileNotFoundError):
+        return store.read(_IDENTITY_KEPT).decode()
+    return None
+
+
 def _restore(store: Store) -> None:
     """Write the backed up records, and then the manifest, where they were."""
     for file in store.list(_KEPT):
         if parse_segment(file) is not None:
             store.write(f"{RECORDS}/{file}", store.read(f"{_KEPT}/{file}"))
-    if not is_interrupted(store):
+    if not _lacks_manifest(store):
         return
     store.create(MANIFEST, store.read(_MANIFEST_KEPT))
     listed = {segment.path for segment in read_manifest(store).segments}
