@@ -6,12 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import field_validator
 
-from pipeline.config import option, parse_command
+from pipeline.config import Settings, option, parse_command
 from pipeline.errors import run_command
-from pipeline.models.precision import PrecisionSettings
 from pipeline.program import command_name
 
 __all__ = ["ScoreRun", "main"]
@@ -19,7 +19,7 @@ __all__ = ["ScoreRun", "main"]
 PROG = command_name("stages.score_student")
 
 
-class ScoreRun(PrecisionSettings):
+class ScoreRun(Settings):
     """Which student, and on which caches."""
 
     student_model: str = option(..., "the student: a folder or a hub id")
@@ -28,6 +28,9 @@ class ScoreRun(PrecisionSettings):
         ...,
         "caches whose held-out rows it reads, comma-separated: a folder or URL each, with a name "
         "for the table if wanted (own=runs/own-text)",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "type of the weights (auto: bfloat16 on a GPU, float32 on a CPU)"
     )
     scores: str | None = option(None, "JSON file for the scores of every row; none: a table alone")
 
@@ -72,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = resolve_model(run.student_model, revision=run.revision, role="student")
     mistakes.raise_any()
     assert model is not None
-    found = score_on_caches(model.path, caches, dtype=run.dtype(on_gpu=uses_gpu()))
+    dtype = ("bfloat16" if uses_gpu() else "float32") if run.dtype == "auto" else run.dtype
+    found = score_on_caches(model.path, caches, dtype=dtype)
     width = max(map(len, found))
     for name, scores in found.items():
         kl, ce = scores.mean("kl"), scores.mean("cross_entropy")
