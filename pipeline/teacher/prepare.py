@@ -32,9 +32,9 @@ from pipeline.teacher.engines.registry import engine_info, with_head
 from pipeline.teacher.generation.plan import UpperBound, WritingTask, plan_responses
 from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
 from pipeline.teacher.generation.shards import PromptShards
-from pipeline.teacher.generation.writer import Writer, resolve_writer, teacher_as_writer
 from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings, mistakes_with_length
+from pipeline.teacher.writer import Writer, resolve_writer, teacher_as_writer
 
 __all__ = ["Prepared", "check_fits", "corpus_source", "open_corpus", "prepare"]
 
@@ -186,10 +186,15 @@ def _open(
     if model is not None:
         with mistakes.collected():
             tokenizer = load_tokenizer(model.path)
-    if tokenizer is not None and not few:
+    if tokenizer is not None and not few and generate.enabled and generate.writer is not None:
         with mistakes.collected():
             writer = resolve_writer(
-                generate, teacher, tokenizer=tokenizer, max_length=corpus.longest
+                generate.writer,
+                teacher,
+                revision=generate.writer_revision,
+                parallel_size=generate.writer_parallel_size,
+                tokenizer=tokenizer,
+                max_length=corpus.longest,
             )
     with mistakes.collected():
         # Of a run that cannot be, a hub dataset is not downloaded to say so.

@@ -22,8 +22,8 @@ from pipeline.teacher.engines.base import Teacher
 from pipeline.teacher.generation.base import WriteRequest
 from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.generation.shards import PromptShards
-from pipeline.teacher.generation.writer import Writer
 from pipeline.teacher.settings import CaptureSettings
+from pipeline.teacher.writer import Writer
 
 __all__ = ["ResponsePlan", "UpperBound", "WritingTask", "plan_responses", "response_sample"]
 

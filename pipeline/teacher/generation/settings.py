@@ -95,11 +95,11 @@ class GenerateSettings(Settings):
         `shard_prompts` is part of it: the sequences computed together decide the last bits of the
         logits, and now and then a token.
         """
-        left_out = {"enabled", "writer", "writer_revision", "writer_parallel_size"}
+        unnamed = {"enabled", "writer", "writer_revision", "writer_parallel_size"}
         # What is as ever is not named, so that it is the same cache as ever.
-        left_out |= {"prompts"} if self.prompts == "all" else set()
-        left_out |= {"seed"} if self.seed is None else set()
-        return self.model_dump(exclude=left_out)
+        unnamed |= {"prompts"} if self.prompts == "all" else set()
+        unnamed |= {"seed"} if self.seed is None else set()
+        return self.model_dump(exclude=unnamed)
 
 
 def mistakes_with_corpus(

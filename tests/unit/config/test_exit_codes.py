@@ -20,8 +20,8 @@ from pipeline.errors import (
     last_word_code,
     run_command,
 )
-from stages.parts import Parts
 from stages.options import PAGE, page
+from stages.parts import Parts
 from stages.steps import Steps
 from tests.stage_runner import ROOT
 

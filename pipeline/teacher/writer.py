@@ -21,7 +21,6 @@ from pipeline.models.tokenizer import (
     vocabulary_fingerprint,
 )
 from pipeline.teacher.engines.base import Teacher
-from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.settings import TeacherSettings
 
 __all__ = ["Writer", "resolve_writer", "teacher_as_writer"]
@@ -63,37 +62,36 @@ def teacher_as_writer(teacher: Teacher) -> Writer:
 
 
 def resolve_writer(
-    generate: GenerateSettings,
+    name: str,
     teacher: TeacherSettings,
     *,
+    revision: str | None = None,
+    parallel_size: int = 1,
     tokenizer: Any,
     max_length: int,
-) -> Writer | None:
-    """Return the writer that is named, or None where the teacher writes.
+) -> Writer:
+    """Return the writer of a name.
 
     It runs on the teacher's engine, in its precision and step size, on as many GPUs as
-    `generate.writer_parallel_size` says; `teacher.engine_options` are the teacher's alone.
+    `parallel_size` says; `teacher.engine_options` are the teacher's alone.
 
     Args:
-        generate: names it.
+        name: a hub id or a model folder.
         teacher: how engines run.
+        revision: branch, tag or commit of a hub id.
+        parallel_size: GPUs that share it.
         tokenizer: the teacher's.
         max_length: of prompt and response together, tokens.
 
     Raises:
         ModelError: it cannot be had, or has another vocabulary or too few positions.
     """
-    if not generate.enabled or generate.writer is None:
-        return None
-    model = resolve_model(
-        generate.writer, revision=generate.writer_revision, role="generate.writer", weights=False
-    )
+    model = resolve_model(name, revision=revision, role="generate.writer", weights=False)
     own = load_tokenizer(model.path)
     if vocabulary_fingerprint(own) != vocabulary_fingerprint(tokenizer):
         difference = vocabulary_difference(tokenizer.get_vocab(), own.get_vocab())
         raise ModelError(
-            f"generate.writer {generate.writer!r}: its vocabulary is not the teacher's: "
-            f"{difference}",
+            f"generate.writer {name!r}: its vocabulary is not the teacher's: {difference}",
             expected="the same tokens under the same ids: what it writes is scored by its ids",
             do="take a writer of the teacher's family, or a student that was trained from one of "
             "its caches",
@@ -102,13 +100,13 @@ def resolve_writer(
     if positions is not None and max_length > positions:
         raise ConfigError(
             f"corpus.max_length: found {max_length}",
-            expected=f"at most the {positions} positions of generate.writer {generate.writer!r}",
+            expected=f"at most the {positions} positions of generate.writer {name!r}",
         )
     settings = teacher.model_copy(
         update={
-            "model": generate.writer,
-            "revision": generate.writer_revision,
-            "tensor_parallel_size": generate.writer_parallel_size,
+            "model": name,
+            "revision": revision,
+            "tensor_parallel_size": parallel_size,
             "engine_options": {},
         }
     )
