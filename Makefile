@@ -323,6 +323,10 @@ bench-sequence-parallel: setup-dev ## Measure losses and weights of two processe
 bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sweep $(ARGS)
 
+.PHONY: bench-rounds
+bench-rounds: setup-dev ## Measure students of their own text against students of the corpus's and the teacher's text (ARGS="--seeds 1")
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.rounds $(ARGS)
+
 .PHONY: bench-scale
 bench-scale: setup-dev ## Measure what must hold at scale, each figure beside its limit (ARGS="--sections threads")
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.scale $(ARGS)

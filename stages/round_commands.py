@@ -168,7 +168,7 @@ class RoundCommands:
         yield (
             f"round {number}: the student writes, the teacher scores what it wrote",
             folder.cache,
-            self._writing(folder.cache, before.model, seed=self._seed + number),
+            self.writing(folder.cache, before.model, seed=self._seed + number),
         )
         command = [
             *trainer(self._nproc), "--config", self._round_config,
@@ -196,7 +196,7 @@ class RoundCommands:
             f"{whose}: the student's own text on the held-out prompts",
             folder.own_text,
             [
-                *self._writing(folder.own_text, folder.model, seed=self._seed),
+                *self.writing(folder.own_text, folder.model, seed=self._seed),
                 "--generate.prompts", "heldout",
             ],
         )  # fmt: skip
@@ -218,12 +218,19 @@ class RoundCommands:
             *self._teacher, "--config", self._teacher_config, "--cache_dir", str(cache), *flags
         ]  # fmt: skip
 
-    def _writing(self, cache: Path, writer: str, *, seed: int) -> list[str]:
+    def writing(self, cache: Path, writer: str | None, *, seed: int) -> list[str]:
+        """Return the command by which a model writes, and the teacher scores what it wrote.
+
+        Args:
+            cache: where the teacher's distributions go.
+            writer: a model folder or hub id; None: the teacher itself.
+            seed: of the draws.
+        """
         return self._stage_one(
             cache,
             "--corpus.prepared", str(self._root / "prompts"),
             "--generate.enabled", "true",
-            "--generate.writer", writer,
+            *(() if writer is None else ("--generate.writer", writer)),
             "--generate.seed", str(seed),
             "--generate.record_logprobs", "true",
         )  # fmt: skip
