@@ -45,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         examples=[f"{PROG} --config stages/configs/student.yaml --cache_identity 3f2a91"],
     ).settings
-    from pipeline.cache.io.reader import open_cache
+    from pipeline.data.mixture.caches import open_caches
+    from pipeline.data.mixture.settings import cache_text
 
     # The identity comes first: whether it fits a student is no question about another cache.
-    manifest = open_cache(run.cache_dir).manifest
+    manifest = open_caches(run.cache_dir, teachers=run.data.teachers).manifest
     digest = manifest.identity_digest
     if run.cache_identity is not None and not digest.startswith(run.cache_identity):
         raise CacheError(
-            f"{run.cache_dir}: a cache of identity {digest[:12]}",
+            f"{cache_text(run.cache_dir)}: a cache of identity {digest[:12]}",
             expected=run.cache_identity,
             do="correct cache_dir, or the identity asked for",
         )
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         find_resume_point(checkpoints, run.train, Distributed(0, 0, size))
     shards = manifest.total().shards
     print(
-        f"cache {run.cache_dir}: complete, {shards} shards, identity {digest[:12]}",
+        f"cache {cache_text(run.cache_dir)}: complete, {shards} shards, identity {digest[:12]}",
         flush=True,
     )
     return 0

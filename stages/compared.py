@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import fingerprint
 from pipeline.config.fields import suggestion
 from pipeline.config.files import read_config_file
+from pipeline.data.mixture.settings import cache_urls, read_cache_dir
 from pipeline.errors import ConfigError, DistillError, ModelError
 
 if TYPE_CHECKING:
@@ -134,7 +135,11 @@ def _own(name: str, output_dir: Path) -> tuple[str, str | None] | DistillError |
         if name == "before":
             student = settings.get("student", {})
             return str(student["model"]), student.get("revision")
-        teacher = _teacher(str(settings["cache_dir"]))
+        urls = cache_urls(read_cache_dir(settings["cache_dir"]))
+        teachers = [_teacher(url) for url in urls]
+        if len({str(one["model"]) for one in teachers}) > 1:
+            return None  # a student of several
+        teacher = teachers[0]
     except DistillError as error:
         return error
     except KeyError as error:

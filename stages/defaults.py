@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import Command, DefaultFile
+from pipeline.data.mixture.settings import cache_text, cache_urls, read_cache_dir
 from pipeline.errors import ConfigError, StoreError
 
 __all__ = ["STUDENT_DEFAULT", "TEACHER_DEFAULT", "report_student_default", "report_teacher_default"]
@@ -21,10 +22,18 @@ _log = logging.getLogger(__name__)
 
 def _is_embedded(data: Mapping[str, Any]) -> bool:
     """Return whether the cache is the embedded default's, or not there yet."""
-    told = _cache_identity(str(data.get("cache_dir", StudentRun.model_fields["cache_dir"].default)))
-    return told is None or (
-        told.get("teacher", {}).get("model") == "embedded"
-        and told.get("corpus", {}).get("source") == "embedded"
+    cache_dir = data.get("cache_dir", StudentRun.model_fields["cache_dir"].default)
+    try:
+        urls = cache_urls(read_cache_dir(cache_dir))
+    except (ValueError, TypeError, AttributeError):
+        return True  # others say what is wrong with it
+    return all(
+        told is None
+        or (
+            told.get("teacher", {}).get("model") == "embedded"
+            and told.get("corpus", {}).get("source") == "embedded"
+        )
+        for told in map(_cache_identity, urls)
     )
 
 
@@ -69,11 +78,12 @@ def report_student_default(command: Command[StudentRun]) -> None:
     if command.default_file is not None:
         _log.info("no student is named: the embedded default (%s)", _shown(command.default_file))
     elif "student.model" not in command.given:
-        told = _cache_identity(run.cache_dir) or {}
+        told = [_cache_identity(url) or {} for url in cache_urls(run.cache_dir)]
+        teachers = [str(one.get("teacher", {}).get("model")) for one in told]
         raise ConfigError(
             "student.model: not named",
-            expected=f"a student for the cache {run.cache_dir}, made by "
-            f"{told.get('teacher', {}).get('model')}",
+            expected=f"a student for the cache {cache_text(run.cache_dir)}, made by "
+            f"{' + '.join(dict.fromkeys(teachers))}",
             do="give --student_model NAME_OR_FOLDER, or --config stages/configs/student.yaml for "
             "ten layers of the embedded teacher",
         )

@@ -133,8 +133,9 @@ def write_single_report(root: Path) -> Path:
         ConfigError: the folder holds no configuration.
         CacheError: its cache is not there any more.
     """
-    from pipeline.cache.io.reader import open_cache
     from pipeline.config.files import read_config_file
+    from pipeline.data.mixture.caches import open_caches
+    from pipeline.data.mixture.settings import read_cache_dir
     from pipeline.observe.logs import configure_logging
     from pipeline.report import Command
     from pipeline.report.compose.run_report import compose_report
@@ -142,7 +143,10 @@ def write_single_report(root: Path) -> Path:
 
     configure_logging("warning")
     settings = read_config_file(str(root / "config.yaml"))
-    cache = open_cache(str(settings.get("cache_dir")))
+    cache = open_caches(
+        read_cache_dir(settings.get("cache_dir")),
+        teachers=settings.get("data", {}).get("teachers", "each"),
+    )
     teacher, missing = _teacher_folder(cache)
     report = compose_report(
         cache,
@@ -240,9 +244,12 @@ def _write(report: Report, root: Path) -> Path:
 
 def _teacher_folder(cache: Any) -> tuple[Path | None, list[str]]:
     """Return the teacher's weights, or a note that says why its texts are missing."""
+    from pipeline.data.mixture.caches import caches_of
     from pipeline.models.resolve import resolve_model
 
-    teacher = cache.manifest.identity["teacher"]
+    if len({str(part.manifest.identity["teacher"]["model"]) for part in caches_of(cache)}) > 1:
+        return None, ["The teachers' generations are left out: there are several teachers."]
+    teacher = caches_of(cache)[0].manifest.identity["teacher"]
     # Folders and the embedded teacher have digests instead of a commit.
     revision = None if ":" in teacher["revision"] else teacher["revision"]
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import Settings, fingerprint, option, parse_command
 from pipeline.config.command import command_line
+from pipeline.data.mixture.settings import one_cache
 from pipeline.errors import CacheError, ConfigError, DistillError, RowsQuarantined, run_command
 from pipeline.program import command_name, module_name
 from pipeline.sweeps.file import SweepFile, read_sweep_file
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = read_sweep_file(options.sweep, StudentRun)
     space = read_space(file)
     points = space.corners() if file.search else space.points()
-    cache_url = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
+    cache_url = file.cache_dir or one_cache(getattr(space.base, "cache_dir", ""), "a sweep")
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.trackers import check_trackers
     from pipeline.sweeps.objective import unmeasured

@@ -113,6 +113,10 @@ def resolve_config(
         defaults = {f"runs/default/{name}"}
         if config is None:
             defaults.add(f"{volume}/runs/default/{name}")
+        if isinstance(holder[field], list):  # a mixture of caches
+            for share in holder[field]:
+                share["url"] = _on_volume(dotted, share["url"], volume, mistakes)
+            continue
         value = str(holder[field])
         holder[field] = own if value in defaults else _on_volume(dotted, value, volume, mistakes)
     for section, field in _READ[stage]:

@@ -16,6 +16,7 @@ from k8s.rendering.run_config import Stage
 from k8s.submission.submit import JobFailed, Patience, begin_stage, run_to_end
 from pipeline.api.settings import StudentRun
 from pipeline.config import dump_yaml
+from pipeline.data.mixture.settings import one_cache
 from pipeline.errors import ConfigError
 from pipeline.sweeps.file import read_sweep_file
 from pipeline.sweeps.plan import settings_digest, slug
@@ -69,7 +70,7 @@ def render_sweep(
         raise ConfigError(mistakes=[f"{path}: {line}" for line in space.mistakes])
     folder = overlay_folder(overlay)
     volume = volume_root(find_job(render_kustomization(folder), _STAGE, source=str(folder)))
-    cache = file.cache_dir or str(getattr(space.base, "cache_dir", ""))
+    cache = file.cache_dir or one_cache(getattr(space.base, "cache_dir", ""), "a sweep")
     jobs = []
     for point in points:
         data = point.settings.model_dump(mode="json")

@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from pipeline.config import Settings, option
 from pipeline.corpus.settings import CorpusSettings
+from pipeline.data.mixture.settings import CacheDir
 from pipeline.data.settings import DataSettings
 from pipeline.loss.settings import LossSettings
 from pipeline.observe.devices import ForecastSettings
@@ -75,8 +76,10 @@ class TeacherRun(Settings):
 class StudentRun(Settings):
     """All settings of stage two."""
 
-    cache_dir: str = option(
-        "runs/default/cache", "the cache: a folder, or any address fsspec opens (s3://bucket/cache)"
+    cache_dir: CacheDir = option(
+        "runs/default/cache",
+        "the cache: a folder, or any address fsspec opens (s3://bucket/cache); or a mixture, a "
+        "list of {url, weight, tag} in a file, or several addresses of equal weight",
     )
     seed: int = option(42, "of the order of the samples", ge=0)
     student: StudentSettings = StudentSettings()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.data.mixture.rows import MixedSequence
 from pipeline.data.temperature import (
     UncachedTemperature,
     interpolated,
@@ -61,6 +62,13 @@ class Batch:
     lengths: tuple[int, ...]
     """Tokens of each sequence, on the host; their sum is T. One of 1 token in an empty batch."""
     temperature: float
+    teacher_N: Tensor | None = None
+    """int64; which cache of a mixture the target is of. None: there is one cache."""
+    share_N: Tensor | None = None
+    """float32; the part of its position that the target is, where a position has those of several
+    teachers; they follow one another, and their shares sum to 1. None: each has one."""
+    top_k_N: Tensor | None = None
+    """bool; the target is of a top-k, where others of the batch are sampled. None: no such mix."""
 
     @property
     def num_sequences(self) -> int:
@@ -74,7 +82,7 @@ class Batch:
 
     @property
     def num_loss_tokens(self) -> int:
-        """N."""
+        """N: targets; more than supervised tokens where these have several teachers."""
         return self.label_index_N.shape[0]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
@@ -109,25 +117,29 @@ def collate(
     """
     if not sequences:
         return _empty(temperature)
-    targets = [sequence.targets for sequence in sequences]
+    taught = [_Taught.of(number, row) for number, row in enumerate(sequences)]
+    parts = [part for every in taught for part in every]
+    targets = [part.targets for part in parts]
     lengths = [len(sequence.input_ids_L) for sequence in sequences]
     starts = np.cumsum([0, *lengths])
     ids_T = np.concatenate([sequence.input_ids_L for sequence in sequences]).astype(np.int64)
     places = [np.flatnonzero(sequence.loss_mask_L) for sequence in sequences]
-    place_N = np.concatenate([p + start for p, start in zip(places, starts, strict=False)])
+    place_N = np.concatenate([places[part.row] + starts[part.row] for part in parts])
     counts_N = np.concatenate([target.counts_N for target in targets])
-    logprobs_E = np.concatenate([target.logprobs_E for target in targets])
-    sampled = any(target.inclusion_E is not None for target in targets)
+    sampled = [target.inclusion_E is not None for target in targets]
     ids_NK, logprobs_NK, inclusion_NK = _pad(
         counts_N,
         np.concatenate([target.token_ids_E for target in targets], dtype=np.int64),
-        logprobs_E,
-        np.concatenate([_inclusion(target) for target in targets]) if sampled else None,
+        np.concatenate([target.logprobs_E for target in targets]),
+        np.concatenate([_inclusion(target) for target in targets]) if any(sampled) else None,
     )
     log_z_N, entropy_N = _normaliser(
         targets, temperature, uncached_temperature, logprobs_NK, inclusion_NK
     )
-    return Batch(
+    positions = [target.num_positions for target in targets]
+    mixed = any(isinstance(sequence, MixedSequence) for sequence in sequences)
+    several = len(parts) > len(sequences)
+    batch = Batch(
         input_ids_1T=torch.from_numpy(ids_T)[None],
         position_ids_1T=torch.from_numpy(np.arange(len(ids_T)) - np.repeat(starts[:-1], lengths))[
             None
@@ -142,13 +154,51 @@ def collate(
         label_logprob_N=torch.from_numpy(
             np.concatenate([target.label_logprob_N for target in targets]).astype(np.float32)
         ),
-        sample_index_N=torch.from_numpy(
-            np.repeat(np.arange(len(sequences)), [len(p) for p in places])
-        ),
+        sample_index_N=_repeated([part.row for part in parts], positions, np.int64),
         sample_ids=tuple(sequence.sample_id for sequence in sequences),
         lengths=tuple(lengths),
         temperature=temperature,
+        teacher_N=_repeated([p.teacher for p in parts], positions, np.int64) if mixed else None,
+        share_N=_repeated([p.share for p in parts], positions, np.float32) if several else None,
+        top_k_N=_repeated([not one for one in sampled], positions, np.bool_)
+        if any(sampled) and not all(sampled)
+        else None,
     )
+    return _by_place(batch) if several else batch
+
+
+class _Taught(NamedTuple):
+    """The targets of one teacher for one row."""
+
+    row: int
+    teacher: int
+    share: float
+    targets: SparseTargets
+
+    @classmethod
+    def of(cls, number: int, row: CachedSequence) -> list[_Taught]:
+        """Return those of a row, one for each of its teachers."""
+        if not isinstance(row, MixedSequence):
+            return [cls(number, 0, 1.0, row.targets)]
+        return [cls(number, *part) for part in row.all_targets()]
+
+
+def _repeated(values: Sequence[Any], times: Sequence[int], dtype: Any) -> Tensor:
+    return torch.from_numpy(np.repeat(np.array(values, dtype), times))
+
+
+def _by_place(batch: Batch) -> Batch:
+    """Put the targets of one position next to each other; slices need places that ascend."""
+    order_N = torch.argsort(batch.label_index_N, stable=True)
+    tokens = batch.num_loss_tokens
+    ordered: dict[str, Any] = {
+        field.name: value[order_N]
+        for field in fields(batch)
+        if field.name.endswith(("_N", "_NK"))
+        and isinstance(value := getattr(batch, field.name), Tensor)
+    }
+    assert all(len(value) == tokens for value in ordered.values())
+    return replace(batch, **ordered)
 
 
 def _inclusion(target: SparseTargets) -> NDArray[np.float32]:
@@ -195,6 +245,19 @@ def _normaliser(
 ) -> tuple[Tensor, Tensor]:
     """Return log Z and entropy of each token at the temperature."""
     grid = targets[0].temperatures
+    if any(target.temperatures != grid for target in targets):  # caches of a mixture
+        found, start = [], 0
+        for target in targets:
+            rows = slice(start, start + target.num_positions)
+            included = None if inclusion_NK is None else inclusion_NK[rows]
+            found.append(
+                _normaliser(
+                    [target], temperature, uncached_temperature, logprobs_NK[rows], included
+                )
+            )
+            start = rows.stop
+        log_z, entropy = zip(*found, strict=True)
+        return torch.cat(log_z), torch.cat(entropy)
     if uncached_temperature == "reject" or any(abs(t - temperature) <= 1e-6 * t for t in grid):
         columns = [temperature_index(target.temperatures, temperature) for target in targets]
         return (

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.targets import CachedSequence
+from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.data.mixture.rows import MixedSequence
 from pipeline.data.source import RowsOver
 from pipeline.errors import ModelError
 
@@ -55,5 +56,11 @@ class MappedRows(RowsOver):
                 expected="every piece of the sequences in the student's vocabulary",
                 do="choose a student that has it, or make the cache from text without it",
             )
-        targets = replace(row.targets, token_ids_E=self.to_student(row.targets.token_ids_E))
-        return replace(row, input_ids_L=input_ids_L, targets=targets)
+        row = replace(row, input_ids_L=input_ids_L, targets=self._targets(row.targets))
+        if isinstance(row, MixedSequence) and row.others:
+            others = tuple((teacher, self._targets(targets)) for teacher, targets in row.others)
+            return replace(row, others=others)
+        return row
+
+    def _targets(self, targets: SparseTargets) -> SparseTargets:
+        return replace(targets, token_ids_E=self.to_student(targets.token_ids_E))

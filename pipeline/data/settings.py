@@ -8,7 +8,9 @@ from pydantic import model_validator
 
 from pipeline.config import Settings, option
 
-__all__ = ["DataSettings"]
+__all__ = ["DataSettings", "Teachers"]
+
+Teachers = Literal["each", "mean", "one"]
 
 
 class DataSettings(Settings):
@@ -37,6 +39,13 @@ class DataSettings(Settings):
         "shards, of all lanes together, whose packs are shuffled at a time and which are in "
         "memory, divided among the processes; at least one a lane",
         ge=1,
+    )
+    teachers: Teachers = option(
+        "each",
+        "caches of a mixture that hold the same samples: each cache's rows are rows of their own; "
+        "or each row once, with the weighted mean of the teachers' distributions (mean: forward_kl "
+        "alone, which is linear in them), or with one teacher, chosen by the sample's identity in "
+        "proportion to the weights (one)",
     )
     prefetch_batches: int = option(4, "steps prepared ahead by the background thread", ge=1)
     read_threads: int = option(2, "threads that read the next shards ahead of their use", ge=0)
@@ -99,4 +108,7 @@ class DataSettings(Settings):
             "prefetch_batches", "read_threads", "disk_cache", "disk_cache_gib", "on_damaged_shard",
             "stall_warning_s", "stall_timeout_s",
         }  # fmt: skip
-        return self.model_dump(mode="json", exclude=apart)
+        identity = self.model_dump(mode="json", exclude=apart)
+        if self.teachers == "each":
+            del identity["teachers"]
+        return identity

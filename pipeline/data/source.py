@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec.targets import CachedSequence
 
-__all__ = ["RowSource", "RowsOver"]
+__all__ = ["RowSource", "RowsOver", "SizeSource"]
+
+
+class SizeSource(Protocol):
+    """What planning needs of rows."""
+
+    def shard_sizes(self, shard: int) -> NDArray[np.int32]:
+        """Return tokens and supervised tokens of every row of a shard, [R, 2]."""
+        ...
 
 
 class RowSource(Protocol):

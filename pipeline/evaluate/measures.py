@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ __all__ = [
     "paired_difference",
     "ratio_mean",
 ]
+
+_Value = TypeVar("_Value")
 
 METRICS = ("kl", "cross_entropy", "top1_agreement")
 UNLIKE_METRICS = ("uld", "cross_entropy")
@@ -59,6 +61,22 @@ class HeldoutScores:
     def distance(self) -> str:
         """Name of the measured distance to the teacher: `kl`, or `uld` across tokenizers."""
         return "uld" if "uld" in self.sums else "kl"
+
+    def by_tag(self) -> dict[str, HeldoutScores]:
+        """Return the scores of each cache of a mixture, whose sample ids are `TAG:ID`.
+
+        Without calibration, which is kept for all together. Empty of a single cache.
+        """
+        tags = [name.rpartition(":")[0] for name in self.sample_ids]
+        return {
+            tag: HeldoutScores(
+                sample_ids=_picked(self.sample_ids, tags, tag),
+                loss_tokens=_picked(self.loss_tokens, tags, tag),
+                sums={name: _picked(values, tags, tag) for name, values in self.sums.items()},
+                with_target=_picked(self.with_target, tags, tag),
+            )
+            for tag in sorted({*tags} - {""})
+        }
 
     def perplexity(self) -> MeanError:
         """Return exp of the cross-entropy; its error by the delta method."""
@@ -121,6 +139,11 @@ class HeldoutScores:
         """Read a file written from `to_json`."""
         with open(path, encoding="utf-8") as file:
             return cls.from_json(json.load(file))
+
+
+def _picked(values: Sequence[_Value], tags: Sequence[str], tag: str) -> tuple[_Value, ...]:
+    """Return the values of the sequences of a tag; of no sequences there are none."""
+    return tuple(v for v, t in zip(values, tags, strict=True) if t == tag) if values else ()
 
 
 def ratio_mean(sums: Sequence[float], counts: Sequence[int]) -> MeanError:

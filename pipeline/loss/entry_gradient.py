@@ -167,6 +167,7 @@ def _divergence(
             _f_divergence(spec), targets, log_q_NK, log_q_tail_N, known_NK, temperature=temperature,
             share=0.0 if tail == "zero" else spec.control_variate, vocab_size=vocab_size,
             log_step=spec.sampled_log_step, rule_highest=spec.rule_highest,
+            bucketed_N=None if tail == "zero" else targets.top_k_N,
         )  # fmt: skip
     teacher = teacher_weights(
         targets, known_NK, temperature=temperature, tail=tail, vocab_size=vocab_size,

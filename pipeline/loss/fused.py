@@ -23,7 +23,7 @@ from pipeline.loss.entry_gradient import RowTerms, join_rows
 from pipeline.loss.gpu.chunks import ChunkLayout, chunk_layout
 from pipeline.loss.gpu.products import add_product_, device_bytes
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.targets import HeadTargets, LossTerms
+from pipeline.loss.targets import HeadTargets, LossTerms, weighted_loss
 from pipeline.loss.uld import uld_loss_
 
 __all__ = ["FusedSpec", "fused_head_loss"]
@@ -181,17 +181,29 @@ def _run(
             logits_nU.addcmul_(logits_nU, tanh_nU.square_(), value=-1)
         if products > vocab_size:
             logits_nP[:, vocab_size:].zero_()  # no gradient through the padding
+        weight_n1 = None
+        if targets.weight_N is not None:
+            weight_n1 = targets.weight_N[start : start + len(hidden_nD), None]
         if gradients.hidden_ND is not None:
-            torch.mm(logits_nP, weight_PD, out=gradients.hidden_ND[start : start + len(hidden_nD)])
+            out_nD = gradients.hidden_ND[start : start + len(hidden_nD)]
+            torch.mm(logits_nP, weight_PD, out=out_nD)
+            if weight_n1 is not None:
+                out_nD.mul_(weight_n1)
         if gradients.weight_VD is not None:
-            add_product_(gradients.weight_VD[:products], logits_nP, hidden_nD, first=start == 0)
+            # On the hidden states: D numbers a token instead of V.
+            right_nD = hidden_nD
+            if weight_n1 is not None:
+                right_nD = (hidden_nD * weight_n1).to(hidden_nD.dtype)
+            add_product_(gradients.weight_VD[:products], logits_nP, right_nD, first=start == 0)
         if gradients.bias_V is not None:
+            if weight_n1 is not None:
+                logits_nU.mul_(weight_n1)
             gradients.bias_V[:vocab_size] += logits_nU.sum(0, dtype=gradients.bias_V.dtype)
     if not parts:
         empty_0U = buffer_CS[:, :vocab_size]
         none = loss_(empty_0U, targets, spec.loss, gradient=False, predictions=predictions)
         parts.append(none)
-    return _collect(parts, spec.loss), gradients
+    return _collect(parts, spec.loss, targets.weight_N), gradients
 
 
 def _layout(hidden_ND: Tensor, weight_VD: Tensor, spec: FusedSpec) -> ChunkLayout:
@@ -248,9 +260,7 @@ def _softcap_(logits_nU: Tensor, softcap: float) -> Tensor:
     return tanh_nU
 
 
-def _collect(parts: list[RowTerms], spec: LossSpec) -> LossTerms:
+def _collect(parts: list[RowTerms], spec: LossSpec, weight_N: Tensor | None) -> LossTerms:
     """Join the chunks' terms and sum them to the loss."""
     rows = join_rows(parts)
-    divergence_factor = spec.alpha * spec.temperature**2
-    loss = divergence_factor * rows.divergence_N.sum() + (1 - spec.alpha) * rows.ce_N.sum()
-    return LossTerms(loss, *rows)
+    return LossTerms(weighted_loss(rows.divergence_N, rows.ce_N, weight_N, spec), *rows)

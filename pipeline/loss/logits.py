@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.spec import LossSpec
-from pipeline.loss.targets import HeadTargets, LossTerms
+from pipeline.loss.targets import HeadTargets, LossTerms, weighted_loss
 
 __all__ = ["logits_loss"]
 
@@ -48,15 +48,16 @@ class _LogitsLoss(torch.autograd.Function):
         spec: LossSpec,
         valid_vocab: int | None,
     ) -> tuple[Tensor, ...]:
-        needed = bool(ctx.needs_input_grad[0])
+        needed, weight_N = bool(ctx.needs_input_grad[0]), targets.weight_N
         work_NV = logits_NV.detach().clone()
         terms = sparse_loss_(work_NV[:, :valid_vocab], targets, spec, gradient=needed)
         if needed:
             if valid_vocab is not None:
                 work_NV[:, valid_vocab:] = 0
+            if weight_N is not None:
+                work_NV.mul_(weight_N[:, None])
             ctx.save_for_backward(work_NV)
-        loss = spec.alpha * spec.temperature**2 * terms.divergence_N.sum()
-        loss = loss + (1 - spec.alpha) * terms.ce_N.sum()
+        loss = weighted_loss(terms.divergence_N, terms.ce_N, weight_N, spec)
         ctx.mark_non_differentiable(terms.divergence_N, terms.ce_N)
         ctx.set_materialize_grads(False)
         return loss, terms.divergence_N, terms.ce_N

@@ -86,9 +86,11 @@ def _sorted_distance_of_head(logits_NV: Tensor, targets: HeadTargets) -> Tensor:
 
 
 def loss_sum(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> Tensor:
-    """Return `alpha * T^2 * sum(D) + (1 - alpha) * sum(CE)`."""
+    """Return `alpha * T^2 * sum(D) + (1 - alpha) * sum(CE)`, of tokens times their weights."""
     divergence_N = sparse_divergence(logits_NV, targets, spec)
     ce_N = cross_entropy(logits_NV, targets.label_N)
+    if targets.weight_N is not None:
+        divergence_N, ce_N = divergence_N * targets.weight_N, ce_N * targets.weight_N
     return spec.alpha * spec.temperature**2 * divergence_N.sum() + (1 - spec.alpha) * ce_N.sum()
 
 
@@ -123,6 +125,8 @@ def _row(logits_V: Tensor, targets: HeadTargets, n: int, spec: LossSpec) -> Tens
             pi = 1.0 if targets.inclusion_NK is None else float(targets.inclusion_NK[n, k])
             entries.append((int(targets.ids_NK[n, k]), p, pi))
     q_V = torch.softmax(logits_V / spec.temperature, dim=-1)
+    if targets.top_k_N is not None and targets.top_k_N[n] and tail == "control_variate":
+        sampled, tail = False, "bucket"
     if sampled and tail in ("control_variate", "zero"):
         return _estimate(q_V, entries, 0.0 if tail == "zero" else spec.control_variate, spec)
 

@@ -111,6 +111,7 @@ def sampled_terms(
     vocab_size: int,
     log_step: float = 0.0,
     rule_highest: float = 0.0,
+    bucketed_N: Tensor | None = None,
 ) -> DivergenceTerms:
     """Return an unbiased D over the student's tokens; every entry's own p must be known.
 
@@ -131,6 +132,7 @@ def sampled_terms(
         vocab_size: tokens that the student has a logit for.
         log_step: nats between the values that log p of sampled entries was rounded to.
         rule_highest: highest temperature that the inclusion rule covers; 0: T itself.
+        bucketed_N: bool; targets of a top-k, whose rest is one outcome. None: there is none.
     """
     log_bias, value_bias = dither_bias(log_step, temperature)
     log_p_NK, sampled_NK, weight_NK = _sampled(targets, temperature, log_q_NK.dtype)
@@ -155,6 +157,9 @@ def sampled_terms(
         share_N = torch.where(tail_p_N > 0, share_N, 0.0)
     else:
         share_N = torch.where(tail_p_N > 0, share, 0.0)
+    if bucketed_N is not None:
+        # Nothing was sampled there, so the tangent alone: f of the two tails, as of a bucket.
+        share_N = torch.where(bucketed_N & (tail_p_N > 0), 1.0, share_N)
     tau_p_N, upsilon_q_N = divergence.halves(tail_p_N.log(), log_tail_q_N)
     tau_p_N = torch.where(share_N > 0, share_N * tau_p_N, 0.0)
     upsilon_q_N = torch.where(share_N > 0, share_N * upsilon_q_N, 0.0)

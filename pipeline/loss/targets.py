@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["HeadTargets", "LossTerms"]
+from pipeline.loss.spec import LossSpec
+
+__all__ = ["HeadTargets", "LossTerms", "weighted_loss"]
 
 
 class HeadTargets(NamedTuple):
@@ -33,6 +35,11 @@ class HeadTargets(NamedTuple):
     nats."""
     label_N: Tensor
     """int64; the token that follows in the text, inside the student's vocabulary."""
+    weight_N: Tensor | None = None
+    """float32, at least 0; what each token's loss and gradient are multiplied by. None: 1."""
+    top_k_N: Tensor | None = None
+    """bool; targets of a top-k among sampled ones: all that is known of their rest is its mass.
+    None: none is."""
 
     def rows(self, start: int, stop: int) -> HeadTargets:
         """Return the targets of tokens `start` to `stop`, as views."""
@@ -44,6 +51,8 @@ class HeadTargets(NamedTuple):
             log_z_N=self.log_z_N[start:stop],
             entropy_N=self.entropy_N[start:stop],
             label_N=self.label_N[start:stop],
+            weight_N=None if self.weight_N is None else self.weight_N[start:stop],
+            top_k_N=None if self.top_k_N is None else self.top_k_N[start:stop],
         )
 
 
@@ -51,8 +60,8 @@ class LossTerms(NamedTuple):
     """The loss of N supervised tokens; only `loss` carries a gradient."""
 
     loss: Tensor
-    """Scalar: `alpha * T^2 * sum(divergence) + (1 - alpha) * sum(ce)`. A sum; the caller scales
-    it."""
+    """Scalar: `alpha * T^2 * sum(divergence) + (1 - alpha) * sum(ce)`, of tokens times their
+    weights. A sum; the caller scales it."""
     divergence_N: Tensor
     """Divergence of each token at temperature T, in nats, without the factor T^2."""
     ce_N: Tensor
@@ -61,3 +70,13 @@ class LossTerms(NamedTuple):
     """int64; the student's likeliest token, when predictions were requested."""
     argmax_logprob_N: Tensor | None = None
     """log q(argmax) at temperature 1, when predictions were requested."""
+
+
+def weighted_loss(
+    divergence_N: Tensor, ce_N: Tensor, weight_N: Tensor | None, spec: LossSpec
+) -> Tensor:
+    """Return the scalar loss of tokens, each times its weight; None: 1."""
+    if weight_N is not None:
+        divergence_N, ce_N = divergence_N * weight_N, ce_N * weight_N
+    factor = spec.alpha * spec.temperature**2
+    return factor * divergence_N.sum() + (1 - spec.alpha) * ce_N.sum()

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.cache.io.reader import Cache
 from pipeline.cache.layout.manifest import Manifest
+from pipeline.data.mixture.caches import caches_of, tags_of
 from pipeline.data.settings import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
 from pipeline.sampling.inclusion import InclusionRule
 
-__all__ = ["cache_inclusion_rule", "cache_sampled_step", "check_compatibility"]
+__all__ = [
+    "cache_inclusion_rule",
+    "cache_sampled_step",
+    "check_caches",
+    "check_compatibility",
+    "sampled_facts",
+]
 
 
 def cache_inclusion_rule(manifest: Manifest) -> InclusionRule | None:
@@ -28,6 +36,55 @@ def cache_sampled_step(manifest: Manifest) -> float:
     )
 
 
+def sampled_facts(cache: Cache) -> tuple[float, float]:
+    """Return the rounding step of sampled entries, and the highest temperature of their rules.
+
+    Of a mixture the lowest of the highest: any is unbiased (`LossSpec.rule_highest`). 0 and 0
+    without sampled entries.
+    """
+    sampled = [part for part in caches_of(cache) if part.rule is not None]
+    steps = [cache_sampled_step(part.manifest) for part in sampled]
+    highest = [part.rule.highest for part in sampled if part.rule is not None]
+    return max(steps, default=0.0), min(highest, default=0.0)
+
+
+def check_caches(loss: LossSettings, data: DataSettings, cache: Cache) -> None:
+    """Reject settings that the targets of a cache, or of any of a mixture, cannot serve.
+
+    Raises:
+        ConfigError: with every mistake, those of a mixture's caches with their tags.
+    """
+    tags = tags_of(cache)
+    if not tags:
+        manifest = cache.manifest
+        rule = cache_inclusion_rule(manifest)
+        check_compatibility(loss, data, grid=manifest.temperatures, rule=rule)
+        return
+    mistakes = []
+    if loss.cross_tokenizer != "reject":
+        mistakes.append(
+            f"loss.cross_tokenizer: found {loss.cross_tokenizer} with a mixture of caches; "
+            "expected reject: rows are counted in the student's tokens for one cache at a time"
+        )
+    if data.teachers == "mean" and loss.divergence != "forward_kl" and loss.alpha > 0:
+        mistakes.append(
+            f"data.teachers: found mean with loss.divergence {loss.divergence}; expected "
+            "forward_kl, which alone is linear in the teacher: the mean of the others' losses is "
+            "not the loss of the mean teacher"
+        )
+    parts = caches_of(cache)
+    any_sampled = any(part.rule is not None for part in parts)
+    for tag, part in zip(tags, parts, strict=True):
+        rule = cache_inclusion_rule(part.manifest)
+        told = [*_temperature(loss, part.manifest.temperatures, rule)]
+        # A control variate is that of the sampled caches; a top-k beside them has its bucket.
+        told += [] if any_sampled and rule is None else _tail(loss, rule)
+        told += _max_entries(data, rule)
+        mistakes += [f"{tag}: {line}" for line in told]
+    if mistakes:
+        raise ConfigError(mistakes=mistakes)
+
+
 def check_compatibility(
     loss: LossSettings, data: DataSettings, *, grid: Sequence[float], rule: InclusionRule | None
 ) -> None:
@@ -42,14 +99,18 @@ def check_compatibility(
     Raises:
         ConfigError: with every mistake.
     """
-    mistakes = [*_temperature(loss, grid, rule), *_tail(loss, rule)]
-    if rule is not None and data.max_entries is not None:
-        mistakes.append(
-            f"data.max_entries: found {data.max_entries} with a cache of sampled entries; expected "
-            "none: the largest entries of a sample alone are a biased target"
-        )
+    mistakes = [*_temperature(loss, grid, rule), *_tail(loss, rule), *_max_entries(data, rule)]
     if mistakes:
         raise ConfigError(mistakes=mistakes)
+
+
+def _max_entries(data: DataSettings, rule: InclusionRule | None) -> list[str]:
+    if rule is None or data.max_entries is None:
+        return []
+    return [
+        f"data.max_entries: found {data.max_entries} with a cache of sampled entries; expected "
+        "none: the largest entries of a sample alone are a biased target"
+    ]
 
 
 def _temperature(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipeline.amounts import format_bytes, format_duration
-from pipeline.data.order.plan import TrainPlan
+from pipeline.data.order.choose import make_plan
+from pipeline.data.order.mixed_plan import MixedPlan
 from pipeline.errors import ResourceError
 from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import read_model_config
@@ -36,19 +38,18 @@ class Estimate:
     """Of one forward pass of one process."""
     memory_bytes: int
     disk_bytes: int
+    cache_epochs: Mapping[str, float] = field(default_factory=dict)
+    """How often the run goes through each cache of a mixture, by tag."""
 
 
 def estimate(inputs: Inputs, world_size: int) -> Estimate:
     """Estimate by arithmetic; reads the cache's row lengths and the student's config only."""
-    plan = TrainPlan(
+    plan = make_plan(
         inputs.vocabulary.train,
+        inputs.data,
         seed=inputs.seed,
         packs_per_step=inputs.packs_per_step(world_size),
-        pack_length=inputs.data.pack_length or inputs.pack_length(),
-        shuffle_shards=inputs.data.shuffle_shards,
-        lanes=inputs.data.lanes,
-        packing=inputs.data.packing,
-        batch_tokens=inputs.data.batch_tokens,
+        pack_length=inputs.pack_length(),
         totals=inputs.vocabulary.totals,
     )
     train = inputs.train
@@ -70,7 +71,7 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     )
     return Estimate(
         rows=plan.totals.rows,
-        tokens_per_epoch=plan.totals.tokens,
+        tokens_per_epoch=plan.tokens_per_epoch,
         steps=steps,
         steps_per_epoch=plan.steps_per_epoch,
         packs_per_step=inputs.packs_per_step(world_size),
@@ -78,6 +79,9 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
         parameters=shape.parameters,
         pass_tokens=tokens,
         memory_bytes=memory.device + (0 if on_gpu else memory.offloaded),
+        cache_epochs=dict(zip(inputs.tags, plan.epochs(steps), strict=True))
+        if isinstance(plan, MixedPlan)
+        else {},
         disk_bytes=int((train.keep_checkpoints + 1) * state + 4 * shape.parameters),
     )
 
@@ -134,6 +138,9 @@ def print_estimate(
         f"student      {inputs.student.model}{kept}, about {plan.parameters / 1e6:.0f} M parameters"
     )
     print(f"cache        {inputs.cache_url} ({inputs.cache.manifest.identity_digest[:12]})")
+    if plan.cache_epochs:
+        told = ", ".join(f"{tag} {epochs:.2f}" for tag, epochs in plan.cache_epochs.items())
+        print(f"mixture      each cache is gone through so often: {told}")
     print(f"samples      {plan.rows}, {plan.tokens_per_epoch} tokens an epoch")
     print(f"packing      {100 * plan.fill:.1f} % of the capacity used")
     budget = inputs.data.batch_tokens

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.cache.io.reader import Cache, open_cache
+from pipeline.cache.io.reader import Cache
+from pipeline.data.mixture.caches import open_caches, tags_of
+from pipeline.data.mixture.settings import CacheShare, cache_text
 from pipeline.data.order.totals import check_lengths, split_totals
 from pipeline.data.settings import DataSettings
 from pipeline.errors import CacheError, Mistakes
@@ -26,7 +28,7 @@ from pipeline.student.build.check import check_student
 from pipeline.student.build.freeze import read_unfrozen_parameters
 from pipeline.student.build.initial import initial_identity
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
-from pipeline.student.compatibility import cache_inclusion_rule, check_compatibility
+from pipeline.student.compatibility import check_caches
 from pipeline.student.output.hub import require_hub_token
 from pipeline.student.settings.student import OutputSettings, StudentSettings
 from pipeline.student.settings.train import TrainSettings
@@ -69,7 +71,12 @@ class Inputs:
     @property
     def sampled(self) -> bool:
         """Whether the cache holds sampled entries, whose sums are unbiased; else it is a top-k."""
-        return cache_inclusion_rule(self.cache.manifest) is not None
+        return self.cache.rule is not None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Of the caches of a mixture; none of a single cache."""
+        return tags_of(self.cache)
 
     def pack_length(self) -> int:
         """Tokens of the longest sequence there can be, in the student's tokens."""
@@ -167,8 +174,8 @@ class RunSettings(Protocol):
     """The settings of a command of stage two, read only; such as `StudentRun`."""
 
     @property
-    def cache_dir(self) -> str:
-        """The cache's folder or address."""
+    def cache_dir(self) -> str | tuple[CacheShare, ...]:
+        """The cache's folder or address, or a mixture of caches."""
 
     @property
     def seed(self) -> int:
@@ -221,7 +228,7 @@ def open_inputs(run: RunSettings) -> Inputs:
     mistakes, missing = Mistakes(), missing_here(run)
     cache = None
     with mistakes.collected():
-        cache = open_cache(run.cache_dir)
+        cache = open_caches(run.cache_dir, teachers=data.teachers)
     if cache is None:
         with mistakes.collected():
             resolve_model(student.model, revision=student.revision, role="student", weights=False)
@@ -229,9 +236,7 @@ def open_inputs(run: RunSettings) -> Inputs:
         mistakes.raise_any()
     assert cache is not None
     with mistakes.collected():
-        check_compatibility(
-            loss, data, grid=cache.manifest.temperatures, rule=cache_inclusion_rule(cache.manifest)
-        )
+        check_caches(loss, data, cache)
     with mistakes.collected():
         _check_heldout(cache, run)
     rows = source = vocabulary = None
@@ -275,7 +280,7 @@ def open_inputs(run: RunSettings) -> Inputs:
         output=run.output,
         observe=run.observe,
         seed=run.seed,
-        cache_url=run.cache_dir,
+        cache_url=cache_text(run.cache_dir),
         cache=cache,
         source=source,
         vocabulary=vocabulary,
@@ -304,7 +309,7 @@ def missing_here(run: RunSettings | Inputs) -> Mistakes:
 def _check_heldout(cache: Cache, run: RunSettings) -> None:
     if run.train.evaluates and not any(cache.source("heldout").shard_rows()):
         raise CacheError(
-            f"{run.cache_dir}: no held-out rows",
+            f"{cache_text(run.cache_dir)}: no held-out rows",
             expected="some, for the evaluation",
             do="make the cache with a larger --corpus.heldout_fraction, or train without an "
             "evaluation: --train.evaluate_before false --train.evaluate never",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cache.io.token_ids import shard_token_ids
+from pipeline.data.mixture.caches import caches_of, check_apart
 from pipeline.data.stream.skipped_shards import read_skipped_shards
 from pipeline.errors import ModelError, ResumeError
 from pipeline.models.device import uses_gpu
@@ -68,6 +69,8 @@ def preflight(
     if distributed.is_first:
         with mistakes.collected():
             _check_pieces(inputs)
+        with mistakes.collected():
+            check_apart(inputs.cache)
     mistakes.raise_any()
 
 
@@ -122,9 +125,10 @@ def _check_pieces(inputs: Inputs) -> None:
         return
     found: dict[str, str] = {}
     for split in ("train", "heldout") if inputs.train.evaluates else ("train",):
-        for path, ids in shard_token_ids(inputs.cache, split):
-            for piece in lacked(ids):
-                found.setdefault(piece, path)
+        for cache in caches_of(inputs.cache):
+            for path, ids in shard_token_ids(cache, split):
+                for piece in lacked(ids):
+                    found.setdefault(piece, path)
     if not found:
         return
     shown = ", ".join(f"{p!r} (in {path})" for p, path in list(found.items())[:_EXAMPLES])

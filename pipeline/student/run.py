@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.data.collate import Batch
+from pipeline.data.mixture.caches import caches_of
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
 from pipeline.data.stream.train_stream import Agree, TrainStream
 from pipeline.evaluate.measures import HeldoutScores
@@ -90,7 +91,8 @@ def train_student(inputs: Inputs, *, resolved_config: str, command: str) -> Path
 def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
     """Go from the initial weights to the published folder; return uploads still under way."""
     inputs, train = run.inputs, run.inputs.train
-    inputs.cache.copies = open_local_copies(inputs.cache, inputs.data, run.distributed)
+    for cache in caches_of(inputs.cache):
+        cache.copies = open_local_copies(cache, inputs.data, run.distributed)
     checkpoints = Checkpoints(
         run.folder,
         run.identity,
@@ -249,6 +251,7 @@ def _loop_settings(run: RunOnRank, total_steps: int) -> LoopSettings:
         output_dir=run.folder,
         progress_every_s=inputs.observe.progress_every_s,
         peak=_peak(run),
+        tags=inputs.tags,
     )
 
 
@@ -280,7 +283,7 @@ def _agreement(run: RunOnRank, engine: DeepSpeedEngine, stream: TrainStream) -> 
     """Return how ranks agree on damaged shards; None where these stop the run."""
     if run.inputs.data.on_damaged_shard == "stop":
         return None
-    shown = run.inputs.cache.store.full_url
+    shown = run.inputs.cache.full_url
     return SkipAgreement(engine, stream, run.folder, shown).agree
 
 

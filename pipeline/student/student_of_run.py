@@ -12,7 +12,7 @@ from pipeline.student.build.freeze import apply_freezing, freeze_unreached
 from pipeline.student.build.initial import make_initial_student
 from pipeline.student.build.lora import add_lora
 from pipeline.student.build.model import compile_layers, load_student
-from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
+from pipeline.student.compatibility import sampled_facts
 from pipeline.student.engine.first_rank import on_first_rank
 from pipeline.student.engine.kernels import apply_kernels
 from pipeline.student.forward.attention import attention_order
@@ -94,13 +94,13 @@ def build_student(run: RunOnRank) -> BuiltStudent:
             trust_remote_code=settings.trust_remote_code,
         )
     apply_kernels(model, settings.kernels)
-    rule = cache_inclusion_rule(inputs.cache.manifest)
+    log_step, rule_highest = sampled_facts(inputs.cache)
     install_distill_head(
         model,
         inputs.training_loss,
         valid_vocab=inputs.vocabulary.size,
-        sampled_log_step=cache_sampled_step(inputs.cache.manifest),
-        rule_highest=rule.highest if rule else 0.0,
+        sampled_log_step=log_step,
+        rule_highest=rule_highest,
     )
     if settings.lora.enabled:
         add_lora(model, settings.lora, seed=inputs.seed)

@@ -89,6 +89,10 @@ class Cache:
         """How entries were sampled; None: all are always kept."""
         return self.spec.rule
 
+    def full_url(self, path: str) -> str:
+        """Return the address of a file of the cache."""
+        return self.store.full_url(path)
+
     def source(
         self,
         split: str,

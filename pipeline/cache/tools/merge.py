@@ -26,7 +26,7 @@ from pipeline.config import fingerprint
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["merge_caches"]
+__all__ = ["joined_members", "merge_caches"]
 
 _Progress = Callable[[int], None]
 
@@ -211,14 +211,14 @@ def _joined_identity(caches: Sequence[Cache], repeated: int) -> dict[str, Any]:
     identities = [cache.manifest.identity for cache in caches]
     return {
         **first,
-        "teacher": _joined([identity["teacher"] for identity in identities]),
-        "corpus": _joined([identity["corpus"] for identity in identities]),
+        "teacher": joined_members([identity["teacher"] for identity in identities]),
+        "corpus": joined_members([identity["corpus"] for identity in identities]),
         "shard_tokens": max(int(identity["shard_tokens"]) for identity in identities),
         "derived": derived,
     }
 
 
-def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def joined_members(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join several objects: equal members once, the largest of numbers, else a list of all.
 
     Readers use the teacher's name and the corpus's `max_length`; both keep their meaning.

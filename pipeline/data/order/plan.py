@@ -102,6 +102,11 @@ class TrainPlan:
         return self._steps_per_epoch
 
     @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens of all rows."""
+        return self.totals.tokens
+
+    @property
     def fill(self) -> float:
         """Tokens over capacity of all packs, or of all steps: 1.0 wastes nothing."""
         if self.batch_tokens is None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.order.packing import shard_units
 from pipeline.data.order.permutation import derive_key, permutation
 from pipeline.data.order.step import Pack
-from pipeline.data.source import RowSource
+from pipeline.data.source import SizeSource
 
 __all__ = ["Piece", "Units", "Window", "shard_order"]
 
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 class Units:
     """How rows become units."""
 
-    source: RowSource
+    source: SizeSource
     pack_length: int
     packing: bool
     by_tokens: bool

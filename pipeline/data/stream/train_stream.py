@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import ShardDamaged
 from pipeline.data.collate import Batch, collate
-from pipeline.data.order.plan import TrainPlan
+from pipeline.data.mixture.rows import mixture_of
+from pipeline.data.order.choose import make_plan
+from pipeline.data.order.mixed_plan import MixedPlan
 from pipeline.data.order.step import Pack, StepPlan, lanes_of_rank
 from pipeline.data.order.totals import SplitTotals
 from pipeline.data.settings import DataSettings
@@ -109,15 +111,12 @@ class TrainStream:
         self._waited_before = 0.0
         self.skipped_shards: list[SkippedShard] = []
         """Shards that the run skips, in the order in which they were found."""
-        self.plan = TrainPlan(
+        self.plan = make_plan(
             source,
+            settings,
             seed=seed,
             packs_per_step=packs_per_step,
-            pack_length=settings.pack_length or pack_length,
-            shuffle_shards=settings.shuffle_shards,
-            lanes=settings.lanes,
-            packing=settings.packing,
-            batch_tokens=settings.batch_tokens,
+            pack_length=pack_length,
             totals=totals,
         )
         self._lanes = lanes_of_rank(
@@ -150,6 +149,14 @@ class TrainStream:
     def is_ready(self) -> bool:
         """Whether the next step, or the end, can be had without waiting."""
         return self._prefetcher is not None and self._prefetcher.is_ready()
+
+    def cache_epochs(self, steps: int) -> dict[str, float]:
+        """Return how often the first `steps` steps go through each cache of a mixture, by tag."""
+        mixture = mixture_of(self._source)
+        if mixture is None or not isinstance(self.plan, MixedPlan):
+            return {}
+        epochs = self.plan.epochs(steps)
+        return {part.tag: e for part, e in zip(mixture.parts, epochs, strict=True)}
 
     def tokens_of(self, steps: int) -> int:
         """Return the tokens of the first `steps` steps, repeats counted."""

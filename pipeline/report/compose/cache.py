@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.cache.io.reader import Cache
+from pipeline.cache.layout.records import ShardRecord
 from pipeline.report.data.cache import CacheFacts, ShardFacts
 
 __all__ = ["cache_facts", "kl_is_bucketed"]
@@ -39,7 +40,7 @@ def cache_facts(cache: Cache) -> CacheFacts:
         entropy_mean=total.entropy,
         shards=tuple(
             ShardFacts(
-                name=f"{r.split}/{r.index:05d}",
+                name=_shard_name(r),
                 split=r.split,
                 samples=r.rows,
                 loss_tokens=r.loss_tokens,
@@ -52,9 +53,17 @@ def cache_facts(cache: Cache) -> CacheFacts:
     )
 
 
+def _shard_name(record: ShardRecord) -> str:
+    """Return a shard's short name, of a mixture with its cache's tag in front."""
+    tag, data, _ = record.path.partition("data/")
+    return f"{tag if data else ''}{record.split}/{record.index:05d}"
+
+
 def _scheme_words(scheme: Mapping[str, Any]) -> str:
-    if "taus" not in scheme:
+    if "taus" not in scheme and "parts" not in scheme:
         return f"top-{scheme['top_k']} with the mass of the rest"
+    if "parts" in scheme:
+        return "; ".join(f"{tag}: {_scheme_words(one)}" for tag, one in scheme["parts"].items())
     taus = ", ".join(f"{tau:.4g}" for tau in scheme["taus"])
     kept = f"top-{scheme['top_k']}" if "top_k" in scheme else "the largest entries"
     return f"{kept} and a sample of the rest, tau {taus}"

@@ -11,13 +11,15 @@ from pipeline.cache.io.reader import Cache
 from pipeline.evaluate.measures import HeldoutScores, MeanError, paired_difference, ratio_mean
 from pipeline.report.compose.runs import Run
 from pipeline.report.data.measures import Difference, Measure, Row
-from pipeline.report.text.metrics import kl_note
+from pipeline.report.text.metrics import METRICS, kl_note, upper_first
+from pipeline.report.text.numbers import format_measure
 
 __all__ = [
     "before_rows",
     "comparable",
     "measured_notes",
     "metrics_of",
+    "mixture_notes",
     "paired_differences",
     "row_of",
     "teacher_row",
@@ -111,6 +113,27 @@ def measured_notes(runs: Sequence[Run], *, bucketed: bool) -> tuple[str, ...]:
     if not missing:
         return notes
     return (*notes, f"Not measured on held-out text (train.evaluate never): {', '.join(missing)}.")
+
+
+def mixture_notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return for each run over a mixture how near it came to each cache's teacher."""
+    notes = []
+    for run in runs:
+        parts = {} if run.after is None else run.after.by_tag()
+        before = {} if run.before is None else run.before.by_tag()
+        told = []
+        for tag, scores in parts.items():
+            distance = next(name for name in scores.sums if name in METRICS)
+            metric, mean = METRICS[distance], _measure(scores.mean(distance))
+            text = " ".join(format_measure(mean, metric)).strip()
+            if tag in before:
+                then = _measure(before[tag].mean(distance))
+                text += f" (before {format_measure(then, metric)[0]})"
+            told.append(f"{tag} {text}")
+        if told:
+            label = upper_first(f"{metric.label} of {run.folder.name} on the held-out rows of")
+            notes.append(f"{label} each cache, in {metric.unit}: {'; '.join(told)}.")
+    return tuple(notes)
 
 
 def _measure(mean: MeanError) -> Measure:

@@ -18,6 +18,7 @@ from pipeline.report.compose.curves import (
 from pipeline.report.compose.measures import (
     before_rows,
     measured_notes,
+    mixture_notes,
     paired_differences,
     row_of,
     teacher_row,
@@ -85,7 +86,7 @@ def compose_report(
         settings=settings_of(cache, runs),
         environment=describe_environment(),
         commands=tuple(commands),
-        notes=(*measured_notes(runs, bucketed=bucketed), *notes),
+        notes=(*measured_notes(runs, bucketed=bucketed), *mixture_notes(runs), *notes),
         speeds=speeds_of(runs),
         setting_differences=setting_differences(runs) if len(runs) > 1 else (),
     )

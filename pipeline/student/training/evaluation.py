@@ -73,6 +73,11 @@ class HeldoutEvaluation:
         ece = scores.calibration_error()
         if ece is not None:
             values["heldout/ece"] = ece.value
+        for tag, own in scores.by_tag().items():
+            values |= {
+                f"heldout/{named.get(name, name)}/{tag}": own.mean(name).value for name in own.sums
+            }
+            values[f"heldout/perplexity/{tag}"] = own.perplexity().value
         return values
 
     def _forward(self, batch: Batch) -> Any:

@@ -61,6 +61,8 @@ class LoopSettings:
     progress_every_s: float = 5.0
     peak: Peak | None = None
     """Of this rank's device, where it is known."""
+    tags: tuple[str, ...] = ()
+    """Of a mixture's caches."""
 
 
 class TrainLoop:
@@ -100,7 +102,7 @@ class TrainLoop:
         self._agree = agree
         self._stop_asked = False
         self._rate = 0.0
-        self._values = StepValues(engine, settings.loss, settings.divergence)
+        self._values = StepValues(engine, settings.loss, settings.divergence, settings.tags)
         self._speed = StepSpeed(devices=engine.distributed.world_size, peak=settings.peak)
 
     def run(
@@ -194,7 +196,9 @@ class TrainLoop:
         scale = distributed.world_size * len(batch.micro_batches) / loss_tokens
         self._rate = self._engine.learning_rate
         outputs = self._engine.train_step([module_inputs(b, scale) for b in batch.micro_batches])
-        self._values.add(outputs, step=batch.step + 1, loss_tokens=loss_tokens)
+        self._values.add(
+            outputs, step=batch.step + 1, loss_tokens=loss_tokens, batches=batch.micro_batches
+        )
         return self._engine.any_rank(self._stop_asked)
 
     def _read(self, batch: StepBatch) -> dict[str, float]:
@@ -208,6 +212,10 @@ class TrainLoop:
             "train/epoch": (batch.step + 1) / self._stream.steps_per_epoch,
             "train/tokens": float(batch.num_tokens),
             "train/skipped_updates": float(self._engine.skipped_updates),
+        }
+        values |= {
+            f"train/epoch/{tag}": epochs
+            for tag, epochs in self._stream.cache_epochs(batch.step + 1).items()
         }
         if batch.num_skipped_rows:
             values["train/skipped_rows"] = float(batch.num_skipped_rows)

@@ -50,6 +50,8 @@ class StudentModule(nn.Module):
         scale: float,
         predictions: bool = False,
         temperature: float | None = None,
+        weight_N: torch.Tensor | None = None,
+        top_k_N: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, LossTerms]:
         """Return the loss times `scale`, and its terms; plus the router's loss of the micro-batch.
 
@@ -74,10 +76,14 @@ class StudentModule(nn.Module):
                 has divided by accumulation and averaged over ranks.
             predictions: also return the student's top token and its log-probability.
             temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
+            weight_N: see `HeadTargets`, as the next.
+            top_k_N: bool or None.
         """
         output = self.body(input_ids_1T, position_ids_1T, lengths)
         hidden_ND = output.hidden_TD.index_select(0, label_index_N)
-        targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N)
+        targets = HeadTargets(
+            ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N, weight_N, top_k_N
+        )
         head = self.model.get_output_embeddings()
         terms: LossTerms = head(
             hidden_ND, targets, predictions=predictions, temperature=temperature
@@ -90,8 +96,16 @@ class StudentModule(nn.Module):
         return loss, terms
 
 
-def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
-    """Return what `StudentModule` is called with for a batch."""
+def module_inputs(
+    batch: Batch, scale: float, weight_N: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """Return what `StudentModule` is called with for a batch.
+
+    Args:
+        batch: a micro-batch, or a slice of one.
+        scale: of its loss.
+        weight_N: of its targets; None: their share of a position alone.
+    """
     return {
         "input_ids_1T": batch.input_ids_1T,
         "position_ids_1T": batch.position_ids_1T,
@@ -104,4 +118,6 @@ def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
         "entropy_N": batch.entropy_N,
         "label_N": batch.label_ids_N,
         "scale": scale,
+        "weight_N": batch.share_N if weight_N is None else weight_N,
+        "top_k_N": batch.top_k_N,
     }
