@@ -6,7 +6,7 @@ E entries of all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -24,7 +24,10 @@ from pipeline.data.temperature import (
     temperature_index,
 )
 
-__all__ = ["Batch", "collate"]
+__all__ = ["Batch", "Score", "collate"]
+
+
+Score = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,9 @@ class Batch:
     teachers; they follow one another, and their shares sum to 1. None: each has one."""
     top_k_N: Tensor | None = None
     """bool; the target is of a top-k, where others of the batch are sampled. None: no such mix."""
+    score_N: Tensor | None = None
+    """float32; by which the target's token is weighted, where the cache tells. None: it does not.
+    """
 
     @property
     def num_sequences(self) -> int:
@@ -100,6 +106,7 @@ def collate(
     *,
     temperature: float,
     uncached_temperature: UncachedTemperature = "reject",
+    score: Score | None = None,
 ) -> Batch:
     """Join sequences into a batch.
 
@@ -111,6 +118,8 @@ def collate(
         temperature: one that is cached, or see `uncached_temperature`.
         uncached_temperature: what to do at a temperature that is not cached; see
             `pipeline.data.temperature`.
+        score: from the entropies at temperature 1 and the label log-probs of targets, by which
+            their tokens are weighted; None: not at all.
 
     Raises:
         ConfigError: the temperature is not cached.
@@ -163,8 +172,21 @@ def collate(
         top_k_N=_repeated([not one for one in sampled], positions, np.bool_)
         if any(sampled) and not all(sampled)
         else None,
+        score_N=None if score is None else torch.from_numpy(_scores(targets, score)),
     )
     return _by_place(batch) if several else batch
+
+
+def _scores(targets: Sequence[SparseTargets], score: Score) -> NDArray[np.float32]:
+    return np.concatenate(
+        [
+            score(
+                target.entropy_NG[:, temperature_index(target.temperatures, 1.0)],
+                target.label_logprob_N,
+            )
+            for target in targets
+        ]
+    )
 
 
 class _Taught(NamedTuple):

@@ -139,7 +139,10 @@ def sampled_terms(
     log_p_NK = torch.where(sampled_NK, log_p_NK - log_bias, log_p_NK)
     known_sampled_NK = known_NK & sampled_NK
     whole_N = (known_NK & ~sampled_NK).sum(-1) >= vocab_size
-    tail_p_N = _tail_mass(log_p_NK, sampled_NK).masked_fill_(whole_N, 0.0)
+    in_rest_NK = sampled_NK
+    if bucketed_N is not None:  # a bucket holds what is outside the student's vocabulary as well
+        in_rest_NK = sampled_NK | (bucketed_N[:, None] & ~known_NK)
+    tail_p_N = _tail_mass(log_p_NK, in_rest_NK).masked_fill_(whole_N, 0.0)
     log_tail_q_N = torch.logaddexp(
         log_q_tail_N, log_q_NK.masked_fill(~known_sampled_NK, -torch.inf).logsumexp(-1)
     )
@@ -190,6 +193,6 @@ def _sampled(
     return log_p_NK, sampled_NK, targets.inclusion_NK.to(dtype).reciprocal()
 
 
-def _tail_mass(log_p_NK: Tensor, sampled_NK: Tensor) -> Tensor:
-    """Return the teacher's mass outside the always-kept entries; quantised masses can exceed 1."""
-    return (1.0 - log_p_NK.exp().masked_fill_(sampled_NK, 0.0).sum(-1)).clamp_(min=0.0)
+def _tail_mass(log_p_NK: Tensor, in_rest_NK: Tensor) -> Tensor:
+    """Return the teacher's mass outside the other entries; quantised masses can exceed 1."""
+    return (1.0 - log_p_NK.exp().masked_fill_(in_rest_NK, 0.0).sum(-1)).clamp_(min=0.0)

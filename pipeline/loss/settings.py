@@ -8,12 +8,20 @@ from pydantic import model_validator
 
 from pipeline.config import Settings, option
 
-__all__ = ["CrossTokenizer", "Divergence", "LossSettings", "TailPolicy", "UncachedTemperature"]
+__all__ = [
+    "CrossTokenizer",
+    "Divergence",
+    "LossSettings",
+    "TailPolicy",
+    "TokenWeight",
+    "UncachedTemperature",
+]
 
 TailPolicy = Literal["auto", "bucket", "control_variate", "zero", "renormalise"]
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
 UncachedTemperature = Literal["reject", "interpolated", "self_normalised"]
 CrossTokenizer = Literal["reject", "uld"]
+TokenWeight = Literal["uniform", "teacher_entropy", "gold_surprise", "student_disagreement"]
 
 
 class LossSettings(Settings):
@@ -68,6 +76,27 @@ class LossSettings(Settings):
         "distance of sorted probabilities (uld, universal logit distillation) where both begin a "
         "token at the same character, at temperature 1, in place of the divergence",
     )
+    weight: TokenWeight = option(
+        "uniform",
+        "how much each supervised token of a step counts, 1 on average over the step: all alike; "
+        "by the teacher's entropy there; by its surprise at the text's token, -log p "
+        "(gold_surprise); or by how far teacher and student are apart in that token, "
+        "|log p - log q| (student_disagreement: one forward pass more). Held-out measures are of "
+        "all tokens alike",
+    )
+    weight_temperature: float = option(
+        1.0,
+        "the weight is the score to the power of 1 over this: 1 in proportion to it, higher nearer "
+        "to uniform",
+        gt=0.0,
+    )
+    weight_quantile: float | None = option(
+        None,
+        "in place of the power: only this share of a step's tokens counts, those of the highest "
+        "scores, all alike",
+        gt=0.0,
+        le=1.0,
+    )
     chunk_rows: int | None = option(
         None,
         "tokens whose logits are in memory at one time; memory is this times the vocabulary (none: "
@@ -106,6 +135,28 @@ class LossSettings(Settings):
                     f"loss.{name}: found {shown} with loss.cross_tokenizer "
                     f"{self.cross_tokenizer}, expected {wanted}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> Self:
+        quantile = self.weight_quantile is not None
+        if self.weight == "uniform" and (quantile or self.weight_temperature != 1.0):
+            name = "weight_quantile" if quantile else "weight_temperature"
+            raise ValueError(
+                f"loss.{name}: found {getattr(self, name):g} with loss.weight uniform, expected "
+                "one of the other weights"
+            )
+        if quantile and self.weight_temperature != 1.0:
+            raise ValueError(
+                f"loss.weight_temperature: found {self.weight_temperature:g} with "
+                "loss.weight_quantile, which takes its place; expected one of them"
+            )
+        if self.weight != "uniform" and self.cross_tokenizer != "reject":
+            raise ValueError(
+                f"loss.weight: found {self.weight} with loss.cross_tokenizer "
+                f"{self.cross_tokenizer}, expected uniform: a student's token may be none of the "
+                "teacher's, which then has no score"
+            )
         return self
 
     @model_validator(mode="after")

@@ -97,6 +97,8 @@ class Inputs:
             train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
         del loss["chunk_rows"], loss["compile_entries"]
+        if loss["weight"] == "uniform":
+            del loss["weight"], loss["weight_temperature"], loss["weight_quantile"]
         if loss["cross_tokenizer"] == "reject":
             del loss["cross_tokenizer"]  # it rejects and changes nothing
         digest = self.vocabulary.digest

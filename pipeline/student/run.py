@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from pipeline.data.collate import Batch
@@ -131,7 +132,10 @@ def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
 
 
 def _open_stream(run: RunOnRank) -> TrainStream:
+    from pipeline.loss.tokens.weights import cached_score
+
     inputs, loss = run.inputs, run.inputs.training_loss
+    by_cache = loss.weight in ("teacher_entropy", "gold_surprise")
     return TrainStream(
         inputs.vocabulary.train,
         inputs.data,
@@ -144,6 +148,7 @@ def _open_stream(run: RunOnRank) -> TrainStream:
         temperature=loss.temperature,
         uncached_temperature=loss.uncached_temperature,
         totals=inputs.vocabulary.totals,
+        score=partial(cached_score, loss.weight) if by_cache else None,
     )
 
 

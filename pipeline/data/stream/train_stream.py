@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.reader import ShardDamaged
-from pipeline.data.collate import Batch, collate
+from pipeline.data.collate import Batch, Score, collate
 from pipeline.data.mixture.rows import mixture_of
 from pipeline.data.order.choose import make_plan
 from pipeline.data.order.mixed_plan import MixedPlan
@@ -74,6 +74,7 @@ class TrainStream:
         temperature: float,
         uncached_temperature: UncachedTemperature = "reject",
         totals: SplitTotals | None = None,
+        score: Score | None = None,
     ) -> None:
         """Plan the run from the lengths of rows; reads no row.
 
@@ -90,6 +91,7 @@ class TrainStream:
             temperature: of the loss.
             uncached_temperature: as in `collate`.
             totals: of the source, where they are known.
+            score: as in `collate`.
 
         Raises:
             CacheError: no rows.
@@ -107,6 +109,7 @@ class TrainStream:
         self._place = {"rank": rank, "world_size": world_size, "accumulation": accumulation}
         self._temperature = temperature
         self._uncached_temperature: UncachedTemperature = uncached_temperature
+        self._score = score
         self._prefetcher: Prefetcher[StepBatch] | None = None
         self._waited_before = 0.0
         self.skipped_shards: list[SkippedShard] = []
@@ -271,6 +274,7 @@ class TrainStream:
                     [rows[pack.shard, row] for pack in packs for row in pack.rows],
                     temperature=self._temperature,
                     uncached_temperature=self._uncached_temperature,
+                    score=self._score,
                 )
                 for packs in micro_packs
             ],

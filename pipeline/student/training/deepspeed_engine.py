@@ -263,6 +263,17 @@ class DeepSpeedEngine:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def total_over_ranks(self, values: Any) -> Any:
+        """Return the element-wise sum of a tensor over all ranks, on the device; waits for nothing.
+
+        The tensor is used up.
+        """
+        import torch.distributed as dist
+
+        if self.distributed.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
     def gather_objects(self, value: Any) -> list[Any]:
         """Return every rank's `value`, on every rank."""
         import torch.distributed as dist

@@ -34,6 +34,7 @@ from pipeline.student.training.logged.profile import StepProfile
 from pipeline.student.training.logged.speed import Peak, StepSpeed
 from pipeline.student.training.logged.values import StepValues
 from pipeline.student.training.module import module_inputs
+from pipeline.student.training.token_weights import StepWeights
 
 __all__ = ["LoopSettings", "TrainLoop", "planned_steps"]
 
@@ -103,6 +104,7 @@ class TrainLoop:
         self._stop_asked = False
         self._rate = 0.0
         self._values = StepValues(engine, settings.loss, settings.divergence, settings.tags)
+        self._weights = StepWeights(engine, settings.loss)
         self._speed = StepSpeed(devices=engine.distributed.world_size, peak=settings.peak)
 
     def run(
@@ -195,10 +197,17 @@ class TrainLoop:
         loss_tokens = max(batch.num_loss_tokens, 1)
         scale = distributed.world_size * len(batch.micro_batches) / loss_tokens
         self._rate = self._engine.learning_rate
-        outputs = self._engine.train_step([module_inputs(b, scale) for b in batch.micro_batches])
-        self._values.add(
-            outputs, step=batch.step + 1, loss_tokens=loss_tokens, batches=batch.micro_batches
+        weights = self._weights.of_step(batch.micro_batches)
+        outputs = self._engine.train_step(
+            [
+                module_inputs(micro, scale, weight_N)
+                for micro, weight_N in zip(batch.micro_batches, weights, strict=True)
+            ]
         )
+        self._values.add(
+            outputs, step=batch.step + 1, loss_tokens=loss_tokens, batches=batch.micro_batches,
+            weights=weights,
+        )  # fmt: skip
         return self._engine.any_rank(self._stop_asked)
 
     def _read(self, batch: StepBatch) -> dict[str, float]:
@@ -207,12 +216,16 @@ class TrainLoop:
         Raises:
             DistillError: the loss of a step since the last reading is not finite.
         """
-        values = self._values.read() | {
-            "train/learning_rate": self._rate,
-            "train/epoch": (batch.step + 1) / self._stream.steps_per_epoch,
-            "train/tokens": float(batch.num_tokens),
-            "train/skipped_updates": float(self._engine.skipped_updates),
-        }
+        values = (
+            self._values.read()
+            | self._weights.report()
+            | {
+                "train/learning_rate": self._rate,
+                "train/epoch": (batch.step + 1) / self._stream.steps_per_epoch,
+                "train/tokens": float(batch.num_tokens),
+                "train/skipped_updates": float(self._engine.skipped_updates),
+            }
+        )
         values |= {
             f"train/epoch/{tag}": epochs
             for tag, epochs in self._stream.cache_epochs(batch.step + 1).items()

@@ -78,6 +78,7 @@ def test_rows_of_a_top_k_among_sampled_ones(
     sampled, _ = make_targets(generator, tokens=N, vocab=V, inclusion=True)
     assert sampled.inclusion_NK is not None
     top_k_N = torch.tensor([n % 2 == 0 for n in range(N)])
+    sampled.ids_NK[4, 1] = V + 3  # outside the student's vocabulary
     inclusion_NK = sampled.inclusion_NK.masked_fill(top_k_N[:, None], 1.0)
     mixed = sampled._replace(inclusion_NK=inclusion_NK, top_k_N=top_k_N)
     spec = LossSpec(1.0, 1.0, divergence=divergence)  # type: ignore[arg-type]

@@ -83,6 +83,9 @@ class _Stream:
     def tokens_of(self, steps: int) -> int:
         return 100 * steps
 
+    def cache_epochs(self, steps: int) -> dict[str, float]:
+        return {}
+
     def steps(self, start: int, stop: int, *, agree: Any) -> Iterator[StepBatch]:
         for step in range(start, stop):
             if step + 1 == self._ask:
