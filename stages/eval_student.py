@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         versions = harness.versions
     gaps = differences(scores)
+    heldout = _heldout_lines(output_dir)
     result = {
         "settings": settings.model_dump(mode="json"),
         "versions": versions,
@@ -121,15 +122,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             for model in scores
         ],
         "differences": [gap.to_json() for gap in gaps],
+        "heldout": heldout,
     }
     Store(settings.output_dir).write("lm-eval.json", (json.dumps(result, indent=1) + "\n").encode())
     card = (folder / "README.md").read_text(encoding="utf-8")
     Store(str(folder)).write("README.md", card_with_tasks(card, scores, gaps, versions).encode())
     print(f"\n{terminal_tables(scores, gaps)}\n")
+    for line in heldout:
+        print(line)
     for model in scores:
         print(f"{model.name:<9} {model.source}")
     print(f"written to {output_dir / 'lm-eval.json'} and into {folder / 'README.md'}")
     return 0
+
+
+def _heldout_lines(output_dir: Path) -> list[str]:
+    """Return what the run measured on held-out text: distance to the teacher, acceptance."""
+    from pipeline.evaluate.measures import HeldoutScores
+    from pipeline.observe.metrics import METRICS_FILE, read_metrics
+    from pipeline.report.compose.measures import metrics_of
+    from pipeline.report.compose.runs import logged_key
+    from pipeline.report.text.metrics import METRICS
+    from pipeline.report.text.numbers import format_measure
+
+    file, logged = output_dir / "heldout-after.json", output_dir / METRICS_FILE
+    if not file.exists():
+        return []
+    records = read_metrics(logged) if logged.exists() else []
+    bucketed = any("heldout/kl_bucketed" in record.values for record in records)
+    lines = []
+    for name, measure in metrics_of(HeldoutScores.read(str(file))).items():
+        metric = METRICS.get(logged_key(f"heldout/{name}", bucketed=bucketed)[len("heldout/") :])
+        if metric is not None and name in ("kl", "uld", "acceptance"):
+            shown = " ".join(format_measure(measure, metric)).strip()
+            lines.append(f"student   held-out {metric.label}: {shown} {metric.unit}".rstrip())
+    return lines
 
 
 def _measure(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from pipeline.config import Settings, option
+from pipeline.data.expression import parse_expression
 
 __all__ = ["DataSettings", "Teachers"]
 
 Teachers = Literal["each", "mean", "one"]
+_FILTERED_BY = (
+    "tokens", "loss_tokens", "surprise", "max_surprise", "entropy", "agreement", "sample",
+)  # fmt: skip
+"""The names of `pipeline.cache.io.row_statistics`, which imports too much for `--help`."""
 
 
 class DataSettings(Settings):
@@ -46,6 +51,14 @@ class DataSettings(Settings):
         "or each row once, with the weighted mean of the teachers' distributions (mean: forward_kl "
         "alone, which is linear in them), or with one teacher, chosen by the sample's identity in "
         "proportion to the weights (one)",
+    )
+    filter: str | None = option(
+        None,
+        "train only on rows that meet a condition on what the cache knows of them, such as "
+        "`surprise < 4 and loss_tokens >= 8`: tokens, loss_tokens, surprise (mean -log p of the "
+        "text's token), max_surprise, entropy (mean), agreement (share of tokens above p = 1/2), "
+        "sample (0 to 1, by the identity); with + - * / < <= > >= == != and or not; held-out rows "
+        "stay all; `none`: all rows",
     )
     prefetch_batches: int = option(4, "steps prepared ahead by the background thread", ge=1)
     read_threads: int = option(2, "threads that read the next shards ahead of their use", ge=0)
@@ -92,6 +105,13 @@ class DataSettings(Settings):
             )
         return self
 
+    @field_validator("filter")
+    @classmethod
+    def _can_be_read(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_expression(text, _FILTERED_BY)
+        return text
+
     @model_validator(mode="after")
     def _local_copies(self) -> Self:
         if "://" in self.disk_cache:
@@ -111,4 +131,6 @@ class DataSettings(Settings):
         identity = self.model_dump(mode="json", exclude=apart)
         if self.teachers == "each":
             del identity["teachers"]
+        if self.filter is None:
+            del identity["filter"]
         return identity

@@ -61,6 +61,8 @@ def score_batches(
             best_N = batch.logprobs_NK.argmax(-1, keepdim=True)
             teacher_top_N = batch.ids_NK.gather(-1, best_N).squeeze(-1)
             per_token["top1_agreement"] = (argmax_N == teacher_top_N).double().numpy()
+            if terms.acceptance_N is not None:
+                per_token["acceptance"] = terms.acceptance_N.double().cpu().numpy()
         owner_N = batch.sample_index_N.numpy()
         counts = np.bincount(owner_N, minlength=batch.num_sequences)
         sums = {
@@ -106,6 +108,7 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
         sums={
             metric: tuple(rows[name][1][metric] for name in names)
             for metric in (UNLIKE_METRICS if known else METRICS)
+            if all(metric in rows[name][1] for name in names)
         },
         confidence_bins=tuple(
             (confidence, right, int(count)) for confidence, right, count in bins_SB3.sum(0).tolist()

@@ -21,7 +21,7 @@ __all__ = [
 
 _Value = TypeVar("_Value")
 
-METRICS = ("kl", "cross_entropy", "top1_agreement")
+METRICS = ("kl", "cross_entropy", "top1_agreement", "acceptance")
 UNLIKE_METRICS = ("uld", "cross_entropy")
 """Across tokenizers: neither KL nor top-1 agreement is defined."""
 
@@ -52,7 +52,7 @@ class HeldoutScores:
     averaged over them."""
 
     def mean(self, metric: str) -> MeanError:
-        """Return the token mean of `kl`, `cross_entropy` (nats), `top1_agreement` or `uld`."""
+        """Return the token mean of one of `sums`: nats, a share, or `uld`."""
         return ratio_mean(
             self.sums[metric], self.with_target if metric == "uld" else self.loss_tokens
         )

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from pipeline.cpu_blocks import for_each_block
-from pipeline.loss.entry_gradient import RowTerms, TailSums, entry_terms, join_rows, take_entries_
+from pipeline.loss.entry_gradient import (
+    RowTerms,
+    TailSums,
+    acceptance_of,
+    entry_terms,
+    join_rows,
+    take_entries_,
+)
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.targets import HeadTargets
 
@@ -110,6 +117,7 @@ def _block_(
         ce_N=terms.ce_N,
         argmax_N=None if top is None else top.indices,
         argmax_logprob_N=None if top is None else top.values - terms.log_z_1_N,
+        acceptance_N=acceptance_of(entries, terms, targets, spec) if predictions else None,
     )
 
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.loss.entry_gradient import RowTerms, read_entries
+from pipeline.loss.entry_gradient import RowTerms, acceptance_of, read_entries
 from pipeline.loss.gpu.compiled import Compiled
 from pipeline.loss.gpu.finish import ExpSums, finish_entries
 from pipeline.loss.spec import LossSpec
@@ -73,6 +73,7 @@ def triton_loss_(
         ce_N=terms.ce_N,
         argmax_N=None if top is None else top.indices,
         argmax_logprob_N=None if top is None else top.values.float() - terms.log_z_1_N,
+        acceptance_N=acceptance_of(entries, terms, targets, spec) if predictions else None,
     )
 
 

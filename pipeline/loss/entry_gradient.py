@@ -22,12 +22,14 @@ from pipeline.loss.settings import TailPolicy
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.targets import HeadTargets
 from pipeline.loss.teacher_weights import known_entries, teacher_weights
+from pipeline.loss.tokens.acceptance import accepted_mass
 
 __all__ = [
     "Entries",
     "EntryTerms",
     "RowTerms",
     "TailSums",
+    "acceptance_of",
     "entry_terms",
     "join_rows",
     "read_entries",
@@ -42,17 +44,20 @@ class RowTerms(NamedTuple):
     ce_N: Tensor
     argmax_N: Tensor | None
     argmax_logprob_N: Tensor | None
+    acceptance_N: Tensor | None = None
 
 
 def join_rows(parts: Sequence[RowTerms]) -> RowTerms:
     """Concatenate the terms of consecutive rows; at least one part."""
-    divergence_N, ce_N, argmax_N, argmax_logprob_N = zip(*parts, strict=True)
+    divergence_N, ce_N, argmax_N, argmax_logprob_N, acceptance_N = zip(*parts, strict=True)
     predicted = parts[0].argmax_N is not None
+    accepted = parts[0].acceptance_N is not None
     return RowTerms(
         divergence_N=torch.cat(divergence_N),
         ce_N=torch.cat(ce_N),
         argmax_N=torch.cat(argmax_N) if predicted else None,
         argmax_logprob_N=torch.cat(argmax_logprob_N) if predicted else None,
+        acceptance_N=torch.cat(acceptance_N) if accepted else None,
     )
 
 
@@ -149,6 +154,18 @@ def entry_terms(
         factor_T_N=alpha * temperature * divergence.tail_N / tail.sum_T_N,
         factor_1_N=(1 - alpha) * (tail.max_N - log_z_1_N).exp(),
     )
+
+
+def acceptance_of(
+    entries: Entries, terms: EntryTerms, targets: HeadTargets, spec: LossSpec
+) -> Tensor | None:
+    """Return `accepted_mass` of each token; None where the targets are at another temperature."""
+    if spec.temperature != 1.0:
+        return None
+    return accepted_mass(
+        entries.z_NK - terms.log_z_1_N[:, None], targets, entries.known_NK,
+        log_step=spec.sampled_log_step,
+    )  # fmt: skip
 
 
 def _divergence(

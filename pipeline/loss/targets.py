@@ -70,6 +70,9 @@ class LossTerms(NamedTuple):
     """int64; the student's likeliest token, when predictions were requested."""
     argmax_logprob_N: Tensor | None = None
     """log q(argmax) at temperature 1, when predictions were requested."""
+    acceptance_N: Tensor | None = None
+    """sum_j min(p_j, q_j) at temperature 1: unbiased of sampled entries, a lower bound of a top-k;
+    when predictions were requested of targets at temperature 1."""
 
 
 def weighted_loss(

@@ -55,6 +55,14 @@ def check_caches(loss: LossSettings, data: DataSettings, cache: Cache) -> None:
         ConfigError: with every mistake, those of a mixture's caches with their tags.
     """
     tags = tags_of(cache)
+    if data.filter is not None and loss.cross_tokenizer != "reject":
+        raise ConfigError(
+            mistakes=[
+                f"data.filter: found {data.filter} with loss.cross_tokenizer "
+                f"{loss.cross_tokenizer}; expected none: all rows are counted in the student's "
+                "tokens"
+            ]
+        )
     if not tags:
         manifest = cache.manifest
         rule = cache_inclusion_rule(manifest)

@@ -141,6 +141,8 @@ def print_estimate(
     if plan.cache_epochs:
         told = ", ".join(f"{tag} {epochs:.2f}" for tag, epochs in plan.cache_epochs.items())
         print(f"mixture      each cache is gone through so often: {told}")
+    for tag, counts in inputs.filtered.items():
+        print(f"filter       {f'{tag}: ' if tag else ''}{counts.text()} meet {inputs.data.filter}")
     print(f"samples      {plan.rows}, {plan.tokens_per_epoch} tokens an epoch")
     print(f"packing      {100 * plan.fill:.1f} % of the capacity used")
     budget = inputs.data.batch_tokens

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.cache.io.reader import Cache
-from pipeline.data.mixture.caches import open_caches, tags_of
+from pipeline.data.filter import FilterCounts
+from pipeline.data.mixture.caches import filtered_training_rows, open_caches, tags_of
 from pipeline.data.mixture.settings import CacheShare, cache_text
 from pipeline.data.order.totals import check_lengths, split_totals
 from pipeline.data.settings import DataSettings
+from pipeline.data.source import RowSource
 from pipeline.errors import CacheError, Mistakes
 from pipeline.loss.settings import LossSettings
 from pipeline.models.device import uses_gpu
@@ -52,6 +55,8 @@ class Inputs:
     cache: Cache
     source: ResolvedModel
     vocabulary: StudentVocabulary
+    filtered: Mapping[str, FilterCounts] = field(default_factory=dict)
+    """What `data.filter` keeps of the training rows, by tag (a single cache has an empty one)."""
 
     @property
     def output_dir(self) -> Path:
@@ -241,9 +246,13 @@ def open_inputs(run: RunSettings) -> Inputs:
         check_caches(loss, data, cache)
     with mistakes.collected():
         _check_heldout(cache, run)
-    rows = source = vocabulary = None
+    filtered: dict[str, FilterCounts] = {}
+    rows: RowSource | None = None
+    source = vocabulary = None
     with mistakes.collected():
         rows = cache.source("train", top_k=data.max_entries, tau_factor=data.tau_factor)
+        if data.filter is not None:
+            rows, filtered = filtered_training_rows(rows, cache, data.filter)
     with mistakes.collected():
         source = resolve_model(
             student.model, revision=student.revision, role="student", weights=False
@@ -286,6 +295,7 @@ def open_inputs(run: RunSettings) -> Inputs:
         cache=cache,
         source=source,
         vocabulary=vocabulary,
+        filtered=filtered,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from pipeline.data.collate import Batch
+from pipeline.data.filter import FILTER_FILE
 from pipeline.data.mixture.caches import caches_of
 from pipeline.data.stream.skipped_shards import read_skipped_shards, write_skipped_shards
 from pipeline.data.stream.train_stream import Agree, TrainStream
@@ -235,7 +237,13 @@ def _load_state(
 def _open_sinks(run: RunOnRank, *, resume_step: int | None) -> MetricSink:
     """Write the run's configuration and open what its metrics go to."""
     if run.is_first:
-        Store(str(run.folder)).write("config.yaml", run.resolved_config.encode())
+        store = Store(str(run.folder))
+        store.write("config.yaml", run.resolved_config.encode())
+        if run.inputs.filtered:
+            counts = {tag: asdict(kept) for tag, kept in run.inputs.filtered.items()}
+            store.write(FILTER_FILE, json.dumps(counts, indent=1).encode())
+            for tag, kept in run.inputs.filtered.items():
+                _log.info("data.filter keeps %s%s", f"of {tag} " if tag else "", kept.text())
     return open_sinks(
         run.inputs.observe,
         run.folder,

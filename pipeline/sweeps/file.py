@@ -22,6 +22,8 @@ OBJECTIVES = {
     "heldout/cross_entropy": "minimize",
     "heldout/perplexity": "minimize",
     "heldout/top1_agreement": "maximize",
+    "heldout/acceptance": "maximize",
+    "heldout/acceptance_bound": "maximize",
     "heldout/ece": "minimize",
     "train/loss": "minimize",
     **dict.fromkeys((f"train/{distance}" for distance in DISTANCES), "minimize"),

@@ -31,7 +31,7 @@ from pipeline.sampling.noise import dither, row_noise, sample_key
 
 __all__ = [
     "SHARD_SCHEMA", "Heads", "coded_rows", "coded_table",
-    "quantised", "targets_of",
+    "quantised", "statistics_of", "targets_of",
 ]  # fmt: skip
 
 _HEADS = [
@@ -196,6 +196,42 @@ def targets_of(
         )
         for row, target in enumerate(targets)
     ]
+
+
+def statistics_of(
+    table: pa.Table, spec: CodecSpec, temperatures: tuple[float, ...]
+) -> tuple[Heads, NDArray[np.float32], NDArray[np.float32]]:
+    """Read what can be known of rows without their entries, from four of the columns.
+
+    Args:
+        table: with `sample_id`, `loss_mask`, `label_logprob` and `entropy`.
+        spec: of the cache.
+        temperatures: the grid.
+
+    Returns:
+        The rows without token ids, and of all supervised positions log p of the label and the
+        entropy at temperature 1, float32 [N].
+
+    Raises:
+        CacheError: columns that contradict each other.
+    """
+    loss_mask, starts = _lists(table.column("loss_mask"))
+    heads = Heads(table.column("sample_id").to_pylist(), np.zeros(0, np.int32), loss_mask, starts)
+    labels, entropies = (_blobs(table.column(name)) for name in ("label_logprob", "entropy"))
+    positions_S, grid = heads.positions_S, len(temperatures)
+    if not (
+        np.array_equal(np.diff(labels.starts), positions_S)
+        and np.array_equal(np.diff(entropies.starts), grid * positions_S)
+    ):
+        raise CacheError("the columns of a row differ in length")
+    # A row's entropies are those of one temperature after the other.
+    first_S = entropies.starts[:-1] + temperatures.index(1.0) * positions_S
+    places_N = np.arange(positions_S.sum()) + np.repeat(
+        first_S - np.cumsum(positions_S) + positions_S, positions_S
+    )
+    values = spec.quantisation
+    entropy_N = values.entropy_value(entropies.data[places_N], dither(heads.noise_N()))
+    return heads, values.always_kept_values()[labels.data], entropy_N
 
 
 def _key(sample_id: str) -> int:

@@ -18,6 +18,7 @@ from pipeline.cache.layout.names import SPLITS
 from pipeline.cache.layout.records import ShardRecord
 from pipeline.cache.tools.checking.sample_ids import SampleIds
 from pipeline.cache.tools.merge import joined_members
+from pipeline.data.filter import FilterCounts, filter_rows
 from pipeline.data.mixture.rows import MixedPart, MixedRows, SharedRows
 from pipeline.data.mixture.settings import CacheShare
 from pipeline.data.settings import Teachers
@@ -25,7 +26,14 @@ from pipeline.data.source import RowSource
 from pipeline.errors import CacheError, Mistakes
 from pipeline.sampling.inclusion import InclusionRule
 
-__all__ = ["MixedCache", "caches_of", "check_apart", "open_caches", "tags_of"]
+__all__ = [
+    "MixedCache",
+    "caches_of",
+    "check_apart",
+    "filtered_training_rows",
+    "open_caches",
+    "tags_of",
+]
 
 
 class MixedCache(Cache):
@@ -86,6 +94,37 @@ class MixedCache(Cache):
             return MixedRows(parts)
         _check_same_rows(parts, self.teachers)
         return SharedRows(sources[0], parts, self.teachers)
+
+
+def filtered_training_rows(
+    source: RowSource, cache: Cache, text: str
+) -> tuple[RowSource, dict[str, FilterCounts]]:
+    """Return the training rows that meet a condition, and how many they are by tag.
+
+    Of a mixture each cache's rows are asked for what that cache knows; of caches of the same rows
+    (`teachers` `mean` and `one`) the first cache is asked for all.
+
+    Args:
+        source: from `cache.source("train")`.
+        cache: a cache or a mixture.
+        text: the condition; see `pipeline.data.filter`.
+
+    Raises:
+        ConfigError: no row of a cache meets it.
+        CacheError: a shard is missing or damaged.
+    """
+    if not isinstance(source, MixedRows):
+        first = caches_of(cache)[0]
+        rows, counts = filter_rows(source, first, text)
+        return rows, {"": counts}
+    mistakes = Mistakes()
+    parts, found = [], {}
+    for part, own in zip(source.parts, caches_of(cache), strict=True):
+        with mistakes.collected():
+            rows, found[part.tag] = filter_rows(part.source, own, text, name=part.tag)
+            parts.append(part._replace(source=rows))
+    mistakes.raise_any()
+    return MixedRows(tuple(parts)), found
 
 
 def caches_of(cache: Cache) -> Sequence[Cache]:

@@ -11,15 +11,14 @@ from pipeline.cache.io.reader import Cache
 from pipeline.evaluate.measures import HeldoutScores, MeanError, paired_difference, ratio_mean
 from pipeline.report.compose.runs import Run
 from pipeline.report.data.measures import Difference, Measure, Row
-from pipeline.report.text.metrics import METRICS, kl_note, upper_first
-from pipeline.report.text.numbers import format_measure
+from pipeline.report.text.metrics import kl_note
 
 __all__ = [
     "before_rows",
     "comparable",
+    "measure_of",
     "measured_notes",
     "metrics_of",
-    "mixture_notes",
     "paired_differences",
     "row_of",
     "teacher_row",
@@ -57,7 +56,7 @@ def teacher_row(cache: Cache, *, bucketed: bool) -> Row:
     model = str(cache.manifest.identity["teacher"]["model"])
     if not sums:
         return Row("teacher", "teacher", {}, None, f"{model}, not measured")
-    entropy = _measure(ratio_mean(sums, counts))
+    entropy = measure_of(ratio_mean(sums, counts))
     perplexity = float(np.exp(entropy.value))
     error = entropy.standard_error
     return Row(
@@ -68,6 +67,7 @@ def teacher_row(cache: Cache, *, bucketed: bool) -> Row:
             "cross_entropy": entropy,
             "perplexity": Measure(perplexity, None if error is None else perplexity * error),
             "top1_agreement": Measure(1.0),
+            "acceptance_bound" if bucketed else "acceptance": Measure(1.0),
         },
         None,
         model,
@@ -76,11 +76,11 @@ def teacher_row(cache: Cache, *, bucketed: bool) -> Row:
 
 def metrics_of(scores: HeldoutScores) -> dict[str, Measure]:
     """Return every measure of a row."""
-    metrics = {name: _measure(scores.mean(name)) for name in scores.sums}
-    metrics["perplexity"] = _measure(scores.perplexity())
+    metrics = {name: measure_of(scores.mean(name)) for name in scores.sums}
+    metrics["perplexity"] = measure_of(scores.perplexity())
     ece = scores.calibration_error()
     if ece is not None:
-        metrics["ece"] = _measure(ece)
+        metrics["ece"] = measure_of(ece)
     return metrics
 
 
@@ -96,7 +96,7 @@ def paired_differences(
     found = []
     for metric in scores_a.metrics:
         if metric in scores_b.metrics:
-            mean = _measure(paired_difference(scores_a, scores_b, metric))
+            mean = measure_of(paired_difference(scores_a, scores_b, metric))
             found.append(Difference(a, b, metric, mean.value, mean.standard_error, paired=True))
     return tuple(found)
 
@@ -115,28 +115,7 @@ def measured_notes(runs: Sequence[Run], *, bucketed: bool) -> tuple[str, ...]:
     return (*notes, f"Not measured on held-out text (train.evaluate never): {', '.join(missing)}.")
 
 
-def mixture_notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Return for each run over a mixture how near it came to each cache's teacher."""
-    notes = []
-    for run in runs:
-        parts = {} if run.after is None else run.after.by_tag()
-        before = {} if run.before is None else run.before.by_tag()
-        told = []
-        for tag, scores in parts.items():
-            distance = next(name for name in scores.sums if name in METRICS)
-            metric, mean = METRICS[distance], _measure(scores.mean(distance))
-            text = " ".join(format_measure(mean, metric)).strip()
-            if tag in before:
-                then = _measure(before[tag].mean(distance))
-                text += f" (before {format_measure(then, metric)[0]})"
-            told.append(f"{tag} {text}")
-        if told:
-            label = upper_first(f"{metric.label} of {run.folder.name} on the held-out rows of")
-            notes.append(f"{label} each cache, in {metric.unit}: {'; '.join(told)}.")
-    return tuple(notes)
-
-
-def _measure(mean: MeanError) -> Measure:
+def measure_of(mean: MeanError) -> Measure:
     """Return a mean with its standard error, none where that is not a number."""
     error = mean.standard_error
     return Measure(mean.value, error if math.isfinite(error) else None)

@@ -18,12 +18,12 @@ from pipeline.report.compose.curves import (
 from pipeline.report.compose.measures import (
     before_rows,
     measured_notes,
-    mixture_notes,
     paired_differences,
     row_of,
     teacher_row,
 )
 from pipeline.report.compose.runs import RunFolder, read_run
+from pipeline.report.compose.selection import selection_notes
 from pipeline.report.compose.settings import setting_differences, settings_of
 from pipeline.report.compose.texts import generations, passages, writers
 from pipeline.report.data.report import Report
@@ -86,7 +86,7 @@ def compose_report(
         settings=settings_of(cache, runs),
         environment=describe_environment(),
         commands=tuple(commands),
-        notes=(*measured_notes(runs, bucketed=bucketed), *mixture_notes(runs), *notes),
+        notes=(*measured_notes(runs, bucketed=bucketed), *selection_notes(runs), *notes),
         speeds=speeds_of(runs),
         setting_differences=setting_differences(runs) if len(runs) > 1 else (),
     )

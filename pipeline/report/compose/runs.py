@@ -91,6 +91,8 @@ def has_ended(folder: Path) -> bool:
 
 def logged_key(key: str, *, bucketed: bool) -> str:
     """Return the key under which the report shows a logged value: the KL by what it is over."""
+    if bucketed and key == "heldout/acceptance":
+        return "heldout/acceptance_bound"
     return f"{key}_bucketed" if bucketed and key in ("train/kl", "heldout/kl") else key
 
 

@@ -94,6 +94,19 @@ METRICS: dict[str, Metric] = {
             short="top-1", explanation="how often the model's first choice is the teacher's",
         ),
         Metric(
+            "acceptance", "Acceptance as draft", "%", False, percent=True, decimals=1,
+            short="acceptance",
+            explanation="how often the teacher would accept the model's token in speculative "
+            "decoding, sum of min(p, q); unbiased",
+        ),
+        Metric(
+            "acceptance_bound", "Acceptance as draft, at least", "%", False, percent=True,
+            decimals=1, short="acceptance >=",
+            explanation="how often the teacher would accept the model's token in speculative "
+            "decoding, sum of min(p, q) over the cached top-k alone",
+            note="Acceptance: over the cached top-k alone, a lower bound.",
+        ),
+        Metric(
             "ece", "Calibration error", "%", True, percent=True, decimals=2, short="ECE",
             explanation="gap between the model's confidence and how often it is right",
         ),
@@ -112,6 +125,8 @@ LOGGED: dict[str, tuple[str, str]] = {
     "heldout/kl": ("held-out KL", "nats"),
     "heldout/kl_bucketed": ("held-out bucketed KL", "nats"),
     "heldout/cross_entropy": ("held-out cross-entropy", "nats"),
+    "heldout/acceptance": ("held-out acceptance as draft", ""),
+    "heldout/acceptance_bound": ("held-out acceptance as draft, at least", ""),
     "throughput/tokens_per_s": ("tokens per second", "tokens/s"),
     "throughput/mfu": ("model FLOPs utilisation", "of the device's peak"),
     "data/wait_s": ("waiting for data", "s"),

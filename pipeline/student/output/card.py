@@ -195,6 +195,13 @@ def _heldout(before: HeldoutScores | None, after: HeldoutScores, *, sampled: boo
         )
     if "top1_agreement" in after.sums:
         heads.append("top-1 agreement")
+    if "acceptance" in after.sums:
+        heads.append("acceptance as draft" if sampled else "acceptance as draft, at least")
+        meaning += (
+            "\nAcceptance is the rate at which the teacher would accept the student's tokens in "
+            "speculative\ndecoding, the sum of min(p, q)"
+        )
+        meaning += ", unbiased." if sampled else " over the cached entries alone, a lower bound."
     table = "\n".join(lines)
     return f"""
 ## Held-out measures
@@ -212,10 +219,11 @@ def _score_line(name: str, scores: HeldoutScores, distance: str) -> str:
     cells = []
     for measure in (scores.mean(distance), scores.mean("cross_entropy"), scores.perplexity()):
         cells.append(_with_error(measure.value, measure.standard_error, 3))
-    if "top1_agreement" in scores.sums:
-        agreement = scores.mean("top1_agreement")
-        shown = _with_error(100 * agreement.value, 100 * agreement.standard_error, 1)
-        cells.append(shown.replace(" ±", " % ±"))
+    for share in ("top1_agreement", "acceptance"):
+        if share in scores.sums:
+            mean = scores.mean(share)
+            shown = _with_error(100 * mean.value, 100 * mean.standard_error, 1)
+            cells.append(shown.replace(" ±", " % ±"))
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

@@ -42,4 +42,7 @@ def join_terms(terms: LossTerms, counts: tuple[int, ...], process_group: Any) ->
     reals = (terms.divergence_N, terms.ce_N, terms.argmax_logprob_N)
     divergence_N, ce_N, argmax_logprob_N = joined(*(values.double() for values in reals))
     (argmax_N,) = joined(terms.argmax_N)
-    return LossTerms(terms.loss, divergence_N, ce_N, argmax_N, argmax_logprob_N)
+    acceptance_N = None
+    if terms.acceptance_N is not None:
+        (acceptance_N,) = joined(terms.acceptance_N.double())
+    return LossTerms(terms.loss, divergence_N, ce_N, argmax_N, argmax_logprob_N, acceptance_N)

@@ -66,6 +66,8 @@ class HeldoutEvaluation:
     def metrics(self, scores: HeldoutScores) -> dict[str, float]:
         """Return the scores under the names in which they are logged."""
         named = {scores.distance: self._distance}
+        if self._distance == "kl_bucketed":
+            named["acceptance"] = "acceptance_bound"
         values = {
             f"heldout/{named.get(name, name)}": scores.mean(name).value for name in scores.sums
         }

@@ -295,7 +295,8 @@ def test_every_setting_reaches_the_loss() -> None:
     across = install_distill_head(TinyModel(), settings(temperature=1.0, cross_tokenizer="uld"))
     assert across.spec.loss.cross_tokenizer == "uld"
     unused = set(LossSettings.model_fields) - set(chosen) - {"cross_tokenizer"}
-    assert unused == {"chunk_rows", "compile_entries", "uncached_temperature"}
+    weights = {"weight", "weight_temperature", "weight_quantile"}  # of the step, not of the head
+    assert unused == {"chunk_rows", "compile_entries", "uncached_temperature"} | weights
     assert not install_distill_head(
         TinyModel(), settings(compile_entries=False)
     ).spec.compile_entries
