@@ -295,6 +295,10 @@ bench-codec: setup-dev ## Measure layouts of sparse targets on the same teacher 
 bench-control: setup-dev ## Measure the squared error of the gradient by the share of the control variate
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.control $(ARGS)
 
+.PHONY: bench-mixture
+bench-mixture: setup-dev ## Measure the bias of the mean of two sampled teachers against dense averaging
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.mixture $(ARGS)
+
 .PHONY: bench-fidelity
 bench-fidelity: setup-dev ## Measure the gradient's error over bytes per token, with table and plot (ARGS=--quick)
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity --plot pipeline/cache/fidelity.svg $(ARGS)
