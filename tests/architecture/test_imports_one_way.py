@@ -50,7 +50,7 @@ HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "p
 # Files that are all about torch: imported by those that are about to use it.
 AT_THE_TOP = re.compile(
     r"pipeline/(api/(dataset|sparse_kl)|loss/(?!settings|__init__)|data/(collate|temperature|heldout|transfer|stream/train_stream)"
-    r"|evaluate/heldout|student/training/(module|loop|logged/)"
+    r"|evaluate/heldout|student/training/(module|loop|token_weights|logged/)"
     r"|student/forward/(trial|varlen|ways|router)|student/sequence/(slices|join|trial)|teacher/engines/vllm_pooler)"
 )
 

@@ -62,7 +62,11 @@ RETIRED = {
             r"pipeline/sweeps/search\.py:drawn": "a point of the search, not an entry of a target",
         },
     ),
-    "gold": Retired(r"_gold_", r"\bgold\b(?! standard)"),
+    "gold": Retired(
+        r"_gold_",
+        r"\bgold\b(?! standard)",
+        allowed={r".*:gold_surprise": "a choice of loss.weight, by the name that users know"},
+    ),
     "level": Retired(
         r"_levels?_",
         r"\b(quantisation|grid|stored|coded|8-bit|256) levels?\b",

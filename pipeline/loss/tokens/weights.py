@@ -33,7 +33,7 @@ class WeightSums(NamedTuple):
 
     total: Tensor
     squares: Tensor
-    counted: Tensor
+    above_zero: Tensor
     """Tokens of a weight above 0."""
     tokens: Tensor
 
@@ -55,9 +55,9 @@ class WeightSums(NamedTuple):
         The effective number is (sum a)^2 / sum a^2 (Kish 1965): how many tokens of equal weight
         would have the variance of these.
         """
-        total, squares, counted, tokens = (float(value) for value in self)
+        total, squares, above_zero, tokens = (float(value) for value in self)
         return {
-            "train/weighted_tokens": counted / max(tokens, 1.0),
+            "train/weighted_tokens": above_zero / max(tokens, 1.0),
             "train/effective_tokens": total**2 / squares / tokens if squares else 0.0,
         }
 

@@ -65,10 +65,10 @@ def _weights(run: Run) -> str:
     logged = [r.values for r in run.metrics if all(key in r.values for key in keys)]
     if not logged:
         return ""
-    counted, effective = (sum(v[key] for v in logged) / len(logged) for key in keys)
+    share, effective = (sum(v[key] for v in logged) / len(logged) for key in keys)
     weight = run.config.get("loss", {}).get("weight")
     return (
-        f"{run.folder.name}: loss.weight {weight}: {100 * counted:.1f} % of a step's supervised "
+        f"{run.folder.name}: loss.weight {weight}: {100 * share:.1f} % of a step's supervised "
         f"tokens counted, as many as {100 * effective:.1f} % of equal weight (their effective "
         "number); the held-out measures are of all tokens."
     )
