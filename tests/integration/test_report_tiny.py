@@ -25,7 +25,7 @@ def sweep(tiny_run: Path, tiny_cache: Path, tmp_path: Path) -> Path:
     scores["sums"]["kl"] = [1.5 * value for value in scores["sums"]["kl"]]
     (worse / "heldout-after.json").write_text(json.dumps(scores))
     config = worse / "config.yaml"
-    config.write_text(config.read_text().replace("temperature: 1.0", "temperature: 2.0"))
+    config.write_text(config.read_text().replace(" temperature: 1.0", " temperature: 2.0"))
     entries = [
         Entry(name, f"temperature {value:g}", {"loss.temperature": value}, "finished", 1.0, 60.0)
         for name, value in (("worse", 2.0), ("good", 1.0))
