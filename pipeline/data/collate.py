@@ -61,6 +61,9 @@ class Batch:
     lengths: tuple[int, ...]
     """Tokens of each sequence, on the host; their sum is T. One of 1 token in an empty batch."""
     temperature: float
+    written_logprob_N: Tensor | None = None
+    """float32; log p of the supervised token, at temperature 1, by the model that wrote it. None:
+    not recorded."""
 
     @property
     def num_sequences(self) -> int:
@@ -148,7 +151,14 @@ def collate(
         sample_ids=tuple(sequence.sample_id for sequence in sequences),
         lengths=tuple(lengths),
         temperature=temperature,
+        written_logprob_N=_written(targets),
     )
+
+
+def _written(targets: Sequence[SparseTargets]) -> Tensor | None:
+    """Return the written log-probs where every sequence has them."""
+    known = [t.written_logprob_N for t in targets if t.written_logprob_N is not None]
+    return torch.from_numpy(np.concatenate(known)) if len(known) == len(targets) else None
 
 
 def _inclusion(target: SparseTargets) -> NDArray[np.float32]:

@@ -94,7 +94,13 @@ def prepare(
         writer=writer,
         intake=work.intake,
     )
-    task = capture_task(resolved, capture, plan.identity(), UpperBound(plan, prompts))
+    task = capture_task(
+        resolved,
+        capture,
+        plan.identity(),
+        UpperBound(plan, prompts),
+        written_logprobs=generate.record_logprobs,
+    )
     return Prepared(
         task, work, WritingTask(resolved, writer, plan, prompts, capture, task.identity)
     )

@@ -14,6 +14,7 @@ from pipeline.cache.codec.encode import expected_draws
 from pipeline.cache.codec.restore_largest import restore_largest
 from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
+from pipeline.cache.codec.written import WRITTEN_COLUMNS, written_values
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import MOST_INCLUSION
 
@@ -59,8 +60,19 @@ def unpack(
         raise CacheError("sampled entries in a cache without an inclusion rule")
     sampled = _read("sampled", columns, sampled_N, positions_S, order_V)
     return CodedRows(
-        positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, columns["tail"].data
-    )
+        positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, columns["tail"].data,
+        _unpack_written(columns, positions_S) if spec.written_logprobs else None,
+    )  # fmt: skip
+
+
+def _unpack_written(
+    columns: Mapping[str, Blobs], positions_S: NDArray[np.int64]
+) -> NDArray[np.uint16]:
+    """Read the codes of the written log-probs."""
+    for name in WRITTEN_COLUMNS:
+        _expect(columns[name], positions_S, name)
+    low_N, high_N = (columns[name].data.astype(np.uint16) for name in WRITTEN_COLUMNS)
+    return low_N | high_N << np.uint16(8)
 
 
 def _unpack_statistics(
@@ -108,6 +120,7 @@ def to_targets(
     log_z_NG[:, others] = coded.log_z_NG * np.float32(quantisation.log_z_step)
     entropy_NG = quantisation.entropy_value(coded.entropy_NG, dither_N[:, None])
     label_N = always_kept_K[coded.label_N]
+    written_N = None if coded.written_N is None else written_values(coded.written_N)
     inclusion_E = None
     if spec.rule is None:
         counts_N = coded.always_kept.counts_N.astype(np.int32)
@@ -141,6 +154,7 @@ def to_targets(
                 entropy_NG=entropy_NG[begin:end],
                 label_logprob_N=label_N[begin:end],
                 sampled_step=0.0 if spec.rule is None else quantisation.sampled_step,
+                written_logprob_N=None if written_N is None else written_N[begin:end],
             )
         )
         begin = end

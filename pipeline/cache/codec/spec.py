@@ -22,6 +22,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from pipeline.cache.codec.written import WRITTEN_COLUMNS
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.quantisation import Quantisation
@@ -116,6 +117,8 @@ class CodedRows:
     entropy_NG: _U8
     tail_N: _U8
     """Empty under an inclusion rule."""
+    written_N: NDArray[np.uint16] | None = None
+    """Codes of the log-probs with which the text was written; None: not recorded."""
 
     @classmethod
     def join(cls, parts: Sequence[CodedRows]) -> CodedRows:
@@ -139,6 +142,7 @@ class CodedRows:
             np.concatenate([part.log_z_NG for part in parts]),
             np.concatenate([part.entropy_NG for part in parts]),
             np.concatenate([part.tail_N for part in parts]),
+            _joined([part.written_N for part in parts]),
         )
 
     def num_entries(self, spec: CodecSpec) -> int:
@@ -169,6 +173,8 @@ class CodecSpec:
     need not be an entry."""
     quantisation: Quantisation = field(default_factory=Quantisation)
     name: str = CODEC_NAME
+    written_logprobs: bool = False
+    """Whether shards hold the log-probs with which the text was written."""
 
     def __post_init__(self) -> None:
         """Reject a vocabulary whose ids do not fit.
@@ -192,14 +198,22 @@ class CodecSpec:
             return 0
         return max(1, int(np.floor(65536 * max(self.rule.taus) + 0.5)))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The byte columns of a shard."""
+        return (*COLUMNS, *(WRITTEN_COLUMNS if self.written_logprobs else ()))
+
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {
+        """Return the JSON form; what a cache lacks is not in it."""
+        data: dict[str, Any] = {
             "name": self.name,
             "vocab_size": self.vocab_size,
             "inclusion_rule": None if self.rule is None else self.rule.to_json(),
             "quantisation": self.quantisation.to_json(),
         }
+        if self.written_logprobs:
+            data["written_logprobs"] = True
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CodecSpec:
@@ -214,9 +228,15 @@ class CodecSpec:
                 vocab_size=int(data["vocab_size"]),
                 rule=None if rule is None else InclusionRule.from_json(rule),
                 quantisation=Quantisation.from_json(data["quantisation"]),
+                written_logprobs=bool(data.get("written_logprobs", False)),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CacheError(f"the cache's codec cannot be read ({error})") from None
+
+
+def _joined(parts: Sequence[NDArray[np.uint16] | None]) -> NDArray[np.uint16] | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def frequency_classes(coded: CodedRows, vocab_size: int) -> _U8:

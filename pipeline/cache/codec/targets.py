@@ -39,6 +39,8 @@ class SparseTargets:
     """Step, in nats, to which sampled entries' log p was rounded with dither; 0 where it was not.
     The mean of p^(1/T) is then too large by a known factor (`quantisation.rounding_log_bias`),
     which users divide out."""
+    written_logprob_N: NDArray[np.float32] | None = None
+    """log p of that token, at temperature 1, by the model that wrote it; None: not recorded."""
 
     @property
     def num_positions(self) -> int:

@@ -19,7 +19,7 @@ __all__ = ["BatchSlice", "slice_batch", "slice_bounds"]
 
 _BY_TOKEN = (
     "label_ids_N", "ids_NK", "logprobs_NK", "inclusion_NK", "log_z_N", "entropy_N",
-    "label_logprob_N", "sample_index_N",
+    "label_logprob_N", "sample_index_N", "written_logprob_N",
 )  # fmt: skip
 
 

@@ -59,8 +59,8 @@ class GenerateSettings(Settings):
     )
     record_logprobs: bool = option(
         False,
-        "keep beside each token of a response the log-prob it was drawn with (temperature 1, "
-        "nothing left out), to compare with the capture's",
+        "keep the writer's log-prob of each token it drew (temperature 1, nothing left out), in "
+        "the files of responses and in the cache, where it tells how far a student has moved since",
     )
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.targets import SparseTargets
+from pipeline.corpus.sample import WrittenTokens
 from pipeline.errors import ModelError
 from pipeline.teacher.sparsify.device import SparseScheme
 
@@ -18,6 +19,7 @@ def to_targets(
     *,
     sample_id: str,
     label_N: NDArray[np.integer],
+    written: WrittenTokens | None = None,
 ) -> tuple[SparseTargets, NDArray[np.float32]]:
     """Turn one sequence's columns into targets and the mass outside the always-kept entries.
 
@@ -26,6 +28,7 @@ def to_targets(
         scheme: the one they were made with.
         sample_id: for messages.
         label_N: the supervised tokens; the first entry of each position of a sampled target.
+        written: what their writer recorded.
 
     Raises:
         ModelError: the teacher produced NaN or infinite logits; named by sample and position.
@@ -60,6 +63,7 @@ def to_targets(
         entropy_NG=np.maximum(columns_NC[:, 2 + grid : start], 0),
         label_logprob_N=columns_NC[:, 0],
         sampled_step=0.0 if scheme.rule is None else scheme.quantisation.sampled_step,
+        written_logprob_N=None if written is None else written.logprobs_N,
     )
     return targets, columns_NC[:, 1]
 
