@@ -26,7 +26,7 @@ from pipeline.student.build.check import check_student
 from pipeline.student.build.freeze import read_unfrozen_parameters
 from pipeline.student.build.initial import initial_identity
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
-from pipeline.student.compatibility import cache_inclusion_rule, check_compatibility
+from pipeline.student.compatibility import cache_inclusion_rule, cache_text, check_compatibility
 from pipeline.student.output.hub import require_hub_token
 from pipeline.student.settings.student import OutputSettings, StudentSettings
 from pipeline.student.settings.train import TrainSettings
@@ -230,7 +230,11 @@ def open_inputs(run: RunSettings) -> Inputs:
     assert cache is not None
     with mistakes.collected():
         check_compatibility(
-            loss, data, grid=cache.manifest.temperatures, rule=cache_inclusion_rule(cache.manifest)
+            loss,
+            data,
+            grid=cache.manifest.temperatures,
+            rule=cache_inclusion_rule(cache.manifest),
+            text=cache_text(cache.manifest),
         )
     with mistakes.collected():
         _check_heldout(cache, run)

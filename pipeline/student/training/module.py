@@ -50,6 +50,8 @@ class StudentModule(nn.Module):
         scale: float,
         predictions: bool = False,
         temperature: float | None = None,
+        label_logprob_N: torch.Tensor | None = None,
+        written_logprob_N: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, LossTerms]:
         """Return the loss times `scale`, and its terms; plus the router's loss of the micro-batch.
 
@@ -74,10 +76,15 @@ class StudentModule(nn.Module):
                 has divided by accumulation and averaged over ranks.
             predictions: also return the student's top token and its log-probability.
             temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
+            label_logprob_N: float32 or None; see `HeadTargets`, as the next.
+            written_logprob_N: float32 or None.
         """
         output = self.body(input_ids_1T, position_ids_1T, lengths)
         hidden_ND = output.hidden_TD.index_select(0, label_index_N)
-        targets = HeadTargets(ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N)
+        targets = HeadTargets(
+            ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N, label_logprob_N,
+            written_logprob_N,
+        )  # fmt: skip
         head = self.model.get_output_embeddings()
         terms: LossTerms = head(
             hidden_ND, targets, predictions=predictions, temperature=temperature
@@ -103,5 +110,7 @@ def module_inputs(batch: Batch, scale: float) -> dict[str, Any]:
         "log_z_N": batch.log_z_N,
         "entropy_N": batch.entropy_N,
         "label_N": batch.label_ids_N,
+        "label_logprob_N": batch.label_logprob_N,
+        "written_logprob_N": batch.written_logprob_N,
         "scale": scale,
     }
