@@ -42,6 +42,17 @@ def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Pat
         np.testing.assert_allclose(
             row.targets.label_logprob_N, responses[name]["logprobs"], rtol=0.031, atol=2e-3
         )
+        np.testing.assert_allclose(
+            row.targets.written_logprob_N, responses[name]["logprobs"], rtol=0, atol=1 / 2048
+        )
+        # The ids that it found likeliest are entries; they are the teacher's own here.
+        likeliest = np.reshape(responses[name]["top_ids"], (len(ids), 3))
+        assert likeliest.max() < TALKER_VOCABULARY
+        for n, top_ids in enumerate(likeliest.tolist()):
+            own, values = row.targets.entries(n)
+            assert set(top_ids) <= set(own.tolist())
+            inside = [value for token, value in zip(own, values, strict=True) if token in top_ids]
+            assert min(inside) > np.sort(values[own < TALKER_VOCABULARY])[-3] - 1e-6
     finished = sum(row["finished"] for row in responses.values())
     assert 10 < finished < 72
     # Several responses to a prompt are several draws.

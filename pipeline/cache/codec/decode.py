@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.encode import expected_draws
+from pipeline.cache.codec.requested import merged
 from pipeline.cache.codec.restore_largest import restore_largest
 from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
@@ -62,7 +63,17 @@ def unpack(
     return CodedRows(
         positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, columns["tail"].data,
         _unpack_written(columns, positions_S) if spec.written_logprobs else None,
+        _unpack_requested(columns, positions_S, order_V) if spec.requested_entries else None,
     )  # fmt: skip
+
+
+def _unpack_requested(
+    columns: Mapping[str, Blobs], positions_S: NDArray[np.int64], order_V: NDArray[np.int32]
+) -> Run:
+    """Read the run of requested entries."""
+    _expect(columns["requested_counts"], positions_S, "requested_counts")
+    counts_N = columns["requested_counts"].data.astype(np.int64)
+    return _read("requested", columns, counts_N, positions_S, order_V)
 
 
 def _unpack_written(
@@ -133,6 +144,15 @@ def to_targets(
         ids_E, logprobs_E, inclusion_E = _assembled(
             coded, label_ids_N, dither_N, log_z_NG, spec, temperatures
         )
+    requested_E = None
+    if coded.requested is not None:
+        whole = merged(
+            counts_N, ids_E, logprobs_E, inclusion_E,
+            always_kept_N=coded.always_kept.counts_N, requested_N=coded.requested.counts_N,
+            requested_ids=coded.requested.ids_E, requested_codes=coded.requested.codes_E,
+        )  # fmt: skip
+        counts_N, ids_E, logprobs_E = whole.counts_N, whole.ids_E, whole.logprobs_E
+        inclusion_E, requested_E = whole.inclusion_E, whole.requested_E
     ends_S = np.cumsum(coded.positions_S)
     ends_N = np.concatenate([[0], np.cumsum(counts_N, dtype=np.int64)])
     rows = []
@@ -155,6 +175,7 @@ def to_targets(
                 label_logprob_N=label_N[begin:end],
                 sampled_step=0.0 if spec.rule is None else quantisation.sampled_step,
                 written_logprob_N=None if written_N is None else written_N[begin:end],
+                requested_E=None if requested_E is None else requested_E[entry_begin:entry_end],
             )
         )
         begin = end
@@ -190,7 +211,7 @@ def _assembled(
             for g, temperature, tau in used
         ]
     square_GK = [np.exp(-2 * step * np.arange(256) / temperature) for _, temperature, _ in used]
-    total = coded.num_entries(spec)
+    total = coded.num_scheme_entries(spec)
     ids_E, logprobs_E = np.empty(total, np.int32), np.empty(total, np.float32)
     inclusion_E = np.empty(total, np.float32)
     damaged = assemble(
@@ -250,7 +271,7 @@ def _read(
     ends_S = np.cumsum(positions_S)
     per_row_S = sums[ends_S] - sums[ends_S - positions_S]
     ids = [columns[f"{kind}_ids_{stream}"] for stream in range(STREAMS)]
-    values = [columns[f"{kind}_values"]] if kind == "always_kept" else [
+    values = [columns[f"{kind}_values"]] if kind != "sampled" else [
         columns[f"sampled_values_{stream}"] for stream in range(VALUE_STREAMS)
     ]  # fmt: skip
     # Before anything of that size is allocated: there must be as many symbols as the counts say.

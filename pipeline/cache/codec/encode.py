@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.codec.requested import joined_requested
 from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
 from pipeline.cache.codec.written import WRITTEN_COLUMNS, written_codes
@@ -62,9 +63,15 @@ def quantise(
         raise CacheError("a position has more than 65,535 entries")
     label_N, log_z_NG, entropy_NG, tail_N = _statistics(targets, tails, positions_S, dither_N, spec)
     written_N = written_codes(targets) if spec.written_logprobs else None
+    requested = None
+    if spec.requested_entries:
+        starts_N = np.cumsum(counts_N) - counts_N
+        label_ids_N = None if spec.rule is None else ids_E[starts_N]
+        requested = Run(*joined_requested(targets, label_ids_N, spec.vocab_size))
     return CodedRows(
-        positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, tail_N, written_N
-    )
+        positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, tail_N, written_N,
+        requested,
+    )  # fmt: skip
 
 
 def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[str, Blobs]:
@@ -101,6 +108,9 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[
             WRITTEN_COLUMNS, (coded.written_N, coded.written_N >> 8), strict=True
         ):
             blobs[name] = Blobs.of_lengths(_low(part_N), positions_S)
+    if coded.requested is not None:
+        blobs |= _write("requested", coded.requested, rank_V, positions_S)
+        blobs["requested_counts"] = Blobs.of_lengths(_low(coded.requested.counts_N), positions_S)
     return blobs
 
 

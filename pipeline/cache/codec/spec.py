@@ -22,6 +22,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from pipeline.cache.codec.requested import REQUESTED_COLUMNS, new_requested
 from pipeline.cache.codec.written import WRITTEN_COLUMNS
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import InclusionRule
@@ -119,6 +120,8 @@ class CodedRows:
     """Empty under an inclusion rule."""
     written_N: NDArray[np.uint16] | None = None
     """Codes of the log-probs with which the text was written; None: not recorded."""
+    requested: Run | None = None
+    """Requested entries, under an inclusion rule without the label; None: nothing was requested."""
 
     @classmethod
     def join(cls, parts: Sequence[CodedRows]) -> CodedRows:
@@ -143,15 +146,27 @@ class CodedRows:
             np.concatenate([part.entropy_NG for part in parts]),
             np.concatenate([part.tail_N for part in parts]),
             _joined([part.written_N for part in parts]),
+            joined("requested") if all(part.requested is not None for part in parts) else None,
         )
 
-    def num_entries(self, spec: CodecSpec) -> int:
-        """Entries of all rows; under an inclusion rule each position's label is one."""
+    def num_scheme_entries(self, spec: CodecSpec) -> int:
+        """Entries that the scheme kept; under an inclusion rule each position's label is one."""
         label = len(self.label_N) if spec.rule is not None else 0
         return len(self.always_kept.ids_E) + len(self.sampled.ids_E) + label
 
+    def num_entries(self, spec: CodecSpec) -> int:
+        """Entries of all rows as a reader returns them: requested ones that are new among them."""
+        entries = self.num_scheme_entries(spec)
+        if self.requested is None:
+            return entries
+        others = [(run.counts_N, run.ids_E) for run in (self.always_kept, self.sampled)]
+        return entries + new_requested(self.requested.counts_N, self.requested.ids_E, others)
+
     def kept_mass_N(self, spec: CodecSpec) -> NDArray[np.float64]:
-        """Return the mass of each position's always-kept entries at temperature 1."""
+        """Return the mass of each position's always-kept entries at temperature 1.
+
+        Requested ones are not the scheme's, and do not count.
+        """
         if spec.rule is None:
             return 1.0 - spec.quantisation.tail_values().astype(np.float64)[self.tail_N]
         mass_K = np.exp(spec.quantisation.always_kept_values().astype(np.float64))
@@ -175,6 +190,8 @@ class CodecSpec:
     name: str = CODEC_NAME
     written_logprobs: bool = False
     """Whether shards hold the log-probs with which the text was written."""
+    requested_entries: bool = False
+    """Whether shards hold entries that were asked for by id."""
 
     def __post_init__(self) -> None:
         """Reject a vocabulary whose ids do not fit.
@@ -201,7 +218,11 @@ class CodecSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """The byte columns of a shard."""
-        return (*COLUMNS, *(WRITTEN_COLUMNS if self.written_logprobs else ()))
+        return (
+            *COLUMNS,
+            *(WRITTEN_COLUMNS if self.written_logprobs else ()),
+            *(REQUESTED_COLUMNS if self.requested_entries else ()),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; what a cache lacks is not in it."""
@@ -213,6 +234,8 @@ class CodecSpec:
         }
         if self.written_logprobs:
             data["written_logprobs"] = True
+        if self.requested_entries:
+            data["requested_entries"] = True
         return data
 
     @classmethod
@@ -229,6 +252,7 @@ class CodecSpec:
                 rule=None if rule is None else InclusionRule.from_json(rule),
                 quantisation=Quantisation.from_json(data["quantisation"]),
                 written_logprobs=bool(data.get("written_logprobs", False)),
+                requested_entries=bool(data.get("requested_entries", False)),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CacheError(f"the cache's codec cannot be read ({error})") from None
@@ -244,7 +268,8 @@ def frequency_classes(coded: CodedRows, vocab_size: int) -> _U8:
 
     In integers, so that the result is the same on every machine.
     """
-    ids_E = np.concatenate([coded.always_kept.ids_E, coded.sampled.ids_E])
+    requested = [] if coded.requested is None else [coded.requested.ids_E]
+    ids_E = np.concatenate([coded.always_kept.ids_E, coded.sampled.ids_E, *requested])
     squares_V = np.bincount(ids_E, minlength=vocab_size).astype(np.int64) ** 2
     return np.searchsorted(2 ** np.arange(62, dtype=np.int64), squares_V, "right").astype(np.uint8)
 

@@ -66,6 +66,7 @@ def capture_task(
     source: ShardSource,
     *,
     written_logprobs: bool = False,
+    requested_entries: bool = False,
 ) -> CaptureTask:
     """Return the task of capturing a corpus, of which the identity is known, by these settings.
 
@@ -75,10 +76,15 @@ def capture_task(
         corpus: the corpus's part of the identity.
         source: its shards.
         written_logprobs: whether the samples carry the log-probs with which they were written.
+        requested_entries: whether they carry the ids that their writer found likeliest.
     """
     scheme = capture_scheme(settings)
     spec = CodecSpec(
-        teacher.vocab_size, scheme.rule, scheme.quantisation, written_logprobs=written_logprobs
+        teacher.vocab_size,
+        scheme.rule,
+        scheme.quantisation,
+        written_logprobs=written_logprobs,
+        requested_entries=requested_entries,
     )
     identity = cache_identity(
         teacher=teacher.model,

@@ -63,6 +63,15 @@ class GenerateSettings(Settings):
         "the files of responses and in the cache, where it tells how far a student has moved since",
     )
 
+    record_top_k: int = option(
+        0,
+        "keep this many ids that the writer itself finds likeliest at each token it writes; the "
+        "teacher's log-probs of them are entries known exactly, so that reverse KL is exact where "
+        "the writer has its mass (0: none)",
+        ge=0,
+        le=255,
+    )
+
     @model_validator(mode="after")
     def _draws_make_sense(self) -> Self:
         mistakes = []
