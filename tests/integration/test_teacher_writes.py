@@ -279,13 +279,22 @@ def _prompt_ids(folder: Path) -> list[Any]:
 def test_a_student_learns_from_it(
     tiny: Tiny, talker: Path, written: Path, stage: Stage, tmp_path: Path
 ) -> None:
-    every = [*tiny.stage_two, "--student_model", talker, "--max_steps", "6"]
+    """By the policy gradient of what was written: a pruned writer comes nearer to itself."""
+    every = [
+        *tiny.stage_two, "--student_model", talker, "--max_steps", "6", "--temperature", "1",
+        "--loss.divergence", "sampled_reverse_kl",
+    ]  # fmt: skip
     folder = tmp_path / "student"
     stage("train_student", [*every, "--cache_dir", written, "--output_dir", folder]).ok()
     before, after = (
         json.loads((folder / f"heldout-{when}.json").read_text()) for when in ("before", "after")
     )
     assert before != after
+    assert sum(before["sums"]["written_drift"]) > 0.1 * sum(before["loss_tokens"])
+    assert sum(after["sums"]["kl"]) < sum(before["sums"]["kl"])
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/sampled_reverse_kl" in one for one in logged)
+    assert any("heldout/written_drift" in one for one in logged)
     assert (folder / "model/model.safetensors").exists()
 
 

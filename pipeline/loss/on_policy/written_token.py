@@ -16,7 +16,8 @@ have. Text of an earlier student is off-policy: E over q_written is corrected to
 ratio r = q(y) / q_written(y) where the cache holds the written log-probs; r is clipped from above
 (truncated importance sampling), which bounds the variance and biases what exceeds the clip. For
 text from another distribution m (another model, another temperature, a filter) and no ratio, it is
-the gradient of 1/2 E_{y ~ m}[(log q(y) - log p(y))^2] instead: least at q = p as well, but no KL.
+the gradient of 1/2 E_{y ~ m}[(log q(y) - log p(y))^2] instead: least at q = p as well, but no KL,
+and the logged mean of c, an estimate of the reverse KL on the student's own text, can be below 0.
 The teacher's log p(y) is a label's code: off by up to 3 % of itself, 6 % in a sampled cache.
 
 Shapes: N supervised tokens, K = 1: the written token is the only entry.
