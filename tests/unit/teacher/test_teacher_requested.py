@@ -26,6 +26,7 @@ from pipeline.loss.targets import HeadTargets
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise, sample_key
 from pipeline.sampling.quantisation import rounding_log_bias
+from pipeline.teacher.costs import cache_bytes
 from pipeline.teacher.sparsify.columns import to_targets
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 from pipeline.teacher.sparsify.requested import requested_entries, with_requested
@@ -224,3 +225,18 @@ def test_another_tokenizer_s_loss_sees_the_head_alone() -> None:
         kept, wanted = _head_of_distribution(asked), _head_of_distribution(bare)
         assert asked.token_ids_E[kept].tolist() == bare.token_ids_E[wanted].tolist()
         assert _head_of_distribution(replace(asked, requested_E=None)).sum() > kept.sum()
+
+
+def test_the_forecast_of_the_size_knows_what_a_writer_records() -> None:
+    sizes = [
+        cache_bytes(SCHEMES["threshold"], tokens=2000, loss_tokens=1000, generate=generate)
+        for generate in (
+            None,
+            {"record_logprobs": False},
+            {"record_logprobs": True, "record_top_k": 0},
+            {"record_logprobs": True, "record_top_k": 10},
+        )
+    ]
+    assert sizes[0] == sizes[1]
+    assert sizes[2] == pytest.approx(sizes[1] + 1900, abs=1)
+    assert sizes[3] == pytest.approx(sizes[2] + 16_000, abs=1)
