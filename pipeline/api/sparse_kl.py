@@ -162,6 +162,7 @@ def _spec(
         divergence=settings.divergence,
         jsd_beta=settings.jsd_beta,
         skew_alpha=settings.skew_alpha,
+        importance_clip=settings.importance_clip,
         sampled_log_step=targets.sampled_log_step,
         rule_highest=targets.rule.highest if targets.rule else 0.0,
     )

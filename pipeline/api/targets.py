@@ -93,6 +93,8 @@ def targets_of(
             batch.log_z_N,
             batch.entropy_N,
             batch.label_ids_N,
+            batch.label_logprob_N,
+            batch.written_logprob_N,
         ),
         num_tokens=batch.input_ids_1T.shape[1],
         temperature=batch.temperature,

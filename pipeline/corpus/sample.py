@@ -8,9 +8,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CorpusCounts", "Sample", "SplitName"]
+__all__ = ["CorpusCounts", "Sample", "SplitName", "WrittenTokens"]
 
 SplitName = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTokens:
+    """What the model that wrote the supervised tokens of a sample recorded of them."""
+
+    logprobs_N: NDArray[np.float32] | None = None
+    """Its log-probs at temperature 1 over its whole vocabulary; None: not recorded."""
+    top_ids_NK: NDArray[np.int32] | None = None
+    """The ids that it found likeliest at each token, in falling order; None: not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,8 @@ class Sample:
     """The row's number among the rows read, from 0."""
     part: int
     """0, or the number of the piece of a row that was split."""
+    written: WrittenTokens | None = None
+    """Of the supervised tokens, where a model wrote them and recorded anything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,9 @@ class Batch:
     lengths: tuple[int, ...]
     """Tokens of each sequence, on the host; their sum is T. One of 1 token in an empty batch."""
     temperature: float
+    written_logprob_N: Tensor | None = None
+    """float32; log p of the supervised token, at temperature 1, by the model that wrote it. None:
+    not recorded."""
     teacher_N: Tensor | None = None
     """int64; which cache of a mixture the target is of. None: there is one cache."""
     share_N: Tensor | None = None
@@ -173,6 +176,7 @@ def collate(
         if any(sampled) and not all(sampled)
         else None,
         score_N=None if score is None else torch.from_numpy(_scores(targets, score)),
+        written_logprob_N=_written(targets),
     )
     return _by_place(batch) if several else batch
 
@@ -221,6 +225,12 @@ def _by_place(batch: Batch) -> Batch:
     }
     assert all(len(value) == tokens for value in ordered.values())
     return replace(batch, **ordered)
+
+
+def _written(targets: Sequence[SparseTargets]) -> Tensor | None:
+    """Return the written log-probs where every sequence has them."""
+    known = [t.written_logprob_N for t in targets if t.written_logprob_N is not None]
+    return torch.from_numpy(np.concatenate(known)) if len(known) == len(targets) else None
 
 
 def _inclusion(target: SparseTargets) -> NDArray[np.float32]:

@@ -207,8 +207,11 @@ def _head_of_distribution(targets: SparseTargets) -> NDArray[np.bool_]:
     """Return bool [E]: entries that are the largest of their position without a gap."""
     inclusion_E = targets.inclusion_E
     if inclusion_E is None:
-        return np.ones(len(targets.token_ids_E), np.bool_)
+        kept_E = np.ones(len(targets.token_ids_E), np.bool_)
+        return kept_E if targets.requested_E is None else ~targets.requested_E
     kept_E = inclusion_E >= 1
+    if targets.requested_E is not None:  # below them are larger ones that nobody asked for
+        kept_E &= ~targets.requested_E
     # The first of each position is the label token, whatever its probability.
     start = 0
     for count in targets.counts_N.tolist():

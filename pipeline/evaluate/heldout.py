@@ -42,7 +42,9 @@ def score_batches(
         across_tokenizers: the terms are of ULD; top-1 agreement is not defined.
 
     Over top-k entries the KL is over the entries and a bucket, a lower bound; over sampled entries
-    it is unbiased, and its variance is part of the standard error over sequences.
+    it is unbiased, and its variance is part of the standard error over sequences. Where the batches
+    carry the log-probs with which the text was written, `written_drift` is their mean excess over
+    the student's (`pipeline.evaluate.drift` says what it estimates).
     """
     scores = PartialScores()
     for batch in batches:
@@ -63,6 +65,9 @@ def score_batches(
             per_token["top1_agreement"] = (argmax_N == teacher_top_N).double().numpy()
             if terms.acceptance_N is not None:
                 per_token["acceptance"] = terms.acceptance_N.double().cpu().numpy()
+        if batch.written_logprob_N is not None:
+            written_N = batch.written_logprob_N.double().cpu().numpy()
+            per_token["written_drift"] = written_N + per_token["cross_entropy"]
         owner_N = batch.sample_index_N.numpy()
         counts = np.bincount(owner_N, minlength=batch.num_sequences)
         sums = {
@@ -101,15 +106,15 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
     bins = {name: bins_B3 for part in parts for name, bins_B3 in part.bins.items()}
     known = {name: count for part in parts for name, count in part.with_target.items()}
     names = sorted(rows)
+    metrics: tuple[str, ...] = UNLIKE_METRICS if known else METRICS
+    if names:
+        there = set.intersection(*({*sums} for _, sums in rows.values()))
+        metrics = tuple(name for name in (*metrics, "written_drift") if name in there)
     bins_SB3 = np.array([bins[name] for name in names]).reshape(-1, _BINS, 3)
     return HeldoutScores(
         sample_ids=tuple(names),
         loss_tokens=tuple(rows[name][0] for name in names),
-        sums={
-            metric: tuple(rows[name][1][metric] for name in names)
-            for metric in (UNLIKE_METRICS if known else METRICS)
-            if all(metric in rows[name][1] for name in names)
-        },
+        sums={metric: tuple(rows[name][1][metric] for name in names) for metric in metrics},
         confidence_bins=tuple(
             (confidence, right, int(count)) for confidence, right, count in bins_SB3.sum(0).tolist()
         ),

@@ -52,7 +52,7 @@ class HeldoutScores:
     averaged over them."""
 
     def mean(self, metric: str) -> MeanError:
-        """Return the token mean of one of `sums`: nats, a share, or `uld`."""
+        """Return the token mean of a metric of `sums`, such as `kl` or `cross_entropy` in nats."""
         return ratio_mean(
             self.sums[metric], self.with_target if metric == "uld" else self.loss_tokens
         )

@@ -27,6 +27,7 @@ from pipeline.loss.entry_gradient import (
     join_rows,
     take_entries_,
 )
+from pipeline.loss.on_policy.written_token import written_token_targets
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.targets import HeadTargets
 
@@ -67,6 +68,8 @@ def sparse_loss_(
     Returns:
         Per-token terms in float32 (float64 for float64 logits), without gradient history.
     """
+    if spec.divergence == "sampled_reverse_kl":
+        targets = written_token_targets(targets)
     if logits_NV.is_cuda and logits_NV.dtype != torch.float64 and _has_triton():
         from pipeline.loss.chunk_gradient_triton import triton_loss_
 

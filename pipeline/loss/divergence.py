@@ -9,6 +9,9 @@ Whether a sum over kept entries and a rest is exact:
 - all tokens kept: exact, for each divergence;
 - top-k, the rest as one outcome (`bucket`): a lower bound (data processing inequality), biased
   where teacher and student differ within the rest;
+- requested entries (the writer's own likeliest tokens; `generate.record_top_k`) are kept ones like
+  any other: the terms of reverse KL, JSD and skew on the student's side, weighted by q, are exact
+  for them, and only the rest, where the writer had little mass, is one outcome or estimated;
 - sampled entries with known p (`sampled_divergence`): unbiased in value and gradient, because f
   is evaluated at exact p and only the SUM over the tail is estimated. Not so for `reverse_kl`,
   whose terms grow without bound as p goes to 0: there sampled entries join the rest.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.divergence import DivergenceTerms, FDivergence, bucket_terms
+from pipeline.loss.on_policy.written_token import written_token_terms
 from pipeline.loss.sampled_divergence import sampled_terms
 from pipeline.loss.settings import TailPolicy
 from pipeline.loss.spec import LossSpec
@@ -177,6 +178,8 @@ def _divergence(
     vocab_size: int,
 ) -> DivergenceTerms:
     """Return D's value and its gradient on the entries and on the rest."""
+    if spec.divergence == "sampled_reverse_kl":
+        return written_token_terms(targets, log_q_NK, log_q_tail_N, spec.importance_clip)
     temperature, tail, known_NK = spec.temperature, entries.tail, entries.known_NK
     if targets.inclusion_NK is not None and tail in ("control_variate", "zero"):
         assert spec.estimable, "pipeline.student.compatibility rejects it"

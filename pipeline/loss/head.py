@@ -132,6 +132,7 @@ def install_distill_head(
             control_variate=settings.control_variate,
             jsd_beta=settings.jsd_beta,
             skew_alpha=settings.skew_alpha,
+            importance_clip=settings.importance_clip,
             cross_tokenizer=settings.cross_tokenizer,
             sampled_log_step=sampled_log_step,
             rule_highest=rule_highest,

@@ -50,6 +50,8 @@ def sparse_divergence(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -
     """
     if spec.cross_tokenizer == "uld":
         return _sorted_distance_of_head(logits_NV, targets)
+    if spec.divergence == "sampled_reverse_kl":
+        return _policy_gradient(logits_NV, targets, spec)
     values = [_row(logits_NV[n].double(), targets, n, spec) for n in range(len(logits_NV))]
     return torch.stack(values) if values else logits_NV.new_zeros(0, dtype=torch.float64)
 
@@ -82,6 +84,21 @@ def _sorted_distance_of_head(logits_NV: Tensor, targets: HeadTargets) -> Tensor:
         if len(p_K) < len(q_V):
             value = value + (q_V[len(p_K) :].sum() - (1 - p_K.sum())).abs()
         values.append(value)
+    return torch.stack(values) if values else logits_NV.new_zeros(0, dtype=torch.float64)
+
+
+def _policy_gradient(logits_NV: Tensor, targets: HeadTargets, spec: LossSpec) -> Tensor:
+    """The weight c of each token, with the derivative of -A log q(y), c = -A held constant."""
+    values = []
+    for n, label in enumerate(targets.label_N.tolist()):
+        log_q = torch.log_softmax(logits_NV[n].double(), dim=-1)[label]
+        assert targets.label_logprob_N is not None
+        c = log_q.detach() - targets.label_logprob_N[n].double()
+        if spec.importance_clip is not None:
+            assert targets.written_logprob_N is not None
+            ratio = float((log_q.detach() - targets.written_logprob_N[n].double()).exp())
+            c = c * min(ratio, spec.importance_clip)
+        values.append(c + c * (log_q - log_q.detach()))
     return torch.stack(values) if values else logits_NV.new_zeros(0, dtype=torch.float64)
 
 

@@ -18,7 +18,14 @@ __all__ = [
 ]
 
 TailPolicy = Literal["auto", "bucket", "control_variate", "zero", "renormalise"]
-Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
+Divergence = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skew_kl",
+    "skew_reverse_kl",
+    "sampled_reverse_kl",
+]
 UncachedTemperature = Literal["reject", "interpolated", "self_normalised"]
 CrossTokenizer = Literal["reject", "uld"]
 TokenWeight = Literal["uniform", "teacher_entropy", "gold_surprise", "student_disagreement"]
@@ -37,7 +44,8 @@ class LossSettings(Settings):
         "forward_kl",
         "D, the divergence of student q from teacher p: KL(p|q); KL(q|p) (reverse_kl); "
         "jensen_shannon, between the two, see jsd_beta; KL(p | mix) and KL(q | mix) with a mixture "
-        "of both (skew_kl, skew_reverse_kl), see skew_alpha",
+        "of both (skew_kl, skew_reverse_kl), see skew_alpha; the policy gradient of KL(q|p) from "
+        "the written tokens alone (sampled_reverse_kl), for text that the student wrote",
     )
     jsd_beta: float = option(
         0.5, "teacher's share of jensen_shannon's mixture (GKD's beta)", gt=0.0, lt=1.0
@@ -48,6 +56,12 @@ class LossSettings(Settings):
         "skew_kl, the student's in skew_reverse_kl",
         gt=0.0,
         lt=1.0,
+    )
+    importance_clip: float | None = option(
+        None,
+        "of sampled_reverse_kl: weight each token by the student's probability over the writer's, "
+        "at most this (2 is usual); needs a cache with written log-probs (none: no weight)",
+        gt=0.0,
     )
     tail: TailPolicy = option(
         "auto",
@@ -115,6 +129,33 @@ class LossSettings(Settings):
             raise ValueError(
                 f"loss.tail: found {self.tail} with loss.divergence reverse_kl, expected auto or "
                 "bucket (reverse KL is infinite for a tail without mass, and cannot be estimated)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _written_tokens_are_all_there_is(self) -> Self:
+        if self.divergence != "sampled_reverse_kl":
+            if self.importance_clip is not None:
+                raise ValueError(
+                    f"loss.importance_clip: found {self.importance_clip:g} with loss.divergence "
+                    f"{self.divergence}, expected none, or loss.divergence sampled_reverse_kl"
+                )
+            return self
+        if self.temperature != 1.0:
+            raise ValueError(
+                f"loss.temperature: found {self.temperature:g} with loss.divergence "
+                "sampled_reverse_kl, expected 1 (its expectation is over tokens that are drawn at "
+                "temperature 1, and of the teacher it knows the written token's log-prob there)"
+            )
+        if self.tail != "auto":
+            raise ValueError(
+                f"loss.tail: found {self.tail} with loss.divergence sampled_reverse_kl, expected "
+                "auto (it uses the written token alone)"
+            )
+        if self.control_variate is not None:
+            raise ValueError(
+                f"loss.control_variate: found {self.control_variate:g} with loss.divergence "
+                "sampled_reverse_kl, expected none (it uses the written token alone)"
             )
         return self
 

@@ -29,6 +29,9 @@ class LossSpec:
     rule_highest: float = 0.0
     """Highest temperature that the inclusion rule covers; 0: not known."""
 
+    importance_clip: float | None = None
+    """Of `sampled_reverse_kl`: the most that q / q_written counts; None: the ratio is not used."""
+
     cross_tokenizer: CrossTokenizer = "reject"
     """`uld`: the targets' ids are of another vocabulary, and D is the distance of sorted
     probabilities."""

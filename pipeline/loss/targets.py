@@ -35,6 +35,11 @@ class HeadTargets(NamedTuple):
     nats."""
     label_N: Tensor
     """int64; the token that follows in the text, inside the student's vocabulary."""
+    label_logprob_N: Tensor | None = None
+    """float32; the teacher's log p of the label at temperature 1. Only `sampled_reverse_kl` needs
+    it."""
+    written_logprob_N: Tensor | None = None
+    """float32; the same by the model that wrote the text. None: not recorded."""
     weight_N: Tensor | None = None
     """float32, at least 0; what each token's loss and gradient are multiplied by. None: 1."""
     top_k_N: Tensor | None = None
@@ -43,16 +48,8 @@ class HeadTargets(NamedTuple):
 
     def rows(self, start: int, stop: int) -> HeadTargets:
         """Return the targets of tokens `start` to `stop`, as views."""
-        inclusion = self.inclusion_NK
         return HeadTargets(
-            ids_NK=self.ids_NK[start:stop],
-            logprobs_NK=self.logprobs_NK[start:stop],
-            inclusion_NK=None if inclusion is None else inclusion[start:stop],
-            log_z_N=self.log_z_N[start:stop],
-            entropy_N=self.entropy_N[start:stop],
-            label_N=self.label_N[start:stop],
-            weight_N=None if self.weight_N is None else self.weight_N[start:stop],
-            top_k_N=None if self.top_k_N is None else self.top_k_N[start:stop],
+            *(None if part is None else part[start:stop] for part in self)  # type: ignore[arg-type]
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.layout.manifest import Manifest
@@ -13,12 +14,32 @@ from pipeline.loss.settings import LossSettings
 from pipeline.sampling.inclusion import InclusionRule
 
 __all__ = [
+    "TextKnown",
     "cache_inclusion_rule",
     "cache_sampled_step",
+    "cache_text",
     "check_caches",
     "check_compatibility",
     "sampled_facts",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class TextKnown:
+    """What a cache knows of who wrote its text."""
+
+    is_written: bool
+    """Whether a model wrote the supervised tokens."""
+    logprobs: bool
+    """Whether it holds the log-probs with which they were written."""
+
+
+def cache_text(manifest: Manifest) -> TextKnown:
+    """Return what the cache knows of its text's writer."""
+    return TextKnown(
+        "generate" in manifest.identity.get("corpus", {}),
+        bool(manifest.codec.get("written_logprobs")),
+    )
 
 
 def cache_inclusion_rule(manifest: Manifest) -> InclusionRule | None:
@@ -66,7 +87,8 @@ def check_caches(loss: LossSettings, data: DataSettings, cache: Cache) -> None:
     if not tags:
         manifest = cache.manifest
         rule = cache_inclusion_rule(manifest)
-        check_compatibility(loss, data, grid=manifest.temperatures, rule=rule)
+        text = cache_text(manifest)
+        check_compatibility(loss, data, grid=manifest.temperatures, rule=rule, text=text)
         return
     mistakes = []
     if loss.cross_tokenizer != "reject":
@@ -87,14 +109,19 @@ def check_caches(loss: LossSettings, data: DataSettings, cache: Cache) -> None:
         told = [*_temperature(loss, part.manifest.temperatures, rule)]
         # A control variate is that of the sampled caches; a top-k beside them has its bucket.
         told += [] if any_sampled and rule is None else _tail(loss, rule)
-        told += _max_entries(data, rule)
+        told += [*_max_entries(data, rule), *_text(loss, cache_text(part.manifest))]
         mistakes += [f"{tag}: {line}" for line in told]
     if mistakes:
         raise ConfigError(mistakes=mistakes)
 
 
 def check_compatibility(
-    loss: LossSettings, data: DataSettings, *, grid: Sequence[float], rule: InclusionRule | None
+    loss: LossSettings,
+    data: DataSettings,
+    *,
+    grid: Sequence[float],
+    rule: InclusionRule | None,
+    text: TextKnown | None = None,
 ) -> None:
     """Reject settings that the cache's targets cannot serve.
 
@@ -103,11 +130,17 @@ def check_compatibility(
         data: of the run.
         grid: the cache's temperatures.
         rule: from `cache_inclusion_rule`.
+        text: from `cache_text`; None: not known yet, and not checked.
 
     Raises:
         ConfigError: with every mistake.
     """
-    mistakes = [*_temperature(loss, grid, rule), *_tail(loss, rule), *_max_entries(data, rule)]
+    mistakes = [
+        *_temperature(loss, grid, rule),
+        *_tail(loss, rule),
+        *_text(loss, text),
+        *_max_entries(data, rule),
+    ]
     if mistakes:
         raise ConfigError(mistakes=mistakes)
 
@@ -166,6 +199,23 @@ def _tail(loss: LossSettings, rule: InclusionRule | None) -> list[str]:
             mistakes.append(f"loss.control_variate: found {loss.control_variate:g} {top_k} none")
         return mistakes
     return []
+
+
+def _text(loss: LossSettings, text: TextKnown | None) -> list[str]:
+    if text is None or loss.alpha == 0 or loss.divergence != "sampled_reverse_kl":
+        return []
+    mistakes = []
+    if not text.is_written:
+        mistakes.append(
+            "loss.divergence: found sampled_reverse_kl with a cache of text that no model wrote; "
+            "expected one made with --generate.enabled: its expectation is over written tokens"
+        )
+    if loss.importance_clip is not None and not text.logprobs:
+        mistakes.append(
+            f"loss.importance_clip: found {loss.importance_clip:g} with a cache without the "
+            "writer's log-probs; expected none, or a cache made with --generate.record_logprobs"
+        )
+    return mistakes
 
 
 def _listed(grid: Sequence[float], comma: str = ", ") -> str:

@@ -11,7 +11,8 @@ from pipeline.loss.settings import LossSettings
 __all__ = ["DISTANCES", "divergence_name", "heldout_name", "kl_name"]
 
 DISTANCES = (
-    "kl", "kl_bucketed", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl", "uld",
+    "kl", "kl_bucketed", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl",
+    "sampled_reverse_kl", "uld",
 )  # fmt: skip
 """All names that the functions below return."""
 

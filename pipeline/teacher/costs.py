@@ -29,11 +29,17 @@ _SAMPLED_BYTES = 1.7
 """Of an entry of a sampled scheme, with its share of everything beside it
 (`make bench-fidelity`)."""
 _SEQUENCE_BYTES = 2.5
+_WRITTEN_BYTES, _REQUESTED_BYTES = 1.9, 1.6
 """Of a token of a sequence: its id and its mask."""
 
 
 def cache_bytes(
-    scheme: SparseScheme, *, tokens: float, loss_tokens: float, entries: float | None = None
+    scheme: SparseScheme,
+    *,
+    tokens: float,
+    loss_tokens: float,
+    entries: float | None = None,
+    generate: Mapping[str, Any] | None = None,
 ) -> int:
     """Estimate the size of a cache.
 
@@ -42,12 +48,17 @@ def cache_bytes(
         tokens: of all sequences.
         loss_tokens: supervised ones.
         entries: of a position, where they were measured; None: `expected_entries`.
+        generate: the identity's part of the responses, which says what their writer records; None:
+            nobody writes.
     """
     kept, grid = entries or expected_entries(scheme), len(scheme.temperatures)
     if scheme.rule is not None:
         target = kept * _SAMPLED_BYTES + 2 * (grid - 1)
     else:
         target = kept * _ENTRY_BYTES + 2 * (2 + 2 * grid)
+    if generate is not None:
+        target += _WRITTEN_BYTES * bool(generate.get("record_logprobs"))
+        target += _REQUESTED_BYTES * int(generate.get("record_top_k", 0))
     return int(loss_tokens * target + tokens * _SEQUENCE_BYTES)
 
 

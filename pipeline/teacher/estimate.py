@@ -71,7 +71,12 @@ def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
         shards=len(task.source.shards)
         if task.source.is_complete and writing is None
         else round(counts.tokens / task.settings.shard_tokens),
-        cache_bytes=cache_bytes(task.scheme, tokens=counts.tokens, loss_tokens=counts.loss_tokens),
+        cache_bytes=cache_bytes(
+            task.scheme,
+            tokens=counts.tokens,
+            loss_tokens=counts.loss_tokens,
+            generate=task.identity["corpus"].get("generate"),
+        ),
         memory_bytes=memory,
         at_most=writing is not None,
         projected=not task.source.is_complete,
@@ -160,7 +165,11 @@ def print_estimate(task: CaptureTask, writing: WritingTask | None, store: Store)
     if task.scheme.rule is not None:
         taus = ", ".join(f"{tau:.4g}" for tau in task.scheme.rule.taus)
         size = cache_bytes(
-            task.scheme, tokens=plan.tokens, loss_tokens=plan.loss_tokens, entries=entries
+            task.scheme,
+            tokens=plan.tokens,
+            loss_tokens=plan.loss_tokens,
+            entries=entries,
+            generate=task.identity["corpus"].get("generate"),
         )
         print(
             f"entries      {entries:.1f} a supervised token with capture.tau {taus} (timing run); "

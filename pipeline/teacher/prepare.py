@@ -94,7 +94,14 @@ def prepare(
         writer=writer,
         intake=work.intake,
     )
-    task = capture_task(resolved, capture, plan.identity(), UpperBound(plan, prompts))
+    task = capture_task(
+        resolved,
+        capture,
+        plan.identity(),
+        UpperBound(plan, prompts),
+        written_logprobs=generate.record_logprobs,
+        requested_entries=generate.record_top_k > 0,
+    )
     return Prepared(
         task, work, WritingTask(resolved, writer, plan, prompts, capture, task.identity)
     )
@@ -175,6 +182,8 @@ def _open(
         with mistakes.collected():
             info = engine_info(teacher)
     with mistakes.collected():
+        _check_requested(teacher, generate)
+    with mistakes.collected():
         model = resolve_model(
             teacher.model, revision=teacher.revision, role="teacher", weights=False
         )
@@ -221,6 +230,17 @@ def _open(
     assert config is not None
     assert work is not None
     return _Opened(model, tokenizer, int(config["vocab_size"]), work, info, writer)
+
+
+def _check_requested(teacher: TeacherSettings, generate: GenerateSettings) -> None:
+    by_vllm = teacher.engine == "vllm" and teacher.capture_path == "prompt_logprobs"
+    if generate.enabled and generate.record_top_k and by_vllm:
+        raise ConfigError(
+            f"generate.record_top_k {generate.record_top_k} with teacher.capture_path "
+            "prompt_logprobs",
+            expected="0: vLLM's prompt log-probs are the teacher's own top-k, not of ids asked for",
+            do="use --teacher.capture_path device, or --generate.record_top_k 0",
+        )
 
 
 def _check_place(place: str | None, setting: str) -> None:

@@ -75,7 +75,7 @@ def gradient(logits_NV: Tensor, batch: Batch, spec: LossSpec) -> Tensor:
     """Return the gradient on the logits of each position, its teachers' parts added up."""
     targets = HeadTargets(
         batch.ids_NK, batch.logprobs_NK, batch.inclusion_NK, batch.log_z_N, batch.entropy_N,
-        batch.label_ids_N, batch.share_N,
+        batch.label_ids_N, weight_N=batch.share_N,
     )  # fmt: skip
     taught_NV = logits_NV.repeat_interleave(len(WEIGHTS), 0).requires_grad_()
     (found_NV,) = torch.autograd.grad(logits_loss(taught_NV, targets, spec=spec).loss, taught_NV)

@@ -1,22 +1,24 @@
 """Made the caches tests/golden/cache-v1-* and their expected values, once; tests never run it.
 
-    PYTHONPATH=. .venv/bin/python tests/golden/make_caches.py FOLDER
+    PYTHONPATH=. .venv/bin/python tests/golden/make_caches.py FOLDER [NAME ...]
 
-writes FOLDER/cache-v1-NAME and FOLDER/cache-v1-NAME.expected.json and refuses to replace any.
+writes FOLDER/cache-v1-NAME and FOLDER/cache-v1-NAME.expected.json, of each name without names, and
+refuses to replace any.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.cache.codec.spec import CodecSpec
-from pipeline.cache.codec.targets import CachedSequence, SparseTargets
+from pipeline.cache.codec.targets import CachedSequence, RequestedEntries, SparseTargets
 from pipeline.cache.io.finalize import finalize
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, encode_shard
@@ -41,6 +43,8 @@ class Sample:
     """Standard deviation of the first shard's logits, 9 in the others. Flat rows have long runs and
     rare tokens, confident ones a single draw."""
     seed: int = 20261124
+    noted: bool = False
+    """With written log-probs and requested entries."""
 
 
 SAMPLES = {
@@ -57,6 +61,11 @@ SAMPLES = {
     "threshold-long": Sample(InclusionRule((1.0, 2.0), (1 / 100, 1 / 600)), most=5, flat=2.0),
     # Sampled entries whose stored log p is above 0.
     "threshold-coarse": Sample(InclusionRule((1.0,), (0.9,)), most=30),
+    # What the writer of the text recorded.
+    "top-k-requested": Sample(None, noted=True),
+    "threshold-requested": Sample(
+        InclusionRule((1.0, 2.0), (1 / 20, 1 / 60)), most=20, flat=3.0, noted=True
+    ),
 }
 
 
@@ -88,13 +97,32 @@ def _always_kept_row(rng: np.random.Generator) -> tuple[CachedSequence, Any]:
     return CachedSequence(rng.bytes(16).hex(), ids, loss_mask, targets), tails
 
 
+def _noted(rng: np.random.Generator, row: CachedSequence) -> CachedSequence:
+    """Add written log-probs, and to each position the request of 0 to 5 ids, entries among them."""
+    targets, counts, ids = row.targets, [], []
+    for n in range(targets.num_positions):
+        own = targets.entries(n)[0]
+        few = rng.choice(own, min(len(own), 2), replace=False).tolist()
+        asked = list(dict.fromkeys([*few, *rng.integers(0, VOCAB, 3).tolist()]))
+        counts.append(len(asked) if n % 4 else 0)
+        ids += asked[: counts[-1]]
+    requested = RequestedEntries(
+        np.array(counts, np.int32),
+        np.array(ids, np.int32),
+        -rng.exponential(12, len(ids)).astype(np.float32),
+    )
+    written_N = -rng.exponential(9, targets.num_positions).astype(np.float32)
+    noted = replace(targets, requested=requested, written_logprob_N=written_N)
+    return replace(row, targets=noted)
+
+
 def _write(folder: Path, name: str, sample: Sample) -> None:
     rule = sample.rule
     target, expected_file = folder / f"cache-v1-{name}", folder / f"cache-v1-{name}.expected.json"
     if target.exists() or expected_file.exists():
         raise SystemExit("a frozen sample is never written anew")
     rng = np.random.default_rng(sample.seed)
-    spec = CodecSpec(VOCAB, rule)
+    spec = CodecSpec(VOCAB, rule, written_logprobs=sample.noted, requested_entries=sample.noted)
     grid = (1.0, 2.0) if rule is None else rule.temperatures
     scheme: dict[str, Any] = {"name": name, "temperatures": list(grid)}
     if rule is not None:
@@ -122,8 +150,9 @@ def _write(folder: Path, name: str, sample: Sample) -> None:
                 )
                 for _ in range(number)
             ]  # fmt: skip
+            kept = [_noted(rng, row) if sample.noted else row for row, _ in made]
             record, data = encode_shard(
-                [row for row, _ in made], spec, split=split, index=index, temperatures=grid,
+                kept, spec, split=split, index=index, temperatures=grid,
                 identity_digest=fingerprint(identity), tails=[tails for _, tails in made],
             )  # fmt: skip
             commit_shard(store, record, data)
@@ -148,6 +177,8 @@ def _write(folder: Path, name: str, sample: Sample) -> None:
                     "log_z": t.log_z_NG.tolist(), "entropy": t.entropy_NG.tolist(),
                     "label_logprob": t.label_logprob_N.tolist(),
                 })  # fmt: skip
+                if t.written_logprob_N is not None:
+                    rows[-1]["written_logprob"] = t.written_logprob_N.tolist()
     expected_file.write_text(json.dumps({"rows": _rounded(rows)}), encoding="utf-8")
 
 
@@ -160,11 +191,11 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: Sequence[str]) -> None:
     """Write the caches and what a reader must find in them."""
-    for name, sample in SAMPLES.items():
-        _write(folder, name, sample)
+    for name in names or SAMPLES:
+        _write(folder, name, SAMPLES[name])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

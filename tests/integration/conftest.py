@@ -30,7 +30,8 @@ def writing(tiny: Tiny, talker: Path) -> list[Any]:
         *tiny.stage_one, "--teacher_model", talker, "--num_samples", "36", "--generate.enabled",
         "--generate.max_new_tokens", "14", "--generate.prompt_tokens", "5",
         "--generate.temperature", "0.9", "--generate.top_p", "0.95", "--generate.responses", "2",
-        "--generate.shard_prompts", "10", "--generate.record_logprobs",
+        "--generate.shard_prompts", "10", "--generate.record_logprobs", "--generate.record_top_k",
+        "3",
     ]  # fmt: skip
 
 

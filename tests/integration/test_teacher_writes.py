@@ -42,6 +42,17 @@ def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Pat
         np.testing.assert_allclose(
             row.targets.label_logprob_N, responses[name]["logprobs"], rtol=0.031, atol=2e-3
         )
+        np.testing.assert_allclose(
+            row.targets.written_logprob_N, responses[name]["logprobs"], rtol=0, atol=1 / 2048
+        )
+        # The ids that it found likeliest are entries; they are the teacher's own here.
+        likeliest = np.reshape(responses[name]["top_ids"], (len(ids), 3))
+        assert likeliest.max() < TALKER_VOCABULARY
+        for n, top_ids in enumerate(likeliest.tolist()):
+            own, values = row.targets.entries(n)
+            assert set(top_ids) <= set(own.tolist())
+            inside = [value for token, value in zip(own, values, strict=True) if token in top_ids]
+            assert min(inside) > np.sort(values[own < TALKER_VOCABULARY])[-3] - 1e-6
     finished = sum(row["finished"] for row in responses.values())
     assert 10 < finished < 72
     # Several responses to a prompt are several draws.
@@ -268,13 +279,22 @@ def _prompt_ids(folder: Path) -> list[Any]:
 def test_a_student_learns_from_it(
     tiny: Tiny, talker: Path, written: Path, stage: Stage, tmp_path: Path
 ) -> None:
-    every = [*tiny.stage_two, "--student_model", talker, "--max_steps", "6"]
+    """By the policy gradient of what was written: a pruned writer comes nearer to itself."""
+    every = [
+        *tiny.stage_two, "--student_model", talker, "--max_steps", "6", "--temperature", "1",
+        "--loss.divergence", "sampled_reverse_kl",
+    ]  # fmt: skip
     folder = tmp_path / "student"
     stage("train_student", [*every, "--cache_dir", written, "--output_dir", folder]).ok()
     before, after = (
         json.loads((folder / f"heldout-{when}.json").read_text()) for when in ("before", "after")
     )
     assert before != after
+    assert sum(before["sums"]["written_drift"]) > 0.1 * sum(before["loss_tokens"])
+    assert sum(after["sums"]["kl"]) < sum(before["sums"]["kl"])
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/sampled_reverse_kl" in one for one in logged)
+    assert any("heldout/written_drift" in one for one in logged)
     assert (folder / "model/model.safetensors").exists()
 
 

@@ -48,14 +48,18 @@ def test_greedy_is_the_argmax_of_bare_forward_passes(talker: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(talker, dtype=torch.float32).eval()
     requests = _requests()
-    done = _generator(talker, TALKER_ENDS, temperature=0).write(requests)
+    done = _generator(talker, TALKER_ENDS, temperature=0, record_top_k=4).write(requests)
     lengths = set()
     for request, response in zip(requests, done, strict=True):
         ids = request.prompt_ids_L.tolist()
-        for token, seen in zip(response.token_ids_N, response.logprobs_N, strict=True):
+        assert response.top_ids_NK is not None
+        for token, seen, top in zip(
+            response.token_ids_N, response.logprobs_N, response.top_ids_NK, strict=True
+        ):
             with torch.inference_mode():
                 logprobs = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
             assert int(logprobs[:TALKER_VOCABULARY].argmax()) == token
+            assert logprobs[:TALKER_VOCABULARY].topk(4).indices.tolist() == top.tolist()
             assert float(logprobs[token]) == pytest.approx(float(seen), abs=1e-4)
             ids.append(int(token))
         assert len(response.token_ids_N) == 12 or ids[-1] in TALKER_ENDS

@@ -31,6 +31,7 @@ DRAWS = 3000
 FILTERS: dict[str, Any] = {"temperature": 0.8, "top_k": 30, "top_p": 0.9, "min_p": 0.05}
 WRITE = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from pipeline.teacher.engines.base import CaptureRequest
@@ -67,6 +68,19 @@ def write(requests, calls=1, **chosen):
     ]
 
 
+def named(requests):
+    settings = GenerateSettings(enabled=True, record_top_k=25, temperature=0, max_new_tokens=5)
+    generator = open_generator(
+        teacher, settings, folder=Path(plan["folder"]), ends=plan["ends"],
+        vocabulary=plan["vocabulary"], max_length=64,
+    )
+    done = generator.write(requests)
+    generator.close()
+    return done
+
+
+
+top = named(requests[:4])
 (greedy,) = write(requests, temperature=0, max_new_tokens=12)
 first, second, part = write(requests, calls=2, max_new_tokens=12)
 draws = [
@@ -84,10 +98,20 @@ for request, (ids, _) in zip(requests, first):
     start = request.prompt_ids_L.size - 1
     captures.append(CaptureRequest(request.response_id, whole, np.arange(start, whole.size - 1)))
 label = [columns[:, 0].astype(float).tolist() for columns in engine.capture(captures)]
+asked = []
+for request, one in zip(requests, top):
+    whole = np.concatenate([request.prompt_ids_L, one.token_ids_N])
+    rows = np.arange(request.prompt_ids_L.size - 1, whole.size - 1)
+    asked.append(CaptureRequest(request.response_id, whole, rows, one.top_ids_NK))
+# With others that ask for nothing, and for fewer, in one step.
+asked[1] = replace(asked[1], requested_NK=None)
+asked[2] = replace(asked[2], requested_NK=asked[2].requested_NK[:, :3])
+wide = [columns.astype(float).tolist() for columns in engine.capture(asked)]
 engine.close()
 Path(sys.argv[2]).write_text(json.dumps({
     "greedy": greedy, "first": first, "second": second, "part": part, "label_logprob": label,
     "many": [ids[0] for ids, _ in many],
+    "top": [(r.token_ids_N.tolist(), r.top_ids_NK.tolist()) for r in top], "wide": wide,
 }))
 print("WRITTEN")
 """
@@ -164,6 +188,28 @@ def test_a_call_gives_the_same_tokens_and_a_draw_does_not_see_its_neighbours(
 def test_the_capture_says_what_the_sampling_saw(written: dict[str, Any]) -> None:
     for label, (_, logprobs) in zip(written["label_logprob"], written["first"], strict=True):
         np.testing.assert_allclose(label, logprobs, atol=1e-3)
+
+
+def test_what_the_writer_finds_likeliest_is_captured(talker: Path, written: dict[str, Any]) -> None:
+    columns = 2 + 2 * 2 + 2 * 8
+    for request, (ids, top), wide, asked in zip(
+        _requests(), written["top"], written["wide"], (25, 0, 3, 25), strict=False
+    ):
+        assert np.shape(wide) == (len(ids), columns + asked)
+        for n, token in enumerate(ids):
+            logprobs = _logprobs(talker, [*request.prompt_ids_L.tolist(), *ids[:n]])
+            # Of the 25 likeliest rows of the head, those that only pad it are no candidates.
+            there = [one for one in top[n] if one >= 0]
+            assert len(there) < 25 or max(there) < VOCABULARY
+            assert there[0] == token
+            least = min(logprobs[one] for one in there)
+            assert least > np.sort(logprobs)[-25] - 1e-3
+            for place in range(asked):
+                value = wide[n][columns + place]
+                if top[n][place] < 0:
+                    assert value == 1.0
+                else:
+                    assert value == pytest.approx(logprobs[top[n][place]], abs=1e-3)
 
 
 def test_draws_follow_the_rule(talker: Path, written: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.loss import reference
 from pipeline.loss.chunk_gradient import sparse_loss_
+from pipeline.loss.on_policy.written_token import written_token_targets
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.targets import HeadTargets
 from tests.stage_runner import ROOT
@@ -177,3 +178,19 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 12
+
+
+@pytest.mark.parametrize("clip", [None, 1.5])
+def test_the_policy_gradient_of_written_tokens_is_the_reference(clip: float | None) -> None:
+    logits_NV, targets = make(4, tokens=11, vocab=150, sampled=True, temperature=1.0)
+    generator = torch.Generator().manual_seed(0)
+    known = {
+        name: -3 * torch.rand(11, generator=generator)
+        for name in ("label_logprob_N", "written_logprob_N")
+    }
+    targets = targets._replace(**known)
+    spec = LossSpec(1.0, 0.4, divergence="sampled_reverse_kl", importance_clip=clip)
+    divergence_N, grad_NV = dense(logits_NV, targets, spec)
+    terms = triton_loss(logits_NV, written_token_targets(targets), spec)
+    torch.testing.assert_close(terms.divergence_N.double(), divergence_N, atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_NV.double(), grad_NV, atol=5e-6, rtol=1e-4)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pipeline.cache.codec.decode import to_targets, unpack
 from pipeline.cache.codec.encode import pack, quantise
 from pipeline.cache.codec.spec import (
-    COLUMNS,
     Blobs,
     CodecSpec,
     CodedRows,
@@ -31,7 +30,7 @@ from pipeline.sampling.noise import dither, row_noise, sample_key
 
 __all__ = [
     "SHARD_SCHEMA", "Heads", "coded_rows", "coded_table",
-    "quantised", "statistics_of", "targets_of",
+    "quantised", "shard_schema", "statistics_of", "targets_of",
 ]  # fmt: skip
 
 _HEADS = [
@@ -41,7 +40,15 @@ _HEADS = [
     pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
     pa.field("loss_mask", pa.list_(pa.bool_()), nullable=False),
 ]
-SHARD_SCHEMA = pa.schema([*_HEADS, *(pa.field(n, pa.binary(), nullable=False) for n in COLUMNS)])
+
+
+def shard_schema(spec: CodecSpec) -> pa.Schema:
+    """Return the columns of a shard of this codec."""
+    return pa.schema([*_HEADS, *(pa.field(n, pa.binary(), nullable=False) for n in spec.columns)])
+
+
+SHARD_SCHEMA = shard_schema(CodecSpec(1))
+"""The columns of every shard."""
 _ORDER_KEY = b"distill_ranks"
 
 
@@ -152,9 +159,9 @@ def coded_table(
         pa.array(coded.positions_S, pa.int32()),
         pa.ListArray.from_arrays(starts, pa.array(heads.input_ids_T, pa.int32())),
         pa.ListArray.from_arrays(starts, pa.array(heads.loss_mask_T, pa.bool_())),
-        *(_binary(blobs[name]) for name in COLUMNS),
+        *(_binary(blobs[name]) for name in spec.columns),
     ]
-    schema = SHARD_SCHEMA.with_metadata({**metadata, _ORDER_KEY: pack_classes(classes_V)})
+    schema = shard_schema(spec).with_metadata({**metadata, _ORDER_KEY: pack_classes(classes_V)})
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -169,7 +176,7 @@ def coded_rows(
     heads = Heads.of_table(table)
     packed = (table.schema.metadata or {}).get(_ORDER_KEY, b"")
     order_V = unpack_order(packed, spec.vocab_size)
-    columns = {name: _blobs(table.column(name)) for name in COLUMNS}
+    columns = {name: _blobs(table.column(name)) for name in spec.columns}
     return heads, unpack(columns, heads.positions_S, order_V, spec, temperatures)
 
 

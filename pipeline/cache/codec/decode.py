@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.encode import expected_draws
+from pipeline.cache.codec.requested import merged
 from pipeline.cache.codec.restore_largest import restore_largest
 from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
+from pipeline.cache.codec.written import WRITTEN_COLUMNS, written_values
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import MOST_INCLUSION
 
@@ -59,8 +61,29 @@ def unpack(
         raise CacheError("sampled entries in a cache without an inclusion rule")
     sampled = _read("sampled", columns, sampled_N, positions_S, order_V)
     return CodedRows(
-        positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, columns["tail"].data
-    )
+        positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, columns["tail"].data,
+        _unpack_written(columns, positions_S) if spec.written_logprobs else None,
+        _unpack_requested(columns, positions_S, order_V) if spec.requested_entries else None,
+    )  # fmt: skip
+
+
+def _unpack_requested(
+    columns: Mapping[str, Blobs], positions_S: NDArray[np.int64], order_V: NDArray[np.int32]
+) -> Run:
+    """Read the run of requested entries."""
+    _expect(columns["requested_counts"], positions_S, "requested_counts")
+    counts_N = columns["requested_counts"].data.astype(np.int64)
+    return _read("requested", columns, counts_N, positions_S, order_V)
+
+
+def _unpack_written(
+    columns: Mapping[str, Blobs], positions_S: NDArray[np.int64]
+) -> NDArray[np.uint16]:
+    """Read the codes of the written log-probs."""
+    for name in WRITTEN_COLUMNS:
+        _expect(columns[name], positions_S, name)
+    low_N, high_N = (columns[name].data.astype(np.uint16) for name in WRITTEN_COLUMNS)
+    return low_N | high_N << np.uint16(8)
 
 
 def _unpack_statistics(
@@ -108,6 +131,7 @@ def to_targets(
     log_z_NG[:, others] = coded.log_z_NG * np.float32(quantisation.log_z_step)
     entropy_NG = quantisation.entropy_value(coded.entropy_NG, dither_N[:, None])
     label_N = always_kept_K[coded.label_N]
+    written_N = None if coded.written_N is None else written_values(coded.written_N)
     inclusion_E = None
     if spec.rule is None:
         counts_N = coded.always_kept.counts_N.astype(np.int32)
@@ -120,6 +144,15 @@ def to_targets(
         ids_E, logprobs_E, inclusion_E = _assembled(
             coded, label_ids_N, dither_N, log_z_NG, spec, temperatures
         )
+    requested_E = None
+    if coded.requested is not None:
+        whole = merged(
+            counts_N, ids_E, logprobs_E, inclusion_E,
+            always_kept_N=coded.always_kept.counts_N, requested_N=coded.requested.counts_N,
+            requested_ids=coded.requested.ids_E, requested_codes=coded.requested.codes_E,
+        )  # fmt: skip
+        counts_N, ids_E, logprobs_E = whole.counts_N, whole.ids_E, whole.logprobs_E
+        inclusion_E, requested_E = whole.inclusion_E, whole.requested_E
     ends_S = np.cumsum(coded.positions_S)
     ends_N = np.concatenate([[0], np.cumsum(counts_N, dtype=np.int64)])
     rows = []
@@ -141,6 +174,8 @@ def to_targets(
                 entropy_NG=entropy_NG[begin:end],
                 label_logprob_N=label_N[begin:end],
                 sampled_step=0.0 if spec.rule is None else quantisation.sampled_step,
+                written_logprob_N=None if written_N is None else written_N[begin:end],
+                requested_E=None if requested_E is None else requested_E[entry_begin:entry_end],
             )
         )
         begin = end
@@ -176,7 +211,7 @@ def _assembled(
             for g, temperature, tau in used
         ]
     square_GK = [np.exp(-2 * step * np.arange(256) / temperature) for _, temperature, _ in used]
-    total = coded.num_entries(spec)
+    total = coded.num_scheme_entries(spec)
     ids_E, logprobs_E = np.empty(total, np.int32), np.empty(total, np.float32)
     inclusion_E = np.empty(total, np.float32)
     damaged = assemble(
@@ -236,7 +271,7 @@ def _read(
     ends_S = np.cumsum(positions_S)
     per_row_S = sums[ends_S] - sums[ends_S - positions_S]
     ids = [columns[f"{kind}_ids_{stream}"] for stream in range(STREAMS)]
-    values = [columns[f"{kind}_values"]] if kind == "always_kept" else [
+    values = [columns[f"{kind}_values"]] if kind != "sampled" else [
         columns[f"sampled_values_{stream}"] for stream in range(VALUE_STREAMS)
     ]  # fmt: skip
     # Before anything of that size is allocated: there must be as many symbols as the counts say.

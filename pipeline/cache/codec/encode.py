@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.codec.requested import joined_requested
 from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
+from pipeline.cache.codec.written import WRITTEN_COLUMNS, written_codes
 from pipeline.errors import CacheError
 
 __all__ = ["pack", "quantise"]
@@ -60,7 +62,16 @@ def quantise(
     if max(always_kept.counts_N.max(initial=0), sampled.counts_N.max(initial=0)) > 0xFFFF:
         raise CacheError("a position has more than 65,535 entries")
     label_N, log_z_NG, entropy_NG, tail_N = _statistics(targets, tails, positions_S, dither_N, spec)
-    return CodedRows(positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, tail_N)
+    written_N = written_codes(targets) if spec.written_logprobs else None
+    requested = None
+    if spec.requested_entries:
+        starts_N = np.cumsum(counts_N) - counts_N
+        label_ids_N = None if spec.rule is None else ids_E[starts_N]
+        requested = Run(*joined_requested(targets, label_ids_N, spec.vocab_size))
+    return CodedRows(
+        positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, tail_N, written_N,
+        requested,
+    )  # fmt: skip
 
 
 def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[str, Blobs]:
@@ -92,6 +103,14 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[
     blobs["log_z_high"] = _stacked(_low(steps_GN >> 8), positions_S)
     blobs["entropy"] = _stacked(coded.entropy_NG.T, positions_S)
     blobs["tail"] = Blobs.of_lengths(coded.tail_N, positions_S * (spec.rule is None))
+    if coded.written_N is not None:
+        for name, part_N in zip(
+            WRITTEN_COLUMNS, (coded.written_N, coded.written_N >> 8), strict=True
+        ):
+            blobs[name] = Blobs.of_lengths(_low(part_N), positions_S)
+    if coded.requested is not None:
+        blobs |= _write("requested", coded.requested, rank_V, positions_S)
+        blobs["requested_counts"] = Blobs.of_lengths(_low(coded.requested.counts_N), positions_S)
     return blobs
 
 

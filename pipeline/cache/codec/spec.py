@@ -22,6 +22,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from pipeline.cache.codec.requested import REQUESTED_COLUMNS, new_requested
+from pipeline.cache.codec.written import WRITTEN_COLUMNS
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.quantisation import Quantisation
@@ -116,6 +118,10 @@ class CodedRows:
     entropy_NG: _U8
     tail_N: _U8
     """Empty under an inclusion rule."""
+    written_N: NDArray[np.uint16] | None = None
+    """Codes of the log-probs with which the text was written; None: not recorded."""
+    requested: Run | None = None
+    """Requested entries, under an inclusion rule without the label; None: nothing was requested."""
 
     @classmethod
     def join(cls, parts: Sequence[CodedRows]) -> CodedRows:
@@ -139,15 +145,28 @@ class CodedRows:
             np.concatenate([part.log_z_NG for part in parts]),
             np.concatenate([part.entropy_NG for part in parts]),
             np.concatenate([part.tail_N for part in parts]),
+            _joined([part.written_N for part in parts]),
+            joined("requested") if all(part.requested is not None for part in parts) else None,
         )
 
-    def num_entries(self, spec: CodecSpec) -> int:
-        """Entries of all rows; under an inclusion rule each position's label is one."""
+    def num_scheme_entries(self, spec: CodecSpec) -> int:
+        """Entries that the scheme kept; under an inclusion rule each position's label is one."""
         label = len(self.label_N) if spec.rule is not None else 0
         return len(self.always_kept.ids_E) + len(self.sampled.ids_E) + label
 
+    def num_entries(self, spec: CodecSpec) -> int:
+        """Entries of all rows as a reader returns them: requested ones that are new among them."""
+        entries = self.num_scheme_entries(spec)
+        if self.requested is None:
+            return entries
+        others = [(run.counts_N, run.ids_E) for run in (self.always_kept, self.sampled)]
+        return entries + new_requested(self.requested.counts_N, self.requested.ids_E, others)
+
     def kept_mass_N(self, spec: CodecSpec) -> NDArray[np.float64]:
-        """Return the mass of each position's always-kept entries at temperature 1."""
+        """Return the mass of each position's always-kept entries at temperature 1.
+
+        Requested ones are not the scheme's, and do not count.
+        """
         if spec.rule is None:
             return 1.0 - spec.quantisation.tail_values().astype(np.float64)[self.tail_N]
         mass_K = np.exp(spec.quantisation.always_kept_values().astype(np.float64))
@@ -169,6 +188,10 @@ class CodecSpec:
     need not be an entry."""
     quantisation: Quantisation = field(default_factory=Quantisation)
     name: str = CODEC_NAME
+    written_logprobs: bool = False
+    """Whether shards hold the log-probs with which the text was written."""
+    requested_entries: bool = False
+    """Whether shards hold entries that were asked for by id."""
 
     def __post_init__(self) -> None:
         """Reject a vocabulary whose ids do not fit.
@@ -192,14 +215,28 @@ class CodecSpec:
             return 0
         return max(1, int(np.floor(65536 * max(self.rule.taus) + 0.5)))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The byte columns of a shard."""
+        return (
+            *COLUMNS,
+            *(WRITTEN_COLUMNS if self.written_logprobs else ()),
+            *(REQUESTED_COLUMNS if self.requested_entries else ()),
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {
+        """Return the JSON form; what a cache lacks is not in it."""
+        data: dict[str, Any] = {
             "name": self.name,
             "vocab_size": self.vocab_size,
             "inclusion_rule": None if self.rule is None else self.rule.to_json(),
             "quantisation": self.quantisation.to_json(),
         }
+        if self.written_logprobs:
+            data["written_logprobs"] = True
+        if self.requested_entries:
+            data["requested_entries"] = True
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CodecSpec:
@@ -214,9 +251,16 @@ class CodecSpec:
                 vocab_size=int(data["vocab_size"]),
                 rule=None if rule is None else InclusionRule.from_json(rule),
                 quantisation=Quantisation.from_json(data["quantisation"]),
+                written_logprobs=bool(data.get("written_logprobs", False)),
+                requested_entries=bool(data.get("requested_entries", False)),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CacheError(f"the cache's codec cannot be read ({error})") from None
+
+
+def _joined(parts: Sequence[NDArray[np.uint16] | None]) -> NDArray[np.uint16] | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def frequency_classes(coded: CodedRows, vocab_size: int) -> _U8:
@@ -224,7 +268,8 @@ def frequency_classes(coded: CodedRows, vocab_size: int) -> _U8:
 
     In integers, so that the result is the same on every machine.
     """
-    ids_E = np.concatenate([coded.always_kept.ids_E, coded.sampled.ids_E])
+    requested = [] if coded.requested is None else [coded.requested.ids_E]
+    ids_E = np.concatenate([coded.always_kept.ids_E, coded.sampled.ids_E, *requested])
     squares_V = np.bincount(ids_E, minlength=vocab_size).astype(np.int64) ** 2
     return np.searchsorted(2 ** np.arange(62, dtype=np.int64), squares_V, "right").astype(np.uint8)
 

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CachedSequence", "SparseTargets"]
+__all__ = ["CachedSequence", "RequestedEntries", "SparseTargets"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedEntries:
+    """Entries of N positions that were asked for by id, as a writer of shards takes them."""
+
+    counts_N: NDArray[np.int32]
+    token_ids_E: NDArray[np.int32]
+    """Distinct at a position, in any order; they may be entries of the scheme as well."""
+    logprobs_E: NDArray[np.float32]
+    """log p at temperature 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,13 @@ class SparseTargets:
     """Step, in nats, to which sampled entries' log p was rounded with dither; 0 where it was not.
     The mean of p^(1/T) is then too large by a known factor (`quantisation.rounding_log_bias`),
     which users divide out."""
+    written_logprob_N: NDArray[np.float32] | None = None
+    """log p of that token, at temperature 1, by the model that wrote it; None: not recorded."""
+    requested: RequestedEntries | None = None
+    """Not among the entries yet, on the way into a shard; None of what is read."""
+    requested_E: NDArray[np.bool_] | None = None
+    """Of what is read: entries that are there only because they were asked for by id. Their log p
+    is known exactly and their inclusion probability is 1. None: nothing was asked for."""
 
     @property
     def num_positions(self) -> int:

@@ -290,7 +290,7 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
         reason = f"checksum {found[:12]}..., not {record.xxh3_128[:12]}..."
         raise _damaged(cache.store, record, reason)
     try:
-        table = parquet_table(data, column_names())
+        table = parquet_table(data, column_names(cache.spec))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(cache.store, record, f"not readable as Parquet ({error})") from None
     footer: dict[str, Any] = read_footer(table.schema.metadata)

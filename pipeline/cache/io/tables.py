@@ -59,8 +59,8 @@ def table_from_bytes(data: bytes, identity_digest: str | None) -> pa.Table:
     """
     try:
         about = read_footer(pq.read_schema(pa.BufferReader(data)).metadata)
-        read_spec(about["codec"])  # another codec has other columns
-        table = parquet_table(data, column_names())
+        spec = read_spec(about["codec"])  # another codec has other columns
+        table = parquet_table(data, column_names(spec))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise CacheError(f"not readable as Parquet ({error})") from None
     digest = about.get("identity_digest")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.cache.codec.arrow import SHARD_SCHEMA, coded_rows, targets_of
+from pipeline.cache.codec.arrow import SHARD_SCHEMA, coded_rows, shard_schema, targets_of
 from pipeline.cache.codec.spec import CODEC_NAME, CodecSpec
 from pipeline.cache.codec.subsample import ALL_ENTRIES, EntryLimit
 from pipeline.cache.codec.targets import CachedSequence
@@ -43,9 +43,9 @@ def read_spec(data: dict[str, Any]) -> CodecSpec:
     return CodecSpec.from_json(data)
 
 
-def column_names() -> list[str]:
-    """Return the columns a reader needs."""
-    names: list[str] = SHARD_SCHEMA.names
+def column_names(spec: CodecSpec | None = None) -> list[str]:
+    """Return the columns a reader of a codec needs; None: those of every codec."""
+    names: list[str] = (SHARD_SCHEMA if spec is None else shard_schema(spec)).names
     return names
 
 

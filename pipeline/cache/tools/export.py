@@ -38,6 +38,8 @@ _PLAIN = pa.schema(
 )
 _PLAIN_SAMPLED = _PLAIN.append(pa.field("target_inclusion", pa.list_(_REALS)))
 """For sampled targets: without inclusion probabilities the entries would give biased targets."""
+_WRITTEN = pa.field("written_logprob", _REALS)
+"""Where the cache holds what the writer of the text recorded."""
 
 
 def export_plain(
@@ -75,6 +77,8 @@ def export_plain(
     for name, data in tokenizer.items():
         target.write(f"tokenizer/{name}", data)
     schema = _PLAIN if cache.rule is None else _PLAIN_SAMPLED
+    if cache.spec.written_logprobs:
+        schema = schema.append(_WRITTEN)
     rows_done = 0
     for source in sources.values():
         for shard, count in enumerate(source.shard_rows()):
@@ -140,6 +144,8 @@ def _table(rows: Sequence[CachedSequence], schema: pa.Schema) -> pa.Table:
     }
     if "target_inclusion" in schema.names:
         columns["target_inclusion"] = [list(_by_position(t, _inclusion(t))) for t in targets]
+    if _WRITTEN.name in schema.names:
+        columns[_WRITTEN.name] = [t.written_logprob_N for t in targets]
     arrays = [pa.array(columns[field.name], field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 

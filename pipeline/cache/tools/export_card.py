@@ -24,6 +24,9 @@ _COLUMNS = """
 | `entropy` | [supervised][temperatures] | the teacher's entropy over the vocabulary at T, in nats |
 | `label_logprob` | [supervised] | log p, at temperature 1, of the token in the text |
 """
+_WRITTEN = """\
+| `written_logprob` | [supervised] | log p of that token, at temperature 1, by its writer |
+"""
 _INCLUSION = """\
 | `target_inclusion` | [supervised][entries] | probability with which it was kept; 1: always |
 
@@ -103,6 +106,7 @@ def export_card(manifest: Manifest, spec: CodecSpec, *, command: str, top_k: int
     )
     sampled = spec.rule is not None
     columns = _COLUMNS.format(always="always-kept" if sampled else "kept").rstrip("\n") + "\n"
+    columns += _WRITTEN if spec.written_logprobs else ""
     columns += _INCLUSION.format(step=spec.quantisation.sampled_step) if sampled else _BUCKET
     limit = f", limited to the {top_k} largest entries of each position" if top_k else ""
     return f"""{front_matter(manifest)}

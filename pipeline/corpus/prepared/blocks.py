@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.sample import Sample, SplitName
+from pipeline.corpus.sample import Sample, SplitName, WrittenTokens
 from pipeline.errors import CorpusError
 
 __all__ = ["TokenisedRow", "decode_block", "encode_block"]
@@ -28,16 +28,21 @@ class TokenisedRow:
     part: int
     input_ids: NDArray[np.int32] = field(repr=False)
     loss_mask: NDArray[np.bool_] = field(repr=False)
+    written: WrittenTokens | None = field(default=None, repr=False)
 
     def sample(self, split: SplitName, first_row: int) -> Sample:
         """Return it as a sample; `first_row` rows of the source are before its unit."""
         return Sample(
-            self.sample_id, split, self.input_ids, self.loss_mask, first_row + self.row, self.part
-        )
+            self.sample_id, split, self.input_ids, self.loss_mask, first_row + self.row, self.part,
+            self.written,
+        )  # fmt: skip
 
 
 def encode_block(rows: Sequence[TokenisedRow]) -> bytes:
-    """Return the Parquet file of some samples; the same bytes for the same samples."""
+    """Return the Parquet file of some samples; the same bytes for the same samples.
+
+    What a writer recorded has columns of its own, which are there where all samples have it.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -55,6 +60,15 @@ def encode_block(rows: Sequence[TokenisedRow]) -> bytes:
         "input_ids": pa.ListArray.from_arrays(pa.array(starts), pa.array(tokens)),
         "loss_mask": pa.ListArray.from_arrays(pa.array(starts), pa.array(masks)),
     }
+    written = [row.written or WrittenTokens() for row in rows]
+    for name, kind, parts in (
+        ("written_logprobs", np.float32, [one.logprobs_N for one in written]),
+        ("written_top_ids", np.int32, [one.top_ids_NK for one in written]),
+    ):
+        known = [part.reshape(-1) for part in parts if part is not None]
+        if known and len(known) == len(rows):
+            ends = pa.array(np.cumsum([0, *(part.size for part in known)]).astype(np.int32))
+            columns[name] = pa.ListArray.from_arrays(ends, np.concatenate(known).astype(kind))
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.table(columns), sink, compression="zstd", row_group_size=_ROWS_AT_ONCE,
@@ -77,14 +91,32 @@ def decode_block(data: bytes) -> list[TokenisedRow]:
         names = table.column("sample_id").to_pylist()
         rows, parts = (table.column(name).to_pylist() for name in ("row", "part"))
         ids, masks = (_lists(table, name) for name in ("input_ids", "loss_mask"))
+        written = _written(table, masks)
     except (pa.ArrowException, KeyError) as error:
         raise CorpusError(f"a file of tokenised samples cannot be read ({error})") from error
     return [
-        TokenisedRow(bytes(name).hex(), row, part, input_ids, loss_mask)
-        for name, row, part, input_ids, loss_mask in zip(
-            names, rows, parts, ids, masks, strict=True
+        TokenisedRow(bytes(name).hex(), row, part, input_ids, loss_mask, recorded)
+        for name, row, part, input_ids, loss_mask, recorded in zip(
+            names, rows, parts, ids, masks, written, strict=True
         )
     ]
+
+
+def _written(table: Any, masks: Sequence[NDArray[np.bool_]]) -> list[WrittenTokens | None]:
+    """Return what the writer recorded of each row's supervised tokens."""
+    found: dict[str, list[NDArray[Any]]] = {
+        name: _lists(table, name) if name in table.column_names else []
+        for name in ("written_logprobs", "written_top_ids")
+    }
+    if not any(found.values()):
+        return [None] * len(masks)
+    rows: list[WrittenTokens | None] = []
+    for row, mask in enumerate(masks):
+        logprobs, ids = (found[name][row] if found[name] else None for name in found)
+        count = int(mask.sum())
+        top_ids = None if ids is None else ids.reshape(count, len(ids) // max(count, 1))
+        rows.append(WrittenTokens(logprobs, top_ids))
+    return rows
 
 
 def _lists(table: Any, name: str) -> list[NDArray[Any]]:

@@ -110,6 +110,10 @@ METRICS: dict[str, Metric] = {
             "ece", "Calibration error", "%", True, percent=True, decimals=2, short="ECE",
             explanation="gap between the model's confidence and how often it is right",
         ),
+        Metric(
+            "written_drift", "Drift from the writer", "nats", True, short="drift",
+            explanation="how much likelier the held-out text was to the model that wrote it",
+        ),
     )
 }  # fmt: skip
 """The metrics a row may hold, in the order they are shown."""

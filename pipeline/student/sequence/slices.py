@@ -19,7 +19,7 @@ __all__ = ["BatchSlice", "slice_batch", "slice_bounds"]
 
 _BY_TOKEN = (
     "label_ids_N", "ids_NK", "logprobs_NK", "inclusion_NK", "log_z_N", "entropy_N",
-    "label_logprob_N", "sample_index_N", "teacher_N", "share_N", "top_k_N",
+    "label_logprob_N", "sample_index_N", "written_logprob_N", "teacher_N", "share_N", "top_k_N",
     "score_N",
 )  # fmt: skip
 

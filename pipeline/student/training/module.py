@@ -50,6 +50,8 @@ class StudentModule(nn.Module):
         scale: float,
         predictions: bool = False,
         temperature: float | None = None,
+        label_logprob_N: torch.Tensor | None = None,
+        written_logprob_N: torch.Tensor | None = None,
         weight_N: torch.Tensor | None = None,
         top_k_N: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, LossTerms]:
@@ -76,14 +78,17 @@ class StudentModule(nn.Module):
                 has divided by accumulation and averaged over ranks.
             predictions: also return the student's top token and its log-probability.
             temperature: measure the forward KL at this one, instead of the loss; see `DistillHead`.
+            label_logprob_N: float32 or None; see `HeadTargets`, as the next.
+            written_logprob_N: float32 or None.
             weight_N: see `HeadTargets`, as the next.
             top_k_N: bool or None.
         """
         output = self.body(input_ids_1T, position_ids_1T, lengths)
         hidden_ND = output.hidden_TD.index_select(0, label_index_N)
         targets = HeadTargets(
-            ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N, weight_N, top_k_N
-        )
+            ids_NK, logprobs_NK, inclusion_NK, log_z_N, entropy_N, label_N, label_logprob_N,
+            written_logprob_N, weight_N, top_k_N,
+        )  # fmt: skip
         head = self.model.get_output_embeddings()
         terms: LossTerms = head(
             hidden_ND, targets, predictions=predictions, temperature=temperature
@@ -117,6 +122,8 @@ def module_inputs(
         "log_z_N": batch.log_z_N,
         "entropy_N": batch.entropy_N,
         "label_N": batch.label_ids_N,
+        "label_logprob_N": batch.label_logprob_N,
+        "written_logprob_N": batch.written_logprob_N,
         "scale": scale,
         "weight_N": batch.share_N if weight_N is None else weight_N,
         "top_k_N": batch.top_k_N,

@@ -43,6 +43,7 @@ def encode_columns(
             task.scheme,
             sample_id=sample.sample_id,
             label_N=sample.input_ids[sample.loss_mask],
+            written=sample.written,
         )
         rows.append(CachedSequence(sample.sample_id, sample.input_ids, sample.loss_mask, targets))
         tails.append(tail_N)

@@ -100,6 +100,7 @@ def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
             sample_id=sample.sample_id,
             input_ids_L=sample.input_ids,
             rows_N=np.flatnonzero(sample.loss_mask).astype(np.int64) - 1,
+            requested_NK=None if sample.written is None else sample.written.top_ids_NK,
         )
         for sample in samples
     ]

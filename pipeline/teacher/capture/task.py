@@ -60,11 +60,32 @@ class CaptureTask:
 
 
 def capture_task(
-    teacher: Teacher, settings: CaptureSettings, corpus: dict[str, Any], source: ShardSource
+    teacher: Teacher,
+    settings: CaptureSettings,
+    corpus: dict[str, Any],
+    source: ShardSource,
+    *,
+    written_logprobs: bool = False,
+    requested_entries: bool = False,
 ) -> CaptureTask:
-    """Return the task of capturing a corpus, of which the identity is known, by these settings."""
+    """Return the task of capturing a corpus, of which the identity is known, by these settings.
+
+    Args:
+        teacher: whose distributions.
+        settings: what is kept of them.
+        corpus: the corpus's part of the identity.
+        source: its shards.
+        written_logprobs: whether the samples carry the log-probs with which they were written.
+        requested_entries: whether they carry the ids that their writer found likeliest.
+    """
     scheme = capture_scheme(settings)
-    spec = CodecSpec(teacher.vocab_size, scheme.rule, scheme.quantisation)
+    spec = CodecSpec(
+        teacher.vocab_size,
+        scheme.rule,
+        scheme.quantisation,
+        written_logprobs=written_logprobs,
+        requested_entries=requested_entries,
+    )
     identity = cache_identity(
         teacher=teacher.model,
         engine=teacher.info,

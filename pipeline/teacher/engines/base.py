@@ -24,6 +24,8 @@ class CaptureRequest:
     input_ids_L: NDArray[np.int32]
     rows_N: NDArray[np.int64]
     """Positions t whose distribution over token t + 1 is captured; ascending, below L - 1."""
+    requested_NK: NDArray[np.int32] | None = None
+    """Ids whose log p is wanted at each of these rows, whatever the scheme keeps; -1: none."""
 
     @property
     def row_id(self) -> str:
@@ -34,6 +36,12 @@ class CaptureRequest:
     def key(self) -> int:
         """Key of the sample's random numbers."""
         return sample_key(self.sample_id)
+
+    @property
+    def num_requested(self) -> int:
+        """K: columns that come after those of the scheme."""
+        ids_NK = self.requested_NK
+        return 0 if ids_NK is None or not len(ids_NK) else ids_NK.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,9 @@ class Engine(Protocol):
         *,
         on_tokens: Callable[[int], None] | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Return `float32 [N, C]` for each request, in order; see `sparsify` for the columns.
+        """Return `float32 [N, C + K]` for each request, in order.
+
+        See `sparsify` for the columns, and `sparsify.requested` for those of K requested ids.
 
         Args:
             requests: the sequences.

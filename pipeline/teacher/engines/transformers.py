@@ -17,6 +17,7 @@ from pipeline.sampling.noise import row_noise
 from pipeline.teacher.engines.base import CaptureRequest, EngineInfo
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
+from pipeline.teacher.sparsify.requested import with_requested
 
 __all__ = ["TransformersEngine", "open_teacher", "padding_share", "transformers_info"]
 
@@ -143,27 +144,30 @@ class TransformersEngine:
             self._model(**batch)
         hidden_BLD = head.hidden
         for index, request in enumerate(requests):
+            count = request.rows_N.size
+            starts = range(0, max(count, 1), self._head_rows)
             chunks = [
-                self._columns(hidden_BLD[index], request, rows_R)
-                for rows_R in np.split(
-                    request.rows_N, range(self._head_rows, request.rows_N.size, self._head_rows)
-                )
+                self._columns(hidden_BLD[index], request, slice(start, start + self._head_rows))
+                for start in starts
             ]
             results.append(np.concatenate(chunks))
         return results
 
-    def _columns(
-        self, hidden_LD: Any, request: CaptureRequest, rows_R: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def _columns(self, hidden_LD: Any, request: CaptureRequest, some: slice) -> NDArray[np.float32]:
         import torch
 
+        rows_R = request.rows_N[some]
         rows = torch.from_numpy(rows_R).to(self._device)
         label_R = torch.from_numpy(request.input_ids_L[rows_R + 1].astype(np.int64))
+        label_R = label_R.to(self._device)
         logits_RV = _logits(self._model, hidden_LD.index_select(0, rows))
         noise_R = None
         if self._scheme.rule is not None:
             noise_R = torch.from_numpy(row_noise(request.key, rows_R)).to(self._device)
-        columns = sparsify(logits_RV, label_R.to(self._device), self._scheme, noise_R)
+        columns = sparsify(logits_RV, label_R, self._scheme, noise_R)
+        if request.requested_NK is not None:
+            ids_RK = torch.from_numpy(request.requested_NK[some].astype(np.int64))
+            columns = with_requested(columns, logits_RV, label_R, ids_RK.to(self._device))
         return np.asarray(columns.cpu().numpy())
 
 

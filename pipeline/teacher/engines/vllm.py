@@ -234,6 +234,7 @@ class VllmEngine:
                     "capture_rows": request.rows_N.astype(np.int32).tobytes(),
                     # msgpack integers end at 2^63
                     "capture_key": f"{request.key:x}",
+                    **_requested(request),
                 },
             )
             for request in requests
@@ -248,7 +249,8 @@ class VllmEngine:
             np.asarray(output.outputs.data.to("cpu").numpy(), np.float32) for output in outputs
         ]
         for request, columns_NC in zip(requests, columns, strict=True):
-            expected = (request.rows_N.size, self._scheme.num_columns)
+            width = self._scheme.num_columns + request.num_requested
+            expected = (request.rows_N.size, width)
             assert columns_NC.shape == expected, (request.sample_id, columns_NC.shape, expected)
         return columns
 
@@ -278,6 +280,12 @@ class VllmEngine:
             parts = [logprobs[:, :1], tail, unknown, unknown, ids[:, 1:], logprobs[:, 1:]]
             results.append(np.concatenate(parts, axis=1).astype(np.float32))
         return results
+
+
+def _requested(request: CaptureRequest) -> dict[str, bytes]:
+    """Return the ids that a request asks for, as the pooler reads them."""
+    ids_NK = request.requested_NK
+    return {} if ids_NK is None else {"capture_requested": ids_NK.astype(np.int32).tobytes()}
 
 
 def _reporting_bar(

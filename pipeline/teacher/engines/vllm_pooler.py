@@ -24,6 +24,7 @@ from vllm.v1.pool.metadata import PoolingMetadata
 from pipeline.sampling.noise import row_noise
 from pipeline.teacher.engines.vllm_plan import planned_capture
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
+from pipeline.teacher.sparsify.requested import with_requested
 
 __all__ = ["CapturePooler", "capture_overrides"]
 
@@ -67,27 +68,34 @@ class CapturePooler(Pooler):
         rows: list[torch.Tensor] = []
         label: list[torch.Tensor] = []
         noise: list[torch.Tensor] = []
+        requested: list[torch.Tensor] = []
         counts: list[int] = []
         offset = 0
         for index, count in enumerate(scheduled):
             start = ends[index] - count
             params = pooling_metadata.pooling_params[index]
             wanted = _wanted_rows(params, prompts[index].numel())
-            inside = wanted[(wanted >= start) & (wanted < ends[index])]
+            is_inside = (wanted >= start) & (wanted < ends[index])
+            inside = wanted[is_inside]
+            requested.append(_requested_ids(params, wanted.numel())[is_inside])
             rows.append(inside - start + offset)
             label.append(prompts[index][inside + 1].to(torch.int64))
             noise.append(_noise(params, inside))
             counts.append(int(inside.numel()))
             offset += count
-        columns_RC = self._columns(
-            hidden_states,
-            *_to_device(hidden_states.device, torch.cat(rows), torch.cat(label), torch.cat(noise)),
+        device = hidden_states.device
+        rows_R, label_R, noise_R = _to_device(
+            device, torch.cat(rows), torch.cat(label), torch.cat(noise)
         )
+        requested_RK = _side_by_side(requested).to(device, non_blocking=True)
+        columns_RC = self._columns(hidden_states, rows_R, label_R, noise_R, requested_RK)
         outputs: list[torch.Tensor | None] = []
         finished = cursor.get_finished_mask()
-        for state, part, done in zip(
-            pooling_metadata.pooling_states, torch.split(columns_RC, counts), finished, strict=True
-        ):
+        for state, part, asked, done in zip(
+            pooling_metadata.pooling_states, torch.split(columns_RC, counts), requested, finished,
+            strict=True,
+        ):  # fmt: skip
+            part = part[:, : self._scheme.num_columns + asked.shape[1]]
             state.hidden_states_cache.append(part)  # vLLM's own place for parts of a prefill
             outputs.append(torch.cat(state.hidden_states_cache) if done else None)
             if done:
@@ -100,19 +108,23 @@ class CapturePooler(Pooler):
         rows_R: torch.Tensor,
         label_R: torch.Tensor,
         noise_R: torch.Tensor,
+        requested_RK: torch.Tensor,
     ) -> torch.Tensor:
-        parts = []
+        parts, width = [], self._scheme.num_columns + requested_RK.shape[1]
         for start in range(0, rows_R.numel(), self._head_rows):
             stop = start + self._head_rows
             logits_RV = self._compute_logits(hidden_TD.index_select(0, rows_R[start:stop]))
             if logits_RV is None:  # a tensor-parallel rank that does not gather the logits
-                shape = (rows_R[start:stop].numel(), self._scheme.num_columns)
+                shape = (rows_R[start:stop].numel(), width)
                 parts.append(hidden_TD.new_zeros(shape, dtype=torch.float32))
             else:
-                part = sparsify(logits_RV, label_R[start:stop], self._scheme, noise_R[start:stop])
+                some_R = label_R[start:stop]
+                part = sparsify(logits_RV, some_R, self._scheme, noise_R[start:stop])
+                if requested_RK.shape[1]:
+                    part = with_requested(part, logits_RV, some_R, requested_RK[start:stop])
                 parts.append(part)
         if not parts:
-            return hidden_TD.new_zeros((0, self._scheme.num_columns), dtype=torch.float32)
+            return hidden_TD.new_zeros((0, width), dtype=torch.float32)
         return torch.cat(parts)
 
 
@@ -131,6 +143,22 @@ def _wanted_rows(params: Any, prompt_length: int) -> torch.Tensor:
         rows_N = np.frombuffer(extra["capture_rows"], np.int32)
         return torch.from_numpy(rows_N.astype(np.int64))
     return torch.arange(max(prompt_length - 1, 0), dtype=torch.int64)
+
+
+def _requested_ids(params: Any, rows: int) -> torch.Tensor:
+    """Return the ids that a request asks for at each of its rows, int64 [rows, K]; K may be 0."""
+    raw = (params.extra_kwargs or {}).get("capture_requested")
+    if raw is None or not rows:
+        return torch.zeros((rows, 0), dtype=torch.int64)
+    ids_NK = np.frombuffer(raw, np.int32).reshape(rows, -1)
+    return torch.from_numpy(ids_NK.astype(np.int64))
+
+
+def _side_by_side(requested: list[torch.Tensor]) -> torch.Tensor:
+    """Return all requests' ids [R, K] for the largest K; -1, which is no token, fills up."""
+    width = max((ids.shape[1] for ids in requested), default=0)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(ids, (0, width - ids.shape[1]), value=-1) for ids in requested])
 
 
 def _noise(params: Any, rows: torch.Tensor) -> torch.Tensor:

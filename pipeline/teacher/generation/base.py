@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.corpus.sample import WrittenTokens
+
 __all__ = ["Generator", "WriteRequest", "Written"]
 
 
@@ -35,6 +37,16 @@ class Written:
     """At least one; the end-of-turn token included where the teacher wrote one."""
     logprobs_N: NDArray[np.float32] | None
     """Log-probs at temperature 1 over the whole vocabulary; None where they are not recorded."""
+    top_ids_NK: NDArray[np.int32] | None = None
+    """The K ids that the writer found likeliest at temperature 1, nothing left out, in falling
+    order; None where they are not recorded."""
+
+    @property
+    def recorded(self) -> WrittenTokens | None:
+        """What is recorded beside the tokens; None: nothing."""
+        if self.logprobs_N is None and self.top_ids_NK is None:
+            return None
+        return WrittenTokens(self.logprobs_N, self.top_ids_NK)
 
 
 class Generator(Protocol):

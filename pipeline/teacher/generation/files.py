@@ -46,9 +46,14 @@ _FIELDS = [
     pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
 ]
 _LOGPROBS = pa.field("logprobs", pa.list_(pa.float32()), nullable=False)
+_TOP_IDS = pa.field("top_ids", pa.list_(pa.int32()), nullable=False)
 # Only in files with quarantined responses; null for the others.
 _ERROR = pa.field("error", pa.string())
 _TRIES = pa.field("tries", pa.int32())
+
+
+_NOTHING = Written(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 0), np.int32))
+"""In the place of a quarantined response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +92,12 @@ def encode_responses(
 
     Args:
         texts: of each response.
-        written: the tokens of each response (all with log-probs, or none), or why there are none.
+        written: the tokens of each response (with what is recorded of them, all alike), or why
+            there are none.
         identity_digest: of everything that is known before responses are written.
         prompts: `prompts_digest` of what is answered.
     """
-    empty = Written(np.zeros(0, np.int32), np.zeros(0, np.float32))
-    responses = [empty if isinstance(one, QuarantinedRow) else one for one in written]
+    responses = [_NOTHING if isinstance(one, QuarantinedRow) else one for one in written]
     failed = [one if isinstance(one, QuarantinedRow) else None for one in written]
     columns: list[Any] = [
         [text.response_id for text in texts],
@@ -106,6 +111,9 @@ def encode_responses(
     if all(response.logprobs_N is not None for response in responses):
         fields.append(_LOGPROBS)
         columns.append([response.logprobs_N for response in responses])
+    if all(response.top_ids_NK is not None for response in responses):
+        fields.append(_TOP_IDS)
+        columns.append([_flat(response.top_ids_NK) for response in responses])
     if any(failed):
         fields += [_ERROR, _TRIES]
         columns += [[one and one.error for one in failed], [one and one.tries for one in failed]]
@@ -127,8 +135,8 @@ def encode_responses(
 class ReadResponses:
     """What a file of responses holds."""
 
-    tokens: list[NDArray[np.int32]]
-    """Of each response; empty where it is quarantined."""
+    written: list[Written]
+    """Each response; without a token where it is quarantined."""
     quarantined: tuple[QuarantinedRow, ...]
 
 
@@ -152,7 +160,8 @@ def decode_responses(
         return None
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     note = json.loads((file.metadata.metadata or {}).get(_KEY.encode(), b"{}"))
-    wanted = [_FIELDS[0].name, _FIELDS[-1].name, _ERROR.name, _TRIES.name]
+    fields = (_FIELDS[0], _FIELDS[-1], _LOGPROBS, _TOP_IDS, _ERROR, _TRIES)
+    wanted = [field.name for field in fields]
     names = [name for name in file.schema_arrow.names if name in wanted]
     table = file.read(names, use_threads=False)
     if note.get("identity_digest") != identity_digest:
@@ -168,16 +177,33 @@ def decode_responses(
             expected="the source as it was when the responses were written",
             do="bring the source back, or delete that cache",
         )
-    lists = table.column("token_ids").combine_chunks()
-    offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
-    # Copies: views would keep the text and everything else of the file in memory.
-    parts = [values[start:stop].astype(np.int32) for start, stop in pairwise(offsets)]
-    errors = table.to_pylist() if _ERROR.name in names else []
+    tokens = _lists(table, _FIELDS[-1].name)
+    logprobs = _lists(table, _LOGPROBS.name) if _LOGPROBS.name in names else [None] * len(tokens)
+    top_ids = _lists(table, _TOP_IDS.name) if _TOP_IDS.name in names else [None] * len(tokens)
+    quarantine = ["response_id", _ERROR.name, _TRIES.name]
+    errors = table.select(quarantine).to_pylist() if _ERROR.name in names else []
     return ReadResponses(
-        parts,
+        [
+            Written(ids_N, logprobs_N, None if top is None else top.reshape(len(ids_N), -1))
+            if len(ids_N)
+            else _NOTHING
+            for ids_N, logprobs_N, top in zip(tokens, logprobs, top_ids, strict=True)
+        ],
         tuple(
             QuarantinedRow(row["response_id"], row["error"], row["tries"])
             for row in errors
             if row["error"] is not None
         ),
     )
+
+
+def _flat(ids_NK: NDArray[np.int32] | None) -> NDArray[np.int32]:
+    assert ids_NK is not None
+    return ids_NK.reshape(-1)
+
+
+def _lists(table: pa.Table, name: str) -> list[NDArray[Any]]:
+    """Return the lists of a column: copies, views would keep the whole file in memory."""
+    lists = table.column(name).combine_chunks()
+    offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
+    return [values[start:stop].copy() for start, stop in pairwise(offsets)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.corpus.intake import TeacherTokens
 from pipeline.corpus.prepared.summary import SampleTotals
 from pipeline.corpus.prompts import PromptIntake
-from pipeline.corpus.sample import CorpusCounts, Sample
+from pipeline.corpus.sample import CorpusCounts, Sample, WrittenTokens
 from pipeline.corpus.split import response_id, response_seed
 from pipeline.teacher.capture.plan import PlannedShard
 from pipeline.teacher.engines.base import Teacher
@@ -165,9 +165,15 @@ def plan_responses(
     )
 
 
-def response_sample(prompt: Sample, name: str, number: int, ids_N: NDArray[np.int32]) -> Sample:
+def response_sample(
+    prompt: Sample,
+    name: str,
+    number: int,
+    ids_N: NDArray[np.int32],
+    written: WrittenTokens | None = None,
+) -> Sample:
     """Return prompt and response, of which the response's tokens are supervised."""
     loss_mask_L = np.zeros(prompt.input_ids.size + ids_N.size, np.bool_)
     loss_mask_L[prompt.input_ids.size :] = True
     ids_L = np.concatenate([prompt.input_ids, ids_N]).astype(np.int32)
-    return Sample(name, prompt.split, ids_L, loss_mask_L, prompt.source_index, number)
+    return Sample(name, prompt.split, ids_L, loss_mask_L, prompt.source_index, number, written)

@@ -279,7 +279,7 @@ class _Writer:
             found = self._new_file(shard, prompts, self._marker(shard, lease))
         else:
             self._progress.advance(shard.num_prompts * self._task.plan.settings.responses)
-        units.commit(shard, prompts, found.tokens)
+        units.commit(shard, prompts, found.written)
         self._board.done(lease)
 
     def _marker(self, shard: ResponseShard, lease: Lease) -> InFlightMarker | None:
@@ -299,10 +299,10 @@ class _Writer:
         requests = self._task.plan.requests(prompts)
         written = self._write(shard, requests, marker)
         self._check_vocabulary(requests, written)
-        empty = np.zeros(0, np.int32)
-        tokens = [one.token_ids_N if isinstance(one, Written) else empty for one in written]
+        empty = Written(np.zeros(0, np.int32), None)
+        answers = [one if isinstance(one, Written) else empty for one in written]
         if isinstance(self._units.read(shard, prompts), Lacking):
-            self._units.check_again(shard, prompts, tokens, self._board)
+            self._units.check_again(shard, prompts, answers, self._board)
             reopen_responses(self._store, self._task)
         there = self._units.read_or_remove(shard, prompts)
         if there is not None:

@@ -19,7 +19,7 @@ from pipeline.teacher.generation.settings import GenerateSettings
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SeededSampler", "gumbel_noise"]
+__all__ = ["SeededSampler", "gumbel_noise", "likeliest"]
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -55,6 +55,8 @@ class SeededSampler:
         self._greedy = settings.temperature == 0
         self._filters = [] if self._greedy else _filters(settings)
         self._recorded: list[torch.Tensor] | None = [] if settings.record_logprobs else None
+        self._top_k = min(settings.record_top_k, vocabulary)
+        self._top_ids: list[torch.Tensor] = []
 
     def __call__(self, input_ids_BL: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
         """Return scores whose largest is the drawn token; float64 [B, V]."""
@@ -71,13 +73,36 @@ class SeededSampler:
             raw_BV = scores_BV.float()
             chosen_B = raw_BV.gather(-1, chosen_B1).squeeze(-1)
             self._recorded.append(chosen_B - raw_BV.logsumexp(-1))
+        if self._top_k:
+            self._top_ids.append(likeliest(scores_BV[:, : self._vocabulary].float(), self._top_k))
         return sampled_BV
+
+    def top_ids(self) -> torch.Tensor | None:
+        """Return int64 [B, steps, K], falling; None where they are not recorded."""
+        import torch
+
+        return torch.stack(self._top_ids, dim=1) if self._top_k else None
 
     def logprobs(self) -> torch.Tensor | None:
         """Return float32 [B, steps] of the drawn tokens, None where they are not recorded."""
         import torch
 
         return None if self._recorded is None else torch.stack(self._recorded, dim=1)
+
+
+def likeliest(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the ids of the k largest logits, falling, of equal ones the lowest; int64 [B, k]."""
+    import torch
+
+    logits_BV = torch.nan_to_num(logits_BV, nan=float("-inf"))
+    least_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
+    above_BV = logits_BV > least_B1
+    equal_BV = logits_BV == least_B1
+    room_B1 = k - above_BV.sum(-1, keepdim=True)
+    chosen_BV = above_BV | (equal_BV & (equal_BV.cumsum(-1) <= room_B1))
+    ids_BK = chosen_BV.nonzero()[:, 1].view(-1, k)
+    order_BK = logits_BV.gather(-1, ids_BK).sort(dim=-1, descending=True, stable=True).indices
+    return ids_BK.gather(-1, order_BK)
 
 
 def gumbel_noise(seeds_B: torch.Tensor, step: int, vocabulary: int) -> torch.Tensor:

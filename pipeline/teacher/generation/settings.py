@@ -59,8 +59,17 @@ class GenerateSettings(Settings):
     )
     record_logprobs: bool = option(
         False,
-        "keep beside each token of a response the log-prob it was drawn with (temperature 1, "
-        "nothing left out), to compare with the capture's",
+        "keep the writer's log-prob of each token it drew (temperature 1, nothing left out), in "
+        "the files of responses and in the cache, where it tells how far a student has moved since",
+    )
+
+    record_top_k: int = option(
+        0,
+        "keep this many ids that the writer itself finds likeliest at each token it writes; the "
+        "teacher's log-probs of them are entries known exactly, so that reverse KL is exact where "
+        "the writer has its mass (0: none)",
+        ge=0,
+        le=255,
     )
 
     @model_validator(mode="after")

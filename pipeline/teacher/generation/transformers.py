@@ -129,10 +129,13 @@ class TransformersGenerator:
         new_BN = sequences_BL[:, longest:].cpu().numpy()
         recorded = sampler.logprobs()
         logprobs_BN = None if recorded is None else recorded.cpu().numpy().astype(np.float32)
+        top = sampler.top_ids()
+        top_BNK = None if top is None else top.cpu().numpy().astype(np.int32)
         written = []
         for row in range(len(requests)):
             ended = np.flatnonzero(np.isin(new_BN[row], self._ends))
             count = int(ended[0]) + 1 if ended.size else new_BN.shape[1]
             logprobs_N = None if logprobs_BN is None else logprobs_BN[row, :count]
-            written.append(Written(new_BN[row, :count].astype(np.int32), logprobs_N))
+            top_ids_NK = None if top_BNK is None else top_BNK[row, :count]
+            written.append(Written(new_BN[row, :count].astype(np.int32), logprobs_N, top_ids_NK))
         return written

@@ -15,9 +15,6 @@ from dataclasses import replace
 from enum import Enum
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.cache.layout.names import (
     RECORDS,
@@ -49,6 +46,7 @@ from pipeline.storage.parallel import in_threads
 from pipeline.teacher.capture.plan import folder_identity
 from pipeline.teacher.capture.source import PreparedShards
 from pipeline.teacher.fleet.leases import LeaseBoard
+from pipeline.teacher.generation.base import Written
 from pipeline.teacher.generation.files import (
     ReadResponses,
     decode_responses,
@@ -87,7 +85,7 @@ class ResponsesLost(CacheError):
 def response_unit(
     index: int,
     prompts: Sequence[Sample],
-    responses_RN: Sequence[NDArray[np.int32]],
+    responses: Sequence[Written],
     plan: ResponsePlan,
 ) -> tuple[Block, UnitSummary]:
     """Return the samples of a shard and their summary; a pure function of its arguments.
@@ -95,26 +93,33 @@ def response_unit(
     Args:
         index: of the shard.
         prompts: of the shard.
-        responses_RN: the sampled tokens of every response, in the order of `plan.requests`; empty
-            where there is none: such a response is no sample.
+        responses: every response, in the order of `plan.requests`; without tokens where there is
+            none: such a response is no sample.
         plan: how prompts are answered.
     """
     block, report = Block(BlockSummary(0)), UnitReport(rows=len(prompts))
     content = hashlib.blake2b(digest_size=16)
-    written = iter(responses_RN)
+    written = iter(responses)
     for row, prompt in enumerate(prompts):
         content.update(prompt.input_ids.astype("<i4").tobytes())
         samples: list[TokenisedRow] = []
         for number, name in enumerate(plan.names(prompt)):
-            ids_N = next(written)
+            response = next(written)
+            ids_N = response.token_ids_N
             content.update(name.encode() + ids_N.astype("<i4").tobytes())
             if not ids_N.size:
                 report.counts[RESPONSES_LOST] = report.counts.get(RESPONSES_LOST, 0) + 1
                 continue
             report.turns += 1
             report.unended += int(ids_N[-1]) not in plan.ends
-            made = response_sample(prompt, name, number, ids_N)
-            samples.append(TokenisedRow(name, row, number, made.input_ids, made.loss_mask))
+            if response.logprobs_N is not None:
+                content.update(response.logprobs_N.astype("<f4").tobytes())
+            if response.top_ids_NK is not None:
+                content.update(response.top_ids_NK.astype("<i4").tobytes())
+            made = response_sample(prompt, name, number, ids_N, response.recorded)
+            samples.append(
+                TokenisedRow(name, row, number, made.input_ids, made.loss_mask, made.written)
+            )
         if samples:
             _add(block, prompt, row, samples)
     report.content = content.hexdigest()
@@ -203,10 +208,10 @@ class ResponseUnits:
         self,
         shard: ResponseShard,
         prompts: Sequence[Sample],
-        responses_RN: Sequence[NDArray[np.int32]],
+        responses: Sequence[Written],
     ) -> UnitSummary:
         """Write the unit of a shard; its summary is the last."""
-        block, summary = response_unit(shard.index, prompts, responses_RN, self._task.plan)
+        block, summary = response_unit(shard.index, prompts, responses, self._task.plan)
         block.summary.checksums = self.folder.write_block(
             shard.index, 0, (block.train, block.candidates)
         )
@@ -217,7 +222,7 @@ class ResponseUnits:
         self,
         shard: ResponseShard,
         prompts: Sequence[Sample],
-        responses_RN: Sequence[NDArray[np.int32]],
+        responses: Sequence[Written],
         board: LeaseBoard,
     ) -> None:
         """Compare responses that are written again with the unit of those that were lost.
@@ -232,7 +237,7 @@ class ResponseUnits:
                 forget_unit(self.folder, shard.index, board)
             return
         old = self.folder.summary_of(shard.index)
-        _, new = response_unit(shard.index, prompts, responses_RN, self._task.plan)
+        _, new = response_unit(shard.index, prompts, responses, self._task.plan)
         if old is not None and new.report.content != old.report.content:
             raise self._otherwise(shard.file)
 
@@ -359,7 +364,7 @@ class ResponseUnits:
                 "damaged",
                 do="run the same command again: they are written again, and compared with the old",
             )
-        self.commit(shard, prompts, found.tokens)
+        self.commit(shard, prompts, found.written)
         self._task.prompts.release()
 
 

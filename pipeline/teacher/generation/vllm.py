@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.models.resolve import read_model_config, text_config
 from pipeline.teacher.engines.vllm import each_step, load_llm, vllm_info
@@ -47,6 +48,7 @@ class VllmGenerator:
         set_environment(info.device, batch_invariant=teacher.batch_invariant)
         self._generate = generate
         self._ends = list(ends)
+        self._vocabulary = vocabulary
         rows = int(text_config(read_model_config(folder))["vocab_size"])
         padding = range(vocabulary, min(rows, vocabulary + _MOST_BIASES))
         self._bias = dict.fromkeys(padding, _NEVER) or None
@@ -61,6 +63,8 @@ class VllmGenerator:
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
         }
+        if generate.record_top_k:
+            options["max_logprobs"] = generate.record_top_k
         self._llm = load_llm(folder, teacher, info, options)
 
     def write(
@@ -87,15 +91,28 @@ class VllmGenerator:
             completion = output.outputs[0]
             ids_N = np.asarray(completion.token_ids, np.int32)
             assert ids_N.size, request.response_id
-            logprobs_N = None
-            if self._generate.record_logprobs:
-                # One candidate a step was asked for, and the drawn token is always the first.
-                flat = completion.logprobs
-                first = np.asarray(flat.start_indices)
-                logprobs_N = np.asarray(flat.logprobs, np.float32)[first]
-                assert np.array_equal(np.asarray(flat.token_ids)[first], ids_N)
-            written.append(Written(ids_N, logprobs_N))
+            written.append(self._recorded(ids_N, completion.logprobs))
         return written
+
+    def _recorded(self, ids_N: NDArray[np.int32], flat: Any) -> Written:
+        """Return a response with what is asked for of vLLM's flat log-probs.
+
+        At each step the drawn token is the first and the K likeliest follow, falling. They are over
+        all rows of the head: one that only pads it is no candidate.
+        """
+        chosen = self._generate
+        if flat is None:
+            return Written(ids_N, None)
+        places = 1 + chosen.record_top_k
+        found_NP = np.asarray(flat.token_ids, np.int32).reshape(len(ids_N), places)
+        assert np.array_equal(found_NP[:, 0], ids_N)
+        logprobs_NP = np.asarray(flat.logprobs, np.float32).reshape(found_NP.shape)
+        top_NK = np.where(found_NP[:, 1:] < self._vocabulary, found_NP[:, 1:], -1)
+        return Written(
+            ids_N,
+            logprobs_NP[:, 0].copy() if chosen.record_logprobs else None,
+            top_NK.astype(np.int32) if chosen.record_top_k else None,
+        )
 
     def close(self) -> None:
         """Stop the engine and leave no distributed world, which the next engine would trip over."""
@@ -109,6 +126,7 @@ class VllmGenerator:
         from vllm import SamplingParams
 
         chosen = self._generate
+        is_recorded = chosen.record_logprobs or chosen.record_top_k > 0
         return SamplingParams(
             temperature=chosen.temperature,
             top_p=chosen.top_p,
@@ -120,8 +138,8 @@ class VllmGenerator:
             ignore_eos=True,
             stop_token_ids=self._ends,
             logit_bias=self._bias,
-            logprobs=0 if chosen.record_logprobs else None,
-            flat_logprobs=chosen.record_logprobs,
+            logprobs=chosen.record_top_k if is_recorded else None,
+            flat_logprobs=is_recorded,
             detokenize=False,
         )
 

@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.targets import SparseTargets
+from pipeline.corpus.sample import WrittenTokens
 from pipeline.errors import ModelError
 from pipeline.teacher.sparsify.device import SparseScheme
+from pipeline.teacher.sparsify.requested import requested_entries
 
 __all__ = ["kept_entries", "to_targets"]
 
@@ -18,14 +20,16 @@ def to_targets(
     *,
     sample_id: str,
     label_N: NDArray[np.integer],
+    written: WrittenTokens | None = None,
 ) -> tuple[SparseTargets, NDArray[np.float32]]:
     """Turn one sequence's columns into targets and the mass outside the always-kept entries.
 
     Args:
-        columns_NC: from `sparsify`.
+        columns_NC: from `sparsify`; with K more columns where the writer named K ids.
         scheme: the one they were made with.
         sample_id: for messages.
         label_N: the supervised tokens; the first entry of each position of a sampled target.
+        written: what their writer recorded.
 
     Raises:
         ModelError: the teacher produced NaN or infinite logits; named by sample and position.
@@ -43,7 +47,8 @@ def to_targets(
     start = 2 + 2 * grid
     places = scheme.always_kept_places + scheme.sampled_places
     ids_NP = columns_NC[:, start : start + places].astype(np.int32)
-    values_NP = np.minimum(columns_NC[:, start + places :], 0)
+    stop = start + 2 * places
+    values_NP = np.minimum(columns_NC[:, start + places : stop], 0)
     log_z_NG = columns_NC[:, 2 : 2 + grid]
     if scheme.rule is None:
         parts = _always_kept(ids_NP, values_NP)
@@ -60,6 +65,10 @@ def to_targets(
         entropy_NG=np.maximum(columns_NC[:, 2 + grid : start], 0),
         label_logprob_N=columns_NC[:, 0],
         sampled_step=0.0 if scheme.rule is None else scheme.quantisation.sampled_step,
+        written_logprob_N=None if written is None else written.logprobs_N,
+        requested=None
+        if written is None or written.top_ids_NK is None
+        else requested_entries(written.top_ids_NK, columns_NC[:, stop:]),
     )
     return targets, columns_NC[:, 1]
 

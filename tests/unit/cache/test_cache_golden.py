@@ -47,6 +47,14 @@ SHA256 = {
         "f559f1fa84c1cba3932a0707916506fd717429282f6339ff8a4a950bca41747a",
         "7e23fbbf0195bfb5b2186e2797cffb9b5b2d5d8168b4bde1e5f509c2a38deb3f",
     ),
+    "top-k-requested": (
+        "b078cc028b79f6fe84087337f8b17587964e9c6cfaa47c1c5fc05d071d5e325d",
+        "ee53aaea0335b96b8a840d96cf149c13e2dbe6dd9b414e284c7c9a330d73d739",
+    ),
+    "threshold-requested": (
+        "8ded25ecd83e9edc926823f930c23524df62418acc1b075f91bab75bec613535",
+        "4a74a08ea3aa0367340820d652fa1c5cbb97d6e975590db3193c1f71334ca424",
+    ),
 }
 """Of the manifest, which names every other file's checksum, and of the expected values."""
 NAMES = tuple(SHA256)
@@ -93,6 +101,8 @@ def test_our_reader_finds_what_was_frozen(name: str) -> None:
         entropy = np.array(want["entropy"]).reshape(shape)
         np.testing.assert_allclose(targets.entropy_NG, entropy, rtol=1e-6)
         np.testing.assert_allclose(targets.label_logprob_N, want["label_logprob"], rtol=1e-6)
+        if "written_logprob" in want:
+            np.testing.assert_allclose(targets.written_logprob_N, want["written_logprob"])
 
 
 def test_the_samples_reach_every_part_of_the_format() -> None:
@@ -111,7 +121,7 @@ def test_the_samples_reach_every_part_of_the_format() -> None:
         pq.read_table(file).to_pylist() for file in GOLDEN.glob("cache-v1-*/data/*/*.parquet")
     ]
     filled = {name for rows in tables for row in rows for name, value in row.items() if value}
-    assert filled == set(tables[0][0])
+    assert filled == {name for rows in tables for row in rows for name in row}
 
 
 def _sampled_ranks(name: str) -> set[int]:
@@ -172,11 +182,9 @@ def _runs(row: dict[str, bytes], kind: str, order: list[int]) -> Iterator[list[t
     """Take counts by `send`, yield runs of (token, code)."""
     ids = [_Stream(row[f"{kind}_ids_{stream}"]) for stream in range(4)]
     bits = _Bits(row[f"{kind}_bits"])
-    always_kept = kind == "always_kept"
+    always_kept = kind != "sampled"
     names = (
-        ["always_kept_values"]
-        if always_kept
-        else [f"sampled_values_{stream}" for stream in range(3)]
+        [f"{kind}_values"] if always_kept else [f"sampled_values_{stream}" for stream in range(3)]
     )
     values = [_Stream(row[name]) for name in names]
     run: list[tuple[int, int]] = []
@@ -238,6 +246,11 @@ def _read_row(
     always_kept = _runs(row, "always_kept", order)
     sampled = _runs(row, "sampled", order)
     next(always_kept), next(sampled)
+    requests = codec.get("requested_entries", False)
+    requested = _runs(row, "requested", order) if requests else None
+    if requested is not None:
+        next(requested)
+    code_r = [-0.05 * (math.exp(0.028 * k) - 1) for k in range(256)]
     counts, ids, logprobs, inclusion = [], [], [], []
     for n, place in enumerate(places):
         own = always_kept.send(row["always_kept_counts"][n] | high[n] << 8)  # type: ignore[attr-defined]
@@ -267,15 +280,31 @@ def _read_row(
             rest -= sum(p[:m] + p[m + 1 :])
             bounded = min(max(rest, p[m] * math.exp(-b)), min(p[m] * math.exp(b), 1.0))
             found[m] = (found[m][0], math.log(bounded), 1.0)
+        if requested is not None:
+            run = requested.send(row["requested_counts"][n])  # type: ignore[attr-defined]
+            asked = {token: code_r[k] for token, k in run}
+            first = [] if rule is None else found[:1]
+            kept = {token: value for token, value, pi in found[len(first) :] if pi == 1}
+            kept = {**asked, **kept} if rule is None else {**kept, **asked}
+            rest_of = [entry for entry in found[len(first) :] if entry[2] < 1]
+            found = [*first, *((token, value, 1.0) for token, value in sorted(kept.items()))]
+            found += [entry for entry in rest_of if entry[0] not in asked]
         counts.append(len(found))
         ids += [token for token, _, _ in found]
         logprobs += [value for _, value, _ in found]
         inclusion += [pi for _, _, pi in found]
     always_kept.send(None), sampled.send(None)  # type: ignore[attr-defined]
+    if requested is not None:
+        requested.send(None)  # type: ignore[attr-defined]
+    written = []
+    if codec.get("written_logprobs"):
+        low, top = row["written_logprob"], row["written_logprob_high"]
+        assert len(low) == len(top) == number
+        written = [-(one | other << 8) / 1024 for one, other in zip(low, top, strict=True)]
     return {
         "counts": counts, "token_ids": ids, "logprobs": logprobs, "inclusion": inclusion,
         "log_z": log_z, "entropy": entropy,
-        "label_logprob": [code_p[k] for k in row["label_logprob"]],
+        "label_logprob": [code_p[k] for k in row["label_logprob"]], "written": written,
     }  # fmt: skip
 
 
@@ -308,6 +337,7 @@ def test_a_stranger_reads_it_too(name: str) -> None:
                 want["inclusion"] or [1.0] * len(got["inclusion"]), rel=1e-4
             )
             assert got["label_logprob"] == pytest.approx(want["label_logprob"], rel=1e-5)
+            assert got["written"] == pytest.approx(want.get("written_logprob", []), abs=1e-6)
             for column in ("log_z", "entropy"):
                 for one, other in zip(got[column], want[column], strict=True):
                     assert one == pytest.approx(other, rel=1e-5, abs=1e-7)

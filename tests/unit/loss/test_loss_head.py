@@ -294,7 +294,10 @@ def test_every_setting_reaches_the_loss() -> None:
     assert head.spec.loss == LossSpec(**chosen, sampled_log_step=0.5)
     across = install_distill_head(TinyModel(), settings(temperature=1.0, cross_tokenizer="uld"))
     assert across.spec.loss.cross_tokenizer == "uld"
-    unused = set(LossSettings.model_fields) - set(chosen) - {"cross_tokenizer"}
+    on_policy = {"temperature": 1.0, "divergence": "sampled_reverse_kl", "importance_clip": 2.0}
+    written = install_distill_head(TinyModel(), settings(**on_policy))
+    assert written.spec.loss == LossSpec(alpha=0.5, **on_policy)
+    unused = set(LossSettings.model_fields) - set(chosen) - {"cross_tokenizer", "importance_clip"}
     weights = {"weight", "weight_temperature", "weight_quantile"}  # of the step, not of the head
     assert unused == {"chunk_rows", "compile_entries", "uncached_temperature"} | weights
     assert not install_distill_head(

@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.loss.settings import LossSettings
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.student.compatibility import (
+    TextKnown,
     cache_inclusion_rule,
     cache_sampled_step,
     check_compatibility,
@@ -24,12 +25,17 @@ HIGH = InclusionRule(GRID, (0.0, 1 / 40))
 BOTH = InclusionRule(GRID, (1 / 32, 1 / 40))
 
 
-def refused(rule: InclusionRule | None, max_entries: int | None = None, **loss: Any) -> list[str]:
+def refused(
+    rule: InclusionRule | None,
+    max_entries: int | None = None,
+    text: TextKnown | None = None,
+    **loss: Any,
+) -> list[str]:
     """Return the mistakes, none where there is none."""
     settings = LossSettings.model_validate(loss)
     data = DataSettings.model_validate({"max_entries": max_entries})
     try:
-        check_compatibility(settings, data, grid=GRID, rule=rule)
+        check_compatibility(settings, data, grid=GRID, rule=rule, text=text)
     except ConfigError as error:
         return list(error.mistakes)
     return []
@@ -109,3 +115,16 @@ def test_the_rule_of_a_cache() -> None:
         )
         == 0.5
     )
+
+
+def test_the_policy_gradient_needs_written_text_and_the_clip_its_log_probs() -> None:
+    loss = {"divergence": "sampled_reverse_kl", "temperature": 1.0}
+    corpus, bare, known = TextKnown(False, False), TextKnown(True, False), TextKnown(True, True)
+    (mistake,) = refused(BOTH, text=corpus, **loss)
+    assert "sampled_reverse_kl with a cache of text that no model wrote" in mistake
+    assert not refused(BOTH, text=bare, **loss)
+    (mistake,) = refused(None, text=bare, importance_clip=2.0, **loss)
+    assert "loss.importance_clip: found 2 with a cache without the writer's log-probs" in mistake
+    assert "--generate.record_logprobs" in mistake
+    assert not refused(None, text=known, importance_clip=2.0, **loss)
+    assert not refused(BOTH, text=corpus)

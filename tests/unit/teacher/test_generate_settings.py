@@ -79,6 +79,7 @@ def test_everything_that_decides_tokens_is_in_the_identity() -> None:
     others: dict[str, Any] = {
         "temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "max_new_tokens": 7,
         "responses": 2, "prompt_tokens": 8, "shard_prompts": 9, "record_logprobs": True,
+        "record_top_k": 2,
     }  # fmt: skip
     others |= {"prompts": "heldout", "seed": 1}
     # Of a writer, its files are named beside these.

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.cache.layout.quarantine import QuarantinedRow
+from pipeline.corpus.prepared.blocks import decode_block, encode_block
 from pipeline.corpus.prepared.heldout import BlockSplit, Splitting
 from pipeline.corpus.prepared.summary import SampleTotals, UnitReport
 from pipeline.corpus.prepared.view import PlacedBlock
@@ -58,6 +59,10 @@ def _prompts(lengths: list[int]) -> list[Sample]:
 def _responses(total: int, seed: int = 0) -> list[NDArray[np.int32]]:
     draw = np.random.default_rng(seed)
     return [draw.integers(0, 50, draw.integers(1, 10)).astype(np.int32) for _ in range(total)]
+
+
+def _written(ids: list[NDArray[np.int32]]) -> list[Written]:
+    return [Written(ids_N, None) for ids_N in ids]
 
 
 class View:
@@ -127,7 +132,7 @@ def test_shards_hold_every_prompt_once_and_requests_do_not_know_the_cut(
 def test_samples_are_prompt_and_response_and_the_response_counts() -> None:
     plan, prompts = _plan(responses=2), _prompts([3, 1, 4])
     written = _responses(6)
-    block, summary = response_unit(7, prompts, written, plan)
+    block, summary = response_unit(7, prompts, _written(written), plan)
     rows = sorted([*block.train, *block.candidates], key=lambda row: (row.row, row.part))
     for row, request, ids in zip(rows, plan.requests(prompts), written, strict=True):
         prompt = request.prompt_ids_L
@@ -155,7 +160,7 @@ def test_the_content_knows_every_token() -> None:
     written = _responses(3)
 
     def content(responses: list[NDArray[np.int32]], asked: list[Sample] = prompts) -> str:
-        return response_unit(0, asked, responses, plan)[1].report.content
+        return response_unit(0, asked, _written(responses), plan)[1].report.content
 
     for n in range(3):
         changed = [ids.copy() for ids in written]
@@ -173,7 +178,7 @@ def test_the_content_knows_every_token() -> None:
 def test_the_upper_bound_has_the_sizes() -> None:
     plan, prompts = _plan(responses=2, max_new_tokens=5), _prompts([3, 1, 4])
     bound = plan.upper_bound(SampleTotals(3, 8))
-    block, _ = response_unit(0, prompts, [np.full(5, 7, np.int32)] * 6, plan)
+    block, _ = response_unit(0, prompts, _written([np.full(5, 7, np.int32)] * 6), plan)
     split = Splitting(DecidedSplit()).add(block.summary)
     split.num_train.add(split.num_heldout)
     assert bound == split.num_train == SampleTotals(6, 46, 30)
@@ -202,7 +207,7 @@ def test_a_file_comes_back(logprobs: bool, tmp_path: Path) -> None:
     assert data == _file(logprobs=logprobs)[0]
     found = _decode(data)
     assert found is not None
-    assert [part.tolist() for part in found.tokens] == [part.tolist() for part in ids]
+    assert [one.token_ids_N.tolist() for one in found.written] == [part.tolist() for part in ids]
     assert found.quarantined == ()
     import pyarrow.parquet as pq
 
@@ -212,6 +217,38 @@ def test_a_file_comes_back(logprobs: bool, tmp_path: Path) -> None:
     assert ("logprobs" in table.column_names) == logprobs
 
 
+@pytest.mark.parametrize(("logprobs", "top"), [(True, 0), (False, 3), (True, 3)])
+def test_what_the_writer_recorded_comes_back_from_file_and_unit(logprobs: bool, top: int) -> None:
+    draw, plan, prompts = np.random.default_rng(0), _plan(), _prompts([3, 1, 4])
+    written = [
+        Written(
+            ids_N,
+            -draw.random(len(ids_N), np.float32) if logprobs else None,
+            draw.integers(0, 50, (len(ids_N), top)).astype(np.int32) if top else None,
+        )
+        for ids_N in _responses(3)
+    ]
+    texts = [ResponseText(f"r{n}", "train", "?", "!", finished=True) for n in range(3)]
+    found = _decode(encode_responses(texts, written, identity_digest="d", prompts="p"))
+    assert found is not None
+    block, summary = response_unit(0, prompts, found.written, plan)
+    data = encode_block(block.train)
+    # Made again from the file: the same bytes.
+    again, same = response_unit(0, prompts, found.written, plan)
+    assert encode_block(again.train) == data
+    assert summary.report.content == same.report.content
+    rows = decode_block(data)
+    assert rows[0].sample("train", 0).written is rows[0].written
+    for row, one in zip(rows, written, strict=False):
+        assert row.written is not None
+        np.testing.assert_equal(row.written.logprobs_N, one.logprobs_N)
+        np.testing.assert_equal(row.written.top_ids_NK, one.top_ids_NK)
+    plain = [Written(one.token_ids_N, None) for one in written]
+    without, other = response_unit(0, prompts, plain, plan)
+    assert other.report.content != summary.report.content
+    assert decode_block(encode_block(without.train))[0].written is None
+
+
 def test_a_response_that_is_lacking_says_why() -> None:
     lost = QuarantinedRow("r1", "RuntimeError: index out of range", 3)
     ids = np.array([5, 2], np.int32)
@@ -219,22 +256,22 @@ def test_a_response_that_is_lacking_says_why() -> None:
     texts = [ResponseText(f"r{n}", "train", "?", "!", finished=True) for n in range(3)]
     found = _decode(encode_responses(texts, written, identity_digest="d", prompts="p"))
     assert found is not None
-    assert [part.tolist() for part in found.tokens] == [[5, 2], [], [5]]
+    assert [one.token_ids_N.tolist() for one in found.written] == [[5, 2], [], [5]]
     assert found.quarantined == (lost,)
 
 
 def test_a_prompt_without_a_response_is_no_sample() -> None:
     plan, prompts = _plan(responses=2), _prompts([3, 1, 4])
     ids = np.array([7, 2], np.int32)
-    whole, all_of_it = response_unit(0, prompts, [ids] * 6, plan)
-    less, summary = response_unit(0, prompts, [ids] * 4 + [ids[:0], ids], plan)
+    whole, all_of_it = response_unit(0, prompts, _written([ids] * 6), plan)
+    less, summary = response_unit(0, prompts, _written([ids] * 4 + [ids[:0], ids]), plan)
     assert [row.sample_id for row in less.train] == [row.sample_id for row in whole.train]
     assert [row.part for row in less.candidates] == [1]
     assert summary.report.counts == {RESPONSES_LOST: 1}
     assert summary.report.turns == 5
     assert summary.report.content != all_of_it.report.content
     # Nor is there a row where both are lost.
-    none, _ = response_unit(0, prompts, [ids] * 4 + [ids[:0]] * 2, plan)
+    none, _ = response_unit(0, prompts, _written([ids] * 4 + [ids[:0]] * 2), plan)
     assert none.summary.rows == 2
     assert not none.summary.candidates
 

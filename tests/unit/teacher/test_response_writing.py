@@ -148,7 +148,7 @@ def _tokens(store: Store, index: int) -> int:
     found = ResponseUnits(task, store).read(
         prompts.shards[index], prompts.prompts(prompts.shards[index])
     )
-    return int(found.tokens[0][0])  # type: ignore[union-attr]
+    return int(found.written[0].token_ids_N[0])  # type: ignore[union-attr]
 
 
 def _contents(responses: Responses) -> str:

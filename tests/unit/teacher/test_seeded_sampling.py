@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.teacher.generation.seeded_sampling import SeededSampler, gumbel_noise
+from pipeline.teacher.generation.seeded_sampling import SeededSampler, gumbel_noise, likeliest
 from pipeline.teacher.generation.settings import GenerateSettings
 
 LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5, -3.0, 1.5, 1.5])
@@ -174,3 +174,15 @@ def test_padding_of_the_head_is_never_drawn(temperature: int) -> None:
     assert recorded is not None
     assert float(recorded.max()) < -40
     assert float(scores[0, 7]) == 50.0
+
+
+def test_the_likeliest_ids_are_ordered_and_ties_go_to_the_lower() -> None:
+    logits_BV = torch.tensor(
+        [[1.0, 3.0, 2.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [5, 4, 3, 2, 1, 0]]
+    )
+    assert likeliest(logits_BV, 2).tolist() == [[1, 3], [0, 1], [0, 1]]
+    assert likeliest(logits_BV, 4).tolist() == [[1, 3, 4, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert likeliest(torch.full((1, 4), torch.nan), 3).tolist() == [[0, 1, 2]]
+    draw = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    wanted = draw.sort(dim=-1, descending=True, stable=True).indices[:, :20]
+    assert likeliest(draw, 20).tolist() == wanted.tolist()
