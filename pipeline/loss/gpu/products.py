@@ -1,4 +1,4 @@
-"""The gradient's two matrix products: a 16-bit weight's in float32, the hidden states' past padding.
+"""The gradient's matrix products: a 16-bit weight's summed in float32, hidden states' past padding.
 
 Shapes: n tokens of the chunk, D hidden, P columns of the matrix products, U of them in use, K rows
 from the last multiple of 64 below U to P.

@@ -151,8 +151,8 @@ def settle_attention(
     """
     import torch
 
+    from pipeline.student.forward.refusal import refusal, refusals_in_words
     from pipeline.student.forward.trial import quiet_passes, relative_errors, trial_row
-    from pipeline.student.forward.varlen import AttentionRefusedError
 
     used = str(model.config._attn_implementation)
     if used == "eager" or not model._can_set_attn_implementation():
@@ -162,8 +162,9 @@ def settle_attention(
     reason = ""
     try:
         with quiet_passes(model):
-            model.set_attn_implementation("eager")
-            eager_TD = forward(ids_1T, positions_1T, (13,)).hidden_TD
+            with refusals_in_words(model, "one sequence by eager attention"):
+                model.set_attn_implementation("eager")
+                eager_TD = forward(ids_1T, positions_1T, (13,)).hidden_TD
             for name in (used, *order[order.index(used) + 1 :]):
                 try:
                     model.set_attn_implementation(name)
@@ -175,8 +176,13 @@ def settle_attention(
                     said = "" if error <= (_FLOAT32 if whole else _ROUNDED) else (
                         f"its hidden states differ from eager attention's by {error:.2g}"
                     )  # fmt: skip
-                except (AttentionRefusedError, ValueError, RuntimeError, ImportError) as failed:
-                    said = str(failed).strip().splitlines()[0]
+                except ModelError as refused:
+                    said = str(refused).strip().splitlines()[0]
+                except Exception as failed:
+                    reported = refusal(failed)
+                    if reported is None:
+                        raise
+                    said = reported
                 said = next((every for every in gather(said) if every), "")
                 if not said:
                     if reason:
