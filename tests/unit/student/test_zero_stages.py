@@ -127,7 +127,7 @@ def test_what_deepspeed_is_told() -> None:
     [
         (
             {"offload_parameters": True, "zero_stage": 2},
-            "train.offload_parameters: found True with",
+            "train.offload_parameters: found true with",
         ),
         ({"quantized_weights": True, "zero_stage": 1}, "with train.zero_stage 1, expected stage 3"),
         ({"offload_folder": "/nvme"}, "without anything that is offloaded"),
@@ -144,7 +144,10 @@ def test_options_that_this_machine_does_not_have() -> None:
     with pytest.raises(ConfigError) as caught:
         check_parallel(plus, world_size=6, on_gpu=False)
     message = str(caught.value)
-    assert "train.quantized_gradients: found True on a machine without a GPU" in message
-    assert "train.hpz_partition_size: found 4 with 6 processes" in message
+    assert "train.quantized_gradients: found true on a machine without a GPU" in message
+    assert "train.hpz_partition_size: found 4 on a machine without a GPU" in message
+    for processes, said in ((6, "6 processes"), (1, "1 process,")):
+        with pytest.raises(ConfigError, match=f"hpz_partition_size: found 4 with {said}"):
+            check_parallel(plus, world_size=processes, on_gpu=True)
     check_parallel(plus, world_size=8, on_gpu=True)
     check_parallel(plus, world_size=None, on_gpu=True)
