@@ -157,7 +157,7 @@ def _run(
     weight_PD = weight_VD[:products]
     bias_P = None if bias_V is None else bias_V[:products]
     num_tokens = hidden_ND.shape[0]
-    last_KD = clean_last_rows(weight_PD, vocab_size) if needs[0] else None
+    last_JD = clean_last_rows(weight_PD, vocab_size) if needs[0] else None
     gradients = _allocate(hidden_ND, weight_VD, bias_V, products, needs)
     buffer_CS = hidden_ND.new_empty(min(layout.rows, num_tokens), layout.stride)
     loss_ = _loss_of(spec)
@@ -184,7 +184,7 @@ def _run(
             logits_nP[:, vocab_size:].zero_()  # no gradient through the padding
         if gradients.hidden_ND is not None:
             grad_nD = gradients.hidden_ND[start : start + len(hidden_nD)]
-            write_product_(grad_nD, logits_nP, weight_PD, last_KD)
+            write_product_(grad_nD, logits_nP, weight_PD, last_JD)
         if gradients.weight_VD is not None:
             add_product_(gradients.weight_VD[:products], logits_nP, hidden_nD, first=start == 0)
         if gradients.bias_V is not None:

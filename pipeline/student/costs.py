@@ -133,8 +133,9 @@ def activations(
     layer = unit * (_OUTSIDE_MLP + (_EXCHANGE if train.sequence_parallel_size > 1 else 0))
     inner = _INSIDE_MLP * shape.inner * shape.active_experts * element
     # A tile has about as many tokens as the student has hidden units.
-    tile = inner * min(tokens, shape.hidden) if train.tiled_mlp else 0
-    layer += 0 if train.tiled_mlp else inner * tokens
+    tiled = train.tiled_mlp and shape.experts == 1  # experts are never tiled
+    tile = inner * min(tokens, shape.hidden) if tiled else 0
+    layer += 0 if tiled else inner * tokens
     if not student.gradient_checkpointing:
         return Activations(layer * shape.layers + tile, 0)
     # The input of each layer, and all of the one that is being recomputed.

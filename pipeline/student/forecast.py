@@ -138,7 +138,6 @@ def forecast_lines(
         f"longest pack about {forecast.longest_pack} tokens {sharing}, with checkpointing",
         f"time         about {format_duration(forecast.seconds)} at "
         f"{100 * TRAINING_SHARE:.0f} % of the devices' peak ({peak:.0f} TFLOP/s in bfloat16) and "
-        f"{100 * BANDWIDTH_SHARE:.0f} % of their memory's rate; what they send each other not "
-        "counted",
+        f"{100 * BANDWIDTH_SHARE:.0f} % of their memory's rate, without what they send each other",
     ]
     return lines

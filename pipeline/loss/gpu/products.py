@@ -1,6 +1,6 @@
 """The gradient's matrix products: a 16-bit weight's summed in float32, hidden states' past padding.
 
-Shapes: n tokens of the chunk, D hidden, P columns of the matrix products, U of them in use, K rows
+Shapes: n tokens of the chunk, D hidden, P columns of the matrix products, U of them in use, J rows
 from the last multiple of 64 below U to P.
 """
 
@@ -39,7 +39,7 @@ def add_product_(sum_PD: Tensor, grad_nP: Tensor, hidden_nD: Tensor, *, first: b
 
 
 def clean_last_rows(weight_PD: Tensor, used: int) -> Tensor | None:
-    """Return the last rows of a weight with zeros for padding, [K, D]; None where there is none.
+    """Return the last rows of a weight with zeros for padding, [J, D]; None where there is none.
 
     Rows that no token has are whatever they were made as, and 0 times NaN or infinity is NaN.
 
@@ -50,24 +50,24 @@ def clean_last_rows(weight_PD: Tensor, used: int) -> Tensor | None:
     if used == len(weight_PD):
         return None
     first = used // ALIGNMENT * ALIGNMENT
-    last_KD = weight_PD[first:].clone()
-    last_KD[used - first :] = 0
-    return last_KD
+    last_JD = weight_PD[first:].clone()
+    last_JD[used - first :] = 0
+    return last_JD
 
 
 def write_product_(
-    out_nD: Tensor, grad_nP: Tensor, weight_PD: Tensor, last_KD: Tensor | None
+    out_nD: Tensor, grad_nP: Tensor, weight_PD: Tensor, last_JD: Tensor | None
 ) -> None:
-    """Write `grad @ weight`, with `last_KD` in the place of the weight's last rows.
+    """Write `grad @ weight`, with `last_JD` in the place of the weight's last rows.
 
     Both parts begin at multiples of 64 columns, so that the long one is as aligned as the whole.
     The short one is written first: what rounding to 16 bits in between costs is of its size.
     """
-    if last_KD is None:
+    if last_JD is None:
         torch.mm(grad_nP, weight_PD, out=out_nD)
         return
-    first = len(weight_PD) - len(last_KD)
-    torch.mm(grad_nP[:, first:], last_KD, out=out_nD)
+    first = len(weight_PD) - len(last_JD)
+    torch.mm(grad_nP[:, first:], last_JD, out=out_nD)
     if first:
         out_nD.addmm_(grad_nP[:, :first], weight_PD[:first])
 

@@ -31,13 +31,14 @@ _NAMES = {
 _FLOAT32, _ROUNDED = 1e-4, 1e-1
 
 
-def require_attention(wanted: str, dtype: str, *, on_gpu: bool) -> None:
+def require_attention(wanted: str, dtype: str, *, on_gpu: bool, elsewhere: bool = False) -> None:
     """Reject an attention that this machine does not have; looks at no model.
 
     Args:
         wanted: `auto` or one by name (`student.attention`).
         dtype: of weights and activations.
         on_gpu: whether training is on one.
+        elsewhere: training is forecast for another machine, whose packages are not known.
 
     Raises:
         ConfigError: no GPU, no such package, or float32 where only 16 bit is computed.
@@ -47,7 +48,8 @@ def require_attention(wanted: str, dtype: str, *, on_gpu: bool) -> None:
     there = ", ".join(_there(dtype, on_gpu=on_gpu))
     if wanted == "flash":
         instead = "use --student.attention auto, or --no-use_flash_attention"
-        require_flash_attention(on_gpu=on_gpu, instead=instead)
+        if not elsewhere:
+            require_flash_attention(on_gpu=on_gpu, instead=instead)
         if dtype == "float32":
             raise ConfigError(
                 "use_flash_attention in float32",
@@ -60,7 +62,7 @@ def require_attention(wanted: str, dtype: str, *, on_gpu: bool) -> None:
     elif wanted == "varlen":
         where = None if _has_varlen() else "with a torch that has no varlen_attn"
         where = "in float32" if where is None and dtype == "float32" else where
-    elif wanted == "flex" and importlib.util.find_spec("triton") is None:
+    elif wanted == "flex" and not elsewhere and importlib.util.find_spec("triton") is None:
         where = "without the package triton"
     if where:
         raise ConfigError(

@@ -21,7 +21,8 @@ class SequenceSettings(Settings):
     )
     tiled_mlp: bool = option(
         False,
-        "compute each MLP a tile of tokens at a time and again in the backward pass: less memory",
+        "compute each dense MLP (no experts) a tile of tokens at a time and again in the backward "
+        "pass: less memory",
     )
     offload_activations: bool = option(
         False, "keep the inputs of checkpointed layers in CPU memory until the backward pass"
