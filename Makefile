@@ -252,6 +252,13 @@ manifests: setup-dev hyperpod-models ## Render and check every manifest; lint Do
 simulate-cluster: setup-dev ## Simulate the cluster locally: run the pods of overlay local-kind as processes, kill one per stage
 	@$(STUDENT) -m pytest -s tests/cluster/test_simulated_cluster.py $(ARGS)
 
+# A kube-apiserver of Debian 12's sources and an etcd, in a folder beside the environment.
+CONTROL_PLANE_FOLDER = .control-plane
+.PHONY: test-control-plane
+test-control-plane: setup-dev hyperpod-models ## Apply, follow and scale on a real API server (builds it once: ten minutes of a core, 2 GB)
+	@nice tests/cluster/build_control_plane.sh $(CONTROL_PLANE_FOLDER) $(dir $(STUDENT))uv
+	@$(STUDENT) -m pytest tests/cluster/check_control_plane.py $(ARGS)
+
 ##@ Measure
 .PHONY: bench-capture
 bench-capture: setup-dev ## Measure the CPU time of the capture over the bare prefill (ARGS="--shape 7b": proportions of a 7B model)
