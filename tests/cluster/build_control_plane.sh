@@ -18,7 +18,8 @@ tree=$GOPATH/src/k8s.io/kubernetes
 if ! test -d "$tree"; then
   # The sources of Debian 12 among this machine's package lists, in lists of our own.
   mkdir -p apt/parts apt/lists/partial "$(dirname "$tree")"
-  grep -lsE '(^|[^-[:alnum:]])bookworm' /etc/apt/sources.list /etc/apt/sources.list.d/* | while read -r list; do
+  { grep -lsE '(^|[^-[:alnum:]])bookworm' /etc/apt/sources.list /etc/apt/sources.list.d/* || true; } |
+  while read -r list; do
     sed -E 's/^(Types: )?deb( |$)/\1deb-src\2/' "$list" > "apt/parts/$(basename "$list")"
   done
   own=(-o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$folder/apt/parts"
@@ -29,9 +30,8 @@ if ! test -d "$tree"; then
   cd kubernetes-*/vendor/github.com/modern-go/reflect2
   sed -i -e 's/m unsafe.Pointer) \*hiter/m unsafe.Pointer, it *hiter)/' \
     -e 's|// rest fields are ignored|pointers [6]unsafe.Pointer; numbers [4]uintptr|' unsafe_link.go
-  sed -i -e 's/return &UnsafeMapIterator{/it := \&hiter{}; &/' \
-    -e 's/return &Unsafe/mapiterinit(type2.rtype, *(*unsafe.Pointer)(obj), it); &/' \
-    -e 's/hiter:  .*/hiter: it,/' unsafe_map.go
+  call='mapiterinit(type2.rtype, *(*unsafe.Pointer)(obj), it)'
+  sed -i -e "s/return &UnsafeMapIterator{/it := \&hiter{}; $call; &/" -e 's/hiter:  .*/hiter: it,/' unsafe_map.go
   cd "$folder"
   mv kubernetes-*/ "$tree"
 fi
