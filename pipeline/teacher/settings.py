@@ -71,6 +71,14 @@ class TeacherSettings(PrecisionSettings):
         gt=0,
     )
 
+    load_spacing_s: float = option(
+        0,
+        "in a job's pods: worker i waits i times so many seconds (1800 at most) before it loads "
+        "the teacher, so that not all nodes read one file system at the same time",
+        ge=0,
+        le=60,
+    )
+
     @property
     def step_tokens(self) -> int:
         """Tokens of a forward pass; a CPU's where neither the user nor `for_device` has said."""
