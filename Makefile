@@ -26,7 +26,7 @@ SECRET  ?= hub-token
 GIVEN = RUN LONG_RUN NPROC GPUS CONFIG OVERLAY DEVICE TAG SWEEP SECRET NAMESPACE \
   NODES IMAGE QUEUE PRIORITY \
   TIMEOUT IDENTITY WORKERS NODE_SELECTOR INSTANCE OPERATOR STAGE REGION ACCOUNT FSX_ID FSX_MOUNT SUBNET \
-  SECURITY_GROUP STORAGE THROUGHPUT EFA TOPOLOGY DRY_RUN
+  SECURITY_GROUP STORAGE THROUGHPUT EFA TOPOLOGY DRY_RUN DATA YES
 define take_raw
 ifneq ($(filter command environment,$(firstword $(origin $(1)))),)
 override $(1) := $$(value $(1))
@@ -243,6 +243,10 @@ jobs: setup-dev ## List the jobs of this project (OVERLAY=)
 .PHONY: logs
 logs: setup-dev ## Follow the logs of a run (OVERLAY=, RUN=, STAGE=)
 	@$(CLUSTER) $@ $(PLACE) $(NAMED) $(call flag,--stage,STAGE)
+
+.PHONY: teardown
+teardown: setup-dev ## Delete all of this project in the namespace, asking first (OVERLAY=, YES=1; DATA=fs-... with its data)
+	@$(CLUSTER) $@ $(PLACE) --secret "$$GIVEN_SECRET" $(call flag,--data,DATA) $(if $(filter 1,$(YES)),--yes true)
 
 .PHONY: manifests
 manifests: setup-dev hyperpod-models ## Render and check every manifest; lint Dockerfiles, shell and YAML (needs no cluster)

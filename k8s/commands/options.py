@@ -18,6 +18,7 @@ __all__ = [
     "PrepareOptions",
     "SubmitOptions",
     "SweepOptions",
+    "TeardownOptions",
     "VolumeOptions",
     "parse",
     "show",
@@ -134,6 +135,16 @@ class VolumeOptions(PlaceOptions):
         250, "of a new one: MB/s of each TiB; 125, 250, 500 or 1000", ge=125, le=1000
     )
     efa: bool = option(False, "of a new one: clients over EFA (large systems, nodes with EFA)")
+
+
+class TeardownOptions(PlaceOptions):
+    """What may go."""
+
+    secret: str = option("hub-token", "Secret with the hub token, or none")
+    data: str | None = option(
+        None, "id of the file system that is deleted with its data; none asks on the terminal"
+    )
+    yes: bool = option(False, "delete the rest without asking")
 
 
 class LogsOptions(PlaceOptions):

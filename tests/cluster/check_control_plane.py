@@ -186,3 +186,17 @@ def test_an_end_that_restarts_repeat(
     code, _, err = call(*TEACHER, "--timeout_s", "60")
     assert (code, "exit code 2: alpha: found 3" in one_error(err)) == (2, True)
     assert server.ask("GET", JOBS)["items"] == []
+
+
+def test_teardown(call: Any, kubectl: Any) -> None:
+    assert call(*TEACHER, "--timeout_s", "2")[0] == 124
+    place = ("--overlay", "local-kind")
+    volume = ("--file_system", "fs-0123456789abcdef0", "--mount_name", "abcdefgh")
+    assert call("fsx-volume", *place, *volume, "--region", "us-west-2")[0] == 0
+    code, out, err = call("teardown", *place, "--yes", "true")
+    assert (code, err) == (0, "")
+    assert "kept: file system fs-0123456789abcdef0" in out
+    kinds = "pytorchjobs,jobs,configmaps,networkpolicies,serviceaccounts,persistentvolumeclaims"
+    label = "app.kubernetes.io/part-of=offline-distill"
+    assert kubectl("get", "-n", "distill", kinds, "-l", label, "-o", "name") == ""
+    assert kubectl("get", "persistentvolumes", "-l", label, "-o", "name") == ""
