@@ -240,7 +240,7 @@ def _fill_once(
                 )
             check_resources(estimate(task, writing), store)
             with shares.spent("waiting"):  # before a shard is leased
-                wait_for_turn(run.teacher.load_spacing_s)
+                wait_for_turn(run.teacher.load_spread_s)
             if writing is not None:
                 responses = write_responses(
                     writing,

@@ -71,12 +71,12 @@ class TeacherSettings(PrecisionSettings):
         gt=0,
     )
 
-    load_spacing_s: float = option(
+    load_spread_s: float = option(
         0,
-        "in a job's pods: worker i waits i times so many seconds (1800 at most) before it loads "
-        "the teacher, so that not all nodes read one file system at the same time",
+        "in a job's pods: the nodes begin to load the teacher spread over so many seconds, each at "
+        "a time by its name, where one file system cannot serve all at once",
         ge=0,
-        le=60,
+        le=3600,
     )
 
     @property
