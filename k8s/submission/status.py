@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Sequence
@@ -64,12 +63,7 @@ def list_jobs(overlay: str, namespace: str | None) -> None:
     kubectl, place = Kubectl(), namespace_of(overlay, namespace)
     items: list[Object] = []
     for workload in WORKLOADS.values():
-        words = ("-n", place, "get", workload.resource, "-l", PROJECT_LABEL, "-o", "json")
-        done = kubectl.run(*words)
-        if "the server doesn't have a resource type" not in done.stderr:  # no such operator here
-            items += json.loads(done.stdout if not done.returncode else kubectl.ask(*words))[
-                "items"
-            ]
+        items += kubectl.items(place, workload.resource, PROJECT_LABEL)
     if not items:
         print("no jobs")
     for item in items:

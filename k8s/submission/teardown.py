@@ -98,12 +98,8 @@ def teardown(
 
 def _found(kubectl: Kubectl, namespace: str, secret: str) -> Iterator[tuple[str, list[str]]]:
     for kind in _KINDS:
-        done = kubectl.run("-n", namespace, "get", kind, "-l", PROJECT_LABEL, "-o", "json")
-        if "the server doesn't have a resource type" in done.stderr:
-            continue
-        if done.returncode:
-            raise DistillError(f"kubectl get {kind}: {done.stderr.strip()[:300]}")
-        if names := [str(item["metadata"]["name"]) for item in json.loads(done.stdout)["items"]]:
+        items = kubectl.items(namespace, kind, PROJECT_LABEL)
+        if names := [str(item["metadata"]["name"]) for item in items]:
             yield kind, names
     if secret != "none" and _get(kubectl, "-n", namespace, "secret", secret) is not None:
         yield "secrets", [secret]
