@@ -42,6 +42,8 @@ TEACHER := $(shell $(PYTHON) stages/setup_env.py --print-python teacher)
 STUDENT := $(shell $(PYTHON) stages/setup_env.py --print-python student)
 
 TRAIN = $(STUDENT) -m stages train-student --nproc "$$GIVEN_NPROC" $(call flag,--config,CONFIG) $(ARGS)
+ROUNDS = $(STUDENT) -m stages.rounds --config "$${GIVEN_CONFIG:-stages/configs/rounds.yaml}" --nproc "$$GIVEN_NPROC" \
+    --teacher_python $(TEACHER) $(ARGS)
 RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep "$$GIVEN_SWEEP" --teacher_python $(TEACHER) $(ARGS)
 PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus $(call flag,--config,CONFIG) $(ARGS)
 PREVIEW = $(TEACHER) -m stages.preview $(call flag,--config,CONFIG) $(ARGS)
@@ -104,6 +106,14 @@ train-student: $(if $(OVERLAY),setup-dev,setup-student) ## Stage two: train a st
 .PHONY: sweep
 sweep: $(if $(OVERLAY),setup-dev,setup) ## Train many students from one cache, with a report (SWEEP=file, ARGS=--dry-run; on a cluster OVERLAY=)
 	@$(if $(OVERLAY),$(SUBMIT_SWEEP),$(RUN_SWEEP))
+
+.PHONY: rounds
+rounds: setup ## The student writes, the teacher scores it, the student learns from that, in rounds (CONFIG=, NPROC=, ARGS=--dry-run)
+	@$(ROUNDS)
+
+.PHONY: score-student
+score-student: setup-student ## Score a student on the held-out rows of caches (ARGS="--student_model DIR --caches DIR,DIR")
+	@$(STUDENT) -m stages.score_student $(ARGS)
 
 .PHONY: eval-student
 eval-student: setup-student ## Evaluate a finished student with lm-evaluation-harness (ARGS="--output_dir DIR --tasks NAME,FILE")
@@ -323,6 +333,10 @@ bench-sequence-parallel: setup-dev ## Measure losses and weights of two processe
 .PHONY: bench-sweep
 bench-sweep: setup-dev ## Measure a sweep from the cache over the same sweep with the teacher in the loop
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.sweep $(ARGS)
+
+.PHONY: bench-rounds
+bench-rounds: setup-dev ## Measure students of their own text against students of the corpus's and the teacher's text (ARGS="--seeds 1")
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.rounds $(ARGS)
 
 .PHONY: bench-scale
 bench-scale: setup-dev ## Measure what must hold at scale, each figure beside its limit (ARGS="--sections threads")

@@ -25,6 +25,8 @@ COMMANDS = {
     "check-cache": "stages.check_cache",
     "train-student": "stages.train_student",
     "sweep": "stages.sweep",
+    "rounds": "stages.rounds",
+    "score-student": "stages.score_student",
     "eval-student": "stages.eval_student",
     "push-student": "stages.push_student",
     "report": "stages.report",

@@ -90,8 +90,8 @@ def compared_models(
 def _identity(model: ResolvedModel) -> str:
     if ":" not in model.revision:
         return model.revision
-    # A folder's digest reads the first MiB of the weights, which may be frozen parts: a student
-    # that was trained anew in the same folder differs by its time.
+    # A folder's digest reads parts of large files alone: a student that was trained anew in the
+    # same folder differs by its time.
     files = sorted(file for file in model.path.iterdir() if file.suffix in _WEIGHTS)
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return fingerprint([model.revision, stats])

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.api.settings import StudentRun
 from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.config.files import read_config_file
-from pipeline.errors import ConfigError, DistillError, RowsQuarantined, run_command
+from pipeline.errors import ConfigError, RowsQuarantined, run_command
 from pipeline.program import command_name, module_name, target_name
 from pipeline.student.engine.launch import torchrun_arguments
+from stages.parts import Parts, StageFailed
 from stages.report import print_report, write_run_report
 from stages.steps import Step, Steps
 
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = trainer(run.nproc)
     data = ["--config", run.student_config, "--cache_dir", str(cache)]
     distilled = [*data, "--output_dir", str(student)]
-    path = _Path(Steps(root), of=5 if run.dense else 4)
+    path = Parts(Steps(root), of=5 if run.dense else 4)
     quarantined = path.stage(
         "teacher: reads the corpus once", teacher, run.teacher_config, cache,
         also=RowsQuarantined.exit_code,
@@ -90,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             [*again, "--output_dir", str(root / "dense"), "--data.max_entries", "none"],
             run.student_config, root / "dense",
         )  # fmt: skip
-    page = path.report(root, command=command_line(PROG, arguments))
+    page = _report(path, root, command=command_line(PROG, arguments))
     minutes = (time.monotonic() - started) / 60
     another = f"--cache_dir {cache} --output_dir {root / 'student-t2'} --temperature 2"
     own = "--teacher_model NAME --dataset_name NAME_OR_FILE"
@@ -109,7 +108,7 @@ next      another student from the same cache:
           what a run would take:  add --dry-run"""
     )
     if quarantined:
-        raise _StageFailed("the cache lacks the rows that stage one has listed above", quarantined)
+        raise StageFailed("the cache lacks the rows that stage one has listed above", quarantined)
     return 0
 
 
@@ -150,73 +149,14 @@ def _check_dense(run: DistillRun) -> None:
         )
 
 
-@dataclass(slots=True)
-class _Path:
-    """The parts of the run, each passed over where it is done and untouched since."""
-
-    steps: Steps
-    of: int
-    """Parts in all."""
-    number: int = 0
-    """Of the part."""
-
-    def _is_done(self, title: str, step: Step) -> bool:
-        """Print the part's title and return whether there is nothing to do."""
-        self.number += 1
-        done = self.steps.is_done(step)
-        print(f"== {self.number}/{self.of} {title}" + (": done" if done else ""), flush=True)
-        return done
-
-    def stage(
-        self,
-        title: str,
-        command: Sequence[str],
-        config: str,
-        output: Path,
-        *,
-        before: Sequence[str] = (),
-        also: int = 0,
-    ) -> int:
-        """Run one stage as its own process, as a cluster would; stop where it fails.
-
-        Args:
-            title: of the part.
-            command: that does it.
-            config: file that it reads.
-            output: folder that it writes.
-            before: a command that must succeed first.
-            also: an exit code that is no failure; the part is not done then.
-
-        Returns:
-            0, or `also`.
-        """
-        step = Step(output.name, command, output, config)
-        if self._is_done(title, step):
-            return 0
-        code = 0
-        for part in filter(None, (before, command)):
-            code = subprocess.run(part, check=False).returncode
-            if code not in (0, also):
-                # The stage has said what was wrong; its exit code is ours.
-                raise _StageFailed(f"{part[2]} ended with exit code {code}", code)
-        if code == 0:
-            self.steps.record(step)
-        return code
-
-    def report(self, root: Path, *, command: str) -> Path:
-        """Write the report, or print what it says; return the page's path."""
-        step = Step("report", [command], root / "report")
-        if self._is_done("report", step):
-            return print_report(root)
-        page = write_run_report(root, command=command)
-        self.steps.record(step)
-        return page
-
-
-class _StageFailed(DistillError):
-    def __init__(self, found: str, code: int) -> None:
-        super().__init__(found, do="correct what it says above and run the same command again")
-        self.exit_code = code if code > 0 else 128 - code  # as a shell says it of a signal
+def _report(path: Parts, root: Path, *, command: str) -> Path:
+    """Write the report, or print what it says; return the page's path."""
+    step = Step("report", [command], root / "report")
+    if path.is_done("report", step):
+        return print_report(root)
+    page = write_run_report(root, command=command)
+    path.steps.record(step)
+    return page
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ _COMMANDS = (
     ("train_student", "StudentRun", "make train-student"),
     ("distill", "DistillRun", "make distill"),
     ("sweep", "SweepRun", "make sweep"),
+    ("rounds", "RoundsRun", "make rounds"),
+    ("score_student", "ScoreRun", "make score-student"),
     ("eval_student", "EvalRun", "make eval-student"),
     ("push_student", "PushRun", "make push-student"),
     ("report", "ReportRun", "make report"),

@@ -14,7 +14,7 @@ from pipeline.corpus.chat.rendering.render import ChatRenderer, Rendered
 from pipeline.corpus.conclusion import conclude_rows
 from pipeline.corpus.intake import AcceptedRow, Intake
 from pipeline.corpus.prepared.blocks import TokenisedRow
-from pipeline.corpus.prepared.summary import CorpusSummary
+from pipeline.corpus.prepared.summary import CorpusSummary, SampleTotals
 from pipeline.corpus.sample import CorpusCounts
 from pipeline.corpus.sources.rows import Row
 from pipeline.corpus.split import prompt_id
@@ -109,20 +109,35 @@ class PromptIntake(Intake):
         return ids[surplus:]
 
 
-def conclude_prompts(found: CorpusSummary, intake: PromptIntake) -> CorpusCounts:
+def conclude_prompts(
+    found: CorpusSummary, intake: PromptIntake, *, only_heldout: bool = False
+) -> CorpusCounts:
     """Report what all units say together; return the counts of the prompts.
+
+    Args:
+        found: by all units.
+        intake: how the corpus was read.
+        only_heldout: the held-out prompts are answered, and no others.
 
     Raises:
         CorpusError: the corpus is empty, has too many bad rows, or no prompt to train on.
     """
     conclude_rows(found, intake)
+    if only_heldout:
+        found = replace(found, train=SampleTotals())
     counts, settings = found.counts(), intake.settings
     name = settings.dataset_name
     losses = (
         f"{counts.dropped_no_labels} without anything to answer, "
         f"{counts.dropped_overlong} longer than {intake.limits.max_tokens} tokens"
     )
-    if not counts.train:
+    if only_heldout and not counts.heldout:
+        raise CorpusError(
+            f"{name}: none of its {counts.rows} rows gave a prompt that is held out ({losses})",
+            expected="held-out prompts, which generate.prompts heldout answers alone",
+            do="check --corpus.heldout_fraction, or answer --generate.prompts all",
+        )
+    if not counts.train and not only_heldout:
         held = f"all of its {counts.samples} prompts are held out" if counts.samples else ""
         raise CorpusError(
             f"{name}: {held or f'none of its {counts.rows} rows gave a prompt'} ({losses})",

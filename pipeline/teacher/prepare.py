@@ -34,6 +34,7 @@ from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with
 from pipeline.teacher.generation.shards import PromptShards
 from pipeline.teacher.preparation.corpus import CorpusWork, corpus_work
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings, mistakes_with_length
+from pipeline.teacher.writer import Writer, resolve_writer, teacher_as_writer
 
 __all__ = ["Prepared", "check_fits", "corpus_source", "open_corpus", "prepare"]
 
@@ -84,15 +85,19 @@ def prepare(
     if isinstance(prompts, PreparedShards):
         return Prepared(capture_task(resolved, capture, work.intake.identity(), prompts), work)
     assert isinstance(work.intake, PromptIntake)
+    writer = opened.writer or teacher_as_writer(resolved)
     plan = plan_responses(
         generate,
         tokenizer=resolved.tokenizer,
         seed=seed,
         teacher=work.intake.teacher,
+        writer=writer,
         intake=work.intake,
     )
     task = capture_task(resolved, capture, plan.identity(), UpperBound(plan, prompts))
-    return Prepared(task, work, WritingTask(resolved, plan, prompts, capture, task.identity))
+    return Prepared(
+        task, work, WritingTask(resolved, writer, plan, prompts, capture, task.identity)
+    )
 
 
 def open_corpus(
@@ -126,7 +131,12 @@ def corpus_source(
 ) -> PreparedShards | PromptShards:
     """Return what a corpus is prepared for: shards of samples, or of prompts."""
     if isinstance(work.intake, PromptIntake):
-        return PromptShards(lambda: work.view, work.intake, generate.shard_prompts)
+        return PromptShards(
+            lambda: work.view,
+            work.intake,
+            generate.shard_prompts,
+            only_heldout=generate.prompts == "heldout",
+        )
     return PreparedShards.of_rows(lambda: work.view, work.intake, capture.shard_tokens)
 
 
@@ -140,6 +150,8 @@ class _Opened:
     work: CorpusWork
     info: EngineInfo | None
     """None where no teacher is going to run."""
+    writer: Writer | None
+    """Who writes the responses, where it is not the teacher."""
 
 
 def _open(
@@ -158,7 +170,7 @@ def _open(
         for setting, place in (("cache_dir", cache_url), ("corpus.prepared", corpus.prepared)):
             with mistakes.collected():
                 _check_place(place, setting)
-    info = model = config = tokenizer = reading = work = None
+    info = model = config = tokenizer = reading = work = writer = None
     if capture is not None:
         with mistakes.collected():
             info = engine_info(teacher)
@@ -174,6 +186,16 @@ def _open(
     if model is not None:
         with mistakes.collected():
             tokenizer = load_tokenizer(model.path)
+    if tokenizer is not None and not few and generate.enabled and generate.writer is not None:
+        with mistakes.collected():
+            writer = resolve_writer(
+                generate.writer,
+                teacher,
+                revision=generate.writer_revision,
+                parallel_size=generate.writer_parallel_size,
+                tokenizer=tokenizer,
+                max_length=corpus.longest,
+            )
     with mistakes.collected():
         # Of a run that cannot be, a hub dataset is not downloaded to say so.
         reading = open_reading(corpus, answered=not generate.enabled, few=few or mistakes.are_there)
@@ -198,7 +220,7 @@ def _open(
     assert model is not None
     assert config is not None
     assert work is not None
-    return _Opened(model, tokenizer, int(config["vocab_size"]), work, info)
+    return _Opened(model, tokenizer, int(config["vocab_size"]), work, info, writer)
 
 
 def _check_place(place: str | None, setting: str) -> None:

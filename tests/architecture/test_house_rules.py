@@ -142,10 +142,21 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     from stages.eval_student import EvalRun
     from stages.preview import PreviewRun
     from stages.push_student import PushRun
+    from stages.rounds import RoundsRun
+    from stages.score_student import ScoreRun
     from stages.sweep import SweepRun
 
     known = {"preview", "config", "config_file", "dry_run", "check", "help", "retry_quarantined"}
-    for model in (PreviewRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
+    for model in (
+        PreviewRun,
+        StudentRun,
+        DistillRun,
+        EvalRun,
+        PushRun,
+        SweepRun,
+        RoundsRun,
+        ScoreRun,
+    ):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}
     text = (ROOT / "README.md").read_text(encoding="utf-8")

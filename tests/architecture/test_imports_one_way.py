@@ -123,6 +123,7 @@ def test_every_configuration_in_the_house_is_accepted() -> None:
     from pipeline.api.settings import StudentRun, TeacherRun
     from pipeline.config import parse_command
     from pipeline.sweeps.file import read_sweep_file
+    from stages.rounds import RoundsRun
     from stages.sweep import read_space
 
     files = sorted((ROOT / "stages/configs").rglob("*.yaml"))
@@ -138,4 +139,5 @@ def test_every_configuration_in_the_house_is_accepted() -> None:
             assert "search" in keys or len(space.points()) >= 4, file
             continue
         model = TeacherRun if {"teacher", "corpus", "capture"} & set(keys) else StudentRun
+        model = RoundsRun if "rounds" in keys else model
         parse_command(model, ["--config", str(file)], prog="p", description="")

@@ -11,7 +11,7 @@ from tests.stage_runner import ROOT
 GROUPS = ["Run", "Set up", "Check", "Cluster", "Measure"]
 RUN = [
     "distill", "distill-long", "preview", "prepare-corpus", "cache-teacher", "train-student",
-    "sweep", "eval-student", "push-student", "report",
+    "sweep", "rounds", "score-student", "eval-student", "push-student", "report",
 ]  # fmt: skip
 
 

@@ -246,11 +246,23 @@ def test_flags_columns_and_members() -> None:
     from stages.eval_student import EvalRun
     from stages.preview import PreviewRun
     from stages.push_student import PushRun
+    from stages.rounds import RoundsRun
+    from stages.score_student import ScoreRun
     from stages.sweep import SweepRun
     from stages.train_student import StudentRun
 
     wrong = []
-    for model in (PreviewRun, TeacherRun, StudentRun, DistillRun, EvalRun, PushRun, SweepRun):
+    for model in (
+        PreviewRun,
+        TeacherRun,
+        StudentRun,
+        DistillRun,
+        EvalRun,
+        PushRun,
+        SweepRun,
+        RoundsRun,
+        ScoreRun,
+    ):
         for leaf in leaves(model):
             names = {*leaf.dotted.split("."), leaf.flag or leaf.dotted}
             wrong += _wrong_names(f"{model.__name__}.{leaf.dotted}", names)

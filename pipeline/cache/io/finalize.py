@@ -79,7 +79,8 @@ def finalize(
 
     Raises:
         ShardsMissing: shards lack a record or a file of the recorded size; they are unrecorded now.
-        CacheError: the cache would hold no training row, or lacks a tokenizer file.
+        CacheError: the cache would hold no training row though some were planned, or no row, or
+            lacks a tokenizer file.
     """
     ordered = {split: shards[split] for split in SPLITS if shards.get(split)}
     try:
@@ -112,8 +113,11 @@ def finalize(
         tokenizer_xxh3_128=tokenizer,
         format_version=FORMAT_VERSION,
     )
-    if not total_of(manifest.of_split("train")).rows:
-        raise CacheError("the cache would hold no training rows", expected="at least one")
+    # A cache to score students on is planned without training rows.
+    split = "train" if ordered.get("train") or not ordered else "heldout"
+    if not total_of(manifest.of_split(split)).rows:
+        kind = "training" if split == "train" else "held-out"
+        raise CacheError(f"the cache would hold no {kind} rows", expected="at least one")
     store.write("README.md", card_text(manifest, command).encode())
     store.write(MANIFEST, manifest.to_bytes())
     return manifest

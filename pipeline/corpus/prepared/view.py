@@ -84,11 +84,12 @@ class CorpusView:
         known = sum(unit.size for unit in self.units[: self.num_done])
         return 1.0 if self.is_complete or not total else known / total
 
-    def projected(self) -> SampleTotals:
-        """Return the sums over all samples; projected by the bytes of the source."""
+    def projected(self, *, only_heldout: bool = False) -> SampleTotals:
+        """Return the sums over all (held-out) samples; projected by the bytes of the source."""
         share = self.known_share or 1.0
         known = SampleTotals()
-        known.add(self.train)
+        if not only_heldout:
+            known.add(self.train)
         known.add(self.heldout)
         return SampleTotals(
             *(round(n / share) for n in (known.samples, known.tokens, known.loss_tokens))

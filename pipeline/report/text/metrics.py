@@ -55,6 +55,17 @@ METRICS: dict[str, Metric] = {
     metric.key: metric
     for metric in (
         Metric(
+            "own_kl", "KL on its own text", "nats", True, short="KL, own text",
+            explanation="how far the model's next-token distribution is from the teacher's on what "
+            "the model itself writes",
+        ),
+        Metric(
+            "own_kl_bucketed", "Bucketed KL on its own text", "nats", True,
+            short="bucketed KL, own text",
+            explanation="how far the model's next-token distribution is from the teacher's on what "
+            "the model itself writes, over the cached top-k and one entry for all other tokens",
+        ),
+        Metric(
             "kl", "KL to the teacher", "nats", True, short="KL",
             explanation="how far the model's next-token distribution is from the teacher's",
         ),

@@ -1,4 +1,4 @@
-"""What the teacher is to write: a request for each response to a prompt, and the sizes of it all.
+"""What is to be written: a request for each response to a prompt, and the sizes of it all.
 
 Arithmetic on prompts; nothing here loads a model or writes.
 """
@@ -6,7 +6,7 @@ Arithmetic on prompts; nothing here loads a model or writes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.teacher.generation.base import WriteRequest
 from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.generation.shards import PromptShards
 from pipeline.teacher.settings import CaptureSettings
+from pipeline.teacher.writer import Writer
 
 __all__ = ["ResponsePlan", "UpperBound", "WritingTask", "plan_responses", "response_sample"]
 
@@ -35,11 +36,13 @@ class ResponsePlan:
     ends: tuple[int, ...]
     """Tokens after which a response is over, ascending."""
     seed: int
-    """The run's seed."""
+    """Of the draws."""
     vocabulary: int
     """One more than the largest id that has a text; a padded head has more rows."""
     prompt_identity: dict[str, Any]
     """Equal for equal prompts, except that the caller adds the tokenizer."""
+    writer_identity: dict[str, Any] = field(default_factory=dict)
+    """Who writes; empty: the teacher."""
 
     def names(self, prompt: Sample) -> list[str]:
         """Return the ids of a prompt's responses."""
@@ -57,7 +60,11 @@ class ResponsePlan:
         """Describe the corpus: what it holds is known by its content, once it is written."""
         return {
             **self.prompt_identity,
-            "generate": {**self.settings.identity(), "end_tokens": list(self.ends)},
+            "generate": {
+                **self.settings.identity(),
+                **self.writer_identity,
+                "end_tokens": list(self.ends),
+            },
         }
 
     def upper_bound(self, prompts: SampleTotals) -> SampleTotals:
@@ -69,9 +76,10 @@ class ResponsePlan:
 
 @dataclass(frozen=True, slots=True)
 class WritingTask:
-    """What the teacher writes, and for which cache."""
+    """What is written, by whom, and for which cache."""
 
     teacher: Teacher
+    writer: Writer
     plan: ResponsePlan
     prompts: PromptShards
     settings: CaptureSettings
@@ -138,14 +146,23 @@ def plan_responses(
     tokenizer: Any,
     seed: int,
     teacher: TeacherTokens,
+    writer: Writer,
     intake: PromptIntake,
 ) -> ResponsePlan:
     """Find the tokens that end a response, and what else decides the responses."""
     # A base model's files often lack the token with which the template ends a turn.
     end_of_turn = intake.end_of_turn()
-    ends = {*teacher.end_tokens, *([] if end_of_turn is None else [end_of_turn])}
+    own = [] if end_of_turn is None else [end_of_turn]
+    ends = {*teacher.end_tokens, *writer.end_tokens, *own}
     vocabulary = int(max(tokenizer.get_vocab().values())) + 1
-    return ResponsePlan(generate, tuple(sorted(ends)), seed, vocabulary, intake.identity())
+    return ResponsePlan(
+        generate,
+        tuple(sorted(ends)),
+        seed if generate.seed is None else generate.seed,
+        vocabulary,
+        intake.identity(),
+        writer.identity(),
+    )
 
 
 def response_sample(prompt: Sample, name: str, number: int, ids_N: NDArray[np.int32]) -> Sample:

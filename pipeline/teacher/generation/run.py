@@ -1,4 +1,4 @@
-"""The teacher writes the responses: shards of prompts, leased by any number of workers.
+"""A model writes the responses: shards of prompts, leased by any number of workers.
 
 A response file is created once and never replaced, so all workers go on from the same tokens even
 where two of them, both alive, wrote the same shard. From the file its unit is made (`units.py`),
@@ -118,7 +118,7 @@ def write_responses(
     progress = Progress(
         _responses(task),
         unit="responses",
-        description="teacher writes",
+        description="teacher writes" if task.writer.is_teacher else "writer writes",
         every_s=progress_every_s,
     )
     pool = _ResponsePool(task, units, board, progress)
@@ -348,14 +348,14 @@ class _Writer:
         return written
 
     def _open_generator(self) -> Generator:
-        teacher, plan = self._task.teacher, self._task.plan
+        writer, plan = self._task.writer, self._task.plan
         return open_generator(
-            teacher.settings,
+            writer.settings,
             plan.settings,
-            folder=teacher.model.path,
+            folder=writer.model.path,
             ends=plan.ends,
             vocabulary=plan.vocabulary,
-            max_length=teacher.max_length,
+            max_length=self._task.teacher.max_length,
         )
 
     def _check_vocabulary(
@@ -368,8 +368,8 @@ class _Writer:
             largest = int(response.token_ids_N.max())
             if not 0 <= response.token_ids_N.min() <= largest < vocabulary:
                 raise ModelError(
-                    f"the teacher wrote token {largest} in response {request.response_id}, which "
-                    "its tokenizer does not have",
+                    f"{self._task.writer.called} wrote token {largest} in response "
+                    f"{request.response_id}, which its tokenizer does not have",
                     expected=f"ids below {vocabulary}",
                     do="check that tokenizer and weights belong together, or lower "
                     "--generate.temperature",

@@ -1,8 +1,8 @@
-"""Settings of the responses that the teacher writes itself; imports nothing heavy."""
+"""Settings of responses that a model writes, the teacher or a student; imports nothing heavy."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -12,12 +12,32 @@ __all__ = ["GenerateSettings", "mistakes_with_corpus"]
 
 
 class GenerateSettings(Settings):
-    """Whether the teacher writes the responses, and how they are drawn."""
+    """Whether a model writes the responses, which one, and how they are drawn."""
 
     enabled: bool = option(
         False,
-        "let the teacher answer the prompts of the corpus and cache its distributions over what it "
-        "wrote; the corpus's own last answers are not used",
+        "let the teacher (or generate.writer) answer the prompts of the corpus and cache the "
+        "teacher's distributions over what was written; the corpus's own last answers are not used",
+    )
+    writer: str | None = option(
+        None,
+        "who writes: a hub id or a model folder with the teacher's vocabulary, such as the student "
+        "of an earlier run; none: the teacher",
+    )
+    writer_revision: str | None = option(None, "branch, tag or commit of a writer's hub id")
+    writer_parallel_size: int = option(
+        1, "vLLM only: GPUs that share one writer that is not the teacher", ge=1, le=64
+    )
+    prompts: Literal["all", "heldout"] = option(
+        "all",
+        "which prompts are answered; `heldout` makes a cache to score students on, and nothing to "
+        "train on",
+    )
+    seed: int | None = option(
+        None,
+        "of the draws; none: the run's seed. Another seed draws other responses to the same "
+        "prompts, of the same held-out split",
+        ge=0,
     )
     temperature: float = option(1.0, "divides the logits; 0 always takes the likeliest", ge=0, le=5)
     top_p: float = option(1.0, "draw from the likeliest tokens that hold this mass", gt=0, le=1)
@@ -51,6 +71,15 @@ class GenerateSettings(Settings):
                 f"generate.temperature: found {self.temperature}, expected 0 or at least 0.01 "
                 "(below, vLLM takes 0.01)"
             )
+        if self.writer is None:
+            mistakes += [
+                f"generate.{name}: found {value} without generate.writer, expected both or neither"
+                for name, value, usual in (
+                    ("writer_revision", self.writer_revision, None),
+                    ("writer_parallel_size", self.writer_parallel_size, 1),
+                )
+                if value != usual
+            ]
         if self.temperature == 0 and self.responses > 1:
             mistakes.append(
                 f"generate.responses: found {self.responses} at temperature 0, expected 1: all "
@@ -66,7 +95,11 @@ class GenerateSettings(Settings):
         `shard_prompts` is part of it: the sequences computed together decide the last bits of the
         logits, and now and then a token.
         """
-        return self.model_dump(exclude={"enabled"})
+        unnamed = {"enabled", "writer", "writer_revision", "writer_parallel_size"}
+        # What is as ever is not named, so that it is the same cache as ever.
+        unnamed |= {"prompts"} if self.prompts == "all" else set()
+        unnamed |= {"seed"} if self.seed is None else set()
+        return self.model_dump(exclude=unnamed)
 
 
 def mistakes_with_corpus(

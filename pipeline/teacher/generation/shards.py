@@ -48,9 +48,22 @@ class PromptShards:
     """The prompts of a corpus, cut into shards; grows with `refresh` until it is complete."""
 
     def __init__(
-        self, open_view: Callable[[], CorpusView], intake: PromptIntake, shard_prompts: int
+        self,
+        open_view: Callable[[], CorpusView],
+        intake: PromptIntake,
+        shard_prompts: int,
+        *,
+        only_heldout: bool = False,
     ) -> None:
-        """Know nothing yet; the view is opened when it is first asked for."""
+        """Know nothing yet; the view is opened when it is first asked for.
+
+        Args:
+            open_view: opens the prepared corpus.
+            intake: how it is read.
+            shard_prompts: prompts of a shard.
+            only_heldout: the held-out prompts alone.
+        """
+        self._only_heldout = only_heldout
         self._open_view = open_view
         self._intake = intake
         self._size = shard_prompts
@@ -67,7 +80,7 @@ class PromptShards:
 
     @cached_property
     def _conclude(self) -> Callable[[CorpusSummary], CorpusCounts]:
-        return partial(conclude_prompts, intake=self._intake)
+        return partial(conclude_prompts, intake=self._intake, only_heldout=self._only_heldout)
 
     def refresh(self) -> None:
         """Look for units that are done, and cut what is new.
@@ -106,7 +119,7 @@ class PromptShards:
 
     def projected(self) -> SampleTotals:
         """Return the sums over all prompts; projected by bytes while some are not known."""
-        return self._view.projected()
+        return self._view.projected(only_heldout=self._only_heldout)
 
     def prompts(self, shard: ResponseShard) -> list[Sample]:
         """Read the prompts of a shard, in the order of the source.
@@ -132,15 +145,18 @@ class PromptShards:
     def _block(self, block: PlacedBlock) -> list[Sample]:
         key = block.unit, block.number
         if key not in self._held:
-            both = [*self._view.samples(block, "train"), *self._view.samples(block, "heldout")]
-            self._held[key] = sorted(both, key=lambda sample: sample.source_index)
+            found = list(self._view.samples(block, "heldout"))
+            if not self._only_heldout:
+                found += self._view.samples(block, "train")
+            self._held[key] = sorted(found, key=lambda sample: sample.source_index)
         self._held.move_to_end(key)
         while len(self._held) > _BLOCKS_HELD:
             self._held.popitem(last=False)
         return self._held[key]
 
     def _cut(self, block: PlacedBlock) -> None:
-        start, left = 0, block.split.num_train.samples + block.split.num_heldout.samples
+        start, left = 0, block.split.num_heldout.samples
+        left += 0 if self._only_heldout else block.split.num_train.samples
         while left:
             taken = min(left, self._size - sum(stop - begin for _, begin, stop in self._open))
             self._open.append((block, start, start + taken))

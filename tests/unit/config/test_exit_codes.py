@@ -20,8 +20,8 @@ from pipeline.errors import (
     last_word_code,
     run_command,
 )
-from stages.distill import _Path
 from stages.options import PAGE, page
+from stages.parts import Parts
 from stages.steps import Steps
 from tests.stage_runner import ROOT
 
@@ -64,7 +64,7 @@ def test_the_page_has_the_table() -> None:
 
 
 def test_a_stage_that_a_signal_ended_is_told_as_a_shell_does(tmp_path: Path) -> None:
-    path = _Path(Steps(tmp_path), of=1)
+    path = Parts(Steps(tmp_path), of=1)
     for number in (signal.SIGTERM, signal.SIGKILL):
         code = f"import os; os.kill(os.getpid(), {int(number)})"
         with pytest.raises(DistillError) as caught:

@@ -211,7 +211,7 @@ def test_a_missing_tracker_is_told_before_the_teacher_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr(distill._Path, "stage", lambda *_, **__: pytest.fail("a stage was started"))
+    monkeypatch.setattr(distill.Parts, "stage", lambda *_, **__: pytest.fail("a stage was started"))
     config = tmp_path / "student.yaml"
     config.write_text("observe: {report_to: [wandb]}\n")
     for main, flags in (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.cache.layout.quarantine import QuarantinedRow
@@ -58,6 +58,8 @@ def _requests(count: int) -> list[WriteRequest]:
 @given(st.integers(1, 40), st.data(), st.integers(1, 4))
 def test_exactly_the_bad_ones_are_quarantined(count: int, data: st.DataObject, tries: int) -> None:
     bad = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
+    # Where none of a few prompts from end to end is answered, the engine counts as broken.
+    assume(not set(range(0, count, max(1, count // 8))) <= bad)
     teacher = _Teacher(sorted(bad))
     told: list[int] = []
     written = write_or_quarantine(teacher, _requests(count), tries=tries, on_responses=told.append)

@@ -27,6 +27,7 @@ from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.generation.shards import ResponseShard
 from pipeline.teacher.generation.units import RESPONSES_LOST, ResponseUnits
 from pipeline.teacher.settings import CaptureSettings
+from pipeline.teacher.writer import Writer
 
 SHARDS, EACH = 7, 2
 TOTALS = SampleTotals(EACH, 3 * EACH)
@@ -136,7 +137,10 @@ def _task(later: int = 0) -> tuple[WritingTask, Prompts]:
     teacher: Any = Teacher()
     generate = GenerateSettings(enabled=True, max_new_tokens=9)
     plan = ResponsePlan(generate, (2,), 42, 600, {"source": "s"})
-    return WritingTask(teacher, plan, prompts, CaptureSettings(lease_s=5), {"corpus": "c"}), prompts
+    writer: Any = Writer(teacher, teacher)
+    return WritingTask(
+        teacher, writer, plan, prompts, CaptureSettings(lease_s=5), {"corpus": "c"}
+    ), prompts
 
 
 def _tokens(store: Store, index: int) -> int:
