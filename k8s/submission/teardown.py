@@ -19,7 +19,7 @@ _KINDS = (
     "podmonitors.monitoring.coreos.com", "configmaps", "networkpolicies.networking.k8s.io",
     "serviceaccounts",
 )  # fmt: skip
-_CLAIM, _CLASS = "fsx-claim", "distill-fsx"
+_PVC, _CLASS = "fsx-claim", "distill-fsx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def teardown(
     for kind, names in found.items():
         print(f"{kind}: {', '.join(names)}")
     if volume is not None:
-        print(f"persistentvolumeclaims: {_CLAIM}, volume {volume.name} ({volume.file_system})")
+        print(f"persistentvolumeclaims: {_PVC}, volume {volume.name} ({volume.file_system})")
     if not found and volume is None:
         print(f"nothing of this project is in namespace {namespace}")
         return
@@ -106,10 +106,10 @@ def _found(kubectl: Kubectl, namespace: str, secret: str) -> Iterator[tuple[str,
 
 
 def _volume(kubectl: Kubectl, namespace: str) -> Volume | None:
-    claim = _get(kubectl, "-n", namespace, "persistentvolumeclaim", _CLAIM)
-    if claim is None:
+    pvc = _get(kubectl, "-n", namespace, "persistentvolumeclaim", _PVC)
+    if pvc is None:
         return None
-    name = str(claim["spec"].get("volumeName") or "")
+    name = str(pvc["spec"].get("volumeName") or "")
     found = _get(kubectl, "persistentvolume", name) if name else None
     spec = (found or {"spec": {}})["spec"]
     return Volume(
@@ -134,14 +134,14 @@ def _delete_volume(
     doomed = volume.is_ours and bool(volume.name) and data == volume.file_system
     if not doomed and volume.is_ours and not volume.is_kept:
         print(
-            f"kept: claim {_CLAIM}, whose deletion would delete its data; DATA={volume.file_system}"
+            f"kept: claim {_PVC}, whose deletion would delete its data; DATA={volume.file_system}"
             " deletes both"
         )
         return
     if doomed and volume.is_kept:
         patch = '{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}'
         kubectl.ask("patch", "persistentvolume", volume.name, "--type=merge", "-p", patch)
-    delete("-n", namespace, "persistentvolumeclaim", _CLAIM)
+    delete("-n", namespace, "persistentvolumeclaim", _PVC)
     if not doomed and volume.name:
         delete("persistentvolume", volume.name)
         print(
@@ -149,8 +149,8 @@ def _delete_volume(
             "fsx-volume FSX_ID=...` uses it again, `aws fsx delete-file-system --file-system-id "
             f"{volume.file_system}` deletes it"
         )
-    claims = json.loads(kubectl.ask("get", "persistentvolumeclaims", "-A", "-o", "json"))["items"]
-    if not any(claim["spec"].get("storageClassName") == _CLASS for claim in claims):
+    pvcs = json.loads(kubectl.ask("get", "persistentvolumeclaims", "-A", "-o", "json"))["items"]
+    if not any(pvc["spec"].get("storageClassName") == _CLASS for pvc in pvcs):
         delete("storageclass", _CLASS)
 
 
