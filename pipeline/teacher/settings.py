@@ -71,6 +71,14 @@ class TeacherSettings(PrecisionSettings):
         gt=0,
     )
 
+    load_spread_s: float = option(
+        0,
+        "in a job's pods: the nodes begin to load the teacher spread over so many seconds, each at "
+        "a time by its name, where one file system cannot serve all at once",
+        ge=0,
+        le=3600,
+    )
+
     @property
     def step_tokens(self) -> int:
         """Tokens of a forward pass; a CPU's where neither the user nor `for_device` has said."""
