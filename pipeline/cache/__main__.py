@@ -1,4 +1,4 @@
-"""`python -m pipeline.cache COMMAND`: inspect, verify, repair, slice, merge and export caches."""
+"""`python -m pipeline.cache COMMAND`: inspect, verify, repair, convert, push and pull caches."""
 
 from __future__ import annotations
 
@@ -291,6 +291,24 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _push(options: argparse.Namespace) -> int:
+    from pipeline.cache.tools.travel.command import run_push
+
+    with _progress("push") as bar:
+        said = run_push(options, command=_command(options), on_start=bar.start, on_rows=bar.advance)
+    print(said)
+    return 0
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from pipeline.cache.tools.travel.command import run_pull
+
+    with _progress("pull") as bar:
+        said = run_pull(options, on_start=bar.start, on_rows=bar.advance)
+    print(said)
+    return 0
+
+
 _RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": _inspect,
     "verify": _verify,
@@ -299,6 +317,8 @@ _RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "slice": _slice,
     "merge": _merge,
     "export": _export,
+    "push": _push,
+    "pull": _pull,
 }
 
 

@@ -13,7 +13,9 @@ from pipeline.program import command_name
 __all__ = ["PROG", "HelpShown", "parse", "usage"]
 
 PROG = command_name("pipeline.cache")
-_URL = "a folder, or any address fsspec opens, such as s3://bucket/cache"
+_URL = (
+    "a folder, or any address fsspec opens, such as s3://bucket/cache or hf://datasets/owner/name"
+)
 _EXAMPLES = {
     "inspect": ("inspect runs/default/cache", "inspect s3://bucket/cache --json"),
     "verify": ("verify s3://bucket/cache --workers 8", "verify runs/default/cache --check size"),
@@ -31,6 +33,14 @@ _EXAMPLES = {
         "merge runs/chat/cache runs/code/cache runs/both",
     ),
     "export": ("export runs/default/cache runs/default/plain --top-k 32",),
+    "push": (
+        "push runs/default/cache hf://datasets/me/teacher-cache --license apache-2.0",
+        "push runs/default/cache s3://bucket/cache --license other --license-name in-house",
+    ),
+    "pull": (
+        "pull hf://datasets/me/teacher-cache runs/pulled",
+        "pull s3://bucket/cache runs/pulled --workers 8",
+    ),
 }
 
 
@@ -250,6 +260,23 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     text = "write plain Parquet lists with tokenizer and card, which any other trainer reads"
     sub = command("export", text, "SOURCE", "TARGET")
     sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
+
+    text = "publish a cache: to a data set of the hub or any store, with the licence you state"
+    sub = command("push", text, "SOURCE", "TARGET")
+    text = "by the terms of the teacher and of the corpus, such as apache-2.0; required"
+    sub.add_argument("--license", metavar="ID", help=text)
+    sub.add_argument("--license-name", metavar="NAME", help="of a licence that is `other`")
+    sub.add_argument("--license-link", metavar="URL", help="where its text is")
+    text = "what the teacher's terms say of its outputs, for the card: a sentence or an address"
+    sub.add_argument("--teacher-terms", metavar="TEXT", help=text)
+    who = sub.add_mutually_exclusive_group()
+    text = "a data set of the hub that is made here is private"
+    who.add_argument("--private", action="store_true", help=text)
+    who.add_argument("--public", action="store_true", help="it is public")
+    _add_travel(sub)
+
+    sub = command("pull", "copy a cache from the hub or any store, compared", "SOURCE", "TARGET")
+    _add_travel(sub)
     return parser, commands
 
 
@@ -268,6 +295,17 @@ def _add_check(sub: argparse._ActionsContainer) -> None:
         "a wrong writer wrote)"
     )
     sub.add_argument("--check", choices=CHECKS, default=CHECKS[1], help=text)
+
+
+def _add_travel(sub: argparse.ArgumentParser) -> None:
+    text = (
+        "how what has arrived is compared: checksum (the default: read back); size (for a store "
+        "that is trusted). The hub computes digests itself"
+    )
+    sub.add_argument("--check", choices=CHECKS[:2], default=CHECKS[1], help=text)
+    text = "take the prepared corpus along, which only stage one reads"
+    sub.add_argument("--with-corpus", action="store_true", help=text)
+    _add_workers(sub)
 
 
 def _add_workers(sub: argparse.ArgumentParser) -> None:
