@@ -291,6 +291,17 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _import(options: argparse.Namespace) -> int:
+    from pipeline.cache.tools.foreign.command import run_import
+
+    with _progress("import") as bar:
+        said = run_import(
+            options, command=_command(options), on_start=bar.start, on_rows=bar.advance
+        )
+    print(said)
+    return 0
+
+
 def _push(options: argparse.Namespace) -> int:
     from pipeline.cache.tools.travel.command import run_push
 
@@ -317,6 +328,7 @@ _RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "slice": _slice,
     "merge": _merge,
     "export": _export,
+    "import": _import,
     "push": _push,
     "pull": _pull,
 }

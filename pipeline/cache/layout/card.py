@@ -61,7 +61,7 @@ without running the teacher again.
 |---|---|---|---|---|---|---|
 {table}
 
-## Reading it
+{_imported_text(identity)}## Reading it
 
 The files are ordinary Parquet with zstd: `datasets.load_dataset(folder)`, DuckDB, polars and
 pyarrow read them directly. Columns: `sample_id`, `input_ids`, `loss_mask` (true where a token
@@ -85,6 +85,22 @@ SELECT sum(num_loss_tokens) / sum(num_tokens) FROM 'data/train/*.parquet';
 ```
 {command}
 ```
+"""
+
+
+def _imported_text(identity: Mapping[str, Any]) -> str:
+    """Say what a cache made from another project's files does not know; else nothing."""
+    imported = identity.get("imported")
+    if imported is None:
+        return ""
+    unknown = "\n".join(f"- {item}" for item in imported["unknown"])
+    return f"""## Imported
+
+Made from files of another project (`{imported["format"]}`), so it serves students at temperature 1
+alone. Its files did not tell:
+
+{unknown}
+
 """
 
 
