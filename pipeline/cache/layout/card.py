@@ -50,7 +50,7 @@ without running the teacher again.
 | | |
 |---|---|
 | teacher | `{teacher["model"]}` (revision `{teacher["revision"]}`, {teacher["dtype"]}) |
-| engine | {teacher["engine"]} {teacher["engine_version"]} on {teacher["device"]} |
+| engine | {teacher["engine"]} {teacher["engine_version"]} on {_device(teacher)} |
 | corpus | `{corpus.get("source", corpus.get("dataset_name", "unknown"))}` |
 {responses}| scheme | {_scheme_text(scheme)} |
 | temperatures with exact normaliser | {temperatures} |
@@ -86,6 +86,14 @@ SELECT sum(num_loss_tokens) / sum(num_tokens) FROM 'data/train/*.parquet';
 {command}
 ```
 """
+
+
+def _device(teacher: Mapping[str, Any]) -> str:
+    """Name the device; of a server take back the promise of the same bytes."""
+    device = str(teacher["device"])
+    if teacher["engine"] != "openai":
+        return device
+    return f"{device}; its batches are not repeated, so neither need be the bytes"
 
 
 def _imported_text(identity: Mapping[str, Any]) -> str:
