@@ -74,6 +74,11 @@ class TeacherRun(Settings):
                 "generate.enabled: found it with teacher.engine openai, expected generate.writer "
                 "beside it: a teacher behind an endpoint scores what another model writes"
             )
+        if self.generate.enabled and self.generate.record_top_k:
+            mistakes.append(
+                f"generate.record_top_k: found {self.generate.record_top_k} with teacher.engine "
+                "openai, expected 0: servers tell their own largest entries, not ids asked for"
+            )
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self

@@ -168,6 +168,7 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     foreign = {"nproc-per-node", "standalone", "nnodes"}  # the launchers' own
     foreign |= {"use_deepspeed", "num_processes", "multi_gpu", "cpu"}
     foreign |= {"shape"}  # a bench's
+    foreign |= {"max-logprobs"}  # of vLLM's server
     for flag in ours.findall(text):
         name = flag.rstrip(".-").replace("-", "_")
         if flag.rstrip(".-") in foreign or name in {f.replace("-", "_") for f in foreign}:

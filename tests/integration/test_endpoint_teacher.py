@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -58,6 +59,25 @@ def test_a_cache_through_an_endpoint_that_fails_now_and_then(
     assert "its batches are not repeated" in (cache / "README.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_model_here_writes_what_an_endpoint_scores(
+    tiny: Tiny, stage: Stage, tmp_path: Path
+) -> None:
+    config = json.loads((tiny.teacher / "config.json").read_text())
+    with serve_endpoint(vocabulary=config["vocab_size"]) as endpoint:
+        flags = [
+            *_flags(tiny, endpoint.url, tmp_path / "cache"), "--num_samples", "12",
+            "--generate.enabled", "--generate.writer", tiny.teacher,
+            "--teacher.endpoint.writer_engine", "transformers", "--generate.max_new_tokens", "8",
+            "--generate.prompt_tokens", "5",
+        ]  # fmt: skip
+        stage("cache_teacher", flags, env={"NO_PROXY": "127.0.0.1"}).ok()
+    cache = open_cache(str(tmp_path / "cache"))
+    assert verify_cache(cache.store, check="decode") == []
+    assert cache.manifest.corpus_counts["responses"] > 5
+    assert cache.manifest.identity["teacher"]["engine"] == "openai"
+
+
 @pytest.fixture
 def vllm_server(tiny: Tiny, tmp_path: Path) -> Iterator[str]:
     """Serve the tiny teacher by vLLM's own command, on this machine's CPU."""
@@ -65,8 +85,10 @@ def vllm_server(tiny: Tiny, tmp_path: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        str(Path(sys.executable).with_name("vllm")), "serve", str(tiny.teacher), "--host",
-        "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-logprobs", str(K),
+        # What `vllm serve` starts; the command itself asks for a distribution named vllm, and the
+        # CPU build has another name.
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny.teacher),
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-logprobs", str(K),
         "--served-model-name", "tiny", "--enforce-eager", "--max-model-len", "128",
         "--no-enable-prefix-caching", "--kv-cache-memory-bytes", str(1 << 26),
     ]  # fmt: skip
@@ -90,12 +112,13 @@ def vllm_server(tiny: Tiny, tmp_path: Path) -> Iterator[str]:
             raise AssertionError(log.read_text()[-3000:])
         yield url
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(30)
 
 
 @pytest.mark.slow

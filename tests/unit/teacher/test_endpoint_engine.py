@@ -251,6 +251,9 @@ def test_an_endpoint_serves_top_k_at_temperature_1() -> None:
         TeacherRun.model_validate(
             {"teacher": teacher, "capture": one, "generate": {"enabled": True}}
         )
+    wanted = {"enabled": True, "writer": "small", "record_top_k": 4}
+    with pytest.raises(ValueError, match="not ids asked for"):
+        TeacherRun.model_validate({"teacher": teacher, "capture": one, "generate": wanted})
     TeacherRun.model_validate({"teacher": teacher, "capture": one})
     with pytest.raises(ValueError, match="expected them with openai alone"):
         TeacherSettings(endpoint={"urls": ["http://a"]})
