@@ -26,7 +26,7 @@ SECRET  ?= hub-token
 GIVEN = RUN LONG_RUN NPROC GPUS CONFIG OVERLAY DEVICE TAG SWEEP SECRET NAMESPACE \
   NODES IMAGE QUEUE PRIORITY \
   TIMEOUT IDENTITY WORKERS NODE_SELECTOR INSTANCE OPERATOR STAGE REGION ACCOUNT FSX_ID FSX_MOUNT SUBNET \
-  SECURITY_GROUP STORAGE THROUGHPUT EFA TOPOLOGY DRY_RUN
+  SECURITY_GROUP STORAGE THROUGHPUT EFA TOPOLOGY DRY_RUN DATA YES
 define take_raw
 ifneq ($(filter command environment,$(firstword $(origin $(1)))),)
 override $(1) := $$(value $(1))
@@ -254,6 +254,10 @@ jobs: setup-dev ## List the jobs of this project (OVERLAY=)
 logs: setup-dev ## Follow the logs of a run (OVERLAY=, RUN=, STAGE=)
 	@$(CLUSTER) $@ $(PLACE) $(NAMED) $(call flag,--stage,STAGE)
 
+.PHONY: teardown
+teardown: setup-dev ## Delete all of this project in the namespace, asking first (OVERLAY=, YES=1; DATA=fs-... with its data)
+	@$(CLUSTER) $@ $(PLACE) --secret "$$GIVEN_SECRET" $(call flag,--data,DATA) $(if $(filter 1,$(YES)),--yes true)
+
 .PHONY: manifests
 manifests: setup-dev hyperpod-models ## Render and check every manifest; lint Dockerfiles, shell and YAML (needs no cluster)
 	@$(CLUSTER) manifests
@@ -261,6 +265,13 @@ manifests: setup-dev hyperpod-models ## Render and check every manifest; lint Do
 .PHONY: simulate-cluster
 simulate-cluster: setup-dev ## Simulate the cluster locally: run the pods of overlay local-kind as processes, kill one per stage
 	@$(STUDENT) -m pytest -s tests/cluster/test_simulated_cluster.py $(ARGS)
+
+# A kube-apiserver of Debian 12's sources and an etcd, in a folder beside the environment.
+CONTROL_PLANE_FOLDER = .control-plane
+.PHONY: test-control-plane
+test-control-plane: setup-dev hyperpod-models ## Apply, follow and scale on a real API server (builds it once: ten minutes of a core, 2 GB)
+	@nice tests/cluster/build_control_plane.sh $(CONTROL_PLANE_FOLDER) $(dir $(STUDENT))uv
+	@$(STUDENT) -m pytest tests/cluster/check_control_plane.py $(ARGS)
 
 ##@ Measure
 .PHONY: bench-capture

@@ -24,6 +24,7 @@ commands (each with --help):
   fsx-init        the project's folder on it, owned by the user the stages run as
   manifests       render and check everything in k8s/ and docker/
   katib           print the student as a Katib Experiment, an example to start from
+  teardown        delete all of this project in a namespace; data only where it is named
   jobs            list the jobs of this project
   logs            follow the logs of a run"""
 
@@ -35,6 +36,7 @@ _COMMANDS: dict[str, Callable[[str, Sequence[str]], None]] = {
     "prefetch": operations.prefetch,
     "fsx-volume": operations.fsx_volume,
     "fsx-init": operations.fsx_init,
+    "teardown": operations.teardown,
     "manifests": inspection.manifests,
     "katib": inspection.katib,
     "jobs": inspection.jobs,

@@ -211,6 +211,7 @@ def _fill_once(
     from pipeline.teacher.capture.fit_tau import can_begin, fit_tau
     from pipeline.teacher.capture.run import fill_cache
     from pipeline.teacher.estimate import check_resources, estimate
+    from pipeline.teacher.fleet.turns import wait_for_turn
     from pipeline.teacher.generation.identity import (
         reject_other_responses,
         reject_written_responses,
@@ -238,6 +239,8 @@ def _fill_once(
                     lambda: can_begin(task) if writing is None else can_write(writing)
                 )
             check_resources(estimate(task, writing), store)
+            with shares.spent("waiting"):  # before a shard is leased
+                wait_for_turn(run.teacher.load_spread_s)
             if writing is not None:
                 responses = write_responses(
                     writing,

@@ -94,18 +94,16 @@ def _operator_rules(job: Object) -> Iterator[str]:
             f"letter first, at most {LONGEST_NAME}"
         )
     spec, specs = job.get("spec") or {}, replica_specs(job)
-    for replica, least in (("Master", 1), ("Worker", 1)):
-        if replica not in specs:
-            continue
-        count = specs[replica].get("replicas")
-        if not isinstance(count, int) or count < least or (replica == "Master" and count != 1):
-            want = "exactly 1" if replica == "Master" else "at least 1"
-            yield f"{replica}.replicas: found {count!r}, expected {want}"
-        policy = specs[replica].get("restartPolicy")
+    if "Master" in specs:
+        yield "Master: found one, expected Workers only (it brings an unrestricted init container)"
+    if "Worker" in specs:
+        count, policy = specs["Worker"].get("replicas"), specs["Worker"].get("restartPolicy")
+        if not isinstance(count, int) or count < 1:
+            yield f"Worker.replicas: found {count!r}, expected at least 1"
         if policy not in ("Always", "OnFailure", "Never", "ExitCode"):
-            yield f"{replica}.restartPolicy: found {policy!r}, expected OnFailure"
+            yield f"Worker.restartPolicy: found {policy!r}, expected OnFailure"
         try:
-            main_container(job, replica)
+            main_container(job)
         except ConfigError as error:
             yield str(error)
     if not specs:
@@ -143,8 +141,6 @@ def _paths(value: Any, path: str = "") -> Iterator[str]:
 
 
 def _teacher_shape(job: Object) -> Iterator[str]:
-    if "Master" in replica_specs(job):
-        yield "Master: found one, expected Workers only (it brings an unrestricted init container)"
     if job["spec"].get("elasticPolicy") is not None:
         yield (
             "spec.elasticPolicy: found one, expected none: with it the job counts as done as soon "
@@ -153,8 +149,6 @@ def _teacher_shape(job: Object) -> Iterator[str]:
 
 
 def _student_shape(job: Object) -> Iterator[str]:
-    if "Master" in replica_specs(job):
-        yield "Master: found one, expected Workers only (it brings an unrestricted init container)"
     elastic = job["spec"].get("elasticPolicy")
     workers = replica_specs(job).get("Worker", {}).get("replicas")
     if elastic is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -70,6 +71,21 @@ class Kubectl:
                 do="check the cluster and your rights (kubectl auth can-i create pytorchjobs)",
             )
         return done.stdout
+
+    def items(self, namespace: str, resource: str, labels: str) -> list[Object]:
+        """Return the objects of a kind with these labels; none where the cluster has no such kind.
+
+        Raises:
+            DistillError: they cannot be read.
+        """
+        words = ("-n", namespace, "get", resource, "-l", labels, "-o", "json")
+        done = self.run(*words)
+        if "the server doesn't have a resource type" in done.stderr:
+            return []
+        found: list[Object] = json.loads(self.ask(*words) if done.returncode else done.stdout)[
+            "items"
+        ]
+        return found
 
     def follow(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
         """Start a command whose lines go to this process's output."""

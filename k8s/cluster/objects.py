@@ -110,15 +110,15 @@ def replica_specs(job: Object) -> dict[str, Any]:
     return specs if isinstance(specs, dict) else {}
 
 
-def pod_spec(item: Object, replica: str = "Worker") -> dict[str, Any]:
-    """Return the pod spec of a PyTorchJob's replicas, a Job or a Pod.
+def pod_spec(item: Object) -> dict[str, Any]:
+    """Return the pod spec of a job's workers, or of a Pod.
 
     Raises:
         ConfigError: the object has none.
     """
     match item["kind"]:
         case "PyTorchJob":
-            holder = replica_specs(item).get(replica)
+            holder = replica_specs(item).get("Worker")
         case "Job":
             holder = item.get("spec")
         case "HyperPodPyTorchJob":
@@ -132,7 +132,7 @@ def pod_spec(item: Object, replica: str = "Worker") -> dict[str, Any]:
     except (KeyError, TypeError):
         pass
     raise ConfigError(
-        f"{name_of(item)}: no {replica} with a pod template and containers",
+        f"{name_of(item)}: no Worker with a pod template and containers",
         expected="what k8s/base has",
         do="look for a patch that replaces a list or a mapping",
     )
@@ -144,13 +144,13 @@ def containers(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from spec.get("containers") or []
 
 
-def main_container(item: Object, replica: str = "Worker") -> dict[str, Any]:
+def main_container(item: Object) -> dict[str, Any]:
     """Return the container the operator works on, else the only one.
 
     Raises:
         ConfigError: a PyTorchJob has no container of the name `pytorch`.
     """
-    found: list[dict[str, Any]] = pod_spec(item, replica)["containers"]
+    found: list[dict[str, Any]] = pod_spec(item)["containers"]
     for container in found:
         if container.get("name") == "pytorch":
             return container

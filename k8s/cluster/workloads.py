@@ -7,8 +7,18 @@ from typing import Literal
 
 from k8s.cluster.objects import Object
 
-__all__ = ["WORKLOADS", "Operator", "Workload", "address", "is_workload", "selector"]
+__all__ = [
+    "PROJECT_LABEL",
+    "WORKLOADS",
+    "Operator",
+    "Workload",
+    "address",
+    "is_workload",
+    "selector",
+]
 
+PROJECT_LABEL = "app.kubernetes.io/part-of=offline-distill"
+"""Selects everything of this project."""
 
 Operator = Literal["kubeflow", "hyperpod", "trainer"]
 """Whose kind of job: the training operator's, HyperPod's own operator's, Trainer v2's."""

@@ -1,13 +1,20 @@
-"""The commands around the stages: prefetch, fsx-init, fsx-volume."""
+"""The commands around the stages: prefetch, fsx-init, fsx-volume, teardown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from k8s.cluster.objects import Object
-from k8s.commands.options import InitOptions, PrefetchOptions, VolumeOptions, parse, show
+from k8s.commands.options import (
+    InitOptions,
+    PrefetchOptions,
+    TeardownOptions,
+    VolumeOptions,
+    parse,
+    show,
+)
 
-__all__ = ["fsx_init", "fsx_volume", "prefetch"]
+__all__ = ["fsx_init", "fsx_volume", "prefetch", "teardown"]
 
 
 def prefetch(name: str, arguments: Sequence[str]) -> None:
@@ -58,6 +65,16 @@ def fsx_volume(name: str, arguments: Sequence[str]) -> None:
     from k8s.submission.admission import apply
 
     apply(Kubectl(), documents)
+
+
+def teardown(name: str, arguments: Sequence[str]) -> None:
+    """Delete what this project has in a namespace."""
+    from k8s.submission.status import namespace_of
+    from k8s.submission.teardown import teardown as delete_all
+
+    options, dry, _ = parse(TeardownOptions, name, arguments)
+    place = namespace_of(options.overlay, options.namespace)
+    delete_all(place, secret=options.secret, data=options.data, yes=options.yes, dry=dry)
 
 
 def _run_once(documents: list[Object], *, dry: bool, timeout_s: float | None) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "PrepareOptions",
     "SubmitOptions",
     "SweepOptions",
+    "TeardownOptions",
     "VolumeOptions",
     "parse",
     "show",
@@ -37,33 +38,43 @@ class PlaceOptions(Settings):
     )
 
 
-class _RunOptions(PlaceOptions):
-    """One run: what all commands that submit one have."""
+class _JobOptions(PlaceOptions):
+    """What all commands that submit a run have."""
 
-    run: str = option("default", "name of the run: part of the job's name, and its folder")
-    config: str | None = option(None, "configuration of the stage; none takes the overlay's")
     image: str | None = option(
         None, "image; none takes the digest that `make push-images` wrote, else the overlay's"
     )
-    queue: str | None = option(None, "Kueue's local queue")
+    queue: str | None = option(None, "Kueue's local queue, which decides how many run at a time")
     priority: str | None = option(None, "Kueue's priority class")
     timeout_s: float | None = option(None, "stop waiting after this many seconds", gt=0)
-    poll_s: float = option(10, "seconds between two queries of the job's state", gt=0)
+    poll_s: float = option(10, "seconds between two queries of a job's state", gt=0)
+
+
+class _RunOptions(_JobOptions):
+    """One run."""
+
+    run: str = option("default", "name of the run: part of the job's name, and its folder")
+    config: str | None = option(None, "configuration of the stage; none takes the overlay's")
     stuck_s: float = option(
         120, "seconds that a pod may be unable to start before the job counts as failed", gt=0
     )
 
 
-class SubmitOptions(_RunOptions):
-    """One run of one stage."""
+class _SizeOptions(PlaceOptions):
+    """Of the jobs of both stages."""
 
-    nodes: int | None = option(None, "machines; none takes the overlay's", ge=1)
+    nodes: int | None = option(None, "machines of one job; none takes the overlay's", ge=1)
     topology: str | None = option(
         None, "label of a network level within which Kueue places the workers, where it can"
     )
     operator: Operator = option(
         "kubeflow", "who runs stage two: the training operator, HyperPod's own, or Trainer v2"
     )
+
+
+class SubmitOptions(_RunOptions, _SizeOptions):
+    """One run of one stage."""
+
     cache_identity: str | None = option(
         None,
         "stage two: the identity its cache must have, or the first characters",
@@ -80,24 +91,10 @@ class PrepareOptions(_RunOptions):
     )
 
 
-class SweepOptions(PlaceOptions):
+class SweepOptions(_JobOptions, _SizeOptions):
     """Every point of a sweep file as a job of its own."""
 
     sweep: str = option(..., "the sweep file: a grid or a list of points")
-    nodes: int | None = option(None, "machines of one job; none takes the overlay's", ge=1)
-    topology: str | None = option(
-        None, "label of a network level within which Kueue places the workers, where it can"
-    )
-    operator: Operator = option(
-        "kubeflow", "who runs stage two: the training operator, HyperPod's own, or Trainer v2"
-    )
-    image: str | None = option(
-        None, "image; none takes the digest that `make push-images` wrote, else the overlay's"
-    )
-    queue: str | None = option(None, "Kueue's local queue, which decides how many run at a time")
-    priority: str | None = option(None, "Kueue's priority class")
-    timeout_s: float | None = option(None, "stop waiting after this many seconds", gt=0)
-    poll_s: float = option(10, "seconds between two queries of a job's state", gt=0)
 
 
 class PrefetchOptions(PlaceOptions):
@@ -134,6 +131,16 @@ class VolumeOptions(PlaceOptions):
         250, "of a new one: MB/s of each TiB; 125, 250, 500 or 1000", ge=125, le=1000
     )
     efa: bool = option(False, "of a new one: clients over EFA (large systems, nodes with EFA)")
+
+
+class TeardownOptions(PlaceOptions):
+    """What may go."""
+
+    secret: str = option("hub-token", "Secret with the hub token, or none")
+    data: str | None = option(
+        None, "id of the file system that is deleted with its data; none asks on the terminal"
+    )
+    yes: bool = option(False, "delete the rest without asking")
 
 
 class LogsOptions(PlaceOptions):

@@ -23,7 +23,7 @@ from k8s.rendering.render import RenderedJob, render_job
 from k8s.rendering.run_config import STAGES, Stage
 from pipeline.errors import ConfigError, DistillError
 
-__all__ = ["EXAMPLE_IMAGES", "check_everything", "katib_example", "lint"]
+__all__ = ["EXAMPLE_IMAGES", "check_everything", "every_render", "katib_example", "lint"]
 
 _REGISTRY = "111122223333.dkr.ecr.us-west-2.amazonaws.com"
 EXAMPLE_IMAGES = {
@@ -41,9 +41,9 @@ def check_everything() -> None:
         DistillError: kubectl or a linter is not installed.
     """
     mistakes: list[str] = []
-    for title, check in _checks():
+    for title, render in [*every_render(), ("hadolint, shellcheck, yamllint", lint)]:
         try:
-            check()
+            render()
             print(f"ok      {title}", flush=True)
         except ConfigError as error:
             print(f"WRONG   {title}", flush=True)
@@ -52,18 +52,19 @@ def check_everything() -> None:
         raise ConfigError(mistakes=mistakes)
 
 
-def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
+def every_render() -> Iterator[tuple[str, Callable[[], list[Object]]]]:
+    """Yield a title and a function that renders and checks, for all that can be rendered."""
     for folder in sorted((ROOT / "overlays").iterdir()):
         overlay = folder.name
         # As it is, for `kubectl apply -k` ...
         yield f"overlay {overlay}", partial(_check_folder, folder)
         # ... and as the submit step renders it, for each operator.
         for stage in STAGES:
-            yield f"  {stage}", partial(_render, stage, overlay)
+            yield f"  {stage}", partial(_stage, stage, overlay)
             for operator in get_args(Operator)[1:]:
-                yield f"  {stage}, {operator}", partial(_render, stage, overlay, operator=operator)
-        yield "  check-cache", partial(_check_preflight, overlay)
-        yield "  prepare-corpus", partial(_check_preparation, overlay)
+                yield f"  {stage}, {operator}", partial(_stage, stage, overlay, operator=operator)
+        yield "  check-cache", partial(_preflight, overlay)
+        yield "  prepare-corpus", partial(_preparation, overlay)
         image = None if overlay == "local-kind" else EXAMPLE_IMAGES["cache-teacher"]
         yield (
             "  prefetch",
@@ -71,8 +72,9 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
         )
         yield "  fsx-init", partial(fsx_init_job, overlay=overlay)
     for name in INSTANCES:
-        yield f"instance {name}", partial(_check_instance, name)
-    yield "monitoring", _check_monitoring
+        for stage in STAGES:
+            yield f"{stage}, {name}", partial(_stage, stage, "hyperpod", instance=name)
+    yield "monitoring", _monitoring
     file_system: dict[str, Any] = {"file_system": "fs-0123456789abcdef0", "mount_name": "abcdefgh"}
     yield (
         "fsx volume, existing",
@@ -85,33 +87,32 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "fsx volume, new", partial(fsx_volume, overlay="hyperpod", **network)
     yield "example kueue", partial(_check_folder, ROOT / "examples/kueue")
     yield "example katib", katib_example
-    yield "hadolint, shellcheck, yamllint", lint
 
 
-def _check_folder(folder: Path) -> None:
-    source = f"k8s/{folder.relative_to(ROOT)}"
-    check_documents(render_kustomization(folder), source=source, images_required=False)
+def _check_folder(folder: Path) -> list[Object]:
+    source, documents = f"k8s/{folder.relative_to(ROOT)}", render_kustomization(folder)
+    check_documents(documents, source=source, images_required=False)
+    return documents
 
 
-def _check_preflight(overlay: str) -> None:
-    check_cache_job(_render("train-student", overlay), cache_identity="0123456789ab")
+def _stage(stage: Stage, overlay: str, **more: Any) -> list[Object]:
+    return _render(stage, overlay, **more).objects
 
 
-def _check_preparation(overlay: str) -> None:
-    prepare_corpus_job(_render("cache-teacher", overlay), workers=2)
+def _preflight(overlay: str) -> list[Object]:
+    return check_cache_job(_render("train-student", overlay), cache_identity="0123456789ab")
 
 
-def _check_instance(name: str) -> None:
-    for stage in STAGES:
-        _render(stage, "hyperpod", instance=name)
+def _preparation(overlay: str) -> list[Object]:
+    return prepare_corpus_job(_render("cache-teacher", overlay), workers=2).documents
 
 
-def _check_monitoring() -> None:
-    check_documents(render_kustomization(ROOT / "ops/monitoring"), source="k8s/ops/monitoring")
+def _monitoring() -> list[Object]:
     try:
         json.loads((ROOT / "ops/monitoring/dashboard.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"k8s/ops/monitoring/dashboard.json: {error}", expected="JSON") from None
+    return _check_folder(ROOT / "ops/monitoring")
 
 
 def _render(stage: Stage, overlay: str, **more: Any) -> RenderedJob:

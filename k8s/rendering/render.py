@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from k8s.checks.job_rules import GPU, LONGEST_NAME, gpus_of, instance_type, nproc_of
+from k8s.checks.job_rules import LONGEST_NAME, instance_type, nproc_of
 from k8s.checks.validate import check_documents
-from k8s.cluster.instances import INSTANCES, quantity
 from k8s.cluster.kubectl import overlay_folder, render_kustomization
 from k8s.cluster.objects import (
     Object,
@@ -28,10 +27,10 @@ from k8s.cluster.objects import (
     volume_root,
 )
 from k8s.cluster.workloads import Operator
-from k8s.rendering.indexed_job import RESTARTS_PER_WORKER
 from k8s.rendering.operators import convert
 from k8s.rendering.placing import set_instance
-from k8s.rendering.run_config import STAGES, RunConfig, Stage, resolve_config
+from k8s.rendering.run_config import STAGES, Stage, resolve_config
+from k8s.rendering.sizing import set_size
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import ConfigError
 
@@ -100,8 +99,7 @@ class RenderedJob:
     @property
     def queue(self) -> str | None:
         """Kueue's local queue, which admits the job as a whole."""
-        found = (self.job["metadata"].get("labels") or {}).get(_QUEUE)
-        return str(found) if found else None
+        return _in_queue(self.job, None)
 
     @property
     def world_size(self) -> int:
@@ -180,7 +178,7 @@ def render_job(
     if image is None and instance_type(job) is not None:  # a local cluster takes no pushed image
         image = pushed_image("distill-teacher" if stage == "cache-teacher" else "distill-student")
     set_image(job, image)
-    _set_size(job, stage, nodes, resolved)
+    set_size(job, nodes, resolved.settings, in_queue=_in_queue(job, queue), operator=operator)
     _set_labels(job, run, labels, queue, priority)
     if topology is not None:
         _set_topology(job, topology)
@@ -266,51 +264,9 @@ def _set_namespace(documents: Sequence[Object], namespace: str) -> None:
             item["metadata"]["namespace"] = namespace
 
 
-def _set_size(job: Object, stage: Stage, nodes: int | None, resolved: RunConfig) -> None:
-    """Set the number of workers in every field that has it, and each one's share of a node."""
-    worker = replica_specs(job)["Worker"]
-    container = main_container(job)
-    gpus = gpus_of(container)
-    node = INSTANCES.get(instance_type(job) or "")
-    if nodes is not None and nodes < 1:
-        raise ConfigError(f"nodes: found {nodes}", expected="1 or more", do="give another NODES=")
-    if stage == "cache-teacher" and gpus and node is not None:
-        wanted = resolved.tensor_parallel_size
-        if wanted > node.gpus or node.gpus % wanted:
-            raise ConfigError(
-                f"teacher.tensor_parallel_size: found {wanted}",
-                expected=f"a divisor of the {node.gpus} GPUs that {instance_type(job)} has",
-                do="an engine cannot span nodes, and must not leave GPUs of a node unused",
-            )
-        if wanted != gpus:
-            _scale(container, pod_spec(job), wanted / gpus)
-            for part in ("requests", "limits"):
-                container["resources"][part][GPU] = str(wanted)
-        nodes_given = nodes or max(1, int(worker.get("replicas", 1)) * gpus // node.gpus)
-        worker["replicas"] = nodes_given * (node.gpus // wanted)
-    elif nodes is not None:
-        worker["replicas"] = nodes
-    replicas = int(worker.get("replicas", 1))
-    elastic = job["spec"].get("elasticPolicy")
-    if elastic is not None and nodes is not None:
-        elastic["minReplicas"] = elastic["maxReplicas"] = replicas
-    # The operator adds up the restarts of all workers.
-    policy = job["spec"].setdefault("runPolicy", {})
-    policy["backoffLimit"] = max(int(policy.get("backoffLimit", 0)), RESTARTS_PER_WORKER * replicas)
-
-
-def _scale(container: dict[str, Any], spec: dict[str, Any], factor: float) -> None:
-    for part in ("requests", "limits"):
-        amounts = container["resources"][part]
-        if "cpu" in amounts:
-            amounts["cpu"] = f"{round(quantity(amounts['cpu']) * factor * 1000)}m"
-        if "memory" in amounts:
-            amounts["memory"] = f"{round(quantity(amounts['memory']) * factor / 2**20)}Mi"
-    for volume in spec.get("volumes") or []:
-        directory = volume.get("emptyDir") or {}
-        if directory.get("medium") == "Memory" and "sizeLimit" in directory:
-            size = quantity(directory["sizeLimit"]) * factor / 2**20
-            directory["sizeLimit"] = f"{round(size)}Mi"
+def _in_queue(job: Object, given: str | None) -> str | None:
+    found = given or (job["metadata"].get("labels") or {}).get(_QUEUE)
+    return str(found) if found else None
 
 
 def _set_labels(

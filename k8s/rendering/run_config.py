@@ -46,8 +46,6 @@ class RunConfig:
     settings: Settings
     files: dict[str, str]
     """Content of the ConfigMap: `config.yaml` and what it names."""
-    tensor_parallel_size: int
-    """GPUs of one teacher engine; 1 for stage two."""
 
 
 def stage_model(stage: Stage) -> type[Settings]:
@@ -150,7 +148,6 @@ def resolve_config(
     return RunConfig(
         settings=settings,
         files={"config.yaml": dump_yaml(settings), **carried},
-        tensor_parallel_size=int(data.get("teacher", {}).get("tensor_parallel_size", 1)),
     )
 
 

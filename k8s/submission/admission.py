@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from k8s.cluster.kubectl import Kubectl
 from k8s.cluster.objects import Object, dump_documents, find
-from k8s.cluster.workloads import address, is_workload
+from k8s.cluster.workloads import WORKLOADS, address, is_workload
 from k8s.submission.job_state import job_state
 from pipeline.errors import DistillError
 
@@ -41,7 +41,7 @@ def apply(kubectl: Kubectl, documents: Sequence[Object], *, own: bool = True) ->
 
 
 def refuse_second_job(kubectl: Kubectl, job: Object) -> None:
-    """Reject a job beside an unfinished one of the same run and stage that has another name.
+    """Reject a job beside an unfinished one of the same run and stage: another name or kind.
 
     Its name is a digest of everything in it, so that another number of nodes or a rebuilt image is
     another job; both would write into one folder.
@@ -52,18 +52,19 @@ def refuse_second_job(kubectl: Kubectl, job: Object) -> None:
     resource, name, namespace = address(job)
     labels = job["metadata"].get("labels") or {}
     wanted = ",".join(f"{key}={labels.get(key)}" for key in ("distill/run", "distill/stage"))
-    text = kubectl.ask("-n", namespace, "get", resource, "-l", wanted, "-o", "json")
-    for other in json.loads(text).get("items", []):
-        state = job_state(other)
-        found = str(other["metadata"]["name"])
-        if found != name and state.phase in ("waiting", "running"):
-            raise DistillError(
-                f"run {labels.get('distill/run')}: {found} is {state.phase}, and {name} would "
-                "write into the same folder; it is not submitted",
-                expected="one unfinished job of a run and stage",
-                do=f"end it with `kubectl -n {namespace} delete {resource} {found}` (this one goes "
-                "on where it stopped), give exactly its settings to follow it, or another RUN=",
-            )
+    for workload in WORKLOADS.values():  # another OPERATOR= is a job of another kind
+        for other in kubectl.items(namespace, workload.resource, wanted):
+            state, found = job_state(other), str(other["metadata"]["name"])
+            itself = (workload.resource, found) == (resource, name)
+            if not itself and state.phase in ("waiting", "running"):
+                raise DistillError(
+                    f"run {labels.get('distill/run')}: {found} is {state.phase}, and {name} would "
+                    "write into the same folder; it is not submitted",
+                    expected="one unfinished job of a run and stage",
+                    do=f"end it with `kubectl -n {namespace} delete {workload.resource} {found}` "
+                    "(this one goes on where it stopped), give exactly its settings to follow it, "
+                    "or another RUN=",
+                )
 
 
 def require(kubectl: Kubectl, documents: Sequence[Object], namespace: str) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Sequence
 
 from k8s.cluster.kubectl import Kubectl, overlay_folder, render_kustomization
 from k8s.cluster.objects import Object, replica_specs
-from k8s.cluster.workloads import WORKLOADS
+from k8s.cluster.workloads import PROJECT_LABEL, WORKLOADS
 from k8s.submission.job_state import job_state
 from pipeline.errors import DistillError
 
-__all__ = ["LogFollower", "follow_logs", "list_jobs"]
-
-_PROJECT = "app.kubernetes.io/part-of=offline-distill"
+__all__ = ["LogFollower", "follow_logs", "list_jobs", "namespace_of"]
 
 
 class LogFollower:
@@ -63,15 +60,10 @@ class LogFollower:
 
 def list_jobs(overlay: str, namespace: str | None) -> None:
     """Print one line per job: name, stage, run, workers, state."""
-    kubectl, place = Kubectl(), _place(overlay, namespace)
+    kubectl, place = Kubectl(), namespace_of(overlay, namespace)
     items: list[Object] = []
     for workload in WORKLOADS.values():
-        words = ("-n", place, "get", workload.resource, "-l", _PROJECT, "-o", "json")
-        done = kubectl.run(*words)
-        if "the server doesn't have a resource type" not in done.stderr:  # no such operator here
-            items += json.loads(done.stdout if not done.returncode else kubectl.ask(*words))[
-                "items"
-            ]
+        items += kubectl.items(place, workload.resource, PROJECT_LABEL)
     if not items:
         print("no jobs")
     for item in items:
@@ -100,7 +92,7 @@ def follow_logs(overlay: str, namespace: str | None, *, run: str, stage: str | N
         DistillError: the run has no pods.
     """
     kubectl = Kubectl()
-    place = _place(overlay, namespace)
+    place = namespace_of(overlay, namespace)
     selector = f"distill/run={run}" + (f",distill/stage={stage}" if stage else "")
     pods = kubectl.ask("-n", place, "get", "pods", "-l", selector, "-o", "name").split()
     if not pods:
@@ -118,7 +110,8 @@ def follow_logs(overlay: str, namespace: str | None, *, run: str, stage: str | N
     )  # fmt: skip
 
 
-def _place(overlay: str, namespace: str | None) -> str:
+def namespace_of(overlay: str, namespace: str | None) -> str:
+    """Return the namespace given, else the overlay's."""
     if namespace is not None:
         return namespace
     documents = render_kustomization(overlay_folder(overlay))

@@ -56,6 +56,35 @@ class TeacherRun(Settings):
         return self
 
     @model_validator(mode="after")
+    def _endpoint_can_serve(self) -> Self:
+        capture, mistakes = self.capture, []
+        if self.teacher.engine != "openai":
+            return self
+        if capture.scheme != "top_k":
+            mistakes.append(
+                f"capture.scheme: found {capture.scheme} with teacher.engine openai, expected "
+                "top_k: servers tell the largest entries alone"
+            )
+        if capture.temperatures != (1.0,):
+            mistakes.append(
+                f"capture.temperatures: found {list(capture.temperatures)} with teacher.engine "
+                "openai, expected [1.0]: servers know no other normaliser"
+            )
+        if self.generate.enabled and self.generate.writer is None:
+            mistakes.append(
+                "generate.enabled: found it with teacher.engine openai, expected generate.writer "
+                "beside it: a teacher behind an endpoint scores what another model writes"
+            )
+        if self.generate.enabled and self.generate.record_top_k:
+            mistakes.append(
+                f"generate.record_top_k: found {self.generate.record_top_k} with teacher.engine "
+                "openai, expected 0: servers tell their own largest entries, not ids asked for"
+            )
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    @model_validator(mode="after")
     def _capture_fits_the_path(self) -> Self:
         through_api = self.teacher.capture_path == "prompt_logprobs"
         if through_api and self.teacher.engine == "vllm" and self.capture.scheme != "top_k":

@@ -1,4 +1,4 @@
-"""`python -m pipeline.cache COMMAND`: inspect, verify, repair, slice, merge and export caches."""
+"""`python -m pipeline.cache COMMAND`: inspect, verify, repair, convert, push and pull caches."""
 
 from __future__ import annotations
 
@@ -291,6 +291,35 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _import(options: argparse.Namespace) -> int:
+    from pipeline.cache.tools.foreign.command import run_import
+
+    with _progress("import") as bar:
+        said = run_import(
+            options, command=_command(options), on_start=bar.start, on_rows=bar.advance
+        )
+    print(said)
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from pipeline.cache.tools.travel.command import run_push
+
+    with _progress("push") as bar:
+        said = run_push(options, command=_command(options), on_start=bar.start, on_rows=bar.advance)
+    print(said)
+    return 0
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from pipeline.cache.tools.travel.command import run_pull
+
+    with _progress("pull") as bar:
+        said = run_pull(options, on_start=bar.start, on_rows=bar.advance)
+    print(said)
+    return 0
+
+
 _RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": _inspect,
     "verify": _verify,
@@ -299,6 +328,9 @@ _RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "slice": _slice,
     "merge": _merge,
     "export": _export,
+    "import": _import,
+    "push": _push,
+    "pull": _pull,
 }
 
 

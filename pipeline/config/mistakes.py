@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config.fields import Leaf, leaves, suggestion
-from pipeline.config.schema import Settings
+from pipeline.config.schema import BrokenRulesError, Settings
 from pipeline.errors import ConfigError
 
 __all__ = ["describe_errors", "validated"]
@@ -43,7 +43,10 @@ def describe_errors(
     sections = sorted({".".join(leaf.path[:n]) for leaf in all_leaves for n in range(1, 9)})
     lines: dict[str, None] = {}
     for detail in error.errors():
-        lines.setdefault(_line(detail, all_leaves, known, sections, others or {}))
+        broken = (detail.get("ctx") or {}).get("error")
+        several = broken.lines if isinstance(broken, BrokenRulesError) else (None,)
+        for text in several:
+            lines.setdefault(_line(detail, all_leaves, known, sections, others or {}, text))
     return list(lines)
 
 
@@ -53,6 +56,7 @@ def _line(
     known: list[str],
     sections: list[str],
     others: Mapping[str, str],
+    text: str | None,
 ) -> str:
     location = [str(part) for part in detail["loc"]]
     leaf = next(
@@ -71,7 +75,7 @@ def _line(
         case "missing":
             return f"{name}: required, but not given"
         case "value_error":
-            text = str(context.get("error", detail["msg"]))
+            text = str(context.get("error", detail["msg"])) if text is None else text
             # A section's validator names the full field already.
             return text if not name or text.startswith(f"{name}.") else f"{name}: {text}"
         case "invalid_key":

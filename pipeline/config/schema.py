@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Settings", "dump_yaml", "fingerprint", "option"]
+__all__ = ["BrokenRulesError", "Settings", "dump_yaml", "fingerprint", "option", "rule"]
+
+_MARK = "_is_rule"
 
 
 class Settings(BaseModel):
@@ -19,6 +21,37 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Self:
+        rules = [
+            value
+            for owner in reversed(type(self).__mro__)
+            for value in vars(owner).values()
+            if getattr(value, _MARK, False)
+        ]
+        lines = [line for kept in rules for line in kept(self)]
+        if lines:
+            raise BrokenRulesError(lines)
+        return self
+
+
+class BrokenRulesError(ValueError):
+    """What fields say that cannot go together, each in a line of its own."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        """Keep the lines."""
+        super().__init__("; ".join(lines))
+        self.lines = tuple(lines)
+
+
+def rule(method: Callable[[Any], Iterator[str]]) -> Callable[[Any], Iterator[str]]:
+    """Mark a method of a settings class that yields a line for each mistake across its fields.
+
+    All rules are asked, where pydantic's own validators stop at the first that raises.
+    """
+    setattr(method, _MARK, True)
+    return method
 
 
 def option(default: Any, help: str, *, flag: str | None = None, **constraints: Any) -> Any:

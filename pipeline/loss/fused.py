@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.loss.chunk_gradient import sparse_loss_
 from pipeline.loss.entry_gradient import RowTerms, join_rows
 from pipeline.loss.gpu.chunks import ChunkLayout, chunk_layout
-from pipeline.loss.gpu.products import add_product_, device_bytes
+from pipeline.loss.gpu.products import add_product_, clean_last_rows, device_bytes, write_product_
 from pipeline.loss.spec import LossSpec
 from pipeline.loss.targets import HeadTargets, LossTerms, weighted_loss
 from pipeline.loss.uld import uld_loss_
@@ -157,6 +157,7 @@ def _run(
     weight_PD = weight_VD[:products]
     bias_P = None if bias_V is None else bias_V[:products]
     num_tokens = hidden_ND.shape[0]
+    last_JD = clean_last_rows(weight_PD, vocab_size) if needs[0] else None
     gradients = _allocate(hidden_ND, weight_VD, bias_V, products, needs)
     buffer_CS = hidden_ND.new_empty(min(layout.rows, num_tokens), layout.stride)
     loss_ = _loss_of(spec)
@@ -185,10 +186,10 @@ def _run(
         if targets.weight_N is not None:
             weight_n1 = targets.weight_N[start : start + len(hidden_nD), None]
         if gradients.hidden_ND is not None:
-            out_nD = gradients.hidden_ND[start : start + len(hidden_nD)]
-            torch.mm(logits_nP, weight_PD, out=out_nD)
+            grad_nD = gradients.hidden_ND[start : start + len(hidden_nD)]
+            write_product_(grad_nD, logits_nP, weight_PD, last_JD)
             if weight_n1 is not None:
-                out_nD.mul_(weight_n1)
+                grad_nD.mul_(weight_n1)
         if gradients.weight_VD is not None:
             # On the hidden states: D numbers a token instead of V.
             right_nD = hidden_nD

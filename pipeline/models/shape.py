@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.models.resolve import text_config
+from pipeline.models.windows import attention_windows
 
 __all__ = ["ModelShape", "model_shape"]
 
@@ -35,6 +36,8 @@ class ModelShape:
     block: int = 1
     """Rows and columns that share a scale of quantised weights; a part of a layer holds whole
     ones."""
+    windows: tuple[int | None, ...] = ()
+    """Tokens that one sees in each layer, as `attention_windows` has them; empty: all."""
 
     @property
     def embedding(self) -> int:
@@ -67,9 +70,10 @@ class ModelShape:
         """Bytes of keys and values of a token, in 16 bits."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
-    def pruned(self, layers: int) -> ModelShape:
-        """Return the shape with so many layers."""
-        return replace(self, layers=layers)
+    def pruned(self, layers: Sequence[int]) -> ModelShape:
+        """Return the shape with these layers."""
+        windows = tuple(self.windows[layer] for layer in layers) if self.windows else ()
+        return replace(self, layers=len(layers), windows=windows)
 
     def _layer(self, experts: int) -> int:
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
@@ -93,9 +97,10 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
     tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", True))
     quantised = config.get("quantization_config") or {}
     blocks = quantised.get("weight_block_size") or [1]
+    layers = int(text.get("num_hidden_layers") or text["n_layer"])
     return ModelShape(
         hidden=hidden,
-        layers=int(text.get("num_hidden_layers") or text["n_layer"]),
+        layers=layers,
         vocab_size=int(text["vocab_size"]),
         inner=inner,
         heads=heads,
@@ -107,6 +112,7 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
         vision=_vision(config, hidden),
         linear_bytes=_linear_bytes(config, quantised),
         block=int(blocks[0]),
+        windows=attention_windows(text, layers),
     )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 from pipeline.errors import DistillError, StoreError
+from pipeline.program import command_name
+from pipeline.storage.faults import FULL, is_throttled, may_pass
 from pipeline.storage.local import PARTIAL, write_local
 
 __all__ = ["Store"]
@@ -26,33 +28,10 @@ expired token recovers within a minute; a longer fault needs a person."""
 _THROTTLED_BUDGET_S = 600.0
 """Seconds of retries while the store throttles requests: it works, and giving up would waste a
 loaded teacher, while restarted workers would only add load."""
-_THROTTLED = (
-    "slowdown", "slow down", "throttl", "toomanyrequests", "too many requests", "rate exceeded",
-    "requestlimitexceeded", "serverbusy", "reduce your request rate",
-)  # fmt: skip
 _DELETED_AT_ONCE = 1000
 """Files that S3 removes in one request at most."""
 _SWEEPS = 3
 """Times in a row that our unfinished file may be removed by a worker that finishes."""
-# Errors of a network mount while its server is unreachable; other local errors are permanent.
-_PASSING = frozenset(
-    {
-        errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ESTALE, errno.ETIMEDOUT,
-        errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
-    }
-)  # fmt: skip
-# Answers of the store and bugs, not failures of the connection: a retry would only repeat
-# them.
-_FINAL = (
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    TypeError,
-    AttributeError,
-)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Store:
@@ -81,6 +60,8 @@ class Store:
         self.is_local = "file" in _protocols(self._fs)
         # s3fs asks for the size of a file before it reads it, to fetch a large one in parts.
         self._one_request = {"max_concurrency": 1} if "s3" in _protocols(self._fs) else {}
+        # On the hub a write is a commit, and none is create-only: no lease could hold there.
+        self.read_only = "hf" in _protocols(self._fs)
 
     def __repr__(self) -> str:
         """Return the URL, for logs."""
@@ -175,6 +156,7 @@ class Store:
             look_back: ask what has arrived; needless for a file with its own checksum.
         """
         action = f"write {name}"
+        self._require_writable(action)
         try:
             if self.is_local:
                 self._try(
@@ -198,6 +180,7 @@ class Store:
         winner have to write different content.
         """
         action = f"create {name}"
+        self._require_writable(action)
         tries = 0
 
         def call() -> None:
@@ -220,6 +203,7 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove the file; no error if it does not exist."""
+        self._require_writable(f"delete {name}")
         try:
             self._try(f"delete {name}", lambda: self._fs.rm_file(self.path(name)))
         except FileNotFoundError:
@@ -280,6 +264,14 @@ class Store:
         while folder and not os.path.isdir(folder):
             folder = os.path.dirname(folder)
         return shutil.disk_usage(folder or "/").free
+
+    def _require_writable(self, action: str) -> None:
+        if self.read_only:
+            raise StoreError(
+                f"{self.url}: cannot {action}: the hub is read in place, not written in place",
+                expected="a folder, or an address of a store such as s3://",
+                do=f"write there, then publish with {command_name('pipeline.cache')} push",
+            )
 
     def _listed(self, folder: str, call: Callable[[], dict[str, int]]) -> dict[str, int]:
         self._fs.invalidate_cache()
@@ -346,8 +338,8 @@ class Store:
                 continue
             except Exception as error:
                 spent += time.monotonic() - started
-                budget = _THROTTLED_BUDGET_S if _is_throttled(error) else _BUDGET_S
-                if once or not self._may_pass(error) or spent + pause > budget:
+                budget = _THROTTLED_BUDGET_S if is_throttled(error) else _BUDGET_S
+                if once or not may_pass(error, local=self.is_local) or spent + pause > budget:
                     raise self._translated(action, error) from error
             jittered = pause * random.uniform(0.5, 1.0)
             time.sleep(jittered)
@@ -362,14 +354,8 @@ class Store:
             and str(error.filename).endswith(PARTIAL)
         )
 
-    def _may_pass(self, error: Exception) -> bool:
-        if isinstance(error, _FINAL):
-            return False
-        number = getattr(error, "errno", None)
-        return number in _PASSING if self.is_local else number not in _FULL
-
     def _translated(self, action: str, error: Exception) -> StoreError:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             return StoreError(
                 f"{self.url}: the disk is full (cannot {action})",
                 do="free some space and run the same command again; it goes on where it stopped",
@@ -384,8 +370,3 @@ class Store:
 def _protocols(fs: Any) -> tuple[str, ...]:
     protocol = fs.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-def _is_throttled(error: Exception) -> bool:
-    text = f"{type(error).__name__} {error}".lower()
-    return any(word in text for word in _THROTTLED)

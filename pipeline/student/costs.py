@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pipeline.loss.gpu.chunks import chunk_layout
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
+from pipeline.models.windows import attended_pairs
 from pipeline.student.settings.student import StudentSettings
 from pipeline.student.settings.train import TrainSettings
 
@@ -132,8 +133,9 @@ def activations(
     layer = unit * (_OUTSIDE_MLP + (_EXCHANGE if train.sequence_parallel_size > 1 else 0))
     inner = _INSIDE_MLP * shape.inner * shape.active_experts * element
     # A tile has about as many tokens as the student has hidden units.
-    tile = inner * min(tokens, shape.hidden) if train.tiled_mlp else 0
-    layer += 0 if train.tiled_mlp else inner * tokens
+    tiled = train.tiled_mlp and shape.experts == 1  # experts are never tiled
+    tile = inner * min(tokens, shape.hidden) if tiled else 0
+    layer += 0 if tiled else inner * tokens
     if not student.gradient_checkpointing:
         return Activations(layer * shape.layers + tile, 0)
     # The input of each layer, and all of the one that is being recomputed.
@@ -164,15 +166,36 @@ def _head(
     return 2 * layout.bytes(element) + learns
 
 
-def training_flops(shape: ModelShape, student: StudentSettings, *, tokens: float) -> float:
-    """Return the operations of training on so many tokens; attention's own products are left out.
+def training_flops(
+    shape: ModelShape, student: StudentSettings, *, tokens: float, mean_length: float = 0.0
+) -> float:
+    """Return the operations of training on so many tokens.
 
     Two operations a parameter and token forward, two backward for the inputs, two for the weights
-    (not of frozen ones under LoRA), and two where the forward pass is computed again.
+    (not of frozen ones under LoRA), and two where the forward pass is computed again; attention's
+    own products once forward, twice backward, and once where they are computed again.
+
+    Args:
+        shape: of the student, pruned.
+        student: its adapters and checkpointing.
+        tokens: of the whole run.
+        mean_length: tokens of a sequence, all taken to be as long; 0 leaves attention's own
+            products out. Where lengths differ there are more.
     """
-    passes = 2.0 + 2.0 + (0.0 if student.lora.enabled else 2.0)
-    passes += 2.0 if student.gradient_checkpointing else 0.0
-    return passes * shape.used_parameters * tokens
+    again = 1.0 if student.gradient_checkpointing else 0.0
+    passes = 2.0 + 2.0 + (0.0 if student.lora.enabled else 2.0) + 2.0 * again
+    flops = passes * shape.used_parameters * tokens
+    if mean_length:
+        sequences = tokens / mean_length
+        flops += (3.0 + again) * sequences * _attention_flops(shape, mean_length)
+    return flops
+
+
+def _attention_flops(shape: ModelShape, length: float) -> float:
+    """Return the operations of attention's two products in all layers, forward, of a sequence."""
+    windows = shape.windows or (None,) * shape.layers
+    pairs = sum(attended_pairs(length, window) for window in windows)
+    return 2 * 2 * pairs * shape.heads * shape.head_dim
 
 
 def model_flops(
@@ -182,8 +205,7 @@ def model_flops(
 
     6 a parameter of the layers and token (4 where the weights are frozen under LoRA); the same for
     the head, at supervised tokens alone; and attention's own products, each token with those before
-    it in its sequence, in every layer. A layer that sees a window only, or keeps a state, needs
-    fewer than are counted here.
+    it in its sequence that the layer sees. What a layer with a state does instead is not counted.
 
     Args:
         shape: of the student.
@@ -194,7 +216,6 @@ def model_flops(
     passes = 4.0 if student.lora.enabled else 6.0
     layers = passes * (shape.used_parameters - shape.embedding) * sum(lengths)
     head = passes * shape.embedding * loss_tokens
-    # Two products of L x L / 2 x width, two operations a number, forward once and backward twice.
-    pairs = sum(length * length for length in lengths) / 2
-    attention = 3 * 2 * 2 * pairs * shape.layers * shape.heads * shape.head_dim
+    # Forward once and backward twice.
+    attention = 3 * sum(_attention_flops(shape, length) for length in lengths)
     return layers + head + attention

@@ -149,10 +149,12 @@ def print_estimate(
     size = f"at most {budget} tokens" if budget else f"{plan.packs_per_step} packs"
     print(f"steps        {plan.steps} of {size}")
     tokens = plan.tokens_per_epoch * _epochs(inputs, plan)
+    mean_length = plan.tokens_per_epoch / max(plan.rows, 1)
     if device is not None:
         forecast = forecast_training(
             student_shape(inputs), inputs.student, inputs.train, inputs.loss, device,
-            devices=devices, step_tokens=plan.pass_tokens, tokens=tokens,
+            devices=devices, step_tokens=plan.pass_tokens, tokens=tokens, steps=plan.steps,
+            mean_length=mean_length,
         )  # fmt: skip
         stage = inputs.train.stage(dtype=inputs.train.dtype(on_gpu=True), world_size=devices)
         for line in forecast_lines(forecast, device, devices=devices, zero_stage=stage):
@@ -164,7 +166,10 @@ def print_estimate(
     print(f"disk         about {format_bytes(plan.disk_bytes)} at {inputs.output_dir}")
     check_resources(inputs, plan)
     rate = _matmul_flops_per_s()
-    seconds = training_flops(student_shape(inputs), inputs.student, tokens=tokens) / rate
+    flops = training_flops(
+        student_shape(inputs), inputs.student, tokens=tokens, mean_length=mean_length
+    )
+    seconds = flops / rate
     print(f"time         about {format_duration(seconds)} at {rate / 1e9:.0f} GFLOP/s (calibrated)")
 
 
@@ -196,4 +201,4 @@ def student_shape(inputs: Inputs) -> ModelShape:
     """Return the student's sizes from the config alone."""
     shape = model_shape(read_model_config(inputs.source.path))
     kept = inputs.student.keep_layers
-    return shape.pruned(len(kept)) if kept else shape
+    return shape.pruned(kept) if kept else shape

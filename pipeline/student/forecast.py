@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.amounts import format_bytes, format_duration
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape
-from pipeline.observe.devices import FULL_SHARE, TRAINING_SHARE, Device
+from pipeline.observe.devices import BANDWIDTH_SHARE, FULL_SHARE, TRAINING_SHARE, Device
 from pipeline.student.costs import TrainingMemory, training_flops, training_memory
 from pipeline.student.settings.student import StudentSettings
 from pipeline.student.settings.train import TrainSettings
@@ -51,8 +51,13 @@ def forecast_training(
     devices: int,
     step_tokens: int,
     tokens: float,
+    steps: int = 0,
+    mean_length: float = 0.0,
 ) -> Forecast:
     """Compute memory and time.
+
+    The time is that of the operations, and of one read and one write of weights, gradients and
+    optimiser's state in each step. What devices send each other is not in it.
 
     Args:
         shape: of the student, pruned.
@@ -63,6 +68,8 @@ def forecast_training(
         devices: how many, one process each.
         step_tokens: of one forward pass of one process.
         tokens: of the whole run.
+        steps: of the whole run.
+        mean_length: tokens of a sequence; 0 leaves attention's own products out.
     """
 
     def memory(tokens: int, *, checkpointing: bool) -> TrainingMemory:
@@ -78,14 +85,16 @@ def forecast_training(
     some, many = (memory(count, checkpointing=True) for count in (_SOME, 2 * _SOME))
     per_token = (many.activations - some.activations) / _SOME
     longest = max(0, int(_SOME + (limit - some.device) / per_token))
-    flops = training_flops(shape, student, tokens=tokens)
+    flops = training_flops(shape, student, tokens=tokens, mean_length=mean_length)
+    planned = memory(step_tokens, checkpointing=checkpointing)
+    updates = 2 * steps * planned.state / (BANDWIDTH_SHARE * device.bytes_per_s)
     return Forecast(
-        memory=memory(step_tokens, checkpointing=checkpointing),
+        memory=planned,
         other_way=memory(step_tokens, checkpointing=not checkpointing),
         limit=limit,
         longest_pack=longest * train.sequence_parallel_size,
         slices=train.sequence_parallel_size,
-        seconds=flops / (TRAINING_SHARE * device.flops * devices),
+        seconds=flops / (TRAINING_SHARE * device.flops * devices) + updates,
     )
 
 
@@ -128,6 +137,7 @@ def forecast_lines(
     lines += [
         f"longest pack about {forecast.longest_pack} tokens {sharing}, with checkpointing",
         f"time         about {format_duration(forecast.seconds)} at "
-        f"{100 * TRAINING_SHARE:.0f} % of the devices' peak ({peak:.0f} TFLOP/s in bfloat16)",
+        f"{100 * TRAINING_SHARE:.0f} % of the devices' peak ({peak:.0f} TFLOP/s in bfloat16) and "
+        f"{100 * BANDWIDTH_SHARE:.0f} % of their memory's rate, without what they send each other",
     ]
     return lines

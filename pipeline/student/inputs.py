@@ -279,6 +279,7 @@ def open_inputs(run: RunSettings) -> Inputs:
                 loss,
                 vocabulary_size=None if vocabulary is None else vocabulary.size,
                 on_gpu=elsewhere or uses_gpu(),
+                elsewhere=elsewhere,
             )
     mistakes.raise_any()
     assert source is not None

@@ -17,6 +17,7 @@ from pipeline.student.engine.kernels import check_kernels
 from pipeline.student.estimate import Estimate, check_resources
 from pipeline.student.inputs import Inputs, missing_here
 from pipeline.student.output.export import is_exported
+from pipeline.student.settings.profile_window import check_profile_window
 from pipeline.student.training.checkpoint import (
     Checkpoints,
     fitting_processes,
@@ -48,6 +49,9 @@ def preflight(
     mistakes = missing_here(inputs)
     with mistakes.collected():
         check_schedule(inputs.train, total_steps=expected.steps)
+    if inputs.train.profile_steps is not None:
+        with mistakes.collected():
+            check_profile_window(inputs.train.profile_steps, total_steps=expected.steps)
     on_gpu = uses_gpu()
     with mistakes.collected():
         # A launcher may start more processes than the one that only checks.

@@ -31,7 +31,6 @@ from pipeline.student.output.export import is_exported
 from pipeline.student.output.hub import CheckpointUploads
 from pipeline.student.output.publish import Publisher, push_if_asked
 from pipeline.student.sequence.parallel import SequenceParallel
-from pipeline.student.settings.profile_window import check_profile_window
 from pipeline.student.student_of_run import BuiltStudent, RunOnRank, build_student
 from pipeline.student.training.checkpoint import Checkpoints
 from pipeline.student.training.deepspeed_engine import (
@@ -108,8 +107,6 @@ def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
     sequence = SequenceParallel(run.group)
     stream = _open_stream(run)
     total_steps = planned_steps(stream, train)
-    if train.profile_steps is not None:
-        check_profile_window(train.profile_steps, total_steps=total_steps)
     engine = _start_engine(run, student, sequence, resume, total_steps=total_steps)
     start = _load_state(run, engine, stream, resume, total_steps=total_steps)
     sinks = _open_sinks(run, resume_step=None if resume is None else start)
@@ -198,10 +195,10 @@ def _start_engine(
         longest_row=run.inputs.longest_row(),
         longest_sequence=run.inputs.pack_length(),
     )
-    if run.is_first:
-        record_way(run.folder, way)
     check_distill_head(student.model, device=engine.device)
     module.body = sequence.install(module.body, student.model, device=engine.device)
+    if run.is_first:  # nothing refuses the student from here on
+        record_way(run.folder, way)
     return engine
 
 

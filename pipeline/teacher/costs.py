@@ -144,8 +144,9 @@ def device_memory(
         resident: tokens in the key-value cache at a time; None: those of one forward pass.
     """
     parallel = settings.tensor_parallel_size
+    stages = settings.devices / parallel  # of a pipeline, each with its share of the layers
     # A head of keys and values that more GPUs than there are heads share is on each of them.
-    kv_bytes = shape.kv_bytes * math.ceil(shape.kv_heads / parallel) / shape.kv_heads
+    kv_bytes = shape.kv_bytes / stages * math.ceil(shape.kv_heads / parallel) / shape.kv_heads
     step = max(settings.step_tokens, max_length + 1)
     held = max(resident or 0, step)
     # Of a layer at a time: the stream, its norm, queries, keys and values, two MLP halves.
@@ -153,7 +154,7 @@ def device_memory(
     activations = step * 2 * (6 * shape.hidden + 3 * widest)
     return int(
         _BASE_BYTES
-        + shape.weight_bytes / parallel
+        + shape.weight_bytes / settings.devices
         + activations
         + _logits_bytes(capture, shape.vocab_size)
         + held * kv_bytes

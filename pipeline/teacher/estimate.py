@@ -54,15 +54,16 @@ def estimate(task: CaptureTask, writing: WritingTask | None = None) -> Estimate:
     """
     counts, settings = task.source.projected(), task.teacher.settings
     model = task.teacher.model
+    served = settings.engine == "openai"  # a server has the weights
     memory = host_memory(
-        model.weight_bytes,
+        0 if served else model.weight_bytes,
         settings,
         task.settings,
         task.scheme,
         vocab_size=task.spec.vocab_size,
         tokens=counts.tokens,
         stored=stored_bytes(read_model_config(model.path)),
-        dtype=task.teacher.info.dtype,
+        dtype="float32" if served else task.teacher.info.dtype,
     )
     return Estimate(
         samples=counts.samples,

@@ -28,7 +28,7 @@ from pipeline.storage.local import require_writable
 from pipeline.teacher.capture.source import PreparedShards
 from pipeline.teacher.capture.task import CaptureTask, capture_task
 from pipeline.teacher.engines.base import EngineInfo, Teacher
-from pipeline.teacher.engines.registry import engine_info, with_head
+from pipeline.teacher.engines.registry import check_engine, engine_info, with_head
 from pipeline.teacher.generation.plan import UpperBound, WritingTask, plan_responses
 from pipeline.teacher.generation.settings import GenerateSettings, mistakes_with_corpus
 from pipeline.teacher.generation.shards import PromptShards
@@ -76,7 +76,9 @@ def prepare(
     assert info is not None
     on_gpu = info.device == "cuda"
     teacher, capture = teacher.for_device(on_gpu=on_gpu), capture.for_device(on_gpu=on_gpu)
-    model = with_weights(opened.model, "teacher")
+    # Servers have the weights already.
+    served = teacher.engine == "openai"
+    model = opened.model if served else with_weights(opened.model, "teacher")
     info = with_head(info, teacher, read_model_config(model.path))
     resolved = Teacher(
         teacher, model, info, opened.tokenizer, opened.vocab_size, work.settings.longest
@@ -192,6 +194,9 @@ def _open(
         with mistakes.collected():
             corpus = _with_length(corpus, config)
             check_fits(config, corpus, generate, capture)
+    if capture is not None and info is not None:
+        with mistakes.collected():
+            check_engine(teacher, capture, corpus.max_length)
     if model is not None:
         with mistakes.collected():
             tokenizer = load_tokenizer(model.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -9,7 +10,10 @@ from pydantic import field_validator, model_validator
 from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
 
-__all__ = ["MOST_ENTRIES", "CaptureSettings", "TeacherSettings", "mistakes_with_length"]
+__all__ = [
+    "MOST_ENTRIES", "CaptureSettings", "EndpointSettings", "TeacherSettings",
+    "mistakes_with_length",
+]  # fmt: skip
 
 MOST_ENTRIES = 4096
 """Of a position, sampled or among the largest; each takes a place in every row of columns."""
@@ -18,6 +22,53 @@ _CPU_HEAD_ROWS, _GPU_HEAD_ROWS = 256, 1024
 """A chunk of logits in float32, four copies at most: 2.5 GB at 152,000 tokens on a GPU."""
 _CPU_STALL_S, _GPU_STALL_S = 3600.0, 600.0
 """One long row of a large teacher on a CPU takes half an hour."""
+
+
+class EndpointSettings(Settings):
+    """Servers that run the teacher, for the engine `openai`."""
+
+    urls: tuple[str, ...] = option(
+        (), "engine openai: addresses of vLLM or SGLang servers of one model: [http://host:8000]"
+    )
+    model: str | None = option(None, "the name under which they serve it; none: the only one")
+    server: Literal["auto", "vllm", "sglang"] = option("auto", "their kind; auto: found out")
+    requests: int = option(8, "requests under way at a time, to each server", ge=1, le=1024)
+    timeout_s: float = option(300, "a server that sends nothing for so long has failed", gt=0)
+    tries: int = option(
+        6, "attempts after which a request has failed that others are answered beside", ge=1
+    )
+    patience_s: float = option(
+        600, "a worker that no server answers for so long ends (exit code 6)", gt=0
+    )
+    key_variable: str = option(
+        "OPENAI_API_KEY", "the environment variable that has the servers' key, if they want one"
+    )
+    writer_engine: Literal["vllm", "transformers"] = option(
+        "vllm", "what runs generate.writer here, beside a teacher that is behind an endpoint"
+    )
+
+    @field_validator("urls")
+    @classmethod
+    def _plain_addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            # What is in an address goes into the cache's config.yaml, for everybody to read.
+            if "@" in url or "?" in url:
+                raise ValueError(
+                    "found an address with a name, a password or a query, expected a plain one; "
+                    "a key belongs into the variable that key_variable names"
+                )
+            if not url.startswith(("http://", "https://")) or url in ("http://", "https://"):
+                raise ValueError(f"found {url!r}, expected addresses such as http://host:8000")
+        if len(set(urls)) != len(urls):
+            raise ValueError("an address is there twice")
+        return urls
+
+    @field_validator("key_variable")
+    @classmethod
+    def _a_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{2,63}", name):
+            raise ValueError("expected the name of an environment variable, not the key itself")
+        return name
 
 
 class TeacherSettings(PrecisionSettings):
@@ -29,7 +80,12 @@ class TeacherSettings(PrecisionSettings):
         flag="teacher_model",
     )
     revision: str | None = option(None, "branch, tag or commit of a hub id")
-    engine: Literal["vllm", "transformers"] = option("vllm", "what runs the teacher")
+    engine: Literal["vllm", "transformers", "openai"] = option(
+        "vllm",
+        "what runs the teacher; openai: servers of vLLM or SGLang that teacher.endpoint names, "
+        "top-k at temperature 1; teacher.model then gives tokenizer and config alone",
+    )
+    endpoint: EndpointSettings = EndpointSettings()
     use_flash_attention: bool = option(
         False,
         "flash_attention_2 (needs a GPU and flash-attn); else the engine's own choice",
@@ -71,6 +127,14 @@ class TeacherSettings(PrecisionSettings):
         gt=0,
     )
 
+    load_spread_s: float = option(
+        0,
+        "in a job's pods: the nodes begin to load the teacher spread over so many seconds, each at "
+        "a time by its name, where one file system cannot serve all at once",
+        ge=0,
+        le=3600,
+    )
+
     @property
     def step_tokens(self) -> int:
         """Tokens of a forward pass; a CPU's where neither the user nor `for_device` has said."""
@@ -97,6 +161,20 @@ class TeacherSettings(PrecisionSettings):
             raise ValueError(
                 f"teacher.engine_options: found {', '.join(self.engine_options)} with "
                 f"teacher.engine {self.engine}, expected them with vllm alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _endpoint_has_an_address(self) -> Self:
+        if self.engine == "openai" and not self.endpoint.urls:
+            raise ValueError(
+                "teacher.endpoint.urls: found none with teacher.engine openai, expected the "
+                "addresses of its servers, such as [http://host:8000]"
+            )
+        if self.engine != "openai" and self.endpoint.urls:
+            raise ValueError(
+                f"teacher.endpoint.urls: found {', '.join(self.endpoint.urls)} with teacher.engine "
+                f"{self.engine}, expected them with openai alone"
             )
         return self
 

@@ -21,7 +21,7 @@ from pipeline.models.tokenizer import (
     vocabulary_fingerprint,
 )
 from pipeline.teacher.engines.base import Teacher
-from pipeline.teacher.settings import TeacherSettings
+from pipeline.teacher.settings import EndpointSettings, TeacherSettings
 
 __all__ = ["Writer", "resolve_writer", "teacher_as_writer"]
 
@@ -108,7 +108,15 @@ def resolve_writer(
             "revision": revision,
             "tensor_parallel_size": parallel_size,
             "engine_options": {},
+            **_runs_here(teacher),
         }
     )
     ends = tuple(sorted(end_tokens(model.path, own)))
     return Writer(settings, with_weights(model, "generate.writer"), ends, is_teacher=False)
+
+
+def _runs_here(teacher: TeacherSettings) -> dict[str, Any]:
+    """Return the engine of a writer whose teacher is behind an endpoint; else nothing."""
+    if teacher.engine != "openai":
+        return {}
+    return {"engine": teacher.endpoint.writer_engine, "endpoint": EndpointSettings()}

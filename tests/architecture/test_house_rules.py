@@ -137,6 +137,7 @@ def test_no_room_is_crowded() -> None:
 
 def test_every_flag_that_a_document_shows_exists() -> None:
     from pipeline.api.settings import StudentRun
+    from pipeline.cache.tools.commands import _build
     from pipeline.config.fields import leaves
     from stages.distill import DistillRun
     from stages.eval_student import EvalRun
@@ -159,11 +160,15 @@ def test_every_flag_that_a_document_shows_exists() -> None:
     ):
         for leaf in leaves(model):
             known |= {leaf.dotted, leaf.flag or leaf.dotted}
+    for command in _build()[1].values():
+        flags = command._option_string_actions
+        known |= {name.lstrip("-").replace("-", "_") for name in flags}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     ours = re.compile(r"--([a-z][a-z0-9_.-]*)")
     foreign = {"nproc-per-node", "standalone", "nnodes"}  # the launchers' own
     foreign |= {"use_deepspeed", "num_processes", "multi_gpu", "cpu"}
     foreign |= {"shape"}  # a bench's
+    foreign |= {"max-logprobs"}  # of vLLM's server
     for flag in ours.findall(text):
         name = flag.rstrip(".-").replace("-", "_")
         if flag.rstrip(".-") in foreign or name in {f.replace("-", "_") for f in foreign}:

@@ -42,6 +42,7 @@ ADAPTERS = {
     "triton": {"pipeline/loss/chunk_gradient_triton.py"},
     "optuna": {"pipeline/sweeps/search.py"},
     "lm_eval": {"pipeline/evaluate/harness.py"},
+    "urllib3": {"pipeline/teacher/engines/endpoint/client.py"},
     "s3fs": set(),
     "accelerate": {"pipeline/observe/accelerate_trackers.py"},
     "trl": set(),

@@ -48,6 +48,17 @@ def student_of(family: str) -> Any:
         "mqa": lambda: hf.LlamaConfig(**{**common, "num_key_value_heads": 1}),
         "qwen3": lambda: hf.Qwen3Config(**common, **window, use_sliding_window=True),
         "gemma3": lambda: hf.Gemma3TextConfig(**common, **window, query_pre_attn_scalar=8),
+        # Its code flattens heads in its own way.
+        "gpt2": lambda: hf.GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+        ),
         # Short convolutions, which look at tokens of the slice before.
         "lfm2": lambda: hf.Lfm2Config(
             **common, layer_types=["conv", "full_attention", "conv", "full_attention"]

@@ -198,6 +198,9 @@ class PodProcess:
                 found[variable["name"]] = str(variable["value"])
             else:
                 path = variable["valueFrom"]["fieldRef"]["fieldPath"]
+                if path == "spec.nodeName":
+                    found[variable["name"]] = "node-0"
+                    continue
                 match = re.fullmatch(r"metadata\.(labels|annotations)\['(.+)'\]", path)
                 assert match, path
                 found[variable["name"]] = metadata[match[1]].get(match[2], "")

@@ -1,6 +1,6 @@
 """A cluster simulated locally: the expanded pods of overlay `local-kind`, run as processes.
 
-`make simulate-cluster` runs all of it; `make test` the version with one pod per stage.
+`make simulate-cluster`, and `make test-all`.
 """
 
 from __future__ import annotations
@@ -107,21 +107,6 @@ def _every_shard_once(cache: Path) -> None:
 def _losses(student: Path) -> list[tuple[int, dict[str, float]]]:
     records = [record.without_timing() for record in read_metrics(student / "metrics.jsonl")]
     return [(record.step, record.values) for record in records]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_one_pod_per_stage(volume: Path, tmp_path: Path) -> None:
-    """Over the loopback, where every machine can run it."""
-    teacher = _render("cache-teacher", TEACHER, run="one", nodes=1)
-    student = _render("train-student", STUDENT, run="one", nodes=1)
-    with _node(tmp_path, volume, Isolation.LOOPBACK) as node:
-        JobProcess(node, teacher, "v1.9.4").run(timeout_s=600)
-        _every_shard_once(_on_host(volume, teacher.settings.cache_dir))  # type: ignore[attr-defined]
-        JobProcess(node, student, "hyperpod-2023").run(timeout_s=600)
-    folder = volume / "distill/runs/one/student"
-    assert [step for step, values in _losses(folder) if "heldout/kl_bucketed" in values] == [0, 12]
-    assert (folder / "model/model.safetensors").stat().st_size > 10_000
 
 
 @pytest.mark.slow

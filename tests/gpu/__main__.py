@@ -1,12 +1,14 @@
 """Ask the machine all checks, print one table and write it to gpu-check.json.
 
     python -m tests.gpu [--teacher_python FILE] [--only NAME ...] [--out gpu-check.json]
+                        [--minutes 20]
     python -m tests.gpu --table gpu-check.json
 
 Each check runs in a process of its own, with the environment of its stage: after an error of the
 device nothing else can run in that process. Exit code 1 where a check failed; what this machine
 cannot tell is listed as not run, with what it needs. On a CPU the same list runs with what a CPU
-can do, so that the command itself is tested.
+can do, so that the command itself is tested. On a GPU all checks together have 20 minutes: what was
+not asked or not answered by then has failed.
 """
 
 from __future__ import annotations
@@ -58,13 +60,19 @@ def _driver() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def ask(check: Check, here: Machine, python: str, scratch: Path) -> Outcome:
-    """Run one check in a process of its own."""
+def ask(
+    check: Check, here: Machine, python: str, scratch: Path, *, end: float | None = None
+) -> Outcome:
+    """Run one check in a process of its own; `end`: when all have to be done, by `monotonic`."""
     needed = max(check.gpus, check.processes if here.gpus else 0)
     if here.gpus < needed:
         needs = "a GPU" if needed == 1 else f"{needed} GPUs"
         return Outcome(check.name, check.question, "not run", 0.0, message=f"needs {needs}")
     started = time.monotonic()
+    limit_s = check.limit_s if end is None else min(check.limit_s, end - started)
+    if limit_s <= 0:
+        said = "not asked: the time for all checks is over (--minutes)"
+        return Outcome(check.name, check.question, "failed", 0.0, message=said)
     file, log = (scratch / f"{check.name}.{ending}" for ending in ("json", "log"))
     device = "cuda" if here.gpus else "cpu"
     command = [python, "-m", "tests.gpu.one", check.name, device, str(scratch), str(file)]
@@ -74,7 +82,7 @@ def ask(check: Check, here: Machine, python: str, scratch: Path) -> Outcome:
             command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
         )
         try:
-            code: int | None = process.wait(check.limit_s)
+            code: int | None = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = None
         finally:
@@ -88,7 +96,7 @@ def ask(check: Check, here: Machine, python: str, scratch: Path) -> Outcome:
         print(_tail(log), file=sys.stderr)
     if outcome is not None:
         return outcome
-    how = f"not done after {check.limit_s:g} s" if code is None else f"ended with code {code}"
+    how = f"not done after {limit_s:.3g} s" if code is None else f"ended with code {code}"
     return Outcome(check.name, check.question, "failed", seconds, message=how)
 
 
@@ -112,6 +120,7 @@ def main() -> int:
     )
     parser.add_argument("--teacher_python", default=sys.executable)
     parser.add_argument("--only", nargs="+", choices=[check.name for check in CHECKS])
+    parser.add_argument("--minutes", type=float, help="for all checks; on a GPU 20")
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"))
     parser.add_argument("--table", type=Path, help="print a file's table as Markdown, and end")
     arguments = parser.parse_args()
@@ -121,6 +130,8 @@ def main() -> int:
         print(markdown_table(Machine(**data["machine"]), outcomes))
         return 0
     here = machine()
+    minutes = arguments.minutes or (_MINUTES if here.gpus else None)
+    end = None if minutes is None else time.monotonic() + 60 * minutes
     print(f"{here.device}; {', '.join(f'{k} {v}' for k, v in here.versions.items())}", flush=True)
     outcomes = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,7 +139,7 @@ def main() -> int:
             if arguments.only and check.name not in arguments.only:
                 continue
             python = arguments.teacher_python if check.stage == "teacher" else sys.executable
-            outcomes.append(ask(check, here, python, Path(scratch)))
+            outcomes.append(ask(check, here, python, Path(scratch), end=end))
             print("\n".join(terminal_lines(outcomes[-1])), flush=True)
     record = {"machine": asdict(here), "checks": [outcome.to_json() for outcome in outcomes]}
     arguments.out.write_text(json.dumps(record, indent=1) + "\n")
@@ -141,6 +152,7 @@ def main() -> int:
 
 
 _STATES = ("passed", "failed", "not run")
+_MINUTES = 20.0
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,8 @@
-"""Memory and speed of a student of half a billion weights, beside what was forecast."""
+"""Memory and speed of a student of half a billion weights, beside what was forecast.
+
+Its step is compared with its own matrix products: the operations that it needs, at the rate of one
+large product on the same device.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,13 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from pipeline.models.resolve import read_model_config
+from pipeline.models.shape import model_shape
+from pipeline.student.costs import training_flops
+from pipeline.student.settings.student import StudentSettings
 from tests.gpu.check import Figure, NeedsHardwareError, Place, at_least, at_most
 from tests.gpu.runs import Runs
 
@@ -38,6 +47,7 @@ def against_the_forecast(place: Place) -> list[Figure]:
         Figure("peak_memory_gib", last["memory/device_peak_gib"]),
         Figure("tokens_per_s", last["throughput/tokens_per_s"]),
         Figure("mfu", last.get("throughput/mfu", float("nan"))),
+        Figure("step_over_its_matmuls", _over_matmuls(student, last["throughput/tokens_per_s"])),
     ]
 
 
@@ -48,6 +58,24 @@ def _planned(flags: list[object]) -> float:
     found = re.search(r"^memory\s+about ([\d.]+) ([MGT]iB)", done.stdout, re.MULTILINE)
     assert found, done.stdout
     return float(found[1]) * _UNITS[found[2]]
+
+
+def _over_matmuls(student: Path, tokens_per_s: float) -> float:
+    """Return the time of a token over that of its matrix products, with its attention left out."""
+    import torch
+
+    shape = model_shape(read_model_config(student))
+    flops = training_flops(shape, StudentSettings(), tokens=1)
+    side, repeats = 8192, 20
+    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    out = a @ b
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        torch.mm(a, b, out=out)
+    torch.cuda.synchronize()
+    rate = 2.0 * side**3 * repeats / (time.perf_counter() - started)
+    return rate / (flops * tokens_per_s)
 
 
 def _student(folder: Path, teacher: Path) -> Path:

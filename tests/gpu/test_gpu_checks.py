@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,15 @@ def test_a_process_that_dies_or_hangs_is_told(
         Check("loss", "does it end", "none:none", limit_s=0.2), CPU, sys.executable, tmp_path
     )
     assert (hangs.state, hangs.message) == ("failed", "not done after 0.2 s")
+
+
+def test_the_time_for_all_checks(tmp_path: Path) -> None:
+    check = Check("loss", "does it end", "none:none", limit_s=50)
+    over = ask(check, CPU, sys.executable, tmp_path, end=time.monotonic() - 1)
+    assert (over.state, over.seconds) == ("failed", 0)
+    assert over.message.startswith("not asked: the time for all checks is over")
+    short = ask(check, CPU, sys.executable, tmp_path, end=time.monotonic() + 0.2)
+    assert (short.state, short.message) == ("failed", "not done after 0.2 s")
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)

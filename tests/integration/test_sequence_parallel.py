@@ -73,7 +73,7 @@ def test_two_slices_are_one_pass(
 @pytest.mark.slow
 def test_families_and_one_that_has_no_slices() -> None:
     """Shared heads of keys, sliding windows; short convolutions are found out by the trial."""
-    arms = [("mqa", False), ("gemma3", False)]
+    arms = [("mqa", False), ("gemma3", False), ("gpt2", False)]
     one, two = run_processes(1, arms), run_processes(2, [*arms, ("lfm2", False)])
     for arm in arms:
         loss, weights = differences(one[arm], two[arm])

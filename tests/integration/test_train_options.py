@@ -136,6 +136,18 @@ def test_the_average_of_the_weights(
     assert 0 < behind[name] < 0.5 * moved[name]
 
 
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_a_profile_after_the_end_is_refused_before_the_student_is_made(
+    check: list[str], flags: list[Any], stage: Stage, tmp_path: Path
+) -> None:
+    more = ["--output_dir", tmp_path / "student", "--train.profile_steps", "5:9", *check]
+    assert stage("train_student", [*flags, *more]).refused(2) == (
+        f"train.profile_steps is 5:9, but the run has {STEPS} steps; expected steps from 1 to "
+        f"{STEPS}; choose an earlier window, or train for longer."
+    )
+    assert not list((tmp_path / "student").glob("*"))
+
+
 def test_a_folder_for_what_is_offloaded(flags: list[Any], stage: Stage, tmp_path: Path) -> None:
     more = ("--train.offload_optimizer", "true", "--train.offload_folder", tmp_path / "nvme")
     result = stage("train_student", [*flags, "--output_dir", tmp_path / "s", *more, "--check"])

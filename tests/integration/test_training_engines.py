@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,18 +190,24 @@ def _port() -> int:
 def test_sigterm_to_the_launcher_saves(
     flags: list[Any], one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Kubernetes does to a pod: the launcher gets it, hands it on, and waits for the save."""
+    """What Kubernetes does to a pod: the launcher gets it, hands it on, and waits for the save.
+
+    Which takes longer than the 30 s after which torchrun kills by itself.
+    """
     sizes = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
     folder = tmp_path / "student"
-    command = [_slowly(tmp_path), *flags, *sizes, "--output_dir", folder]
+    more = [*flags, *sizes, "--output_dir", folder]
     marks = folder / "checkpoints"
     monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
     # A launcher that waits for less than a save takes kills it, as torchrun's own 30 s may do.
-    text = _stopped([*TORCHRUN, "--shutdown-timeout", SAVE_S // 3, *command], folder)
+    short = [_slowly(tmp_path, SAVE_S), *more]
+    text = _stopped([*TORCHRUN, "--shutdown-timeout", SAVE_S // 3, *short], folder)
     assert "forcefully exiting via" in text
     assert not list(marks.glob("step-*/complete.json"))
     (folder / "metrics.jsonl").unlink()
-    text = _stopped([*torchrun_arguments(2), *command], folder)
+    started = time.monotonic()
+    text = _stopped([*torchrun_arguments(2), _slowly(tmp_path, LONG_SAVE_S), *more], folder)
+    assert time.monotonic() - started > LONG_SAVE_S
     assert "stopped by SIGTERM after step" in text
     assert "start it with --shutdown-timeout" not in text
     assert len(list(marks.glob("step-*/complete.json"))) == 1
@@ -210,7 +217,7 @@ def test_sigterm_to_the_launcher_saves(
     _same(folder, one_process)
 
 
-SAVE_S = 6
+SAVE_S, LONG_SAVE_S = 6, 35
 
 
 def _stopped(command: list[Any], folder: Path) -> str:
@@ -218,7 +225,6 @@ def _stopped(command: list[Any], folder: Path) -> str:
     import signal
     import subprocess
     import sys
-    import time
 
     path = folder.parent / "log"
     with path.open("w") as log:
@@ -232,11 +238,11 @@ def _stopped(command: list[Any], folder: Path) -> str:
             assert time.monotonic() < end
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) != 0
+        assert process.wait(60 + LONG_SAVE_S) != 0
     return path.read_text()
 
 
-def _slowly(tmp_path: Path) -> Path:
+def _slowly(tmp_path: Path, save_s: int) -> Path:
     """Return a script of stage two whose steps and saves take longer."""
     script = tmp_path / "slowly.py"
     script.write_text(
@@ -246,7 +252,7 @@ def _slowly(tmp_path: Path) -> Path:
         "step, save = TrainLoop._step, DeepSpeedEngine.save\n"
         "TrainLoop._step = lambda self, batch: (time.sleep(0.5), step(self, batch))[1]\n"
         "DeepSpeedEngine.save = lambda self, *folder, **options: (\n"
-        f"    time.sleep({SAVE_S}), save(self, *folder, **options)\n"
+        f"    time.sleep({save_s}), save(self, *folder, **options)\n"
         ")[1]\n"
         "from pipeline.errors import run_command\n"
         "from stages.train_student import main\n"

@@ -79,7 +79,7 @@ def shape_of(name: str, folder: Path) -> ModelShape:
 def student_shape(run: StudentRun, folder: Path) -> ModelShape:
     """Return the sizes of a recipe's student."""
     shape, kept = shape_of(run.student.model, folder), run.student.keep_layers
-    return shape.pruned(len(kept)) if kept else shape
+    return shape.pruned(kept) if kept else shape
 
 
 def teacher_cost(recipe: Teacher, folder: Path) -> TeacherCost:

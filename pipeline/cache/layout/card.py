@@ -50,7 +50,7 @@ without running the teacher again.
 | | |
 |---|---|
 | teacher | `{teacher["model"]}` (revision `{teacher["revision"]}`, {teacher["dtype"]}) |
-| engine | {teacher["engine"]} {teacher["engine_version"]} on {teacher["device"]} |
+| engine | {teacher["engine"]} {teacher["engine_version"]} on {_device(teacher)} |
 | corpus | `{corpus.get("source", corpus.get("dataset_name", "unknown"))}` |
 {responses}| scheme | {_scheme_text(scheme)} |
 | temperatures with exact normaliser | {temperatures} |
@@ -61,7 +61,7 @@ without running the teacher again.
 |---|---|---|---|---|---|---|
 {table}
 
-## Reading it
+{_imported_text(identity)}## Reading it
 
 The files are ordinary Parquet with zstd: `datasets.load_dataset(folder)`, DuckDB, polars and
 pyarrow read them directly. Columns: `sample_id`, `input_ids`, `loss_mask` (true where a token
@@ -85,6 +85,30 @@ SELECT sum(num_loss_tokens) / sum(num_tokens) FROM 'data/train/*.parquet';
 ```
 {command}
 ```
+"""
+
+
+def _device(teacher: Mapping[str, Any]) -> str:
+    """Name the device; of a server take back the promise of the same bytes."""
+    device = str(teacher["device"])
+    if teacher["engine"] != "openai":
+        return device
+    return f"{device}; its batches are not repeated, so neither need be the bytes"
+
+
+def _imported_text(identity: Mapping[str, Any]) -> str:
+    """Say what a cache made from another project's files does not know; else nothing."""
+    imported = identity.get("imported")
+    if imported is None:
+        return ""
+    unknown = "\n".join(f"- {item}" for item in imported["unknown"])
+    return f"""## Imported
+
+Made from files of another project (`{imported["format"]}`), so it serves students at temperature 1
+alone. Its files did not tell:
+
+{unknown}
+
 """
 
 

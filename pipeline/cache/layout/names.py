@@ -11,6 +11,7 @@ from pipeline.program import command_name
 __all__ = [
     "CHECKS",
     "ENVIRONMENT",
+    "FOREIGN",
     "MANIFEST",
     "PLAN",
     "RECORDS",
@@ -47,6 +48,8 @@ SPLITS = ("train", "heldout")
 CHECKS = ("size", "checksum", "decode")
 """What `verify` compares of each shard: its size; its bytes; its bytes and all that its rows decode
 to."""
+FOREIGN = ("plain", "distillkit", "axolotl", "verl")
+"""Forms of other projects' files that `import` reads."""
 SEGMENT_SHARDS = 1024
 """Shards of a segment at most; a segment lies between two multiples of this number. At 200,000
 shards a cache has 196 segments: few enough to read at each end of stage one, and a manifest of 70

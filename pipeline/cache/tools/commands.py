@@ -6,14 +6,16 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
-from pipeline.cache.layout.names import CHECKS, SPLITS, parse_shard
+from pipeline.cache.layout.names import CHECKS, FOREIGN, SPLITS, parse_shard
 from pipeline.errors import ConfigError
 from pipeline.program import command_name
 
 __all__ = ["PROG", "HelpShown", "parse", "usage"]
 
 PROG = command_name("pipeline.cache")
-_URL = "a folder, or any address fsspec opens, such as s3://bucket/cache"
+_URL = (
+    "a folder, or any address fsspec opens, such as s3://bucket/cache or hf://datasets/owner/name"
+)
 _EXAMPLES = {
     "inspect": ("inspect runs/default/cache", "inspect s3://bucket/cache --json"),
     "verify": ("verify s3://bucket/cache --workers 8", "verify runs/default/cache --check size"),
@@ -31,6 +33,18 @@ _EXAMPLES = {
         "merge runs/chat/cache runs/code/cache runs/both",
     ),
     "export": ("export runs/default/cache runs/default/plain --top-k 32",),
+    "import": (
+        "import logits/ runs/imported --format distillkit --tokenizer models/teacher",
+        "import s3://bucket/logits runs/imported --format plain --tokenizer hf://owner/teacher",
+    ),
+    "push": (
+        "push runs/default/cache hf://datasets/me/teacher-cache --license apache-2.0",
+        "push runs/default/cache s3://bucket/cache --license other --license-name in-house",
+    ),
+    "pull": (
+        "pull hf://datasets/me/teacher-cache runs/pulled",
+        "pull s3://bucket/cache runs/pulled --workers 8",
+    ),
 }
 
 
@@ -250,6 +264,42 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     text = "write plain Parquet lists with tokenizer and card, which any other trainer reads"
     sub = command("export", text, "SOURCE", "TARGET")
     sub.add_argument("--top-k", type=_count, metavar="K", help="only the K largest entries")
+
+    text = "make a top-k cache of other projects' Parquet files; it serves temperature 1 alone"
+    sub = command("import", text, "SOURCE", "TARGET")
+    text = "whose columns: one of %(choices)s; plain has input_ids, target_ids, target_logprobs"
+    sub.add_argument("--format", choices=FOREIGN, required=True, help=text)
+    text = "the model's folder or address whose tokenizer made the ids; required"
+    sub.add_argument("--tokenizer", metavar="URL", help=text)
+    text = "rows of the teacher's head (default: of the config.json beside the tokenizer)"
+    sub.add_argument("--vocab-size", type=_count, metavar="V", help=text)
+    text = "the teacher's name, for the card"
+    sub.add_argument("--teacher", metavar="NAME", default="unknown", help=text)
+    text = "other names of columns: target_ids=ids,target_logprobs=log_probs"
+    sub.add_argument("--columns", metavar="OURS=THEIRS", help=text)
+    text = "of DistillKit: how it compressed (default: compression_config.yaml beside the files)"
+    sub.add_argument("--compression", metavar="FILE", help=text)
+    text = "share of rows held out (default: 0.05)"
+    sub.add_argument("--heldout-fraction", type=_part, metavar="F", default=0.05, help=text)
+    text = "tokens in a shard, at most (default: 1000000)"
+    sub.add_argument("--shard-tokens", type=_count, metavar="N", default=1_000_000, help=text)
+
+    text = "publish a cache: to a data set of the hub or any store, with the licence you state"
+    sub = command("push", text, "SOURCE", "TARGET")
+    text = "by the terms of the teacher and of the corpus, such as apache-2.0; required"
+    sub.add_argument("--license", metavar="ID", help=text)
+    sub.add_argument("--license-name", metavar="NAME", help="of a licence that is `other`")
+    sub.add_argument("--license-link", metavar="URL", help="where its text is")
+    text = "what the teacher's terms say of its outputs, for the card: a sentence or an address"
+    sub.add_argument("--teacher-terms", metavar="TEXT", help=text)
+    who = sub.add_mutually_exclusive_group()
+    text = "a data set of the hub that is made here is private"
+    who.add_argument("--private", action="store_true", help=text)
+    who.add_argument("--public", action="store_true", help="it is public")
+    _add_travel(sub)
+
+    sub = command("pull", "copy a cache from the hub or any store, compared", "SOURCE", "TARGET")
+    _add_travel(sub)
     return parser, commands
 
 
@@ -268,6 +318,17 @@ def _add_check(sub: argparse._ActionsContainer) -> None:
         "a wrong writer wrote)"
     )
     sub.add_argument("--check", choices=CHECKS, default=CHECKS[1], help=text)
+
+
+def _add_travel(sub: argparse.ArgumentParser) -> None:
+    text = (
+        "how what has arrived is compared: checksum (the default: read back); size (for a store "
+        "that is trusted). The hub computes digests itself"
+    )
+    sub.add_argument("--check", choices=CHECKS[:2], default=CHECKS[1], help=text)
+    text = "take the prepared corpus along, which only stage one reads"
+    sub.add_argument("--with-corpus", action="store_true", help=text)
+    _add_workers(sub)
 
 
 def _add_workers(sub: argparse.ArgumentParser) -> None:
@@ -305,6 +366,10 @@ def _share(text: str) -> float:
     if not 0 < value <= 1:
         raise _unfit(text, "a number above 0 and at most 1")
     return value
+
+
+def _part(text: str) -> float:
+    return 0.0 if text in ("0", "0.0") else _share(text)
 
 
 def _shards(text: str) -> list[tuple[str, int]]:

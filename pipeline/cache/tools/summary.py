@@ -41,6 +41,7 @@ def summarize(store: Store) -> dict[str, Any]:
         "corpus": identity.get("corpus", {}),
         "corpus_counts": inventory.manifest.corpus_counts if inventory.manifest else {},
         "derived": identity.get("derived"),
+        "imported": identity.get("imported"),
         "rows_quarantined": inventory.rows_quarantined,
         "splits": {split: _split(inventory, split, totals[split]) for split in SPLITS},
     }
@@ -122,6 +123,8 @@ def summary_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         sources = [sources] if isinstance(sources, str) else sources
         how = ", ".join(_parts(derived.get("how", {})))
         yield f"derived      from {', '.join(source[:12] for source in sources)}: {how}"
+    if facts.get("imported"):
+        yield f"not known    {'; '.join(facts['imported']['unknown'])}"
     if facts["rows_quarantined"]:
         yield (
             f"quarantined  {facts['rows_quarantined']} rows that the teacher fails on, "

@@ -1,6 +1,7 @@
-"""Sums a 16-bit weight's gradient in float32, chunk by chunk, without a 16-bit array of its size.
+"""The gradient's matrix products: a 16-bit weight's summed in float32, hidden states' past padding.
 
-Shapes: n tokens of the chunk, D hidden, P columns of the matrix products.
+Shapes: n tokens of the chunk, D hidden, P columns of the matrix products, U of them in use, J rows
+from the last multiple of 64 below U to P.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["add_product_", "device_bytes"]
+from pipeline.loss.gpu.chunks import ALIGNMENT
+
+__all__ = ["add_product_", "clean_last_rows", "device_bytes", "write_product_"]
 
 
 def add_product_(sum_PD: Tensor, grad_nP: Tensor, hidden_nD: Tensor, *, first: bool) -> None:
@@ -33,6 +36,40 @@ def add_product_(sum_PD: Tensor, grad_nP: Tensor, hidden_nD: Tensor, *, first: b
         sum_PD.copy_(grad_nP.t() @ hidden_nD)
     else:
         sum_PD.add_(grad_nP.t() @ hidden_nD)
+
+
+def clean_last_rows(weight_PD: Tensor, used: int) -> Tensor | None:
+    """Return the last rows of a weight with zeros for padding, [J, D]; None where there is none.
+
+    Rows that no token has are whatever they were made as, and 0 times NaN or infinity is NaN.
+
+    Args:
+        weight_PD: as wide as the matrix products.
+        used: U, the rows that tokens have.
+    """
+    if used == len(weight_PD):
+        return None
+    first = used // ALIGNMENT * ALIGNMENT
+    last_JD = weight_PD[first:].clone()
+    last_JD[used - first :] = 0
+    return last_JD
+
+
+def write_product_(
+    out_nD: Tensor, grad_nP: Tensor, weight_PD: Tensor, last_JD: Tensor | None
+) -> None:
+    """Write `grad @ weight`, with `last_JD` in the place of the weight's last rows.
+
+    Both parts begin at multiples of 64 columns, so that the long one is as aligned as the whole.
+    The short one is written first: what rounding to 16 bits in between costs is of its size.
+    """
+    if last_JD is None:
+        torch.mm(grad_nP, weight_PD, out=out_nD)
+        return
+    first = len(weight_PD) - len(last_JD)
+    torch.mm(grad_nP[:, first:], last_JD, out=out_nD)
+    if first:
+        out_nD.addmm_(grad_nP[:, :first], weight_PD[:first])
 
 
 def device_bytes(device: torch.device) -> int | None:

@@ -31,6 +31,7 @@ def check_student(
     *,
     vocabulary_size: int | None,
     on_gpu: bool,
+    elsewhere: bool = False,
 ) -> None:
     """Go the way of the run, from pruning to what learns, on a student without weights.
 
@@ -41,6 +42,7 @@ def check_student(
         loss: that goes into its head.
         vocabulary_size: rows of the head that are used; None where that is not known.
         on_gpu: whether it is trained on one.
+        elsewhere: that is another machine, for which a forecast is made.
 
     Raises:
         ConfigError: settings that this student cannot serve.
@@ -50,7 +52,7 @@ def check_student(
     dtype = train.dtype(on_gpu=on_gpu)
     attention = "auto"
     with mistakes.collected():
-        require_attention(settings.chosen_attention, dtype, on_gpu=on_gpu)
+        require_attention(settings.chosen_attention, dtype, on_gpu=on_gpu, elsewhere=elsewhere)
         attention = settings.chosen_attention
     with mistakes.collected():
         _check_precision(dtype, on_gpu=on_gpu)

@@ -101,13 +101,14 @@ def check_parallel(settings: TrainSettings, *, world_size: int | None, on_gpu: b
     for name in ("hpz_partition_size", "quantized_weights", "quantized_gradients"):
         if name in settings.needs_stage_3 and not on_gpu:
             mistakes.add(
-                f"train.{name}: found {getattr(settings, name)} on a machine without a GPU, "
+                f"train.{name}: found {settings.shown(name)} on a machine without a GPU, "
                 "expected one: DeepSpeed has ZeRO++ for GPUs"
             )
     group = settings.hpz_partition_size
-    if world_size is not None and world_size % group:
+    if on_gpu and world_size is not None and world_size % group:
+        processes = "1 process" if world_size == 1 else f"{world_size} processes"
         mistakes.add(
-            f"train.hpz_partition_size: found {group} with {world_size} processes, expected a "
+            f"train.hpz_partition_size: found {group} with {processes}, expected a "
             "number that divides them, such as the GPUs of a node"
         )
     mistakes.raise_any()

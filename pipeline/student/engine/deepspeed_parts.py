@@ -14,6 +14,7 @@ from pipeline.student.settings.train import TrainSettings
 
 __all__ = [
     "check_offload_folder",
+    "keep_convolutions_whole",
     "keep_gradient_norm",
     "make_muon",
     "one_kind_of_zero_optimizer",
@@ -60,6 +61,31 @@ def one_kind_of_zero_optimizer() -> Iterator[None]:
         yield
     finally:
         Engine._do_optimizer_sanity_check = choose
+
+
+def keep_convolutions_whole(engine: Any) -> None:
+    """Let an engine of ZeRO 3 keep the weights of short convolutions on every rank.
+
+    ZeRO 3 gathers a module's weights when the module is called. Layers with a state hand those of
+    their convolution to a kernel without calling it, and would find nothing there. They are a few
+    thousand numbers a layer; DeepSpeed keeps parameters of up to 100,000 numbers whole by itself,
+    but only from the first update on.
+    """
+    from torch import nn
+
+    kept = engine.optimizer.persistent_parameters
+    found: list[Any] = [
+        parameter
+        for module in engine.module.modules()
+        if isinstance(module, nn.Conv1d)
+        for parameter in module.parameters(recurse=False)
+    ]
+    for parameter in found:
+        if not parameter.ds_persist:
+            parameter.ds_persist = True
+            kept.append(parameter)
+    if found:
+        kept[0].all_gather(kept)
 
 
 def keep_gradient_norm(engine: Any) -> None:

@@ -31,13 +31,14 @@ _NAMES = {
 _FLOAT32, _ROUNDED = 1e-4, 1e-1
 
 
-def require_attention(wanted: str, dtype: str, *, on_gpu: bool) -> None:
+def require_attention(wanted: str, dtype: str, *, on_gpu: bool, elsewhere: bool = False) -> None:
     """Reject an attention that this machine does not have; looks at no model.
 
     Args:
         wanted: `auto` or one by name (`student.attention`).
         dtype: of weights and activations.
         on_gpu: whether training is on one.
+        elsewhere: training is forecast for another machine, whose packages are not known.
 
     Raises:
         ConfigError: no GPU, no such package, or float32 where only 16 bit is computed.
@@ -47,7 +48,8 @@ def require_attention(wanted: str, dtype: str, *, on_gpu: bool) -> None:
     there = ", ".join(_there(dtype, on_gpu=on_gpu))
     if wanted == "flash":
         instead = "use --student.attention auto, or --no-use_flash_attention"
-        require_flash_attention(on_gpu=on_gpu, instead=instead)
+        if not elsewhere:
+            require_flash_attention(on_gpu=on_gpu, instead=instead)
         if dtype == "float32":
             raise ConfigError(
                 "use_flash_attention in float32",
@@ -60,7 +62,7 @@ def require_attention(wanted: str, dtype: str, *, on_gpu: bool) -> None:
     elif wanted == "varlen":
         where = None if _has_varlen() else "with a torch that has no varlen_attn"
         where = "in float32" if where is None and dtype == "float32" else where
-    elif wanted == "flex" and importlib.util.find_spec("triton") is None:
+    elif wanted == "flex" and not elsewhere and importlib.util.find_spec("triton") is None:
         where = "without the package triton"
     if where:
         raise ConfigError(
@@ -151,8 +153,8 @@ def settle_attention(
     """
     import torch
 
+    from pipeline.student.forward.refusal import refusal, refusals_in_words
     from pipeline.student.forward.trial import quiet_passes, relative_errors, trial_row
-    from pipeline.student.forward.varlen import AttentionRefusedError
 
     used = str(model.config._attn_implementation)
     if used == "eager" or not model._can_set_attn_implementation():
@@ -162,8 +164,9 @@ def settle_attention(
     reason = ""
     try:
         with quiet_passes(model):
-            model.set_attn_implementation("eager")
-            eager_TD = forward(ids_1T, positions_1T, (13,)).hidden_TD
+            with refusals_in_words(model, "one sequence by eager attention"):
+                model.set_attn_implementation("eager")
+                eager_TD = forward(ids_1T, positions_1T, (13,)).hidden_TD
             for name in (used, *order[order.index(used) + 1 :]):
                 try:
                     model.set_attn_implementation(name)
@@ -175,8 +178,13 @@ def settle_attention(
                     said = "" if error <= (_FLOAT32 if whole else _ROUNDED) else (
                         f"its hidden states differ from eager attention's by {error:.2g}"
                     )  # fmt: skip
-                except (AttentionRefusedError, ValueError, RuntimeError, ImportError) as failed:
-                    said = str(failed).strip().splitlines()[0]
+                except ModelError as refused:
+                    said = str(refused).strip().splitlines()[0]
+                except Exception as failed:
+                    reported = refusal(failed)
+                    if reported is None:
+                        raise
+                    said = reported
                 said = next((every for every in gather(said) if every), "")
                 if not said:
                     if reason:

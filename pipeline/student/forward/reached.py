@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.student.forward.body import decoder_layers, text_body
@@ -69,7 +71,7 @@ def _idle_layers(model: Any) -> list[Any]:
         return []
     called: set[int] = set()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with _unsaid(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             double = type(model)._from_config(
                 copy.deepcopy(model.config), attn_implementation="eager"
             )
@@ -81,3 +83,14 @@ def _idle_layers(model: Any) -> list[Any]:
         _log.debug("no pass without memory (%s)", error)
         return []
     return [layer for place, layer in enumerate(layers) if place not in called]
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """While open, torch does not print the traceback of an operation that it cannot imitate."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.student.forward.body import takes_boundaries, text_config
+from pipeline.student.forward.refusal import refusal, refusals_in_words
 from pipeline.student.forward.ways import BodyForward, Way
 
 __all__ = [
@@ -100,8 +101,8 @@ def run_packing_trial(
         packed: False: look at sequences alone only.
 
     Raises:
-        ModelError: the model sees tokens that come later, or its head is not fed by its body, so
-            that no way is right.
+        ModelError: the model's code raises, it sees tokens that come later, or its head is not fed
+            by its body, so that no way is right.
     """
     lengths = trial_lengths(model, longest_row, longest_sequence)
     ids_1T, positions_1T = trial_row(model, lengths, device)
@@ -117,8 +118,9 @@ def run_packing_trial(
     try:
         with quiet_passes(model), _missing_packages() as missing:
             forward.way = "alone"
-            alone_TD = forward(ids_1T, positions_1T, lengths).hidden_TD
-            _check_head(model, ids_1T[:, middle], alone_TD[middle])
+            with refusals_in_words(model, "one sequence after the other"):
+                alone_TD = forward(ids_1T, positions_1T, lengths).hidden_TD
+                _check_head(model, ids_1T[:, middle], alone_TD[middle])
             _check_causal(forward, ids_1T[:, middle], positions_1T[:, middle], alone_TD[middle])
             tried = []
             for way in ways:
@@ -173,8 +175,10 @@ def _try(
         packed_TD = forward(ids_1T, positions_1T, lengths).hidden_TD
         beside_TD = forward(others_1T, positions_1T, lengths).hidden_TD
         again_TD = forward(ids_1T, positions_1T, lengths).hidden_TD
-    except (TypeError, ValueError, NotImplementedError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:
+        reason = refusal(error)
+        if reason is None:
+            raise
         return WayTried(forward.way, float("inf"), float("inf"), right=False, refusal=reason)
     error_T = relative_errors(packed_TD, alone_TD)
     seen = float(relative_errors(beside_TD[middle], packed_TD[middle]).max())

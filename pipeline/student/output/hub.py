@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import threading
 import time
@@ -13,15 +12,12 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DistillError, StoreError
 from pipeline.program import target_name
+from pipeline.storage.hub import reason_of, wait_before_next
 
 __all__ = ["CheckpointUploads", "push_to_hub", "require_hub_token"]
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5
-_FIRST_WAIT_S = 2.0
-_LONGEST_WAIT_S = 60.0
-_PASSING = (408, 425, 429)
-"""HTTP answers that a later attempt may not get; so are all from 500."""
 
 
 def require_hub_token() -> None:
@@ -67,12 +63,12 @@ def push_to_hub(folder: Path, repository: str, *, message: str = "Upload the stu
             )
         except Exception as error:
             # One of a dozen kinds of the hub's client; all mean "not there yet".
-            wait = _wait_before_next(error, attempt)
+            wait = wait_before_next(error, attempt)
             if wait is None:
                 raise _failed(error, folder, repository) from None
             _log.warning(
                 "%s: attempt %d of %d failed (%s); the next in %.0f s",
-                repository, attempt, _ATTEMPTS, _reason(error), wait,
+                repository, attempt, _ATTEMPTS, reason_of(error), wait,
             )  # fmt: skip
             time.sleep(wait)
         else:
@@ -145,38 +141,10 @@ class CheckpointUploads:
             _log.info("step %d pushed to %s", step, address)
 
 
-def _wait_before_next(error: Exception, attempt: int) -> float | None:
-    """Return the seconds before the next attempt; None where none can help, or none is left."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    if attempt == _ATTEMPTS or isinstance(error, OfflineModeIsEnabled):
-        return None
-    response = getattr(error, "response", None)
-    if response is not None:
-        status = int(response.status_code)
-        if status < 500 and status not in _PASSING:
-            return None
-        asked = re.fullmatch(r"\d+", str(response.headers.get("Retry-After", "")))
-        if asked:
-            return min(float(asked[0]), _LONGEST_WAIT_S)
-    # The client's transport errors are of httpx under changing names; those of its uploader in
-    # Rust are plain RuntimeErrors.
-    elif not isinstance(error, ConnectionError | TimeoutError | RuntimeError) and not any(
-        kind.__name__ == "TransportError" for kind in type(error).__mro__
-    ):
-        return None
-    return min(_FIRST_WAIT_S * 2.0 ** (attempt - 1), _LONGEST_WAIT_S)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _failed(error: Exception, folder: Path, repository: str) -> StoreError:
     again = target_name("push-student", f"--output_dir {folder.parent} --hub_location {repository}")
     return StoreError(
-        f"{repository}: the student cannot be pushed ({_reason(error)})",
+        f"{repository}: the student cannot be pushed ({reason_of(error)})",
         expected="HF_TOKEN with the right to write there",
         do=f"the student is safe in {folder}; repeat with `{again}`",
     )

@@ -51,7 +51,7 @@ class SequenceAttention:
     def __call__(
         self, module: Any, query_1HSd: Any, key_1HSd: Any, value_1HSd: Any, mask: Any, **kwargs: Any
     ) -> tuple[Any, None]:
-        """Return [1, S, H, d] flattened to [1, S, H * d], in the interface of transformers.
+        """Return [1, S, H, d], as the interface of transformers has it: models flatten it.
 
         Raises:
             ModelError: an attention that is more than causal attention within each sequence.
@@ -69,7 +69,7 @@ class SequenceAttention:
         # DeepSpeed gathers them for a core that tells sequences apart by them; ours does not.
         kwargs["position_ids"] = torch.zeros(1, 1, dtype=torch.int64, device=query_1HSd.device)
         output, _ = exchange(module, query_1HSd, key_1HSd, value_1HSd, None, **kwargs)
-        return output, None
+        return output.unflatten(-1, (query_1HSd.shape[1], -1)), None
 
     def _exchange(self, query_1HSd: Any, key_1HSd: Any) -> Any:
         """Return DeepSpeed's exchange for these heads; layers may differ in them."""

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from pipeline.errors import ModelError
 from pipeline.student.forward.body import text_config
+from pipeline.student.forward.refusal import refusals_in_words
 from pipeline.student.forward.trial import quiet_passes, relative_errors, trial_row
 from pipeline.student.forward.ways import BodyForward
 from pipeline.student.sequence.groups import SequenceGroup
@@ -65,7 +66,7 @@ def run_slice_trial(
         device: where the weights are.
 
     Raises:
-        ModelError: on all ranks where the hidden states of any of them differ.
+        ModelError: on all ranks where the hidden states of any of them differ, or the model raises.
     """
     lengths = trial_lengths(model, group.size)
     total = sum(lengths)
@@ -74,8 +75,9 @@ def run_slice_trial(
     mine = slice(group.part * each, (group.part + 1) * each)
     with quiet_passes(model):
         expected_SD = whole(ids_1T, positions_1T, lengths).hidden_TD[mine]
-        install()
-        found_SD = sliced(ids_1T[:, mine], positions_1T[:, mine], lengths).hidden_TD
+        with refusals_in_words(model, "slices of sequences (train.sequence_parallel_size)"):
+            install()
+            found_SD = sliced(ids_1T[:, mine], positions_1T[:, mine], lengths).hidden_TD
     error_S = relative_errors(found_SD, expected_SD)
     is_float32 = found_SD.dtype == torch.float32
     error = error_S.max() if is_float32 else error_S.median()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterator
 
-from pydantic import model_validator
-
-from pipeline.config import Settings, option
+from pipeline.config import Settings, option, rule
 
 __all__ = ["ParallelSettings"]
 
@@ -71,24 +69,28 @@ class ParallelSettings(Settings):
         }
         return [name for name, used in found.items() if used]
 
-    @model_validator(mode="after")
-    def _options_of_stages(self) -> Self:
+    def shown(self, name: str) -> str:
+        """Return an option's value as a file or a flag has it."""
+        value = getattr(self, name)
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    @rule
+    def _options_of_stages(self) -> Iterator[str]:
         if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError(
+            yield (
                 "train.offload_optimizer: found true with train.zero_stage 0, which keeps the "
                 "optimiser's state on the device; expected stage 1, 2 or 3"
             )
         if self.zero_stage not in (None, 3):
             for name in self.needs_stage_3:
-                raise ValueError(
-                    f"train.{name}: found {getattr(self, name)} with train.zero_stage "
+                yield (
+                    f"train.{name}: found {self.shown(name)} with train.zero_stage "
                     f"{self.zero_stage}, expected stage 3, or none"
                 )
         if self.offload_folder is not None and not (
             self.offload_optimizer or self.offload_parameters
         ):
-            raise ValueError(
+            yield (
                 f"train.offload_folder: found {self.offload_folder!r} without anything that is "
                 "offloaded; expected train.offload_optimizer or train.offload_parameters as well"
             )
-        return self

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterator
 
-from pydantic import model_validator
-
-from pipeline.config import Settings, option
+from pipeline.config import Settings, option, rule
 from pipeline.errors import ConfigError
 
 __all__ = ["SequenceSettings"]
@@ -23,14 +21,15 @@ class SequenceSettings(Settings):
     )
     tiled_mlp: bool = option(
         False,
-        "compute each MLP a tile of tokens at a time and again in the backward pass: less memory",
+        "compute each dense MLP (no experts) a tile of tokens at a time and again in the backward "
+        "pass: less memory",
     )
     offload_activations: bool = option(
         False, "keep the inputs of checkpointed layers in CPU memory until the backward pass"
     )
 
-    @model_validator(mode="after")
-    def _layers_are_not_compiled(self) -> Self:
+    @rule
+    def _layers_are_not_compiled(self) -> Iterator[str]:
         # `torch_compile` is declared by the class that inherits this one.
         for name, used in (
             ("sequence_parallel_size", self.sequence_parallel_size > 1),
@@ -38,11 +37,11 @@ class SequenceSettings(Settings):
             ("offload_activations", self.offload_activations),
         ):
             if used and getattr(self, "torch_compile", False):
-                raise ValueError(
-                    f"train.{name}: found {getattr(self, name)} with train.torch_compile, whose "
+                yield (
+                    f"train.{name}: found {str(getattr(self, name)).lower()} with "
+                    "train.torch_compile, whose "
                     "graphs end at its exchanges and recomputations; expected one of the two"
                 )
-        return self
 
     def data_parallel_size(self, world_size: int) -> int:
         """Return how many groups of processes train on different packs.

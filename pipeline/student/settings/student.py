@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import model_validator
-
-from pipeline.config import Settings, option
+from pipeline.config import Settings, option, rule
 
 __all__ = [
     "LoraSettings",
@@ -42,13 +41,12 @@ class LoraSettings(Settings):
         False, "also write the adapter alone, to output_dir/adapter; the student is merged anyhow"
     )
 
-    @model_validator(mode="after")
-    def _an_adapter_to_save(self) -> Self:
+    @rule
+    def _an_adapter_to_save(self) -> Iterator[str]:
         if self.save_adapter and self.rank is None:
-            raise ValueError(
+            yield (
                 "student.lora.save_adapter: found true without student.lora.rank, expected a rank"
             )
-        return self
 
     @property
     def enabled(self) -> bool:
@@ -125,49 +123,45 @@ class StudentSettings(Settings):
         """What `attention` and `use_flash_attention` amount to."""
         return "flash" if self.use_flash_attention else self.attention
 
-    @model_validator(mode="after")
-    def _one_attention(self) -> Self:
+    @rule
+    def _one_attention(self) -> Iterator[str]:
         if self.use_flash_attention and self.attention not in ("auto", "flash"):
-            raise ValueError(
+            yield (
                 f"student.attention: found {self.attention} with use_flash_attention, expected "
                 "flash, or one of the two settings"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _a_router_to_weigh(self) -> Self:
+    @rule
+    def _a_router_to_weigh(self) -> Iterator[str]:
         if self.router_aux_coefficient is not None and self.router_aux_loss == "none":
-            raise ValueError(
+            yield (
                 "student.router_aux_coefficient: found a weight with student.router_aux_loss none, "
                 "expected config"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _sane_layers(self) -> Self:
-        if self.keep_layers is not None:
-            if not self.keep_layers:
-                raise ValueError("student.keep_layers: found an empty list, expected layers")
-            if min(self.keep_layers) < 0:
-                raise ValueError("student.keep_layers: expected layer numbers from 0")
+    @rule
+    def _sane_layers(self) -> Iterator[str]:
+        if self.keep_layers is not None and not self.keep_layers:
+            yield "student.keep_layers: found an empty list, expected layers"
+        if min(self.keep_layers or (0,)) < 0:
+            yield "student.keep_layers: expected layer numbers from 0"
         if self.reconstruct != "none" and self.keep_layers is None:
-            raise ValueError(
+            yield (
                 f"student.reconstruct: found {self.reconstruct} without student.keep_layers, "
                 "expected a pruned model to reconstruct"
             )
         if self.reconstruct != "none" and self.keep_layers and 0 in self.keep_layers[1:]:
-            raise ValueError(
+            yield (
                 f"student.keep_layers: found {list(self.keep_layers)} with student.reconstruct, "
                 "expected layer 0 first or not at all: no layer comes before it to be refitted"
             )
         if self.layers_to_unfreeze and self.freeze:
-            raise ValueError("student.layers_to_unfreeze and student.freeze: expected at most one")
+            yield ("student.layers_to_unfreeze and student.freeze: expected at most one")
         if self.lora.enabled and (self.layers_to_unfreeze or self.freeze):
-            raise ValueError(
+            yield (
                 "student.lora.rank: found together with student.layers_to_unfreeze or "
                 "student.freeze, expected one of them: with LoRA only the adapters are trained"
             )
-        return self
 
 
 class OutputSettings(Settings):
@@ -191,33 +185,31 @@ class OutputSettings(Settings):
         "as_trained", "type of the student's weights in its safetensors file"
     )
 
-    @model_validator(mode="after")
-    def _on_a_file_system(self) -> Self:
+    @rule
+    def _on_a_file_system(self) -> Iterator[str]:
         if "://" in self.output_dir:
-            raise ValueError(
+            yield (
                 f"output.output_dir: found {self.output_dir}, expected a folder of a mounted file "
                 "system (DeepSpeed writes its checkpoints there itself)"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _hub_named(self) -> Self:
+    @rule
+    def _hub_named(self) -> Iterator[str]:
         if self.save_location in ("hub", "both") and not self.hub_location:
-            raise ValueError(
+            yield (
                 f"save_location is {self.save_location}, but hub_location names no repository; "
                 "expected for example --hub_location your-name/your-student"
             )
         if self.hub_location is not None and not is_repository(self.hub_location):
-            raise ValueError(
+            yield (
                 f"output.hub_location: found {self.hub_location!r}, expected a repository such as "
                 "your-name/your-student"
             )
         if self.push_checkpoints and not self.push:
-            raise ValueError(
+            yield (
                 f"output.push_checkpoints: found true with save_location {self.save_location}, "
                 "expected hub or both"
             )
-        return self
 
     @property
     def push(self) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import model_validator
-
-from pipeline.config import option
+from pipeline.config import option, rule
 from pipeline.models.precision import PrecisionSettings
 from pipeline.student.settings.parallel import ParallelSettings
 from pipeline.student.settings.profile_window import profile_window
@@ -141,51 +140,49 @@ class TrainSettings(ParallelSettings, SequenceSettings, PrecisionSettings):
         """Whether the run reads held-out rows at any time."""
         return self.evaluate != "never" or self.evaluate_before
 
-    @model_validator(mode="after")
-    def _profile_is_a_window(self) -> Self:
+    @rule
+    def _profile_is_a_window(self) -> Iterator[str]:
         if self.profile_steps is not None:
-            profile_window(self.profile_steps)
-        return self
+            try:
+                profile_window(self.profile_steps)
+            except ValueError as error:
+                yield str(error)
 
-    @model_validator(mode="after")
-    def _evaluations_in_the_middle(self) -> Self:
+    @rule
+    def _evaluations_in_the_middle(self) -> Iterator[str]:
         if self.eval_steps is not None and self.evaluate == "never":
-            raise ValueError(
+            yield (
                 f"train.eval_steps: found {self.eval_steps} with train.evaluate never, expected "
                 "none"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _average_needs_whole_weights(self) -> Self:
+    @rule
+    def _average_needs_whole_weights(self) -> Iterator[str]:
         if self.ema_decay is not None and (self.zero_stage == 3 or self.needs_stage_3):
-            raise ValueError(
+            yield (
                 f"train.ema_decay: found {self.ema_decay} with ZeRO 3, whose processes hold parts "
                 "of the weights; expected stage 0, 1 or 2, or none"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _rates_of_patterns(self) -> Self:
+    @rule
+    def _rates_of_patterns(self) -> Iterator[str]:
         for pattern, rate in self.learning_rates.items():
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(
+                yield (
                     f"train.learning_rates: found {pattern!r}, expected a regular expression "
                     f"({error})"
-                ) from None
+                )
             if rate < 0:
-                raise ValueError(f"train.learning_rates: found {rate}, expected 0 or more")
-        return self
+                yield (f"train.learning_rates: found {rate}, expected 0 or more")
 
-    @model_validator(mode="after")
-    def _compile_needs_gathered_weights(self) -> Self:
+    @rule
+    def _compile_needs_gathered_weights(self) -> Iterator[str]:
         if self.torch_compile and (self.zero_stage == 3 or self.needs_stage_3):
             cause = self.needs_stage_3[:1] or ["zero_stage"]
-            raise ValueError(
+            yield (
                 f"train.torch_compile: found true with train.{cause[0]} "
-                f"{getattr(self, cause[0])}, and ZeRO 3's gathering of weights breaks every graph; "
+                f"{self.shown(cause[0])}, and ZeRO 3's gathering of weights breaks every graph; "
                 "expected stage 0, 1 or 2, or no compilation"
             )
-        return self

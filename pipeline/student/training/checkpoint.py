@@ -122,11 +122,14 @@ class Checkpoints:
             return
         each, rest = divmod(theirs, self._world_size // self._slices)
         raise ResumeError(
-            f"{folder}: a step of that run, with {_processes(world_size)}, had {theirs} packs; one "
-            f"of this run, with {_processes(self._world_size)}, has {ours}",
+            f"{folder}: a step of that run, with {_processes(world_size)}, had {_packs(theirs)}; "
+            f"one of this run, with {_processes(self._world_size)}, has {ours}",
             expected=f"{theirs} again",
-            do="choose per_device_train_batch_size times gradient_accumulation_steps to be "
-            + (f"{each}" if not rest else f"{theirs} divided by a number of processes that fits")
+            do=(
+                f"choose per_device_train_batch_size times gradient_accumulation_steps to be {each}"
+                if not rest
+                else f"start with a number of processes that divides {theirs}"
+            )
             + (f" ({self._slices} processes share a pass)" if self._slices > 1 else ""),
         )
 
@@ -214,6 +217,10 @@ def fitting_processes(folder: Path, *, packs_of_one: int, slices: int = 1) -> in
 
 def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
+
+
+def _packs(count: object) -> str:
+    return "1 pack" if count == 1 else f"{count} packs"
 
 
 def _delete(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pipeline.models.device import uses_gpu
 from pipeline.student.engine.average import WeightAverage
 from pipeline.student.engine.config import deepspeed_config
 from pipeline.student.engine.deepspeed_parts import (
+    keep_convolutions_whole,
     keep_gradient_norm,
     make_muon,
     one_kind_of_zero_optimizer,
@@ -178,6 +179,8 @@ class DeepSpeedEngine:
 
         if self._stage == 0:
             keep_gradient_norm(self._engine)
+        elif self._stage == 3:
+            keep_convolutions_whole(self._engine)
         self._average = None
         if settings.ema_decay is not None:
             self._average = WeightAverage(

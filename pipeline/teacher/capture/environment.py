@@ -28,6 +28,9 @@ _MUST_AGREE = ("attention_backend", "batch_invariant")
 
 def describe_environment(teacher: Teacher, engine: Engine) -> dict[str, Any]:
     """Return what the last bits of a loaded teacher's logits may depend on, JSON-able."""
+    if teacher.settings.engine == "openai":
+        # What the servers run on they do not tell; their version is in the identity.
+        return {"engine_process": "a server's", "attention_backend": engine.attention}
     import torch
 
     own_process = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0") != "0"

@@ -11,7 +11,7 @@ from pipeline.teacher.engines.base import Engine, EngineInfo
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["engine_info", "open_engine", "with_head"]
+__all__ = ["check_engine", "engine_info", "open_engine", "with_head"]
 
 
 def engine_info(settings: TeacherSettings) -> EngineInfo:
@@ -24,9 +24,28 @@ def engine_info(settings: TeacherSettings) -> EngineInfo:
         from pipeline.teacher.engines.vllm import vllm_info
 
         return vllm_info(settings)
+    if settings.engine == "openai":
+        from pipeline.teacher.engines.endpoint.serving import endpoint_info
+
+        return endpoint_info(settings)
     from pipeline.teacher.engines.transformers import transformers_info
 
     return transformers_info(settings)
+
+
+def check_engine(
+    settings: TeacherSettings, capture: CaptureSettings, max_length: int | None
+) -> None:
+    """Find out what can be found out without loading: whether servers give what will be asked.
+
+    Raises:
+        ConfigError: they do not.
+        EngineStalled: one of them does not answer.
+    """
+    if settings.engine == "openai":
+        from pipeline.teacher.engines.endpoint.serving import check_endpoint
+
+        check_endpoint(settings, capture, max_length)
 
 
 def with_head(info: EngineInfo, settings: TeacherSettings, config: Mapping[str, Any]) -> EngineInfo:
@@ -58,6 +77,10 @@ def open_engine(
         from pipeline.teacher.engines.vllm import VllmEngine
 
         return VllmEngine(settings, capture, folder=folder, scheme=scheme, max_length=max_length)
+    if settings.engine == "openai":
+        from pipeline.teacher.engines.endpoint.engine import EndpointEngine
+
+        return EndpointEngine(settings, folder=folder, scheme=scheme)
     from pipeline.teacher.engines.transformers import TransformersEngine
 
     return TransformersEngine(settings, capture, folder=folder, scheme=scheme)

@@ -15,7 +15,18 @@ from pipeline.cache.tools.commands import parse
 from pipeline.errors import ConfigError, run_command
 from tests.conftest import digests
 
-COMMANDS = ["inspect", "verify", "stats", "repair", "slice", "merge", "export"]
+COMMANDS = [
+    "inspect",
+    "verify",
+    "stats",
+    "repair",
+    "slice",
+    "merge",
+    "export",
+    "import",
+    "push",
+    "pull",
+]
 
 
 @pytest.mark.parametrize(

@@ -6,23 +6,17 @@ from typing import Any
 
 import pytest
 
-from k8s.checks.pod_rules import restricted_mistakes
 from k8s.cluster.expand import OPERATORS, Operator, pods_for
 from k8s.cluster.objects import Object
 
 
-def _job(*, master: bool, elastic: bool, workers: int = 2, nproc: str | None = None) -> Object:
+def _job(*, elastic: bool) -> Object:
     template = {
         "metadata": {"labels": {"own": "label"}},
         "spec": {"containers": [{"name": "pytorch", "image": "i", "env": [{"name": "A"}]}]},
     }
-    specs: dict[str, Any] = {}
-    if master:
-        specs["Master"] = {"replicas": 1, "restartPolicy": "OnFailure", "template": template}
-    specs["Worker"] = {"replicas": workers, "restartPolicy": "OnFailure", "template": template}
-    spec: dict[str, Any] = {"pytorchReplicaSpecs": specs}
-    if nproc:
-        spec["nprocPerNode"] = nproc
+    worker = {"replicas": 2, "restartPolicy": "OnFailure", "template": template}
+    spec: dict[str, Any] = {"pytorchReplicaSpecs": {"Worker": worker}}
     if elastic:
         spec["elasticPolicy"] = {
             "minReplicas": 2, "maxReplicas": 2, "rdzvBackend": "c10d", "maxRestarts": 0,
@@ -47,26 +41,15 @@ ELASTIC = {
 }  # fmt: skip
 
 
-def _of_master(rank: int) -> dict[str, str]:
-    return {
-        "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456", "PET_MASTER_ADDR": "job-master-0",
-        "PET_MASTER_PORT": "23456", "RANK": str(rank), "PET_NODE_RANK": str(rank),
-        "WORLD_SIZE": "24", "PET_NNODES": "3", "PET_NPROC_PER_NODE": "8",
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("operator", "job", "wanted"),
     [
-        ("v1.9.4", _job(master=False, elastic=False),
+        ("v1.9.4", _job(elastic=False),
          [{"PET_NNODES": "2", "PET_NPROC_PER_NODE": "auto"}] * 2),
-        ("hyperpod-2023", _job(master=False, elastic=False), [{"PET_NNODES": "2"}] * 2),
-        ("v1.9.4", _job(master=False, elastic=True),
+        ("hyperpod-2023", _job(elastic=False), [{"PET_NNODES": "2"}] * 2),
+        ("v1.9.4", _job(elastic=True),
          [{**ELASTIC, "PET_NPROC_PER_NODE": "auto"}] * 2),
-        ("hyperpod-2023", _job(master=False, elastic=True), [ELASTIC] * 2),
-        ("v1.9.4", _job(master=True, elastic=False, nproc="8"), [_of_master(n) for n in range(3)]),
-        ("hyperpod-2023", _job(master=True, elastic=False, nproc="8"),
-         [_of_master(n) for n in range(3)]),
+        ("hyperpod-2023", _job(elastic=True), [ELASTIC] * 2),
     ],
 )  # fmt: skip
 def test_the_environment(operator: Operator, job: Object, wanted: list[dict[str, str]]) -> None:
@@ -76,7 +59,7 @@ def test_the_environment(operator: Operator, job: Object, wanted: list[dict[str,
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_names_and_labels(operator: Operator) -> None:
-    pods = pods_for(_job(master=False, elastic=True), operator)
+    pods = pods_for(_job(elastic=True), operator)
     assert [pod["metadata"]["name"] for pod in pods] == ["job-worker-0", "job-worker-1"]
     assert {pod["metadata"]["namespace"] for pod in pods} == {"place"}
     labels = [pod["metadata"]["labels"] for pod in pods]
@@ -85,15 +68,8 @@ def test_names_and_labels(operator: Operator) -> None:
     assert all(item["own"] == "label" for item in labels)
 
 
-def test_a_master_brings_an_init_container_that_restricted_rejects() -> None:
-    pods = pods_for(_job(master=True, elastic=False))
-    assert ["initContainers" in pod["spec"] for pod in pods] == [False, True, True]
-    found = restricted_mistakes(pods[1])
-    assert any("container init-pytorch" in line for line in found)
-
-
 def test_the_job_itself_is_left_alone() -> None:
-    job = _job(master=False, elastic=True)
+    job = _job(elastic=True)
     before = repr(job)
     pods_for(job)
     assert repr(job) == before

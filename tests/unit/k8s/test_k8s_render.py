@@ -132,6 +132,59 @@ def test_another_type_of_node(
     assert replica_specs(teacher.job)["Worker"]["replicas"] == teachers // 2
 
 
+def _spanning(tensor: int, stages: int, **more: str) -> list[str]:
+    options = {"pipeline_parallel_size": stages, **more}
+    return [
+        "--teacher.tensor_parallel_size", str(tensor),
+        "--teacher.engine_options", json.dumps(options),
+    ]  # fmt: skip
+
+
+def test_stages_of_a_pipeline_are_gpus_of_a_worker() -> None:
+    teacher = _render("cache-teacher", "hyperpod", nodes=1, flags=_spanning(2, 2))
+    assert replica_specs(teacher.job)["Worker"]["replicas"] == 2
+    assert main_container(teacher.job)["resources"]["limits"]["nvidia.com/gpu"] == "4"
+
+
+def test_a_teacher_that_spans_nodes() -> None:
+    """A worker is a node; of each group of them the first leads (stages/teacher_group.py)."""
+    flags = _spanning(8, 2, distributed_executor_backend="ray")
+    for more, workers in (({}, 2), ({"nodes": 4, "queue": "q"}, 4)):
+        teacher = _render("cache-teacher", "hyperpod", flags=flags, **more)
+        container = main_container(teacher.job)
+        assert replica_specs(teacher.job)["Worker"]["replicas"] == workers
+        assert container["command"] == ["python", "-m", "stages.teacher_group"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
+        variables = {item["name"]: item for item in container["env"]}
+        assert variables["DISTILL_GROUP_NODES"]["value"] == "2"
+        label = "metadata.labels['training.kubeflow.org/job-name']"
+        assert variables["DISTILL_JOB"]["valueFrom"]["fieldRef"]["fieldPath"] == label
+    policy = find(teacher.documents, "NetworkPolicy")
+    assert policy is not None
+    to_pods = policy["spec"]["egress"][1]["to"][0]["podSelector"]["matchExpressions"][0]
+    assert "cache-teacher" in to_pods["values"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "more", "match"),
+    [
+        (_spanning(8, 2), {}, r"16 GPUs, more than the 8 of .*; expected distributed_executor_ba"),
+        (_spanning(8, 2, distributed_executor_backend="ray"), {"nodes": 3}, r"a multiple of 2"),
+        (_spanning(8, 2, distributed_executor_backend="ray"), {"nodes": 4}, r"without a queue"),
+        (_spanning(4, 3, distributed_executor_backend="ray"), {}, r"12 GPUs; expected whole nodes"),
+        (
+            _spanning(8, 2, distributed_executor_backend="ray"), {"operator": "trainer"},
+            r"operator trainer: given for a teacher of 2 nodes",
+        ),
+        (_spanning(16, 1, distributed_executor_backend="ray"), {}, r"image has no EFA; let the no"),
+    ],
+)  # fmt: skip
+def test_teachers_that_cannot_span_nodes(
+    flags: list[str], more: dict[str, Any], match: str
+) -> None:
+    _rejected(stage="cache-teacher", overlay="hyperpod", flags=flags, match=match, **more)
+
+
 @pytest.mark.parametrize("parallel", [3, 16])
 def test_an_engine_that_does_not_fit_a_node(parallel: int) -> None:
     _rejected(

@@ -234,13 +234,6 @@ def test_a_teacher_with_elastic_policy_or_master(teacher: RenderedJob) -> None:
     assert "expected Workers only" in " ".join(job_mistakes(job))
 
 
-@pytest.mark.parametrize("count", [0, 2, "1", None])
-def test_there_is_one_master_or_none(teacher: RenderedJob, count: object) -> None:
-    job = copy.deepcopy(teacher.job)
-    job["spec"]["pytorchReplicaSpecs"]["Master"] = {**_worker(job), "replicas": count}
-    assert f"Master.replicas: found {count!r}, expected exactly 1" in " ".join(job_mistakes(job))
-
-
 def test_all_mistakes_come_at_once(student: RenderedJob) -> None:
     documents = copy.deepcopy(student.documents)
     job = find(documents, "PyTorchJob")

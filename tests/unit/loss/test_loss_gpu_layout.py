@@ -117,6 +117,29 @@ def test_aligned_products_change_no_gradient(
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("vocab", [71, 20])
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), 1e30])
+def test_rows_of_no_token_reach_no_gradient(
+    make_targets: MakeTargets, generator: torch.Generator, vocab: int, junk: float
+) -> None:
+    """They come into the aligned products, and may hold anything."""
+    targets, _ = make_targets(generator, tokens=10, vocab=vocab, temperature=2.0)
+    shapes = ((10, 6), (150, 6), (150,))
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    found = []
+    for value in (0.0, junk):
+        leaves = [tensor.clone() for tensor in start]
+        for padded in leaves[1:]:
+            padded[vocab:] = value
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        terms = fused_head_loss(*leaves, targets, spec=replace(SPEC, valid_vocab=vocab))
+        terms.loss.backward()
+        found.append([terms.loss.detach(), *(leaf.grad for leaf in leaves)])
+    assert found[1][1] is not None
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_without_a_setting_all_tokens_are_one_chunk(
     make_targets: MakeTargets,
     generator: torch.Generator,

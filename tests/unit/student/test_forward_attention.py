@@ -144,3 +144,11 @@ def test_two_settings_of_one_thing() -> None:
     assert StudentSettings(attention="sdpa").chosen_attention == "sdpa"
     with pytest.raises(ValueError, match="found sdpa with use_flash_attention"):
         StudentSettings(use_flash_attention=True, attention="sdpa")
+
+
+@pytest.mark.parametrize("wanted", ["flash", "flex", "varlen"])
+def test_a_forecast_asks_this_machine_for_no_package(wanted: str) -> None:
+    require_attention(wanted, "bfloat16", on_gpu=True, elsewhere=True)
+    if wanted == "flash":
+        with pytest.raises(ConfigError, match="use_flash_attention in float32"):
+            require_attention(wanted, "float32", on_gpu=True, elsewhere=True)

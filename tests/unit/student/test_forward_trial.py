@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.errors import ModelError, ResumeError
+from pipeline.student.forward.attention import settle_attention
 from pipeline.student.forward.body import decoder_layers, text_body
 from pipeline.student.forward.choice import choose_way, read_way, record_way
 from pipeline.student.forward.trial import run_packing_trial, trial_lengths, trial_row
@@ -121,6 +122,33 @@ def test_a_head_that_its_body_does_not_feed_is_refused() -> None:
     model = family_model("Llama")
     model.lm_head.register_forward_pre_hook(lambda _module, args: (args[0] * 2,))
     with pytest.raises(ModelError, match="is not fed the last hidden states of its body"):
+        choose(model)
+
+
+@pytest.mark.parametrize("raised", [IndexError("out of range"), AttributeError(), KeyError("x")])
+def test_what_a_models_own_code_raises_is_one_line(raised: Exception) -> None:
+    model = family_model("Llama")
+
+    def refuse(*_: object) -> None:
+        raise raised
+
+    model.model.layers[1].register_forward_pre_hook(refuse)
+    said = rf"LlamaForCausalLM cannot run one .* here \({type(raised).__name__}: "
+    with pytest.raises(ModelError, match=said):
+        choose(model)
+    forward = BodyForward(text_body(model))
+    with pytest.raises(ModelError, match=said):
+        settle_attention(model, forward, ("sdpa",), device="cpu", gather=lambda own: [own])
+
+
+def test_a_lost_peer_is_not_the_models_refusal() -> None:
+    model = family_model("Llama")
+
+    def lose(*_: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+
+    model.model.layers[1].register_forward_pre_hook(lose)
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
         choose(model)
 
 

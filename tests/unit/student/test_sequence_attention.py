@@ -46,6 +46,18 @@ def test_as_with_a_mask(window: int | None, kv_heads: int) -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_heads_are_left_to_the_model_to_flatten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers' own attentions do: GPT-2 flattens the last two axes, whatever they are."""
+    attention, states = SequenceAttention(None), torch.arange(24.0).reshape(1, 2, 3, 4)
+
+    def exchanged(_module: Any, query_1HSd: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return query_1HSd.transpose(1, 2).flatten(2), None  # as DeepSpeed returns it
+
+    monkeypatch.setattr(attention, "_exchange", lambda *_: exchanged)
+    found, _ = attention(torch.nn.Linear(1, 1), states, states, states, None)
+    assert torch.equal(found, states.transpose(1, 2))
+
+
 @pytest.mark.parametrize("name", ["position_bias", "s_aux"])
 def test_more_than_causal_attention_is_refused(name: str) -> None:
     attention, states = SequenceAttention(None), torch.zeros(1, 2, 3, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,4 +99,10 @@ def test_what_is_forecast() -> None:
     assert kept(offload_activations=True) == (unit * 48, unit * 10)
     assert kept(tiled_mlp=True) == (unit * (10 + 24) + tile, 0)
     assert kept(tiled_mlp=True, tokens=10) == (10 * 2000 * (10 + 48), 0), "one tile is all of it"
+    experts = replace(SHAPE, experts=8, active_experts=2)
+    wide = activations(
+        experts, StudentSettings(gradient_checkpointing=True), TrainSettings(tiled_mlp=True),
+        tokens=8192, element=2,
+    )  # fmt: skip
+    assert wide.device == unit * (10 + 24 + 2 * 24), "experts are not tiled"
     assert kept(sequence_parallel_size=4, tokens=2048) == (unit // 4 * (10 + 54), 0)

@@ -74,7 +74,7 @@ def test_another_run_is_refused_with_the_field(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "advice"), [(4, "to be 3"), (5, "to be 12 divided by a number of processes that")]
+    ("ranks", "advice"), [(4, "to be 3"), (5, "start with a number of processes that divides 12")]
 )
 def test_another_size_of_the_step_says_how_to_divide_it(
     ranks: int, advice: str, tmp_path: Path

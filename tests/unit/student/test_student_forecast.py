@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.loss.settings import LossSettings
 from pipeline.models.shape import ModelShape, model_shape
-from pipeline.observe.devices import DEVICES, FULL_SHARE, TRAINING_SHARE
+from pipeline.observe.devices import BANDWIDTH_SHARE, DEVICES, FULL_SHARE, TRAINING_SHARE
 from pipeline.student.forecast import Forecast, forecast_lines, forecast_training
 from pipeline.student.settings.student import StudentSettings
 from pipeline.student.settings.train import TrainSettings
@@ -69,6 +69,19 @@ def test_the_time_is_that_of_the_operations(shape: ModelShape) -> None:
     found = _forecast(shape, _settings(zero_stage=3), 8).seconds
     flops = 8 * shape.used_parameters * 1e8
     assert found == pytest.approx(flops / (TRAINING_SHARE * H100.flops * 8))
+
+
+def test_the_time_has_attention_and_updates_in_it(shape: ModelShape) -> None:
+    """One sequence of 256k tokens, 4.7 times the weights' operations; state read and written."""
+    settings = _settings(zero_stage=3)
+    sizes = {"devices": 8, "step_tokens": PACK, "tokens": 1e8}
+    plain = forecast_training(shape, *settings, H100, **sizes)
+    long = forecast_training(shape, *settings, H100, **sizes, mean_length=1 << 18)
+    assert long.seconds / plain.seconds == pytest.approx(1 + 4.7, rel=0.1)
+    many = forecast_training(shape, *settings, H100, **sizes, steps=1000)
+    bytes_of_a_step = 2 * plain.memory.state
+    rate = BANDWIDTH_SHARE * H100.bytes_per_s
+    assert many.seconds - plain.seconds == pytest.approx(1000 * bytes_of_a_step / rate)
 
 
 @pytest.mark.parametrize(

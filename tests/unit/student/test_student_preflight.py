@@ -11,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipeline.api.settings import StudentRun
 from pipeline.cache.io.reader import Cache, open_cache
 from pipeline.cache.io.token_ids import shard_token_ids
+from pipeline.config.mistakes import validated
 from pipeline.errors import ConfigError, Mistakes, ModelError, ResumeError, StoreError
 from pipeline.storage.local import require_writable
 from pipeline.student.preflight import _check_pieces
@@ -60,6 +62,22 @@ def test_mistakes_of_several_kinds_are_one_message() -> None:
 def test_settings_that_contradict_each_other(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         TrainSettings.model_validate(wrong)
+
+
+def test_all_that_cannot_go_together_is_said_at_once() -> None:
+    wrong = {
+        "zero_stage": 2, "offload_parameters": True, "quantized_weights": True, "ema_decay": 0.9,
+        "torch_compile": True, "eval_steps": 5, "evaluate": "never", "profile_steps": "5:2",
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        validated(StudentRun, {"train": wrong, "student": {"keep_layers": [], "freeze": ["a"],
+                                                           "layers_to_unfreeze": "b"}})  # fmt: skip
+    names = [line.split(":")[0] for line in caught.value.mistakes]
+    assert sorted(names) == sorted([
+        "student.keep_layers", "student.layers_to_unfreeze and student.freeze",
+        "train.offload_parameters", "train.quantized_weights", "train.profile_steps",
+        "train.eval_steps", "train.ema_decay", "train.torch_compile",
+    ])  # fmt: skip
 
 
 def test_settings_without_effect_and_without_sense() -> None:

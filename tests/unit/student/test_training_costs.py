@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,22 @@ def test_the_models_own_operations() -> None:
     assert model_flops(SHAPE, again, lengths=[30, 10], loss_tokens=7) == found
     adapters = StudentSettings.model_validate({"lora": {"rank": 8}})
     assert model_flops(SHAPE, adapters, lengths=[], loss_tokens=1) == 4 * 5000 * 1000
+
+
+def test_attention_is_counted_as_far_as_it_looks() -> None:
+    """Two layers of windows, one without attention, the rest full; checkpointing computes again."""
+    windows = (4, 1000, 0, *[None] * 7)
+    sliding = replace(SHAPE, windows=windows)
+    plain = model_flops(SHAPE, StudentSettings(), lengths=[30], loss_tokens=7)
+    found = model_flops(sliding, StudentSettings(), lengths=[30], loss_tokens=7)
+    pairs = 4 * 30 - 4 * 4 / 2
+    assert plain - found == 3 * 4 * 1000 * (2 * 450 - pairs)
+    weights = training_flops(sliding, StudentSettings(), tokens=60)
+    attention = 2 * 4 * 1000 * (8 * 450 + pairs)  # two sequences, forward
+    for again in (False, True):
+        student = StudentSettings(gradient_checkpointing=again)
+        more = training_flops(sliding, student, tokens=60, mean_length=30)
+        assert more == weights * (8 / 6 if again else 1) + (4 if again else 3) * attention
 
 
 @pytest.mark.parametrize(("dtype", "element", "learns"), [("bfloat16", 2, 6), ("float32", 4, 4)])

@@ -55,6 +55,50 @@ def test_first_steps_and_sums_are_the_same_at_every_stage() -> None:
     assert bfloat16 == [1.0] * 2
 
 
+_LAYERS_WITH_A_STATE = """
+import torch
+from pipeline.student.forward.body import text_body
+from pipeline.student.forward.ways import BodyForward
+from pipeline.student.settings.train import TrainSettings
+from pipeline.student.training.deepspeed_engine import DeepSpeedEngine, init_distributed
+from pipeline.student.training.distributed import read_distributed
+from tests.tiny_families import family_model
+
+class Summed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = family_model("LFM2")
+        self.body = BodyForward(text_body(self.model), "alone")
+
+    def forward(self, ids_1T):
+        return (self.body(ids_1T, ids_1T, (4, 3)).hidden_TD.pow(2).mean(),)
+
+init_distributed(read_distributed(), timeout_s=60)
+for stage in (2, 3):
+    module = Summed()
+    settings = TrainSettings(zero_stage=stage, gradient_accumulation_steps=1, warmup_ratio=0,
+                             learning_rate=1e-2)
+    groups = [{"params": list(module.parameters()), "weight_decay": 0.0}]
+    engine = DeepSpeedEngine(module, settings, dtype="float32", distributed=read_distributed(),
+                             total_steps=9, optimizer_groups=groups)
+    batch = {"ids_1T": torch.arange(7)[None]}
+    print("losses", *[float(engine.train_step([batch])[0][0]) for _ in range(3)])
+    engine.close()
+"""
+
+
+def test_layers_with_a_state_train_under_stage_3_as_under_2() -> None:
+    """Their code hands the weight of a convolution to a kernel without calling the module."""
+    said = run_python(["-W", "ignore", "-c", _LAYERS_WITH_A_STATE], timeout=200).ok().out
+    two, three = (
+        [float(loss) for loss in line.split()[1:]]
+        for line in said.splitlines()
+        if line.startswith("losses")
+    )
+    assert len(set(two)) == len(two) == 3
+    assert three == pytest.approx(two, rel=1e-5)
+
+
 def test_what_deepspeed_is_told() -> None:
     def told(on_gpu: bool = True, dtype: str = "bfloat16", **train: Any) -> dict[str, Any]:
         settings = TrainSettings(**train)
@@ -83,7 +127,7 @@ def test_what_deepspeed_is_told() -> None:
     [
         (
             {"offload_parameters": True, "zero_stage": 2},
-            "train.offload_parameters: found True with",
+            "train.offload_parameters: found true with",
         ),
         ({"quantized_weights": True, "zero_stage": 1}, "with train.zero_stage 1, expected stage 3"),
         ({"offload_folder": "/nvme"}, "without anything that is offloaded"),
@@ -100,7 +144,10 @@ def test_options_that_this_machine_does_not_have() -> None:
     with pytest.raises(ConfigError) as caught:
         check_parallel(plus, world_size=6, on_gpu=False)
     message = str(caught.value)
-    assert "train.quantized_gradients: found True on a machine without a GPU" in message
-    assert "train.hpz_partition_size: found 4 with 6 processes" in message
+    assert "train.quantized_gradients: found true on a machine without a GPU" in message
+    assert "train.hpz_partition_size: found 4 on a machine without a GPU" in message
+    for processes, said in ((6, "6 processes"), (1, "1 process,")):
+        with pytest.raises(ConfigError, match=f"hpz_partition_size: found 4 with {said}"):
+            check_parallel(plus, world_size=processes, on_gpu=True)
     check_parallel(plus, world_size=8, on_gpu=True)
     check_parallel(plus, world_size=None, on_gpu=True)

@@ -37,6 +37,15 @@ def test_weights_are_shared_and_heads_repeated() -> None:
     assert held[1] - held[0] == pytest.approx(1000 * 2 * 2 * 32 * 1 * 128, abs=1)
 
 
+def test_stages_of_a_pipeline_share_the_layers() -> None:
+    settings = TeacherSettings(
+        tensor_parallel_size=4, batch_tokens=4096, engine_options={"pipeline_parallel_size": 2}
+    )
+    both = device_memory(SHAPE, settings, CaptureSettings(), max_length=1024)
+    saved = _memory(SHAPE, 4) - both
+    assert saved == pytest.approx(SHAPE.weight_bytes / 8 + 4096 * 2 * 2 * 16 * 2 * 128, abs=2)
+
+
 def test_quantised_experts() -> None:
     experts = replace(SHAPE, experts=16, active_experts=2, linear_bytes=1.0)
     assert experts.used_parameters < experts.parameters / 4

@@ -1,0 +1,1 @@
+"""Caches that travel: pushed to the hub or to any store, pulled from there, compared on arrival."""
