@@ -18,6 +18,7 @@ from pipeline.cache.io.reader import open_cache
 from pipeline.errors import ConfigError
 from stages import parts
 from stages.parts import StageFailed
+from stages.round_commands import Weights
 from stages.rounds import main
 from tests.conftest import Stage, Tiny, digests
 from tests.stage_runner import Running
@@ -56,7 +57,7 @@ def flags(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for name, content in files.items():
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
     return [
-        "--rounds", "1",
+        "--rounds", "1", "--corpus_weight", "0.5",
         "--teacher_config", str(root / "teacher.yaml"),
         "--student_config", str(root / "student.yaml"),
     ]  # fmt: skip
@@ -134,6 +135,17 @@ def _rows(cache: Any) -> list[Any]:
     ]
 
 
+def test_a_round_learns_from_the_corpus_as_well(finished: Path) -> None:
+    config = yaml.safe_load((finished / "round-01/student/config.yaml").read_text())
+    assert [(one["tag"], one["weight"]) for one in config["cache_dir"]] == [
+        ("round-01", 1.0),
+        ("corpus", 0.5),
+    ]
+    records = (finished / "round-01/student/metrics.jsonl").read_text()
+    assert "heldout/kl_bucketed/corpus" in records
+    assert "heldout/kl_bucketed/round-01" in records
+
+
 def test_the_report_has_a_row_a_round(finished: Path) -> None:
     report = json.loads((finished / "report/report.json").read_text())
     assert [row["name"] for row in report["rows"]] == ["round-00", "round-01"]
@@ -192,6 +204,13 @@ def test_what_is_refused_before_any_part(flags: list[str], runner: Runner, tmp_p
     assert "loss.cross_tokenizer: found uld" in message
     assert runner.started == []
     assert not (tmp_path / "x").exists()
+
+
+def test_text_of_earlier_rounds_counts_by_its_age() -> None:
+    weights = Weights(corpus=0.0, earlier=0.5)
+    assert weights.of_round(1) == {"round-01": 1.0}
+    assert weights.of_round(3) == {"round-03": 1.0, "round-02": 0.5, "round-01": 0.25}
+    assert Weights(corpus=2.0, earlier=0.0).of_round(2) == {"round-02": 1.0, "corpus": 2.0}
 
 
 def test_it_stops_where_nothing_is_gained(
