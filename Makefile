@@ -23,7 +23,7 @@ SECRET  ?= hub-token
 
 # What people or CI give is text, never make's or the shell's to read: taken raw, and handed to recipes
 # in the environment, where they quote it. ARGS alone is a piece of a command line, quotes and all.
-GIVEN = RUN LONG_RUN NPROC GPUS CONFIG OVERLAY DEVICE TAG SWEEP SECRET NAMESPACE \
+GIVEN = RUN LONG_RUN NPROC GPUS ARCHITECTURES CONFIG OVERLAY DEVICE TAG SWEEP SECRET NAMESPACE \
   NODES IMAGE QUEUE PRIORITY \
   TIMEOUT IDENTITY WORKERS NODE_SELECTOR INSTANCE OPERATOR STAGE REGION ACCOUNT FSX_ID FSX_MOUNT SUBNET \
   SECURITY_GROUP STORAGE THROUGHPUT EFA TOPOLOGY DRY_RUN DATA YES
@@ -213,6 +213,10 @@ check-gpu: setup setup-dev ## Ask this machine's GPU what only a GPU can tell: o
 .PHONY: check-families
 check-families: setup-dev ## Compare packed sequences with the same alone in tiny models of 45 families (ARGS="--families Llama,LFM2")
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.families $(ARGS)
+
+.PHONY: check-architectures
+check-architectures: setup-dev ## Compare what vLLM captures of tiny teachers of 45 families with transformers (ARCHITECTURES=llama,qwen3)
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.architectures $(call flag,--architectures,ARCHITECTURES) $(ARGS)
 
 .PHONY: conformance
 conformance: setup-dev ## Try every chat x template x container and print the figures (ARGS=--long)

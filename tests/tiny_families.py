@@ -39,33 +39,27 @@ _LATENT = {
 }  # fmt: skip
 
 
-def _made(kind: str, **changes: Any) -> Callable[[], Any]:
-    def make() -> Any:
+def _made(kind: str, **changes: Any) -> Callable[..., Any]:
+    def make(**others: Any) -> Any:
         import transformers
 
-        return getattr(transformers, f"{kind}Config")(**{**_COMMON, **changes})
+        return getattr(transformers, f"{kind}Config")(**{**_COMMON, **changes, **others})
 
     return make
 
 
-def _gemma3_wrapper() -> Any:
+def _gemma3_wrapper(**others: Any) -> Any:
     import transformers
 
-    text = {**_COMMON, **_HEAD, **_WINDOW, "query_pre_attn_scalar": 8}
+    text = {**_COMMON, **_HEAD, **_WINDOW, "query_pre_attn_scalar": 8, **others}
     return transformers.Gemma3Config(
         text_config=text, vision_config=_VISION, mm_tokens_per_image=1, initializer_range=0.3,
         **_SEES,
     )  # fmt: skip
 
 
-def _llama4_text() -> Any:
-    return _made(
-        "Llama4Text", **_HEAD, **_LOCAL_EXPERTS, intermediate_size_mlp=48, attention_chunk_size=40,
-        interleave_moe_layer_step=2,
-    )()  # fmt: skip
-
-
-FAMILIES: dict[str, Callable[[], Any]] = {
+FAMILIES: dict[str, Callable[..., Any]] = {
+    # A config of the family; arguments stand above what is said here.
     "Llama": _made("Llama", **_HEAD),
     "Qwen2": _made("Qwen2", **_WINDOW, use_sliding_window=True),
     "Qwen2-MoE": _made("Qwen2Moe", **_EXPERTS, shared_expert_intermediate_size=16),
@@ -100,7 +94,10 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         n_shared_experts=1, first_k_dense_replace=1, n_group=2, topk_group=1,
     ),
     "gpt-oss": _made("GptOss", **_HEAD, **_LOCAL_EXPERTS, **_WINDOW),
-    "Llama 4": _llama4_text,
+    "Llama 4": _made(
+        "Llama4Text", **_HEAD, **_LOCAL_EXPERTS, intermediate_size_mlp=48, attention_chunk_size=40,
+        interleave_moe_layer_step=2,
+    ),
     "Falcon-H1": _made("FalconH1", **_MAMBA2, mamba_d_ssm=64),
     "Granite hybrid": _made(
         "GraniteMoeHybrid", **_MAMBA2, num_local_experts=0, num_experts_per_tok=0,
@@ -129,19 +126,20 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def family_model(name: str, *, attention: str | None = None) -> Any:
+def family_model(name: str, *, attention: str | None = None, **changes: Any) -> Any:
     """Return a random float32 model of a family, with norms that are not all ones.
 
     Args:
         name: of `FAMILIES`.
         attention: transformers' name; None: what transformers takes itself.
+        changes: of the config.
     """
     import torch
     import transformers
 
     torch.manual_seed(0)
     model: Any = transformers.AutoModelForCausalLM.from_config(
-        FAMILIES[name](), dtype=torch.float32, attn_implementation=attention
+        FAMILIES[name](**changes), dtype=torch.float32, attn_implementation=attention
     )
     with torch.no_grad():
         for parameter in model.parameters():

@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 @dataclass(frozen=True, slots=True)
 class LogitTransform:
     """What a model's forward does to the head's output to obtain the logits."""
@@ -150,7 +153,8 @@ def logit_transform(config: object) -> LogitTransform:
 
     Known: Granite's `logits_scaling` (divides, but multiplies in HyperCLOVA X), Cohere's
     `logit_scale` and Falcon-H1's `lm_head_multiplier` (multiply), Gemma's
-    `final_logit_softcapping`. `check_distill_head` finds out whether the model does anything else.
+    `final_logit_softcapping` (`logits_soft_cap` in RecurrentGemma, `output_logit_soft_cap` in
+    xLSTM). `check_distill_head` finds out whether the model does anything else.
     """
     text_config = getattr(config, "get_text_config", lambda: config)()
     scaling = _number(text_config, "logits_scaling", 1.0)
@@ -158,7 +162,7 @@ def logit_transform(config: object) -> LogitTransform:
     scale = scaling if multiplies else 1.0 / scaling
     scale *= _number(text_config, "logit_scale", 1.0)
     scale *= _number(text_config, "lm_head_multiplier", 1.0)
-    softcap = _number(text_config, "final_logit_softcapping", 0.0)
+    softcap = max(_number(text_config, name, 0.0) for name in _SOFTCAPS)
     return LogitTransform(scale=scale, softcap=softcap or None)
 
 

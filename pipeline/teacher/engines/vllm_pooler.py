@@ -23,6 +23,7 @@ from vllm.v1.pool.metadata import PoolingMetadata
 
 from pipeline.sampling.noise import row_noise
 from pipeline.teacher.engines.vllm_plan import planned_capture
+from pipeline.teacher.engines.vllm_start import let_vllm_rotate_each_head
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 from pipeline.teacher.sparsify.requested import with_requested
 
@@ -201,6 +202,7 @@ def __getattr__(name: str) -> Any:
 @functools.lru_cache
 def _capture_class(base: Any) -> Any:
     def init(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
+        let_vllm_rotate_each_head()  # of several processes each has its own kernels
         base.__init__(self, vllm_config=vllm_config, prefix=prefix)
         plan = planned_capture(vllm_config.additional_config)
         if plan is not None:  # none where the same process generates with the model later

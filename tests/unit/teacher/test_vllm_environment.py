@@ -16,6 +16,7 @@ from pipeline.teacher.engines.vllm import vllm_info
 from pipeline.teacher.engines.vllm_start import (
     let_vllm_look_at_llvmlite,
     let_vllm_read_all_positions,
+    let_vllm_rotate_each_head,
     set_environment,
 )
 from pipeline.teacher.settings import TeacherSettings
@@ -130,3 +131,32 @@ def test_samples_may_be_as_long_as_the_model_has_positions(
     assert (os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1") == is_set
     # What was set here is not left to other tests.
     monkeypatch.delenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", raising=False)
+
+
+@pytest.mark.parametrize("neox", [True, False])
+@pytest.mark.parametrize("inside", [False, True], ids=["whole", "part of a larger tensor"])
+def test_each_head_is_rotated_by_its_tokens_position(*, neox: bool, inside: bool) -> None:
+    """DeepSeek and LFM2 hand [tokens, heads, size] to the kernel, others [tokens, heads * size]."""
+    from vllm import _custom_ops as ops
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+    let_vllm_rotate_each_head()
+    tokens, heads, size = 7, 4, 32
+    positions = torch.arange(tokens)
+    angles = positions[:, None] / 10000 ** (torch.arange(0, size, 2) / size)
+    cache = torch.cat([angles.cos(), angles.sin()], -1)
+    draw = torch.Generator().manual_seed(0)
+    wide = torch.randn((tokens, heads, 2 * size), generator=draw)
+    wide_key = torch.randn((tokens, 1, 2 * size), generator=draw)
+    query, key = wide[..., size:], wide_key[..., size:]
+    if not inside:
+        query, key = query.contiguous(), key.contiguous()
+    flat_query = query.reshape(tokens, -1).clone()
+    flat_key = key.reshape(tokens, -1).clone()
+    untouched = wide[..., :size].clone()
+    ops.rotary_embedding(positions, flat_query, flat_key, size, cache, neox)
+    ops.rotary_embedding(positions, query, key, size, cache, neox)
+    assert torch.equal(query.reshape(tokens, -1), flat_query)
+    assert torch.equal(key.reshape(tokens, -1), flat_key)
+    assert torch.equal(wide[..., :size], untouched)
