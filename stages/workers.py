@@ -84,8 +84,16 @@ def plan_devices(
         visible: the GPUs that can be seen; none on a CPU.
 
     Raises:
-        ConfigError: fewer GPUs than that takes.
+        ConfigError: fewer GPUs than that takes, or GPUs by name where Ray chooses them.
     """
+    if run.teacher.is_placed_by_ray:
+        if named is not None:
+            raise ConfigError(
+                f"{GPUS} {named} for a teacher that Ray places",
+                expected=f"a number of workers: Ray gives each its {run.teacher.devices} GPUs",
+                do=f"use {NPROC} (NPROC= of make)",
+            )
+        return [{} for _ in range(nproc or 1)]
     each = run.teacher.devices if run.teacher.engine == "vllm" else 1
     chosen = [name for name in named.split(",") if name] if named and named != "all" else visible
     if not chosen:

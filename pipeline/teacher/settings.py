@@ -11,10 +11,12 @@ from pipeline.config import Settings, option
 from pipeline.models.precision import PrecisionSettings
 
 __all__ = [
-    "MOST_ENTRIES", "CaptureSettings", "EndpointSettings", "TeacherSettings",
+    "BACKEND", "MOST_ENTRIES", "CaptureSettings", "EndpointSettings", "TeacherSettings",
     "mistakes_with_length",
 ]  # fmt: skip
 
+BACKEND = "distributed_executor_backend"
+"""vLLM's option that says who starts the processes of a teacher."""
 MOST_ENTRIES = 4096
 """Of a position, sampled or among the largest; each takes a place in every row of columns."""
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 2048, 16_384
@@ -149,6 +151,11 @@ class TeacherSettings(PrecisionSettings):
         """GPUs that one worker takes: those that share a layer, times the stages of a pipeline."""
         stages = self.engine_options.get("pipeline_parallel_size", 1)
         return self.tensor_parallel_size * (stages if isinstance(stages, int) else 1)
+
+    @property
+    def is_placed_by_ray(self) -> bool:
+        """Whether Ray chooses the teacher's GPUs, on this machine and others."""
+        return self.engine_options.get(BACKEND) == "ray"
 
     @model_validator(mode="after")
     def _options_have_an_engine(self) -> Self:

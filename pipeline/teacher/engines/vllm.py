@@ -176,7 +176,9 @@ class VllmEngine:
                 expected="[1.0]: vLLM's log-probs know the normaliser of temperature 1 alone",
                 do="use --teacher.capture_path device, or --capture.temperatures 1.0",
             )
-        set_environment(info.device, batch_invariant=settings.batch_invariant)
+        set_environment(
+            info.device, processes=settings.devices, batch_invariant=settings.batch_invariant
+        )
         config = read_model_config(folder)
         self.vocab_size = int(text_config(config)["vocab_size"])
         let_vllm_read_all_positions(config, max_length)

@@ -11,11 +11,16 @@ from typing import Any
 
 from pipeline.config.nearest import did_you_mean
 from pipeline.errors import ConfigError
+from pipeline.program import how_to_install
 from pipeline.teacher.engines.base import EngineInfo
-from pipeline.teacher.settings import TeacherSettings
+from pipeline.teacher.settings import BACKEND, TeacherSettings
 
 __all__ = ["capture_sequences", "check_engine_options", "common_options", "known_options"]
 
+_BY_RAY = (
+    "machines that share a teacher are Ray's (distributed_executor_backend: ray); one of them runs "
+    "this stage"
+)
 _TAKEN = {
     "model": "teacher.model names it",
     "tokenizer": "samples are tokenised before vLLM starts",
@@ -28,6 +33,10 @@ _TAKEN = {
     "dtype": "use teacher.bf16 or teacher.fp16",
     "trust_remote_code": "use teacher.trust_remote_code",
     "tensor_parallel_size": "use teacher.tensor_parallel_size",
+    "nnodes": _BY_RAY,
+    "node_rank": _BY_RAY,
+    "master_addr": _BY_RAY,
+    "master_port": _BY_RAY,
     "data_parallel_size": "start more workers instead (NPROC=, GPUS=): each takes shards",
     "gpu_memory_utilization": "use teacher.gpu_memory_utilization",
     "max_num_batched_tokens": "use teacher.batch_tokens",
@@ -73,6 +82,11 @@ def check_engine_options(options: Mapping[str, Any]) -> None:
                 f"{said}, expected an option of vllm.LLM by its name in Python"
                 + (f"; {near}" if near else "")
             )
+    if options.get(BACKEND) == "ray" and importlib.util.find_spec("ray") is None:
+        mistakes.append(
+            f"teacher.engine_options: found {BACKEND} ray without the package ray, expected it on "
+            f"every machine of the teacher; {how_to_install('teacher', 'ray')}"
+        )
     overrides = options.get("hf_overrides", {})
     if not isinstance(overrides, Mapping):
         mistakes.append(

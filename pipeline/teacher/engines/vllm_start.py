@@ -35,11 +35,12 @@ def before_cuda() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
-def set_environment(device: str, *, batch_invariant: bool = False) -> None:
+def set_environment(device: str, *, processes: int = 1, batch_invariant: bool = False) -> None:
     """Set what vLLM reads from the environment, unless the user has set it.
 
     Args:
         device: `cuda` or `cpu`.
+        processes: that share the teacher; on a CPU they share its cores.
         batch_invariant: choose kernels whose results do not depend on the batch.
     """
     before_cuda()
@@ -54,7 +55,9 @@ def set_environment(device: str, *, batch_invariant: bool = False) -> None:
     if device == "cpu":
         # vLLM keeps one core for itself by default, which is half of a small machine.
         cores = sorted(os.sched_getaffinity(0))
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+        shares = [",".join(map(str, cores[rank::processes])) for rank in range(processes)]
+        bound = "|".join(shares) if len(cores) >= processes else "nobind"
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)
         # Even in eager mode small helpers are compiled, minutes for nothing on a CPU.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 

@@ -45,7 +45,9 @@ class VllmGenerator:
             ModelError: vLLM refuses the model.
         """
         info = vllm_info(teacher)
-        set_environment(info.device, batch_invariant=teacher.batch_invariant)
+        set_environment(
+            info.device, processes=teacher.devices, batch_invariant=teacher.batch_invariant
+        )
         self._generate = generate
         self._ends = list(ends)
         self._vocabulary = vocabulary

@@ -39,6 +39,10 @@ def test_each_teacher_gets_its_gpus() -> None:
     assert _gpus(plan_devices(_teacher(), None, "5,GPU-7f", EIGHT)) == ["5", "GPU-7f"]
     assert _gpus(plan_devices(_teacher(3), None, "all", EIGHT)) == ["0,1,2", "3,4,5"]
     assert plan_devices(_teacher(), 3, None, ()) == [{}, {}, {}]
+    over_machines = _teacher(16, distributed_executor_backend="ray")
+    assert plan_devices(over_machines, 2, None, EIGHT) == [{}, {}], "Ray gives each its GPUs"
+    with pytest.raises(ConfigError, match="Ray gives each its 16 GPUs"):
+        plan_devices(over_machines, 1, "all", EIGHT)
 
 
 @pytest.mark.parametrize(

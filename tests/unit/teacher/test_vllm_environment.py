@@ -160,3 +160,26 @@ def test_each_head_is_rotated_by_its_tokens_position(*, neox: bool, inside: bool
     assert torch.equal(query.reshape(tokens, -1), flat_query)
     assert torch.equal(key.reshape(tokens, -1), flat_key)
     assert torch.equal(wide[..., :size], untouched)
+
+
+@pytest.mark.usefixtures("own_environment")
+@pytest.mark.parametrize(
+    ("cores", "processes", "bound"),
+    [((0, 1, 4), 1, "0,1,4"), ((0, 1, 4), 2, "0,4|1"), ((3,), 2, "nobind")],
+)
+def test_processes_of_a_cpu_share_its_cores(
+    cores: tuple[int, ...], processes: int, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM refuses one list for two processes: tensor parallel on a CPU did not start."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(cores))
+    os.environ.pop("VLLM_CPU_OMP_THREADS_BIND", None)
+    set_environment("cpu", processes=processes)
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == bound
+
+
+def test_pods_have_what_must_be_set_before_cuda() -> None:
+    pod = (ROOT / "k8s" / "base" / "teacher.yaml").read_text(encoding="utf-8")
+    for name, value in BEFORE_CUDA.items():
+        _, found, rest = pod.partition(f"name: {name}\n")
+        assert found, name
+        assert value in rest.splitlines()[0], name

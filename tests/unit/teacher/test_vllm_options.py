@@ -44,6 +44,19 @@ def test_all_mistakes_are_told_with_the_nearest_right_name() -> None:
     assert "expected a mapping" in text
 
 
+def test_machines_that_share_a_teacher_are_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = {"distributed_executor_backend": "ray", "pipeline_parallel_size": 2}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="install ray into the teacher's environment"):
+        check_engine_options(ray)
+    with pytest.raises(ConfigError, match="node_rank, which this stage sets itself: machines that"):
+        check_engine_options({"nnodes": 2, "node_rank": 1})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "vllm" else name)
+    check_engine_options(ray)
+    teacher = TeacherSettings(tensor_parallel_size=8, engine_options=ray)
+    assert (teacher.is_placed_by_ray, teacher.devices) == (True, 16)
+
+
 def test_transformers_has_no_options_of_vllm() -> None:
     with pytest.raises(ValueError, match=r"engine_options: found quantization.*vllm alone"):
         TeacherSettings(engine="transformers", engine_options={"quantization": "fp8"})
