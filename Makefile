@@ -215,7 +215,7 @@ check-families: setup-dev ## Compare packed sequences with the same alone in tin
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.families $(ARGS)
 
 .PHONY: check-architectures
-check-architectures: setup-dev ## Compare what vLLM captures of tiny teachers of 45 families with transformers (ARCHITECTURES=llama,qwen3)
+check-architectures: setup-dev ## Compare what vLLM captures of 47 tiny teachers with transformers (ARCHITECTURES=llama,qwen3)
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.architectures $(call flag,--architectures,ARCHITECTURES) $(ARGS)
 
 .PHONY: conformance

@@ -7,9 +7,14 @@ chunked or packed. Runs in a process of its own, which vLLM's world needs.
 from __future__ import annotations
 
 import gc
+import importlib.util
+import json
 import os
+import sys
 import tempfile
 import time
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +61,7 @@ def _outcome(name: str, folder: Path) -> dict[str, Any]:
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     found = _inspect_here()
+    _leave_pictures_out()
     save_teacher(name, folder)
     draw = np.random.default_rng(5)
     requests = [
@@ -101,6 +107,31 @@ def _inspect_here() -> list[Exception]:
     return met
 
 
+class _NoPictures(MetaPathFinder, Loader):
+    """Answers for torchvision, which has no place beside the CPU's torch, and does nothing."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname.partition(".")[0] != "torchvision":
+            return None
+        return ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        from unittest.mock import MagicMock
+
+        return MagicMock(
+            name=spec.name, __spec__=spec, __path__=[], __name__=spec.name, __file__=spec.name
+        )
+
+    def exec_module(self, module: Any) -> None:
+        """Leave it as it was made."""
+
+
+def _leave_pictures_out() -> None:
+    """Let vLLM import models that also see; the tiny ones are read as text."""
+    if importlib.util.find_spec("torchvision") is None:
+        sys.meta_path.append(_NoPictures())
+
+
 def _in_one_line(error: BaseException) -> str:
     from pipeline.teacher.engines.vllm import _reason
 
@@ -136,12 +167,11 @@ def _captured(
     from pipeline.teacher.settings import CaptureSettings, TeacherSettings
     from pipeline.teacher.sparsify.device import SparseScheme
 
+    sees = "vision_config" in json.loads((folder / "config.json").read_text())
     settings = TeacherSettings(
-        model=str(folder),
-        engine=engine,
-        kv_cache_gib=0.25,
-        batch_tokens=STEP,  # type: ignore[arg-type]
-    )
+        model=str(folder), engine=engine, kv_cache_gib=0.25, batch_tokens=STEP,  # type: ignore[arg-type]
+        engine_options={"language_model_only": True} if sees and engine == "vllm" else {},
+    )  # fmt: skip
     opened: Any = open_engine(
         settings, CaptureSettings(top_k=TOP_K, temperatures=GRID, head_rows=50),
         folder=folder, scheme=SparseScheme(TOP_K, GRID), max_length=LONGEST,

@@ -50,7 +50,23 @@ _OTHERS: dict[str, dict[str, Any]] = {
 }
 """What is not four times as wide."""
 
-TEACHERS = tuple(FAMILIES)
+_ROPE = {"rope_theta": 10_000.0, "original_max_position_embeddings": 64}
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama with YaRN": (
+        "Llama", {"rope_parameters": {**_ROPE, "rope_type": "yarn", "factor": 4.0}}
+    ),
+    "Llama 3.1": (
+        "Llama",
+        {
+            "rope_parameters": {
+                **_ROPE, "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }
+        },
+    ),
+}  # fmt: skip
+"""Families with what their longer or later members have: positions beyond the 64 of before."""
+TEACHERS = (*FAMILIES, *_VARIANTS)
 
 
 def save_teacher(name: str, folder: Path) -> None:
@@ -60,7 +76,8 @@ def save_teacher(name: str, folder: Path) -> None:
         name: of `TEACHERS`.
         folder: is made.
     """
-    model = family_model(name, **_wider(FAMILIES[name]) | _OTHERS.get(name, {}))
+    family, more = _VARIANTS.get(name, (name, {}))
+    model = family_model(family, **_wider(FAMILIES[family]) | _OTHERS.get(family, {}) | more)
     model.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
 

@@ -23,7 +23,7 @@ from typing import Any
 from tests.bench.architecture_one import PRELOAD, compare
 from tests.bench.architecture_teachers import TEACHERS
 
-__all__ = ["check_teachers"]
+__all__ = ["check_teachers", "chosen_teachers"]
 
 LIMIT = 1e-3
 _SECONDS = 240.0
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--architectures", default="", help="names, separated by commas")
     parser.add_argument("--logs", type=Path, help="folder for what vLLM says of each teacher")
     given = parser.parse_args()
-    names = chosen(given.architectures)
+    names = chosen_teachers(given.architectures)
     print(
         f"{'teacher':<20} {'served by':<18} {'attention':<16} {'log-probs':>9} {'others':>8} "
         f"{'padded':>8} same bits  seconds"
@@ -60,7 +60,7 @@ def main() -> int:
     return int(len(agreeing) < len(ran) or not ran)
 
 
-def chosen(said: str) -> list[str]:
+def chosen_teachers(said: str) -> list[str]:
     """Return the teachers that are meant: case, spaces and hyphens do not count; all of none."""
     by_key = {_key(name): name for name in TEACHERS}
     keys = [_key(word) for word in said.split(",") if word.strip()]

@@ -52,6 +52,7 @@ _TAKEN = {
     "generation_config": "how responses are drawn is said under generate",
     "override_generation_config": "how responses are drawn is said under generate",
     "enable_lora": "merge the adapter into the weights: requests name no adapter here",
+    "speculative_config": "a prefill has no token to guess, and responses are drawn by seeds here",
     "seed": "the capture draws by each sample's name, responses by their own seeds",
     "disable_log_stats": "this stage reports its own numbers",
     "use_tqdm_on_load": "this stage shows its own progress",

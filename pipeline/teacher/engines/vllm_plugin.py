@@ -10,8 +10,9 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 
-from pipeline.teacher.engines.vllm_start import WORKERS
+from pipeline.teacher.engines.vllm_start import WORKERS, let_vllm_look_at_llvmlite
 
 __all__ = ["register"]
 
@@ -19,7 +20,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
-    """Let a process that this project's vLLM started be killed when the starting one has ended."""
+    """Let a process that this project's vLLM started be killed when the starting one has ended.
+
+    The program that started it is imported in it, too, before vLLM: with numba, if need be.
+    """
+    if WORKERS in os.environ and "llvmlite" in sys.modules:
+        let_vllm_look_at_llvmlite()
     parent = multiprocessing.parent_process()
     if parent is None or WORKERS not in os.environ:
         return
