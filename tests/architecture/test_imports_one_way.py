@@ -23,6 +23,7 @@ ADAPTERS = {
         "pipeline/teacher/engines/vllm.py",
         "pipeline/teacher/generation/vllm.py",
         "pipeline/teacher/engines/vllm_pooler.py",
+        "pipeline/teacher/engines/vllm_rotary.py",
     },
     "deepspeed": {
         "pipeline/student/training/deepspeed_engine.py",
@@ -52,7 +53,8 @@ HEAVY = {*ADAPTERS, "torch", "transformers", "huggingface_hub", "matplotlib", "p
 AT_THE_TOP = re.compile(
     r"pipeline/(api/(dataset|sparse_kl)|loss/(?!settings|__init__)|data/(collate|temperature|heldout|transfer|stream/train_stream)"
     r"|evaluate/heldout|student/training/(module|loop|token_weights|logged/)"
-    r"|student/forward/(trial|varlen|ways|router)|student/sequence/(slices|join|trial)|teacher/engines/vllm_pooler)"
+    r"|student/forward/(trial|varlen|ways|router)|student/sequence/(slices|join|trial)"
+    r"|teacher/engines/vllm_(pooler|rotary))"
 )
 
 

@@ -29,7 +29,6 @@ from pipeline.teacher.engines.vllm_start import (
     before_cuda,
     let_vllm_look_at_llvmlite,
     let_vllm_read_all_positions,
-    let_vllm_rotate_each_head,
     set_environment,
 )
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
@@ -99,6 +98,8 @@ def load_llm(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside vLLM are not the user's
             from vllm import LLM
+
+            from pipeline.teacher.engines.vllm_rotary import let_vllm_rotate_each_head
 
             let_vllm_look_at_llvmlite()
             let_vllm_rotate_each_head()

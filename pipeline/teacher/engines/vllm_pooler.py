@@ -23,7 +23,7 @@ from vllm.v1.pool.metadata import PoolingMetadata
 
 from pipeline.sampling.noise import row_noise
 from pipeline.teacher.engines.vllm_plan import planned_capture
-from pipeline.teacher.engines.vllm_start import let_vllm_rotate_each_head
+from pipeline.teacher.engines.vllm_rotary import let_vllm_rotate_each_head
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 from pipeline.teacher.sparsify.requested import with_requested
 

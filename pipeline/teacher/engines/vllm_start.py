@@ -15,7 +15,6 @@ __all__ = [
     "before_cuda",
     "let_vllm_look_at_llvmlite",
     "let_vllm_read_all_positions",
-    "let_vllm_rotate_each_head",
     "set_environment",
 ]
 
@@ -70,38 +69,6 @@ def let_vllm_read_all_positions(config: Mapping[str, Any], max_length: int) -> N
     """
     if max_length == most_positions(config):
         os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
-
-
-def let_vllm_rotate_each_head() -> None:
-    """Give vLLM's rotary kernel on a CPU all heads of a token in one dimension.
-
-    That of 0.32 takes [tokens, heads, size] for tokens of one head each. DeepSeek and LFM2 hand
-    queries over like that, and their log-probs are off by whole nats in silence; the GPU's kernel
-    reads both. Called in every process of vLLM that may hold a model.
-    """
-    from vllm import _custom_ops
-    from vllm.platforms import current_platform
-
-    real = _custom_ops.rotary_embedding
-    if not current_platform.is_cpu() or getattr(real, "rotates_each_head", False):
-        return
-
-    def rotary_embedding(positions: Any, query: Any, key: Any, *others: Any, **named: Any) -> None:
-        given = (query, key)
-        flat = [
-            one.reshape(*positions.shape, -1)
-            if one is not None and one.dim() == positions.dim() + 2
-            else one
-            for one in given
-        ]
-        real(positions, *flat, *others, **named)
-        for before, after in zip(given, flat, strict=True):
-            # A part of a larger tensor has no such view, and was copied.
-            if after is not before and after.data_ptr() != before.data_ptr():
-                before.copy_(after.view_as(before))
-
-    rotary_embedding.rotates_each_head = True  # type: ignore[attr-defined]
-    _custom_ops.rotary_embedding = rotary_embedding
 
 
 def let_vllm_look_at_llvmlite() -> None:

@@ -16,7 +16,6 @@ from pipeline.teacher.engines.vllm import vllm_info
 from pipeline.teacher.engines.vllm_start import (
     let_vllm_look_at_llvmlite,
     let_vllm_read_all_positions,
-    let_vllm_rotate_each_head,
     set_environment,
 )
 from pipeline.teacher.settings import TeacherSettings
@@ -139,6 +138,8 @@ def test_each_head_is_rotated_by_its_tokens_position(*, neox: bool, inside: bool
     """DeepSeek and LFM2 hand [tokens, heads, size] to the kernel, others [tokens, heads * size]."""
     from vllm import _custom_ops as ops
     from vllm.platforms import current_platform
+
+    from pipeline.teacher.engines.vllm_rotary import let_vllm_rotate_each_head
 
     current_platform.import_kernels()
     let_vllm_rotate_each_head()
