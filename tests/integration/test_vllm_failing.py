@@ -55,10 +55,10 @@ assert len(again) == len(usual)
 assert all(np.array_equal(a, b) for a, b in zip(usual, again))
 
 
-def poisoned(self, hidden, rows, label, noise):
+def poisoned(self, hidden, rows, label, *others):
     if rows.numel() and hidden.shape[0] and bool((label == poison).any()):
         raise RuntimeError("no such token")
-    return real(self, hidden, rows, label, noise)
+    return real(self, hidden, rows, label, *others)
 
 
 # A token that only one sequence has; found by halving, the others answered as if it were not there.
