@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["RowSplit", "row_share"]
 
@@ -34,10 +36,9 @@ class RowSplit:
         mine = row_share(rows, self.rank, self.size)
         part_nC = reduce(mine)
         share = -(-rows // self.size)
-        if len(part_nC) < share:  # gathered pieces are of one size
-            padding = share - len(part_nC)
-            part_nC = torch.nn.functional.pad(part_nC, (0, 0, 0, padding))
-        return self.gather(part_nC.contiguous())[:rows]
+        part_SC = part_nC.new_zeros((share, part_nC.shape[1]))  # gathered pieces are of one size
+        part_SC[: len(part_nC)] = part_nC
+        return self.gather(part_SC)[:rows]
 
 
 def row_share(rows: int, rank: int, size: int) -> slice:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Work",
-    "drawn_entries",
     "inclusion_on_grid_",
     "reduce_block",
     "row_dither",
+    "sampled_entries",
     "statistics",
     "stored_normalisers",
 ]
@@ -144,7 +144,7 @@ def _draw(
     inclusion_on_grid_(log_p_RV, pi_RV, more_RV, normalisers, scheme, row_dither(noise_R))
     steps_RV = more_RV.view(torch.int32)
     steps_RV.copy_(pi_RV)
-    return drawn_entries(
+    return sampled_entries(
         steps_RV, pi_RV.view(torch.int32), values_RK, ids_RK, label_R1, label_logprob_R1,
         normalisers, scheme, noise_R, lambda ids_RD: log_p_RV.gather(-1, ids_RD),
     )  # fmt: skip
@@ -175,7 +175,7 @@ def inclusion_on_grid_(
     pi_RV.mul_(float(1 << scheme.step_bits)).add_(0.5).clamp_(max=scheme.most_steps)
 
 
-def drawn_entries(
+def sampled_entries(
     steps_RV: torch.Tensor,
     sums_RV: torch.Tensor,
     values_RK: torch.Tensor,

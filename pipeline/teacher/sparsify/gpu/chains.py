@@ -13,9 +13,9 @@ import torch
 
 from pipeline.loss.gpu.compiled import Compiled
 from pipeline.teacher.sparsify.reduction import (
-    drawn_entries,
     inclusion_on_grid_,
     row_dither,
+    sampled_entries,
     statistics,
     stored_normalisers,
 )
@@ -69,7 +69,7 @@ def chained_sparsify(
             )  # fmt: skip
             return log_p_RD
 
-        ids, values, tail_R1 = drawn_entries(
+        ids, values, tail_R1 = sampled_entries(
             steps_RV, torch.empty_like(steps_RV), values, ids_RK, label_R1, label_logprob_R1,
             normalisers, scheme, noise_R, on_grid,
         )  # fmt: skip

@@ -292,9 +292,9 @@ def draw_kernel(
         if ((after - first + scale - 1) >> BITS) > ((running - first + scale - 1) >> BITS):
             upto = running + tl.cumsum(steps, axis=0)
             mark = (upto - steps - first + scale - 1) >> BITS
-            drawn = (((upto - first + scale - 1) >> BITS) > mark) & (mark < SAMPLED)
-            tl.store(at_ids + ALWAYS + mark, at.to(tl.float32), mask=drawn)
-            tl.store(at_values + ALWAYS + mark, on_grid + nan_or_0, mask=drawn)
+            sampled = (((upto - first + scale - 1) >> BITS) > mark) & (mark < SAMPLED)
+            tl.store(at_ids + ALWAYS + mark, at.to(tl.float32), mask=sampled)
+            tl.store(at_values + ALWAYS + mark, on_grid + nan_or_0, mask=sampled)
         running = after
     marks = (running - first + scale - 1) >> BITS
     place = tl.arange(0, PADDED)
