@@ -17,7 +17,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -131,12 +131,13 @@ def rounds_of(calls: dict[str, Callable[[], object]], above: str, *below: str) -
     return rounds
 
 
-def measure(folder: Path, requests: list[CaptureRequest], length: int) -> dict[str, Rounds]:
-    """Return the times of each scheme's engine, and of vLLM's own log-probs."""
+def measure(
+    folder: Path, requests: list[CaptureRequest], length: int
+) -> Iterator[tuple[str, Rounds]]:
+    """Yield the times of each scheme's engine, and of vLLM's own log-probs."""
     settings = TeacherSettings(model=str(folder), batch_tokens=2048)
     bare_requests = [CaptureRequest(r.sample_id, r.input_ids_L, r.rows_N[:0]) for r in requests]
     rows = sum(r.rows_N.size for r in requests)
-    measured: dict[str, Rounds] = {}
     for name, scheme in SCHEMES.items():
         engine = VllmEngine(
             settings, CaptureSettings(), folder=folder, scheme=scheme, max_length=length
@@ -146,7 +147,7 @@ def measure(folder: Path, requests: list[CaptureRequest], length: int) -> dict[s
             "head": head_product(engine, requests, rows),
             "capture": lambda e=engine: e.capture(requests),  # type: ignore[misc]
         }
-        measured[name] = rounds_of(calls, "capture", "bare", "head")
+        yield name, rounds_of(calls, "capture", "bare", "head")
         engine.close()
     path = TeacherSettings(model=str(folder), batch_tokens=2048, capture_path="prompt_logprobs")
     engine = VllmEngine(
@@ -156,9 +157,8 @@ def measure(folder: Path, requests: list[CaptureRequest], length: int) -> dict[s
         "bare": lambda: _prefill(engine, requests),
         "capture": lambda: engine.capture(requests),
     }
-    measured["prompt log-probs 64, flat"] = rounds_of(calls, "capture", "bare")
+    yield "prompt log-probs 64, flat", rounds_of(calls, "capture", "bare")
     engine.close()
-    return measured
 
 
 def head_product(
@@ -228,13 +228,15 @@ def main() -> None:
             folder, requests, length = embedded(arguments.tokens)
         tokens = sum(r.input_ids_L.size for r in requests)
         loss_tokens = sum(r.rows_N.size for r in requests)
-        measured = measure(folder, requests, length)
-    print(f"{tokens} tokens, {loss_tokens} supervised; CPU time, one thread, same engine")
-    print(f"  {'':<28} over prefill     over prefill + head   rounds")
-    for name, rounds in measured.items():
-        over = [shown(rounds.ratio("capture", "bare"))]
-        over.append(shown(rounds.ratio("capture", "bare", "head")) if name in SCHEMES else "")
-        print(f"  {name:<28} {over[0]:<16} {over[1]:<21} {len(rounds.seconds['bare'])}")
+        print(f"{tokens} tokens, {loss_tokens} supervised; CPU time, one thread, same engine")
+        print(f"  {'':<28} over prefill     over prefill + head   rounds", flush=True)
+        measured = {}
+        for name, rounds in measure(folder, requests, length):
+            measured[name] = rounds
+            over = [shown(rounds.ratio("capture", "bare"))]
+            over.append(shown(rounds.ratio("capture", "bare", "head")) if name in SCHEMES else "")
+            line = f"  {name:<28} {over[0]:<16} {over[1]:<21} {len(rounds.seconds['bare'])}"
+            print(line, flush=True)
     suffix = "_7b" if arguments.shape == "7b" else ""
     for name in ("top64", "threshold"):
         rounds = measured[name]
