@@ -201,7 +201,7 @@ test-all: setup-dev ## Run the slow tests: real engines, killed processes, two p
 # Beside the environment, not in it: the version that torch pins, 690 MB for one test file.
 TRITON_FOLDER = .triton
 .PHONY: test-triton
-test-triton: setup-dev ## Run the loss's Triton kernels in Triton's interpreter (downloads 690 MB once)
+test-triton: setup-dev ## Run the Triton kernels of loss and capture in Triton's interpreter (downloads 690 MB once)
 	@test -d $(TRITON_FOLDER)/triton || $(dir $(STUDENT))uv pip install --quiet --python $(STUDENT) --no-deps \
 	  --target $(TRITON_FOLDER) $$(grep '^triton==' stages/locks/student-gpu.lock)
 	@TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(STUDENT) -m pytest -m triton $(ARGS)

@@ -40,7 +40,10 @@ ADAPTERS = {
     # The corpus may lie where the cache does; it reads whole files of others, the store writes.
     "fsspec": {"pipeline/storage/store.py", "pipeline/corpus/sources/files.py"},
     # Where Triton is, there is a GPU; `chunk_gradient` asks before it imports this.
-    "triton": {"pipeline/loss/chunk_gradient_triton.py"},
+    "triton": {
+        "pipeline/loss/chunk_gradient_triton.py",
+        "pipeline/teacher/sparsify/gpu/kernels.py",
+    },
     "optuna": {"pipeline/sweeps/search.py"},
     "lm_eval": {"pipeline/evaluate/harness.py"},
     "urllib3": {"pipeline/teacher/engines/endpoint/client.py"},
@@ -54,7 +57,7 @@ AT_THE_TOP = re.compile(
     r"pipeline/(api/(dataset|sparse_kl)|loss/(?!settings|__init__)|data/(collate|temperature|heldout|transfer|stream/train_stream)"
     r"|evaluate/heldout|student/training/(module|loop|token_weights|logged/)"
     r"|student/forward/(trial|varlen|ways|router)|student/sequence/(slices|join|trial)"
-    r"|teacher/engines/vllm_(pooler|rotary))"
+    r"|teacher/(engines/vllm_(pooler|rotary)|sparsify/gpu/(chains|choice|kernels|launch)))"
 )
 
 

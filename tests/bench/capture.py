@@ -1,16 +1,24 @@
-"""CPU time of the capture relative to the bare prefill of the same engine, on the same tokens.
+"""CPU time of the capture over the prefill and the head's product on the same rows; bytes on a GPU.
 
 `python -m tests.bench.capture` measures the embedded teacher on its default corpus (the head is a
 fifth of its weights); `--shape 7b` a random teacher with the proportions of a 7B model (the head is
-7 %). One thread, CPU seconds of this process, the best of several interleaved rounds.
+7 %). One thread, CPU seconds of this process. A round measures the bare prefill, the head's product
+alone (by the engine's own function, in its chunks) and the capture, one after the other, in turn
+from the first and from the last; a figure is the mean of the rounds' ratios. Rounds go on until the
+standard error is small.
+
+What it says of a GPU is arithmetic: the loads and stores of the kernels, which `make test-triton`
+counts in Triton's interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,14 +28,18 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import numpy as np
 
-from pipeline.models.resolve import read_model_config, resolve_model
+from pipeline.models.resolve import resolve_model
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.teacher.engines.base import CaptureRequest
 from pipeline.teacher.engines.vllm import VllmEngine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
+from pipeline.teacher.sparsify.gpu.plan import bytes_of_row
 
-ROUNDS = 3
+FEWEST_ROUNDS, MOST_ROUNDS = 4, 40
+SMALL_ERROR = 0.008
+VOCAB_OF_A_GPU = 151_936
+"""Of Qwen 2.5 and 3; float32 logits, as vLLM's head gives them."""
 SCHEMES = {
     "top64": SparseScheme(64, (1.0, 2.0)),
     "threshold": SparseScheme(0, (1.0,), InclusionRule((1.0,), (1 / 30,))),
@@ -87,49 +99,107 @@ def shape_of_7b(tokens: int, folder: Path) -> tuple[Path, list[CaptureRequest], 
     )
 
 
-def best(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the minimal CPU seconds of each call, measured in turn, after one warm-up call."""
-    seconds = dict.fromkeys(calls, float("inf"))
-    for round_ in range(ROUNDS + 1):
-        for name, call in calls.items():
+@dataclass(slots=True)
+class Rounds:
+    """CPU seconds of each call in each round."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def ratio(self, above: str, *below: str) -> tuple[float, float]:
+        """Return the mean over rounds of one call's time over that of others, and its error."""
+        ratios = [
+            whole / sum(parts)
+            for whole, *parts in zip(
+                self.seconds[above], *(self.seconds[name] for name in below), strict=True
+            )
+        ]
+        return statistics.fmean(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
+
+
+def rounds_of(calls: dict[str, Callable[[], object]], above: str, *below: str) -> Rounds:
+    """Measure calls in turn after one warm-up round, until the ratio's error is small."""
+    rounds = Rounds({name: [] for name in calls})
+    for number in range(MOST_ROUNDS + 1):
+        names = list(calls)[:: 1 if number % 2 else -1]
+        for name in names:
             started = time.process_time()
-            call()
-            if round_:
-                seconds[name] = min(seconds[name], time.process_time() - started)
-    return seconds
+            calls[name]()
+            if number:
+                rounds.seconds[name].append(time.process_time() - started)
+        if number >= FEWEST_ROUNDS and rounds.ratio(above, *below)[1] < SMALL_ERROR:
+            break
+    return rounds
 
 
-def measure(folder: Path, requests: list[CaptureRequest], length: int) -> dict[str, float]:
-    """Return the ratio of each path to the bare prefill of its engine."""
+def measure(
+    folder: Path, requests: list[CaptureRequest], length: int
+) -> Iterator[tuple[str, Rounds]]:
+    """Yield the times of each scheme's engine, and of vLLM's own log-probs."""
     settings = TeacherSettings(model=str(folder), batch_tokens=2048)
     bare_requests = [CaptureRequest(r.sample_id, r.input_ids_L, r.rows_N[:0]) for r in requests]
-    ratios: dict[str, float] = {}
+    rows = sum(r.rows_N.size for r in requests)
     for name, scheme in SCHEMES.items():
         engine = VllmEngine(
             settings, CaptureSettings(), folder=folder, scheme=scheme, max_length=length
         )
-        seconds = best(
-            {
-                "bare": lambda e=engine: e.capture(bare_requests),
-                "capture": lambda e=engine: e.capture(requests),
-            }
-        )
-        ratios[name] = seconds["capture"] / seconds["bare"]
-        ratios.setdefault("head product", 1 + _head_seconds(folder, requests) / seconds["bare"])
+        calls: dict[str, Callable[[], object]] = {
+            "bare": lambda e=engine: e.capture(bare_requests),  # type: ignore[misc]
+            "head": head_product(engine, requests, rows),
+            "capture": lambda e=engine: e.capture(requests),  # type: ignore[misc]
+        }
+        yield name, rounds_of(calls, "capture", "bare", "head")
         engine.close()
     path = TeacherSettings(model=str(folder), batch_tokens=2048, capture_path="prompt_logprobs")
     engine = VllmEngine(
         path, CaptureSettings(), folder=folder, scheme=SparseScheme(64, (1.0,)), max_length=length
     )
-    seconds = best(
-        {
-            "bare": lambda: _prefill(engine, requests),
-            "capture": lambda: engine.capture(requests),
-        }
-    )
-    ratios["prompt log-probs 64, flat"] = seconds["capture"] / seconds["bare"]
+    calls = {
+        "bare": lambda: _prefill(engine, requests),
+        "capture": lambda: engine.capture(requests),
+    }
+    yield "prompt log-probs 64, flat", rounds_of(calls, "capture", "bare")
     engine.close()
-    return ratios
+
+
+def head_product(
+    engine: VllmEngine, requests: list[CaptureRequest], rows: int
+) -> Callable[[], None]:
+    """Return what multiplies as many rows with the head as the requests ask for, as they do."""
+    import torch
+
+    from pipeline.teacher.engines.vllm_pooler import CapturePooler
+
+    found: list[tuple[CapturePooler, torch.Tensor]] = []
+    columns = CapturePooler._columns
+
+    def keep(pooler: CapturePooler, hidden_TD: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        found.append((pooler, hidden_TD.clone()))
+        return columns(pooler, hidden_TD, *rest)
+
+    CapturePooler._columns = keep  # type: ignore[method-assign]
+    engine.capture(requests[:1])
+    CapturePooler._columns = columns  # type: ignore[method-assign]
+    pooler, hidden_TD = found[0]
+    hidden_RD = hidden_TD[torch.arange(rows) % len(hidden_TD)]
+
+    def multiply() -> None:
+        with torch.inference_mode():
+            for part_rD in hidden_RD.split(pooler._head_rows):
+                pooler._compute_logits(part_rD)
+
+    return multiply
+
+
+def bytes_on_a_gpu() -> float:
+    """Print the bytes that the kernels move for a row; return the most reads of the logits."""
+    read = 4 * VOCAB_OF_A_GPU
+    most = 0.0
+    print(f"reads of a row of {VOCAB_OF_A_GPU:,} float32 logits that the kernels' bytes come to")
+    for name, scheme in SCHEMES.items():
+        reads = bytes_of_row(scheme, vocab=VOCAB_OF_A_GPU, element_bytes=4) / read
+        most = max(most, reads)
+        print(f"  {name:<28} {reads:.3f}")
+    return most
 
 
 def _prefill(engine: VllmEngine, requests: list[CaptureRequest]) -> None:
@@ -143,25 +213,14 @@ def _prefill(engine: VllmEngine, requests: list[CaptureRequest]) -> None:
     )
 
 
-def _head_seconds(folder: Path, requests: list[CaptureRequest]) -> float:
-    """CPU seconds of the head's matrix product alone for all wanted rows, in the same chunks."""
-    import torch
-
-    rows = sum(r.rows_N.size for r in requests)
-    config = read_model_config(folder)
-    vocab, width = int(config["vocab_size"]), int(config["hidden_size"])
-    weight_VD, hidden_RD = torch.randn(vocab, width), torch.randn(256, width)
-    out_RV = torch.empty(256, vocab)
-    seconds = best({"head": lambda: torch.mm(hidden_RD, weight_VD.t(), out=out_RV)})["head"]
-    return seconds * rows / 256
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=("embedded", "7b"), default="embedded")
     parser.add_argument("--tokens", type=int, default=1500)
     arguments = parser.parse_args()
+    reads = bytes_on_a_gpu()
+    print(f"FIGURE reduction_bytes_over_logits {reads:.3f}", flush=True)
     with TemporaryDirectory() as scratch:
         if arguments.shape == "7b":
             folder, requests, length = shape_of_7b(arguments.tokens // 4, Path(scratch))
@@ -169,13 +228,29 @@ def main() -> None:
             folder, requests, length = embedded(arguments.tokens)
         tokens = sum(r.input_ids_L.size for r in requests)
         loss_tokens = sum(r.rows_N.size for r in requests)
-        ratios = measure(folder, requests, length)
-    print(f"{tokens} tokens, {loss_tokens} supervised; CPU time over the bare prefill, same engine")
-    for name, ratio in ratios.items():
-        print(f"  {name:<28} {ratio:.3f}")
+        print(f"{tokens} tokens, {loss_tokens} supervised; CPU time, one thread, same engine")
+        print(f"  {'':<28} over prefill     over prefill + head   rounds", flush=True)
+        measured = {}
+        for name, rounds in measure(folder, requests, length):
+            measured[name] = rounds
+            over = [shown(rounds.ratio("capture", "bare"))]
+            over.append(shown(rounds.ratio("capture", "bare", "head")) if name in SCHEMES else "")
+            line = f"  {name:<28} {over[0]:<16} {over[1]:<21} {len(rounds.seconds['bare'])}"
+            print(line, flush=True)
     suffix = "_7b" if arguments.shape == "7b" else ""
-    print(f"FIGURE capture_cpu_ratio_top64{suffix} {ratios['top64']:.3f}")
-    print(f"FIGURE capture_cpu_ratio_threshold{suffix} {ratios['threshold']:.3f}")
+    for name in ("top64", "threshold"):
+        rounds = measured[name]
+        head = rounds.ratio("head", "bare")[0]
+        print(f"  head's product alone, beside {name}: {1 + head:.3f}")
+        print(f"FIGURE capture_cpu_ratio_{name}{suffix} {rounds.ratio('capture', 'bare')[0]:.3f}")
+        value, error = rounds.ratio("capture", "bare", "head")
+        print(f"FIGURE capture_over_head_{name}{suffix} {value:.3f}")
+        print(f"FIGURE capture_over_head_{name}{suffix}_standard_error {error:.4f}")
+
+
+def shown(ratio: tuple[float, float]) -> str:
+    """Return a mean with its standard error."""
+    return f"{ratio[0]:.3f} +- {ratio[1]:.3f}"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,25 @@
 """The reduction of logits to columns on the device, against the same on the CPU.
 
+On a GPU that is what serves there, the Triton kernels, and beside it the compiled chains that stand
+in for them. A CPU runs its own and, where `TRITON_INTERPRET=1` and Triton are there, the kernels in
+Triton's interpreter.
+
 Legend: R rows, V vocabulary, C columns.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from collections.abc import Callable
+
 import torch
 
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
+from pipeline.teacher.sparsify.gpu import choice
+from pipeline.teacher.sparsify.gpu.chains import chained_sparsify
+from pipeline.teacher.sparsify.gpu.plan import bytes_of_row
 from tests.gpu.check import Figure, Place, at_most
 from tests.gpu.losses import GEMMA, ODD, ratio_of
 
@@ -18,7 +29,9 @@ SCHEMES = {
     "top64": SparseScheme(64, (1.0, 2.0)),
     "threshold": SparseScheme(0, (1.0,), InclusionRule((1.0,), (1 / 30,))),
     "two_temperatures": SparseScheme(0, (1.0, 2.0), InclusionRule((1.0, 2.0), (1 / 12, 1 / 25))),
+    "top8_sampled": SparseScheme(8, (1.0, 2.0), InclusionRule((1.0, 2.0), (1 / 12, 1 / 25))),
 }
+Reduce = Callable[..., torch.Tensor]
 
 
 def _inputs(rows: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -27,20 +40,39 @@ def _inputs(rows: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     width_R1 = torch.linspace(0.5, 6, rows)[:, None]
     logits_RV = torch.randn(rows, vocab, generator=draw) * width_R1
     label_R = torch.randint(0, vocab, (rows,), generator=draw)
-    noise_R = torch.randint(0, 1 << 62, (rows,), generator=draw)
+    noise_R = torch.randint(0, 1 << 54, (rows,), generator=draw)  # as many bits as `row_noise` has
     return logits_RV, label_R, noise_R
 
 
 def against_the_cpu(place: Place) -> list[Figure]:
-    """Compare ids and numbers for each scheme; on a CPU, all rows at once with one at a time."""
-    device = place.device
+    """Compare ids and numbers for each way and scheme; on a CPU, all rows at once with one each."""
+    figures = []
+    for way, reduce in _ways(place.device).items():
+        figures += _compared(way, reduce, place.device)
+    if place.on_gpu:
+        # The columns above are not the kernels' where one warning said that they do not serve.
+        figures.append(at_most("kernels_failed", float(choice._State.failed), 0))
+    return figures
+
+
+def _ways(device: str) -> dict[str, Reduce]:
+    if device == "cuda":
+        return {"": sparsify, "_by_chains": chained_sparsify}
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        from pipeline.teacher.sparsify.gpu.launch import triton_sparsify
+
+        return {"": sparsify, "_by_kernels": triton_sparsify}
+    return {"": sparsify}
+
+
+def _compared(way: str, reduce: Reduce, device: str) -> list[Figure]:
     figures = []
     rows = 128 if device == "cuda" else 8
     for name, scheme in SCHEMES.items():
         differing, worst, count = 0, 0.0, 0
-        for vocab in (ODD, GEMMA):
+        for vocab in (ODD, GEMMA) if way != "_by_kernels" else (ODD,):
             inputs = _inputs(rows, vocab)
-            here_RC = sparsify(*_named(inputs, scheme, device)).cpu()
+            here_RC = reduce(*_named(inputs, scheme, device)).cpu()
             there_RC = torch.cat(
                 [sparsify(*_named(tuple(part[r : r + 1] for part in inputs), scheme, "cpu"))
                  for r in range(rows)]
@@ -55,8 +87,8 @@ def against_the_cpu(place: Place) -> list[Figure]:
             worst = max(worst, float((numbers_RC - others_RC).abs().max()))
         figures += [
             # Draws turn where a rounding crosses a border: one entry in some ten thousand.
-            at_most(f"rows_of_other_ids_{name}", differing / count, 0.05),
-            at_most(f"largest_difference_{name}", worst, 1e-3),
+            at_most(f"rows_of_other_ids_{name}{way}", differing / count, 0.05),
+            at_most(f"largest_difference_{name}{way}", worst, 1e-3),
         ]
     return figures
 
@@ -81,6 +113,9 @@ def over_a_read(place: Place) -> list[Figure]:
 
         ratio = ratio_of(reduce, lambda: _read(logits_RV), device)
         figures.append(Figure(f"reduction_over_a_read_{name}", ratio))
+        read = vocab * logits_RV.element_size()
+        said = bytes_of_row(scheme, vocab=vocab, element_bytes=logits_RV.element_size()) / read
+        figures.append(Figure(f"reads_by_the_kernels_loads_{name}", said))
     return figures
 
 

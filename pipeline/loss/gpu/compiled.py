@@ -24,10 +24,14 @@ class Compiled:
     Args:
         function: changes none of its arguments, so that a failed call can be made again.
         backend: of torch.compile.
+        what: it is a part of, for the warning.
     """
 
-    def __init__(self, function: Callable[..., Any], *, backend: str = "inductor") -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, backend: str = "inductor", what: str = "the loss"
+    ) -> None:
         """Compile nothing yet."""
+        self._what = what
         self._function = function
         self._backend = backend
         self._compiled: Callable[..., Any] | None = None
@@ -52,7 +56,8 @@ class Compiled:
             error = getattr(error, "inner_exception", error)  # torch's own says only where
             first = (str(error).strip().splitlines() or [""])[0]
             _log.warning(
-                "the loss runs without compiled kernels, in more and smaller ones: %s: %s",
+                "%s runs without compiled kernels, in more and smaller ones: %s: %s",
+                self._what,
                 type(error).__name__,
                 first,
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.cache.layout.names import ENVIRONMENT
@@ -43,7 +44,16 @@ def describe_environment(teacher: Teacher, engine: Engine) -> dict[str, Any]:
         "batch_invariant": through_vllm and os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1",
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
+        "triton": _triton_version() if teacher.info.device == "cuda" else "",
     }
+
+
+def _triton_version() -> str:
+    """Return what compiles the kernels that reduce logits; without it others do."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return ""
 
 
 def agree_on_environment(store: Store, environment: dict[str, Any]) -> None:

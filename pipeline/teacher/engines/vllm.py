@@ -196,7 +196,8 @@ class VllmEngine:
             plan = CapturePlan(scheme, capture.chunk_rows)
             options |= _capture_options(config, info, settings)
         else:
-            options["max_logprobs"] = scheme.top_k
+            # By name: a process that has captured knows the architecture as one that pools.
+            options |= {"max_logprobs": scheme.top_k, "runner": "generate"}
         self._llm = load_llm(folder, settings, info, options, plan)
         self.attention = _attention_of(self._llm)
 

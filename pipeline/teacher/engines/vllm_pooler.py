@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 import vllm
+from vllm.distributed import get_tp_group
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
+from vllm.platforms import current_platform
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from pipeline.sampling.noise import row_noise
+from pipeline.teacher.engines.row_split import RowSplit
 from pipeline.teacher.engines.vllm_plan import planned_capture
 from pipeline.teacher.engines.vllm_rotary import let_vllm_rotate_each_head
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
@@ -43,12 +46,21 @@ class CapturePooler(Pooler):
         compute_logits: Callable[[torch.Tensor], torch.Tensor | None],
         scheme: SparseScheme,
         head_rows: int,
+        split: RowSplit | None = None,
     ) -> None:
-        """Keep the model's own head; `head_rows` bounds the logits that exist at one time."""
+        """Keep the model's own head; `head_rows` bounds the logits that exist at one time.
+
+        Args:
+            compute_logits: the model's; all tensor-parallel ranks call it on the same rows.
+            scheme: what is kept of a row.
+            head_rows: at most so many rows of logits at one time.
+            split: of the rows among ranks that all get the logits; None: not at all.
+        """
         super().__init__()
         self._compute_logits = compute_logits
         self._scheme = scheme
         self._head_rows = head_rows
+        self._split = split or RowSplit()
 
     def get_supported_tasks(self) -> Set[Any]:
         """Serve one vector per token."""
@@ -113,20 +125,42 @@ class CapturePooler(Pooler):
     ) -> torch.Tensor:
         parts, width = [], self._scheme.num_columns + requested_RK.shape[1]
         for start in range(0, rows_R.numel(), self._head_rows):
-            stop = start + self._head_rows
-            logits_RV = self._compute_logits(hidden_TD.index_select(0, rows_R[start:stop]))
+            some = slice(start, start + self._head_rows)
+            logits_RV = self._compute_logits(hidden_TD.index_select(0, rows_R[some]))
             if logits_RV is None:  # a tensor-parallel rank that does not gather the logits
-                shape = (rows_R[start:stop].numel(), width)
+                shape = (rows_R[some].numel(), width)
                 parts.append(hidden_TD.new_zeros(shape, dtype=torch.float32))
             else:
-                some_R = label_R[start:stop]
-                part = sparsify(logits_RV, some_R, self._scheme, noise_R[start:stop])
-                if requested_RK.shape[1]:
-                    part = with_requested(part, logits_RV, some_R, requested_RK[start:stop])
-                parts.append(part)
+                rows = label_R[some], noise_R[some], requested_RK[some]
+                parts.append(self._reduced(logits_RV, *rows))
         if not parts:
             return hidden_TD.new_zeros((0, width), dtype=torch.float32)
         return torch.cat(parts)
+
+    def _reduced(
+        self,
+        logits_RV: torch.Tensor,
+        label_R: torch.Tensor,
+        noise_R: torch.Tensor,
+        requested_RK: torch.Tensor,
+    ) -> torch.Tensor:
+        def reduce(rows: slice) -> torch.Tensor:
+            part_RC = sparsify(logits_RV[rows], label_R[rows], self._scheme, noise_R[rows])
+            if not requested_RK.shape[1]:
+                return part_RC
+            return with_requested(part_RC, logits_RV[rows], label_R[rows], requested_RK[rows])
+
+        return self._split.reduce(reduce, len(logits_RV))
+
+
+def _tensor_parallel_split() -> RowSplit:
+    """Return this rank's place where vLLM gives all ranks the logits; elsewhere one has them."""
+    group = get_tp_group()
+    if group.world_size == 1 or not current_platform.use_all_gather():
+        return RowSplit()
+    return RowSplit(
+        group.rank_in_group, group.world_size, lambda columns_SC: group.all_gather(columns_SC, 0)
+    )
 
 
 def _to_device(device: torch.device, *rows_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -206,7 +240,9 @@ def _capture_class(base: Any) -> Any:
         base.__init__(self, vllm_config=vllm_config, prefix=prefix)
         plan = planned_capture(vllm_config.additional_config)
         if plan is not None:  # none where the same process generates with the model later
-            self.pooler = CapturePooler(self.compute_logits, plan.scheme, plan.head_rows)
+            self.pooler = CapturePooler(
+                self.compute_logits, plan.scheme, plan.head_rows, _tensor_parallel_split()
+            )
 
     own = {
         "__init__": init,

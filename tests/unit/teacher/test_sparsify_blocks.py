@@ -18,7 +18,7 @@ from pipeline import cpu_blocks as blocks
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
-from pipeline.teacher.sparsify import device
+from pipeline.teacher.sparsify import reduction
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,10 +42,10 @@ def threads() -> Iterator[Callable[[int], None]]:
 def _one_after_another(
     logits: torch.Tensor, label: torch.Tensor, scheme: SparseScheme, noise: torch.Tensor
 ) -> torch.Tensor:
-    work = device._Work(BLOCK, logits.shape[1], logits.device)
+    work = reduction.Work(BLOCK, logits.shape[1], logits.device)
     return torch.cat(
         [
-            device._block(z, g, scheme, n, work)
+            reduction.reduce_block(z, g, scheme, n, work)
             for z, g, n in zip(
                 logits.split(BLOCK), label.split(BLOCK), noise.split(BLOCK), strict=True
             )
@@ -151,7 +151,7 @@ def test_an_error_ends_the_call_and_the_next_one_works(
 def test_work_arrays_do_not_outlive_the_call(threads: Callable[[int], None]) -> None:
     threads(4)
     sparsify(torch.randn(60, VOCAB), torch.zeros(60, dtype=torch.int64), SCHEMES["top-k"])
-    assert not [found for found in gc.get_objects() if type(found) is device._Work]
+    assert not [found for found in gc.get_objects() if type(found) is reduction.Work]
 
 
 BOUND = """

@@ -73,6 +73,7 @@ def test_what_the_last_bits_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["attention_backend"] == "CPU_ATTN"
     assert found["device"]
     assert found["torch"]
+    assert found["triton"] == "", "a CPU runs none of its kernels"
 
 
 def test_what_is_asked_for_is_in_the_identity() -> None:

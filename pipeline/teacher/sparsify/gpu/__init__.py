@@ -1,0 +1,1 @@
+"""The reduction of logits on a GPU: Triton kernels, and compiled chains where they do not serve."""
