@@ -266,6 +266,10 @@ teardown: setup-dev ## Delete all of this project in the namespace, asking first
 manifests: setup-dev hyperpod-models ## Render and check every manifest; lint Dockerfiles, shell and YAML (needs no cluster)
 	@$(CLUSTER) manifests
 
+# Its name of before, which is in people's hands.
+.PHONY: rehearse
+rehearse: simulate-cluster
+
 .PHONY: simulate-cluster
 simulate-cluster: setup-dev ## Simulate the cluster locally: run the pods of overlay local-kind as processes, kill one per stage
 	@$(STUDENT) -m pytest -s tests/cluster/test_simulated_cluster.py $(ARGS)

@@ -6,13 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import field_validator
 
 from pipeline.config import Settings, option, parse_command
 from pipeline.errors import run_command
 from pipeline.program import command_name
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.measures import HeldoutScores
 
 __all__ = ["ScoreRun", "main"]
 
@@ -85,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{name:<{width}}  {distance_in(caches[name])} {kl.value:.4f} ± {kl.standard_error:.4f}"
             f"  cross_entropy {ce.value:.4f} ± {ce.standard_error:.4f}"
             f"  top1_agreement {agreement.value:.1%} ± {agreement.standard_error:.1%}"
+            f"  {_acceptance(scores, bound=distance_in(caches[name]) != 'kl')}"
             f"  ({len(scores.sample_ids)} rows, {sum(scores.loss_tokens)} tokens)"
         )
     if run.scores is not None:
@@ -103,6 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = json.dumps(data, indent=1) + "\n"
         Store(str(file.parent)).write(file.name, text.encode())
     return 0
+
+
+def _acceptance(scores: HeldoutScores, *, bound: bool) -> str:
+    """Return the expected acceptance rate as the teacher's draft model, or a lower bound of it."""
+    found = scores.mean("acceptance")
+    name = "acceptance_bound" if bound else "acceptance"
+    return f"{name} {found.value:.1%} ± {found.standard_error:.1%}"
 
 
 def _named(item: str) -> tuple[str, str]:
