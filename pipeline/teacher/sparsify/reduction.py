@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.sampling.inclusion import InclusionRule
+from pipeline.teacher.sparsify.largest import largest_entries
 from pipeline.teacher.sparsify.sparse_scheme import LOWEST_LOG_P, SparseScheme
 
 if TYPE_CHECKING:
@@ -59,12 +60,15 @@ def reduce_block(
         return reduce_block(*pair)[:1]
     # From the largest on: else sum p z / T loses about (z / T)^2 / 2^24 nats to rounding.
     z_RV, exp_RV, more_RV = work.first(len(logits_RV))
-    z_RV.copy_(logits_RV)
-    z_RV.sub_(z_RV.amax(-1, keepdim=True))
+    if logits_RV.dtype == torch.float32:
+        torch.sub(logits_RV, logits_RV.amax(-1, keepdim=True), out=z_RV)
+    else:
+        z_RV.copy_(logits_RV)
+        z_RV.sub_(z_RV.amax(-1, keepdim=True))
     log_z_R1, normalisers, entropies = statistics(z_RV, scheme.temperatures, exp_RV, more_RV)
     label_R1 = z_RV.gather(-1, label_R.unsqueeze(-1)) - log_z_R1
     if scheme.rule is None:
-        top_RK, ids_RK = torch.topk(z_RV, scheme.top_k, dim=-1)
+        top_RK, ids_RK = largest_entries(z_RV, scheme.top_k)
         values_RK = top_RK - log_z_R1
         tail_R1 = 1.0 - values_RK.exp().sum(-1, keepdim=True)
         ids = ids_RK.to(torch.float32)
@@ -140,7 +144,7 @@ def _draw(
     import torch
 
     places = min(scheme.always_kept_places, log_p_RV.shape[1])
-    values_RK, ids_RK = torch.topk(log_p_RV, places, dim=-1)
+    values_RK, ids_RK = largest_entries(log_p_RV, places)
     inclusion_on_grid_(log_p_RV, pi_RV, more_RV, normalisers, scheme, row_dither(noise_R))
     steps_RV = more_RV.view(torch.int32)
     steps_RV.copy_(pi_RV)
@@ -272,8 +276,13 @@ def _ratio(
         return
     for index, (temperature, (tau, log_z_R1)) in enumerate(used.items()):
         target = more_RV if index else pi_RV
-        torch.mul(log_p_RV, 1 / temperature, out=target)
-        target.sub_(log_z_R1 + float(np.log(tau))).clamp_(min=-40.0).exp_()
+        shift_R1 = log_z_R1 + float(np.log(tau))
+        if temperature == 1.0:
+            torch.sub(log_p_RV, shift_R1, out=target)
+        else:
+            torch.mul(log_p_RV, 1 / temperature, out=target)
+            target.sub_(shift_R1)
+        target.clamp_(min=-40.0).exp_()
         if len(used) > 1:
             target.square_()
         if index:
