@@ -268,7 +268,7 @@ manifests: setup-dev hyperpod-models ## Render and check every manifest; lint Do
 
 # Its name of before, which is in people's hands.
 .PHONY: rehearse
-rehearse: simulate-cluster
+rehearse: simulate-cluster ## The same as simulate-cluster
 
 .PHONY: simulate-cluster
 simulate-cluster: setup-dev ## Simulate the cluster locally: run the pods of overlay local-kind as processes, kill one per stage

@@ -32,7 +32,7 @@ class EndpointSettings(Settings):
     urls: tuple[str, ...] = option(
         (), "engine openai: addresses of vLLM or SGLang servers of one model: [http://host:8000]"
     )
-    model: str | None = option(None, "the name under which they serve it; none: the only one")
+    served_name: str | None = option(None, "the name under which they serve it; none: the only one")
     server: Literal["auto", "vllm", "sglang"] = option("auto", "their kind; auto: found out")
     requests: int = option(8, "requests under way at a time, to each server", ge=1, le=1024)
     timeout_s: float = option(300, "a server that sends nothing for so long has failed", gt=0)

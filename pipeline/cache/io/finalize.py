@@ -79,8 +79,8 @@ def finalize(
 
     Raises:
         ShardsMissing: shards lack a record or a file of the recorded size; they are unrecorded now.
-        CacheError: the cache would hold no training row though some were planned, or no row, or
-            lacks a tokenizer file.
+        CacheError: the cache would hold no training row (no held-out row, where it is made to score
+            students on), or lacks a tokenizer file.
     """
     ordered = {split: shards[split] for split in SPLITS if shards.get(split)}
     try:
@@ -113,14 +113,19 @@ def finalize(
         tokenizer_xxh3_128=tokenizer,
         format_version=FORMAT_VERSION,
     )
-    # A cache to score students on is planned without training rows.
-    split = "train" if ordered.get("train") or not ordered else "heldout"
+    split = "heldout" if _is_for_scoring(identity) else "train"
     if not total_of(manifest.of_split(split)).rows:
         kind = "training" if split == "train" else "held-out"
         raise CacheError(f"the cache would hold no {kind} rows", expected="at least one")
     store.write("README.md", card_text(manifest, command).encode())
     store.write(MANIFEST, manifest.to_bytes())
     return manifest
+
+
+def _is_for_scoring(identity: Mapping[str, Any]) -> bool:
+    """Whether the held-out prompts alone were answered, to score students on."""
+    generate = identity.get("corpus", {}).get("generate", {})
+    return isinstance(generate, Mapping) and generate.get("prompts") == "heldout"
 
 
 def _counts(segments: Sequence[Segment]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_kept_mass
@@ -131,7 +131,7 @@ def _scheme_text(scheme: Mapping[str, Any]) -> str:
 
 
 def responses_text(identity: Mapping[str, Any], counts: Mapping[str, int]) -> str | None:
-    """Describe how the teacher wrote the responses; None where it did not.
+    """Describe who wrote the responses, and how; None where they are the corpus's own.
 
     Args:
         identity: of the cache.
@@ -150,17 +150,28 @@ def responses_text(identity: Mapping[str, Any], counts: Mapping[str, int]) -> st
         )
         if sampled[name] != off
     ]  # fmt: skip
-    how = ", ".join([f"temperature {sampled['temperature']:g}", *filters, f"seed {corpus['seed']}"])
+    seed = sampled.get("seed", corpus.get("seed"))
+    how = ", ".join([f"temperature {sampled['temperature']:g}", *filters, f"seed {seed}"])
     if len(all_sampled) > 1:
         how = f"{len(all_sampled)} sampling settings"
     limit = max(settings["max_new_tokens"] for settings in all_sampled)
-    text = f"written by the teacher itself ({how})"
+    text = f"written by {_writers(all_sampled)} ({how})"
     if "responses" not in counts:  # a derived cache holds rows, not the text
         return f"{text}, at most {limit} tokens each"
     return (
         f"{text}: {counts['responses']} responses, {counts['loss_tokens']} tokens, "
         f"{counts['responses_unfinished']} cut off at {limit}; text in `_meta/responses`"
     )
+
+
+def _writers(all_sampled: Sequence[Mapping[str, Any]]) -> str:
+    """Return who wrote, in words; a derived cache may have several writers."""
+    found = [settings.get("writer") for settings in all_sampled]
+    names = dict.fromkeys(
+        "the teacher itself" if writer is None else f"`{writer['model']}` ({writer['revision']})"
+        for writer in found
+    )
+    return " and ".join(names)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -16,10 +16,12 @@ import pytest
 from pipeline.cache.io.finalize import finalize
 from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, encode_shard
+from pipeline.cache.layout.card import responses_text
 from pipeline.cache.layout.manifest import Manifest, describe_difference
 from pipeline.config import fingerprint
 from pipeline.errors import CacheError, DistillError
 from pipeline.storage import Store
+from pipeline.teacher.generation.settings import GenerateSettings
 from tests.unit.cache.planned_cache import SEGMENT, lose
 from tests.unit.cache.sample_cache import (
     SHARD,
@@ -178,6 +180,21 @@ def test_a_cache_without_training_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="no training rows"):
         finish(store, [record], sample_identity())
     assert not store.exists("_meta/manifest.json")
+    identity = sample_identity()
+    generate = GenerateSettings(enabled=True, prompts="heldout").identity()
+    scoring = {**identity, "corpus": {**identity["corpus"], "generate": generate}}
+    counts = {"responses": 2, "responses_unfinished": 1, "loss_tokens": 9}
+    manifest = finish(store, [record], scoring)
+    assert manifest.of_split("heldout")
+    assert "written by the teacher itself (temperature 1, seed 5)" in str(
+        responses_text({"corpus": {"generate": generate, "seed": 5}}, counts)
+    )
+    writer = {"model": "student", "revision": "sha256:1"}
+    said = responses_text(
+        {"corpus": {"generate": {**generate, "writer": writer, "seed": 7}}}, counts
+    )
+    assert "written by `student` (sha256:1) (temperature 1, seed 7): 2 responses" in str(said)
+    store.delete("_meta/manifest.json")
     commit_shard(store, *sample_shard("train", 0, 2))
     with pytest.raises(CacheError, match="a tokenizer file is missing"):
         finalize(

@@ -47,6 +47,7 @@ def _forward(batch: Batch) -> Any:
         ce_N=torch.full((number,), 2.0),
         argmax_N=batch.label_ids_N,
         argmax_logprob_N=torch.full((number,), -1.0),
+        acceptance_N=None,
     )
 
 

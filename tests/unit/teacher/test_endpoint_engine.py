@@ -209,9 +209,9 @@ def test_servers_that_are_not_one_teacher(folder: Path) -> None:
         two.models = ("big", "small")
         with pytest.raises(ConfigError, match=r"serves big, small; expected teacher\.endpoint"):
             engine_info(_settings(two))
-        assert "serving small" in engine_info(_settings(two, model="small")).engine_version
-        with pytest.raises(ConfigError, match=r"not teacher\.endpoint\.model huge"):
-            engine_info(_settings(one, model="huge"))
+        assert "serving small" in engine_info(_settings(two, served_name="small")).engine_version
+        with pytest.raises(ConfigError, match=r"not teacher\.endpoint\.served_name huge"):
+            engine_info(_settings(one, served_name="huge"))
         one.down = True
         with pytest.raises(EngineStalled, match=r"does not answer \(503 starting"):
             engine_info(_settings(one))

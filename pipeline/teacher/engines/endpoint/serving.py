@@ -122,15 +122,15 @@ def _serving(client: EndpointClient, url: str, settings: EndpointSettings) -> Se
     named = {str(item["id"]): item for item in listed or () if isinstance(item, dict)}
     if not named:
         raise _foreign(url, "it lists no model")
-    if settings.model is None and len(named) > 1:
+    if settings.served_name is None and len(named) > 1:
         raise ConfigError(
             f"{url}: serves {', '.join(named)}",
-            expected="teacher.endpoint.model to name one of them",
+            expected="teacher.endpoint.served_name to name one of them",
         )
-    name = settings.model or next(iter(named))
+    name = settings.served_name or next(iter(named))
     if name not in named:
         raise ConfigError(
-            f"{url}: serves {', '.join(named)}, not teacher.endpoint.model {name}",
+            f"{url}: serves {', '.join(named)}, not teacher.endpoint.served_name {name}",
             do="correct the name",
         )
     kinds = [settings.server] if settings.server != "auto" else list(SERVERS)
