@@ -38,6 +38,7 @@ def _teardown(**more: Any) -> None:
     teardown("distill", secret="hub-token", **{"data": None, "yes": True, **more})
 
 
+@pytest.mark.slow
 def test_nothing_is_left_but_the_file_system(api: ApiStub, call: Any) -> None:
     api.scripts["PyTorchJob"] = ends("Succeeded")
     assert call("cache-teacher", "--overlay", "local-kind", "--run", "a", "--poll_s", "1")[0] == 0

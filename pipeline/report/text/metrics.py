@@ -86,22 +86,18 @@ METRICS: dict[str, Metric] = {
             explanation="surprise at the text itself",
         ),
         Metric(
-            "perplexity", "Perplexity", "", True, decimals=2, short="perplexity",
-            explanation="exponential of the cross-entropy",
-        ),
-        Metric(
             "top1_agreement", "Top-1 agreement", "%", False, percent=True, decimals=1,
             short="top-1", explanation="how often the model's first choice is the teacher's",
         ),
         Metric(
-            "acceptance", "Acceptance as draft", "%", False, percent=True, decimals=1,
+            "acceptance", "Acceptance rate", "%", False, percent=True, decimals=1,
             short="acceptance",
             explanation="how often the teacher would accept the model's token in speculative "
             "decoding, sum of min(p, q); unbiased",
         ),
         Metric(
-            "acceptance_bound", "Acceptance as draft, at least", "%", False, percent=True,
-            decimals=1, short="acceptance >=",
+            "acceptance_bound", "Acceptance rate (bound)", "%", False, percent=True,
+            decimals=1, short="acceptance",
             explanation="how often the teacher would accept the model's token in speculative "
             "decoding, sum of min(p, q) over the cached top-k alone",
             note="Acceptance: over the cached top-k alone, a lower bound.",
@@ -113,6 +109,10 @@ METRICS: dict[str, Metric] = {
         Metric(
             "written_drift", "Drift from the writer", "nats", True, short="drift",
             explanation="how much likelier the held-out text was to the model that wrote it",
+        ),
+        Metric(
+            "perplexity", "Perplexity", "", True, decimals=2, short="perplexity",
+            explanation="exponential of the cross-entropy",
         ),
     )
 }  # fmt: skip
@@ -129,8 +129,8 @@ LOGGED: dict[str, tuple[str, str]] = {
     "heldout/kl": ("held-out KL", "nats"),
     "heldout/kl_bucketed": ("held-out bucketed KL", "nats"),
     "heldout/cross_entropy": ("held-out cross-entropy", "nats"),
-    "heldout/acceptance": ("held-out acceptance as draft", ""),
-    "heldout/acceptance_bound": ("held-out acceptance as draft, at least", ""),
+    "heldout/acceptance": ("held-out acceptance rate", ""),
+    "heldout/acceptance_bound": ("held-out acceptance rate (bound)", ""),
     "throughput/tokens_per_s": ("tokens per second", "tokens/s"),
     "throughput/mfu": ("model FLOPs utilisation", "of the device's peak"),
     "data/wait_s": ("waiting for data", "s"),

@@ -56,8 +56,10 @@ def difference_sentence(difference: Difference, rows: Iterable[Row]) -> str:
         return f"{upper_first(a)} is {size} {closer} the teacher{which} than {b} ({sure})."
     direction = "lower" if difference.value < 0 else "higher"
     verdict = "better" if better else "worse"
+    label = lower_first(metric.label)
+    article = "an" if label[:1] in "aeio" else "a"
     return (
-        f"{upper_first(a)} has a {lower_first(metric.label)} {size} {direction} than {b}, "
+        f"{upper_first(a)} has {article} {label} {size} {direction} than {b}, "
         f"which is {verdict} ({sure})."
     )
 

@@ -59,7 +59,8 @@ def _table(rows: tuple[Row, ...]) -> list[str]:
         ]
         lines.append(_GAP.join(cells).rstrip())
     lines.insert(1, "-" * max(len(line) for line in lines))
-    missing = [metric.label for metric in metrics[len(columns) - 1 :]]
+    # Perplexity is the last, and says what the cross-entropy says.
+    missing = [m.label for m in metrics[len(columns) - 1 :] if m.key != "perplexity"]
     if missing:
         lines.append(f"(not shown for want of room: {', '.join(missing)})")
     return lines

@@ -196,7 +196,7 @@ def _heldout(before: HeldoutScores | None, after: HeldoutScores, *, sampled: boo
     if "top1_agreement" in after.sums:
         heads.append("top-1 agreement")
     if "acceptance" in after.sums:
-        heads.append("acceptance as draft" if sampled else "acceptance as draft, at least")
+        heads.append("acceptance rate" if sampled else "acceptance rate (bound)")
         meaning += (
             "\nAcceptance is the rate at which the teacher would accept the student's tokens in "
             "speculative\ndecoding, the sum of min(p, q)"

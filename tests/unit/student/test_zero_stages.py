@@ -87,6 +87,7 @@ for stage in (2, 3):
 """
 
 
+@pytest.mark.slow
 def test_layers_with_a_state_train_under_stage_3_as_under_2() -> None:
     """Their code hands the weight of a convolution to a kernel without calling the module."""
     said = run_python(["-W", "ignore", "-c", _LAYERS_WITH_A_STATE], timeout=200).ok().out
