@@ -59,7 +59,7 @@ def test_default_run_beats_its_control_clearly(default_run: str) -> None:
         gap = gaps[metric]
         assert gap["value"] < -errors * gap["standard_error"], metric
     held_out = [c for c in report["curves"] if c["name"].startswith("held-out")]
-    assert len(held_out) == 4, "KL and cross-entropy, of both"
+    assert len(held_out) == 6, "KL, cross-entropy and acceptance, of both"
     assert all(len(curve["points"]) > 3 and curve["over"] == "tokens" for curve in held_out)
     for row in report["rows"]:
         shown = re.search(rf"^{re.escape(row['name'])} +(\d+\.\d+)", default_run, re.MULTILINE)
