@@ -24,10 +24,10 @@ def test_an_estimate_and_a_bound_have_two_names(tmp_path: Path) -> None:
     write(tmp_path, "heldout/kl")
     assert _heldout_lines(tmp_path) == [
         "student   held-out KL to the teacher: 0.150 ± 0.050 nats",
-        "student   held-out Acceptance as draft: 85.0 ± 5.0 %",
+        "student   held-out Acceptance rate: 85.0 ± 5.0 %",
     ]
     write(tmp_path, "heldout/kl_bucketed")
     assert _heldout_lines(tmp_path) == [
         "student   held-out Bucketed KL: 0.150 ± 0.050 nats",
-        "student   held-out Acceptance as draft, at least: 85.0 ± 5.0 %",
+        "student   held-out Acceptance rate (bound): 85.0 ± 5.0 %",
     ]
