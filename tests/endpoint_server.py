@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+
+from tests.json_server import JsonHandler, serving
 
 __all__ = ["Endpoint", "dense_logprobs", "serve_endpoint"]
 
@@ -53,12 +54,7 @@ def serve_endpoint(**options: Any) -> Iterator[Endpoint]:
     endpoint = Endpoint(**options)
     lock = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_args: Any) -> None:
-            pass
-
+    class Handler(JsonHandler):
         def _answer(self, data: Any, code: int = 200, *, cut: bool = False) -> None:
             body = json.dumps(data).encode()
             self.send_response(code)
@@ -154,13 +150,5 @@ def serve_endpoint(**options: Any) -> Iterator[Endpoint]:
                 listed.append(ranked or None)
             return {"choices": [{"text": "x", "prompt_logprobs": listed}]}
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    endpoint.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as endpoint.url:
         yield endpoint
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -6,15 +6,15 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
+
+from tests.json_server import JsonHandler, serving
 
 __all__ = ["HubDatasets", "serve_datasets", "use_hub"]
 
@@ -47,36 +47,9 @@ def serve_datasets() -> Iterator[HubDatasets]:
     """Serve a hub on a free port."""
     hub = HubDatasets()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_args: Any) -> None:
-            pass
-
-        def _send(self, code: int, body: bytes, **headers: str) -> None:
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(body)))
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def _answer(self, data: Any, code: int = 200, **headers: str) -> None:
-            self._send(code, json.dumps(data).encode(), Content_Type="application/json", **headers)
-
+    class Handler(JsonHandler):
         def _missing(self, what: str) -> None:
-            self._answer({"error": "not found"}, 404, X_Error_Code=what)
-
-        def _body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
+            self.answer({"error": "not found"}, 404, X_Error_Code=what)
 
         def do_HEAD(self) -> None:
             self.do_GET()
@@ -86,7 +59,7 @@ def serve_datasets() -> Iterator[HubDatasets]:
             if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(/revision/[^/]+)?", path):
                 if found[1] not in hub.repositories:
                     return self._missing("RepoNotFound")
-                return self._answer({"id": found[1], "sha": "0" * 40, "private": False})
+                return self.answer({"id": found[1], "sha": "0" * 40, "private": False})
             if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/[^/]+(/.*)?", path):
                 return self._tree(found[1], (found[2] or "").strip("/"))
             if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.*)", path):
@@ -111,7 +84,7 @@ def serve_datasets() -> Iterator[HubDatasets]:
             for item in listed.values():
                 item.setdefault("oid", "1" * 40)
                 item.setdefault("size", 0)
-            return self._answer(list(listed.values()))
+            return self.answer(list(listed.values()))
 
         def _entry(self, name: str, data: bytes) -> dict[str, Any]:
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -125,41 +98,41 @@ def serve_datasets() -> Iterator[HubDatasets]:
         def _file(self, files: dict[str, bytes], name: str) -> None:
             hub.reads.append(name)
             if hub.reading:
-                return self._answer({"error": "no"}, hub.reading.pop(0))
+                return self.answer({"error": "no"}, hub.reading.pop(0))
             if name not in files:
                 return self._missing("EntryNotFound")
             data = files[name]
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if wanted:
                 data = data[int(wanted[1]) : int(wanted[2]) + 1]
-            return self._send(206 if wanted else 200, data, ETag='"x"')
+            return self.send(206 if wanted else 200, data, ETag='"x"')
 
         def do_POST(self) -> None:
             hub.tokens.add(self.headers.get("Authorization", ""))
-            body = self._body()
+            body = self.body()
             if self.path.startswith("/api/repos/create"):
                 asked = json.loads(body)
                 name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
                 hub.repositories.setdefault(name, {".gitattributes": b"*.parquet lfs\n"})
                 hub.private[name] = "private" in (asked.get("visibility"), *asked)
-                return self._answer({"url": f"{hub.url}/datasets/{name}", "name": name})
+                return self.answer({"url": f"{hub.url}/datasets/{name}", "name": name})
             if self.path == "/api/validate-yaml":
-                return self._answer({"errors": [], "warnings": []})
+                return self.answer({"errors": [], "warnings": []})
             if "/preupload/" in self.path:
                 files = [
                     {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
                     for f in json.loads(body)["files"]
                 ]
-                return self._answer({"files": files})
+                return self.answer({"files": files})
             if "/paths-info/" in self.path:
-                return self._answer([])
+                return self.answer([])
             if found := re.match(r"/api/datasets/([^/]+/[^/]+)/commit/", self.path):
                 return self._commit(found[1], body)
             return self._missing("RepoNotFound")
 
         def _commit(self, repository: str, body: bytes) -> None:
             if hub.failing:
-                return self._answer({"error": "no"}, hub.failing.pop(0), Retry_After="0")
+                return self.answer({"error": "no"}, hub.failing.pop(0), Retry_After="0")
             lines = [json.loads(line) for line in body.splitlines() if line]
             (header,) = [line["value"] for line in lines if line["key"] == "header"]
             added = {
@@ -174,17 +147,10 @@ def serve_datasets() -> Iterator[HubDatasets]:
             hub.repositories[repository] |= added
             hub.commits.append((header["summary"], sorted(added)))
             address = f"{hub.url}/datasets/{repository}/commit/{'0' * 40}"
-            return self._answer({"commitUrl": address, "commitOid": "0" * 40})
+            return self.answer({"commitUrl": address, "commitOid": "0" * 40})
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def use_hub(patch: pytest.MonkeyPatch, hub: HubDatasets, *, token: str | None = "hf_test") -> None:

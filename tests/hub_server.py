@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import yaml
+
+from tests.json_server import JsonHandler, serving
 
 
 @dataclass
@@ -45,62 +44,37 @@ def serve_hub() -> Iterator[Hub]:
     """Serve a hub on a free port."""
     hub = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_args: Any) -> None:
-            pass
-
-        def _answer(self, data: Any, code: int = 200) -> None:
-            body = json.dumps(data).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            if code == 429:
-                self.send_header("Retry-After", "1")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def _body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-
+    class Handler(JsonHandler):
         def do_GET(self) -> None:
             if "/tree/" in self.path:
                 names = [
                     {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
                     for name, data in hub.files.items()
                 ]
-                return self._answer(names)
-            return self._answer({"error": "not found"}, 404)
+                return self.answer(names)
+            return self.answer({"error": "not found"}, 404)
 
         def do_POST(self) -> None:
             hub.tokens.add(self.headers.get("Authorization", ""))
-            body = self._body()
+            body = self.body()
             if self.path.startswith("/api/repos/create"):
                 asked = json.loads(body)
                 name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
-                return self._answer({"url": f"{hub.url}/{name}", "name": name})
+                return self.answer({"url": f"{hub.url}/{name}", "name": name})
             if self.path == "/api/validate-yaml":
                 front = json.loads(body)["content"].split("---")[1]
                 yaml.safe_load(front)
-                return self._answer({"errors": [], "warnings": []})
+                return self.answer({"errors": [], "warnings": []})
             if "/preupload/" in self.path:
                 files = [
                     {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
                     for f in json.loads(body)["files"]
                 ]
-                return self._answer({"files": files})
+                return self.answer({"files": files})
             if "/commit/" in self.path:
                 hub.attempts += 1
                 if hub.failing:
-                    return self._answer({"error": "no"}, hub.failing.pop(0))
+                    return self.answer({"error": "no"}, hub.failing.pop(0), Retry_After="1")
                 lines = [json.loads(line) for line in body.splitlines() if line]
                 (header,) = [line["value"] for line in lines if line["key"] == "header"]
                 added = {
@@ -111,15 +85,8 @@ def serve_hub() -> Iterator[Hub]:
                 hub.commits.append((header["summary"], added))
                 name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
                 address = f"{hub.url}/{name}/commit/{'0' * 40}"
-                return self._answer({"commitUrl": address, "commitOid": "0" * 40})
-            return self._answer({"error": "not found"}, 404)
+                return self.answer({"commitUrl": address, "commitOid": "0" * 40})
+            return self.answer({"error": "not found"}, 404)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

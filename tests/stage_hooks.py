@@ -1,7 +1,7 @@
-"""What a test can do to a stage before it runs: kill it at a step, spoil its store, its engine.
+"""What a test can do to a stage before it runs: kill it at a step, spoil its engine or its store.
 
 Each function is named by `stage_runner.start_stage(hook=(name, *arguments))` and runs in the
-stage's own process.
+stage's own process; those of the store, the disk and the memory are in `store_hooks.py`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,30 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from tests.store_hooks import (
+    faulty_store,
+    full_disk,
+    hanging_reads,
+    hanging_store,
+    little_disk,
+    little_disk_to_reshard,
+    little_memory,
+    replace_name,
+)
+
+__all__ = [
+    "count_requests", "deadly", "end_at_first_row", "endless_engine", "faulty_store",
+    "forbid_loading", "forbid_writing", "full_disk", "hanging_engine", "hanging_reads",
+    "hanging_store", "hooks", "hub_at", "kill_at_sync", "kill_before", "kill_while_exporting",
+    "little_disk", "little_disk_to_reshard", "little_memory", "note_units", "other_draws", "poison",
+    "replace_name",
+    "short_grace", "signal_at_step", "signal_at_sync", "slow_engine", "slow_steps", "slow_writing",
+    "unanswered",
+]  # fmt: skip
 
 
 def signal_at_sync(number: int, which: int) -> None:
@@ -170,7 +191,7 @@ def forbid_loading() -> None:
     def refuse(*_args: Any, **_options: Any) -> None:
         raise AssertionError("the teacher was loaded")
 
-    _set("pipeline.teacher.capture.task", "open_engine", refuse)
+    replace_name("pipeline.teacher.capture.task", "open_engine", refuse)
     forbid_writing()
 
 
@@ -180,12 +201,12 @@ def forbid_writing() -> None:
     def refuse(*_args: Any, **_options: Any) -> None:
         raise AssertionError("the teacher was loaded to write")
 
-    _set("pipeline.teacher.generation.run", "open_generator", refuse)
+    replace_name("pipeline.teacher.generation.run", "open_generator", refuse)
 
 
 def other_draws() -> None:
     """Draw responses with other seeds than the settings say, as another kind of device might."""
-    _set("pipeline.teacher.generation.plan", "response_seed", lambda seed, name: seed)
+    replace_name("pipeline.teacher.generation.plan", "response_seed", lambda seed, name: seed)
 
 
 def slow_writing(mark: str, seconds: float) -> None:
@@ -230,41 +251,6 @@ def unanswered(names: Sequence[str]) -> None:
         return real(self, requests, **options)
 
     TransformersGenerator.write = write  # type: ignore[method-assign]
-
-
-def little_memory(available: int) -> None:
-    """Pretend that this many bytes are free."""
-    for name in ("pipeline.teacher.estimate", "pipeline.student.estimate"):
-        _set(name, "available_memory_bytes", lambda: available)
-
-
-def little_disk(available: int) -> None:
-    """Pretend that this many bytes of disk are free."""
-    from pipeline.storage import Store
-
-    _set("pipeline.student.estimate", "free_disk_bytes", lambda _path: available)
-    Store.free_bytes = lambda _self: available  # type: ignore[method-assign]
-
-
-def little_disk_to_reshard(available: int) -> None:
-    """Pretend that this many bytes are free where a checkpoint is cut for other ranks."""
-    _set("pipeline.student.training.reshard", "free_disk_bytes", lambda _path: available)
-
-
-def full_disk(name: str) -> None:
-    """Make every write of a file whose path contains `name` fail as on a full disk."""
-    import errno
-
-    from pipeline.storage import local
-
-    real = local.write_local
-
-    def write_local(target: str, data: bytes, **options: bool) -> None:
-        if name in target:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(target, data, **options)
-
-    _set("pipeline.storage.store", "write_local", write_local)
 
 
 def poison(kind: str, sample_ids: Sequence[str], times: int = 1 << 30) -> None:
@@ -316,45 +302,6 @@ def hanging_engine(after: int) -> None:
     TransformersEngine.capture = capture  # type: ignore[method-assign]
 
 
-def faulty_store(fail_rate: float, cut_rate: float, delay_s: float = 0.0) -> None:
-    """Make `faulty://` known, a store that fails at these rates and takes its time."""
-    from tests.faulty import register
-
-    register(fail_rate=fail_rate, cut_rate=cut_rate, delay_s=delay_s)
-
-
-def hanging_store(name: str) -> None:
-    """Make every write of a file whose path contains `name` wait for ever, as on a dead mount."""
-    import time
-
-    from pipeline.storage import Store
-
-    real: Callable[..., None] = Store.write
-
-    def write(self: Store, path: str, data: bytes, **options: bool) -> None:
-        while name in path:
-            time.sleep(0.1)
-        real(self, path, data, **options)
-
-    Store.write = write  # type: ignore[method-assign]
-
-
-def hanging_reads(name: str) -> None:
-    """Make every read of a file whose path contains `name` wait for ever, as on a dead mount."""
-    import time
-
-    from pipeline.storage import Store
-
-    real: Callable[..., bytes] = Store.read
-
-    def read(self: Store, path: str, **options: Any) -> bytes:
-        while name in path:
-            time.sleep(0.1)
-        return real(self, path, **options)
-
-    Store.read = read  # type: ignore[method-assign]
-
-
 def slow_engine(seconds: float) -> None:
     """Let each call of the engine take longer."""
     import time
@@ -396,7 +343,3 @@ def hooks(*several: tuple[Any, ...]) -> None:
     """Apply several hooks."""
     for name, *arguments in several:
         globals()[name](*arguments)
-
-
-def _set(module: str, name: str, value: Any) -> None:
-    setattr(importlib.import_module(module), name, value)

@@ -32,7 +32,7 @@ def _encode_otherwise(rows: list[TokenisedRow]) -> bytes:
 
 ANOTHER_VERSION = (
     "hooks",
-    ("_set", "pipeline.corpus.prepared.folder", "encode_block", _encode_otherwise),
+    ("replace_name", "pipeline.corpus.prepared.folder", "encode_block", _encode_otherwise),
     ("forbid_loading",),
 )
 

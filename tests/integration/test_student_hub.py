@@ -103,7 +103,7 @@ def test_what_is_refused_before_anything_is_trained(
         "train_student",
         push,
         env={"HF_TOKEN": ""},
-        hook=("_set", "huggingface_hub.constants", "HF_TOKEN_PATH", str(tmp_path / "none")),
+        hook=("replace_name", "huggingface_hub.constants", "HF_TOKEN_PATH", str(tmp_path / "none")),
     ).refused(2)
     assert "asks for a push to the hub, but there is no token" in message
     assert "HF_TOKEN" in message

@@ -171,7 +171,7 @@ def test_prompts_of_many_units_are_answered_while_others_are_prepared(
     flags = [*writing, "--corpus.unit_mib", "0.002", "--generate.shard_prompts", "6"]
     one = tmp_path / "one"
     units = ("note_units", os.devnull)  # prepared on a thread: no process is started for each
-    folds = ("_set", "pipeline.corpus.prepared.folder", "FOLD", 2)
+    folds = ("replace_name", "pipeline.corpus.prepared.folder", "FOLD", 2)
     out = stage("cache_teacher", [*flags, "--cache_dir", one], hook=("hooks", units, folds)).ok()
     assert "72/72 responses" in out.err
     assert len(list((one / RESPONSES).glob("*.parquet"))) == 6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pipeline.data.mixture.rows import mixture_of
 from pipeline.data.order.mixed_plan import MixedPlan
 from pipeline.data.order.plan import TrainPlan
@@ -37,21 +39,9 @@ def make_plan(
         ConfigError: a row longer than a pack, or than a third of the budget of tokens.
     """
     mixture = mixture_of(source)
-    if mixture is None:
-        return TrainPlan(
-            source,
-            seed=seed,
-            packs_per_step=packs_per_step,
-            pack_length=settings.pack_length or pack_length,
-            shuffle_shards=settings.shuffle_shards,
-            lanes=settings.lanes,
-            packing=settings.packing,
-            batch_tokens=settings.batch_tokens,
-            totals=totals,
-        )
-    return MixedPlan(
+    plan = TrainPlan if mixture is None else partial(MixedPlan, mixture=mixture)
+    return plan(
         source,
-        mixture,
         seed=seed,
         packs_per_step=packs_per_step,
         pack_length=settings.pack_length or pack_length,
