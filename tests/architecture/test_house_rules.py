@@ -135,6 +135,23 @@ def test_no_room_is_crowded() -> None:
         assert len(files) <= 14, f"{folder.relative_to(ROOT)} holds {len(files)} files"
 
 
+def test_every_room_stands_on_the_map_once() -> None:
+    text = (ROOT / "pipeline/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:\S )?`([a-z_/]+)/` \|[^|]*\|([^|]*)\|", text, re.MULTILINE)
+    places = [place for place, _ in rows]
+    assert len(places) == len(set(places))
+    beside = {"config", "observe", "storage"}  # used by all, named below the table
+    assert all(f"`{name}/`" in text for name in beside)
+    found = {
+        file.parent.relative_to(ROOT / "pipeline").as_posix()
+        for file in (ROOT / "pipeline").rglob("__init__.py")
+    }
+    assert found - {"."} - beside == set(places)
+    for place, first in rows:
+        for name in re.findall(r"`([a-z_]+\.py|[A-Z]+\.md)`", first):
+            assert (ROOT / "pipeline" / place / name).exists(), f"{place}: no {name}"
+
+
 def test_every_flag_that_a_document_shows_exists() -> None:
     from pipeline.api.settings import StudentRun
     from pipeline.cache.tools.commands import _build
