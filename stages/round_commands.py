@@ -10,21 +10,33 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config.files import read_config_file
 from pipeline.program import module_name
 from stages.distill import trainer
 
-__all__ = ["CORPUS", "RoundCommands", "RoundFolder", "Weights"]
+__all__ = ["CORPUS", "Part", "RoundCommands", "RoundFolder", "Weights"]
 
 CORPUS = "corpus"
 """The start that is a student of the corpus's own text; also the tag of that text."""
 _LEAST_WEIGHT = 1e-3
 """Text of earlier rounds with less than this share is not read at all."""
 
-Part = tuple[str, Path, Sequence[str]]
-"""Title, output folder, command."""
+
+class Part(NamedTuple):
+    """One command of the rounds."""
+
+    title: str
+    output: Path
+    """The folder that it writes."""
+    command: Sequence[str]
+    config: str = ""
+    """The configuration file that it reads."""
+    check: Sequence[str] = ()
+    """What finds mistakes with one process before a launcher starts several."""
+    may_lack_rows: bool = False
+    """Whether it may end well without rows that it has quarantined, as stage one does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,57 +161,55 @@ class RoundCommands:
         """Yield what comes before the first round: the student that writes in it."""
         (folder,) = self.folders(0)
         if self.has_corpus:
-            yield (
+            yield self._caching(
                 "corpus: the teacher reads the corpus's own text",
                 self.corpus,
                 self._stage_one(self.corpus, "--generate.enabled", "false"),
             )
         if folder.trained:
-            command = [
-                *trainer(self._nproc), "--config", self._first_config,
-                "--cache_dir", str(self.corpus), "--output_dir", str(folder.student),
-            ]  # fmt: skip
-            yield "first student: learns from the corpus's own text", folder.student, command
+            yield self._training(
+                "first student: learns from the corpus's own text",
+                folder.student,
+                self._first_config,
+                "--cache_dir", str(self.corpus),
+            )  # fmt: skip
         yield from self._scoring(folder)
 
     def round(self, number: int) -> Iterator[Part]:
         """Yield the parts of a round, from 1."""
         before, folder = self.folders(number)[-2:]
-        yield (
+        yield self._caching(
             f"round {number}: the student writes, the teacher scores what it wrote",
             folder.cache,
             self.writing(folder.cache, before.model, seed=self._seed + number),
         )
-        command = [
-            *trainer(self._nproc), "--config", self._round_config,
+        yield self._training(
+            f"round {number}: the student learns from that",
+            folder.student,
+            self._round_config,
             "--cache_dir", self._mixture(number), "--student_model", before.model,
-            *self._unbuilt(), "--output_dir", str(folder.student),
-        ]  # fmt: skip
-        yield f"round {number}: the student learns from that", folder.student, command
+            *self._unbuilt(),
+        )  # fmt: skip
         yield from self._scoring(folder, written=True)
 
-    def is_teacher(self, command: Sequence[str]) -> bool:
-        """Return whether a command is stage one's."""
-        return list(command[:3]) == self._teacher
+    def _caching(self, title: str, cache: Path, command: Sequence[str]) -> Part:
+        return Part(title, cache, command, self._teacher_config, may_lack_rows=True)
 
-    def check(self, command: Sequence[str]) -> Sequence[str]:
-        """Return what finds mistakes with one process before a launcher starts several."""
-        launcher = trainer(self._nproc)
-        if self._nproc == 1 or list(command[: len(launcher)]) != launcher:
-            return ()
-        return [*trainer(1), *command[len(launcher) :], "--check"]
+    def _training(self, title: str, output: Path, config: str, *flags: str) -> Part:
+        arguments = ["--config", config, *flags, "--output_dir", str(output)]
+        # One process says what is wrong once; a launcher says it once a rank.
+        check = [*trainer(1), *arguments, "--check"] if self._nproc > 1 else ()
+        return Part(title, output, [*trainer(self._nproc), *arguments], config, check)
 
     def _scoring(self, folder: RoundFolder, *, written: bool = False) -> Iterator[Part]:
         """Yield what scores a student on its own text, the text it learned from, the corpus's."""
         whose = f"after round {folder.number}" if folder.number else "before the first round"
-        yield (
+        writing = self.writing(folder.own_text, folder.model, seed=self._seed)
+        yield self._caching(
             f"{whose}: the student's own text on the held-out prompts",
             folder.own_text,
-            [
-                *self.writing(folder.own_text, folder.model, seed=self._seed),
-                "--generate.prompts", "heldout",
-            ],
-        )  # fmt: skip
+            [*writing, "--generate.prompts", "heldout"],
+        )
         caches = {"own": folder.own_text}
         if written:
             caches["written"] = folder.cache
@@ -211,7 +221,7 @@ class RoundCommands:
             "--student_model", folder.model, "--caches", named,
             "--scores", str(folder.scores / "scores.json"),
         ]  # fmt: skip
-        yield f"{whose}: the student's scores", folder.scores, command
+        yield Part(f"{whose}: the student's scores", folder.scores, command)
 
     def _stage_one(self, cache: Path, *flags: str) -> list[str]:
         return [

@@ -68,15 +68,15 @@ def stop_reason(
         least_drift: nats a token; None: do not ask.
     """
     gain = before.own.mean("kl").value - now.own.mean("kl").value
-    if least_gain is not None and not gain >= least_gain:
+    if not math.isfinite(gain):
+        return "the scores on own text are not finite"
+    if least_gain is not None and gain < least_gain:
         return f"the last round gained {gain:.4f} nats on own text, less than {least_gain:g}"
     drift = now.drift
     if least_drift is not None and drift is not None and drift.value < least_drift:
         return (
             f"the last round moved the student by {drift.value:.4f} nats, less than {least_drift:g}"
         )
-    if not math.isfinite(gain):
-        return "the scores on own text are not finite"
     return None
 
 

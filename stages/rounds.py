@@ -14,7 +14,7 @@ from pipeline.config.command import command_line
 from pipeline.errors import ConfigError, RowsQuarantined, run_command
 from pipeline.program import command_name
 from stages.parts import Parts, StageFailed
-from stages.round_commands import RoundCommands, RoundFolder, Weights
+from stages.round_commands import Part, RoundCommands, RoundFolder, Weights
 from stages.round_results import read_scores, stop_reason, write_rounds_report
 from stages.steps import Step, Steps
 
@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
     )
     run = command.settings
+    _check(run)
     root = Path(run.run_dir)
     commands = RoundCommands(
         root,
@@ -104,10 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         teacher_python=run.teacher_python,
         nproc=run.nproc,
     )
-    _check(run)
     if "dry_run" in command.switches:
-        for title, _, shell in commands.all_parts(run.rounds):
-            print(f"# {title}\n{command_line(shell[0], shell[1:])}")
+        for part in commands.all_parts(run.rounds):
+            print(f"# {part.title}\n{command_line(part.command[0], part.command[1:])}")
         return 0
     started = time.monotonic()
     parts = _Rounds(run, commands, Parts(Steps(root), of=commands.count(run.rounds)))
@@ -184,10 +184,10 @@ class _Rounds:
         """Do what is missing; return why it stopped."""
         commands = self._commands
         for part in commands.before_rounds():
-            self._do(*part)
+            self._do(part)
         for number in range(1, self._run.rounds + 1):
             for part in commands.round(number):
-                self._do(*part)
+                self._do(part)
             self.done = number
             reason = self._reason()
             if reason is not None and number < self._run.rounds:
@@ -213,17 +213,14 @@ class _Rounds:
         self._parts.steps.record(step)
         return page
 
-    def _do(self, title: str, output: Path, command: Sequence[str]) -> None:
-        config = _config_of(command)
-        is_teacher = self._commands.is_teacher(command)
-        check = () if is_teacher else self._commands.check(command)
+    def _do(self, part: Part) -> None:
         code = self._parts.stage(
-            title,
-            command,
-            config,
-            output,
-            before=check,
-            also=RowsQuarantined.exit_code if is_teacher else 0,
+            part.title,
+            part.command,
+            part.config,
+            part.output,
+            before=part.check,
+            also=RowsQuarantined.exit_code if part.may_lack_rows else 0,
         )
         self.quarantined = self.quarantined or code
 
@@ -233,12 +230,6 @@ class _Rounds:
         return stop_reason(
             before, now, least_gain=self._run.least_gain, least_drift=self._run.least_drift
         )
-
-
-def _config_of(command: Sequence[str]) -> str:
-    """Return the file behind `--config`; empty: none."""
-    arguments = list(command)
-    return arguments[arguments.index("--config") + 1] if "--config" in arguments else ""
 
 
 if __name__ == "__main__":

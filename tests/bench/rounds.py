@@ -62,7 +62,7 @@ class Bench:
     def first_student(self) -> str:
         """Make the corpus's cache and the student from which all arms start; return its folder."""
         for part in list(self._commands.before_rounds())[:2]:
-            self._do(*part)
+            self._do(part.title, part.output, part.command)
         return self._commands.folders(0)[0].model
 
     def arm(self, name: str, seed: int) -> Arm:
