@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,9 @@ def _check(
         case ast.BinOp() if not condition and type(node.op) in _NUMBERS:
             inside(node.left, condition=False)
             inside(node.right, condition=False)
-        case ast.Constant() if not condition and type(node.value) in (int, float):
+        case ast.Constant(value=int() | float() as number) if (
+            not condition and type(number) is not bool and abs(number) <= sys.float_info.max
+        ):
             pass
         case ast.Name() if node.id not in known:
             near = did_you_mean(node.id, known)
@@ -127,6 +130,9 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
         case ast.Name():
             return values[node.id]
         case ast.Constant():
-            return float(node.value)  # type: ignore[arg-type]
+            import numpy as np  # not at the top: settings read conditions, and `--help` them
+
+            # numpy's: `not` of Python's True is -2, and Python's division by 0 raises.
+            return np.float64(node.value)  # type: ignore[arg-type]
         case _:
             raise AssertionError(f"not checked: {ast.dump(node)}")

@@ -37,15 +37,6 @@ class FilterCounts:
     loss_tokens: int
     kept_loss_tokens: int
 
-    def __add__(self, other: FilterCounts) -> FilterCounts:
-        """Return the sums of both."""
-        return FilterCounts(
-            self.rows + other.rows,
-            self.kept_rows + other.kept_rows,
-            self.loss_tokens + other.loss_tokens,
-            self.kept_loss_tokens + other.kept_loss_tokens,
-        )
-
     @property
     def token_share(self) -> float:
         """Of the supervised tokens, the part that is kept."""

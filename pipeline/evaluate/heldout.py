@@ -44,7 +44,9 @@ def score_batches(
     Over top-k entries the KL is over the entries and a bucket, a lower bound; over sampled entries
     it is unbiased, and its variance is part of the standard error over sequences. Where the batches
     carry the log-probs with which the text was written, `written_drift` is their mean excess over
-    the student's (`pipeline.evaluate.drift` says what it estimates).
+    the student's: where tokens were drawn at temperature 1 with no filter an unbiased estimate of
+    KL(q_written || q_now) a token over the contexts that the writer reaches, 0 for the writer
+    itself; drawn otherwise a difference of two log-likelihoods of that text, which can be below 0.
     """
     scores = PartialScores()
     for batch in batches:

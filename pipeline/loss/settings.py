@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import model_validator
-
-from pipeline.config import Settings, option
+from pipeline.config import Settings, option, rule
 
 __all__ = [
     "CrossTokenizer",
@@ -123,46 +122,44 @@ class LossSettings(Settings):
         "or where compiling fails, a chunk takes about a hundred small ones",
     )
 
-    @model_validator(mode="after")
-    def _divergence_has_a_tail(self) -> Self:
+    @rule
+    def _divergence_has_a_tail(self) -> Iterator[str]:
         if self.divergence == "reverse_kl" and self.tail not in ("auto", "bucket"):
-            raise ValueError(
+            yield (
                 f"loss.tail: found {self.tail} with loss.divergence reverse_kl, expected auto or "
                 "bucket (reverse KL is infinite for a tail without mass, and cannot be estimated)"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _written_tokens_are_all_there_is(self) -> Self:
+    @rule
+    def _written_tokens_are_all_there_is(self) -> Iterator[str]:
         if self.divergence != "sampled_reverse_kl":
             if self.importance_clip is not None:
-                raise ValueError(
+                yield (
                     f"loss.importance_clip: found {self.importance_clip:g} with loss.divergence "
                     f"{self.divergence}, expected none, or loss.divergence sampled_reverse_kl"
                 )
-            return self
+            return
         if self.temperature != 1.0:
-            raise ValueError(
+            yield (
                 f"loss.temperature: found {self.temperature:g} with loss.divergence "
                 "sampled_reverse_kl, expected 1 (its expectation is over tokens that are drawn at "
                 "temperature 1, and of the teacher it knows the written token's log-prob there)"
             )
         if self.tail != "auto":
-            raise ValueError(
+            yield (
                 f"loss.tail: found {self.tail} with loss.divergence sampled_reverse_kl, expected "
                 "auto (it uses the written token alone)"
             )
         if self.control_variate is not None:
-            raise ValueError(
+            yield (
                 f"loss.control_variate: found {self.control_variate:g} with loss.divergence "
                 "sampled_reverse_kl, expected none (it uses the written token alone)"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _uld_is_a_divergence_of_its_own(self) -> Self:
+    @rule
+    def _uld_is_a_divergence_of_its_own(self) -> Iterator[str]:
         if self.cross_tokenizer == "reject":
-            return self
+            return
         for name, found, expected in (
             ("temperature", self.temperature, 1.0),
             ("divergence", self.divergence, "forward_kl"),
@@ -172,39 +169,36 @@ class LossSettings(Settings):
             if found != expected:
                 shown = f"{found:g}" if isinstance(found, float) else found
                 wanted = f"{expected:g}" if isinstance(expected, float) else expected
-                raise ValueError(
+                yield (
                     f"loss.{name}: found {shown} with loss.cross_tokenizer "
                     f"{self.cross_tokenizer}, expected {wanted}"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _weights_are_used(self) -> Self:
+    @rule
+    def _weights_are_used(self) -> Iterator[str]:
         quantile = self.weight_quantile is not None
-        if self.weight == "uniform" and (quantile or self.weight_temperature != 1.0):
-            name = "weight_quantile" if quantile else "weight_temperature"
-            raise ValueError(
+        used = {"weight_quantile": quantile, "weight_temperature": self.weight_temperature != 1.0}
+        for name in (name for name, given in used.items() if given and self.weight == "uniform"):
+            yield (
                 f"loss.{name}: found {getattr(self, name):g} with loss.weight uniform, expected "
                 "one of the other weights"
             )
-        if quantile and self.weight_temperature != 1.0:
-            raise ValueError(
+        if self.weight != "uniform" and all(used.values()):
+            yield (
                 f"loss.weight_temperature: found {self.weight_temperature:g} with "
                 "loss.weight_quantile, which takes its place; expected one of them"
             )
         if self.weight != "uniform" and self.cross_tokenizer != "reject":
-            raise ValueError(
+            yield (
                 f"loss.weight: found {self.weight} with loss.cross_tokenizer "
                 f"{self.cross_tokenizer}, expected uniform: a student's token may be none of the "
                 "teacher's, which then has no score"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _control_variate_is_used(self) -> Self:
+    @rule
+    def _control_variate_is_used(self) -> Iterator[str]:
         if self.control_variate is not None and self.tail not in ("auto", "control_variate"):
-            raise ValueError(
+            yield (
                 f"loss.control_variate: found {self.control_variate:g} with loss.tail {self.tail}, "
                 "expected loss.tail auto or control_variate"
             )
-        return self

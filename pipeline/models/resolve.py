@@ -180,21 +180,24 @@ def _unreachable(name: str, role: str, error: Exception) -> ModelError:
 
 
 def _folder_digest(folder: Path) -> str:
-    """Digest of names, sizes and contents; of weight files above 4 GiB only parts.
+    """Digest of names, sizes and contents; of folders above 4 GiB only parts of the large files.
 
     Two trainings of one student differ neither in size nor in parts that are frozen, and the
     embeddings are often frozen and come first. Reading 140 GB of weights for a digest would cost
     minutes at every start: a large file is read in 1,024 places, some in every layer.
     """
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in (".json", ".safetensors", ".model", ".jinja") or not file.is_file():
-            continue
-        size = file.stat().st_size
+    files = [
+        (file, file.stat().st_size)
+        for file in sorted(folder.iterdir())
+        if file.suffix in (".json", ".safetensors", ".model", ".jinja") and file.is_file()
+    ]
+    all_of_it = sum(size for _, size in files) <= _READ_WHOLE
+    for file, size in files:
         digest.update(f"{file.name}:{size}\n".encode())
         content = xxh3_128()
         with file.open("rb") as stream:
-            if size <= _READ_WHOLE:
+            if all_of_it or size <= _DIGEST_PART * _DIGEST_PARTS:
                 while block := stream.read(_DIGEST_BLOCK):
                     content.update(block)
             else:

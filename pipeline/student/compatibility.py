@@ -17,10 +17,10 @@ __all__ = [
     "TextKnown",
     "cache_inclusion_rule",
     "cache_sampled_step",
-    "cache_text",
     "check_caches",
     "check_compatibility",
     "sampled_facts",
+    "text_known",
 ]
 
 
@@ -34,7 +34,7 @@ class TextKnown:
     """Whether it holds the log-probs with which they were written."""
 
 
-def cache_text(manifest: Manifest) -> TextKnown:
+def text_known(manifest: Manifest) -> TextKnown:
     """Return what the cache knows of its text's writer."""
     return TextKnown(
         "generate" in manifest.identity.get("corpus", {}),
@@ -87,7 +87,7 @@ def check_caches(loss: LossSettings, data: DataSettings, cache: Cache) -> None:
     if not tags:
         manifest = cache.manifest
         rule = cache_inclusion_rule(manifest)
-        text = cache_text(manifest)
+        text = text_known(manifest)
         check_compatibility(loss, data, grid=manifest.temperatures, rule=rule, text=text)
         return
     mistakes = []
@@ -109,7 +109,7 @@ def check_caches(loss: LossSettings, data: DataSettings, cache: Cache) -> None:
         told = [*_temperature(loss, part.manifest.temperatures, rule)]
         # A control variate is that of the sampled caches; a top-k beside them has its bucket.
         told += [] if any_sampled and rule is None else _tail(loss, rule)
-        told += [*_max_entries(data, rule), *_text(loss, cache_text(part.manifest))]
+        told += [*_max_entries(data, rule), *_text(loss, text_known(part.manifest))]
         mistakes += [f"{tag}: {line}" for line in told]
     if mistakes:
         raise ConfigError(mistakes=mistakes)

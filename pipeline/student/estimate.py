@@ -28,6 +28,8 @@ class Estimate:
     """Estimates for the whole run."""
 
     rows: int
+    mean_length: float
+    """Tokens of a row."""
     tokens_per_epoch: int
     steps: int
     steps_per_epoch: int
@@ -71,6 +73,7 @@ def estimate(inputs: Inputs, world_size: int) -> Estimate:
     )
     return Estimate(
         rows=plan.totals.rows,
+        mean_length=plan.totals.tokens / max(plan.totals.rows, 1),
         tokens_per_epoch=plan.tokens_per_epoch,
         steps=steps,
         steps_per_epoch=plan.steps_per_epoch,
@@ -149,12 +152,11 @@ def print_estimate(
     size = f"at most {budget} tokens" if budget else f"{plan.packs_per_step} packs"
     print(f"steps        {plan.steps} of {size}")
     tokens = plan.tokens_per_epoch * _epochs(inputs, plan)
-    mean_length = plan.tokens_per_epoch / max(plan.rows, 1)
     if device is not None:
         forecast = forecast_training(
             student_shape(inputs), inputs.student, inputs.train, inputs.loss, device,
             devices=devices, step_tokens=plan.pass_tokens, tokens=tokens, steps=plan.steps,
-            mean_length=mean_length,
+            mean_length=plan.mean_length,
         )  # fmt: skip
         stage = inputs.train.stage(dtype=inputs.train.dtype(on_gpu=True), world_size=devices)
         for line in forecast_lines(forecast, device, devices=devices, zero_stage=stage):
@@ -167,7 +169,7 @@ def print_estimate(
     check_resources(inputs, plan)
     rate = _matmul_flops_per_s()
     flops = training_flops(
-        student_shape(inputs), inputs.student, tokens=tokens, mean_length=mean_length
+        student_shape(inputs), inputs.student, tokens=tokens, mean_length=plan.mean_length
     )
     seconds = flops / rate
     print(f"time         about {format_duration(seconds)} at {rate / 1e9:.0f} GFLOP/s (calibrated)")

@@ -102,6 +102,8 @@ class Inputs:
             train["packs_per_step"] = self.packs_per_step(world_size)
         loss = self.loss.model_dump(mode="json")
         del loss["chunk_rows"], loss["compile_entries"]
+        if loss["importance_clip"] is None:
+            del loss["importance_clip"]
         if loss["weight"] == "uniform":
             del loss["weight"], loss["weight_temperature"], loss["weight_quantile"]
         if loss["cross_tokenizer"] == "reject":

@@ -18,7 +18,7 @@ from pipeline.loss.settings import LossSettings
 from pipeline.models.device import uses_gpu
 from pipeline.student.build.model import load_student
 from pipeline.student.build.vocabulary import StudentVocabulary, open_vocabulary
-from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
+from pipeline.student.compatibility import sampled_facts
 from pipeline.student.forward.attention import attention_order, settle_attention
 from pipeline.student.forward.choice import choose_way
 from pipeline.student.metric_names import kl_name
@@ -32,7 +32,7 @@ _TOKENS = 2048
 
 def distance_in(cache: Cache) -> str:
     """Return what the KL over a cache's targets is: `kl`, or the lower bound `kl_bucketed`."""
-    return kl_name(sampled=cache_inclusion_rule(cache.manifest) is not None)
+    return kl_name(sampled=cache.rule is not None)
 
 
 def score_on_caches(
@@ -101,14 +101,13 @@ def _score(module: StudentModule, vocabulary: StudentVocabulary, *, device: Any)
 
     from pipeline.loss.head import install_distill_head
 
-    manifest = vocabulary.cache.manifest
-    rule = cache_inclusion_rule(manifest)
+    step, highest = sampled_facts(vocabulary.cache)
     install_distill_head(
         module.model,
         LossSettings(temperature=1.0),
         valid_vocab=vocabulary.size,
-        sampled_log_step=cache_sampled_step(manifest),
-        rule_highest=rule.highest if rule else 0.0,
+        sampled_log_step=step,
+        rule_highest=highest,
     )
     transfer = Transfer(device)
 

@@ -34,7 +34,10 @@ def read_cache_dir(value: Any) -> Any:
         ValueError: with every mistake of the list.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = yaml.safe_load(value)
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"found {value!r}, expected an address or a list of caches") from None
     if not isinstance(value, list | tuple):
         return value
     shares, mistakes = [], []

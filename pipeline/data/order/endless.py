@@ -140,18 +140,7 @@ class EndlessOrder:
         lanes = self._schedule.lanes(epoch)
         for number, lane in enumerate(lanes):
             stop = self._bounds(lanes, number, _Stretch(epoch, 0, inside))[1]
-            for index in range(len(lane.window_starts) - 1):
-                if lane.window_starts[index] >= stop:
-                    break
-                pieces = lane.pieces_of(index)
-                shards = lane.shards_K[pieces]
-                whole = lane.stop_K[pieces] - lane.first_K[pieces] == self._units_S[shards]
-                if whole.all() and lane.window_starts[index + 1] <= stop:
-                    tokens += int(self.tokens_S[shards].sum())
-                    continue
-                window = self._schedule.window(epoch, number, lane, index)
-                last = np.searchsorted(window.starts_U, stop - lane.window_starts[index])
-                tokens += int(window.tokens_U[:last].sum())
+            tokens += self._schedule.tokens_up_to(epoch, number, lane, stop, self.tokens_S)
         return tokens
 
     def of_shard(self, shard: int, start: int, stop: int) -> tuple[int, int]:

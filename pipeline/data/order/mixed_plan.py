@@ -85,7 +85,7 @@ class MixedPlan:
                 three of its longest rows.
         """
         self.packs_per_step, self.pack_length = packs_per_step, pack_length
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self._mixture = batch_tokens, mixture
         self.totals = totals = totals or split_totals(source)
         self.shares: Shares = make_shares([part.weight for part in mixture.parts])
         check_lengths(totals, pack_length, None if batch_tokens is None else 3 * totals.longest)
@@ -276,11 +276,11 @@ class MixedPlan:
         """Return rows and tokens of skipped shards that the first `step` steps skip."""
         rows = tokens = 0
         for shard, first in self._skipped.items():
-            cache, order = self._order_of(shard)
             if first >= step:
                 continue
+            cache, local = self._mixture.place(shard)
             start, stop = self.positions(first)[cache], self.positions(step)[cache]
-            more = order.of_shard(shard - order.first_shard, start, stop)
+            more = self.orders[cache].of_shard(local, start, stop)
             rows, tokens = rows + more[0], tokens + more[1]
         return rows, tokens
 
@@ -288,11 +288,6 @@ class MixedPlan:
         """Return the tokens of the first `step` steps, repeats counted, skipped shards not."""
         positions = zip(self.positions(step), self.orders, strict=True)
         return sum(order.tokens_before(p) for p, order in positions) - self.skipped_before(step)[1]
-
-    def _order_of(self, shard: int) -> tuple[int, EndlessOrder]:
-        """Return the cache of a shard: the last that starts at it or before."""
-        found = [(c, order) for c, order in enumerate(self.orders) if order.first_shard <= shard]
-        return found[-1]
 
 
 def _longest(source: RowSource, mixture: MixedRows) -> list[int]:

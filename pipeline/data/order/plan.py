@@ -200,29 +200,14 @@ class TrainPlan:
         return rows, tokens
 
     def tokens_before(self, step: int) -> int:
-        """Return the tokens of the first `step` steps, repeats counted, skipped shards not.
-
-        Whole epochs and whole shards are sums; packs are formed where a lane stands, and of shards
-        that lanes share.
-        """
+        """Return the tokens of the first `step` steps, repeats counted, skipped shards not."""
         epoch, index = divmod(step, self._steps_per_epoch)
         tokens = epoch * self.totals.tokens - self.skipped_before(step)[1]
         if index == 0:
             return tokens
         for number, lane in enumerate(self._schedule.lanes(epoch)):
             stop = self._schedule.range_of(lane, index)[0]
-            for window in range(len(lane.window_starts) - 1):
-                if lane.window_starts[window] >= stop:
-                    break
-                pieces = lane.pieces_of(window)
-                shards = lane.shards_K[pieces]
-                whole = lane.stop_K[pieces] - lane.first_K[pieces] == self._schedule.units_S[shards]
-                if whole.all() and lane.window_starts[window + 1] <= stop:
-                    tokens += int(self.totals.tokens_S[shards].sum())
-                    continue
-                formed = self._schedule.window(epoch, number, lane, window)
-                last = np.searchsorted(formed.starts_U, stop - lane.window_starts[window])
-                tokens += int(formed.tokens_U[:last].sum())
+            tokens += self._schedule.tokens_up_to(epoch, number, lane, stop, self.totals.tokens_S)
         return tokens
 
     def _count_steps(self) -> int:

@@ -112,6 +112,33 @@ class Schedule:
             self._windows[number] = held = ((epoch, index), window)
         return held[1]
 
+    def tokens_up_to(self, epoch: int, number: int, lane: Lane, stop: int, tokens_S: Ints) -> int:
+        """Return the tokens of a lane's first units, before place `stop` of it.
+
+        Whole shards are sums; units are formed where `stop` is, and of shards that lanes share.
+
+        Args:
+            epoch: from 0.
+            number: of the lane.
+            lane: one of `lanes(epoch)`.
+            stop: a place in the lane.
+            tokens_S: of every shard.
+        """
+        tokens = 0
+        for index in range(len(lane.window_starts) - 1):
+            if lane.window_starts[index] >= stop:
+                break
+            pieces = lane.pieces_of(index)
+            shards = lane.shards_K[pieces]
+            whole = lane.stop_K[pieces] - lane.first_K[pieces] == self.units_S[shards]
+            if whole.all() and lane.window_starts[index + 1] <= stop:
+                tokens += int(tokens_S[shards].sum())
+                continue
+            window = self.window(epoch, number, lane, index)
+            last = np.searchsorted(window.starts_U, stop - lane.window_starts[index])
+            tokens += int(window.tokens_U[:last].sum())
+        return tokens
+
     def _split(self, epoch: int, shard: int, offset: int) -> tuple[int, int]:
         """Return the first unit of a shard that starts at an offset or later, and where."""
         if not self.units.by_tokens:

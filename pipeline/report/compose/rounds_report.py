@@ -11,10 +11,10 @@ from pipeline.evaluate.measures import HeldoutScores, MeanError
 from pipeline.observe.hardware import describe_environment
 from pipeline.report.compose.cache import cache_facts, kl_is_bucketed
 from pipeline.report.compose.curves import curves_of, shared_axis, speeds_of
-from pipeline.report.compose.measures import paired_differences
-from pipeline.report.compose.runs import Run, RunFolder, read_run
+from pipeline.report.compose.measures import measure_of, paired_differences
+from pipeline.report.compose.runs import RunFolder, read_run
 from pipeline.report.compose.settings import setting_differences, settings_of
-from pipeline.report.data.measures import Difference, Measure, Row
+from pipeline.report.data.measures import Difference, Row
 from pipeline.report.data.report import Report
 from pipeline.report.data.runs import Command
 from pipeline.report.text.metrics import kl_note
@@ -73,9 +73,8 @@ def compose_rounds_report(
         reason: why the rounds ended.
     """
     bucketed = scores[-1].bucketed
-    runs: list[Run] = []
-    for folder in folders:
-        runs.append(read_run(folder, bucketed=kl_is_bucketed(own)))
+    runs = [read_run(folder, bucketed=kl_is_bucketed(own)) for folder in folders]
+    over = shared_axis(runs)
     sizes = {run.folder.name: run.num_parameters for run in runs}
     rows = tuple(_row(one, sizes.get(one.name), has_corpus=corpus is not None) for one in scores)
     differences = _differences(scores, rows)
@@ -85,9 +84,7 @@ def compose_rounds_report(
         rows=rows,
         differences=differences,
         curves=tuple(
-            curve
-            for run in runs
-            for curve in curves_of(run.metrics, run.folder, over=shared_axis(runs))
+            curve for run in runs for curve in curves_of(run.metrics, run.folder, over=over)
         ),
         cache=cache_facts(own),
         settings=settings_of(own, runs),
@@ -102,13 +99,13 @@ def compose_rounds_report(
 def _row(scores: RoundScores, num_parameters: int | None, *, has_corpus: bool) -> Row:
     """Return a round's row: its own text first, then the corpus's."""
     suffix = "_bucketed" if scores.bucketed else ""
-    metrics = {f"own_kl{suffix}": _measure(scores.own.mean("kl"))}
+    metrics = {f"own_kl{suffix}": measure_of(scores.own.mean("kl"))}
     if scores.drift is not None:
-        metrics[DRIFT] = _measure(scores.drift)
+        metrics[DRIFT] = measure_of(scores.drift)
     if scores.corpus is not None:
-        metrics[f"kl{suffix}"] = _measure(scores.corpus.mean("kl"))
+        metrics[f"kl{suffix}"] = measure_of(scores.corpus.mean("kl"))
         for name in ("cross_entropy", "top1_agreement"):
-            metrics[name] = _measure(scores.corpus.mean(name))
+            metrics[name] = measure_of(scores.corpus.mean(name))
     if scores.number:
         detail = f"learned from the text of {scores.number - 1:02d}"
     else:
@@ -138,8 +135,3 @@ def _differences(scores: Sequence[RoundScores], rows: Sequence[Row]) -> tuple[Di
                     Difference(last.name, name, metric, difference.value, difference.standard_error)
                 )
     return tuple(found)
-
-
-def _measure(mean: MeanError) -> Measure:
-    error = mean.standard_error
-    return Measure(mean.value, error if math.isfinite(error) else None)

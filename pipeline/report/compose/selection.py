@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from pipeline.data.filter import FILTER_FILE, FilterCounts
 from pipeline.report.compose.measures import measure_of
 from pipeline.report.compose.runs import Run
 from pipeline.report.text.metrics import METRICS, lower_first
 from pipeline.report.text.numbers import format_measure
 
 __all__ = ["selection_notes"]
-
-_FILTER_FILE = "filter.json"
 
 
 def selection_notes(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -44,17 +43,14 @@ def _mixture(run: Run) -> str:
 
 def _filter(run: Run) -> str:
     """How many rows data.filter kept."""
-    file = run.folder.path / _FILTER_FILE
+    file = run.folder.path / FILTER_FILE
     if not file.exists():
         return ""
     counts = json.loads(file.read_bytes())
-    told = []
-    for tag, kept in counts.items():
-        share = 100 * kept["kept_loss_tokens"] / max(kept["loss_tokens"], 1)
-        rows = f"{kept['kept_rows']} of {kept['rows']} training rows"
-        told.append(
-            f"{f'of {tag} ' if tag else ''}{rows}, {share:.1f} % of their supervised tokens"
-        )
+    told = [
+        f"{f'of {tag} ' if tag else ''}{FilterCounts(**kept).text()}"
+        for tag, kept in counts.items()
+    ]
     condition = run.config.get("data", {}).get("filter")
     return f"{run.folder.name}: data.filter `{condition}` kept {'; '.join(told)}."
 

@@ -38,6 +38,8 @@ def test_a_condition_is_computed_for_all_rows_at_once() -> None:
         ("surprise / tokens >= 0.2 and tokens - 1 < 2 * 4 + 1", [True, False, True]),
         ("(tokens + surprise) != -(-5)", [False, False, True]),
         ("tokens / surprise > 3", [False, True, True]),
+        ("not 1 < 2 or tokens > 4", [False, True, True]),
+        ("1 / 0 > tokens", [True, True, True]),
     ):
         with np.errstate(divide="ignore"):
             assert parse_expression(text, KNOWN)(values).tolist() == wanted
@@ -58,6 +60,7 @@ def test_a_condition_is_computed_for_all_rows_at_once() -> None:
         ("tokens and surprise > 1", "found tokens, expected a comparison"),
         ("(tokens > 1) + 1 > 2", "found tokens > 1, expected a name"),
         ("tokens > True", "found True, expected a name"),
+        ("tokens < 1" + "0" * 400, "expected a name, a number"),
         ("1 < 2", "names none of tokens, surprise"),
         ("[x for x in (1,)]", "expected a comparison"),
         ("tokens > 1" + " or tokens > 1" * 100, "characters, expected at most"),

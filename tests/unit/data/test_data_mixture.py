@@ -61,6 +61,8 @@ def test_mistakes_of_a_list_are_told_at_once() -> None:
         "cache 4: url: required",
     ):
         assert part in message
+    with pytest.raises(ConfigError, match=r"found '\[{url: a', expected an address or a list"):
+        parsed("--cache_dir", "[{url: a")
     with pytest.raises(ConfigError, match="found the tag cache 2 times, expected another"):
         parsed("--cache_dir", "a/cache", "b/cache")
 

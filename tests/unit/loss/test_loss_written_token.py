@@ -138,3 +138,15 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], says: str) ->
     chosen = {"divergence": "sampled_reverse_kl", "temperature": 1.0, **changes}
     with pytest.raises(ConfigError, match=says):
         validated(LossSettings, chosen)
+
+
+def test_all_that_does_not_go_together_is_told_at_once() -> None:
+    chosen = {
+        "divergence": "sampled_reverse_kl", "temperature": 2.0, "tail": "zero",
+        "control_variate": 0.5, "weight_quantile": 0.5,
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        validated(LossSettings, chosen)
+    message = str(caught.value)
+    for name in ("temperature", "tail", "control_variate", "weight_quantile"):
+        assert f"loss.{name}: found" in message
