@@ -95,6 +95,8 @@ def plan_devices(
             )
         return [{} for _ in range(nproc or 1)]
     each = run.teacher.devices if run.teacher.engine == "vllm" else 1
+    if run.generate.enabled and run.generate.writer is not None:
+        each = max(each, run.generate.writer_parallel_size)
     chosen = [name for name in named.split(",") if name] if named and named != "all" else visible
     if not chosen:
         if named is not None or nproc is None:

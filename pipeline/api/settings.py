@@ -56,6 +56,18 @@ class TeacherRun(Settings):
         return self
 
     @model_validator(mode="after")
+    def _writer_can_be_shared(self) -> Self:
+        teacher, shared = self.teacher, self.generate.writer_parallel_size
+        behind = teacher.engine == "openai"
+        engine = teacher.endpoint.writer_engine if behind else teacher.engine
+        if shared > 1 and engine != "vllm":
+            raise ValueError(
+                f"generate.writer_parallel_size: found {shared} with a writer on {engine}, "
+                "expected 1: only vLLM divides a model among GPUs"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _endpoint_can_serve(self) -> Self:
         capture, mistakes = self.capture, []
         if self.teacher.engine != "openai":

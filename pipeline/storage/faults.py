@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-__all__ = ["FULL", "is_throttled", "may_pass"]
+__all__ = ["FULL", "is_throttled", "may_pass", "status_passes"]
 
 _THROTTLED = (
     "slowdown", "slow down", "throttl", "toomanyrequests", "too many requests", "rate exceeded",
@@ -29,8 +29,6 @@ _FINAL = (
     AttributeError,
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_PASSING_ANSWERS = (408, 425, 429)
-"""Of HTTP, below 500."""
 
 
 def may_pass(error: Exception, *, local: bool) -> bool:
@@ -44,10 +42,15 @@ def may_pass(error: Exception, *, local: bool) -> bool:
         return False
     # The answer of a server over HTTP that another request would not change.
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_ANSWERS:
+    if isinstance(status, int) and status >= 400 and not status_passes(status):
         return False
     number = getattr(error, "errno", None)
     return number in _PASSING if local else number not in FULL
+
+
+def status_passes(status: int) -> bool:
+    """Whether a later request may get another answer than this one of HTTP."""
+    return status >= 500 or status in (408, 425, 429)
 
 
 def is_throttled(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.storage.faults import status_passes
 
 __all__ = ["HUB", "Digest", "HubDataset", "is_hub_address", "reason_of", "wait_before_next"]
 
@@ -22,8 +23,6 @@ _DATASET = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?((?:/[^/]+)
 _ATTEMPTS = 5
 _FIRST_WAIT_S = 2.0
 _LONGEST_WAIT_S = 60.0
-_PASSING = (408, 425, 429)
-"""HTTP answers that a later attempt may not get; so are all from 500."""
 
 
 def is_hub_address(url: str) -> bool:
@@ -186,7 +185,7 @@ def wait_before_next(error: Exception, attempt: int) -> float | None:
     response = getattr(error, "response", None)
     if response is not None:
         status = int(response.status_code)
-        if status < 500 and status not in _PASSING:
+        if not status_passes(status):
             return None
         asked = re.fullmatch(r"\d+", str(response.headers.get("Retry-After", "")))
         if asked:

@@ -108,6 +108,7 @@ class GenerateSettings(Settings):
         # What is as ever is not named, so that it is the same cache as ever.
         unnamed |= {"prompts"} if self.prompts == "all" else set()
         unnamed |= {"seed"} if self.seed is None else set()
+        unnamed |= {"record_top_k"} if not self.record_top_k else set()
         return self.model_dump(exclude=unnamed)
 
 

@@ -286,6 +286,22 @@ def test_everything_wrong_with_a_file_at_once(tmp_path: Path, imported: Callable
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf"), 0.5])
+def test_labels_are_looked_at_before_anything_is_written(
+    wrong: float, tmp_path: Path, imported: Callable[..., Any]
+) -> None:
+    tokens, ids, values, log_p = _row(0)
+    labels = [float(log_p[place, tokens[place]]) for place in _ALL]
+    base = {"input_ids": tokens, "target_ids": ids.tolist(), "target_logprobs": values.tolist()}
+    rows = [base | {"label_logprob": labels}, base | {"label_logprob": [*labels[:-1], wrong]}]
+    with pytest.raises(CacheError, match="a label_logprob that is no log-prob: row 1 of"):
+        imported("plain", rows)
+    assert not (tmp_path / "cache").exists()
+    cache, (row,) = imported("plain", rows[:1])
+    assert cache.manifest.total().rows == 1
+    np.testing.assert_allclose(row.targets.label_logprob_N, labels, rtol=0.06, atol=0.02)
+
+
 def test_wrong_columns_and_flags(tmp_path: Path, tokenizer: Path) -> None:
     source = tmp_path / "logits"
     source.mkdir()

@@ -107,6 +107,30 @@ def test_what_differs_at_the_target_is_sent_again(cache_dir: Path, tmp_path: Pat
     assert (target / SHARD).read_bytes() == data
 
 
+def test_killed_while_it_replaces_a_file_it_goes_on(
+    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "copy"
+    main(["pull", str(cache_dir), str(target)])
+    data = (target / SHARD).read_bytes()
+    (target / SHARD).write_bytes(data[:-1] + b"\x00")
+    real: Callable[..., None] = Store.write
+
+    def write(self: Store, name: str, data: bytes, **options: Any) -> None:
+        if name == SHARD:
+            raise StoreError("the power went")
+        real(self, name, data, **options)
+
+    monkeypatch.setattr(Store, "write", write)
+    with pytest.raises(StoreError, match="the power went"):
+        main(["pull", str(cache_dir), str(target)])
+    assert not (target / "_meta/manifest.json").exists()
+    monkeypatch.setattr(Store, "write", real)
+    main(["pull", str(cache_dir), str(target)])
+    assert verify_cache(Store(str(target))) == []
+    assert not list(target.glob("_meta/*transfer*"))
+
+
 def test_a_store_that_keeps_other_bytes_is_found_out(
     cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,11 @@ def test_pushed_read_in_place_and_pulled(
     assert main(["push", str(cache_dir), URL, *_PUSH]) == 0
     assert main(["push", str(cache_dir), URL, "--license", "mit"]) == 0
     assert [names for _, names in hub.commits[before:]] == [["README.md"]]
+    (cache_dir / "_meta/corpus/units").mkdir(parents=True)
+    (cache_dir / "_meta/corpus/units/0.parquet").write_bytes(b"text")
+    assert main(["push", str(cache_dir), URL, *_PUSH, "--with-corpus"]) == 0
+    assert "_meta/corpus/units/0.parquet" in hub.repositories["me/cache"]
+    assert main(["push", str(cache_dir), URL, "--license", "mit"]) == 0, "it is this cache's still"
 
 
 def test_a_push_goes_on_where_it_stopped(

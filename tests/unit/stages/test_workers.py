@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.api.settings import TeacherRun
+from pipeline.config.mistakes import validated
 from pipeline.errors import ConfigError
+from pipeline.teacher.generation.settings import GenerateSettings
 from pipeline.teacher.settings import TeacherSettings
 from stages import workers as workers_module
 from stages.flags import take_flag
@@ -27,6 +29,11 @@ def _teacher(parallel: int = 1, **options: object) -> TeacherRun:
     )
 
 
+def _written(parallel: int, writer_parallel: int) -> TeacherRun:
+    generate = GenerateSettings(enabled=True, writer="w", writer_parallel_size=writer_parallel)
+    return _teacher(parallel).model_copy(update={"generate": generate})
+
+
 def _gpus(plan: list[dict[str, str]]) -> list[str]:
     return [own["CUDA_VISIBLE_DEVICES"] for own in plan]
 
@@ -39,6 +46,8 @@ def test_each_teacher_gets_its_gpus() -> None:
     assert _gpus(plan_devices(_teacher(), None, "5,GPU-7f", EIGHT)) == ["5", "GPU-7f"]
     assert _gpus(plan_devices(_teacher(3), None, "all", EIGHT)) == ["0,1,2", "3,4,5"]
     assert plan_devices(_teacher(), 3, None, ()) == [{}, {}, {}]
+    assert _gpus(plan_devices(_written(1, 2), None, "0,1,2,3", EIGHT)) == ["0,1", "2,3"]
+    assert _gpus(plan_devices(_written(4, 1), 1, None, EIGHT)) == ["0,1,2,3"]
     over_machines = _teacher(16, distributed_executor_backend="ray")
     assert plan_devices(over_machines, 2, None, EIGHT) == [{}, {}], "Ray gives each its GPUs"
     with pytest.raises(ConfigError, match="Ray gives each its 16 GPUs"):
@@ -59,6 +68,13 @@ def test_too_few_gpus_are_told(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_devices(_teacher(parallel), nproc, named, visible)
+
+
+def test_a_writer_that_cannot_be_shared() -> None:
+    teacher = {"engine": "transformers"}
+    generate = {"enabled": True, "writer": "w", "writer_parallel_size": 2}
+    with pytest.raises(ConfigError, match="writer_parallel_size: found 2 with a writer on transf"):
+        validated(TeacherRun, {"teacher": teacher, "generate": generate})
 
 
 def test_flags_of_the_launcher_are_taken_out() -> None:

@@ -138,6 +138,25 @@ def test_no_server_for_a_long_time_ends_the_worker(endpoint: Endpoint, folder: P
     _assert_right(requests, engine.capture(requests))
 
 
+def test_a_server_that_goes_after_its_first_answers_is_no_rows_fault(
+    endpoint: Endpoint, folder: Path
+) -> None:
+    engine = _engine(_settings(endpoint, patience_s=0.3), folder)
+
+    def gone(_tokens: int) -> None:
+        endpoint.down = True
+
+    with pytest.raises(EngineStalled, match=r"has answered for 0\.3 s"):
+        engine.capture(_requests(40), on_tokens=gone)
+    endpoint.down = False
+    asked = endpoint.asked
+    # What was answered before is not asked again, whatever single row is asked for in between.
+    engine.capture(_requests(60)[-1:])
+    requests = _requests(40)
+    _assert_right(requests, engine.capture(requests))
+    assert endpoint.asked - asked < 41
+
+
 @pytest.mark.parametrize("how", ["500 for one row", "400 for one row"])
 def test_a_row_that_no_server_can_answer_is_quarantined(
     how: str, endpoint: Endpoint, folder: Path
@@ -153,8 +172,8 @@ def test_a_row_that_no_server_can_answer_is_quarantined(
         _assert_right(left, list(answered.columns))
         assert [row.sample_id for row in answered.quarantined] == [bad.sample_id]
         assert "CUDA error" in answered.quarantined[0].error
-        # What was answered beside it was not asked again each time.
-        assert endpoint.asked < 60
+        # What was answered beside it was not asked again each time; 45 with the harmless ones.
+        assert endpoint.asked < 50
         return
     endpoint.failing = [400]
     with pytest.raises(RequestRefused, match="400 no"):

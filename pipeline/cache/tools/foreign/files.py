@@ -70,22 +70,24 @@ class ForeignFile:
 
     def rows(
         self, columns: Mapping[str, pa.DataType], rows: NDArray[np.int64]
-    ) -> Iterator[pa.Table]:
-        """Yield some rows, ascending, of one row group after the other.
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield some rows, ascending, a few at a time; groups of rows without any are not read.
 
         Raises:
             CacheError: it is damaged.
         """
         file = self._opened()
         try:
-            start = 0
+            names, stop = self._theirs(columns, file), 0
             for group in range(file.num_row_groups):
-                stop = start + file.metadata.row_group(group).num_rows
-                wanted = rows[(rows >= start) & (rows < stop)] - start
-                if wanted.size:
-                    table = file.read_row_group(group, columns=self._theirs(columns, file))
-                    yield self._ours(table.take(pa.array(wanted)))
-                start = stop
+                start, stop = stop, stop + file.metadata.row_group(group).num_rows
+                if not ((rows >= start) & (rows < stop)).any():
+                    continue
+                for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
+                    wanted = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
+                    if wanted.size:
+                        yield self._ours(batch.take(pa.array(wanted)))
+                    start += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(error) from None
 
@@ -99,7 +101,7 @@ class ForeignFile:
         names = [self.renamed.get(name, name) for name in columns]
         return [name for name in names if name in file.schema_arrow.names]
 
-    def _ours(self, part: pa.RecordBatch | pa.Table) -> pa.RecordBatch | pa.Table:
+    def _ours(self, part: pa.RecordBatch) -> pa.RecordBatch:
         own = {theirs: ours for ours, theirs in self.renamed.items()}
         return part.rename_columns([own.get(name, name) for name in part.schema.names])
 

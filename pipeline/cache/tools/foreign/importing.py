@@ -167,6 +167,7 @@ def _look(
         seen.checksums.append(checksum)
         tokens: list[int] = []
         for batch in file.batches(columns):
+            start = len(tokens)
             try:
                 for raw in raw_rows(spec.format, batch, spec.compression):
                     place = f"row {len(tokens)} of {file.url}"
@@ -181,7 +182,7 @@ def _look(
                     tokens.append(0 if isinstance(raw, str) else raw.input_ids_L.size)
             except ValueError as error:
                 seen.mistake(str(error), f"row {len(tokens)} or later of {file.url}")
-                tokens += [0] * (batch.num_rows - len(tokens) % max(batch.num_rows, 1))
+                tokens += [0] * (start + batch.num_rows - len(tokens))
         seen.tokens.append(np.array(tokens, np.int64))
     if seen.mistakes:
         lines = [

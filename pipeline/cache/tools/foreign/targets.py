@@ -65,6 +65,9 @@ def imported_row(raw: RawRow, *, sample_id: str, vocab_size: int, lossy: bool) -
     owner_E = np.repeat(np.arange(places_N.size), sizes_N)
     within_E = np.arange(owner_E.size) - np.repeat(np.cumsum(sizes_N) - sizes_N, sizes_N)
     take_E = np.repeat(starts_M[chosen_N], sizes_N) + within_E
+    labels_N = raw.label_logprobs
+    if labels_N is not None and not (np.isfinite(labels_N) & (labels_N <= _ABOVE)).all():
+        return "a label_logprob that is no log-prob"
     entries_E, logprobs_E = raw.ids_E[take_E], raw.logprobs_E[take_E].astype(np.float64)
     if np.isnan(logprobs_E).any():
         return "a log-prob that is not a number"

@@ -19,11 +19,12 @@ from pipeline.cache.layout.quarantine import QUARANTINE
 from pipeline.errors import CacheError
 from pipeline.storage import Store
 
-__all__ = ["CARD", "CacheFile", "cache_files", "read_checked"]
+__all__ = ["CARD", "CORPUS_FOLDERS", "CacheFile", "cache_files", "read_checked"]
 
 CARD = "README.md"
 _SETTINGS = ("_meta/config.yaml", "_meta/fitted_tau.json", PLAN, ENVIRONMENT)
-_CORPUS = "_meta/corpus"
+CORPUS_FOLDERS = ("_meta/corpus", RESPONSE_UNITS)
+"""Prepared samples, which only stage one reads."""
 _READS = 2
 """A bit flipped in transfer is right at the second read; one flipped on the disk is not."""
 
@@ -63,7 +64,7 @@ def cache_files(cache: Cache, *, with_corpus: bool = False) -> Iterator[CacheFil
     for folder in (QUARANTINE, RESPONSES):
         yield from _below(store, folder, deep=False)
     if with_corpus:
-        for folder in (_CORPUS, RESPONSE_UNITS):
+        for folder in CORPUS_FOLDERS:
             yield from _below(store, folder, deep=True)
     for record in iter_records(store, manifest, columns=()):
         yield CacheFile(record.path, record.xxh3_128, record.bytes, record.rows)

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.layout.names import MANIFEST
-from pipeline.cache.tools.travel.files import CARD, CacheFile, cache_files, read_checked
+from pipeline.cache.tools.travel.files import (
+    CARD,
+    CORPUS_FOLDERS,
+    CacheFile,
+    cache_files,
+    read_checked,
+)
 from pipeline.cache.tools.travel.transfer import Travelled
 from pipeline.errors import CacheError, StoreError
 from pipeline.storage.hub import Digest, HubDataset
@@ -80,7 +86,15 @@ def _reject_another(
     target: HubDataset, there: dict[str, Digest], files: list[CacheFile], manifest: bytes
 ) -> None:
     known = {file.name for file in files}
-    other = [name for name in there if name.startswith(_OWN) and name not in {*known, MANIFEST}]
+    # A prepared corpus that an earlier push sent along is this cache's, if all else is.
+    optional = tuple(f"{folder}/" for folder in CORPUS_FOLDERS)
+    other = [
+        name
+        for name in there
+        if name.startswith(_OWN)
+        and not name.startswith(optional)
+        and name not in {*known, MANIFEST}
+    ]
     found = there.get(MANIFEST)
     if found is not None and not Digest.of(manifest).fits(found):
         other.insert(0, MANIFEST)

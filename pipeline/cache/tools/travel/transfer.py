@@ -92,18 +92,17 @@ def transfer(
 def _reserve(cache: Cache, target: Store, manifest: bytes) -> None:
     """Reject a folder with another cache, complete, begun or under way."""
     found = _read(target, MANIFEST)
-    if found is not None:
-        if found == manifest:
-            return
+    if found is not None and found != manifest:
         theirs = read_manifest(target).identity
         difference = describe_difference(theirs, cache.manifest.identity) or "other shards"
         raise _held(target, difference)
     # The digest covers the identity and the checksums of all shards.
     mark = json.dumps({"manifest_xxh3_128": checksum(manifest)}).encode()
     there = _read(target, _MARK)
-    if there is None and (target.exists(PLAN) or target.list(RECORDS)):
+    begun = found is None and (target.exists(PLAN) or bool(target.list(RECORDS)))
+    if there is None and begun:
         raise _held(target, "unfinished")
-    if there is None:
+    if there is None:  # of a complete one as well: to replace a file its manifest goes meanwhile
         target.create(_MARK, mark)
         there = target.read(_MARK)
     if there != mark:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import ConfigError, EngineStalled
+from pipeline.storage.faults import status_passes
 from pipeline.teacher.settings import EndpointSettings
 
 __all__ = ["Answer", "EndpointClient", "RequestRefused", "Stopped"]
@@ -22,7 +23,6 @@ _log = logging.getLogger(__name__)
 _FIRST_REST_S = 0.5
 _LONGEST_REST_S = 60.0
 _CONNECT_S = 10.0
-_PASSING = (408, 425, 429)
 """HTTP answers that a later attempt may not get; so are all from 500."""
 _BUSY = (429, 503)
 _OF_THE_REQUEST = (400, 413, 422)
@@ -164,8 +164,8 @@ class EndpointClient:
         A server that fails rests, twice as long each time in a row, while the others work.
 
         Raises:
-            RequestRefused: a server rejects the request, or fails for it again and again while
-                others, or a harmless one, are answered.
+            RequestRefused: a server rejects the request, or fails for it again and again while a
+                harmless one is answered.
             ConfigError: the key is refused, or there is nothing at this path.
             EngineStalled: no server has answered anything for `patience_s`.
             Stopped: `stop` was called.
@@ -182,7 +182,7 @@ class EndpointClient:
                 if answer.status == 200:
                     self._give_back(server)
                     return answer.data
-                passing = answer.status in _PASSING or answer.status >= 500
+                passing = status_passes(answer.status)
                 busy = answer.status in _BUSY
                 self._give_back(
                     server,
@@ -197,13 +197,15 @@ class EndpointClient:
         """Give a request up whose failures are its own, or all servers after a long silence."""
         account.failures += not busy  # a server that has too much to do says nothing of a row
         state = self._state
-        others = state.successes > account.successes_before
-        if account.failures >= self._settings.tries and (others or self._is_alive(server)):
+        # That others were answered says nothing of now: the server may have gone since.
+        if account.failures >= self._settings.tries and self._is_alive(server):
             raise RequestRefused(
-                f"{account.failures} attempts failed while other requests were answered "
+                f"{account.failures} attempts failed while a harmless request is answered "
                 f"({server.last_error})"
             )
-        if not others and self._clock() - account.since > self._settings.patience_s:
+        if state.successes > account.successes_before:
+            account.successes_before, account.since = state.successes, self._clock()
+        elif self._clock() - account.since > self._settings.patience_s:
             said = "; ".join(f"{s.url}: {s.last_error or 'not asked'}" for s in state.servers)
             raise EngineStalled(
                 f"no server of the teacher has answered for {self._settings.patience_s:g} s "

@@ -82,13 +82,16 @@ class EndpointEngine:
                     report(int(request.input_ids_L.size))
         except BaseException:
             self._client.stop()
-            wanted = {request.row_id for request in requests}
-            self._answered = {k: v for k, v in self._answered.items() if k in wanted}
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            for future, request in open_.items():  # what ended beside the one that failed
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    self._answered[request.row_id] = future.result()
+        # Answers to other calls stay: what follows a failure asks for single rows in between.
         answers = [self._answered[request.row_id] for request in requests]
-        self._answered.clear()
+        for request in requests:
+            self._answered.pop(request.row_id, None)
         return answers
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError, EngineStalled, Mistakes
+from pipeline.storage.faults import status_passes
 from pipeline.teacher.engines.base import EngineInfo
 from pipeline.teacher.engines.endpoint.client import EndpointClient, RequestRefused, refusal
 from pipeline.teacher.engines.endpoint.servers import SERVERS, ServerKind
@@ -177,7 +178,7 @@ def _get(
             return answer.data
         if answer.status in (404, 405) and missing:
             return None
-        if answer.status < 500 and answer.status not in (408, 425, 429):
+        if not status_passes(answer.status):
             raise refusal(url + path, answer, settings)
         error = f"{answer.status} {answer.reason}"
     raise EngineStalled(
