@@ -42,7 +42,7 @@ TEACHER := $(shell $(PYTHON) stages/setup_env.py --print-python teacher)
 STUDENT := $(shell $(PYTHON) stages/setup_env.py --print-python student)
 
 TRAIN = $(STUDENT) -m stages train-student --nproc "$$GIVEN_NPROC" $(call flag,--config,CONFIG) $(ARGS)
-ROUNDS = $(STUDENT) -m stages.rounds --config "$${GIVEN_CONFIG:-stages/configs/rounds.yaml}" --nproc "$$GIVEN_NPROC" \
+ROUNDS = $(STUDENT) -m stages.rounds $(call flag,--config,CONFIG) --nproc "$$GIVEN_NPROC" \
     --teacher_python $(TEACHER) $(ARGS)
 RUN_SWEEP = $(STUDENT) -m stages.sweep --sweep "$$GIVEN_SWEEP" --teacher_python $(TEACHER) $(ARGS)
 PREPARE_CORPUS = $(TEACHER) -m stages.prepare_corpus $(call flag,--config,CONFIG) $(ARGS)
@@ -283,7 +283,7 @@ test-control-plane: setup-dev hyperpod-models ## Apply, follow and scale on a re
 
 ##@ Measure
 .PHONY: bench-capture
-bench-capture: setup-dev ## Measure the CPU time of the capture over the bare prefill (ARGS="--shape 7b": proportions of a 7B model)
+bench-capture: setup-dev ## Measure the CPU time of the capture over prefill and head (ARGS="--shape 7b": proportions of a 7B model)
 	@$(STUDENT) -m tests.bench.capture $(ARGS)
 
 .PHONY: bench-writer

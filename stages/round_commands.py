@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config.files import read_config_file
 from pipeline.program import module_name
 from stages.distill import trainer
 
@@ -20,6 +19,10 @@ __all__ = ["CORPUS", "Part", "RoundCommands", "RoundFolder", "Weights"]
 
 CORPUS = "corpus"
 """The start that is a student of the corpus's own text; also the tag of that text."""
+_AS_IT_IS = (
+    "--student.keep_layers", "none", "--student.reconstruct", "none", "--student.revision", "none",
+)  # fmt: skip
+"""Flags for a student that is there already: no layers to prune or refit."""
 _LEAST_WEIGHT = 1e-3
 """Text of earlier rounds with less than this share is not read at all."""
 
@@ -111,6 +114,7 @@ class RoundCommands:
         first_config: str,
         round_config: str,
         start: str,
+        seed: int,
         weights: Weights,
         teacher_python: str,
         nproc: int,
@@ -124,7 +128,7 @@ class RoundCommands:
         self._weights = weights
         self._nproc = nproc
         self._teacher = [teacher_python, "-m", module_name("stages.cache_teacher")]
-        self._seed = int(read_config_file(teacher_config).get("seed", 42))
+        self._seed = seed
 
     @property
     def corpus(self) -> Path:
@@ -188,7 +192,7 @@ class RoundCommands:
             folder.student,
             self._round_config,
             "--cache_dir", self._mixture(number), "--student_model", before.model,
-            *self._unbuilt(),
+            *_AS_IT_IS,
         )  # fmt: skip
         yield from self._scoring(folder, written=True)
 
@@ -253,13 +257,3 @@ class RoundCommands:
             place = self.corpus if tag == CORPUS else self._root / tag / "cache"
             entries.append({"url": str(place), "weight": weight, "tag": tag})
         return str(entries[0]["url"]) if len(entries) == 1 else json.dumps(entries)
-
-    def _unbuilt(self) -> list[str]:
-        """Return flags for a student that is there already: no layers to prune or refit."""
-        student = read_config_file(self._round_config).get("student") or {}
-        usual = {"keep_layers": "none", "reconstruct": "none", "revision": "none"}
-        flags = []
-        for name, value in usual.items():
-            if student.get(name) is not None:
-                flags += [f"--student.{name}", value]
-        return flags

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ResumeError
 from pipeline.program import command_name
 from stages.round_commands import RoundFolder
+from stages.score_student import scores_of
 
 if TYPE_CHECKING:
     from pipeline.report.compose.rounds_report import RoundScores
@@ -24,7 +25,6 @@ def read_scores(folder: RoundFolder) -> RoundScores:
     Raises:
         ResumeError: it has not been scored.
     """
-    from pipeline.evaluate.measures import HeldoutScores
     from pipeline.report.compose.rounds_report import RoundScores
 
     file = folder.scores / "scores.json"
@@ -36,12 +36,7 @@ def read_scores(folder: RoundFolder) -> RoundScores:
             expected="a finished round",
             do="run the same rounds command again; it goes on where it stopped",
         ) from None
-    found = {
-        name: HeldoutScores.from_json(
-            {key: data[key] for key in data if key not in ("identity_digest", "distance")}
-        )
-        for name, data in caches.items()
-    }
+    found = scores_of(caches)
     return RoundScores(
         name=folder.name,
         number=folder.number,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from pipeline.config import Settings, option, parse_command
+from pipeline.config import DefaultFile, Settings, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.errors import ConfigError, RowsQuarantined, run_command
 from pipeline.program import command_name
@@ -21,7 +21,10 @@ from stages.steps import Step, Steps
 __all__ = ["RoundsRun", "main"]
 
 PROG = command_name("stages.rounds")
-DEFAULT = "stages/configs/rounds.yaml"
+_DEFAULT = DefaultFile(
+    str(Path(__file__).parent / "configs/rounds.yaml"),
+    unless=("teacher_config", "student_config", "round_config", "start"),
+)
 
 
 class RoundsRun(Settings):
@@ -91,9 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{PROG} --rounds 3 --earlier_weight 0.5 --least_gain 0.01",
             f"{PROG} --start Qwen/Qwen3-0.6B --run_dir runs/mine",
         ],
+        default=_DEFAULT,
     )
     run = command.settings
-    _check(run)
+    seed = _check(run)
     root = Path(run.run_dir)
     commands = RoundCommands(
         root,
@@ -101,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         first_config=run.student_config,
         round_config=run.round_config or run.student_config,
         start=run.start,
+        seed=seed,
         weights=Weights(corpus=run.corpus_weight, earlier=run.earlier_weight),
         teacher_python=run.teacher_python,
         nproc=run.nproc,
@@ -128,8 +133,8 @@ in        {(time.monotonic() - started) / 60:.1f} minutes; the same command agai
     return 0
 
 
-def _check(run: RoundsRun) -> None:
-    """Refuse configurations that cannot make rounds, before the first teacher is started."""
+def _check(run: RoundsRun) -> int:
+    """Refuse configurations that cannot make rounds; return the seed of stage one."""
     from pipeline.api.settings import StudentRun, TeacherRun
     from pipeline.errors import Mistakes
     from pipeline.observe.trackers import check_trackers
@@ -166,6 +171,8 @@ def _check(run: RoundsRun) -> None:
                     expected="reject: the teacher scores the student's text by its ids",
                 )
     mistakes.raise_any()
+    assert teacher is not None
+    return teacher.seed
 
 
 class _Rounds:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
@@ -17,7 +17,7 @@ from pipeline.program import command_name
 if TYPE_CHECKING:
     from pipeline.evaluate.measures import HeldoutScores
 
-__all__ = ["ScoreRun", "main"]
+__all__ = ["ScoreRun", "main", "scores_of"]
 
 PROG = command_name("stages.score_student")
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 name: {
                     "identity_digest": caches[name].manifest.identity_digest,
                     "distance": distance_in(caches[name]),
-                    **scores.to_json(),
+                    "scores": scores.to_json(),
                 }
                 for name, scores in found.items()
             },
@@ -107,6 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = json.dumps(data, indent=1) + "\n"
         Store(str(file.parent)).write(file.name, text.encode())
     return 0
+
+
+def scores_of(caches: Mapping[str, Any]) -> dict[str, HeldoutScores]:
+    """Return the scores on each cache, of the `caches` of a file of scores."""
+    from pipeline.evaluate.measures import HeldoutScores
+
+    return {name: HeldoutScores.from_json(data["scores"]) for name, data in caches.items()}
 
 
 def _acceptance(scores: HeldoutScores, *, bound: bool) -> str:

@@ -94,9 +94,7 @@ def plan_devices(
                 do=f"use {NPROC} (NPROC= of make)",
             )
         return [{} for _ in range(nproc or 1)]
-    each = run.teacher.devices if run.teacher.engine == "vllm" else 1
-    if run.generate.enabled and run.generate.writer is not None:
-        each = max(each, run.generate.writer_parallel_size)
+    each = run.worker_gpus
     chosen = [name for name in named.split(",") if name] if named and named != "all" else visible
     if not chosen:
         if named is not None or nproc is None:

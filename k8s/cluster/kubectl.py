@@ -64,13 +64,7 @@ class Kubectl:
         Raises:
             DistillError: it failed, with kubectl's message.
         """
-        done = self.run(*arguments, stdin=stdin, timeout_s=timeout_s)
-        if done.returncode:
-            raise DistillError(
-                f"kubectl {' '.join(arguments[:2])} failed: {_first_lines(done.stderr)}",
-                do="check the cluster and your rights (kubectl auth can-i create pytorchjobs)",
-            )
-        return done.stdout
+        return _output(arguments, self.run(*arguments, stdin=stdin, timeout_s=timeout_s))
 
     def items(self, namespace: str, resource: str, labels: str) -> list[Object]:
         """Return the objects of a kind with these labels; none where the cluster has no such kind.
@@ -82,9 +76,7 @@ class Kubectl:
         done = self.run(*words)
         if "the server doesn't have a resource type" in done.stderr:
             return []
-        found: list[Object] = json.loads(self.ask(*words) if done.returncode else done.stdout)[
-            "items"
-        ]
+        found: list[Object] = json.loads(_output(words, done))["items"]
         return found
 
     def follow(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
@@ -92,6 +84,15 @@ class Kubectl:
         return subprocess.Popen(
             [self.program, *arguments], stderr=subprocess.DEVNULL, text=True, start_new_session=True
         )
+
+
+def _output(arguments: Sequence[str], done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode:
+        raise DistillError(
+            f"kubectl {' '.join(arguments[:2])} failed: {_first_lines(done.stderr)}",
+            do="check the cluster and your rights (kubectl auth can-i create pytorchjobs)",
+        )
+    return done.stdout
 
 
 def overlay_folder(overlay: str) -> Path:

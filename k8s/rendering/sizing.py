@@ -35,7 +35,6 @@ def set_size(
     if nodes is not None and nodes < 1:
         raise ConfigError(f"nodes: found {nodes}", expected="1 or more", do="give another NODES=")
     if isinstance(settings, TeacherRun) and gpus and node is not None:
-        there = nodes or max(1, int(worker.get("replicas", 1)) * gpus // node.gpus)
         if settings.teacher.devices > node.gpus:
             group = _group_nodes(settings.teacher, node, str(instance_type(job)))
             there = nodes or group
@@ -44,7 +43,14 @@ def set_size(
             _join(job, group)
             worker["replicas"] = there
         else:
-            wanted = _engine_gpus(settings.teacher, node, str(instance_type(job)))
+            _check_engine(settings.teacher, node, str(instance_type(job)))
+            wanted = settings.worker_gpus
+            if node.gpus % wanted:
+                raise ConfigError(
+                    f"generate.writer_parallel_size: found {wanted}",
+                    expected=f"a divisor of the {node.gpus} GPUs that {instance_type(job)} has",
+                )
+            there = nodes or max(1, int(worker.get("replicas", 1)) * gpus // node.gpus)
             _set_share(job, wanted, gpus)
             worker["replicas"] = there * (node.gpus // wanted)
     elif nodes is not None:
@@ -58,7 +64,7 @@ def set_size(
     policy["backoffLimit"] = max(int(policy.get("backoffLimit", 0)), RESTARTS_PER_WORKER * replicas)
 
 
-def _engine_gpus(teacher: TeacherSettings, node: Instance, kind: str) -> int:
+def _check_engine(teacher: TeacherSettings, node: Instance, kind: str) -> None:
     if node.gpus % teacher.devices:
         stages = teacher.devices != teacher.tensor_parallel_size
         raise ConfigError(
@@ -67,7 +73,6 @@ def _engine_gpus(teacher: TeacherSettings, node: Instance, kind: str) -> int:
             expected=f"a divisor of the {node.gpus} GPUs that {kind} has",
             do="an engine must not leave GPUs of a node unused",
         )
-    return teacher.devices
 
 
 def _group_nodes(teacher: TeacherSettings, node: Instance, kind: str) -> int:

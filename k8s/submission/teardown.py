@@ -60,13 +60,18 @@ def teardown(
     kubectl = Kubectl()
     if ask is None and sys.stdin.isatty():
         ask = input
+    refused: list[str] = []
     found = dict(_found(kubectl, namespace, secret))
-    volume = _volume(kubectl, namespace)
+    volume = None
+    try:
+        volume = _volume(kubectl, namespace)
+    except DistillError as error:  # volumes are the cluster's: jobs go all the same
+        refused.append(f"claim {_PVC} is left: {error}")
     for kind, names in found.items():
         print(f"{kind}: {', '.join(names)}")
     if volume is not None:
         print(f"persistentvolumeclaims: {_PVC}, volume {volume.name} ({volume.file_system})")
-    if not found and volume is None:
+    if not found and volume is None and not refused:
         print(f"nothing of this project is in namespace {namespace}")
         return
     if dry:
@@ -76,18 +81,21 @@ def teardown(
             f"namespace {namespace}: nothing was deleted",
             expected="a yes on the terminal, or YES=1",
         )
-    refused: list[str] = []
 
-    def delete(*words: str) -> None:
-        done = kubectl.run("delete", "--ignore-not-found", *words, timeout_s=900)
-        print(done.stdout, end="", flush=True)
+    def do(*words: str) -> str | None:
+        """Run kubectl and print what it says, unless it lists; None where it is refused."""
+        done = kubectl.run(*words, timeout_s=900)
         if done.returncode:
-            refused.append(f"kubectl delete {' '.join(words)}: {done.stderr.strip()[:300]}")
+            refused.append(f"kubectl {' '.join(words)}: {done.stderr.strip()[:300]}")
+            return None
+        if words[0] != "get":
+            print(done.stdout, end="", flush=True)
+        return done.stdout
 
     for kind, names in found.items():
-        delete("-n", namespace, kind, *names)
+        do("delete", "--ignore-not-found", "-n", namespace, kind, *names)
     if volume is not None:
-        _delete_volume(kubectl, namespace, volume, data, ask, delete)
+        _delete_volume(namespace, volume, data, ask, do)
     if refused:
         raise DistillError(
             f"{len(refused)} refused:" + "".join(f"\n  - {line}" for line in refused),
@@ -112,23 +120,27 @@ def _volume(kubectl: Kubectl, namespace: str) -> Volume | None:
     name = str(pvc["spec"].get("volumeName") or "")
     found = _get(kubectl, "persistentvolume", name) if name else None
     spec = (found or {"spec": {}})["spec"]
+    annotations = ((found or {}).get("metadata") or {}).get("annotations") or {}
     return Volume(
         name=name,
         file_system=str((spec.get("csi") or {}).get("volumeHandle") or name),
-        is_ours="pv.kubernetes.io/provisioned-by" in str(found),
+        is_ours="pv.kubernetes.io/provisioned-by" in annotations,
         is_kept=spec.get("persistentVolumeReclaimPolicy", "Retain") == "Retain",
     )
 
 
 def _delete_volume(
-    kubectl: Kubectl,
     namespace: str,
     volume: Volume,
     data: str | None,
     ask: Callable[[str], str] | None,
-    delete: Callable[..., None],
+    do: Callable[..., str | None],
 ) -> None:
-    """Delete claim and volume; the file system where its id was given and the cluster made it."""
+    """Delete claim and volume; the file system where its id was given and the cluster made it.
+
+    Where the volume is refused, the claim stays, by which a cluster-admin finds it later.
+    """
+    gone = ("delete", "--ignore-not-found")
     if data is None and volume.is_ours and ask is not None:
         data = ask(f"Type {volume.file_system} to delete it with all caches and students: ").strip()
     doomed = volume.is_ours and bool(volume.name) and data == volume.file_system
@@ -140,18 +152,23 @@ def _delete_volume(
         return
     if doomed and volume.is_kept:
         patch = '{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}'
-        kubectl.ask("patch", "persistentvolume", volume.name, "--type=merge", "-p", patch)
-    delete("-n", namespace, "persistentvolumeclaim", _PVC)
+        if do("patch", "persistentvolume", volume.name, "--type=merge", "-p", patch) is None:
+            return
     if not doomed and volume.name:
-        delete("persistentvolume", volume.name)
+        # Kubernetes keeps it until its claim has gone.
+        if do(*gone, "persistentvolume", volume.name, "--wait=false") is None:
+            return
         print(
             f"kept: file system {volume.file_system} and its data, which is billed; `make "
             "fsx-volume FSX_ID=...` uses it again, `aws fsx delete-file-system --file-system-id "
             f"{volume.file_system}` deletes it"
         )
-    pvcs = json.loads(kubectl.ask("get", "persistentvolumeclaims", "-A", "-o", "json"))["items"]
-    if not any(pvc["spec"].get("storageClassName") == _CLASS for pvc in pvcs):
-        delete("storageclass", _CLASS)
+    do(*gone, "-n", namespace, "persistentvolumeclaim", _PVC)
+    listed = do("get", "persistentvolumeclaims", "-A", "-o", "json")
+    pvcs = [] if listed is None else json.loads(listed)["items"]
+    in_use = any(pvc["spec"].get("storageClassName") == _CLASS for pvc in pvcs)
+    if listed is not None and not in_use:
+        do(*gone, "storageclass", _CLASS)
 
 
 def _get(kubectl: Kubectl, *words: str) -> Object | None:

@@ -55,6 +55,14 @@ class TeacherRun(Settings):
             raise ValueError("; ".join(mistakes))
         return self
 
+    @property
+    def worker_gpus(self) -> int:
+        """GPUs that a worker needs where models run on GPUs: the teacher's, or the writer's."""
+        devices = self.teacher.devices if self.teacher.engine == "vllm" else 1
+        if self.generate.enabled and self.generate.writer is not None:
+            return max(devices, self.generate.writer_parallel_size)
+        return devices
+
     @model_validator(mode="after")
     def _writer_can_be_shared(self) -> Self:
         teacher, shared = self.teacher, self.generate.writer_parallel_size

@@ -8,8 +8,15 @@ from typing import Any
 
 from tests.tiny_families import FAMILIES, family_model
 
-__all__ = ["TEACHERS", "save_teacher"]
+__all__ = ["NOT_ON_A_CPU", "TEACHERS", "save_teacher"]
 
+NOT_ON_A_CPU = frozenset(
+    {
+        "Bamba", "Jamba", "Mamba", "MiniMax", "OLMo hybrid", "Qwen3-Next", "Qwen3.5",
+        "RecurrentGemma",
+    }
+)  # fmt: skip
+"""Teachers that vLLM's CPU build does not run; of any other it is an error."""
 VOCAB = 333
 """Not a multiple of the 64 rows to which vLLM pads a head."""
 FIRST_WORD = 64

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.architecture_one import PRELOAD, compare
-from tests.bench.architecture_teachers import TEACHERS
+from tests.bench.architecture_teachers import NOT_ON_A_CPU, TEACHERS
 
 __all__ = ["check_teachers", "chosen_teachers"]
 
@@ -54,10 +54,25 @@ def main() -> int:
     print(f"\n{len(agreeing)} agree, {len(ran) - len(agreeing)} do not, {len(refused)} do not run:")
     for name, why in refused.items():
         print(f"- {name}: {why}")
-    worst = max((outcome["vllm"] for outcome in ran.values()), default=math.inf)
+    # Where vLLM does not run, the other engine is judged all the same.
+    wrong = [
+        name
+        for name, outcome in outcomes.items()
+        if outcome.get("transformers", math.inf) > LIMIT or (name in ran and name not in agreeing)
+    ]
+    unexpected = sorted(refused.keys() - NOT_ON_A_CPU)
+    for name in (*wrong, *unexpected):
+        print(f"error: {name}: {'differs' if name in wrong else 'does not run, and did'}")
+    measured = [
+        outcome[engine]
+        for outcome in outcomes.values()
+        for engine in ("vllm", "transformers")
+        if engine in outcome
+    ]
+    worst = max(measured, default=math.inf)
     print(f"FIGURE architectures_agreeing {len(agreeing)}")
     print(f"FIGURE worst_logprob_difference {worst:.2e}")
-    return int(len(agreeing) < len(ran) or not ran)
+    return int(bool(wrong or unexpected or not ran))
 
 
 def chosen_teachers(said: str) -> list[str]:

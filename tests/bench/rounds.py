@@ -23,6 +23,7 @@ import numpy as np
 from pipeline.evaluate.measures import HeldoutScores
 from pipeline.student.engine.launch import prepare_environment
 from stages.round_commands import RoundCommands, Weights
+from stages.score_student import scores_of
 
 FOLDER = Path("runs/bench/rounds")
 CONFIGS = "stages/configs"
@@ -54,6 +55,7 @@ class Bench:
             first_config=f"{CONFIGS}/rounds-student.yaml",
             round_config=f"{CONFIGS}/rounds-again.yaml",
             start="corpus",
+            seed=42,
             weights=Weights(corpus=0.0, earlier=0.0),
             teacher_python=sys.executable,
             nproc=1,
@@ -61,9 +63,11 @@ class Bench:
 
     def first_student(self) -> str:
         """Make the corpus's cache and the student from which all arms start; return its folder."""
-        for part in list(self._commands.before_rounds())[:2]:
-            self._do(part.title, part.output, part.command)
-        return self._commands.folders(0)[0].model
+        (folder,) = self._commands.folders(0)
+        for part in self._commands.before_rounds():
+            if part.output in (self._commands.corpus, folder.student):
+                self._do(part.title, part.output, part.command)
+        return folder.model
 
     def arm(self, name: str, seed: int) -> Arm:
         """Train and score one arm."""
@@ -115,12 +119,7 @@ class Bench:
                 "--caches", named, "--scores", str(file),
             ],
         )  # fmt: skip
-        caches = json.loads(file.read_text(encoding="utf-8"))["caches"]
-        drop = ("identity_digest", "distance")
-        return {
-            text: HeldoutScores.from_json({k: v for k, v in data.items() if k not in drop})
-            for text, data in caches.items()
-        }
+        return scores_of(json.loads(file.read_text(encoding="utf-8"))["caches"])
 
     def _do(self, title: str, output: Path, command: Sequence[str]) -> None:
         # By its command alone: arms do not read each other, and each stage goes on by itself.

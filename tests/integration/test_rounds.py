@@ -151,7 +151,7 @@ def test_the_report_has_a_row_a_round(finished: Path) -> None:
     assert [row["name"] for row in report["rows"]] == ["round-00", "round-01"]
     for number, row in enumerate(report["rows"]):
         scores = json.loads((finished / f"round-0{number}/scores/scores.json").read_text())
-        own = scores["caches"]["own"]
+        own = scores["caches"]["own"]["scores"]
         mean = sum(own["sums"]["kl"]) / sum(own["loss_tokens"])
         assert row["metrics"]["own_kl_bucketed"]["value"] == pytest.approx(mean)
         assert "kl_bucketed" in row["metrics"]

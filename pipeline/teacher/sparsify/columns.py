@@ -74,7 +74,7 @@ def to_targets(
 
 
 def kept_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme) -> float:
-    """Return the mean entries of a position, the label token of a scheme with an rule included."""
+    """Return the mean entries of a position, the label token of a scheme with a rule included."""
     start = 2 + 2 * len(scheme.temperatures)
     places = scheme.always_kept_places + scheme.sampled_places
     kept = int((columns_NC[:, start : start + places] >= 0).sum())

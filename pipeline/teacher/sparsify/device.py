@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["SparseScheme", "sparsify"]
 
 _CPU_BLOCK_BYTES = 2 << 20
-"""Of float32 rows worked on together on a CPU. A V = 49,152 row takes 348 us in blocks of 8 that
-stay in cache, 1,306 us in blocks of 256."""
+"""Of float32 rows worked on together on a CPU: what stays in cache; times are in
+decisions/capture.md."""
 
 
 def sparsify(
@@ -49,7 +49,7 @@ def sparsify(
         logits_RV: any floating dtype; reduced in float32. Not changed.
         label_R: int64, the token that follows each row.
         scheme: what to keep; its places at most V.
-        noise_R: int64 from `counter.row_noise`; needed where the scheme has an inclusion rule.
+        noise_R: int64 from `noise.row_noise`; needed where the scheme has an inclusion rule.
 
     Returns:
         float32 [R, C]: label log p; mass outside the always-kept entries; log Z (G); entropy (G);

@@ -66,7 +66,7 @@ def reduce_block(
         z_RV.copy_(logits_RV)
         z_RV.sub_(z_RV.amax(-1, keepdim=True))
     log_z_R1, normalisers, entropies = statistics(z_RV, scheme.temperatures, exp_RV, more_RV)
-    label_R1 = z_RV.gather(-1, label_R.unsqueeze(-1)) - log_z_R1
+    label_logprob_R1 = z_RV.gather(-1, label_R.unsqueeze(-1)) - log_z_R1
     if scheme.rule is None:
         top_RK, ids_RK = largest_entries(z_RV, scheme.top_k)
         values_RK = top_RK - log_z_R1
@@ -76,11 +76,12 @@ def reduce_block(
         normalisers = stored_normalisers(normalisers, scheme)
         z_RV.sub_(log_z_R1)
         ids, values_RK, tail_R1 = _draw(
-            z_RV, exp_RV, more_RV, label_R.unsqueeze(-1), label_R1, normalisers, scheme,
+            z_RV, exp_RV, more_RV, label_R.unsqueeze(-1), label_logprob_R1, normalisers, scheme,
             noise_R,
         )  # fmt: skip
     return torch.cat(
-        [label_R1, tail_R1.clamp(0.0, 1.0), *normalisers, *entropies, ids, values_RK], dim=-1
+        [label_logprob_R1, tail_R1.clamp(0.0, 1.0), *normalisers, *entropies, ids, values_RK],
+        dim=-1,
     )
 
 

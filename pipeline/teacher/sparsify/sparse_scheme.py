@@ -1,6 +1,6 @@
 """What is kept of a distribution.
 
-Three schemes behind one type: the k largest entries (top-k); entries sampled by a `InclusionRule`
+Three schemes behind one type: the k largest entries (top-k); entries sampled by an `InclusionRule`
 (threshold); the k largest and a sampled rest (top-k-sampled).
 
 Legend: G temperatures, C columns, K always-kept and D sampled places.
