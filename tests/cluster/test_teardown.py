@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import pytest
 
+from k8s.cluster.kubectl import Kubectl
+from k8s.cluster.workloads import PROJECT_LABEL
 from k8s.submission.teardown import teardown
+from pipeline.errors import DistillError
 from tests.cluster.api_stub import ApiStub
 from tests.cluster.job_ends import ends, one_error
 
 Object = dict[str, Any]
 FILE_SYSTEM = "fs-0123456789abcdef0"
+OURS = dict([PROJECT_LABEL.split("=")])
 
 
 def _put_volume(api: ApiStub, *, made: bool, policy: str = "Retain") -> None:
@@ -88,3 +93,28 @@ def test_a_volume_that_ends_with_its_claim_stays(
     assert "whose deletion would delete its data" in capsys.readouterr().out
     _teardown(data=FILE_SYSTEM)
     assert _kinds(api) == {"PersistentVolume"}
+
+
+@pytest.mark.parametrize("refused", [("get",), ("delete",)])
+def test_where_volumes_are_not_ours_to_delete_the_rest_goes(
+    refused: tuple[str, ...], api: ApiStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace's admin may read or delete no volume; the claim stays, by which it is found."""
+    _put_volume(api, made=False)
+    metadata = {"name": "ours", "namespace": "distill", "labels": OURS}
+    real = Kubectl.run
+
+    def run(self: Kubectl, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        if "persistentvolume" in words and words[0] in refused:
+            return subprocess.CompletedProcess(words, 1, "", "Forbidden")
+        return real(self, *words, **options)
+
+    monkeypatch.setattr(Kubectl, "run", run)
+    api.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+    with pytest.raises(DistillError, match="Forbidden"):
+        _teardown()
+    assert {"PersistentVolume", "PersistentVolumeClaim"} <= _kinds(api)
+    assert api.get("ConfigMap", "ours") is None
+    monkeypatch.setattr(Kubectl, "run", real)
+    _teardown()
+    assert _kinds(api) == set()
