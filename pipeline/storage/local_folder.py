@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["local_folder"]
+__all__ = ["local_folder", "locked"]
 
 
 def local_folder(kind: str) -> Path | None:
@@ -28,3 +31,18 @@ def local_folder(kind: str) -> Path | None:
     except OSError:
         return None
     return folder if ours and os.access(folder, os.W_OK) else None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock among the processes of this machine, which ends with its process, even if killed.
+
+    One of them makes what the others wait for. The file stays: it is empty, and one that is removed
+    would no longer exclude.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

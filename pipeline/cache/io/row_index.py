@@ -11,7 +11,6 @@ Shapes: R rows, S shards of the cache, G segments; train first.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import time
@@ -29,7 +28,7 @@ from pipeline.cache.layout.manifest import Manifest, Segment
 from pipeline.cache.layout.names import SPLITS, shard_name
 from pipeline.cache.layout.records import LENGTHS, ShardRecord
 from pipeline.storage import Store
-from pipeline.storage.local_folder import local_folder
+from pipeline.storage.local_folder import local_folder, locked
 
 __all__ = ["RowIndex", "ShardLines", "open_row_index"]
 
@@ -201,7 +200,7 @@ def _from_file(store: Store, manifest: Manifest, folder: Path) -> RowIndex:
     path = folder / f"{name}.rows"
     found = _mapped(manifest, path)
     if found is None:
-        with _locked(folder / f"{name}.lock"):
+        with locked(folder / f"{name}.lock"):
             # Written by another process while this one waited.
             found = _mapped(manifest, path)
             if found is None:
@@ -224,14 +223,6 @@ def _remove_old(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > _KEPT_S:
                 file.unlink()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with its process, even if killed."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(store: Store, manifest: Manifest, path: Path) -> None:

@@ -9,11 +9,9 @@ Shapes: R rows of a split, in the order of its shards.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from pipeline.cache.codec.arrow import statistics_of
 from pipeline.cache.io.reader import Cache, ShardDamaged
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.errors import CacheError
-from pipeline.storage.local_folder import local_folder
+from pipeline.storage.local_folder import local_folder, locked
 from pipeline.storage.parallel import default_workers, in_threads
 
 __all__ = ["ROW_STATISTICS", "row_statistics"]
@@ -77,7 +75,12 @@ def _stored_or_read(cache: Cache, split: str, rows: int) -> Table:
     segments = [segment.xxh3_128 for segment in cache.manifest.of_split(split)]
     name = checksum("".join([str(_VERSION), split, *segments]).encode())
     file = folder / f"{name}.npy"
-    with _lock(file.with_suffix(".lock")):
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(file.with_suffix(".lock")))
+        except OSError as error:  # a full disk ends no run that can do without
+            _log.warning("%s cannot be written (%s): later runs read again", file, error)
+            return _read(cache, split)
         stored = _load(file, rows)
         if stored is not None:
             return stored
@@ -100,14 +103,6 @@ def _load(file: Path, rows: int) -> Table | None:
         return None
     shape = (rows, len(ROW_STATISTICS) - _WITHOUT_READING)
     return found if found.shape == shape and found.dtype == np.float32 else None
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with its process."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _read(cache: Cache, split: str) -> Table:

@@ -12,7 +12,6 @@ Shapes: R rows of a split, in the order of its shards.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -32,7 +31,7 @@ from pipeline.config import fingerprint
 from pipeline.data.retokenise import Aligner, student_sizes
 from pipeline.models.tokenizer import load_tokenizer, tokenizer_files, tokenizer_from_files
 from pipeline.progress import Progress
-from pipeline.storage.local_folder import local_folder
+from pipeline.storage.local_folder import local_folder, locked
 from pipeline.storage.parallel import usable_cores
 from pipeline.student.build.aligner import make_aligner
 
@@ -75,7 +74,7 @@ class SizeCounter:
             )
             return self._count(split)
         file = folder / f"{self._digest(split)[:32]}.npy"
-        with _lock(file.with_suffix(".lock")):
+        with locked(file.with_suffix(".lock")):
             if (stored := self._stored(file, split)) is not None:
                 return stored
             sizes_R2 = self._count(split)
@@ -190,14 +189,6 @@ def _count_shard(cache: Cache, split: str, shard: int, aligner: Aligner) -> Size
         for row, mask in zip(ids, masks, strict=True)
     ]
     return np.asarray(sizes, np.int32).reshape(-1, 2)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process of a node count, while the others wait for what it writes."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(file: Path, sizes_R2: Sizes) -> None:
