@@ -2,7 +2,7 @@
 
 `python -m tests.bench.scale_threads` sparsifies rows of V = 49,152 in the head's chunks of 256, in
 alternating rounds: with one thread and with two, by blocks (`pipeline/cpu_blocks.py`),
-and, for the record, with the operations of each block divided among the threads, as before.
+and in torch, with each operation divided among the threads.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
-from pipeline.teacher.sparsify import device
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
+from pipeline.teacher.sparsify.gpu.chains import chained_sparsify
 
 VOCABULARY, HEAD_ROWS = 49_152, 256
 SCHEMES = {
@@ -41,11 +41,8 @@ Sparsifier = Callable[[torch.Tensor, torch.Tensor, SparseScheme, torch.Tensor], 
 def divided(
     logits_RV: torch.Tensor, label_R: torch.Tensor, scheme: SparseScheme, noise_R: torch.Tensor
 ) -> torch.Tensor:
-    """Sparsify one block after another, each operation divided among torch's threads."""
-    block = device._CPU_BLOCK_BYTES // (4 * logits_RV.shape[1])
-    work = device._Work(block, logits_RV.shape[1], logits_RV.device)
-    parts = zip(logits_RV.split(block), label_R.split(block), noise_R.split(block), strict=True)
-    return torch.cat([device._block(z, label, scheme, noise, work) for z, label, noise in parts])
+    """Reduce all rows in torch, each operation divided among its threads."""
+    return chained_sparsify(logits_RV, label_R, scheme, noise_R, compiled=False)
 
 
 @contextmanager

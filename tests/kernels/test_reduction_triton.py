@@ -23,7 +23,8 @@ import torch
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import dither, offset, row_noise
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
-from pipeline.teacher.sparsify.device import SparseScheme, sparsify
+from pipeline.teacher.sparsify.device import SparseScheme
+from pipeline.teacher.sparsify.gpu.chains import chained_sparsify
 from pipeline.teacher.sparsify.gpu.plan import bytes_of_row, candidate_places
 from tests.stage_runner import ROOT
 
@@ -75,6 +76,13 @@ def kernels(
     return triton_sparsify(logits_RV, label_R, scheme, noise_R)
 
 
+def in_torch(
+    logits_RV: torch.Tensor, label_R: torch.Tensor, scheme: SparseScheme, noise_R: torch.Tensor
+) -> torch.Tensor:
+    """Return the columns of the same float32 arithmetic."""
+    return chained_sparsify(logits_RV, label_R, scheme, noise_R, compiled=False)
+
+
 def parts(columns_RC: torch.Tensor, scheme: SparseScheme) -> tuple[torch.Tensor, ...]:
     """Return the numbers, and ids and log p: always-kept ones by id, then sampled ones."""
     first = 2 + 2 * len(scheme.temperatures)
@@ -124,7 +132,7 @@ def test_every_scheme_is_torchs(name: str, vocab: int, dtype: torch.dtype) -> No
     inputs = make(8, vocab, dtype)
     before = inputs[0].clone()
     found_RC = kernels(inputs[0], inputs[1], scheme, inputs[2])
-    agree(found_RC, sparsify(inputs[0], inputs[1], scheme, inputs[2]), scheme, dtype)
+    agree(found_RC, in_torch(inputs[0], inputs[1], scheme, inputs[2]), scheme, dtype)
     assert torch.equal(inputs[0], before)
     if scheme.rule is None and dtype == torch.float32:
         ids = parts(found_RC, scheme)[1].long()
@@ -139,7 +147,7 @@ def test_a_row_of_a_large_vocabulary(name: str) -> None:
     scheme, vocab = SCHEMES[name], 262_208
     logits_RV, label_R, noise_R = (part[5:6] for part in make(10, vocab))
     found_RC = kernels(logits_RV, label_R, scheme, noise_R)
-    there_RC = sparsify(logits_RV, label_R, scheme, noise_R)
+    there_RC = in_torch(logits_RV, label_R, scheme, noise_R)
     (numbers, ids, _), (numbers_there, ids_there, _) = (
         parts(columns, scheme) for columns in (found_RC, there_RC)
     )
@@ -226,7 +234,7 @@ def test_all_mass_on_one_id_and_none_on_any(name: str) -> None:
     logits_RV[3, ::2] = torch.finfo(torch.float32).min  # as masked tokens have it
     found_RC = kernels(logits_RV, label_R, scheme, noise_R)
     assert found_RC.isfinite().all()
-    there_RC = sparsify(logits_RV, label_R, scheme, noise_R)
+    there_RC = in_torch(logits_RV, label_R, scheme, noise_R)
     (numbers, ids, values), (numbers_there, ids_there, values_there) = (
         parts(columns, scheme) for columns in (found_RC, there_RC)
     )
@@ -261,7 +269,7 @@ def test_top_k_of_the_whole_vocabulary() -> None:
     logits_RV, label_R, noise_R = make(3, 300)
     scheme = SparseScheme(300, GRID)
     found_RC = kernels(logits_RV, label_R, scheme, noise_R)
-    agree(found_RC, sparsify(logits_RV, label_R, scheme, noise_R), scheme, torch.float32)
+    agree(found_RC, in_torch(logits_RV, label_R, scheme, noise_R), scheme, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["top-64", "threshold", "threshold of two", "top-8 sampled"])

@@ -12,9 +12,11 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-__all__ = ["kernel"]
+__all__ = ["inlined", "kernel", "reordered"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_REORDERED = {"reassoc", "contract", "nsz"}
 
 
 def kernel(function: F) -> F:
@@ -22,7 +24,25 @@ def kernel(function: F) -> F:
 
     Kernels do not check array bounds: callers check the lengths first.
     """
+    return _compiled(function)
+
+
+def reordered(function: F) -> F:
+    """Return a kernel whose sums of floats may be taken in any order, and fused with products.
+
+    In the order of the code a sum waits for each addition; in any order it takes vector
+    instructions. NaN and infinite numbers are kept.
+    """
+    return _compiled(function, fastmath=_REORDERED)
+
+
+def inlined(function: F) -> F:
+    """Return a function that becomes part of each kernel that calls it, with the kernel's rules."""
+    return cast(F, numba.njit(inline="always")(function))
+
+
+def _compiled(function: F, **options: Any) -> F:
     try:
-        return cast(F, numba.njit(cache=True, nogil=True)(function))
+        return cast(F, numba.njit(cache=True, nogil=True, **options)(function))
     except RuntimeError:  # "no locator available": no folder for compiled code
-        return cast(F, numba.njit(nogil=True)(function))
+        return cast(F, numba.njit(nogil=True, **options)(function))

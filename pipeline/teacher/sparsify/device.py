@@ -1,7 +1,7 @@
 """Logits to sparse targets on the device, in rows; the same code behind every engine.
 
-On a CPU torch reduces the rows in blocks (`reduction`), on CUDA kernels do (`gpu`), elsewhere torch
-does, all at once.
+On a CPU loops compiled by numba reduce them (`cpu`), on CUDA Triton kernels (`gpu`), elsewhere
+torch.
 
 Legend: R rows (positions), V vocabulary, G temperatures, C columns, K always-kept and D sampled
 places.
@@ -9,10 +9,8 @@ places.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.cpu_blocks import for_each_block
 from pipeline.teacher.sparsify.sparse_scheme import SparseScheme
 from pipeline.teacher.sparsify.stopwatch import SPARSIFIER
 
@@ -20,10 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["SparseScheme", "sparsify"]
-
-_CPU_BLOCK_BYTES = 2 << 20
-"""Of float32 rows worked on together on a CPU: what stays in cache; times are in
-decisions/capture.md."""
 
 
 def sparsify(
@@ -69,36 +63,10 @@ def sparsify(
             from pipeline.teacher.sparsify.gpu.choice import sparsify_on_gpu
 
             return sparsify_on_gpu(logits_RV, label_R, scheme, noise_R)
-        return _in_blocks(logits_RV, label_R, scheme, noise_R)
+        if device.type == "cpu":
+            from pipeline.teacher.sparsify.cpu.reduce import reduce_on_cpu
 
+            return reduce_on_cpu(logits_RV, label_R, scheme, noise_R)
+        from pipeline.teacher.sparsify.gpu.chains import chained_sparsify
 
-def _in_blocks(
-    logits_RV: torch.Tensor, label_R: torch.Tensor, scheme: SparseScheme, noise_R: torch.Tensor
-) -> torch.Tensor:
-    import torch
-
-    from pipeline.teacher.sparsify.reduction import Work, reduce_block
-
-    rows, vocab = logits_RV.shape
-    device = logits_RV.device
-    columns_RC = logits_RV.new_empty((rows, scheme.num_columns), dtype=torch.float32)
-    # The block's size is fixed, so that no row's bits depend on the number of threads.
-    block = max(2, _CPU_BLOCK_BYTES // (4 * vocab)) if device.type == "cpu" else max(rows, 2)
-
-    def open_worker() -> Callable[[int], None]:
-        # Written again for each block: new memory of this size costs more than the arithmetic.
-        work = Work(min(block, max(rows, 2)), vocab, device)
-
-        def run(start: int) -> None:
-            some = slice(start, start + block)
-            columns_RC[some] = reduce_block(
-                logits_RV[some], label_R[some], scheme, noise_R[some], work
-            )
-
-        return run
-
-    if device.type == "cpu":
-        for_each_block(range(0, rows, block), open_worker)
-    else:
-        open_worker()(0)
-    return columns_RC
+        return chained_sparsify(logits_RV, label_R, scheme, noise_R, compiled=False)

@@ -1,4 +1,4 @@
-"""The reduction of rows of logits in torch, in memory that is used again for each block.
+"""The arithmetic of the reduction in torch: statistics, inclusion probabilities, selection.
 
 Legend: R rows (positions), V vocabulary, K always-kept and D sampled places.
 """
@@ -11,78 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.sampling.inclusion import InclusionRule
-from pipeline.teacher.sparsify.largest import largest_entries
 from pipeline.teacher.sparsify.sparse_scheme import LOWEST_LOG_P, SparseScheme
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Work",
     "inclusion_on_grid_",
-    "reduce_block",
     "row_dither",
     "sampled_entries",
     "statistics",
     "stored_normalisers",
 ]
-
-
-class Work:
-    """Memory for one block of rows: logits from the largest on, and two arrays of that size."""
-
-    def __init__(self, rows: int, vocab: int, device: torch.device) -> None:
-        """Take memory for blocks of up to `rows`."""
-        import torch
-
-        self.z, self.exp, self.more = (
-            torch.empty((rows, vocab), dtype=torch.float32, device=device) for _ in range(3)
-        )
-
-    def first(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the three arrays for a block of `rows`."""
-        return self.z[:rows], self.exp[:rows], self.more[:rows]
-
-
-def reduce_block(
-    logits_RV: torch.Tensor,
-    label_R: torch.Tensor,
-    scheme: SparseScheme,
-    noise_R: torch.Tensor,
-    work: Work,
-) -> torch.Tensor:
-    """Reduce at most as many rows as `work` has; arguments and result are those of `sparsify`."""
-    import torch
-
-    if len(logits_RV) == 1:
-        # Torch sums a lone row in as many parts as there are threads, and two rows one by one.
-        pair = logits_RV.expand(2, -1), label_R.expand(2), scheme, noise_R.expand(2), work
-        return reduce_block(*pair)[:1]
-    # From the largest on: else sum p z / T loses about (z / T)^2 / 2^24 nats to rounding.
-    z_RV, exp_RV, more_RV = work.first(len(logits_RV))
-    if logits_RV.dtype == torch.float32:
-        torch.sub(logits_RV, logits_RV.amax(-1, keepdim=True), out=z_RV)
-    else:
-        z_RV.copy_(logits_RV)
-        z_RV.sub_(z_RV.amax(-1, keepdim=True))
-    log_z_R1, normalisers, entropies = statistics(z_RV, scheme.temperatures, exp_RV, more_RV)
-    label_logprob_R1 = z_RV.gather(-1, label_R.unsqueeze(-1)) - log_z_R1
-    if scheme.rule is None:
-        top_RK, ids_RK = largest_entries(z_RV, scheme.top_k)
-        values_RK = top_RK - log_z_R1
-        tail_R1 = 1.0 - values_RK.exp().sum(-1, keepdim=True)
-        ids = ids_RK.to(torch.float32)
-    else:
-        normalisers = stored_normalisers(normalisers, scheme)
-        z_RV.sub_(log_z_R1)
-        ids, values_RK, tail_R1 = _draw(
-            z_RV, exp_RV, more_RV, label_R.unsqueeze(-1), label_logprob_R1, normalisers, scheme,
-            noise_R,
-        )  # fmt: skip
-    return torch.cat(
-        [label_logprob_R1, tail_R1.clamp(0.0, 1.0), *normalisers, *entropies, ids, values_RK],
-        dim=-1,
-    )
 
 
 def stored_normalisers(normalisers: list[torch.Tensor], scheme: SparseScheme) -> list[torch.Tensor]:
@@ -126,33 +66,6 @@ def statistics(
         normalisers.append(lse_R1 - log_z_R1 / temperature)
         entropies.append(lse_R1 - weighted_R1 / (total_R1 * temperature))
     return log_z_R1, normalisers, entropies
-
-
-def _draw(
-    log_p_RV: torch.Tensor,
-    pi_RV: torch.Tensor,
-    more_RV: torch.Tensor,
-    label_R1: torch.Tensor,
-    label_logprob_R1: torch.Tensor,
-    normalisers: list[torch.Tensor],
-    scheme: SparseScheme,
-    noise_R: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids and log p of K + D places [R, K + D], and the mass outside the always-kept ones.
-
-    `pi_RV` and `more_RV` are memory to write to; `log_p_RV` is put on its grid.
-    """
-    import torch
-
-    places = min(scheme.always_kept_places, log_p_RV.shape[1])
-    values_RK, ids_RK = largest_entries(log_p_RV, places)
-    inclusion_on_grid_(log_p_RV, pi_RV, more_RV, normalisers, scheme, row_dither(noise_R))
-    steps_RV = more_RV.view(torch.int32)
-    steps_RV.copy_(pi_RV)
-    return sampled_entries(
-        steps_RV, pi_RV.view(torch.int32), values_RK, ids_RK, label_R1, label_logprob_R1,
-        normalisers, scheme, noise_R, lambda ids_RD: log_p_RV.gather(-1, ids_RD),
-    )  # fmt: skip
 
 
 def row_dither(noise_R: torch.Tensor) -> torch.Tensor:

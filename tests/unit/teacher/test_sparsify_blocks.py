@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from pipeline import cpu_blocks as blocks
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import row_noise
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
-from pipeline.teacher.sparsify import reduction
 from pipeline.teacher.sparsify.device import SparseScheme, sparsify
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,7 +27,6 @@ SCHEMES = {
     ),
 }
 VOCAB = 49_152
-BLOCK = 10
 
 
 @pytest.fixture
@@ -39,18 +36,8 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-def _one_after_another(
-    logits: torch.Tensor, label: torch.Tensor, scheme: SparseScheme, noise: torch.Tensor
-) -> torch.Tensor:
-    work = reduction.Work(BLOCK, logits.shape[1], logits.device)
-    return torch.cat(
-        [
-            reduction.reduce_block(z, g, scheme, n, work)
-            for z, g, n in zip(
-                logits.split(BLOCK), label.split(BLOCK), noise.split(BLOCK), strict=True
-            )
-        ]
-    )
+def _rows(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    return tensor.split(1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -64,7 +51,12 @@ def test_any_number_of_threads_gives_the_same_bits(
     noise = torch.from_numpy(row_noise(7, np.arange(41)))
     scheme = SCHEMES[name]
     threads(1)
-    before = _one_after_another(logits, label, scheme, noise)
+    before = torch.cat(
+        [
+            sparsify(z, g, scheme, n)
+            for z, g, n in zip(*map(_rows, (logits, label, noise)), strict=True)
+        ]
+    )
     for number in (1, 2, 4):
         threads(number)
         assert torch.equal(sparsify(logits, label, scheme, noise), before), number
@@ -146,12 +138,6 @@ def test_an_error_ends_the_call_and_the_next_one_works(
     done.clear()
     blocks.for_each_block(range(50), lambda: done.append)
     assert sorted(done) == list(range(50))
-
-
-def test_work_arrays_do_not_outlive_the_call(threads: Callable[[int], None]) -> None:
-    threads(4)
-    sparsify(torch.randn(60, VOCAB), torch.zeros(60, dtype=torch.int64), SCHEMES["top-k"])
-    assert not [found for found in gc.get_objects() if type(found) is reduction.Work]
 
 
 BOUND = """

@@ -1,0 +1,1 @@
+"""The reduction of logits on a CPU: loops over a row, compiled by numba."""
