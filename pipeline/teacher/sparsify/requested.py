@@ -25,7 +25,7 @@ __all__ = ["requested_entries", "with_requested"]
 _NO_TOKEN = 1.0
 """In the place of a log p: there is no such token. A log p is above 0 by its rounding at most."""
 _LOWEST = -64.0
-"""Nats; below the lowest code of a shard. A teacher may rule a token out (-inf)."""
+"""Nats; below the lowest code of a shard. A teacher may rule a token out by a very low logit."""
 
 
 def with_requested(

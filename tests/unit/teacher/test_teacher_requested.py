@@ -202,7 +202,7 @@ def test_what_weighs_by_the_student_is_exact_where_it_has_its_mass(
 
 
 def test_a_ruled_out_token_and_broken_logits() -> None:
-    logits_RV = torch.tensor([[1.0, 2.0, -torch.inf, 0.5], [0.0, torch.nan, 1.0, 2.0]])
+    logits_RV = torch.tensor([[1.0, 2.0, -1e30, 0.5], [0.0, torch.nan, 1.0, 2.0]])
     label_R = torch.tensor([0, 3])
     scheme = SparseScheme(2, (1.0,))
     ids_RK = torch.tensor([[2, 1, -1], [0, 9, 2]])
