@@ -147,7 +147,9 @@ def _repair(options: argparse.Namespace) -> int:
             )
         return 0
     sys.stdout.flush()
-    answered = repair_cache(store, plan, workers=workers)
+    answered = repair_cache(
+        store, plan, workers=workers, trust_remote_code=options.trust_remote_code
+    )
     left, shards = _findings(store, check="size", workers=workers)
     left = [finding for finding in left if finding.name not in plan.leave]
     if left:
