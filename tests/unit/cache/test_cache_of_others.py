@@ -17,7 +17,7 @@ from pipeline.cache.layout.names import parse_segment
 from pipeline.cache.layout.records import decode_segment, encode_segment
 from pipeline.cache.tools.repair import plan_repair, repair_cache
 from pipeline.cache.tools.verify import verify_cache
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, run_command
 from pipeline.storage import Store
 from tests.conftest import digests
 from tests.unit.cache.planned_cache import flip, write_planned_cache
@@ -103,3 +103,27 @@ def test_a_repair_takes_an_ordinary_configuration(tmp_path: Path) -> None:
     flip(tmp_path / SHARD, 1000)
     with pytest.raises(CacheError, match="exit code 3"):
         repair_cache(store, plan_repair(store, verify_cache(store)), lambda _flags: 3)
+
+
+def test_words_of_a_cache_do_not_drive_the_terminal(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.unit.cache.sample_cache import sample_identity
+
+    identity = sample_identity()
+    identity["teacher"]["model"] = "mine\x1b]0;title\x07\x1b[2J"
+    rewrite_manifest(cache_dir, identity=identity)
+    assert main(["inspect", str(cache_dir)]) == 0
+    shown = capsys.readouterr().out
+    assert "mine⟨U+001B⟩]0;title⟨U+0007⟩" in shown
+    assert "\x1b" not in shown
+
+
+def test_an_error_shows_control_characters_as_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise CacheError("a file \x1b[2J\x9b31m of\tothers", do="look\nagain")
+
+    assert run_command(fail) == 3
+    assert capsys.readouterr().err == (
+        "error: a file ⟨U+001B⟩[2J⟨U+009B⟩31m of\tothers; look\nagain.\n"
+    )
