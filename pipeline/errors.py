@@ -225,13 +225,13 @@ def run_command(main: Callable[[], int | None]) -> int:
         return main() or 0
     except DistillError as error:
         if in_pod and isinstance(error, RowsQuarantined):
-            print(f"warning: {error}", file=sys.stderr, flush=True)
+            print(f"warning: {_shown(str(error))}", file=sys.stderr, flush=True)
             return 0
         if in_pod:
             _leave_last_words(error)
         if os.environ.get("DISTILL_TRACEBACK"):
             _log.exception("traceback requested by DISTILL_TRACEBACK")
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {_shown(str(error))}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted; the same command continues the run.", file=sys.stderr)
@@ -240,6 +240,14 @@ def run_command(main: Callable[[], int | None]) -> int:
         # `make ... | head` closes stdout; devnull keeps the interpreter's final flush from failing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _shown(text: str) -> str:
+    """Return a message with control characters, which drive a terminal, as their codes.
+
+    Names in it come from files that others wrote.
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: f"⟨U+{ord(c[0]):04X}⟩", text)
 
 
 def last_word_code(text: str) -> tuple[int | None, str]:

@@ -47,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _RUN[options.command](options)
 
 
+def _say(line: str) -> None:
+    """Print a line with words of the cache in it, which others may have written."""
+    from pipeline.printable import printable
+
+    print(printable(line))
+
+
 def _inspect(options: argparse.Namespace) -> int:
     from pipeline.cache.tools.summary import summarize, summary_lines
     from pipeline.storage import Store
@@ -56,7 +63,7 @@ def _inspect(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=1))
         return 0
     for line in summary_lines(facts):
-        print(line)
+        _say(line)
     return 0
 
 
@@ -71,7 +78,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps({"url": store.url, "intact": not findings, "damaged": listed}, indent=1))
     else:
         for finding in findings:
-            print(f"{store.full_url(finding.name)}: {finding.reason}")
+            _say(f"{store.full_url(finding.name)}: {finding.reason}")
     if findings:
         damaged = {finding.shard for finding in findings if finding.shard}
         raise CacheError(
@@ -135,11 +142,11 @@ def _repair(options: argparse.Namespace) -> int:
     if options.shards is None:
         findings, whole = _findings(store, check=options.check, workers=workers)
     for finding in findings:
-        print(f"{store.full_url(finding.name)}: {finding.reason}")
+        _say(f"{store.full_url(finding.name)}: {finding.reason}")
     plan = plan_repair(store, findings, named)
     if options.dry_run:
         for line in plan.lines():
-            print(line)
+            _say(line)
         if not findings and not named:
             print(
                 f"{options.url}: {whole} shards intact ({_CHECKS[options.check]}); "
@@ -147,7 +154,9 @@ def _repair(options: argparse.Namespace) -> int:
             )
         return 0
     sys.stdout.flush()
-    answered = repair_cache(store, plan, workers=workers)
+    answered = repair_cache(
+        store, plan, workers=workers, trust_remote_code=options.trust_remote_code
+    )
     left, shards = _findings(store, check="size", workers=workers)
     left = [finding for finding in left if finding.name not in plan.leave]
     if left:
@@ -190,7 +199,7 @@ def _stats(options: argparse.Namespace) -> int:
         workers = options.workers or default_workers()
         facts = cache_stats(cache, workers=workers, on_rows=bar.advance)
     for line in [json.dumps(facts, indent=1)] if options.json else _stats_text(facts, options):
-        print(line)
+        _say(line)
     return 0
 
 

@@ -76,6 +76,8 @@ def _line(
             return f"{name}: required, but not given"
         case "value_error":
             text = str(context.get("error", detail["msg"])) if text is None else text
+            if f"{name}.{text.partition(':')[0]}" in known:  # of a section: its own field's name
+                return f"{name}.{text}"
             # A section's validator names the full field already.
             return text if not name or text.startswith(f"{name}.") else f"{name}: {text}"
         case "invalid_key":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.config.secrets import PLAIN_ADDRESS, has_secret
 
 __all__ = ["BrokenRulesError", "Settings", "dump_yaml", "fingerprint", "option", "rule"]
 
@@ -30,10 +32,26 @@ class Settings(BaseModel):
             for value in vars(owner).values()
             if getattr(value, _MARK, False)
         ]
-        lines = [line for kept in rules for line in kept(self)]
+        lines = [
+            f"{name}: found an address with a password or a key, expected {PLAIN_ADDRESS}"
+            for name in type(self).model_fields
+            if any(map(has_secret, _texts(getattr(self, name))))
+        ]
+        lines += [line for kept in rules for line in kept(self)]
         if lines:
             raise BrokenRulesError(lines)
         return self
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts of a field's value, those in lists and mappings too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
 
 
 class BrokenRulesError(ValueError):

@@ -22,7 +22,7 @@ __all__ = [
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Load the tokenizer of a model folder.
+    """Load the tokenizer of a model folder; never by code that the folder brings.
 
     Raises:
         ModelError: the folder holds none that transformers can load.
@@ -30,7 +30,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        # Unless it is told no, transformers asks on a terminal whether to run the folder's code.
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         # Missing files, unknown classes and missing back ends: in each case the folder has no
         # usable tokenizer.

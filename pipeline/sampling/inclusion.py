@@ -4,7 +4,8 @@ A token that is not always kept is kept with probability
 
     pi = min(1, sqrt( sum_g (p_g / tau_g)^2 )),   p_g = p^(1/T_g) / Z_g
 
-over the temperatures T_g that the rule covers. A kept token then has the weight p_g / pi.
+over the temperatures T_g that the rule covers, of its p as it is STORED: rounded with dither, see
+below. A kept token then has the weight p_g / pi.
 
 Why it is unbiased. E[1{kept} p_g / pi] = p_g for any pi > 0 (Horvitz and Thompson 1952). So every
 sum over the vocabulary that is linear in p_g is unbiased, at every temperature, covered or not; the
@@ -23,13 +24,19 @@ al., "Sparse logit sampling" (2025), who draw from p with replacement.
 
 Sampling is systematic (Madow 1949): one random offset per position, steps of 1 along the cumulative
 sum of pi. Each token keeps its pi, and the number of kept tokens differs from its mean by less than
-one; this removes 4 % of the error at T = 1, compared with independent (Poisson) sampling.
+one; this removes 4 % of the error at T = 1, compared with independent (Poisson) sampling. The draws
+of a position are therefore not independent: neighbours exclude each other, so a variance does not
+follow from the pi of one position. Those of different positions are independent.
 
 Log p of sampled tokens is stored on a coarse grid with subtractive dither (Schuchman 1964): with d
 uniform over a step, the rounded log p is log p + u, u uniform over +-step/2 and independent of p.
 pi is evaluated at the ROUNDED value, which the reader has, so the reader divides by the probability
 that was used; the mean of p_g over d is too large by the known factor E[exp(u / T_g)], which is
 divided out. Which entries are always kept must not depend on d: it is decided by exact p (`ratio`).
+Seen from the exact p a token below tau, the only one, at T = 1, is kept on average over d with
+probability E[min(1, e^u p / tau)]: p / tau times sinh(h) / h where p e^h <= tau, h = step / 2. At a
+step of 1.5 that is 1.10 p / tau, and 0.85 next to tau
+(`tests/unit/teacher/test_kept_probability.py`).
 
 Shapes: E entries, G temperatures.
 """

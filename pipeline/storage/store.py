@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO, TypeVar
 
+from pipeline.config.secrets import PLAIN_ADDRESS, has_secret
 from pipeline.errors import DistillError, StoreError
 from pipeline.program import command_name
 from pipeline.storage.faults import FULL, is_throttled, may_pass
@@ -45,11 +46,17 @@ class Store:
         """Open `url` (a path, or any fsspec URL); touches nothing.
 
         Raises:
-            StoreError: the protocol is unknown or its driver is not installed.
+            StoreError: the protocol is unknown, its driver is not installed, or the address holds a
+                password or a key, which would be written wherever the address is.
         """
         import fsspec
 
         self.url = str(url)
+        if has_secret(self.url):
+            shown = self.url.partition("://")[0]
+            raise StoreError(
+                f"found an address of {shown}:// with a password or a key", expected=PLAIN_ADDRESS
+            )
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:

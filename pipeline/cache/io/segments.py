@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.manifest import Manifest, Segment
-from pipeline.cache.layout.names import SEGMENT_SHARDS, repair_advice
+from pipeline.cache.layout.names import SEGMENT_SHARDS, repair_advice, shard_name
 from pipeline.cache.layout.records import LENGTHS, LIGHT, SEGMENT_SCHEMA, ShardRecord, records_of
 from pipeline.errors import CacheError
 from pipeline.storage import Store
@@ -126,6 +126,10 @@ def _compare(store: Store, segment: Segment, table: pa.Table) -> None:
         "index"
     ).to_pylist() != list(segment.name.shards):
         raise _damaged(store, segment, "it holds other shards than the manifest says")
+    # A path is written to by whoever copies the cache.
+    paths = [shard_name(segment.split, index) for index in segment.name.shards]
+    if "path" in table.column_names and table.column("path").to_pylist() != paths:
+        raise _damaged(store, segment, "it names files that are no shards of it")
     for name in _SUMS:
         found = pc.sum(table.column(name)).as_py()
         if found != getattr(segment, name):

@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from pipeline.amounts import BYTES_PER_TOKEN, bytes_per_token, format_kept_mass
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.cache.layout.names import SPLITS
 
-__all__ = ["card_text", "front_matter", "responses_text"]
+__all__ = [
+    "FRONT",
+    "LICENCE_KEYS",
+    "LICENCE_SECTION",
+    "CarriedLicence",
+    "card_text",
+    "carried_licence",
+    "front_matter",
+    "responses_text",
+    "scheme_text",
+]
+
+FRONT = re.compile(r"---\n(.*?)\n---\n+", re.DOTALL)
+"""What stands above a card, with its YAML as the first group."""
+LICENCE_SECTION = re.compile(r"## Licence and terms\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+LICENCE_KEYS = ("license", "license_name", "license_link")
 
 
-def front_matter(manifest: Manifest) -> str:
-    """Return what stands above a card: where `datasets.load_dataset` finds the splits, and tags."""
+@dataclass(frozen=True, slots=True)
+class CarriedLicence:
+    """What a card states of its licence, as it stands there."""
+
+    front: Mapping[str, str] = field(default_factory=dict)
+    """The keys of its front matter; empty where none is stated."""
+    section: str = ""
+    """Its section `Licence and terms`; empty where there is none."""
+
+
+def carried_licence(card: bytes | None) -> CarriedLicence:
+    """Return the licence that a cache's card states; nothing of it is guessed.
+
+    Args:
+        card: README.md of the cache; None where it has none.
+    """
+    text = (card or b"").decode("utf-8", "replace")
+    found = FRONT.match(text)
+    try:
+        front = yaml.safe_load(found[1]) if found else {}
+    except yaml.YAMLError:
+        front = {}
+    stated = front if isinstance(front, dict) else {}
+    keys = {key: str(stated[key]) for key in LICENCE_KEYS if stated.get(key)}
+    section = LICENCE_SECTION.search(text)
+    return CarriedLicence(keys, section[0].rstrip("\n") if section else "")
+
+
+def front_matter(manifest: Manifest, licence: Mapping[str, str] | None = None) -> str:
+    """Return what stands above a card: where `datasets.load_dataset` finds the splits, and tags.
+
+    Args:
+        manifest: of the cache.
+        licence: the keys that state one; None: none is stated.
+    """
+    stated = yaml.safe_dump(dict(licence), sort_keys=False) if licence else ""
     files = "\n".join(
         f"  - split: {name}\n    path: data/{name}/*.parquet" for name in _splits(manifest)
     )
@@ -22,7 +75,7 @@ configs:
 - config_name: default
   data_files:
 {files}
-tags:
+{stated}tags:
 - knowledge-distillation
 - teacher-logits
 ---
@@ -52,7 +105,7 @@ without running the teacher again.
 | teacher | `{teacher["model"]}` (revision `{teacher["revision"]}`, {teacher["dtype"]}) |
 | engine | {teacher["engine"]} {teacher["engine_version"]} on {_device(teacher)} |
 | corpus | `{corpus.get("source", corpus.get("dataset_name", "unknown"))}` |
-{responses}| scheme | {_scheme_text(scheme)} |
+{responses}| scheme | {scheme_text(scheme)} |
 | temperatures with exact normaliser | {temperatures} |
 | vocabulary | {manifest.codec["vocab_size"]} |
 | identity (SHA-256) | `{manifest.identity_digest}` |
@@ -117,7 +170,7 @@ def _format(manifest: Manifest) -> str:
     return f"format version {version}, `pipeline/cache/FORMAT.md`; `export` writes plain lists"
 
 
-def _scheme_text(scheme: Mapping[str, Any]) -> str:
+def scheme_text(scheme: Mapping[str, Any]) -> str:
     """Describe what is kept of a distribution."""
     parts = [scheme["name"]]
     if "top_k" in scheme:

@@ -195,6 +195,13 @@ def read_manifest(store: Store) -> Manifest:
             f"{store.full_url(MANIFEST)}: damaged (its checksum does not match)",
             do=repair_advice(store.url),
         )
+    foreign = _names_elsewhere(data)
+    if not damaged and foreign is not None:
+        raise CacheError(
+            f"{store.full_url(MANIFEST)}: names the file {foreign!r}",
+            expected="names that FORMAT.md gives, all of them inside the cache",
+            do="do not use it: whoever wrote it wants files elsewhere to be read or written",
+        )
     if "segments" not in data:
         raise CacheError(
             f"{store.url}: a cache of a draft of the format, without segments of records",
@@ -211,6 +218,18 @@ def read_manifest(store: Store) -> Manifest:
         tokenizer_xxh3_128=data["tokenizer_xxh3_128"],
         format_version=version,
     )
+
+
+def _names_elsewhere(data: dict[str, Any]) -> str | None:
+    """Return a name in a manifest that need not be a file of the cache, such as one with `..`."""
+    for item in data.get("segments", ()):
+        segment = _segment(item)
+        if segment.split not in SPLITS or segment.path != segment.name.path:
+            return segment.path
+    for name in data.get("tokenizer_xxh3_128", {}):
+        if "\\" in name or {"", ".", ".."} & set(name.split("/")):
+            return str(name)
+    return None
 
 
 def _segment(data: dict[str, Any]) -> Segment:

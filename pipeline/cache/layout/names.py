@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipeline.program import command_name
 
 __all__ = [
+    "CARD",
     "CHECKS",
     "ENVIRONMENT",
     "FOREIGN",
@@ -44,6 +45,7 @@ RESPONSE_PLAN = f"{RESPONSES}/plan.json"
 """Whose the responses are and, once that is known, how many files of them there are."""
 RESPONSE_UNITS = f"{RESPONSES}/units"
 """The samples that they became, a prepared corpus: only stage one reads it."""
+CARD = "README.md"
 SPLITS = ("train", "heldout")
 CHECKS = ("size", "checksum", "decode")
 """What `verify` compares of each shard: its size; its bytes; its bytes and all that its rows decode

@@ -166,8 +166,8 @@ def decode_segment(raw: bytes, name: SegmentName) -> list[ShardRecord] | None:
         records = list(records_of(table))
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None
-    wanted = [(name.split, index) for index in name.shards]
-    return records if [record.key for record in records] == wanted else None
+    wanted = [(name.split, index, shard_name(name.split, index)) for index in name.shards]
+    return records if [(*record.key, record.path) for record in records] == wanted else None
 
 
 def records_of(table: pa.Table) -> Iterator[ShardRecord]:

@@ -234,6 +234,10 @@ def _build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     )
     sub = command("repair", text, "URL")
     sub.add_argument("--dry-run", action="store_true", help="print what would be done")
+    text = (
+        "run code that the teacher brings, where the cache's configuration says so; read it first"
+    )
+    sub.add_argument("--trust-remote-code", action="store_true", help=text)
     which = sub.add_mutually_exclusive_group()
     text = "make just these again, such as train-00003,heldout-00000; nothing is verified before"
     which.add_argument("--shards", type=_shards, metavar="NAMES", help=text)

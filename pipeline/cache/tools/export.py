@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec.targets import CachedSequence, SparseTargets
 from pipeline.cache.io.reader import Cache
-from pipeline.cache.layout.names import MANIFEST, PLAN, SPLITS
+from pipeline.cache.layout.card import carried_licence
+from pipeline.cache.layout.names import CARD, MANIFEST, PLAN, SPLITS
 from pipeline.cache.tools.derive import check_apart
-from pipeline.cache.tools.export_card import export_card
+from pipeline.cache.tools.export_card import export_card, rounding_left
 from pipeline.errors import CacheError
 from pipeline.sampling.quantisation import rounding_log_bias
 from pipeline.storage import Store
@@ -40,6 +41,8 @@ _PLAIN_SAMPLED = _PLAIN.append(pa.field("target_inclusion", pa.list_(_REALS)))
 """For sampled targets: without inclusion probabilities the entries would give biased targets."""
 _WRITTEN = pa.field("written_logprob", _REALS)
 """Where the cache holds what the writer of the text recorded."""
+_REQUESTED = pa.field("target_requested", pa.list_(pa.list_(pa.bool_())))
+"""Where the cache holds requested entries: which of the entries are there for that alone."""
 
 
 def export_plain(
@@ -52,12 +55,13 @@ def export_plain(
 ) -> int:
     """Write all that another trainer needs as plain lists; return the rows.
 
-    Every shard becomes `data/<split>/<index>.parquet`; `tokenizer/` holds the teacher's tokenizer,
-    and README.md says what the columns are and how to train from them. Lists of targets have one
-    item for each supervised token, in order. Log-probs are float32 at temperature 1, of sampled
-    entries less the known bias of their rounding: exp(log p) / inclusion is then an unbiased target
-    at temperature 1. Existing shards are kept, so a killed export can be continued; `_EXPORT` names
-    the cache that is exported.
+    Every shard of both splits becomes `data/<split>/<index>.parquet`; `tokenizer/` holds the
+    teacher's tokenizer, and README.md says what the columns are and how to train from them; it is
+    written last. Lists of targets have one item for each supervised token, in order. Log-probs are
+    float32 at temperature 1, of sampled entries less the known bias of their rounding: exp(log p) /
+    inclusion is then an unbiased target at temperature 1. `distill_export` in a file's metadata has
+    the temperatures, and what is left of that bias at each. Existing shards are kept, so a killed
+    export can be continued; `_EXPORT` names the cache that is exported.
 
     Args:
         cache: what to export.
@@ -67,8 +71,8 @@ def export_plain(
         on_rows: called with the number of rows written.
 
     Raises:
-        CacheError: the target is the cache's own folder, within it or around it, or holds a cache
-            or another export; a shard is damaged; `top_k` of sampled targets.
+        CacheError: the target is the cache's own folder, within it or around it, or holds a cache,
+            another export or other data; a shard is damaged; `top_k` of sampled targets.
     """
     check_apart(target, [cache.store])
     sources = {split: cache.source(split, top_k=top_k) for split in SPLITS}
@@ -79,6 +83,9 @@ def export_plain(
     schema = _PLAIN if cache.rule is None else _PLAIN_SAMPLED
     if cache.spec.written_logprobs:
         schema = schema.append(_WRITTEN)
+    if cache.spec.requested_entries:
+        schema = schema.append(_REQUESTED)
+    schema = schema.with_metadata({_METADATA: json.dumps(_facts(cache))})
     rows_done = 0
     for source in sources.values():
         for shard, count in enumerate(source.shard_rows()):
@@ -95,13 +102,20 @@ def export_plain(
             rows_done += count
             if on_rows is not None:
                 on_rows(count)
-    text = export_card(cache.manifest, cache.spec, command=command, top_k=top_k)
-    target.write("README.md", text.encode())
+    try:
+        own_card: bytes | None = cache.store.read(CARD)
+    except FileNotFoundError:
+        own_card = None
+    text = export_card(
+        cache.manifest, cache.spec, command=command, top_k=top_k, licence=carried_licence(own_card)
+    )
+    target.write(CARD, text.encode())
     return rows_done
 
 
 _MARK = "_EXPORT"
-_VERSION = 2
+_METADATA = "distill_export"
+_VERSION = 3
 """Of the columns: an export that was begun with others is not continued."""
 _BATCH_ROWS = 256
 """Lists are several times larger than encoded rows; this many rows are converted at a time."""
@@ -116,6 +130,13 @@ def _reserve_target(cache: Cache, target: Store, top_k: int | None) -> None:
     }
     if target.exists(MANIFEST) or target.exists(PLAN):
         raise CacheError(f"{target.url}: holds a cache", expected="another folder")
+    if not target.exists(_MARK):
+        data = [f"data/{split}/{name}" for split in SPLITS for name in target.list(f"data/{split}")]
+        if data or target.exists(CARD):
+            raise CacheError(
+                f"{target.url}: holds {data[0] if data else CARD}, which no export has written",
+                expected="an empty folder, or one that this command has begun",
+            )
     if not target.create(_MARK, json.dumps(wanted).encode()):
         try:
             found = json.loads(target.read(_MARK))
@@ -126,6 +147,17 @@ def _reserve_target(cache: Cache, target: Store, top_k: int | None) -> None:
                 f"{target.url}: holds an export of another cache or with another --top-k",
                 expected="an empty folder, or one that this command has begun",
             )
+
+
+def _facts(cache: Cache) -> dict[str, object]:
+    """Return what a program needs beside the columns, for each file's metadata."""
+    return {
+        "version": _VERSION,
+        "identity_digest": cache.manifest.identity_digest,
+        "temperatures": list(cache.manifest.temperatures),
+        "vocab_size": cache.spec.vocab_size,
+        "rounding": rounding_left(cache.spec, cache.manifest.temperatures),
+    }
 
 
 def _table(rows: Sequence[CachedSequence], schema: pa.Schema) -> pa.Table:
@@ -146,6 +178,8 @@ def _table(rows: Sequence[CachedSequence], schema: pa.Schema) -> pa.Table:
         columns["target_inclusion"] = [list(_by_position(t, _inclusion(t))) for t in targets]
     if _WRITTEN.name in schema.names:
         columns[_WRITTEN.name] = [t.written_logprob_N for t in targets]
+    if _REQUESTED.name in schema.names:
+        columns[_REQUESTED.name] = [list(_by_position(t, _requested(t))) for t in targets]
     arrays = [pa.array(columns[field.name], field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -153,6 +187,11 @@ def _table(rows: Sequence[CachedSequence], schema: pa.Schema) -> pa.Table:
 def _inclusion(targets: SparseTargets) -> NDArray[np.float32]:
     assert targets.inclusion_E is not None
     return targets.inclusion_E
+
+
+def _requested(targets: SparseTargets) -> NDArray[np.bool_]:
+    assert targets.requested_E is not None
+    return targets.requested_E
 
 
 def _logprobs(targets: SparseTargets) -> NDArray[np.float32]:

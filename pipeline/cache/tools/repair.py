@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline.cache.io.segments import RecordReader
 from pipeline.cache.io.tables import read_shard
 from pipeline.cache.layout.fold import reopen
@@ -143,6 +145,7 @@ def repair_cache(
     run: Callable[[Sequence[str]], int] | None = None,
     *,
     workers: int = 1,
+    trust_remote_code: bool = False,
 ) -> int:
     """Carry out a plan; a second call continues an interrupted one.
 
@@ -151,12 +154,14 @@ def repair_cache(
         plan: from `plan_repair`.
         run: runs stage one with these arguments and returns its exit code; `run_stage_one`.
         workers: shards read at one time where records are written again.
+        trust_remote_code: whether stage one may run code of a model, if the configuration in the
+            cache says so; whoever wrote the cache wrote that.
 
     Returns:
         The number of formerly quarantined rows that are in the cache now.
 
     Raises:
-        CacheError: stage one fails with the cache's configuration.
+        CacheError: stage one fails with the cache's configuration, or it would run code of a model.
         Interrupted: the process was asked to stop.
     """
     inventory = read_inventory(store)
@@ -172,7 +177,7 @@ def repair_cache(
     derived = "derived" in (inventory.identity or {})
     if derived:
         _open_derived(store, inventory, plan, make)
-    _check_can_make(store)
+    _check_can_make(store, trust_remote_code=trust_remote_code)
     kept = keep(store, make)
     keep_responses(store, plan.remove)
     removed = remove(store, plan.remove)
@@ -267,7 +272,7 @@ def _run_with_config(store: Store, run: Callable[[Sequence[str]], int]) -> int:
         return run(["--config", str(file), "--cache_dir", store.url])
 
 
-def _check_can_make(store: Store) -> None:
+def _check_can_make(store: Store, *, trust_remote_code: bool) -> None:
     if not store.exists(CONFIG):
         raise CacheError(
             f"{store.url}: holds no {CONFIG}, so how it was built is unknown",
@@ -278,6 +283,32 @@ def _check_can_make(store: Store) -> None:
             f"{store.url}: in the memory of this process, where stage one cannot write",
             expected="a folder or an object store",
         )
+    if not trust_remote_code and _runs_code(store.read(CONFIG)):
+        raise CacheError(
+            f"{store.full_url(CONFIG)}: sets trust_remote_code, so stage one would run code that a "
+            "model brings, because the cache says so",
+            do="read that file, and repair with --trust-remote-code where you trust it and the "
+            "model that it names",
+        )
+
+
+def _runs_code(config: bytes) -> bool:
+    """Whether a configuration sets `trust_remote_code` anywhere; what is no YAML starts nothing."""
+    try:
+        waiting = [yaml.safe_load(config)]
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            for name, value in item.items():
+                # Dotted names and numbers are read as well.
+                if str(name).endswith("trust_remote_code") and value not in (False, None):
+                    return True
+                waiting.append(value)
+    return False
 
 
 def _rows_quarantined(manifest: Mapping[str, Any]) -> int:

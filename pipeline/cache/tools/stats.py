@@ -26,6 +26,8 @@ from pipeline.storage.parallel import in_threads
 __all__ = ["Tally", "cache_stats", "stats_lines"]
 
 _BINS = 1 << 16
+_ROUNDING = 1e-6
+"""Of a mass of 1 that is summed from float32 log-probs."""
 _TEXT = ("sample_id", "num_tokens", "num_loss_tokens", "input_ids", "loss_mask")
 """Columns of the text; all others are the targets'."""
 
@@ -46,6 +48,10 @@ class Tally:
     """Positions by the bits of the float16 mass outside the entries."""
     entropies: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
     """Positions by the bits of the float16 entropy at temperature 1."""
+    mass_above_one: int = 0
+    """Positions whose always-kept entries, as read, sum to more than 1 at temperature 1."""
+    most_mass: float = 0.0
+    """The largest of these sums."""
     data_bytes: int = 0
     """Of the shards' files."""
     bytes_by_column: dict[str, int] = field(default_factory=dict)
@@ -57,6 +63,8 @@ class Tally:
         self.tokens += other.tokens
         self.label_logprob += other.label_logprob
         self.label_kept += other.label_kept
+        self.mass_above_one += other.mass_above_one
+        self.most_mass = max(self.most_mass, other.most_mass)
         self.data_bytes += other.data_bytes
         self.counts += other.counts
         self.tails += other.tails
@@ -94,6 +102,10 @@ class Tally:
                 "columns": columns if loss_tokens else {},
             },
             "kept_mass": {"mean": 1 - tail.mean(), "p5": 1 - tail.quantile(0.95)},
+            "always_kept_mass_above_one": {
+                "share": self.mass_above_one / each,
+                "by_at_most": max(self.most_mass - 1, 0.0),
+            },
             "entropy_nats": {
                 "mean": entropy.mean(),
                 **{f"p{q}": entropy.quantile(q / 100) for q in (5, 50, 95)},
@@ -182,6 +194,12 @@ def _count(table: pa.Table, *, at_one: int) -> Tally:
         entropies.append(targets.entropy_NG[:, at_one].astype(np.float16))
         tally.label_logprob += float(targets.label_logprob_N.sum(dtype=np.float64))
         owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)
+        p_E = np.exp(targets.logprobs_E, dtype=np.float64)
+        if targets.inclusion_E is not None:
+            p_E *= targets.inclusion_E >= 1
+        mass_N = np.bincount(owner_E, p_E, targets.num_positions)
+        tally.mass_above_one += int((mass_N > 1 + _ROUNDING).sum())
+        tally.most_mass = max(tally.most_mass, float(mass_N.max(initial=0.0)))
         label_E = row.input_ids_L[row.loss_mask_L][owner_E]
         tally.label_kept += np.unique(owner_E[targets.token_ids_E == label_E]).size
     tally.counts += np.bincount(np.concatenate(counts), minlength=_BINS)
@@ -251,6 +269,12 @@ _ROWS: list[_Row] = [
     ("teacher's own cross-entropy (nats)", ("teacher_cross_entropy",), ".4f"),
     ("label within the entries (share of positions)", ("label_within_entries",), ".4f"),
     *[(f"kept mass, {n}", ("kept_mass", n), _MASS) for n in ("mean", "p5")],
+    (
+        "always-kept mass above 1 as read (share of positions)",
+        ("always_kept_mass_above_one", "share"),
+        ".4f",
+    ),
+    ("  by at most", ("always_kept_mass_above_one", "by_at_most"), ".4f"),
     ("entries/position, mean", ("entries_per_position", "mean"), ".1f"),
     *[
         (f"entries/position, {n}", ("entries_per_position", n), ".0f")

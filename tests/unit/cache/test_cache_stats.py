@@ -67,6 +67,14 @@ def test_every_number_is_that_of_the_rows(made: Path, split: str) -> None:
         assert got["entropy_nats"][f"p{q}"] == _quantile(entropy, q / 100)
     assert got["teacher_cross_entropy"] == pytest.approx(-label.mean(dtype=np.float64))
     assert got["label_within_entries"] == pytest.approx(kept / counts.size)
+    masses = [
+        np.exp(row.targets.entries(n)[1], dtype=np.float64).sum()
+        for row in rows
+        for n in range(row.targets.num_positions)
+    ]
+    above = got["always_kept_mass_above_one"]
+    assert above["share"] == pytest.approx(np.mean(np.array(masses) > 1 + 1e-6))
+    assert above["by_at_most"] == pytest.approx(max(0, max(masses) - 1))
     sizes = got["bytes_per_loss_token"]
     assert set(sizes["columns"]) == set(pq.read_schema(files[0]).names)
     total = sum(file.stat().st_size for file in files)
@@ -76,6 +84,21 @@ def test_every_number_is_that_of_the_rows(made: Path, split: str) -> None:
     assert sizes["text"] > sizes["columns"]["input_ids"] > 0
     # The columns are the file but for its footer and magic bytes.
     assert 0 < sizes["file"] < 0.9 * sizes["all"]
+
+
+def test_always_kept_mass_above_one_counts_no_sampled_entry() -> None:
+    cache = open_cache(str(GOLDEN / "cache-v1-threshold-of-three"))
+    masses = []
+    for row in cache.rows("train"):
+        targets = row.targets
+        assert targets.inclusion_E is not None
+        p_E = np.where(targets.inclusion_E == 1, np.exp(targets.logprobs_E, dtype=np.float64), 0)
+        masses += np.split(p_E, np.cumsum(targets.counts_N))[:-1]
+    sums = np.array([part.sum() for part in masses])
+    found = cache_stats(cache)["splits"]["train"]["always_kept_mass_above_one"]
+    assert (sums > 1).any()
+    assert found["share"] == pytest.approx((sums > 1 + 1e-6).mean())
+    assert found["by_at_most"] == pytest.approx(sums.max() - 1)
 
 
 def test_the_label_share_sees_a_label_token_and_its_absence(made: Path) -> None:

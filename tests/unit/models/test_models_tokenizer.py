@@ -95,3 +95,19 @@ def test_every_source_of_end_tokens(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"eos_token_id": null}')
     (tmp_path / "generation_config.json").write_text("{}")
     assert end_tokens(tmp_path, SimpleNamespace(eos_token_id=None)) == ()
+
+
+def test_code_that_a_tokenizer_brings_is_neither_run_nor_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on a terminal; whoever answers yes runs it."""
+    marker = tmp_path / "ran"
+    (tmp_path / "config.json").write_text('{"model_type": "theirs"}')
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"auto_map": {"AutoTokenizer": ["theirs.Theirs", null]}, "tokenizer_class": "Theirs"}'
+    )
+    (tmp_path / "theirs.py").write_text(f"open({str(marker)!r}, 'w')\nclass Theirs:\n    pass\n")
+    monkeypatch.setattr("builtins.input", lambda _text: "y")
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        load_tokenizer(tmp_path)
+    assert not marker.exists()

@@ -9,6 +9,7 @@ from pipeline.cache.io.reader import Cache
 from pipeline.cache.io.segments import iter_records
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.cache.layout.names import (
+    CARD,
     ENVIRONMENT,
     PLAN,
     RESPONSE_UNITS,
@@ -21,7 +22,6 @@ from pipeline.storage import Store
 
 __all__ = ["CARD", "CORPUS_FOLDERS", "CacheFile", "cache_files", "read_checked"]
 
-CARD = "README.md"
 _SETTINGS = ("_meta/config.yaml", "_meta/fitted_tau.json", PLAN, ENVIRONMENT)
 CORPUS_FOLDERS = ("_meta/corpus", RESPONSE_UNITS)
 """Prepared samples, which only stage one reads."""

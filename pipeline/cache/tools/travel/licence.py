@@ -8,15 +8,13 @@ from typing import Any
 
 import yaml
 
-from pipeline.cache.layout.card import card_text
+from pipeline.cache.layout.card import FRONT, LICENCE_KEYS, LICENCE_SECTION, card_text
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.errors import ConfigError
 
 __all__ = ["Licence", "licensed_card", "stated_licence"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_FRONT = re.compile(r"---\n(.*?)\n---\n+", re.DOTALL)
-_SECTION = re.compile(r"## Licence and terms\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +82,17 @@ def licensed_card(
         command: for a card that has to be written anew.
     """
     text = card_text(manifest, command) if card is None else card.decode("utf-8", "replace")
-    found = _FRONT.match(text)
+    found = FRONT.match(text)
     front: dict[str, Any] = (yaml.safe_load(found[1]) or {}) if found else {}
     body = text[found.end() :] if found else text
-    for key in ("license", "license_name", "license_link"):
+    for key in LICENCE_KEYS:
         front.pop(key, None)
     front["license"] = licence.identifier
     if licence.name:
         front["license_name"] = licence.name
     if licence.link:
         front["license_link"] = licence.link
-    body = _SECTION.sub("", body).rstrip("\n")
+    body = LICENCE_SECTION.sub("", body).rstrip("\n")
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n{body}\n\n{_section(manifest, licence)}".encode()
 
