@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 _PRELOADED = (
-    "pytest", "hypothesis", "numpy", "yaml", "pydantic", "torch", "pyarrow.parquet",
-    "safetensors.torch", "tokenizers", "transformers", "numba", "jinja2",
+    "pytest", "anyio.pytest_plugin", "xdist.plugin", "hypothesis", "numpy", "yaml", "pydantic",
+    "torch", "pyarrow.parquet", "safetensors.torch", "tokenizers", "transformers", "numba", "jinja2",
     "transformers.models.llama.modeling_llama", "fsspec.implementations.local",
 )  # fmt: skip
 _ELSEWHERE = 70
