@@ -19,8 +19,8 @@ from pathlib import Path
 
 _PRELOADED = (
     "pytest", "anyio.pytest_plugin", "xdist.plugin", "hypothesis", "numpy", "yaml", "pydantic",
-    "torch", "pyarrow.parquet", "safetensors.torch", "tokenizers", "transformers", "numba", "jinja2",
-    "transformers.models.llama.modeling_llama", "fsspec.implementations.local",
+    "torch", "pyarrow.parquet", "safetensors.torch", "tokenizers", "transformers", "numba",
+    "jinja2", "transformers.models.llama.modeling_llama", "fsspec.implementations.local",
 )  # fmt: skip
 _ELSEWHERE = 70
 """The fork's exit code when the sources it ran are not those of its tree."""

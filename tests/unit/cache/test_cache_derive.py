@@ -30,7 +30,7 @@ def test_a_folder_that_another_command_has_begun_is_left_alone(store: Store) -> 
     reserve_folder(store, plan, raw)
     reserve_folder(store, plan, raw)  # the same command again
     other = Plan(sample_identity(), (PlannedRows("train", 0, 3, 21, None),))
-    with pytest.raises(CacheError, match="holds another cache .another plan"):
+    with pytest.raises(CacheError, match="another plan"):
         reserve_folder(store, other, encode_plan(other))
     assert store.read(PLAN) == raw
 
@@ -48,5 +48,5 @@ def test_a_shard_of_other_rows_is_made_again(store: Store, other: dict[str, Any]
     if not other:
         assert end().total().rows == 2
         return
-    with pytest.raises(ShardsMissing, match="train/?-?00000"):
+    with pytest.raises(ShardsMissing, match="train-00000"):
         end()
