@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.api.settings import StudentRun
-from pipeline.errors import ResourceError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.sweeps import plan
-from pipeline.sweeps.plan import Cost, PlannedRun, check_resources
+from pipeline.sweeps.plan import Cost, PlannedRun, Planner, check_resources
 from pipeline.sweeps.space import Point
 
 GIB = 1 << 30
@@ -63,3 +63,17 @@ def test_a_finished_run_needs_neither_memory_nor_disk(
     monkeypatch.setattr(plan, "free_disk_bytes", lambda _: 5 * GIB)
     with pytest.raises(ResourceError, match="1 runs need about 6 GiB of disk"):
         check_resources([small, large], parallel=1, folder=tmp_path)
+
+
+def test_two_points_that_are_one_run_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = Planner("cache", tmp_path, nproc=1)
+    monkeypatch.setattr(plan, "open_cache", lambda _url: None)
+    monkeypatch.setattr(
+        planner, "plan", lambda point: replace(_run(tmp_path, "a", 1), point=point, digest="same")
+    )
+    points = [Point({"loss.alpha": alpha}, StudentRun()) for alpha in (0.5, 0.6)]
+    assert len(planner.plan_all(points[:1])) == 1
+    with pytest.raises(ConfigError, match="these are the same run"):
+        planner.plan_all(points)
