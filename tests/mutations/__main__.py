@@ -22,13 +22,17 @@ _UNSEEN = {"survived", "not found", "broken"}
 """What ends the run with an error; the last two say that the list is wrong, not the tests."""
 
 
+_PATIENCE = 5.0
+"""Times what the tests take in the unchanged tree: what then goes on is an endless loop."""
+
+
 class _Runs:
     """The results so far, in a file: what was tried before and has not changed is not run again."""
 
     def __init__(self, file: Path, *, again: bool, trusting: bool) -> None:
         self._lock = threading.Lock()
         self._trusting = trusting
-        self._healthy: dict[str, bool] = {}
+        self._healthy: dict[str, float | None] = {}
         self.verdicts: dict[str, str] = {}
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.exists() and not again:
@@ -38,17 +42,18 @@ class _Runs:
                     self.verdicts[item["digest"]] = item["verdict"]
         self._file = file.open("w" if again else "a", encoding="utf-8")
 
-    def healthy(self, tree: Tree, tests: tuple[str, ...], limit_s: float) -> bool:
-        """Whether the tests pass in the unchanged tree, each file or test by itself, once."""
+    def seconds(self, tree: Tree, tests: tuple[str, ...], limit_s: float) -> float | None:
+        """Return what the tests take in the unchanged tree; None: they fail there, or never end."""
         if self._trusting:
-            return True
-        for test in tests:
+            return 0.0
+        for test in tests:  # each file or test by itself, once
             if test not in self._healthy:
                 outcome = tree.run((test,), limit_s)
-                self._healthy[test] = outcome.code == 0
+                self._healthy[test] = outcome.seconds if outcome.code == 0 else None
                 if outcome.code != 0:
                     print(outcome.said, flush=True)
-        return all(self._healthy[test] for test in tests)
+        taken = [self._healthy[test] for test in tests]
+        return None if None in taken else sum(taken)
 
     def record(self, mutation: Mutation, digest: str, verdict: str, outcome: Outcome) -> None:
         """Add one line to the file."""
@@ -63,7 +68,7 @@ class _Runs:
 
 
 def verdict_of(outcome: Outcome) -> str:
-    """Return killed, survived or, where no test ran at all, broken."""
+    """Return killed (an endless loop, too), survived or, where no test ran at all, broken."""
     if outcome.code == 0:
         return "survived"
     return "broken" if outcome.code in (5, 70, 71) else "killed"  # none collected; forked.py's own
@@ -74,13 +79,14 @@ def _try(mutation: Mutation, tree: Tree, runs: _Runs, limit_s: float) -> tuple[s
         changed = mutation.changed(tree.folder)
     except LookupError as error:
         return "not found", Outcome(None, 0.0, str(error))
-    if not runs.healthy(tree, mutation.tests, limit_s):
+    seconds = runs.seconds(tree, mutation.tests, limit_s)
+    if seconds is None:
         return "broken", Outcome(None, 0.0, "its tests fail in the unchanged tree")
     file = tree.folder / mutation.file
     before = file.read_bytes()
     try:
         file.write_text(changed, encoding="utf-8")
-        outcome = tree.run(mutation.tests, limit_s)
+        outcome = tree.run(mutation.tests, max(limit_s, _PATIENCE * seconds))
     finally:
         file.write_bytes(before)
     return verdict_of(outcome), outcome
@@ -93,7 +99,7 @@ def _work(queue: Queue[Mutation], folder: Path, runs: _Runs, limit_s: float, tol
                 mutation = queue.get_nowait()
             except Empty:
                 return
-            digest = mutation.digest(ROOT)
+            digest = mutation.digest(tree.folder)
             verdict, seconds = runs.verdicts.get(digest), ""
             if verdict is None:
                 verdict, outcome = _try(mutation, tree, runs, limit_s)
