@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.errors import EngineStalled
+from pipeline.teacher.engines.endpoint.client import (
+    Answer,
+    EndpointClient,
+    RequestRefused,
+    _Account,
+)
 from pipeline.teacher.engines.endpoint.engine import _columns
 from pipeline.teacher.engines.endpoint.servers import SERVERS, PromptLogprobs
+from pipeline.teacher.settings import EndpointSettings
 
 IDS = np.array([7, 3, 5], np.int32)
 ROWS = np.array([0, 1], np.int64)
@@ -84,3 +92,30 @@ def test_the_entropy_is_that_of_the_entries_and_one_token_for_the_rest() -> None
     whole = np.array([0.5, 0.2, 0.3])
     wanted = [np.log(0.2), 0.3, 0.0, -(whole * np.log(whole)).sum(), 1, 2, *np.log(p_K)]
     np.testing.assert_allclose(columns_NC, [wanted], rtol=1e-6)
+
+
+def test_a_request_fails_for_itself_only_while_a_harmless_one_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    settings = EndpointSettings(urls=("http://host:1",), tries=3, patience_s=100.0)
+    client = EndpointClient(settings, clock=lambda: now[0])
+    client.harmless = "/v1/completions", {}
+    server, account = client._state.servers[0], _Account(0.0)
+
+    def gone(*_: Any) -> Answer:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(client, "send", gone)
+    for _ in range(20):
+        client._judge(server, account, busy=False)
+    now[0] = 101.0
+    with pytest.raises(EngineStalled, match="for 100 s"):
+        client._judge(server, account, busy=False)
+    monkeypatch.setattr(client, "send", lambda *_: Answer(200, {}))
+    with pytest.raises(RequestRefused, match="22 attempts failed"):
+        client._judge(server, account, busy=False)
+    # A server that has too much to do says nothing of a row.
+    fresh = _Account(now[0])
+    for _ in range(20):
+        client._judge(server, fresh, busy=True)
