@@ -83,7 +83,10 @@ def test_the_first_list_of_failed_rows_stays(store: Store) -> None:
     assert read_quarantined_rows(store, "train-00000") == (ONE,)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"shard": "train-00000", "rows": []}'])
+_OTHER_DIGEST = b'{"shard": "train-00000", "rows": [], "quarantine_sha256": "00"}'
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", _OTHER_DIGEST.replace(b"256", b""), _OTHER_DIGEST])
 def test_a_damaged_list_makes_room_for_another(store: Store, damage: bytes) -> None:
     store.write(quarantine_name("train-00000"), damage)
     assert read_quarantined_rows(store, "train-00000") == ()
