@@ -9,11 +9,16 @@ import pytest
 
 from pipeline.cache.io.finalize import ShardsMissing
 from pipeline.cache.layout.inventory import Plan, PlannedRows, encode_plan
-from pipeline.cache.layout.names import PLAN
-from pipeline.cache.tools.derive import finish, reserve_folder
+from pipeline.cache.layout.names import MANIFEST, PLAN, RECORDS
+from pipeline.cache.tools.derive import fill, finish, reserve_folder
 from pipeline.errors import CacheError
 from pipeline.storage import Store
-from tests.unit.cache.records import commit_made_up
+from tests.unit.cache.records import (
+    commit_made_up,
+    finalize_made_up,
+    made_up_data,
+    made_up_record,
+)
 from tests.unit.cache.sample_cache import SPEC, TEMPERATURES, sample_identity
 
 SHARDS = (PlannedRows("train", 0, 2, 14, None),)  # as `made_up_record` has them
@@ -50,3 +55,18 @@ def test_a_shard_of_other_rows_is_made_again(store: Store, other: dict[str, Any]
         return
     with pytest.raises(ShardsMissing, match="train-00000"):
         end()
+
+
+def test_while_shards_are_made_again_the_cache_does_not_look_complete(store: Store) -> None:
+    """Its records are lost, its manifest is not."""
+    commit_made_up(store, "train", 0)
+    finalize_made_up(store, {"train": 1})
+    store.delete(f"{RECORDS}/{store.list(RECORDS)[0]}")
+
+    def make(place: int) -> Any:
+        assert not store.exists(MANIFEST)
+        return made_up_record("train", place), made_up_data("train", place)
+
+    rows: list[int] = []
+    assert fill(store, SHARDS, make, rows.append) == []
+    assert rows == [0, 2]
