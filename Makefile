@@ -207,7 +207,7 @@ test-triton: setup-dev ## Run the Triton kernels of loss and capture in Triton's
 	@TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(STUDENT) -m pytest -m triton $(ARGS)
 
 .PHONY: test-mutations
-test-mutations: setup-dev hyperpod-models ## Change the sources line by line in copies: the named tests must see it (an hour; ARGS="--only loss", --list)
+test-mutations: setup-dev ## Break lines of the sources one by one, in copies: named tests must notice (15 idle minutes; ARGS="--only loss", --list)
 	@$(STUDENT) -m tests.mutations $(ARGS)
 
 .PHONY: check-gpu

@@ -110,8 +110,13 @@ def _work(queue: Queue[Mutation], folder: Path, runs: _Runs, limit_s: float, tol
 
 
 def _selected(only: Sequence[str]) -> list[Mutation]:
-    """Return the entries whose area, file or effect holds one of the words."""
-    chosen = [m for m in read() if not only or any(word in m.name for word in only)]
+    """Return the entries of an area, or of files with such a part in their paths."""
+    chosen = [
+        mutation
+        for mutation in read()
+        if not only
+        or any(word == mutation.area or ("/" in word and word in mutation.file) for word in only)
+    ]
     if not chosen:
         sys.exit(f"error: no entry of {', '.join(only)}; areas: {', '.join(AREAS)}")
     return chosen
@@ -120,7 +125,9 @@ def _selected(only: Sequence[str]) -> list[Mutation]:
 def main() -> int:
     """Try the chosen entries; return 1 if the tests did not notice one."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__)
-    parser.add_argument("--only", nargs="+", default=[], help="areas, or parts of a file's name")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="areas, or parts of paths that hold a slash"
+    )
     parser.add_argument("--list", action="store_true", help="print the entries, run nothing")
     parser.add_argument("--again", action="store_true", help="forget the results of before")
     parser.add_argument(
