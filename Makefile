@@ -206,6 +206,10 @@ test-triton: setup-dev ## Run the Triton kernels of loss and capture in Triton's
 	  --target $(TRITON_FOLDER) $$(grep '^triton==' stages/locks/student-gpu.lock)
 	@TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(STUDENT) -m pytest -m triton $(ARGS)
 
+.PHONY: test-mutations
+test-mutations: setup-dev ## Break lines of the sources one by one, in copies: named tests must notice (15 idle minutes; ARGS="--only loss", --list)
+	@$(STUDENT) -m tests.mutations $(ARGS)
+
 .PHONY: check-gpu
 check-gpu: setup setup-dev ## Ask this machine's GPU what only a GPU can tell: one table, gpu-check.json (ARGS="--only NAME")
 	@$(STUDENT) -m tests.gpu --teacher_python $(TEACHER) $(ARGS)

@@ -84,6 +84,16 @@ def test_a_file_system_from_elsewhere_is_never_deleted(api: ApiStub, data: str |
     assert _kinds(api) == set()  # a volume with `Retain` is only the cluster's record of it
 
 
+def test_a_dry_run_deletes_nothing_though_all_was_agreed_to(
+    api: ApiStub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _put_volume(api, made=True)
+    before = dict(api.objects)
+    _teardown(dry=True, data=FILE_SYSTEM)
+    assert f"volume pv-1 ({FILE_SYSTEM})" in capsys.readouterr().out
+    assert api.objects == before
+
+
 def test_a_volume_that_ends_with_its_claim_stays(
     api: ApiStub, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cache.__main__ import main
-from pipeline.cache.layout.names import record_name
+from pipeline.cache.layout.fold import reopen
+from pipeline.cache.layout.names import RECORDS, record_name
 from pipeline.cache.tools import repair, repair_backup
 from pipeline.cache.tools.repair import plan_repair, repair_cache
 from pipeline.cache.tools.verify import verify_cache
@@ -16,6 +17,7 @@ from pipeline.errors import CacheError
 from pipeline.storage import Store
 from tests.conftest import digests
 from tests.unit.cache.planned_cache import SEGMENT, flip, write_planned_cache
+from tests.unit.cache.records import commit_made_up
 from tests.unit.cache.sample_cache import SHARD, sample_shard
 
 
@@ -121,3 +123,26 @@ def test_backups_of_another_cache_are_forgotten(tmp_path: Path) -> None:
     repair_backup.restore(store)
     assert store.read(CONFIG) == b"cache: {}\n"
     assert not repair_backup.is_interrupted(store)
+
+
+def test_what_was_kept_first_stays(tmp_path: Path) -> None:
+    store = _write_configured(tmp_path)
+    card = store.read("README.md")
+    kept = repair_backup.keep(store, [("train", 0)])
+    store.write("README.md", b"the repair's own card")
+    again = repair_backup.keep(store, [("train", 0)])
+    assert again["README.md"] == kept["README.md"] == card
+
+
+def test_with_the_manifest_come_its_records_and_no_others(tmp_path: Path) -> None:
+    store = _write_configured(tmp_path)
+    manifest, records = store.read("_meta/manifest.json"), store.list(RECORDS)
+    repair_backup.keep(store, [("train", 0)])
+    reopen(store, [("train", 0)])
+    commit_made_up(store, "train", 7)  # by a stage one that was killed
+    assert store.list(RECORDS) != records
+    repair_backup.put_back(store, {})
+    assert store.read("_meta/manifest.json") == manifest
+    assert store.list(RECORDS) == records
+    (tmp_path / "data/train/00007.parquet").unlink()
+    assert verify_cache(store) == []

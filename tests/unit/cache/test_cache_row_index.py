@@ -112,6 +112,22 @@ def test_a_damaged_file_is_written_again(kind: str, made: Path, node: Path) -> N
 
 
 @pytest.mark.usefixtures("as_if_large")
+def test_a_file_has_its_name_when_it_is_whole(
+    made: Path, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        assert not list(node.glob("*.rows"))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        _check(str(made))
+    assert not list(node.glob("*.rows"))
+    _check(str(made))
+    assert len(list(node.glob("*.rows"))) == 1
+
+
+@pytest.mark.usefixtures("as_if_large")
 def test_without_a_disk_each_process_holds_its_own(
     made: Path,
     tmp_path: Path,

@@ -20,6 +20,7 @@ from pipeline.storage import Store
 from tests.conftest import digests
 from tests.unit.cache.planned_cache import flip, lose
 from tests.unit.cache.sample_cache import SHARD, read_all, sample_shard
+from tests.unit.cache.sampled_cache import write_sampled_cache
 
 
 def _rows(folder: Path) -> dict[str, Any]:
@@ -192,3 +193,20 @@ def test_export_of_the_largest_entries(made: Path, tmp_path: Path) -> None:
         main(["export", str(made), target])
     with pytest.raises(CacheError, match="holds a cache"):
         main(["export", str(made), str(shutil.copytree(made, tmp_path / "copy"))])
+
+
+def test_a_thinned_cache_is_read_by_its_own_rule(tmp_path: Path) -> None:
+    """Else each entry's weight would be that of a cache with more of them."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    write_sampled_cache(str(source))
+    whole = open_cache(str(source))
+    thinned = _slice(source, target, "--tau-factor", 4)
+    cache = open_cache(str(target))
+    assert whole.rule is not None
+    assert cache.rule == whole.rule.scaled(4)
+    assert cache.manifest.identity["scheme"]["taus"] == list(cache.rule.taus)
+    for row in whole.rows("train", tau_factor=4):
+        found = thinned[row.sample_id].targets
+        assert found.token_ids_E.tolist() == row.targets.token_ids_E.tolist()
+        assert row.targets.inclusion_E is not None
+        assert found.inclusion_E.tolist() == row.targets.inclusion_E.tolist()

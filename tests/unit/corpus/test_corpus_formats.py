@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.corpus.chat.conversation import Conversation, put_system
 from pipeline.errors import CorpusError
 
 Build = Callable[..., Any]
@@ -183,3 +184,14 @@ def test_a_system_column_does_not_precede_a_system_message(
     assert "Be kind." in first
     assert "Be exact." not in first
     assert "Be exact." in second
+
+
+def test_a_system_message_moves_all_that_counts_by_messages() -> None:
+    chat = Conversation(
+        [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "assistant")],
+        first_supervised=2, developer=frozenset({0}), unsupervised=frozenset({3}),
+    )  # fmt: skip
+    moved = put_system(chat, "be brief")
+    assert moved.messages == [{"role": "system", "content": "be brief"}, *chat.messages]
+    assert moved.first_supervised == 3
+    assert (moved.developer, moved.unsupervised) == (frozenset({1}), frozenset({4}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -155,3 +156,27 @@ def test_planning_imports_no_torch(module: str) -> None:
     """Settings are read for `--help`; torch takes seconds to import."""
     code = f"import pipeline.data.{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_scores_are_of_the_entropy_at_temperature_1(make_source: MakeSource) -> None:
+    rows = make_source([5], seed=4).rows[0]
+    batch = collate(rows, temperature=2.0, score=lambda entropy_N, label_N: entropy_N - label_N)
+    wanted_N = np.concatenate(
+        [row.targets.entropy_NG[:, 0] - row.targets.label_logprob_N for row in rows]
+    )
+    assert batch.score_N is not None
+    assert batch.score_N.tolist() == wanted_N.tolist()
+
+
+def test_written_log_probs_are_those_of_all_rows_or_none(make_source: MakeSource) -> None:
+    rows = [
+        replace(
+            row, targets=replace(row.targets, written_logprob_N=row.targets.label_logprob_N - 1)
+        )
+        for row in make_source([6], seed=5).rows[0]
+    ]
+    batch = collate(rows, temperature=1.0)
+    assert batch.written_logprob_N is not None
+    torch.testing.assert_close(batch.written_logprob_N, batch.label_logprob_N - 1)
+    rows[2] = replace(rows[2], targets=replace(rows[2].targets, written_logprob_N=None))
+    assert collate(rows, temperature=1.0).written_logprob_N is None

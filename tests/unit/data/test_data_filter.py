@@ -10,7 +10,7 @@ import pytest
 from pipeline.api.settings import StudentRun
 from pipeline.cache.io import row_statistics as statistics
 from pipeline.cache.io.reader import open_cache
-from pipeline.cache.io.row_statistics import ROW_STATISTICS, row_statistics
+from pipeline.cache.io.row_statistics import ROW_STATISTICS, _load, row_statistics
 from pipeline.config import parse_command
 from pipeline.data.expression import parse_expression
 from pipeline.data.filter import FilteredRows, filter_rows
@@ -159,3 +159,14 @@ def test_each_cache_of_a_mixture_is_filtered_by_what_it_knows(tmp_path: Path) ->
     assert isinstance(shared, FilteredRows)
     assert set(counts) == {""}
     assert shared.read_rows(0, [0])[0].others  # type: ignore[attr-defined]
+
+
+def test_stored_statistics_of_other_rows_are_not_taken(tmp_path: Path) -> None:
+    columns = len(ROW_STATISTICS) - 2
+    file = tmp_path / "a.npy"
+    assert _load(file, 3) is None
+    np.save(file, np.zeros((3, columns), np.float32))
+    assert _load(file, 3) is not None
+    assert _load(file, 4) is None
+    np.save(file, np.zeros((3, columns), np.float64))
+    assert _load(file, 3) is None

@@ -8,14 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
-from pipeline.cache.io.local_copies import LocalCopies
+from pipeline.cache.io.local_copies import LocalCopies, _lock
 from pipeline.cache.layout.embedded_checksum import checksum
 
 SHARDS = [bytes([number]) * 1000 for number in range(5)]
@@ -197,3 +198,20 @@ def test_ranks_that_start_together_fetch_each_shard_once(tmp_path: Path) -> None
     assert [rank.exitcode for rank in ranks] == [0] * 4
     assert sorted(Path(log).read_text().split()) == [str(n) for n in range(len(SHARDS))]
     assert names(Path(folder)) == {f"{name}.shard" for name in NAMES}
+
+
+def test_who_waits_for_a_file_that_is_renamed_opens_the_next_one(tmp_path: Path) -> None:
+    """What it waited for is the finished copy by then: to write into it would spoil that."""
+    path = tmp_path / f"{'0' * 32}.partial"
+    first = _lock(path)
+    found: list[BinaryIO] = []
+    waiting = threading.Thread(target=lambda: found.append(_lock(path)))
+    waiting.start()
+    time.sleep(0.2)
+    first.write(b"whole")
+    path.rename(tmp_path / "copy")
+    first.close()
+    waiting.join(10)
+    found[0].write(b"more")
+    found[0].close()
+    assert (tmp_path / "copy").read_bytes() == b"whole"

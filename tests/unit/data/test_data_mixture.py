@@ -234,3 +234,25 @@ def test_caches_of_other_grids_and_schemes_meet_in_a_batch(make_source: MakeSour
     counts = [b.num_loss_tokens for b in own]
     assert batch.top_k_N.tolist() == [True] * (counts[0] + counts[1]) + [False] * counts[2]
     assert (batch.inclusion_NK[batch.top_k_N] == 1).all()
+
+
+def test_a_mean_of_three_teachers_has_each_of_them_once(make_source: MakeSource) -> None:
+    (row,) = shared(make_source, "mean", (2.0, 1.0, 5.0)).read_rows(0, [0])
+    (first,) = make_source([6, 4]).read_rows(0, [0])
+    taught = row.all_targets()  # type: ignore[attr-defined]
+    assert [(cache, share) for cache, share, _ in taught] == [(0, 0.25), (1, 0.125), (2, 0.625)]
+    for cache, _, targets in taught:
+        np.testing.assert_allclose(
+            targets.label_logprob_N, first.targets.label_logprob_N - cache, rtol=1e-6
+        )
+
+
+def test_caches_with_other_supervised_tokens_have_no_mean(make_source: MakeSource) -> None:
+    rows = shared(make_source, "mean", (1.0, 1.0))
+    second = rows.parts[1].source
+    mask_L = second.rows[0][1].loss_mask_L.copy()  # type: ignore[attr-defined]
+    mask_L[-1] ^= True
+    second.rows[0][1] = replace(second.rows[0][1], loss_mask_L=mask_L)  # type: ignore[attr-defined]
+    rows.read_rows(0, [0])
+    with pytest.raises(CacheError, match="is not the row"):
+        rows.read_rows(0, [1])

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.cache.io.reader import ShardDamaged, open_cache
+from pipeline.data.order.plan import TrainPlan
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream.skipped_shards import (
     SKIPPED_SHARDS_FILE,
@@ -197,3 +198,21 @@ def test_the_file(tmp_path: Path) -> None:
     (tmp_path / SKIPPED_SHARDS_FILE).write_text('[{"shard": 1}]')
     with pytest.raises(ResumeError, match=r"skipped-shards\.json: not readable"):
         read_skipped_shards(tmp_path)
+
+
+def test_steps_before_the_damage_was_found_are_what_they_were(make_source: MakeSource) -> None:
+    """A run that goes on knows of it from the start; what it had trained on by then, it had."""
+
+    def plan() -> TrainPlan:
+        return TrainPlan(
+            make_source([7, 9, 8]), seed=1, packs_per_step=2, pack_length=12, shuffle_shards=3,
+            lanes=1,
+        )  # fmt: skip
+
+    whole, skipping = plan(), plan()
+    skipping.skip_shard(1, 3)
+    for step in range(3):
+        assert skipping.step(step) == whole.step(step)
+    later = range(3, whole.steps_per_epoch + 3)
+    assert any(pack.shard == 1 for step in later for pack in whole.step(step).packs)
+    assert not any(pack.shard == 1 for step in later for pack in skipping.step(step).packs)

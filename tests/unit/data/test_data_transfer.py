@@ -26,6 +26,7 @@ class _Link:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.pinned: list[Tensor] = []
+        self.used: list[Tensor] = []
         self.sent_bytes = 0
         self._beside = False
 
@@ -53,7 +54,7 @@ class _Link:
         self.events.append(f"wait for {mark}")
 
     def used_by_compute(self, tensor: Tensor) -> None:
-        pass
+        self.used.append(tensor)
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
@@ -81,6 +82,8 @@ def test_a_batch_arrives_whole_and_its_ids_travel_narrow(batch: Batch) -> None:
     assert link.sent_bytes == 4 * sum(tensor.numel() for tensor in before.values())
     assert (there.sample_ids, there.lengths) == (batch.sample_ids, batch.lengths)
     assert link.events == ["send", "wait for mark 1"]
+    # Their memory is not taken for the next batch while the device computes with them.
+    assert [id(tensor) for tensor in link.used] == [id(tensor) for tensor in after.values()]
 
 
 def test_on_a_cpu_the_tensors_are_the_same(batch: Batch) -> None:

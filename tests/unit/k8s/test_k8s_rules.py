@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from k8s.checks.job_rules import job_mistakes
+from k8s.checks.pod_rules import pod_mistakes
 from k8s.checks.schema import schema_mistakes
 from k8s.checks.validate import document_mistakes
 from k8s.cluster.objects import Object, find, main_container, pod_spec
@@ -232,6 +233,20 @@ def test_a_teacher_with_elastic_policy_or_master(teacher: RenderedJob) -> None:
     del job["spec"]["elasticPolicy"]
     job["spec"]["pytorchReplicaSpecs"]["Master"] = {**_worker(job), "replicas": 1}
     assert "expected Workers only" in " ".join(job_mistakes(job))
+
+
+def test_a_worker_of_some_of_a_nodes_gpus_has_their_share_of_its_memory(
+    teacher: RenderedJob,
+) -> None:
+    """It would fit alone; eight of them would not."""
+    job = copy.deepcopy(teacher.job)
+    assert _container(job)["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert pod_mistakes(job) == []
+    _resources(job, "memory", "300Gi")
+    assert any("memory: found 300Gi, expected at most" in line for line in pod_mistakes(job))
+    _resources(job, "memory", "100Gi")
+    _container(job)["resources"]["requests"]["cpu"] = "40"
+    assert any("cpu: found 40, expected at most" in line for line in pod_mistakes(job))
 
 
 def test_all_mistakes_come_at_once(student: RenderedJob) -> None:

@@ -79,6 +79,23 @@ def test_an_owner_elsewhere_that_stands_still_is_taken_over(tmp_path: Path) -> N
     lock.release()
 
 
+def test_each_new_beat_begins_the_watch_again(tmp_path: Path) -> None:
+    now = [0.0]
+    lock = _lock(tmp_path, clock=lambda: now[0])
+    for beat in range(1, 30):
+        _other_machine(tmp_path, beat)
+        assert not lock.try_take()
+        now[0] += 0.1
+
+
+def test_who_was_taken_over_leaves_the_next_owners_file(tmp_path: Path) -> None:
+    lock = _lock(tmp_path, beat_s=60).take()
+    (tmp_path / ".lock").unlink()
+    _other_machine(tmp_path)
+    lock.release()
+    assert lock.owner_record()["owner"] == "x"
+
+
 def test_of_two_that_take_over_the_last_to_write_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

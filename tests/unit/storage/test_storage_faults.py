@@ -14,6 +14,7 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.storage import Store
 from pipeline.storage import store as store_module
+from pipeline.storage.faults import may_pass
 
 
 class _Faults:
@@ -186,3 +187,13 @@ def test_a_network_mount_that_comes_back_is_waited_for(
     store.write("file", b"x")
     assert store.read("file") == b"x"
     assert len(pauses) == 2
+
+
+def test_what_may_pass_of_a_store_and_of_a_disk() -> None:
+    """A full disk stays full; a disk's other errors are final unless they are known to pass."""
+    for local in (False, True):
+        assert not may_pass(OSError(errno.ENOSPC, "full"), local=local)
+        assert not may_pass(PermissionError(errno.EACCES, "denied"), local=local)
+        assert may_pass(OSError(errno.ESTALE, "stale"), local=local)
+    assert may_pass(OSError(errno.EINVAL, "what a library makes of it"), local=False)
+    assert not may_pass(OSError(errno.EINVAL, "invalid"), local=True)

@@ -165,6 +165,18 @@ def test_sigterm_ends_the_run_with_the_step_in_which_it_comes(tmp_path: Path) ->
     assert engine.events[-2:] == ["read", "save 3"]
 
 
+def test_all_ranks_stop_where_one_was_asked_to(tmp_path: Path) -> None:
+    class Asked(_Engine):
+        def any_rank(self, flag: bool) -> bool:
+            assert not flag, "this one was not"
+            return len(self.sampled) == 3
+
+    engine = Asked()
+    with pytest.raises(Interrupted, match="after step 3 of 7"):
+        _run(tmp_path, engine)
+    assert engine.events[-1] == "save 3"
+
+
 def test_speed_is_of_all_steps_since_the_last_logged_one(tmp_path: Path) -> None:
     peak = Peak(flops_per_s=1e3, flops_of=lambda batch: 5.0)
     logged = _run(tmp_path, _Engine(), logging_steps=3, peak=peak)

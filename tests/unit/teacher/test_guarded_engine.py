@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import ModelError
 from pipeline.teacher.engines.base import CaptureRequest
 from pipeline.teacher.engines.transformers import TransformersEngine, padding_share
-from pipeline.teacher.fleet.quarantine import EngineLost, GuardedEngine
+from pipeline.teacher.fleet.quarantine import EngineLost, GuardedEngine, _not_finite
 from tests.unit.teacher.captured import ROWS, Engine, shards_of
 
 
@@ -122,3 +122,11 @@ def test_an_id_beyond_the_head_never_reaches_the_engine() -> None:
         answered.quarantined[0].error
     )
     assert (len(answered.columns), engine.calls) == (1, 2)  # `Dies` counts a call twice
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_enough(bad: float) -> None:
+    columns_NC = np.zeros((3, 4), np.float32)
+    assert _not_finite(columns_NC) is None
+    columns_NC[1, 2] = bad
+    assert _not_finite(columns_NC) == "the logits of supervised position 1 are not finite"

@@ -240,3 +240,16 @@ def test_the_forecast_of_the_size_knows_what_a_writer_records() -> None:
     assert sizes[0] == sizes[1]
     assert sizes[2] == pytest.approx(sizes[1] + 1900, abs=1)
     assert sizes[3] == pytest.approx(sizes[2] + 16_000, abs=1)
+
+
+def test_an_id_that_is_no_token_has_no_entry_and_others_their_own_log_prob() -> None:
+    logits_RV = torch.tensor([[1.0, 2.0, -3.0, 0.5], [0.0, 4.0, 1.0, 2.0]])
+    label_R, ids_RK = torch.tensor([0, 3]), torch.tensor([[2, 1, -1], [0, 4, 3]])
+    scheme = SparseScheme(2, (1.0,))
+    columns = with_requested(sparsify(logits_RV, label_R, scheme), logits_RV, label_R, ids_RK)
+    log_p_RV = torch.log_softmax(logits_RV, -1)
+    wanted = [[log_p_RV[0, 2], log_p_RV[0, 1], 1.0], [log_p_RV[1, 0], 1.0, log_p_RV[1, 3]]]
+    np.testing.assert_allclose(columns[:, -3:], wanted, rtol=1e-5)
+    found = requested_entries(ids_RK.numpy(), columns[:, -3:].numpy())
+    assert found.counts_N.tolist() == [2, 2]
+    assert found.token_ids_E.tolist() == [2, 1, 0, 3]

@@ -144,6 +144,9 @@ _PARTS: dict[str, Any] = {
         ("shard_tokens", 1001),
         ("batch_tokens", 1024),
         ("head_rows", 128),
+        ("parallel", 2),
+        ("batch_invariant", True),
+        ("options", {"enforce_eager": True}),
     ],
 )
 def test_what_decides_the_last_bits_changes_the_identity(part: str, other: Any) -> None:

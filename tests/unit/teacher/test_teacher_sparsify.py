@@ -150,3 +150,13 @@ def test_scheme_in_the_identity() -> None:
     scheme = SparseScheme(top_k=3, temperatures=(1.0, 2.0))
     assert scheme.to_json() == {"name": "top-k", "top_k": 3, "temperatures": [1.0, 2.0]}
     assert scheme.num_columns == 2 + 2 * 2 + 2 * 3
+
+
+def test_rounding_puts_no_log_prob_above_0_and_no_entropy_below() -> None:
+    scheme = SparseScheme(top_k=2, temperatures=(1.0,))
+    tiny = np.float32(1e-7)
+    columns_NC = np.array([[-1.0, 0.0, 0.0, -tiny, 4, 2, tiny, -20.0]], np.float32)
+    targets, _ = to_targets(columns_NC, scheme, sample_id="s", label_N=np.array([4]))
+    assert targets.token_ids_E.tolist() == [2, 4]
+    assert targets.logprobs_E.tolist() == [-20.0, 0.0]
+    assert targets.entropy_NG.tolist() == [[0.0]]

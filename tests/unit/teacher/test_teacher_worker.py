@@ -23,10 +23,12 @@ from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.teacher.capture import task as task_module
 from pipeline.teacher.capture import worker as worker_module
+from pipeline.teacher.capture.agreement import QuarantineLists
 from pipeline.teacher.capture.plan import PlannedShard
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.capture.worker import CaptureWorker
 from pipeline.teacher.fleet.leases import LEASES, LeaseBoard
+from pipeline.teacher.fleet.quarantine import Answered, EngineLost
 from pipeline.teacher.settings import CaptureSettings
 from tests.unit.cache.records import read_record
 from tests.unit.teacher.captured import ROWS, SCHEME, TOKENS, Engine, Source, row_id, shards_of
@@ -280,3 +282,43 @@ def test_a_stuck_writer_does_not_keep_the_process(
         stop_in_the_middle()
     assert time.monotonic() - begun < 15
     assert all(t.daemon for t in threading.enumerate() if t.name == "cache-writer")
+
+
+def test_row_after_row_begins_after_as_many_bad_ends_as_tries(
+    store: Store, new_worker: Callable[..., CaptureWorker]
+) -> None:
+    """Two; an attempt that was given up on purpose is none of them."""
+    board, shards = LeaseBoard(store, "w", 60), shards_of(1)
+    worker = new_worker(board, Engine(), shards)
+    marked: list[bool] = []
+    for attempt, badly in enumerate([True, False, True, True]):
+        lease = board.try_lease("train-00000", attempt - 1 if attempt else None)
+        assert lease is not None
+        marked.append(worker._marker(shards[0], lease) is not None)
+        board.give_up(lease, badly=badly)
+    assert marked == [False, False, False, True]
+
+
+def test_a_worker_whose_engine_is_lost_says_that_the_shard_ended_badly(
+    store: Store, new_worker: Callable[..., CaptureWorker]
+) -> None:
+    for error, ended in ((EngineLost("gone"), b"failed"), (KeyboardInterrupt(), b"given up")):
+        board = LeaseBoard(store, "w", 60)
+        lease = board.try_lease(f"train-{ended.decode()}", None)
+        assert lease is not None
+        worker = new_worker(board, Engine(), shards_of(1))
+        with pytest.raises(type(error)), worker:
+            raise error
+        assert ended in store.read(lease.path)
+
+
+def test_of_two_lists_the_one_with_more_failed_rows_counts(store: Store) -> None:
+    """A list of fewer rows is of a worker that died before its record; nothing was made by it."""
+    one, two = (QuarantinedRow(row_id(0, number), "failed", 2) for number in (0, 1))
+    lists = QuarantineLists(store, planned_rows=lambda: 3, max_fraction=1.0)
+    quarantine_rows(store, "train-00000", [one])
+    assert lists.read_other("train-00000", Answered([], (one, two))) == ()
+    assert lists.read("train-00000") == ()
+    quarantine_rows(store, "train-00000", [one, two])
+    assert lists.read_other("train-00000", Answered([], (one,))) == (one, two)
+    assert lists.read("train-00000") == (one, two)

@@ -1,0 +1,1 @@
+"""Single-line changes of the sources that some named test must notice: `make test-mutations`."""
