@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.collate import Batch
 from pipeline.evaluate.measures import METRICS, UNLIKE_METRICS, HeldoutScores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["PartialScores", "merge_scores", "score_batches"]
 
@@ -60,11 +63,7 @@ def score_batches(
             "cross_entropy": terms.ce_N.double().cpu().numpy(),
         }
         if not across_tokenizers:
-            # The teacher's likeliest token is its largest entry: a top-k always holds it, sampled
-            # entries do where any token is always kept.
-            best_N = batch.logprobs_NK.argmax(-1, keepdim=True)
-            teacher_top_N = batch.ids_NK.gather(-1, best_N).squeeze(-1)
-            per_token["top1_agreement"] = (argmax_N == teacher_top_N).double().numpy()
+            per_token["top1_agreement"] = (argmax_N == _teacher_top(batch)).double().numpy()
             if terms.acceptance_N is not None:
                 per_token["acceptance"] = terms.acceptance_N.double().cpu().numpy()
         if batch.written_logprob_N is not None:
@@ -99,6 +98,18 @@ def score_batches(
         ).reshape(-1, _BINS, 3)
         scores.bins |= dict(zip(batch.sample_ids, bins_SB3, strict=True))
     return scores
+
+
+def _teacher_top(batch: Batch) -> Tensor:
+    """Return the teacher's likeliest token of each position, int64 [N].
+
+    Where the cache does not know it, the first of the largest entries as they are stored, which
+    its quantisation can have made equal.
+    """
+    if batch.largest_N is not None:
+        return batch.largest_N
+    best_N1 = batch.logprobs_NK.argmax(-1, keepdim=True)
+    return batch.ids_NK.gather(-1, best_N1).squeeze(-1)
 
 
 def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:

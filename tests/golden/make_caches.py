@@ -92,6 +92,7 @@ def _always_kept_row(rng: np.random.Generator) -> tuple[CachedSequence, Any]:
         log_z_NG=log_z.astype(np.float32),
         entropy_NG=np.stack([-(np.exp(v) * v).sum(1) for v in log_p_t], 1).astype(np.float32),
         label_logprob_N=log_p[np.arange(where.size), ids[where]].astype(np.float32),
+        largest_N=np.where(counts > 0, log_p.argmax(1), -1).astype(np.int32),
     )
     tails = np.array([max(0.0, 1 - np.exp(v).sum()) for v in values], np.float32)
     return CachedSequence(rng.bytes(16).hex(), ids, loss_mask, targets), tails

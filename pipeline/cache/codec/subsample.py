@@ -115,10 +115,15 @@ def _first(
 
 
 def _largest(coded: CodedRows, k: int, spec: CodecSpec) -> CodedRows:
-    """Keep the k entries of lowest code of each position; of equal ones the lowest ids."""
+    """Keep the k entries of lowest code of each position; of equal ones the lowest ids.
+
+    The largest entry is the first of its equals where it is known.
+    """
     run = coded.always_kept
     owner_E = run.of_positions(np.arange(len(run.counts_N)))
-    kept_E = _first(np.lexsort((run.ids_E, run.codes_E, owner_E)), run.counts_N, k)
+    kept_E = _first(
+        np.lexsort((run.ids_E, ~_is_largest(coded), run.codes_E, owner_E)), run.counts_N, k
+    )
     mass_K = np.exp(spec.quantisation.always_kept_values().astype(np.float64))
     dropped_N = np.bincount(
         owner_E[~kept_E], mass_K[run.codes_E[~kept_E]], minlength=len(run.counts_N)
@@ -126,6 +131,15 @@ def _largest(coded: CodedRows, k: int, spec: CodecSpec) -> CodedRows:
     tail_N = spec.quantisation.tail_values()[coded.tail_N] + dropped_N
     tail_N = np.where(dropped_N > 0, spec.quantisation.tail_code(tail_N), coded.tail_N)
     return replace(coded, always_kept=run.where(kept_E), tail_N=tail_N.astype(np.uint8))
+
+
+def _is_largest(coded: CodedRows) -> NDArray[np.bool_]:
+    """Return which of the always-kept entries are known to be the largest of their position."""
+    run = coded.always_kept
+    if coded.largest_N is None:
+        return np.zeros(len(run.ids_E), bool)
+    is_largest_E: NDArray[np.bool_] = run.ids_E == run.of_positions(coded.largest_N)
+    return is_largest_E
 
 
 def _subsampled(
@@ -147,6 +161,7 @@ def _subsampled(
     logprobs_e = quantisation.always_kept_values()[run.codes_E]
     log_z_eG = run.of_positions(log_z_NG)
     leaves_e = (larger.ratio(logprobs_e, log_z_eG) < 1) & (rule.ratio(logprobs_e, log_z_eG) >= 1)
+    leaves_e &= ~_is_largest(coded)  # always kept, so that every reader knows it
     stays = run.where(~leaves_e)
     leaves = run.where(leaves_e)
     leaves.codes_E[:] = quantisation.sampled_code(

@@ -85,6 +85,7 @@ def capture_task(
         scheme.quantisation,
         written_logprobs=written_logprobs,
         requested_entries=requested_entries,
+        largest_known=scheme.keeps_largest,
     )
     identity = cache_identity(
         teacher=teacher.model,

@@ -21,7 +21,8 @@ def capture_scheme(settings: CaptureSettings) -> SparseScheme:
         return SparseScheme(settings.top_k, grid)
     taus = settings.tau or _default_taus(grid)
     return SparseScheme(
-        settings.top_k if settings.scheme == "top_k_sampled" else 0,
+        # The teacher's likeliest token is always kept, however flat the distribution is.
+        settings.top_k if settings.scheme == "top_k_sampled" else 1,
         grid,
         InclusionRule(grid, taus),
         SAMPLED_QUANTISATION,

@@ -25,7 +25,8 @@ class SparseScheme:
     """What is kept of a distribution, and the temperatures with an exact normaliser."""
 
     top_k: int
-    """Entries kept with certainty because they are the largest; 0: only the rule decides."""
+    """Entries kept with certainty because they are the largest; 1 beside a rule: the likeliest
+    token, which every cache knows; 0: only the rule decides."""
     temperatures: tuple[float, ...]
     rule: InclusionRule | None = None
     """How the rest is sampled; None: not at all."""
@@ -40,12 +41,12 @@ class SparseScheme:
         """`top-k`, `threshold` or `top-k-sampled`."""
         if self.rule is None:
             return "top-k"
-        return "top-k-sampled" if self.top_k else "threshold"
+        return "top-k-sampled" if self.top_k > 1 else "threshold"
 
     def to_json(self) -> dict[str, object]:
         """Return the part of the cache's identity that this scheme makes."""
         data: dict[str, object] = {"name": self.name, "temperatures": list(self.temperatures)}
-        if self.top_k:
+        if self.top_k > 1 or self.rule is None:
             data["top_k"] = self.top_k
         if self.rule is not None:
             data["taus"] = list(self.rule.taus)
@@ -53,6 +54,11 @@ class SparseScheme:
             data["mean_entries"] = self.mean_entries
             data["taus_before"] = list(self.taus_before)
         return data
+
+    @property
+    def keeps_largest(self) -> bool:
+        """Whether the likeliest token is always kept."""
+        return self.top_k > 0
 
     @property
     def always_kept_places(self) -> int:
