@@ -80,9 +80,7 @@ class Candidates:
         from pipeline.cache.codec.kernels_targets import largest_at_places
 
         largest_N = np.empty(len(place_N), np.int32)
-        largest_at_places(
-            self.counts_N, self.ids_E, self.codes_E, self.label_N, place_N, largest_N
-        )
+        largest_at_places(self.counts_N, self.ids_E, self.codes_E, self.label_N, place_N, largest_N)
         return largest_N
 
 

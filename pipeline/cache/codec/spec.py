@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -59,6 +59,8 @@ COLUMNS = (
     "label_logprob", "log_z", "log_z_high", "entropy", "tail",
 )  # fmt: skip
 _U8 = NDArray[np.uint8]
+_OF_SPLIT = ("inclusion_rule", "quantisation")
+"""Members of a codec's JSON form that the held-out shards may have of their own."""
 _Integer = TypeVar("_Integer", bound=np.integer[Any])
 
 
@@ -206,6 +208,9 @@ class CodecSpec:
     """Whether shards hold entries that were asked for by id."""
     largest_known: bool = False
     """Whether shards say which of several entries of the lowest code is the largest."""
+    heldout: CodecSpec | None = None
+    """Of the shards of `heldout`, where their entries are of another scheme: equal in all but rule
+    and quantisation. None: they are as those of `train`."""
 
     def __post_init__(self) -> None:
         """Reject a vocabulary whose ids do not fit.
@@ -218,6 +223,12 @@ class CodecSpec:
                 f"a vocabulary of {self.vocab_size} tokens",
                 expected=f"1 to {MAX_VOCAB_SIZE} (2^19 - 1)",
             )
+
+    def of_split(self, split: str) -> CodecSpec:
+        """Return the codec of one split's shards; `heldout` is None there."""
+        if self.heldout is None:
+            return self
+        return self.heldout if split == "heldout" else replace(self, heldout=None)
 
     @property
     def tau_units(self) -> int:
@@ -253,6 +264,9 @@ class CodecSpec:
             data["requested_entries"] = True
         if self.largest_known:
             data["largest_known"] = True
+        if self.heldout is not None:
+            own = self.heldout.to_json()
+            data["heldout"] = {name: own[name] for name in _OF_SPLIT}
         return data
 
     @classmethod
@@ -263,7 +277,15 @@ class CodecSpec:
             CacheError: values it cannot have.
         """
         try:
-            rule = data["inclusion_rule"]
+            rule, heldout = data["inclusion_rule"], data.get("heldout")
+            if heldout is not None:
+                heldout = cls.from_json(
+                    {
+                        name: heldout.get(name, value) if name in _OF_SPLIT else value
+                        for name, value in data.items()
+                        if name != "heldout"
+                    }
+                )
             return cls(
                 vocab_size=int(data["vocab_size"]),
                 rule=None if rule is None else InclusionRule.from_json(rule),
@@ -271,6 +293,7 @@ class CodecSpec:
                 written_logprobs=bool(data.get("written_logprobs", False)),
                 requested_entries=bool(data.get("requested_entries", False)),
                 largest_known=bool(data.get("largest_known", False)),
+                heldout=heldout,
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CacheError(f"the cache's codec cannot be read ({error})") from None

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.spec import CodecSpec, CodedRows, Run
+from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import dither, mix
 
-__all__ = ["ALL_ENTRIES", "EntryLimit", "check_limit"]
+__all__ = ["ALL_ENTRIES", "EntryLimit", "as_top_k", "check_limit"]
 
 _TOKENS = 1 << 32
 """Counters from here on, disjoint from those of the dither and of the sampling."""
@@ -93,6 +94,34 @@ def check_limit(
             f"{url}: tau_factor {limit.tau_factor:g} requested",
             expected=f"at least 1 (all that it holds) and below {largest:g} (no entry left)",
         )
+
+
+def as_top_k(targets: SparseTargets, k: int) -> SparseTargets:
+    """Return the k largest always-kept entries of sampled targets, as targets of a top-k.
+
+    Of entries that are stored as equal the largest one, where it is known, comes first, then the
+    lower id. What was sampled is left out, and so is a label that is not among them.
+    """
+    assert targets.inclusion_E is not None
+    owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)
+    ids_E = targets.token_ids_E
+    other_E = np.ones(len(ids_E), bool)
+    if targets.largest_N is not None:
+        other_E = ids_E != targets.largest_N[owner_E]
+    sampled_E = targets.inclusion_E < 1
+    order_E = np.lexsort((ids_E, other_E, -targets.logprobs_E, sampled_E, owner_E))
+    kept_E = _first(order_E, targets.counts_N, k) & ~sampled_E
+    owner_e, ids_e = owner_E[kept_E], ids_E[kept_E]
+    by_id_e = np.lexsort((ids_e, owner_e))
+    return replace(
+        targets,
+        counts_N=np.bincount(owner_e, minlength=targets.num_positions).astype(np.int32),
+        token_ids_E=ids_e[by_id_e],
+        logprobs_E=targets.logprobs_E[kept_E][by_id_e],
+        inclusion_E=None,
+        sampled_step=0.0,
+        requested_E=None if targets.requested_E is None else targets.requested_E[kept_E][by_id_e],
+    )
 
 
 def _no_largest(what: str) -> CacheError:

@@ -35,6 +35,12 @@ class SparseScheme:
     mean_entries: float | None = None
     """What tau is fitted to (`capture/fit_tau.py`), from `taus_before`; None: not at all."""
     taus_before: tuple[float, ...] = ()
+    heldout: SparseScheme | None = None
+    """What is kept of the held-out rows, at the same temperatures; None: the same."""
+
+    def of_split(self, split: str) -> SparseScheme:
+        """Return what is kept of one split's rows."""
+        return self if self.heldout is None or split != "heldout" else self.heldout
 
     @property
     def name(self) -> str:
@@ -53,6 +59,9 @@ class SparseScheme:
         if self.mean_entries is not None:
             data["mean_entries"] = self.mean_entries
             data["taus_before"] = list(self.taus_before)
+        if self.heldout is not None:
+            own = self.heldout.to_json()
+            data["heldout"] = {name: own[name] for name in own if name != "temperatures"}
         return data
 
     @property

@@ -48,7 +48,9 @@ def _rows(number: int, seed: int, rule: InclusionRule | None, **shape: float) ->
     ], tails
 
 
-def _table(rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: CodecSpec) -> pa.Table:
+def _table(
+    rows: list[CachedSequence], tails: list[NDArray[np.float32]], spec: CodecSpec
+) -> pa.Table:
     _, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=GRID, identity_digest="0" * 64,
         tails=tails,
