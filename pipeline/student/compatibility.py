@@ -68,8 +68,9 @@ def cache_sampled_step(manifest: Manifest) -> float:
 def sampled_facts(cache: Cache) -> tuple[float, float]:
     """Return the rounding step of sampled entries, and the highest temperature of their rules.
 
-    Of training and held-out rows: the head that is trained measures as well. Of a mixture the lowest of the highest: any is unbiased (`LossSpec.rule_highest`). 0 and 0
-    without sampled entries.
+    Of training and held-out rows: the head that is trained measures as well. Of a mixture the
+    lowest of the highest: any is unbiased (`LossSpec.rule_highest`). 0 and 0 without sampled
+    entries.
     """
     specs = [part.spec.of_split(split) for part in caches_of(cache) for split in SPLITS]
     sampled = [(spec, spec.rule) for spec in specs if spec.rule is not None]

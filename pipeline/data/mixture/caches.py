@@ -268,7 +268,7 @@ def _check_same_rows(parts: Sequence[MixedPart], teachers: str) -> None:
 
 
 def _joined_codec(caches: Sequence[Cache], *, sampled: bool) -> dict[str, Any]:
-    """Return the first cache's codec; of a split that is not sampled in all of them, without rule."""
+    """Return the first cache's codec; without rule of a split that is not sampled in all."""
     codec = caches[0].spec.to_json()
     if not sampled:
         codec["inclusion_rule"] = None

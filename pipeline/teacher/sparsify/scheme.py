@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.sampling.inclusion import InclusionRule
-from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
+from pipeline.sampling.quantisation import HELDOUT_QUANTISATION, SAMPLED_QUANTISATION
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
@@ -48,7 +48,7 @@ def _heldout(settings: CaptureSettings) -> SparseScheme:
     grid = settings.temperatures
     used = {1.0, max(grid)}
     taus = tuple(_HELDOUT_TAU if value in used else 0.0 for value in grid)
-    return SparseScheme(settings.top_k, grid, InclusionRule(grid, taus), SAMPLED_QUANTISATION)
+    return SparseScheme(settings.top_k, grid, InclusionRule(grid, taus), HELDOUT_QUANTISATION)
 
 
 def _default_taus(grid: tuple[float, ...]) -> tuple[float, ...]:
