@@ -47,13 +47,17 @@ SHA256 = {
         "f559f1fa84c1cba3932a0707916506fd717429282f6339ff8a4a950bca41747a",
         "7e23fbbf0195bfb5b2186e2797cffb9b5b2d5d8168b4bde1e5f509c2a38deb3f",
     ),
+    "top-k-heldout": (
+        "c5c9208dfba080717e4d338a323ebf0ff686dcfb6f5103efb678d66d06fa25d8",
+        "42d2284faeea02593d22e71e4e86807fc1df8c3f3d97fca187a62d01a79e567e",
+    ),
     "top-k-requested": (
-        "b078cc028b79f6fe84087337f8b17587964e9c6cfaa47c1c5fc05d071d5e325d",
-        "ee53aaea0335b96b8a840d96cf149c13e2dbe6dd9b414e284c7c9a330d73d739",
+        "a664b5b6ef7f1859299350ce277851293ce64b729fe9c3ce36aed0b61ed935f4",
+        "5dee12631fd2dbd3ae56ef68d53448b675ce0b3a3b7aa53b3a881c36caf1f368",
     ),
     "threshold-requested": (
-        "8ded25ecd83e9edc926823f930c23524df62418acc1b075f91bab75bec613535",
-        "4a74a08ea3aa0367340820d652fa1c5cbb97d6e975590db3193c1f71334ca424",
+        "9e693d61dccbd4fdbce5563b0b227ebf0ab1706ffeafc2b3d6d96cd4889dd72f",
+        "41341377f2bf1a251cde9249fbed3c47703ff88ad8be50dd6e1182d182b967a5",
     ),
 }
 """Of the manifest, which names every other file's checksum, and of the expected values."""
@@ -101,6 +105,9 @@ def test_our_reader_finds_what_was_frozen(name: str) -> None:
         entropy = np.array(want["entropy"]).reshape(shape)
         np.testing.assert_allclose(targets.entropy_NG, entropy, rtol=1e-6)
         np.testing.assert_allclose(targets.label_logprob_N, want["label_logprob"], rtol=1e-6)
+        assert (targets.largest_N is None) == ("largest" not in want)
+        if targets.largest_N is not None:
+            assert targets.largest_N.tolist() == want["largest"]
         if "written_logprob" in want:
             np.testing.assert_allclose(targets.written_logprob_N, want["written_logprob"])
 
@@ -157,6 +164,17 @@ class _Stream:
     def half(self) -> int:
         self.at += 1
         return self.data[(self.at - 1) // 2] >> 4 * ((self.at - 1) % 2) & 15
+
+
+def _number(stream: _Stream) -> int:
+    """Seven bits a byte, the lowest first, the top bit set where another byte follows."""
+    number = shift = 0
+    while True:
+        byte = stream.next()
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return number
 
 
 class _Bits:
@@ -250,6 +268,8 @@ def _read_row(
     requested = _runs(row, "requested", order) if requests else None
     if requested is not None:
         next(requested)
+    choices = _Stream(row["largest"]) if codec.get("largest_known") else None
+    largest: list[int] = []
     code_r = [-0.05 * (math.exp(0.028 * k) - 1) for k in range(256)]
     counts, ids, logprobs, inclusion = [], [], [], []
     for n, place in enumerate(places):
@@ -261,6 +281,13 @@ def _read_row(
             rest = max(0, 65536 - mass[label] - sum(mass[k] for _, k in own))
             u = (rest + t // 2) // t + (u // 2 if u % 2 == 0 else -(u + 1) // 2)
         far = sampled.send(u)  # type: ignore[attr-defined]
+        if choices is not None:
+            first_of_all = [] if rule is None else [(row["input_ids"][place], label)]
+            candidates = [*first_of_all, *sorted(own)]
+            lowest = min((k for _, k in candidates), default=0)
+            candidates = [token for token, k in candidates if k == lowest]
+            chosen = _number(choices) if len(candidates) > 1 else 0
+            largest.append(candidates[chosen] if candidates else -1)
         found: list[tuple[int, float, float]] = []
         if rule is not None:
             found.append((row["input_ids"][place], code_p[label], 1.0))
@@ -296,6 +323,7 @@ def _read_row(
     always_kept.send(None), sampled.send(None)  # type: ignore[attr-defined]
     if requested is not None:
         requested.send(None)  # type: ignore[attr-defined]
+    assert choices is None or choices.at == len(choices.data)
     written = []
     if codec.get("written_logprobs"):
         low, top = row["written_logprob"], row["written_logprob_high"]
@@ -305,6 +333,7 @@ def _read_row(
         "counts": counts, "token_ids": ids, "logprobs": logprobs, "inclusion": inclusion,
         "log_z": log_z, "entropy": entropy,
         "label_logprob": [code_p[k] for k in row["label_logprob"]], "written": written,
+        "largest": largest,
     }  # fmt: skip
 
 
@@ -323,12 +352,14 @@ def test_a_stranger_reads_it_too(name: str) -> None:
         table = pq.read_table(folder / record["path"])
         note = json.loads(table.schema.metadata[b"distill_cache"])
         assert note["identity_digest"] == manifest["identity_digest"]
-        assert (note["codec"], note["temperatures"]) == (codec, grid)
+        own = {**codec, **codec.get("heldout", {})} if record["split"] == "heldout" else codec
+        own = {name: value for name, value in own.items() if name != "heldout"}
+        assert (note["codec"], note["temperatures"]) == (own, grid)
         order = _order(table)
         assert len(order) == codec["vocab_size"]
         entries = 0
         for row in table.to_pylist():
-            want, got = next(wanted), _read_row(row, codec, grid, order)
+            want, got = next(wanted), _read_row(row, own, grid, order)
             assert row["sample_id"] == want["sample_id"]
             assert got["counts"] == want["counts"]
             assert got["token_ids"] == want["token_ids"]
@@ -337,6 +368,7 @@ def test_a_stranger_reads_it_too(name: str) -> None:
                 want["inclusion"] or [1.0] * len(got["inclusion"]), rel=1e-4
             )
             assert got["label_logprob"] == pytest.approx(want["label_logprob"], rel=1e-5)
+            assert got["largest"] == want.get("largest", [])
             assert got["written"] == pytest.approx(want.get("written_logprob", []), abs=1e-6)
             for column in ("log_z", "entropy"):
                 for one, other in zip(got[column], want[column], strict=True):
@@ -384,7 +416,7 @@ def test_the_worked_example() -> None:
 
 def test_format_page_names_every_column_and_member() -> None:
     text = FORMAT.read_text(encoding="utf-8")
-    folder = GOLDEN / "cache-v1-threshold"
+    folder = GOLDEN / "cache-v1-top-k-heldout"
     manifest = json.loads((folder / "_meta/manifest.json").read_text())
     names = {
         *manifest,
