@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PartialScores", "merge_scores", "score_batches"]
 
 _BINS = 15
+_BOUNDS = ("kl", "acceptance")
 
 
 @dataclass
@@ -32,6 +33,8 @@ class PartialScores:
     """Confidence, number correct and tokens of each bin, [B, 3], by sample id."""
     with_target: dict[str, int] = field(default_factory=dict)
     """Tokens that have entries, by sample id; filled only across tokenizers."""
+    has_top_k: bool = False
+    """Whether any target was of a top-k, over which KL and acceptance are lower bounds."""
 
 
 def score_batches(
@@ -58,6 +61,7 @@ def score_batches(
             continue
         argmax_N = terms.argmax_N.cpu()
         distance = "uld" if across_tokenizers else "kl"
+        scores.has_top_k |= batch.inclusion_NK is None or batch.top_k_N is not None
         per_token = {
             distance: terms.divergence_N.double().cpu().numpy(),
             "cross_entropy": terms.ce_N.double().cpu().numpy(),
@@ -133,4 +137,7 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
         ),
         confidence_gaps=tuple(map(tuple, (bins_SB3[..., 0] - bins_SB3[..., 1]).tolist())),
         with_target=tuple(known[name] for name in names) if known else (),
+        bounds=tuple(name for name in metrics if name in _BOUNDS)
+        if any(part.has_top_k for part in parts)
+        else (),
     )
