@@ -117,8 +117,9 @@ def slice_cache(
     codec = cache.spec
     if spec.split == "heldout" and codec.heldout is not None:
         codec = codec.heldout
-        identity["scheme"] = {**source.identity["scheme"], **source.identity["scheme"]["heldout"]}
-        del identity["scheme"]["heldout"]
+        scheme = dict(identity["scheme"])
+        own = scheme.pop("heldout", {})
+        identity["scheme"] = {**scheme, **own}
         identity["codec"] = codec.to_json()
     if codec.rule is not None:
         codec = spec.limit.of_spec(codec)
