@@ -29,6 +29,7 @@ from pipeline.report.compose.measures import (
 )
 from pipeline.report.compose.runs import Run, RunFolder, read_run
 from pipeline.report.compose.settings import setting_differences
+from pipeline.sampling.inclusion import InclusionRule
 
 
 def _folder(root: Path, name: str, *, kl: float, temperature: float = 1.0) -> RunFolder:
