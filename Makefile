@@ -326,6 +326,10 @@ bench-mixture: setup-dev ## Measure the bias of the mean of two sampled teachers
 bench-fidelity: setup-dev ## Measure the gradient's error over bytes per token, with table and plot (ARGS=--quick)
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity --plot pipeline/cache/fidelity.svg $(ARGS)
 
+.PHONY: bench-heldout
+bench-heldout: setup-dev ## Measure the KL of a cache's held-out rows against the dense one, and whose likeliest token it knows
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.heldout $(ARGS)
+
 .PHONY: bench-quality
 bench-quality: setup-dev ## Measure students from the cache against students of dense logits and of other projects' caches
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.quality $(ARGS)

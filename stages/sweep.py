@@ -129,11 +129,11 @@ class _Task:
 
 def _logged_objective(objective: str, points: Sequence[Point], cache_url: str) -> str:
     from pipeline.cache.io.reader import open_cache
-    from pipeline.student.compatibility import cache_inclusion_rule
     from pipeline.sweeps.objective import logged_objective
 
-    sampled = cache_inclusion_rule(open_cache(cache_url).manifest) is not None
-    return logged_objective(objective, points, sampled=sampled)
+    cache = open_cache(cache_url)
+    rule = cache.heldout_rule if objective.startswith("heldout/") else cache.rule
+    return logged_objective(objective, points, sampled=rule is not None)
 
 
 def _run(task: _Task, runs: list[PlannedRun], shown: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import torch
@@ -23,7 +24,6 @@ from pipeline.data.stream.heldout_stream import heldout_stream
 from pipeline.data.stream.train_stream import TrainStream
 from pipeline.data.temperature import temperature_index
 from pipeline.errors import ConfigError
-from pipeline.student.compatibility import cache_inclusion_rule, cache_sampled_step
 
 __all__ = ["ModelInputs", "TargetBatch", "TargetDataset"]
 
@@ -114,10 +114,13 @@ class TargetDataset(IterableDataset[TargetBatch]):
         longest = manifest.identity.get("corpus", {}).get("max_length")
         self.tokens = tokens or int(longest or split_totals(self._rows).longest)
         self._stream: TrainStream | None = None
+        spec = self.cache.spec.of_split(split)
+        if top_k is not None:  # of sampled held-out rows too
+            spec = replace(spec, rule=None)
         self._about: dict[str, Any] = {
             "vocab_size": int(manifest.codec["vocab_size"]),
-            "sampled_log_step": cache_sampled_step(manifest),
-            "rule": cache_inclusion_rule(manifest),
+            "sampled_log_step": spec.quantisation.sampled_step if spec.rule else 0.0,
+            "rule": spec.rule,
         }
         if split == "train":
             self._stream = TrainStream(

@@ -85,6 +85,11 @@ class TeacherRun(Settings):
                 f"capture.scheme: found {capture.scheme} with teacher.engine openai, expected "
                 "top_k: servers tell the largest entries alone"
             )
+        if capture.heldout == "sampled":
+            mistakes.append(
+                "capture.heldout: found sampled with teacher.engine openai, expected auto or same: "
+                "servers tell the largest entries alone"
+            )
         if capture.temperatures != (1.0,):
             mistakes.append(
                 f"capture.temperatures: found {list(capture.temperatures)} with teacher.engine "
@@ -112,6 +117,11 @@ class TeacherRun(Settings):
                 f"capture.scheme: found {self.capture.scheme} through prompt_logprobs, expected "
                 "top_k: vLLM's log-probs are those of the largest entries alone; use "
                 "--teacher.capture_path device to draw"
+            )
+        if through_api and self.teacher.engine == "vllm" and self.capture.heldout == "sampled":
+            raise ValueError(
+                "capture.heldout: found sampled through prompt_logprobs, expected auto or same: "
+                "vLLM's log-probs are those of the largest entries alone"
             )
         if through_api and self.teacher.engine == "vllm" and self.capture.temperatures != (1.0,):
             raise ValueError(

@@ -68,6 +68,8 @@ class Batch:
     written_logprob_N: Tensor | None = None
     """float32; log p of the supervised token, at temperature 1, by the model that wrote it. None:
     not recorded."""
+    largest_N: Tensor | None = None
+    """int64; the teacher's likeliest token. None: a cache does not know it."""
     teacher_N: Tensor | None = None
     """int64; which cache of a mixture the target is of. None: there is one cache."""
     share_N: Tensor | None = None
@@ -177,6 +179,7 @@ def collate(
         else None,
         score_N=None if score is None else torch.from_numpy(_scores(targets, score)),
         written_logprob_N=_written(targets),
+        largest_N=_largest(targets),
     )
     return _by_place(batch) if several else batch
 
@@ -231,6 +234,16 @@ def _written(targets: Sequence[SparseTargets]) -> Tensor | None:
     """Return the written log-probs where every sequence has them."""
     known = [t.written_logprob_N for t in targets if t.written_logprob_N is not None]
     return torch.from_numpy(np.concatenate(known)) if len(known) == len(targets) else None
+
+
+def _largest(targets: Sequence[SparseTargets]) -> Tensor | None:
+    """Return the teacher's likeliest tokens where every sequence has them."""
+    known = [target.largest_N for target in targets if target.largest_N is not None]
+    return (
+        torch.from_numpy(np.concatenate(known, dtype=np.int64))
+        if len(known) == len(targets)
+        else None
+    )
 
 
 def _inclusion(target: SparseTargets) -> NDArray[np.float32]:

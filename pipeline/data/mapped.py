@@ -63,4 +63,11 @@ class MappedRows(RowsOver):
         return row
 
     def _targets(self, targets: SparseTargets) -> SparseTargets:
-        return replace(targets, token_ids_E=self.to_student(targets.token_ids_E))
+        largest_N = targets.largest_N
+        return replace(
+            targets,
+            token_ids_E=self.to_student(targets.token_ids_E),
+            largest_N=None
+            if largest_N is None
+            else np.where(largest_N < 0, -1, self.to_student(largest_N)),
+        )

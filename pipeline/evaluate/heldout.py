@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 from pipeline.data.collate import Batch
 from pipeline.evaluate.measures import METRICS, UNLIKE_METRICS, HeldoutScores
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["PartialScores", "merge_scores", "score_batches"]
 
 _BINS = 15
+_BOUNDS = ("kl", "acceptance")
 
 
 @dataclass
@@ -29,6 +33,8 @@ class PartialScores:
     """Confidence, number correct and tokens of each bin, [B, 3], by sample id."""
     with_target: dict[str, int] = field(default_factory=dict)
     """Tokens that have entries, by sample id; filled only across tokenizers."""
+    has_top_k: bool = False
+    """Whether any target was of a top-k, over which KL and acceptance are lower bounds."""
 
 
 def score_batches(
@@ -55,16 +61,13 @@ def score_batches(
             continue
         argmax_N = terms.argmax_N.cpu()
         distance = "uld" if across_tokenizers else "kl"
+        scores.has_top_k |= batch.inclusion_NK is None or batch.top_k_N is not None
         per_token = {
             distance: terms.divergence_N.double().cpu().numpy(),
             "cross_entropy": terms.ce_N.double().cpu().numpy(),
         }
         if not across_tokenizers:
-            # The teacher's likeliest token is its largest entry: a top-k always holds it, sampled
-            # entries do where any token is always kept.
-            best_N = batch.logprobs_NK.argmax(-1, keepdim=True)
-            teacher_top_N = batch.ids_NK.gather(-1, best_N).squeeze(-1)
-            per_token["top1_agreement"] = (argmax_N == teacher_top_N).double().numpy()
+            per_token["top1_agreement"] = (argmax_N == _teacher_top(batch)).double().numpy()
             if terms.acceptance_N is not None:
                 per_token["acceptance"] = terms.acceptance_N.double().cpu().numpy()
         if batch.written_logprob_N is not None:
@@ -101,6 +104,18 @@ def score_batches(
     return scores
 
 
+def _teacher_top(batch: Batch) -> Tensor:
+    """Return the teacher's likeliest token of each position, int64 [N].
+
+    Where the cache does not know it, the first of the largest entries as they are stored, which
+    its quantisation can have made equal.
+    """
+    if batch.largest_N is not None:
+        return batch.largest_N
+    best_N1 = batch.logprobs_NK.argmax(-1, keepdim=True)
+    return batch.ids_NK.gather(-1, best_N1).squeeze(-1)
+
+
 def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
     """Join the ranks' parts, ordered by sample id: the same for any number of ranks."""
     parts = list(parts)
@@ -122,4 +137,7 @@ def merge_scores(parts: Iterable[PartialScores]) -> HeldoutScores:
         ),
         confidence_gaps=tuple(map(tuple, (bins_SB3[..., 0] - bins_SB3[..., 1]).tolist())),
         with_target=tuple(known[name] for name in names) if known else (),
+        bounds=tuple(name for name in metrics if name in _BOUNDS)
+        if any(part.has_top_k for part in parts)
+        else (),
     )

@@ -50,6 +50,9 @@ class HeldoutScores:
     with_target: tuple[int, ...] = field(default=())
     """Supervised tokens of each sequence that have entries, where `uld` is measured, which is
     averaged over them."""
+    bounds: tuple[str, ...] = field(default=())
+    """Metrics of `sums` that are lower bounds, over a top-k and its tail bucket; the others are
+    exact or unbiased. A difference of bounds is no bound of the difference."""
 
     def mean(self, metric: str) -> MeanError:
         """Return the token mean of a metric of `sums`, such as `kl` or `cross_entropy` in nats."""
@@ -74,6 +77,7 @@ class HeldoutScores:
                 loss_tokens=_picked(self.loss_tokens, tags, tag),
                 sums={name: _picked(values, tags, tag) for name, values in self.sums.items()},
                 with_target=_picked(self.with_target, tags, tag),
+                bounds=self.bounds,
             )
             for tag in sorted({*tags} - {""})
         }
@@ -115,7 +119,7 @@ class HeldoutScores:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         data = asdict(self)
-        for name in ("with_target", "confidence_gaps"):
+        for name in ("with_target", "confidence_gaps", "bounds"):
             if not data[name]:
                 del data[name]
         return data
@@ -132,6 +136,7 @@ class HeldoutScores:
             ),
             confidence_gaps=tuple(tuple(gaps) for gaps in data.get("confidence_gaps", ())),
             with_target=tuple(data.get("with_target", ())),
+            bounds=tuple(data.get("bounds", ())),
         )
 
     @classmethod

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from pipeline.cache.io.reader import Cache
 from pipeline.cache.layout.manifest import Manifest
+from pipeline.cache.layout.names import SPLITS
+from pipeline.cache.layout.schema import read_spec
 from pipeline.data.mixture.caches import caches_of, tags_of
 from pipeline.data.settings import DataSettings
 from pipeline.errors import ConfigError
@@ -19,6 +21,7 @@ __all__ = [
     "cache_sampled_step",
     "check_caches",
     "check_compatibility",
+    "heldout_inclusion_rule",
     "sampled_facts",
     "text_known",
 ]
@@ -48,6 +51,11 @@ def cache_inclusion_rule(manifest: Manifest) -> InclusionRule | None:
     return InclusionRule(tuple(rule["temperatures"]), tuple(rule["taus"])) if rule else None
 
 
+def heldout_inclusion_rule(manifest: Manifest) -> InclusionRule | None:
+    """Return the rule that the tails of the held-out rows were sampled by; None for top-k."""
+    return read_spec(manifest.codec).of_split("heldout").rule
+
+
 def cache_sampled_step(manifest: Manifest) -> float:
     """Return the step, in nats, that log p of sampled entries was rounded to; 0 without any."""
     return (
@@ -60,13 +68,14 @@ def cache_sampled_step(manifest: Manifest) -> float:
 def sampled_facts(cache: Cache) -> tuple[float, float]:
     """Return the rounding step of sampled entries, and the highest temperature of their rules.
 
-    Of a mixture the lowest of the highest: any is unbiased (`LossSpec.rule_highest`). 0 and 0
-    without sampled entries.
+    Of training and held-out rows: the head that is trained measures as well. Of a mixture the
+    lowest of the highest: any is unbiased (`LossSpec.rule_highest`). 0 and 0 without sampled
+    entries.
     """
-    sampled = [part for part in caches_of(cache) if part.rule is not None]
-    steps = [cache_sampled_step(part.manifest) for part in sampled]
-    highest = [part.rule.highest for part in sampled if part.rule is not None]
-    return max(steps, default=0.0), min(highest, default=0.0)
+    specs = [part.spec.of_split(split) for part in caches_of(cache) for split in SPLITS]
+    sampled = [(spec, spec.rule) for spec in specs if spec.rule is not None]
+    steps = [spec.quantisation.sampled_step for spec, _ in sampled]
+    return max(steps, default=0.0), min((rule.highest for _, rule in sampled), default=0.0)
 
 
 def check_caches(loss: LossSettings, data: DataSettings, cache: Cache) -> None:

@@ -79,6 +79,11 @@ class Inputs:
         return self.cache.rule is not None
 
     @property
+    def heldout_sampled(self) -> bool:
+        """The same of the held-out rows: whether their KL is unbiased; else it is a bound."""
+        return self.cache.heldout_rule is not None
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """Of the caches of a mixture; none of a single cache."""
         return tags_of(self.cache)

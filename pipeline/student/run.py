@@ -305,7 +305,7 @@ def _evaluation(
         engine,
         inputs.vocabulary.heldout,
         longest=inputs.pack_length(),
-        distance=heldout_name(inputs.loss, sampled=inputs.sampled),
+        distance=heldout_name(inputs.loss, sampled=inputs.heldout_sampled),
         sequence=sequence,
     )
 

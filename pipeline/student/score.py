@@ -31,8 +31,8 @@ _TOKENS = 2048
 
 
 def distance_in(cache: Cache) -> str:
-    """Return what the KL over a cache's targets is: `kl`, or the lower bound `kl_bucketed`."""
-    return kl_name(sampled=cache.rule is not None)
+    """Return what the KL over held-out targets is: `kl`, or the lower bound `kl_bucketed`."""
+    return kl_name(sampled=cache.heldout_rule is not None)
 
 
 def score_on_caches(

@@ -147,6 +147,12 @@ class TeacherSettings(PrecisionSettings):
         return self.stall_s or (_GPU_STALL_S if on_gpu else _CPU_STALL_S)
 
     @property
+    def has_logits(self) -> bool:
+        """Whether the engine has whole rows of logits, not what an interface tells of them."""
+        through_api = self.engine == "vllm" and self.capture_path == "prompt_logprobs"
+        return self.engine != "openai" and not through_api
+
+    @property
     def devices(self) -> int:
         """GPUs that one worker takes: those that share a layer, times the stages of a pipeline."""
         stages = self.engine_options.get("pipeline_parallel_size", 1)
@@ -221,6 +227,12 @@ class CaptureSettings(Settings):
         "measured on the first samples; the result is frozen in the cache's identity",
         gt=1,
         le=4096,
+    )
+    heldout: Literal["auto", "sampled", "same"] = option(
+        "auto",
+        "held-out rows of a top_k cache: sampled: the top_k largest and a sampled tail, so that "
+        "the KL to the teacher is unbiased at every temperature; same: as the training rows, "
+        "whose KL is a lower bound; auto: sampled where the engine has whole rows of logits",
     )
     temperatures: tuple[float, ...] = option(
         (1.0, 2.0), "temperatures for which students get the exact normaliser; must contain 1"
@@ -302,6 +314,15 @@ class CaptureSettings(Settings):
                 f"capture.tau: found 0 at temperature {highest:g}, the highest of "
                 "capture.temperatures, expected a value in (0, 1) there: entries sampled for lower "
                 "ones alone leave a student at it nothing but noise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heldout_fits(self) -> Self:
+        if self.scheme != "top_k" and self.heldout == "sampled":
+            raise ValueError(
+                f"capture.heldout: found sampled with capture.scheme {self.scheme}, expected auto: "
+                "all rows are sampled there, and their KL is unbiased"
             )
         return self
 

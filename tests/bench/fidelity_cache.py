@@ -64,7 +64,9 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
         )
         rows.append(CachedSequence(hidden.sample_ids[index], ids_L, loss_mask_L, targets))
         tails.append(tail_N)
-    spec = CodecSpec(len(weight_VD), scheme.rule, scheme.quantisation)
+    spec = CodecSpec(
+        len(weight_VD), scheme.rule, scheme.quantisation, largest_known=scheme.keeps_largest
+    )
     record, data = encode_shard(
         rows, spec, split="train", index=0, temperatures=scheme.temperatures,
         identity_digest="0" * 64, tails=tails,

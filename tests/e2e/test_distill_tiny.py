@@ -85,21 +85,20 @@ def test_the_numbers_are_those_of_the_runs(run_dir: Path) -> None:
         scores = HeldoutScores.read(str(run_dir / folder / f"heldout-{when}.json"))
         for metric in ("kl", "cross_entropy", "top1_agreement"):
             mean = scores.mean(metric)
-            shown = "kl_bucketed" if metric == "kl" else metric
-            assert rows[name][shown]["value"] == pytest.approx(mean.value, rel=1e-9)
-    kl = {name: metrics["kl_bucketed"]["value"] for name, metrics in rows.items()}
+            assert rows[name][metric]["value"] == pytest.approx(mean.value, rel=1e-9)
+    kl = {name: metrics["kl"]["value"] for name, metrics in rows.items()}
     assert kl["teacher"] == 0
     assert kl["distilled student"] < kl["cross-entropy control"]
     # The control learns what it is meant to learn.
     control = list(read_metrics(run_dir / "control/metrics.jsonl"))
-    assert "heldout/kl_bucketed" not in control[0].values
+    assert "heldout/kl" not in control[0].values
     losses = [r.values["train/loss"] for r in control if "train/loss" in r.values]
     assert losses == [r.values["train/cross_entropy"] for r in control if "train/loss" in r.values]
 
 
 def test_held_out_curves_are_over_tokens_from_one_start(run_dir: Path) -> None:
     report = json.loads((run_dir / "report/report.json").read_text())
-    for name in ("held-out bucketed KL", "held-out cross-entropy"):
+    for name in ("held-out KL", "held-out cross-entropy"):
         curves = {curve["series"]: curve for curve in report["curves"] if curve["name"] == name}
         assert tuple(curves) == ROWS[1:]
         assert {curve["over"] for curve in curves.values()} == {"tokens"}
@@ -127,7 +126,7 @@ def test_the_page_holds_the_numbers_of_its_json(run_dir: Path) -> None:
     (file,) = (run_dir / "report").glob("*.json")
     for row in json.loads(file.read_text())["rows"]:
         assert row["name"] in text
-        for metric in ("kl_bucketed", "cross_entropy"):
+        for metric in ("kl", "cross_entropy"):
             value = row["metrics"][metric]["value"]
             shown = {f"{value:.{digits}f}" for digits in (2, 3, 4)} | {f"{value:.3g}"}
             assert any(number in text for number in shown), (row["name"], metric, value)

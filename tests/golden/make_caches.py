@@ -24,6 +24,7 @@ from pipeline.cache.io.reader import open_cache
 from pipeline.cache.io.writer import commit_shard, encode_shard
 from pipeline.config import fingerprint
 from pipeline.sampling.inclusion import InclusionRule
+from pipeline.sampling.quantisation import HELDOUT_QUANTISATION
 from pipeline.storage import Store
 from tests.unit.cache.sampled_cache import sampled_row
 
@@ -44,7 +45,9 @@ class Sample:
     rare tokens, confident ones a single draw."""
     seed: int = 20261124
     noted: bool = False
-    """With written log-probs and requested entries."""
+    """With written log-probs, requested entries and the likeliest tokens."""
+    heldout: InclusionRule | None = None
+    """Of the held-out rows, where they are sampled and the training rows are not."""
 
 
 SAMPLES = {
@@ -61,6 +64,10 @@ SAMPLES = {
     "threshold-long": Sample(InclusionRule((1.0, 2.0), (1 / 100, 1 / 600)), most=5, flat=2.0),
     # Sampled entries whose stored log p is above 0.
     "threshold-coarse": Sample(InclusionRule((1.0,), (0.9,)), most=30),
+    # A top-k whose held-out rows have a sampled tail.
+    "top-k-heldout": Sample(
+        None, most=12, exact=3, noted=True, heldout=InclusionRule((1.0, 2.0), (1 / 20, 1 / 60))
+    ),
     # What the writer of the text recorded.
     "top-k-requested": Sample(None, noted=True),
     "threshold-requested": Sample(
@@ -92,6 +99,7 @@ def _always_kept_row(rng: np.random.Generator) -> tuple[CachedSequence, Any]:
         log_z_NG=log_z.astype(np.float32),
         entropy_NG=np.stack([-(np.exp(v) * v).sum(1) for v in log_p_t], 1).astype(np.float32),
         label_logprob_N=log_p[np.arange(where.size), ids[where]].astype(np.float32),
+        largest_N=np.where(counts > 0, log_p.argmax(1), -1).astype(np.int32),
     )
     tails = np.array([max(0.0, 1 - np.exp(v).sum()) for v in values], np.float32)
     return CachedSequence(rng.bytes(16).hex(), ids, loss_mask, targets), tails
@@ -122,7 +130,13 @@ def _write(folder: Path, name: str, sample: Sample) -> None:
     if target.exists() or expected_file.exists():
         raise SystemExit("a frozen sample is never written anew")
     rng = np.random.default_rng(sample.seed)
-    spec = CodecSpec(VOCAB, rule, written_logprobs=sample.noted, requested_entries=sample.noted)
+    spec = CodecSpec(
+        VOCAB, rule, written_logprobs=sample.noted, requested_entries=sample.noted,
+        largest_known=sample.noted,
+    )  # fmt: skip
+    if sample.heldout is not None:
+        own = replace(spec, rule=sample.heldout, quantisation=HELDOUT_QUANTISATION)
+        spec = replace(spec, heldout=own)
     grid = (1.0, 2.0) if rule is None else rule.temperatures
     scheme: dict[str, Any] = {"name": name, "temperatures": list(grid)}
     if rule is not None:
@@ -140,12 +154,13 @@ def _write(folder: Path, name: str, sample: Sample) -> None:
     store = Store(str(target))
     store.write("_meta/tokenizer/tokenizer.json", b'{"golden": true}\n')
     for split, shards in SIZES.items():
+        own_rule = spec.of_split(split).rule
         for index, number in enumerate(shards):
             made = [
                 _always_kept_row(rng)
-                if rule is None
+                if own_rule is None
                 else sampled_row(
-                    rng, rule, vocab=VOCAB, most=sample.most, exact=sample.exact,
+                    rng, own_rule, vocab=VOCAB, most=sample.most, exact=sample.exact,
                     spread=sample.flat if (split, index) == ("train", 0) else 9.0,
                 )
                 for _ in range(number)
@@ -177,6 +192,8 @@ def _write(folder: Path, name: str, sample: Sample) -> None:
                     "log_z": t.log_z_NG.tolist(), "entropy": t.entropy_NG.tolist(),
                     "label_logprob": t.label_logprob_N.tolist(),
                 })  # fmt: skip
+                if t.largest_N is not None:
+                    rows[-1]["largest"] = t.largest_N.tolist()
                 if t.written_logprob_N is not None:
                     rows[-1]["written_logprob"] = t.written_logprob_N.tolist()
     expected_file.write_text(json.dumps({"rows": _rounded(rows)}), encoding="utf-8")

@@ -40,7 +40,7 @@ def _losses(folder: Path) -> dict[tuple[int, str], float]:
     return {
         (record.step, name): record.values[name]
         for record in read_metrics(folder / "metrics.jsonl")
-        for name in ("train/loss", "heldout/kl_bucketed")
+        for name in ("train/loss", "heldout/kl")
         if name in record.values
     }
 

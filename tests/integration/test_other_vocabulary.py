@@ -133,7 +133,7 @@ def test_across_tokenizers(
     assert after.mean("cross_entropy").value < before.mean("cross_entropy").value - 1
     assert after.mean("uld").value < 0.9 * control.mean("uld").value
     assert _curve(runs["uld"], "heldout/uld")
-    assert not _curve(runs["uld"], "heldout/kl_bucketed")
+    assert not _curve(runs["uld"], "heldout/kl")
     card = (runs["uld"] / "model/README.md").read_text()
     assert "| | ULD to the teacher | cross-entropy (nats) | perplexity |" in card
     assert "top-1" not in card

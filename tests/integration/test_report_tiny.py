@@ -32,7 +32,7 @@ def sweep(tiny_run: Path, tiny_cache: Path, tmp_path: Path) -> Path:
     ]
     lost = Entry("lost", "temperature 9", {"loss.temperature": 9.0}, "failed", error="exit code 1")
     Ledger(
-        "two", "two.yaml", str(tiny_cache), "heldout/kl_bucketed", False, ("loss.temperature",),
+        "two", "two.yaml", str(tiny_cache), "heldout/kl", False, ("loss.temperature",),
         "make sweep SWEEP=two.yaml", (*entries, lost),
     ).write(folder)  # fmt: skip
     return folder
@@ -45,7 +45,7 @@ def _report(folder: Path) -> dict[str, Any]:
 
 def test_a_sweep(sweep: Path, stage: Stage) -> None:
     result = stage("report", ["--run_dir", sweep]).ok()
-    assert result.out.lstrip().startswith("Use temperature 1: held-out bucketed KL ")
+    assert result.out.lstrip().startswith("Use temperature 1: held-out KL ")
     report = _report(sweep)
     good, worse, lost = report["sweep"]["points"]
     assert [point["label"] for point in (good, worse, lost)] == [
@@ -65,7 +65,7 @@ def test_a_sweep(sweep: Path, stage: Stage) -> None:
     ]  # fmt: skip
     # Curves of both on one axis, speeds, what differs, and texts.
     names = {(curve["name"], curve["series"]) for curve in report["curves"]}
-    assert {("held-out bucketed KL", f"temperature {value}") for value in (1, 2)} <= names
+    assert {("held-out KL", f"temperature {value}") for value in (1, 2)} <= names
     assert {speed["seconds"] for speed in report["speeds"]} == {60.0}
     assert all(0 <= speed["wait_share"] <= 1 for speed in report["speeds"])
     assert report["setting_differences"] == [

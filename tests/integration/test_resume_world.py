@@ -17,7 +17,7 @@ from tests.stage_runner import Running
 
 Start = Callable[..., Running]
 STEPS, SAVED = 8, 4
-NAMES = ("train/loss", "train/grad_norm", "train/learning_rate", "heldout/kl_bucketed")
+NAMES = ("train/loss", "train/grad_norm", "train/learning_rate", "heldout/kl")
 BATCH = {1: ("2", "2"), 2: ("2", "1")}
 """Packs of a pass and passes of a step, by number of ranks: four packs a step."""
 
@@ -146,7 +146,7 @@ def test_other_optimisers_at_every_stage(
             folder,
             one,
             rel=1e-4,
-            names=("train/loss", "train/learning_rate", "heldout/kl_bucketed"),
+            names=("train/loss", "train/learning_rate", "heldout/kl"),
         )
     _forget_the_end(folder)
     batch = ("--gradient_accumulation_steps", "2", "--output_dir", folder)

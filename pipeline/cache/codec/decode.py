@@ -6,13 +6,14 @@ Legend: S rows, N supervised positions of all of them, E entries (e: of one kind
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.encode import expected_draws
+from pipeline.cache.codec.largest import LARGEST_COLUMN, restore_largest, unpacked_places
 from pipeline.cache.codec.requested import merged
-from pipeline.cache.codec.restore_largest import restore_largest
 from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
 from pipeline.cache.codec.written import WRITTEN_COLUMNS, written_values
@@ -60,11 +61,16 @@ def unpack(
     if spec.rule is None and sampled_N.any():
         raise CacheError("sampled entries in a cache without an inclusion rule")
     sampled = _read("sampled", columns, sampled_N, positions_S, order_V)
-    return CodedRows(
+    coded = CodedRows(
         positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, columns["tail"].data,
-        _unpack_written(columns, positions_S) if spec.written_logprobs else None,
+        _unpack_written(columns, positions_S) if spec.written_logprobs else None, None,
         _unpack_requested(columns, positions_S, order_V) if spec.requested_entries else None,
     )  # fmt: skip
+    if not spec.largest_known:
+        return coded
+    candidates, blobs = coded.candidates(spec), columns[LARGEST_COLUMN]
+    places = unpacked_places(blobs.data, blobs.lengths_S, candidates.shared_N(), positions_S)
+    return replace(coded, largest_N=candidates.at(places))
 
 
 def _unpack_requested(
@@ -144,6 +150,9 @@ def to_targets(
         ids_E, logprobs_E, inclusion_E = _assembled(
             coded, label_ids_N, dither_N, log_z_NG, spec, temperatures
         )
+    largest_N = coded.largest_N
+    if largest_N is not None and spec.rule is not None:
+        largest_N = np.where(largest_N < 0, label_ids_N, largest_N).astype(np.int32)
     requested_E = None
     if coded.requested is not None:
         whole = merged(
@@ -175,6 +184,7 @@ def to_targets(
                 label_logprob_N=label_N[begin:end],
                 sampled_step=0.0 if spec.rule is None else quantisation.sampled_step,
                 written_logprob_N=None if written_N is None else written_N[begin:end],
+                largest_N=None if largest_N is None else largest_N[begin:end],
                 requested_E=None if requested_E is None else requested_E[entry_begin:entry_end],
             )
         )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.codec.largest import LARGEST_COLUMN, packed_places
 from pipeline.cache.codec.requested import joined_requested
 from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
@@ -70,7 +71,7 @@ def quantise(
         requested = Run(*joined_requested(targets, label_ids_N, spec.vocab_size))
     return CodedRows(
         positions_S, always_kept, sampled, label_N, log_z_NG, entropy_NG, tail_N, written_N,
-        requested,
+        _largest(targets, counts_N, ids_E, spec) if spec.largest_known else None, requested,
     )  # fmt: skip
 
 
@@ -83,7 +84,8 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[
         spec: the codec.
 
     Raises:
-        CacheError: an id occurs twice at a position.
+        CacheError: an id occurs twice at a position, or a likeliest token is not its largest
+            always-kept entry.
     """
     positions_S = coded.positions_S
     rank_V = np.empty(spec.vocab_size, np.int32)
@@ -108,6 +110,11 @@ def pack(coded: CodedRows, order_V: NDArray[np.int32], spec: CodecSpec) -> dict[
             WRITTEN_COLUMNS, (coded.written_N, coded.written_N >> 8), strict=True
         ):
             blobs[name] = Blobs.of_lengths(_low(part_N), positions_S)
+    if coded.largest_N is not None:
+        candidates = coded.candidates(spec)
+        place_N = candidates.places(coded.largest_N)
+        data, lengths_S = packed_places(place_N, candidates.shared_N(), positions_S)
+        blobs[LARGEST_COLUMN] = Blobs.of_lengths(data, lengths_S)
     if coded.requested is not None:
         blobs |= _write("requested", coded.requested, rank_V, positions_S)
         blobs["requested_counts"] = Blobs.of_lengths(_low(coded.requested.counts_N), positions_S)
@@ -131,6 +138,23 @@ def expected_draws(
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype)
+
+
+def _largest(
+    targets: Sequence[SparseTargets],
+    counts_N: NDArray[np.int64],
+    ids_E: NDArray[np.int32],
+    spec: CodecSpec,
+) -> NDArray[np.int32]:
+    """Return the ids of the largest entries; -1 where that is the label of a sampled target."""
+    parts = [target.largest_N for target in targets if target.largest_N is not None]
+    largest_N = _joined(parts, np.int32)
+    if len(parts) != len(targets) or len(largest_N) != len(counts_N):
+        raise CacheError("a sequence without its likeliest tokens in a cache that has them")
+    if spec.rule is None:
+        return largest_N
+    label_ids_N = ids_E[np.cumsum(counts_N) - counts_N]
+    return np.where(largest_N == label_ids_N, -1, largest_N).astype(np.int32)
 
 
 def _inclusion(target: SparseTargets) -> NDArray[np.float32]:

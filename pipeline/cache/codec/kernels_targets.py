@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from pipeline.cache.codec.jit import kernel
 
-__all__ = ["assemble", "rest_units", "take_apart"]
+__all__ = [
+    "assemble",
+    "largest_at_places",
+    "lowest_shared",
+    "places_of_largest",
+    "rest_units",
+    "take_apart",
+]
 
 Ints = NDArray[np.integer[Any]]
 Bytes = NDArray[np.uint8]
@@ -159,3 +166,90 @@ def assemble(
         sampled += count
         at += count
     return -1
+
+
+@kernel
+def lowest_shared(counts_N: Ints, codes_E: Bytes, label_N: Bytes, shared_N: Ints) -> None:
+    """Write how many entries of each position have its lowest code; a label, if any, is one."""
+    at = 0
+    for n in range(len(counts_N)):
+        lowest = np.uint8(255)
+        shared = 0
+        if len(label_N):
+            lowest = label_N[n]
+            shared = 1
+        for _ in range(counts_N[n]):
+            code = codes_E[np.uint64(at)]
+            at += 1
+            if code < lowest:
+                lowest = code
+                shared = 1
+            elif code == lowest:
+                shared += 1
+        shared_N[n] = shared
+
+
+@kernel
+def places_of_largest(
+    counts_N: Ints, ids_E: Ints, codes_E: Bytes, label_N: Bytes, largest_N: Ints, place_N: Ints
+) -> int:
+    """Write each largest entry's place among those of the lowest code, the label first, then by id.
+
+    `largest_N` is -1 for the label, or where there is no entry.
+
+    Returns:
+        -1, or the first position whose largest entry is not one of the lowest code.
+    """
+    at = 0
+    for n in range(len(counts_N)):
+        largest = largest_N[n]
+        begin = at
+        at += counts_N[n]
+        lowest = np.uint8(255)
+        found = largest < 0 and (len(label_N) > 0 or counts_N[n] == 0)
+        if len(label_N):
+            lowest = label_N[n]
+        for entry in range(begin, at):
+            lowest = min(lowest, codes_E[entry])
+        place = 0
+        if largest < 0:
+            found = found and (len(label_N) == 0 or label_N[n] == lowest)
+        else:
+            if len(label_N) and label_N[n] == lowest:
+                place = 1
+            for entry in range(begin, at):
+                if codes_E[entry] == lowest:
+                    place += int(ids_E[entry] < largest)
+                    found = found or ids_E[entry] == largest
+        if not found:
+            return n
+        place_N[n] = place
+    return -1
+
+
+@kernel
+def largest_at_places(
+    counts_N: Ints, ids_E: Ints, codes_E: Bytes, label_N: Bytes, place_N: Ints, largest_N: Ints
+) -> None:
+    """Write the ids of the largest entries, the inverse of `places_of_largest`; ids ascend."""
+    at = 0
+    for n in range(len(counts_N)):
+        begin = at
+        at += counts_N[n]
+        lowest = np.uint8(255)
+        if len(label_N):
+            lowest = label_N[n]
+        for entry in range(begin, at):
+            lowest = min(lowest, codes_E[entry])
+        left = place_N[n]
+        largest_N[n] = -1
+        if len(label_N) and label_N[n] == lowest:
+            if left == 0:
+                continue
+            left -= 1
+        for entry in range(begin, at):
+            if codes_E[entry] == lowest:
+                if left == 0:
+                    largest_N[n] = ids_E[entry]
+                    break
+                left -= 1

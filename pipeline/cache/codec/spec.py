@@ -14,14 +14,15 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from pipeline.cache.codec.largest import LARGEST_COLUMN, Candidates
 from pipeline.cache.codec.requested import REQUESTED_COLUMNS, new_requested
 from pipeline.cache.codec.written import WRITTEN_COLUMNS
 from pipeline.errors import CacheError
@@ -58,6 +59,9 @@ COLUMNS = (
     "label_logprob", "log_z", "log_z_high", "entropy", "tail",
 )  # fmt: skip
 _U8 = NDArray[np.uint8]
+_OF_SPLIT = ("inclusion_rule", "quantisation")
+"""Members of a codec's JSON form that the held-out shards may have of their own."""
+_Integer = TypeVar("_Integer", bound=np.integer[Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,9 @@ class CodedRows:
     """Empty under an inclusion rule."""
     written_N: NDArray[np.uint16] | None = None
     """Codes of the log-probs with which the text was written; None: not recorded."""
+    largest_N: NDArray[np.int32] | None = None
+    """Ids of the largest entries, of the always-kept run; -1: the label under an inclusion rule, no
+    entry without one. None: not known."""
     requested: Run | None = None
     """Requested entries, under an inclusion rule without the label; None: nothing was requested."""
 
@@ -146,8 +153,15 @@ class CodedRows:
             np.concatenate([part.entropy_NG for part in parts]),
             np.concatenate([part.tail_N for part in parts]),
             _joined([part.written_N for part in parts]),
+            _joined([part.largest_N for part in parts]),
             joined("requested") if all(part.requested is not None for part in parts) else None,
         )
+
+    def candidates(self, spec: CodecSpec) -> Candidates:
+        """Return the entries of which the largest of each position is one."""
+        run = self.always_kept
+        label_N = self.label_N[: 0 if spec.rule is None else None]
+        return Candidates(run.counts_N, run.ids_E, run.codes_E, label_N)
 
     def num_scheme_entries(self, spec: CodecSpec) -> int:
         """Entries that the scheme kept; under an inclusion rule each position's label is one."""
@@ -192,6 +206,11 @@ class CodecSpec:
     """Whether shards hold the log-probs with which the text was written."""
     requested_entries: bool = False
     """Whether shards hold entries that were asked for by id."""
+    largest_known: bool = False
+    """Whether shards say which of several entries of the lowest code is the largest."""
+    heldout: CodecSpec | None = None
+    """Of the shards of `heldout`, where their entries are of another scheme: equal in all but rule
+    and quantisation. None: they are as those of `train`."""
 
     def __post_init__(self) -> None:
         """Reject a vocabulary whose ids do not fit.
@@ -204,6 +223,12 @@ class CodecSpec:
                 f"a vocabulary of {self.vocab_size} tokens",
                 expected=f"1 to {MAX_VOCAB_SIZE} (2^19 - 1)",
             )
+
+    def of_split(self, split: str) -> CodecSpec:
+        """Return the codec of one split's shards; `heldout` is None there."""
+        if self.heldout is None:
+            return self
+        return self.heldout if split == "heldout" else replace(self, heldout=None)
 
     @property
     def tau_units(self) -> int:
@@ -220,6 +245,7 @@ class CodecSpec:
         """The byte columns of a shard."""
         return (
             *COLUMNS,
+            *((LARGEST_COLUMN,) if self.largest_known else ()),
             *(WRITTEN_COLUMNS if self.written_logprobs else ()),
             *(REQUESTED_COLUMNS if self.requested_entries else ()),
         )
@@ -236,6 +262,11 @@ class CodecSpec:
             data["written_logprobs"] = True
         if self.requested_entries:
             data["requested_entries"] = True
+        if self.largest_known:
+            data["largest_known"] = True
+        if self.heldout is not None:
+            own = self.heldout.to_json()
+            data["heldout"] = {name: own[name] for name in _OF_SPLIT}
         return data
 
     @classmethod
@@ -246,19 +277,29 @@ class CodecSpec:
             CacheError: values it cannot have.
         """
         try:
-            rule = data["inclusion_rule"]
+            rule, heldout = data["inclusion_rule"], data.get("heldout")
+            if heldout is not None:
+                heldout = cls.from_json(
+                    {
+                        name: heldout.get(name, value) if name in _OF_SPLIT else value
+                        for name, value in data.items()
+                        if name != "heldout"
+                    }
+                )
             return cls(
                 vocab_size=int(data["vocab_size"]),
                 rule=None if rule is None else InclusionRule.from_json(rule),
                 quantisation=Quantisation.from_json(data["quantisation"]),
                 written_logprobs=bool(data.get("written_logprobs", False)),
                 requested_entries=bool(data.get("requested_entries", False)),
+                largest_known=bool(data.get("largest_known", False)),
+                heldout=heldout,
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CacheError(f"the cache's codec cannot be read ({error})") from None
 
 
-def _joined(parts: Sequence[NDArray[np.uint16] | None]) -> NDArray[np.uint16] | None:
+def _joined(parts: Sequence[NDArray[_Integer] | None]) -> NDArray[_Integer] | None:
     known = [part for part in parts if part is not None]
     return np.concatenate(known) if len(known) == len(parts) else None
 

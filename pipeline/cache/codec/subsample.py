@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.spec import CodecSpec, CodedRows, Run
+from pipeline.cache.codec.targets import SparseTargets
 from pipeline.errors import CacheError
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.noise import dither, mix
 
-__all__ = ["ALL_ENTRIES", "EntryLimit", "check_limit"]
+__all__ = ["ALL_ENTRIES", "EntryLimit", "as_top_k", "check_limit"]
 
 _TOKENS = 1 << 32
 """Counters from here on, disjoint from those of the dither and of the sampling."""
@@ -95,6 +96,34 @@ def check_limit(
         )
 
 
+def as_top_k(targets: SparseTargets, k: int) -> SparseTargets:
+    """Return the k largest always-kept entries of sampled targets, as targets of a top-k.
+
+    Of entries that are stored as equal the largest one, where it is known, comes first, then the
+    lower id. What was sampled is left out, and so is a label that is not among them.
+    """
+    assert targets.inclusion_E is not None
+    owner_E = np.repeat(np.arange(targets.num_positions), targets.counts_N)
+    ids_E = targets.token_ids_E
+    other_E = np.ones(len(ids_E), bool)
+    if targets.largest_N is not None:
+        other_E = ids_E != targets.largest_N[owner_E]
+    sampled_E = targets.inclusion_E < 1
+    order_E = np.lexsort((ids_E, other_E, -targets.logprobs_E, sampled_E, owner_E))
+    kept_E = _first(order_E, targets.counts_N, k) & ~sampled_E
+    owner_e, ids_e = owner_E[kept_E], ids_E[kept_E]
+    by_id_e = np.lexsort((ids_e, owner_e))
+    return replace(
+        targets,
+        counts_N=np.bincount(owner_e, minlength=targets.num_positions).astype(np.int32),
+        token_ids_E=ids_e[by_id_e],
+        logprobs_E=targets.logprobs_E[kept_E][by_id_e],
+        inclusion_E=None,
+        sampled_step=0.0,
+        requested_E=None if targets.requested_E is None else targets.requested_E[kept_E][by_id_e],
+    )
+
+
 def _no_largest(what: str) -> CacheError:
     return CacheError(
         f"{what} holds sampled targets, of which the largest entries alone would be biased",
@@ -115,10 +144,15 @@ def _first(
 
 
 def _largest(coded: CodedRows, k: int, spec: CodecSpec) -> CodedRows:
-    """Keep the k entries of lowest code of each position; of equal ones the lowest ids."""
+    """Keep the k entries of lowest code of each position; of equal ones the lowest ids.
+
+    The largest entry is the first of its equals where it is known.
+    """
     run = coded.always_kept
     owner_E = run.of_positions(np.arange(len(run.counts_N)))
-    kept_E = _first(np.lexsort((run.ids_E, run.codes_E, owner_E)), run.counts_N, k)
+    kept_E = _first(
+        np.lexsort((run.ids_E, ~_is_largest(coded), run.codes_E, owner_E)), run.counts_N, k
+    )
     mass_K = np.exp(spec.quantisation.always_kept_values().astype(np.float64))
     dropped_N = np.bincount(
         owner_E[~kept_E], mass_K[run.codes_E[~kept_E]], minlength=len(run.counts_N)
@@ -126,6 +160,15 @@ def _largest(coded: CodedRows, k: int, spec: CodecSpec) -> CodedRows:
     tail_N = spec.quantisation.tail_values()[coded.tail_N] + dropped_N
     tail_N = np.where(dropped_N > 0, spec.quantisation.tail_code(tail_N), coded.tail_N)
     return replace(coded, always_kept=run.where(kept_E), tail_N=tail_N.astype(np.uint8))
+
+
+def _is_largest(coded: CodedRows) -> NDArray[np.bool_]:
+    """Return which of the always-kept entries are known to be the largest of their position."""
+    run = coded.always_kept
+    if coded.largest_N is None:
+        return np.zeros(len(run.ids_E), bool)
+    is_largest_E: NDArray[np.bool_] = run.ids_E == run.of_positions(coded.largest_N)
+    return is_largest_E
 
 
 def _subsampled(
@@ -147,6 +190,7 @@ def _subsampled(
     logprobs_e = quantisation.always_kept_values()[run.codes_E]
     log_z_eG = run.of_positions(log_z_NG)
     leaves_e = (larger.ratio(logprobs_e, log_z_eG) < 1) & (rule.ratio(logprobs_e, log_z_eG) >= 1)
+    leaves_e &= ~_is_largest(coded)  # always kept, so that every reader knows it
     stays = run.where(~leaves_e)
     leaves = run.where(leaves_e)
     leaves.codes_E[:] = quantisation.sampled_code(

@@ -52,6 +52,10 @@ class SparseTargets:
     which users divide out."""
     written_logprob_N: NDArray[np.float32] | None = None
     """log p of that token, at temperature 1, by the model that wrote it; None: not recorded."""
+    largest_N: NDArray[np.int32] | None = None
+    """The teacher's likeliest token of each position: the id of the largest entry before
+    quantisation, which is always kept (the label may be it); -1 where there is no entry. None: the
+    cache does not know it, only the quantised log-probs, of which several may be equal."""
     requested: RequestedEntries | None = None
     """Not among the entries yet, on the way into a shard; None of what is read."""
     requested_E: NDArray[np.bool_] | None = None

@@ -6,13 +6,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.subsample import EntryLimit, check_limit
+from pipeline.cache.codec.subsample import ALL_ENTRIES, EntryLimit, as_top_k, check_limit
 from pipeline.cache.codec.targets import CachedSequence
 from pipeline.cache.io.local_copies import LocalCopies
 from pipeline.cache.io.parquet import parquet_table
@@ -89,6 +90,11 @@ class Cache:
         """How entries were sampled; None: all are always kept."""
         return self.spec.rule
 
+    @property
+    def heldout_rule(self) -> InclusionRule | None:
+        """The same of the held-out rows, whose KL is unbiased with one and a bound without."""
+        return self.spec.of_split("heldout").rule
+
     def full_url(self, path: str) -> str:
         """Return the address of a file of the cache."""
         return self.store.full_url(path)
@@ -104,7 +110,8 @@ class Cache:
 
         Args:
             split: its name.
-            top_k: only the largest entries of each position, of a top-k cache.
+            top_k: only the largest entries of each position, of a top-k cache; where its held-out
+                rows are sampled, of those as a top-k.
             tau_factor: subsample sampled entries without bias, as if every tau had been larger by
                 this factor; every reader gets the same entries.
 
@@ -116,6 +123,8 @@ class Cache:
         limit = EntryLimit(top_k, tau_factor)
         held = self.manifest.identity.get("scheme", {}).get("top_k")
         check_limit(limit, rule=self.rule, held=held, url=self.store.url)
+        if top_k is not None and self.spec.of_split(split).rule is not None:
+            return SplitSource(self, split, ALL_ENTRIES, as_top_k=top_k)
         return SplitSource(self, split, limit)
 
     def rows(
@@ -161,8 +170,12 @@ class SplitSource:
     Safe to use from several threads.
     """
 
-    def __init__(self, cache: Cache, split: str, limit: EntryLimit) -> None:
+    def __init__(
+        self, cache: Cache, split: str, limit: EntryLimit, *, as_top_k: int | None = None
+    ) -> None:
         """Use `Cache.source`."""
+        self._spec = cache.spec.of_split(split)
+        self._as_top_k = as_top_k
         self._cache = cache
         self._split = split
         self._less = limit
@@ -214,9 +227,12 @@ class SplitSource:
         table = self._table(shard).take(pa.array(list(rows), pa.int64()))
         cache = self._cache
         try:
-            return table_to_rows(table, cache.spec, cache.manifest.temperatures, self._less)
+            found = table_to_rows(table, self._spec, cache.manifest.temperatures, self._less)
         except CacheError as error:
             raise _damaged(cache.store, self.shards[shard], error.found) from None
+        if self._as_top_k is None:
+            return found
+        return [replace(row, targets=as_top_k(row.targets, self._as_top_k)) for row in found]
 
     def open(self, shard: int) -> None:
         """Read a shard into memory unless it is there; for reading ahead in a thread.
@@ -290,7 +306,7 @@ def _load(cache: Cache, record: ShardRecord) -> pa.Table:
         reason = f"checksum {found[:12]}..., not {record.xxh3_128[:12]}..."
         raise _damaged(cache.store, record, reason)
     try:
-        table = parquet_table(data, column_names(cache.spec))
+        table = parquet_table(data, column_names(cache.spec.of_split(record.split)))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(cache.store, record, f"not readable as Parquet ({error})") from None
     footer: dict[str, Any] = read_footer(table.schema.metadata)

@@ -120,7 +120,7 @@ def _of_shard(cache: Cache, split: str, shard: int) -> Table:
                 file, columns=_COLUMNS, use_threads=False, page_checksum_verification=True
             )
         grid = tuple(float(t) for t in cache.manifest.temperatures)
-        heads, label_N, entropy_N = statistics_of(table, cache.spec, grid)
+        heads, label_N, entropy_N = statistics_of(table, cache.spec.of_split(split), grid)
     except (pa.ArrowException, OSError, KeyError, CacheError) as error:
         cache.source(split).open(shard)  # says what is wrong with it, if its bytes are
         reason = f"its statistics cannot be read ({error})"

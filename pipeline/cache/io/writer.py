@@ -39,6 +39,7 @@ def encode_shard(
     number of those that are missing; the record keeps both.
     """
     check_rows(rows, temperatures)
+    spec = spec.of_split(split)
     heads, coded = quantised(rows, spec, tails)
     return pack_shard(
         heads,
@@ -65,7 +66,10 @@ def pack_shard(
     source_xxh3_128: str = "",
     rows_quarantined: int = 0,
 ) -> tuple[ShardRecord, bytes]:
-    """Return the record and the Parquet bytes of rows that are quantised already."""
+    """Return the record and the Parquet bytes of rows that are quantised already.
+
+    `spec` is the codec of their split.
+    """
     data = parquet_bytes(
         coded_table(
             heads,

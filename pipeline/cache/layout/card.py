@@ -180,6 +180,8 @@ def scheme_text(scheme: Mapping[str, Any]) -> str:
         parts.append(f"the rest sampled with tau {taus}")
     else:
         parts.append("tail mass kept")
+    if "heldout" in scheme:
+        parts.append(f"held-out rows: {_scheme_text(scheme['heldout'])}")
     return ", ".join(parts)
 
 

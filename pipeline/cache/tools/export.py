@@ -75,7 +75,12 @@ def export_plain(
             another export or other data; a shard is damaged; `top_k` of sampled targets.
     """
     check_apart(target, [cache.store])
-    sources = {split: cache.source(split, top_k=top_k) for split in SPLITS}
+    # Held-out rows that are sampled beside a top-k become a top-k too: splits have equal columns.
+    held = cache.manifest.identity["scheme"].get("top_k") if cache.rule is None else None
+    sources = {
+        split: cache.source(split, top_k=top_k or (held if split == "heldout" else None))
+        for split in SPLITS
+    }
     tokenizer = cache.tokenizer_files()
     _reserve_target(cache, target, top_k)
     for name, data in tokenizer.items():

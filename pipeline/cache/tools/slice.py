@@ -105,7 +105,7 @@ def slice_cache(
             source is damaged, or the target cannot be used.
     """
     check_apart(target, [cache.store])
-    _check_limit(cache, spec.limit)
+    _check_limit(cache, spec)
     groups, repeated = _groups(cache, spec)
     source = cache.manifest
     derived: dict[str, Any] = {"from": source.identity_digest, "how": spec.to_json()}
@@ -115,10 +115,16 @@ def slice_cache(
     if spec.top_k is not None:
         identity["scheme"] = {**source.identity["scheme"], "top_k": spec.top_k}
     codec = cache.spec
+    if spec.split == "heldout" and codec.heldout is not None:
+        codec = codec.heldout
+        scheme = dict(identity["scheme"])
+        own = scheme.pop("heldout", {})
+        identity["scheme"] = {**scheme, **own}
+        identity["codec"] = codec.to_json()
     if codec.rule is not None:
         codec = spec.limit.of_spec(codec)
         assert codec.rule is not None
-        identity["scheme"] = {**source.identity["scheme"], "taus": list(codec.rule.taus)}
+        identity["scheme"] = {**identity["scheme"], "taus": list(codec.rule.taus)}
         identity["codec"] = codec.to_json()
     shards = [planned for planned, _ in groups]
     plan = Plan(identity, tuple(shards))
@@ -127,7 +133,10 @@ def slice_cache(
 
     def make(place: int) -> tuple[ShardRecord, bytes]:
         item, rows = groups[place]
-        if isinstance(rows, _Whole) and spec.limit == ALL_ENTRIES:
+        # Rows that are held out to measure by stay whole, however few entries students see.
+        measured = item.split == "heldout" and cache.spec.heldout is not None
+        limit = ALL_ENTRIES if measured else spec.limit
+        if isinstance(rows, _Whole) and limit == ALL_ENTRIES:
             record = records.read(rows.split, rows.index)
             return record.moved(item.split, item.index), _bytes(cache, record)
         tables = (
@@ -140,7 +149,7 @@ def slice_cache(
             split=item.split,
             index=item.index,
             identity_digest=digest,
-            limit=spec.limit,
+            limit=limit,
         )
 
     tokenizer = cache.tokenizer_files()
@@ -161,10 +170,11 @@ def slice_cache(
     return sum(item.rows for item in shards)
 
 
-def _check_limit(cache: Cache, limit: EntryLimit) -> None:
+def _check_limit(cache: Cache, spec: SliceSpec) -> None:
     """Reject too many entries, or entries of the other kind, before anything is read."""
     held = cache.manifest.identity["scheme"].get("top_k")
-    check_limit(limit, rule=cache.rule, held=held, url=cache.store.url)
+    rule = cache.spec.of_split(spec.split or "train").rule
+    check_limit(spec.limit, rule=rule, held=held, url=cache.store.url)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,12 @@ class MixedCache(Cache):
         rules = [cache.rule for cache in self.caches]
         return None if None in rules else rules[0]
 
+    @property
+    def heldout_rule(self) -> InclusionRule | None:
+        """The same of the held-out rows."""
+        rules = [cache.heldout_rule for cache in self.caches]
+        return None if None in rules else rules[0]
+
     def records(self, split: str | None = None) -> Sequence[ShardRecord]:
         """Return the records of all caches, one cache after the other, paths with the tag."""
         return [
@@ -215,14 +221,20 @@ def _differences(opened: Sequence[tuple[CacheShare, Cache]]) -> list[str]:
             told = difference.replace(" asked for", f" in {first_share.tag}")
             lines.append(f"{share.tag}: {told.replace(' there', '')}")
     # Among sampled caches the step of rounding is part of the estimate.
-    sampled = [(share, cache) for share, cache in opened if cache.rule is not None]
-    for share, cache in sampled[1:]:
-        step, first_step = (c.spec.quantisation.sampled_step for c in (cache, sampled[0][1]))
-        if step != first_step:
-            lines.append(
-                f"{share.tag}: codec.quantisation.sampled_step: {step:g}, {first_step:g} in "
-                f"{sampled[0][0].tag}"
-            )
+    sampled = [
+        (share, spec.quantisation.sampled_step)
+        for share, cache in opened
+        for spec in map(cache.spec.of_split, SPLITS)
+        if spec.rule is not None
+    ]
+    lines += list(
+        dict.fromkeys(
+            f"{share.tag}: codec.quantisation.sampled_step: {step:g}, {sampled[0][1]:g} in "
+            f"{sampled[0][0].tag}"
+            for share, step in sampled[1:]
+            if step != sampled[0][1]
+        )
+    )
     if opened:
         common = set.intersection(*({*cache.manifest.temperatures} for _, cache in opened))
         if not common:
@@ -253,6 +265,18 @@ def _check_same_rows(parts: Sequence[MixedPart], teachers: str) -> None:
                 do="make the caches from one prepared corpus (--corpus.prepared) with equal "
                 "--capture.shard_tokens, or train with data.teachers each",
             )
+
+
+def _joined_codec(caches: Sequence[Cache], *, sampled: bool) -> dict[str, Any]:
+    """Return the first cache's codec; without rule of a split that is not sampled in all."""
+    codec = caches[0].spec.to_json()
+    if not sampled:
+        codec["inclusion_rule"] = None
+    heldout = caches[0].spec.of_split("heldout").to_json()
+    codec.pop("heldout", None)
+    if not sampled and all(cache.heldout_rule is not None for cache in caches):
+        codec["heldout"] = {name: heldout[name] for name in ("inclusion_rule", "quantisation")}
+    return codec
 
 
 def _joined_manifest(
@@ -288,7 +312,7 @@ def _joined_manifest(
     return replace(
         first,
         identity=identity,
-        codec=first.codec if sampled else {**first.codec, "inclusion_rule": None},
+        codec=_joined_codec(caches, sampled=sampled),
         temperatures=tuple(t for t in first.temperatures if all(t in grid for grid in grids)),
         segments=tuple(segment for manifest in manifests for segment in manifest.segments),
         corpus_content=" + ".join(manifest.corpus_content for manifest in manifests),

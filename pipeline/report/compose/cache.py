@@ -13,11 +13,11 @@ __all__ = ["cache_facts", "kl_is_bucketed"]
 
 
 def kl_is_bucketed(cache: Cache) -> bool:
-    """Whether a KL from this cache is over a top-k and its tail bucket: a lower bound.
+    """Whether a held-out KL from this cache is over a top-k and its tail bucket: a lower bound.
 
-    A cache that samples the tail gives an unbiased estimate of the KL over the vocabulary.
+    Held-out rows whose tail is sampled give an unbiased estimate of the KL over the vocabulary.
     """
-    return str(cache.manifest.identity["scheme"]["name"]) == "top-k"
+    return cache.heldout_rule is None
 
 
 def cache_facts(cache: Cache) -> CacheFacts:
@@ -60,6 +60,9 @@ def _shard_name(record: ShardRecord) -> str:
 
 
 def _scheme_words(scheme: Mapping[str, Any]) -> str:
+    if "heldout" in scheme:
+        own = {name: value for name, value in scheme.items() if name != "heldout"}
+        return f"{_scheme_words(own)}; held out: {_scheme_words(scheme['heldout'])}"
     if "taus" not in scheme and "parts" not in scheme:
         return f"top-{scheme['top_k']} with the mass of the rest"
     if "parts" in scheme:

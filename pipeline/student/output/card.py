@@ -11,7 +11,7 @@ from pipeline.amounts import error_decimals
 from pipeline.cache.layout.manifest import Manifest
 from pipeline.evaluate.comparison import Difference, ModelScores, markdown_tables
 from pipeline.evaluate.measures import HeldoutScores
-from pipeline.student.compatibility import cache_inclusion_rule
+from pipeline.student.compatibility import heldout_inclusion_rule
 
 __all__ = ["CardFacts", "card_with_tasks", "student_card"]
 
@@ -102,7 +102,7 @@ def student_card(
         )
     heldout = ""
     if after is not None:
-        sampled = cache_inclusion_rule(manifest) is not None
+        sampled = heldout_inclusion_rule(manifest) is not None
         heldout = _heldout(before, after, sampled=sampled)
     elif unfinished_step is None:
         heldout = _NOT_MEASURED

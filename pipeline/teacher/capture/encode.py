@@ -40,7 +40,7 @@ def encode_columns(
     for sample, columns_NC in zip(answered, columns, strict=True):
         targets, tail_N = to_targets(
             columns_NC,
-            task.scheme,
+            task.scheme.of_split(shard.split),
             sample_id=sample.sample_id,
             label_N=sample.input_ids[sample.loss_mask],
             written=sample.written,

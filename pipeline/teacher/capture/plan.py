@@ -90,10 +90,10 @@ class PlannedShard:
 
     def requests(self) -> list[CaptureRequest]:
         """Return what the engine is asked for."""
-        return capture_requests(self.samples)
+        return capture_requests(self.samples, split=self.split)
 
 
-def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
+def capture_requests(samples: Sequence[Sample], *, split: str = "train") -> list[CaptureRequest]:
     """Return the rows of samples: a supervised token's target is one row before it."""
     return [
         CaptureRequest(
@@ -101,6 +101,7 @@ def capture_requests(samples: Sequence[Sample]) -> list[CaptureRequest]:
             input_ids_L=sample.input_ids,
             rows_N=np.flatnonzero(sample.loss_mask).astype(np.int64) - 1,
             requested_NK=None if sample.written is None else sample.written.top_ids_NK,
+            split=split,
         )
         for sample in samples
     ]

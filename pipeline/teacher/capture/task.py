@@ -78,14 +78,18 @@ def capture_task(
         written_logprobs: whether the samples carry the log-probs with which they were written.
         requested_entries: whether they carry the ids that their writer found likeliest.
     """
-    scheme = capture_scheme(settings)
+    scheme = capture_scheme(settings, on_device=teacher.settings.has_logits)
     spec = CodecSpec(
         teacher.vocab_size,
         scheme.rule,
         scheme.quantisation,
         written_logprobs=written_logprobs,
         requested_entries=requested_entries,
+        largest_known=scheme.keeps_largest,
     )
+    if scheme.heldout is not None:
+        own = scheme.heldout
+        spec = replace(spec, heldout=replace(spec, rule=own.rule, quantisation=own.quantisation))
     identity = cache_identity(
         teacher=teacher.model,
         engine=teacher.info,

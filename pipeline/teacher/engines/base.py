@@ -26,6 +26,8 @@ class CaptureRequest:
     """Positions t whose distribution over token t + 1 is captured; ascending, below L - 1."""
     requested_NK: NDArray[np.int32] | None = None
     """Ids whose log p is wanted at each of these rows, whatever the scheme keeps; -1: none."""
+    split: str = "train"
+    """Where the row belongs: a scheme may keep more of held-out rows."""
 
     @property
     def row_id(self) -> str:

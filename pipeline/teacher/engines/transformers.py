@@ -175,9 +175,10 @@ class TransformersEngine:
         label_R = label_R.to(self._device)
         logits_RV = _logits(self._model, hidden_LD.index_select(0, rows))
         noise_R = None
-        if self._scheme.rule is not None:
+        scheme = self._scheme.of_split(request.split)
+        if scheme.rule is not None:
             noise_R = torch.from_numpy(row_noise(request.key, rows_R)).to(self._device)
-        columns = sparsify(logits_RV, label_R, self._scheme, noise_R)
+        columns = sparsify(logits_RV, label_R, scheme, noise_R)
         if request.requested_NK is not None:
             ids_RK = torch.from_numpy(request.requested_NK[some].astype(np.int64))
             columns = with_requested(columns, logits_RV, label_R, ids_RK.to(self._device))

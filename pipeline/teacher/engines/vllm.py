@@ -255,6 +255,7 @@ class VllmEngine:
                     "capture_rows": request.rows_N.astype(np.int32).tobytes(),
                     # msgpack integers end at 2^63
                     "capture_key": f"{request.key:x}",
+                    "capture_split": request.split,
                     **_requested(request),
                 },
             )
@@ -270,7 +271,7 @@ class VllmEngine:
             np.asarray(output.outputs.data.to("cpu").numpy(), np.float32) for output in outputs
         ]
         for request, columns_NC in zip(requests, columns, strict=True):
-            width = self._scheme.num_columns + request.num_requested
+            width = self._scheme.of_split(request.split).num_columns + request.num_requested
             expected = (request.rows_N.size, width)
             assert columns_NC.shape == expected, (request.sample_id, columns_NC.shape, expected)
         return columns

@@ -7,7 +7,7 @@ environment does not reach (Ray copies a few variables alone).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,33 +27,45 @@ class CapturePlan:
 
     def to_config(self) -> dict[str, Any]:
         """Return what `additional_config` of `vllm.LLM` holds, JSON-able."""
-        scheme = self.scheme
+        heldout = self.scheme.heldout
         return {
             _KEY: {
-                "top_k": scheme.top_k,
-                "temperatures": list(scheme.temperatures),
-                "taus": list(scheme.rule.taus) if scheme.rule else None,
-                "quantisation": scheme.quantisation.to_json(),
+                **_described(self.scheme),
+                "heldout": None if heldout is None else _described(heldout),
                 "head_rows": self.head_rows,
             }
         }
+
+
+def _described(scheme: SparseScheme) -> dict[str, Any]:
+    return {
+        "top_k": scheme.top_k,
+        "temperatures": list(scheme.temperatures),
+        "taus": list(scheme.rule.taus) if scheme.rule else None,
+        "quantisation": scheme.quantisation.to_json(),
+    }
 
 
 def planned_capture(additional_config: Any) -> CapturePlan | None:
     """Return the plan that vLLM's configuration holds; None where nothing is captured."""
     if not isinstance(additional_config, Mapping) or _KEY not in additional_config:
         return None
+    wanted = additional_config[_KEY]
+    heldout = wanted.get("heldout")
+    scheme = replace(_scheme(wanted), heldout=None if heldout is None else _scheme(heldout))
+    return CapturePlan(scheme, int(wanted["head_rows"]))
+
+
+def _scheme(wanted: Mapping[str, Any]) -> SparseScheme:
     from pipeline.sampling.inclusion import InclusionRule
     from pipeline.sampling.quantisation import Quantisation
     from pipeline.teacher.sparsify.device import SparseScheme
 
-    wanted = additional_config[_KEY]
     temperatures = tuple(map(float, wanted["temperatures"]))
     taus = wanted.get("taus")
-    scheme = SparseScheme(
+    return SparseScheme(
         top_k=int(wanted["top_k"]),
         temperatures=temperatures,
         rule=InclusionRule(temperatures, tuple(map(float, taus))) if taus else None,
         quantisation=Quantisation.from_json(wanted["quantisation"]),
     )
-    return CapturePlan(scheme, int(wanted["head_rows"]))

@@ -82,7 +82,7 @@ class CapturePooler(Pooler):
         label: list[torch.Tensor] = []
         noise: list[torch.Tensor] = []
         requested: list[torch.Tensor] = []
-        counts: list[int] = []
+        splits: list[str] = []
         offset = 0
         for index, count in enumerate(scheduled):
             start = ends[index] - count
@@ -94,21 +94,30 @@ class CapturePooler(Pooler):
             rows.append(inside - start + offset)
             label.append(prompts[index][inside + 1].to(torch.int64))
             noise.append(_noise(params, inside))
-            counts.append(int(inside.numel()))
+            splits.append((params.extra_kwargs or {}).get("capture_split", "train"))
             offset += count
         device = hidden_states.device
-        rows_R, label_R, noise_R = _to_device(
-            device, torch.cat(rows), torch.cat(label), torch.cat(noise)
-        )
-        requested_RK = _side_by_side(requested).to(device, non_blocking=True)
-        columns_RC = self._columns(hidden_states, rows_R, label_R, noise_R, requested_RK)
+        parts: dict[int, torch.Tensor] = {}
+        for split in dict.fromkeys(splits):  # of one shard all requests are of one
+            scheme = self._scheme.of_split(split)
+            some = [index for index, other in enumerate(splits) if other == split]
+            rows_R, label_R, noise_R = _to_device(
+                device, *(torch.cat([of[i] for i in some]) for of in (rows, label, noise))
+            )
+            requested_RK = _side_by_side([requested[i] for i in some])
+            columns_RC = self._columns(
+                hidden_states, rows_R, label_R, noise_R,
+                requested_RK.to(device, non_blocking=True), scheme,
+            )  # fmt: skip
+            pieces = torch.split(columns_RC, [rows[i].numel() for i in some])
+            for index, piece in zip(some, pieces, strict=True):
+                parts[index] = piece[:, : scheme.num_columns + requested[index].shape[1]]
         outputs: list[torch.Tensor | None] = []
         finished = cursor.get_finished_mask()
-        for state, part, asked, done in zip(
-            pooling_metadata.pooling_states, torch.split(columns_RC, counts), requested, finished,
-            strict=True,
-        ):  # fmt: skip
-            part = part[:, : self._scheme.num_columns + asked.shape[1]]
+        for index, (state, done) in enumerate(
+            zip(pooling_metadata.pooling_states, finished, strict=True)
+        ):
+            part = parts[index]
             state.hidden_states_cache.append(part)  # vLLM's own place for parts of a prefill
             outputs.append(torch.cat(state.hidden_states_cache) if done else None)
             if done:
@@ -122,8 +131,9 @@ class CapturePooler(Pooler):
         label_R: torch.Tensor,
         noise_R: torch.Tensor,
         requested_RK: torch.Tensor,
+        scheme: SparseScheme,
     ) -> torch.Tensor:
-        parts, width = [], self._scheme.num_columns + requested_RK.shape[1]
+        parts, width = [], scheme.num_columns + requested_RK.shape[1]
         for start in range(0, rows_R.numel(), self._head_rows):
             some = slice(start, start + self._head_rows)
             logits_RV = self._compute_logits(hidden_TD.index_select(0, rows_R[some]))
@@ -132,7 +142,7 @@ class CapturePooler(Pooler):
                 parts.append(hidden_TD.new_zeros(shape, dtype=torch.float32))
             else:
                 rows = label_R[some], noise_R[some], requested_RK[some]
-                parts.append(self._reduced(logits_RV, *rows))
+                parts.append(self._reduced(logits_RV, *rows, scheme))
         if not parts:
             return hidden_TD.new_zeros((0, width), dtype=torch.float32)
         return torch.cat(parts)
@@ -143,9 +153,10 @@ class CapturePooler(Pooler):
         label_R: torch.Tensor,
         noise_R: torch.Tensor,
         requested_RK: torch.Tensor,
+        scheme: SparseScheme,
     ) -> torch.Tensor:
         def reduce(rows: slice) -> torch.Tensor:
-            part_RC = sparsify(logits_RV[rows], label_R[rows], self._scheme, noise_R[rows])
+            part_RC = sparsify(logits_RV[rows], label_R[rows], scheme, noise_R[rows])
             if not requested_RK.shape[1]:
                 return part_RC
             return with_requested(part_RC, logits_RV[rows], label_R[rows], requested_RK[rows])

@@ -55,6 +55,15 @@ def to_targets(
     else:
         parts = _sampled(ids_NP, values_NP, scheme, columns_NC[:, 0], label_N, log_z_NG)
     counts_N, ids_E, values_E, inclusion_E = parts
+    largest_N = None
+    if scheme.keeps_largest:
+        split = scheme.always_kept_places
+        largest_N = _largest(
+            columns_NC[:, start : start + split],
+            columns_NC[:, start + places : start + places + split],
+            None if scheme.rule is None else columns_NC[:, 0],
+            label_N,
+        )
     targets = SparseTargets(
         counts_N=counts_N,
         token_ids_E=ids_E,
@@ -65,6 +74,7 @@ def to_targets(
         entropy_NG=np.maximum(columns_NC[:, 2 + grid : start], 0),
         label_logprob_N=columns_NC[:, 0],
         sampled_step=0.0 if scheme.rule is None else scheme.quantisation.sampled_step,
+        largest_N=largest_N,
         written_logprob_N=None if written is None else written.logprobs_N,
         requested=None
         if written is None or written.top_ids_NK is None
@@ -84,6 +94,29 @@ def kept_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme) -> float
 _Parts = tuple[
     NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32] | None
 ]
+
+
+def _largest(
+    ids_NK: NDArray[np.float32],
+    values_NK: NDArray[np.float32],
+    label_logprob_N: NDArray[np.float32] | None,
+    label_N: NDArray[np.integer],
+) -> NDArray[np.int32]:
+    """Return the ids of the largest always-kept entries; of equal ones of the first place.
+
+    Args:
+        ids_NK: of the always-kept places; -1 in an empty one.
+        values_NK: log p.
+        label_logprob_N: of the label, where it is an entry without a place.
+        label_N: its id.
+    """
+    values_NK = np.where(ids_NK >= 0, values_NK, -np.inf)
+    place_N1 = values_NK.argmax(axis=1)[:, None]
+    ids_N = np.take_along_axis(ids_NK, place_N1, axis=1)[:, 0].astype(np.int32)
+    if label_logprob_N is None:
+        return ids_N
+    best_N = np.take_along_axis(values_NK, place_N1, axis=1)[:, 0]
+    return np.where(label_logprob_N >= best_N, label_N, ids_N).astype(np.int32)
 
 
 def _always_kept(ids_NK: NDArray[np.int32], values_NK: NDArray[np.float32]) -> _Parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.sampling.inclusion import InclusionRule
-from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
+from pipeline.sampling.quantisation import HELDOUT_QUANTISATION, SAMPLED_QUANTISATION
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
@@ -13,21 +13,42 @@ _TAU_ALONE = 1 / 28
 _TAU_BESIDE = (1 / 9, 1 / 23.5)
 """At T = 1 beside another temperature, and at that one: `make bench-fidelity` has the trade-off."""
 
+_HELDOUT_TAU = 1 / 64
+"""`make bench-heldout` has the error of the KL that it leaves."""
 
-def capture_scheme(settings: CaptureSettings) -> SparseScheme:
-    """Return the scheme that the settings describe; `fit_tau.py` fits it to `mean_entries`."""
+
+def capture_scheme(settings: CaptureSettings, *, on_device: bool = True) -> SparseScheme:
+    """Return the scheme that the settings describe; `fit_tau.py` fits it to `mean_entries`.
+
+    Args:
+        settings: of the capture.
+        on_device: whether the engine has whole rows of logits, of which it can sample.
+    """
     grid = settings.temperatures
     if settings.scheme == "top_k":
-        return SparseScheme(settings.top_k, grid)
+        sampled = settings.heldout == "sampled" or (settings.heldout == "auto" and on_device)
+        return SparseScheme(settings.top_k, grid, heldout=_heldout(settings) if sampled else None)
     taus = settings.tau or _default_taus(grid)
     return SparseScheme(
-        settings.top_k if settings.scheme == "top_k_sampled" else 0,
+        # The teacher's likeliest token is always kept, however flat the distribution is.
+        settings.top_k if settings.scheme == "top_k_sampled" else 1,
         grid,
         InclusionRule(grid, taus),
         SAMPLED_QUANTISATION,
         mean_entries=settings.mean_entries,
         taus_before=() if settings.mean_entries is None else taus,
     )
+
+
+def _heldout(settings: CaptureSettings) -> SparseScheme:
+    """Return the top-k with a sampled tail, by which the KL of held-out rows has no bias.
+
+    The tail is what a KL at a high temperature is about, and there are few such rows.
+    """
+    grid = settings.temperatures
+    used = {1.0, max(grid)}
+    taus = tuple(_HELDOUT_TAU if value in used else 0.0 for value in grid)
+    return SparseScheme(settings.top_k, grid, InclusionRule(grid, taus), HELDOUT_QUANTISATION)
 
 
 def _default_taus(grid: tuple[float, ...]) -> tuple[float, ...]:

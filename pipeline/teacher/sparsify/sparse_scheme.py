@@ -25,7 +25,8 @@ class SparseScheme:
     """What is kept of a distribution, and the temperatures with an exact normaliser."""
 
     top_k: int
-    """Entries kept with certainty because they are the largest; 0: only the rule decides."""
+    """Entries kept with certainty because they are the largest; 1 beside a rule: the likeliest
+    token, which every cache knows; 0: only the rule decides."""
     temperatures: tuple[float, ...]
     rule: InclusionRule | None = None
     """How the rest is sampled; None: not at all."""
@@ -34,25 +35,39 @@ class SparseScheme:
     mean_entries: float | None = None
     """What tau is fitted to (`capture/fit_tau.py`), from `taus_before`; None: not at all."""
     taus_before: tuple[float, ...] = ()
+    heldout: SparseScheme | None = None
+    """What is kept of the held-out rows, at the same temperatures; None: the same."""
+
+    def of_split(self, split: str) -> SparseScheme:
+        """Return what is kept of one split's rows."""
+        return self if self.heldout is None or split != "heldout" else self.heldout
 
     @property
     def name(self) -> str:
         """`top-k`, `threshold` or `top-k-sampled`."""
         if self.rule is None:
             return "top-k"
-        return "top-k-sampled" if self.top_k else "threshold"
+        return "top-k-sampled" if self.top_k > 1 else "threshold"
 
     def to_json(self) -> dict[str, object]:
         """Return the part of the cache's identity that this scheme makes."""
         data: dict[str, object] = {"name": self.name, "temperatures": list(self.temperatures)}
-        if self.top_k:
+        if self.top_k > 1 or self.rule is None:
             data["top_k"] = self.top_k
         if self.rule is not None:
             data["taus"] = list(self.rule.taus)
         if self.mean_entries is not None:
             data["mean_entries"] = self.mean_entries
             data["taus_before"] = list(self.taus_before)
+        if self.heldout is not None:
+            own = self.heldout.to_json()
+            data["heldout"] = {name: own[name] for name in own if name != "temperatures"}
         return data
+
+    @property
+    def keeps_largest(self) -> bool:
+        """Whether the likeliest token is always kept."""
+        return self.top_k > 0
 
     @property
     def always_kept_places(self) -> int:

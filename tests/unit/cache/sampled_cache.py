@@ -47,6 +47,7 @@ def sampled_row(
     rows_N = np.flatnonzero(loss_mask_L) - 1
     noise_N = row_noise(sample_key(name), rows_N)
     counts, ids, logprobs, inclusion, log_z_NG, label_N = [], [], [], [], [], []
+    largest: list[int] = []
     for n, token in enumerate(ids_L[loss_mask_L]):
         z = rng.normal(0, spread, vocab)
         log_p_V = z - np.log(np.exp(z).sum())
@@ -61,6 +62,8 @@ def sampled_row(
         )
         pi_V = rule.inclusion(sampled_V, log_z_VG)
         kept_V = (rng.random(vocab) < pi_V) & ~always_kept_V
+        always_kept_V[token] = True
+        largest.append(int(np.where(always_kept_V, log_p_V, -np.inf).argmax()))
         always_kept_V[token] = kept_V[token] = False
         for chosen_V, values_V, pis_V in (
             (always_kept_V, log_p_V, np.ones(vocab)), (kept_V, sampled_V, pi_V)
@@ -85,6 +88,7 @@ def sampled_row(
         entropy_NG=np.array(log_z_NG, np.float32).reshape(shape) + 1,
         label_logprob_N=np.array(label_N, np.float32),
         sampled_step=quantisation.sampled_step,
+        largest_N=np.array(largest, np.int32),
     )
     return CachedSequence(name, ids_L, loss_mask_L, targets), np.zeros(len(counts), np.float32)
 

@@ -29,6 +29,7 @@ from pipeline.report.compose.measures import (
 )
 from pipeline.report.compose.runs import Run, RunFolder, read_run
 from pipeline.report.compose.settings import setting_differences
+from pipeline.sampling.inclusion import InclusionRule
 
 
 def _folder(root: Path, name: str, *, kl: float, temperature: float = 1.0) -> RunFolder:
@@ -173,6 +174,11 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     [
         ({"name": "top-k", "top_k": 64}, True, "top-64 with the mass of the rest"),
         (
+            {"name": "top-k", "top_k": 64, "heldout": {"top_k": 64, "taus": [0.1]}},
+            False,
+            "top-64 with the mass of the rest; held out: top-64 and a sample of the rest, tau 0.1",
+        ),
+        (
             {"name": "top-k-sampled", "top_k": 8, "taus": [0.1]},
             False,
             "top-8 and a sample of the rest, tau 0.1",
@@ -193,6 +199,8 @@ def test_the_scheme_of_a_cache_says_what_its_kl_is_over(
     manifest = SimpleNamespace(
         identity=identity, total=lambda: total_of(()), identity_digest="d", temperatures=(1.0,)
     )
-    cache: Any = SimpleNamespace(manifest=manifest, records=lambda: ())
+    sampled = "taus" in scheme.get("heldout", scheme)
+    rule = InclusionRule((1.0,), (0.1,)) if sampled else None
+    cache: Any = SimpleNamespace(manifest=manifest, records=lambda: (), heldout_rule=rule)
     assert kl_is_bucketed(cache) is bucketed
     assert cache_facts(cache).scheme == words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline.cache.codec.spec import CodecSpec
 from pipeline.config import fingerprint
 from pipeline.models.resolved import ResolvedModel
 from pipeline.sampling.inclusion import InclusionRule
-from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
+from pipeline.sampling.quantisation import HELDOUT_QUANTISATION, SAMPLED_QUANTISATION
 from pipeline.teacher.capture.identity import as_begun, cache_identity
 from pipeline.teacher.costs import expected_entries
 from pipeline.teacher.engines.base import EngineInfo
@@ -26,11 +27,18 @@ def scheme(**capture: Any) -> SparseScheme:
 
 
 def test_what_the_settings_ask_for() -> None:
-    assert scheme(top_k=9) == SparseScheme(9, (1.0, 2.0))
+    grid = (1.0, 2.0)
+    assert scheme(top_k=9, heldout="same") == SparseScheme(9, grid)
+    held = SparseScheme(9, grid, InclusionRule(grid, (1 / 64, 1 / 64)), HELDOUT_QUANTISATION)
+    assert scheme(top_k=9) == SparseScheme(9, grid, heldout=held)
+    assert scheme(top_k=9).of_split("heldout") == held
+    assert capture_scheme(CaptureSettings(), on_device=False).heldout is None
     sampled = scheme(scheme="threshold", tau=(0.1, 0.05))
     assert sampled == SparseScheme(
-        0, (1.0, 2.0), InclusionRule((1.0, 2.0), (0.1, 0.05)), SAMPLED_QUANTISATION
+        1, (1.0, 2.0), InclusionRule((1.0, 2.0), (0.1, 0.05)), SAMPLED_QUANTISATION
     )
+    assert sampled.name == "threshold"
+    assert "top_k" not in sampled.to_json()
     assert scheme(scheme="top_k_sampled", top_k=9, tau=(0.1, 0.05)).top_k == 9
 
 
@@ -52,6 +60,25 @@ def test_default_taus(grid: tuple[float, ...], taus: tuple[float, ...]) -> None:
     CaptureSettings.model_validate({"scheme": "threshold", "temperatures": grid, "tau": taus})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"capture": {"heldout": "sampled"}, "teacher": {"capture_path": "prompt_logprobs"}},
+        {
+            "capture": {"heldout": "sampled", "temperatures": [1.0]},
+            "teacher": {"engine": "openai", "endpoint": {"urls": ["http://a:1"]}},
+        },
+        {"capture": {"heldout": "sampled", "scheme": "threshold"}},
+    ],
+)
+def test_held_out_rows_that_cannot_be_sampled(settings: dict[str, Any]) -> None:
+    """Where it is left to the engine, such rows are as the training rows."""
+    from pipeline.api.settings import TeacherRun
+
+    with pytest.raises(ValidationError, match=r"capture\.heldout: found sampled"):
+        TeacherRun.model_validate(settings)
+
+
 def test_an_empty_grid() -> None:
     with pytest.raises(ValueError, match=r"found an empty list, expected at least \[1\.0\]"):
         CaptureSettings.model_validate({"temperatures": ()})
@@ -60,7 +87,7 @@ def test_an_empty_grid() -> None:
 def test_fitted_tau_is_in_the_identity_and_can_be_taken_out() -> None:
     before = scheme(scheme="threshold", mean_entries=12)
     after = SparseScheme(
-        0, before.temperatures, InclusionRule((1.0, 2.0), (0.07, 0.035)), before.quantisation, 12,
+        1, before.temperatures, InclusionRule((1.0, 2.0), (0.07, 0.035)), before.quantisation, 12,
         before.taus_before,
     )  # fmt: skip
 
@@ -114,6 +141,7 @@ class _Tokenizer:
         return len(self._vocabulary)
 
 
+_HELDOUT = SparseScheme(4, (1.0, 2.0), InclusionRule((1.0, 2.0), (0.1, 0.1)))
 _PARTS: dict[str, Any] = {
     "teacher": ResolvedModel("name", Path("/somewhere"), "revision"),
     "engine": EngineInfo("vllm", "1.0", "float32", "cpu"),
@@ -140,6 +168,10 @@ _PARTS: dict[str, Any] = {
         ("corpus_identity", {"rows": 4}),
         ("scheme", SparseScheme(5, (1.0, 2.0))),
         ("scheme", SparseScheme(4, (1.0, 2.5))),
+        ("scheme", SparseScheme(4, (1.0, 2.0), heldout=_HELDOUT)),
+        ("scheme", SparseScheme(4, (1.0, 2.0), heldout=replace(_HELDOUT, top_k=5))),
+        ("spec", CodecSpec(600, heldout=CodecSpec(600, _HELDOUT.rule))),
+        ("spec", CodecSpec(600, largest_known=True)),
         ("spec", CodecSpec(601)),
         ("shard_tokens", 1001),
         ("batch_tokens", 1024),

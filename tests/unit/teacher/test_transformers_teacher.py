@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.models.load import load_causal_lm
+from pipeline.sampling.inclusion import InclusionRule
 from pipeline.teacher.engines.base import CaptureRequest
 from pipeline.teacher.engines.transformers import TransformersEngine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
@@ -60,6 +61,26 @@ def test_columns_are_those_of_eager_attention_and_the_models_own_logits(
             logits_LV = model(input_ids=ids_1L, use_cache=False).logits[0, :-1]
         label_LV = logits_LV.log_softmax(-1).gather(1, ids_1L[0, 1:, None])
         np.testing.assert_allclose(columns_NC[:, 0], label_LV[:, 0], atol=1e-4)
+
+
+def test_each_row_is_reduced_by_the_scheme_of_its_split(folders: dict[str, Path]) -> None:
+    """Columns of a request are those of an engine whose only scheme is that of its split."""
+    folder, grid = folders["Llama"], (1.0, 2.0)
+    held = SparseScheme(5, grid, InclusionRule(grid, (0.1, 0.1)))
+    ids = np.random.default_rng(3).integers(3, VOCAB, 20).astype(np.int32)
+
+    def columns(scheme: SparseScheme, *splits: str) -> list[Any]:
+        engine = TransformersEngine(
+            TeacherSettings(model=str(folder), engine="transformers"), CaptureSettings(),
+            folder=folder, scheme=scheme,
+        )  # fmt: skip
+        rows = np.arange(19)
+        return engine.capture([CaptureRequest(f"{1:032x}", ids, rows, split=s) for s in splits])
+
+    both = columns(SparseScheme(5, grid, heldout=held), "train", "heldout")
+    np.testing.assert_array_equal(both[0], columns(SparseScheme(5, grid), "train")[0])
+    np.testing.assert_array_equal(both[1], columns(held, "heldout")[0])
+    assert both[1].shape[1] == held.num_columns > both[0].shape[1]
 
 
 def test_attention_that_leaves_something_out_is_passed_over(folders: dict[str, Path]) -> None:

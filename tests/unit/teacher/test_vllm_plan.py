@@ -18,6 +18,11 @@ TEMPERATURES = (1.0, 2.0)
     "scheme",
     [
         SparseScheme(9, TEMPERATURES),
+        SparseScheme(
+            9,
+            TEMPERATURES,
+            heldout=SparseScheme(9, TEMPERATURES, InclusionRule(TEMPERATURES, (0.1, 0.1))),
+        ),
         SparseScheme(0, TEMPERATURES, InclusionRule(TEMPERATURES, (1 / 9, 1 / 23.5))),
         SparseScheme(
             4, TEMPERATURES, InclusionRule(TEMPERATURES, (0.1, 0.0)), SAMPLED_QUANTISATION

@@ -103,7 +103,7 @@ def import_files(
     shards = _plan(seen, spec)
     identity = _identity(seen, spec)
     digest = fingerprint(identity)
-    codec = CodecSpec(spec.vocab_size)
+    codec = CodecSpec(spec.vocab_size, largest_known=True)
 
     def make(place: int) -> tuple[ShardRecord, bytes]:
         shard = shards[place]
@@ -278,6 +278,7 @@ def _identity(seen: _Seen, spec: ImportSpec) -> dict[str, Any]:
         unknown.remove(LABELS_OUTSIDE)
     if seen.largest_gap < _NO_TAIL:
         unknown.append("the tail (the entries of every position sum to 1)")
+    unknown.append("the likeliest token where log-probs of the file are equal (the lowest id then)")
     imported: dict[str, Any] = {"format": spec.format, "unknown": unknown}
     if seen.rescaled:
         imported["positions_rescaled"] = seen.rescaled
@@ -298,7 +299,7 @@ def _identity(seen: _Seen, spec: ImportSpec) -> dict[str, Any]:
             "heldout_fraction": spec.heldout_fraction,
         },
         "scheme": {"name": "top-k", "top_k": seen.most_entries, "temperatures": [1.0]},
-        "codec": CodecSpec(spec.vocab_size).to_json(),
+        "codec": CodecSpec(spec.vocab_size, largest_known=True).to_json(),
         "shard_tokens": spec.shard_tokens,
         "imported": imported,
     }  # fmt: skip

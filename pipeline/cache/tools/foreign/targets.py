@@ -100,6 +100,9 @@ def imported_row(raw: RawRow, *, sample_id: str, vocab_size: int, lossy: bool) -
         log_z_NG=np.zeros((places_N.size, 1), np.float32),
         entropy_NG=_entropy(owner_E, logprobs_E, tail_N)[:, None].astype(np.float32),
         label_logprob_N=label_N.astype(np.float32),
+        largest_N=entries_E[np.lexsort((entries_E, -logprobs_E, owner_E))][
+            np.cumsum(counts_N) - counts_N
+        ].astype(np.int32),
     )
     row = CachedSequence(sample_id, ids_L.astype(np.int32), mask_L, targets)
     return Imported(
