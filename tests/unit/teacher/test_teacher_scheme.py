@@ -18,7 +18,7 @@ from pipeline.teacher.costs import expected_entries
 from pipeline.teacher.engines.base import EngineInfo
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.device import SparseScheme
-from pipeline.teacher.sparsify.scheme import capture_scheme
+from pipeline.teacher.sparsify.scheme import OVERSAMPLING, capture_scheme
 
 
 def scheme(**capture: Any) -> SparseScheme:
@@ -29,8 +29,9 @@ def test_what_the_settings_ask_for() -> None:
     assert scheme(top_k=9) == SparseScheme(9, (1.0, 2.0))
     sampled = scheme(scheme="threshold", tau=(0.1, 0.05))
     assert sampled == SparseScheme(
-        0, (1.0, 2.0), InclusionRule((1.0, 2.0), (0.1, 0.05)), SAMPLED_QUANTISATION
-    )
+        0, (1.0, 2.0), InclusionRule((1.0, 2.0), (0.1, 0.05)), SAMPLED_QUANTISATION,
+        oversampling=OVERSAMPLING,
+    )  # fmt: skip
     assert scheme(scheme="top_k_sampled", top_k=9, tau=(0.1, 0.05)).top_k == 9
 
 
@@ -61,7 +62,7 @@ def test_fitted_tau_is_in_the_identity_and_can_be_taken_out() -> None:
     before = scheme(scheme="threshold", mean_entries=12)
     after = SparseScheme(
         0, before.temperatures, InclusionRule((1.0, 2.0), (0.07, 0.035)), before.quantisation, 12,
-        before.taus_before,
+        before.taus_before, before.oversampling,
     )  # fmt: skip
 
     def identity(of: SparseScheme) -> dict[str, Any]:
