@@ -23,7 +23,9 @@ al., "Sparse logit sampling" (2025), who draw from p with replacement.
 
 Sampling is systematic (Madow 1949): one random offset per position, steps of 1 along the cumulative
 sum of pi. Each token keeps its pi, and the number of kept tokens differs from its mean by less than
-one; this removes 4 % of the error at T = 1, compared with independent (Poisson) sampling.
+one; this removes 4 % of the error at T = 1, compared with independent (Poisson) sampling. In a
+capture this is the first of two draws; the second, `pipeline/teacher/sparsify/second_phase.py`,
+looks at the whole sequence.
 
 Log p of sampled tokens is stored on a coarse grid with subtractive dither (Schuchman 1964): with d
 uniform over a step, the rounded log p is log p + u, u uniform over +-step/2 and independent of p.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.sampling.noise import dither, mix, row_noise
 from pipeline.teacher.sparsify.sparse_scheme import SparseScheme
 
-__all__ = ["Kept", "second_phase"]
+__all__ = ["Kept", "draw_candidates", "second_phase"]
 
 _COUNTER = 1 << 40
 """First of the hash's counters, beyond those of rows."""
@@ -88,7 +88,7 @@ def second_phase(
     drawn = drawn[np.lexsort((position_E[drawn], ids_E[drawn]))]
     share_e = inclusion_E[drawn] / before_E[drawn]
     kept_E = always_E.copy()
-    kept_E[drawn] = _draw(share_e, position_E[drawn], ids_E[drawn], key)
+    kept_E[drawn] = draw_candidates(share_e, position_E[drawn], ids_E[drawn], key)
     return Kept(
         position_E[kept_E],
         ids_E[kept_E],
@@ -98,7 +98,7 @@ def second_phase(
     )
 
 
-def _draw(
+def draw_candidates(
     share_E: NDArray[np.float64], position_E: NDArray[np.int64], ids_E: NDArray[np.int32], key: int
 ) -> NDArray[np.bool_]:
     """Return which entries are drawn, each with its share; they come by token and position."""
