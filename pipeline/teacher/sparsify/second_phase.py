@@ -71,8 +71,8 @@ def second_phase(
     ids_E, logprobs_E = ids_NP[position_E, place_E], logprobs_NP[position_E, place_E]
     log_z_EG = log_z_NG[position_E]
     exact_E = place_E < first.always_kept_places
-    always_E = exact_E & (place_E < scheme.top_k)
-    always_E |= exact_E & (rule.ratio(logprobs_E, log_z_EG) >= 1)
+    always_E = place_E < scheme.top_k
+    always_E[exact_E] |= rule.ratio(logprobs_E[exact_E], log_z_EG[exact_E]) >= 1
     # The device's always-kept entries that the rule samples go onto their position's grid.
     leaves_E = exact_E & ~always_E
     left_N = np.bincount(
@@ -82,13 +82,14 @@ def second_phase(
     codes_e = quantisation.sampled_code(logprobs_E[leaves_E], dither_e)
     logprobs_E[leaves_E] = np.minimum(quantisation.sampled_value(codes_e, dither_e), 0)
     inclusion_E = rule.inclusion(logprobs_E, log_z_EG)
-    before_E = np.where(exact_E, 1.0, first.rule.inclusion(logprobs_E, log_z_EG))
+    before_E = np.ones(len(ids_E))
+    before_E[~exact_E] = first.rule.inclusion(logprobs_E[~exact_E], log_z_EG[~exact_E])
     inclusion_E[always_E] = 1.0
-    drawn = np.flatnonzero(~always_E)
-    drawn = drawn[np.lexsort((position_E[drawn], ids_E[drawn]))]
-    share_e = inclusion_E[drawn] / before_E[drawn]
+    chosen = np.flatnonzero(~always_E)
+    chosen = chosen[np.lexsort((position_E[chosen], ids_E[chosen]))]
+    share_e = inclusion_E[chosen] / before_E[chosen]
     kept_E = always_E.copy()
-    kept_E[drawn] = draw_candidates(share_e, position_E[drawn], ids_E[drawn], key)
+    kept_E[chosen] = draw_candidates(share_e, position_E[chosen], ids_E[chosen], key)
     return Kept(
         position_E[kept_E],
         ids_E[kept_E],
@@ -101,14 +102,22 @@ def second_phase(
 def draw_candidates(
     share_E: NDArray[np.float64], position_E: NDArray[np.int64], ids_E: NDArray[np.int32], key: int
 ) -> NDArray[np.bool_]:
-    """Return which entries are drawn, each with its share; they come by token and position."""
+    """Return which entries are drawn, each with its share.
+
+    Args:
+        share_E: 0 to 1.
+        position_E: from 0 on.
+        ids_E: ascending, and entries of one token by ascending position.
+        key: of the random numbers.
+    """
     from pipeline.teacher.sparsify.dependent_rounding import ONE, round_dependently
 
     weight_E = np.rint(np.minimum(share_E, 1.0) * ONE).astype(np.int64)
-    positions_of, position_E = np.unique(position_E, return_inverse=True)
-    tokens_of, token_E = np.unique(ids_E, return_inverse=True)
-    ends_2E = np.stack([position_E, len(positions_of) + token_E]).astype(np.int64)
+    positions = int(position_E.max(initial=-1)) + 1
+    token_E = positions + np.cumsum(np.diff(ids_E, prepend=ids_E[:1]) != 0)
+    ends_2E = np.stack([position_E, token_E])
+    vertices = int(token_E.max(initial=-1)) + 1
     random_E = (mix(key, _COUNTER + np.arange(len(share_E))) >> np.uint64(34)).astype(np.int64)
-    round_dependently(weight_E, ends_2E, len(positions_of) + len(tokens_of), random_E)
-    drawn_E: NDArray[np.bool_] = weight_E == ONE
-    return drawn_E
+    round_dependently(weight_E, ends_2E, vertices, random_E)
+    chosen_E: NDArray[np.bool_] = weight_E == ONE
+    return chosen_E
