@@ -315,7 +315,7 @@ bench-control: setup-dev ## Measure the squared error of the gradient by the sha
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.control $(ARGS)
 
 .PHONY: bench-variance
-bench-variance: setup-dev ## Compare ways to draw entries along a sequence by the gradient's error (ARGS=--laws: inclusion laws)
+bench-variance: setup-dev ## Compare ways to draw entries along a sequence by the gradient's error (ARGS=--rules: inclusion rules)
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.variance $(ARGS)
 
 .PHONY: bench-mixture

@@ -3,7 +3,7 @@
 `make bench-variance`. Every way keeps an entry with the same probability, so that bytes differ by
 the counts alone. p is the embedded teacher's, q that of the student without two layers; log p is
 not rounded. Errors are summed over the positions of each sequence, which are whole, relative to
-one systematic draw a position. With --laws: inclusion laws (`tests.bench.variance_laws`).
+one systematic draw a position. With --rules: inclusion rules (`tests.bench.variance_rules`).
 
 Legend: N positions of a sequence, V vocabulary, D hidden, S sketched dimensions.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.teacher.sparsify.second_phase import draw_candidates
 from tests.bench.fidelity_data import Hidden, hidden_states
-from tests.bench.variance_laws import laws
+from tests.bench.variance_rules import print_rules
 
 Reals = NDArray[np.floating]
 Kept = NDArray[np.bool_]
@@ -122,13 +122,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--draws", type=int, default=4)
-    parser.add_argument("--laws", action="store_true", help="inclusion laws instead")
+    parser.add_argument("--rules", action="store_true", help="inclusion rules instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hidden = hidden_states(arguments.tokens).head(arguments.tokens)
     weight_VD = torch.from_numpy(hidden.weight_VD)
-    if arguments.laws:
-        laws(hidden, weight_VD)
+    if arguments.rules:
+        print_rules(hidden, weight_VD)
         return
     generator = torch.Generator().manual_seed(0)
     sketch_DS = torch.linalg.qr(torch.randn(weight_VD.shape[1], SKETCH, generator=generator)).Q

@@ -1,7 +1,7 @@
-"""Inclusion laws by the entries that they need at the squared error of pi = p / tau, exactly.
+"""Inclusion rules by the entries that they need at the squared error of pi = p / tau, exactly.
 
 A part of `tests.bench.variance`. As in `tests.bench.control`, errors are expectations over all
-draws, sums over the whole vocabulary. "Best" laws are bounds: of all laws that are functions of
+draws, sums over the whole vocabulary. "Best" rules are bounds: of all rules that are functions of
 what is named, fitted on the very rows and for the very student that they are judged by.
 
 Legend: N positions, B bins of log p, C classes of tokens by rank, V vocabulary.
@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.loss.sampled_divergence import row_share
 from tests.bench.fidelity_data import Hidden
 
-__all__ = ["laws"]
+__all__ = ["print_rules"]
 
 Reals = NDArray[np.float64]
 TAU, BIN, LOWEST = 1 / 28, 0.125, -32.0
@@ -80,21 +80,21 @@ def _sums(hidden: Hidden, weight_VD: Tensor) -> Sums:
     return Sums(count, square, tail)
 
 
-def _at_the_error(square: Reals, law: Reals, wanted: float) -> Reals:
-    """Return min(1, law times the factor at which the squared error is as wanted)."""
+def _at_the_error(square: Reals, rule: Reals, wanted: float) -> Reals:
+    """Return min(1, rule times the factor at which the squared error is as wanted)."""
     low, high = -60.0, 60.0
     for _ in range(80):
         middle = (low + high) / 2
-        pi = np.clip(law * np.exp(middle), 1e-300, 1)
+        pi = np.clip(rule * np.exp(middle), 1e-300, 1)
         if float((square * (1 / pi - 1)).sum()) > wanted:
             low = middle
         else:
             high = middle
-    return np.clip(law * np.exp(high), 1e-300, 1)
+    return np.clip(rule * np.exp(high), 1e-300, 1)
 
 
-def laws(hidden: Hidden, weight_VD: Tensor) -> None:
-    """Print each law's cost over that of pi = p / tau, at its squared error."""
+def print_rules(hidden: Hidden, weight_VD: Tensor) -> None:
+    """Print each rule's cost over that of pi = p / tau, at its squared error."""
     sums = _sums(hidden, weight_VD)
     p_B = np.exp(LOWEST + BIN * (np.arange(_BINS) + 0.5))
     plain_B11 = np.minimum(1, p_B / TAU)[:, None]
@@ -105,16 +105,16 @@ def laws(hidden: Hidden, weight_VD: Tensor) -> None:
     bits_C = np.log2(tokens_C / entries_C) + 1.44 + _VALUE_BITS
     print(f"{len(sums.tail_N)} tokens; bits of an entry by class {np.round(bits_C, 1)}")
 
-    def line(name: str, count: Reals, square: Reals, law: Reals, cost: Reals) -> None:
-        pi = _at_the_error(square, law, wanted)
+    def line(name: str, count: Reals, square: Reals, rule: Reals, cost: Reals) -> None:
+        pi = _at_the_error(square, rule, wanted)
         before = float((count_BC * plain_B11 * cost.reshape(-1)).sum())
         print(f"{name:<56} {float((count * pi * cost).sum()) / before:7.3f}")
 
     one = np.ones(1)
     for power in (0.9, 0.8, 0.7):
-        law = plain_B11**power
-        line(f"p^{power}, entries", count_BC, square_BC, law, one)
-        line(f"p^{power}, bits", count_BC, square_BC, law, bits_C)
+        rule = plain_B11**power
+        line(f"p^{power}, entries", count_BC, square_BC, rule, one)
+        line(f"p^{power}, bits", count_BC, square_BC, rule, bits_C)
 
     def best(name: str, groups_N: NDArray[np.int64], cost_C: Reals, *, by_class: bool) -> None:
         groups = int(groups_N.max()) + 1
