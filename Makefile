@@ -318,6 +318,10 @@ bench-codec: setup-dev ## Measure layouts of sparse targets on the same teacher 
 bench-control: setup-dev ## Measure the squared error of the gradient by the share of the control variate
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.control $(ARGS)
 
+.PHONY: bench-variance
+bench-variance: setup-dev ## Compare ways to draw entries along a sequence by the gradient's error (ARGS=--rules: inclusion rules)
+	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.variance $(ARGS)
+
 .PHONY: bench-mixture
 bench-mixture: setup-dev ## Measure the bias of the mean of two sampled teachers against dense averaging
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.mixture $(ARGS)

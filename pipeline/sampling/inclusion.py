@@ -26,7 +26,9 @@ Sampling is systematic (Madow 1949): one random offset per position, steps of 1 
 sum of pi. Each token keeps its pi, and the number of kept tokens differs from its mean by less than
 one; this removes 4 % of the error at T = 1, compared with independent (Poisson) sampling. The draws
 of a position are therefore not independent: neighbours exclude each other, so a variance does not
-follow from the pi of one position. Those of different positions are independent.
+follow from the pi of one position. In a capture this is the first of two draws; the second,
+`pipeline/teacher/sparsify/second_phase.py`, looks at the whole sequence, so that positions of one
+sequence are not independent either.
 
 Log p of sampled tokens is stored on a coarse grid with subtractive dither (Schuchman 1964): with d
 uniform over a step, the rounded log p is log p + u, u uniform over +-step/2 and independent of p.

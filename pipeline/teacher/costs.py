@@ -118,7 +118,7 @@ def host_memory(
     """
     weights = weight_bytes / stored * _DTYPE_BYTES[dtype]
     cache_gib = settings.kv_cache_gib if settings.engine == "vllm" else 0.0
-    columns = 4 * scheme.num_columns * 2 * min(capture.shard_tokens, tokens)
+    columns = 4 * scheme.first_phase.num_columns * 2 * min(capture.shard_tokens, tokens)
     logits = _logits_bytes(capture, vocab_size)
     return int(_BASE_BYTES + weights + logits + cache_gib * (1 << 30) + columns)
 

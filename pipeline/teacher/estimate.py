@@ -17,6 +17,7 @@ from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import read_model_config
 from pipeline.observe.memory import available_memory_bytes
 from pipeline.storage import Store
+from pipeline.teacher.capture.fit_tau import mean_entries
 from pipeline.teacher.capture.plan import capture_requests
 from pipeline.teacher.capture.task import CaptureTask
 from pipeline.teacher.costs import cache_bytes, host_memory, stored_bytes
@@ -224,6 +225,8 @@ def _timing_run(task: CaptureTask) -> tuple[float, float]:
         started = time.monotonic()
         columns_NC = np.concatenate(engine.capture(chosen))
         rate = tokens / (time.monotonic() - started)
+        if task.scheme.rule is not None:
+            return rate, mean_entries(columns_NC, task.scheme, 1.0)
         return rate, kept_entries(columns_NC, task.scheme)
     finally:
         engine.close()

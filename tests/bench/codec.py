@@ -58,7 +58,7 @@ def _rows(
         ids_L, loss_mask_L = hidden.input_ids[index], hidden.loss_mask[index]
         targets, tail_N = to_targets(
             columns_NC[start : start + count], scheme, sample_id=hidden.sample_ids[index],
-            label_N=ids_L[loss_mask_L],
+            label_N=ids_L[loss_mask_L], rows_N=np.flatnonzero(loss_mask_L) - 1,
         )  # fmt: skip
         rows.append(CachedSequence(hidden.sample_ids[index], ids_L, loss_mask_L, targets))
         tails.append(tail_N)

@@ -23,6 +23,7 @@ from pipeline.loss.chunk_gradient import LossSpec, sparse_loss_
 from pipeline.sampling.inclusion import InclusionRule
 from pipeline.sampling.quantisation import SAMPLED_QUANTISATION
 from pipeline.teacher.sparsify.device import SparseScheme
+from pipeline.teacher.sparsify.scheme import OVERSAMPLING
 from tests.bench import fidelity_peers as peers
 from tests.bench.fidelity_cache import head_targets, through_the_cache
 from tests.bench.fidelity_data import Hidden, hidden_states
@@ -40,7 +41,9 @@ SHORT, LONG, DRAWS = 8192, 65_536, 4
 def sampled(*taus: float, top_k: int = 0) -> SparseScheme:
     """Return the scheme of one tau a temperature, as `capture.scheme` makes it."""
     grid = GRID[: len(taus)]
-    return SparseScheme(top_k, grid, InclusionRule(grid, taus), SAMPLED_QUANTISATION)
+    return SparseScheme(
+        top_k, grid, InclusionRule(grid, taus), SAMPLED_QUANTISATION, oversampling=OVERSAMPLING
+    )
 
 
 SCHEMES = {

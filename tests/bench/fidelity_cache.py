@@ -61,6 +61,7 @@ def through_the_cache(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -
             scheme,
             sample_id=hidden.sample_ids[index],
             label_N=ids_L[loss_mask_L],
+            rows_N=np.flatnonzero(loss_mask_L) - 1,
         )
         rows.append(CachedSequence(hidden.sample_ids[index], ids_L, loss_mask_L, targets))
         tails.append(tail_N)
@@ -126,5 +127,5 @@ def columns_of(hidden: Hidden, weight_VD: Tensor, scheme: SparseScheme) -> np.nd
     for start in range(0, len(label_N), _ROWS):
         some = slice(start, start + _ROWS)
         logits_RV = torch.from_numpy(hidden.teacher_ND[some]).float() @ weight_VD.t()
-        parts.append(sparsify(logits_RV, label_N[some], scheme, noise_N[some]).numpy())
+        parts.append(sparsify(logits_RV, label_N[some], scheme.first_phase, noise_N[some]).numpy())
     return np.concatenate(parts)

@@ -181,7 +181,7 @@ def scheme_text(scheme: Mapping[str, Any]) -> str:
     else:
         parts.append("tail mass kept")
     if "heldout" in scheme:
-        parts.append(f"held-out rows: {_scheme_text(scheme['heldout'])}")
+        parts.append(f"held-out rows: {scheme_text(scheme['heldout'])}")
     return ", ".join(parts)
 
 

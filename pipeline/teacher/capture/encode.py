@@ -43,6 +43,7 @@ def encode_columns(
             task.scheme.of_split(shard.split),
             sample_id=sample.sample_id,
             label_N=sample.input_ids[sample.loss_mask],
+            rows_N=np.flatnonzero(sample.loss_mask) - 1,
             written=sample.written,
         )
         rows.append(CachedSequence(sample.sample_id, sample.input_ids, sample.loss_mask, targets))

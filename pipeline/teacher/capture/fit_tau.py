@@ -195,17 +195,18 @@ def scale_rule(
 
 def mean_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme, factor: float) -> float:
     """Estimate the entries kept at a position by the rule scaled by `factor`, label included."""
-    rule = scheme.rule
+    rule, first = scheme.rule, scheme.first_phase
     assert rule is not None
+    assert first.rule is not None
     grid = len(scheme.temperatures)
-    start, places = 2 + 2 * grid, scheme.always_kept_places + scheme.sampled_places
+    start, places = 2 + 2 * grid, first.always_kept_places + first.sampled_places
     kept_NP = columns_NC[:, start : start + places] >= 0
     values_E = columns_NC[:, start + places :][kept_NP]
     log_z_EG = np.repeat(columns_NC[:, 2 : 2 + grid], kept_NP.sum(axis=1), axis=0)
-    before_E = rule.inclusion(values_E, log_z_EG)
+    before_E = first.rule.inclusion(values_E, log_z_EG)
     after_E = rule.scaled(factor).inclusion(values_E, log_z_EG)
     place_E = np.nonzero(kept_NP)[1]
-    before_E[place_E < scheme.always_kept_places] = 1.0
+    before_E[place_E < first.always_kept_places] = 1.0
     after_E[place_E < scheme.top_k] = 1.0
     return 1.0 + float((after_E / before_E).sum()) / max(len(columns_NC), 1)
 

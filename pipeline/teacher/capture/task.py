@@ -54,7 +54,7 @@ class CaptureTask:
             self.teacher.settings,
             self.settings,
             folder=self.teacher.model.path,
-            scheme=self.scheme,
+            scheme=self.scheme.first_phase,
             max_length=self.teacher.max_length,
         )
 

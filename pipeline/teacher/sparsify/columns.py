@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from pipeline.cache.codec.targets import SparseTargets
 from pipeline.corpus.sample import WrittenTokens
 from pipeline.errors import ModelError
+from pipeline.sampling.noise import sample_key
 from pipeline.teacher.sparsify.device import SparseScheme
 from pipeline.teacher.sparsify.requested import requested_entries
+from pipeline.teacher.sparsify.second_phase import Kept, second_phase
 
 __all__ = ["kept_entries", "to_targets"]
 
@@ -20,15 +22,19 @@ def to_targets(
     *,
     sample_id: str,
     label_N: NDArray[np.integer],
+    rows_N: NDArray[np.integer] | None = None,
     written: WrittenTokens | None = None,
 ) -> tuple[SparseTargets, NDArray[np.float32]]:
     """Turn one sequence's columns into targets and the mass outside the always-kept entries.
 
     Args:
-        columns_NC: from `sparsify`; with K more columns where the writer named K ids.
-        scheme: the one they were made with.
-        sample_id: for messages.
+        columns_NC: from `sparsify` by `scheme.first_phase`; with K more columns where the writer
+            named K ids.
+        scheme: what is kept.
+        sample_id: keys the second draw.
         label_N: the supervised tokens; the first entry of each position of a sampled target.
+        rows_N: the position in the sequence that predicts each; needed where the scheme has
+            `oversampling`.
         written: what their writer recorded.
 
     Raises:
@@ -45,19 +51,29 @@ def to_targets(
         )
     grid = len(scheme.temperatures)
     start = 2 + 2 * grid
-    places = scheme.always_kept_places + scheme.sampled_places
+    first, tail_N = scheme.first_phase, columns_NC[:, 1]
+    places = first.always_kept_places + first.sampled_places
     ids_NP = columns_NC[:, start : start + places].astype(np.int32)
     stop = start + 2 * places
     values_NP = np.minimum(columns_NC[:, start + places : stop], 0)
     log_z_NG = columns_NC[:, 2 : 2 + grid]
     if scheme.rule is None:
         parts = _always_kept(ids_NP, values_NP)
+    elif scheme.oversampling != 1:
+        assert rows_N is not None
+        kept = second_phase(
+            ids_NP, values_NP, log_z_NG, scheme, label_N=label_N,
+            label_logprob_N=np.minimum(columns_NC[:, 0], 0), key=sample_key(sample_id),
+            rows_N=rows_N,
+        )  # fmt: skip
+        tail_N = np.minimum(tail_N + kept.left_N, 1)
+        parts = _in_runs(kept, columns_NC[:, 0], label_N)
     else:
         parts = _sampled(ids_NP, values_NP, scheme, columns_NC[:, 0], label_N, log_z_NG)
     counts_N, ids_E, values_E, inclusion_E = parts
     largest_N = None
     if scheme.keeps_largest:
-        split = scheme.always_kept_places
+        split = first.always_kept_places
         largest_N = _largest(
             columns_NC[:, start : start + split],
             columns_NC[:, start + places : start + places + split],
@@ -80,7 +96,7 @@ def to_targets(
         if written is None or written.top_ids_NK is None
         else requested_entries(written.top_ids_NK, columns_NC[:, stop:]),
     )
-    return targets, columns_NC[:, 1]
+    return targets, tail_N
 
 
 def kept_entries(columns_NC: NDArray[np.float32], scheme: SparseScheme) -> float:
@@ -127,6 +143,21 @@ def _always_kept(ids_NK: NDArray[np.int32], values_NK: NDArray[np.float32]) -> _
         np.take_along_axis(values_NK, order_NK, axis=1).reshape(-1),
         None,
     )
+
+
+def _in_runs(
+    kept: Kept, label_logprob_N: NDArray[np.float32], label_N: NDArray[np.integer]
+) -> _Parts:
+    """Label first, then the other always-kept ones, then the sampled ones, each run ascending."""
+    count = len(label_N)
+    position_E = np.concatenate([np.arange(count), kept.position_E])
+    ids_E = np.concatenate([label_N.astype(np.int32), kept.ids_E])
+    values_E = np.concatenate([np.minimum(label_logprob_N, 0), kept.logprobs_E])
+    inclusion_E = np.concatenate([np.ones(count, np.float32), kept.inclusion_E])
+    label_first_E = np.arange(len(ids_E)) >= count
+    order_E = np.lexsort((ids_E, inclusion_E < 1, label_first_E, position_E))
+    counts_N = np.bincount(position_E, minlength=count).astype(np.int32)
+    return counts_N, ids_E[order_E], values_E[order_E], inclusion_E[order_E]
 
 
 def _sampled(

@@ -7,8 +7,10 @@ from pipeline.sampling.quantisation import HELDOUT_QUANTISATION, SAMPLED_QUANTIS
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
-__all__ = ["capture_scheme"]
+__all__ = ["OVERSAMPLING", "capture_scheme"]
 
+OVERSAMPLING = 4.0
+"""Times as many candidates as kept entries; what it changes is in decisions/sampling.md."""
 _TAU_ALONE = 1 / 28
 _TAU_BESIDE = (1 / 9, 1 / 23.5)
 """At T = 1 beside another temperature, and at that one: `make bench-fidelity` has the trade-off."""
@@ -35,6 +37,7 @@ def capture_scheme(settings: CaptureSettings, *, on_device: bool = True) -> Spar
         grid,
         InclusionRule(grid, taus),
         SAMPLED_QUANTISATION,
+        oversampling=OVERSAMPLING,
         mean_entries=settings.mean_entries,
         taus_before=() if settings.mean_entries is None else taus,
     )

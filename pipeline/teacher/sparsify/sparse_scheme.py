@@ -9,7 +9,7 @@ Legend: G temperatures, C columns, K always-kept and D sampled places.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.sampling.inclusion import MOST_INCLUSION, InclusionRule
 from pipeline.sampling.quantisation import Quantisation
@@ -18,6 +18,8 @@ __all__ = ["LOWEST_LOG_P", "SparseScheme"]
 
 LOWEST_LOG_P = 40.0
 """Sampled entries' log p ends here, in nats: what lies below counts as if it were there."""
+_MOST_CANDIDATES = 256
+"""Sum of 1 / tau up to which a device draws more entries than are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class SparseScheme:
     mean_entries: float | None = None
     """What tau is fitted to (`capture/fit_tau.py`), from `taus_before`; None: not at all."""
     taus_before: tuple[float, ...] = ()
+    oversampling: float = 1.0
+    """The device draws by taus smaller by this factor, or by less where that is too many entries;
+    `second_phase` chooses among them. 1: the device's draw is the only one."""
     heldout: SparseScheme | None = None
     """What is kept of the held-out rows, at the same temperatures; None: the same."""
 
@@ -56,6 +61,7 @@ class SparseScheme:
             data["top_k"] = self.top_k
         if self.rule is not None:
             data["taus"] = list(self.rule.taus)
+            data["oversampling"] = self.oversampling
         if self.mean_entries is not None:
             data["mean_entries"] = self.mean_entries
             data["taus_before"] = list(self.taus_before)
@@ -68,6 +74,15 @@ class SparseScheme:
     def keeps_largest(self) -> bool:
         """Whether the likeliest token is always kept."""
         return self.top_k > 0
+
+    @property
+    def first_phase(self) -> SparseScheme:
+        """What a device draws by: the same scheme with smaller taus."""
+        if self.rule is None or self.oversampling == 1:
+            return self
+        fits = _MOST_CANDIDATES / sum(1 / tau for tau in self.rule.taus if tau)
+        factor = max(1.0, min(self.oversampling, fits))
+        return replace(self, rule=self.rule.scaled(1 / factor), oversampling=1.0)
 
     @property
     def always_kept_places(self) -> int:

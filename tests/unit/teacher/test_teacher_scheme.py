@@ -19,7 +19,7 @@ from pipeline.teacher.costs import expected_entries
 from pipeline.teacher.engines.base import EngineInfo
 from pipeline.teacher.settings import CaptureSettings
 from pipeline.teacher.sparsify.device import SparseScheme
-from pipeline.teacher.sparsify.scheme import capture_scheme
+from pipeline.teacher.sparsify.scheme import OVERSAMPLING, capture_scheme
 
 
 def scheme(**capture: Any) -> SparseScheme:
@@ -35,8 +35,9 @@ def test_what_the_settings_ask_for() -> None:
     assert capture_scheme(CaptureSettings(), on_device=False).heldout is None
     sampled = scheme(scheme="threshold", tau=(0.1, 0.05))
     assert sampled == SparseScheme(
-        1, (1.0, 2.0), InclusionRule((1.0, 2.0), (0.1, 0.05)), SAMPLED_QUANTISATION
-    )
+        1, (1.0, 2.0), InclusionRule((1.0, 2.0), (0.1, 0.05)), SAMPLED_QUANTISATION,
+        oversampling=OVERSAMPLING,
+    )  # fmt: skip
     assert sampled.name == "threshold"
     assert "top_k" not in sampled.to_json()
     assert scheme(scheme="top_k_sampled", top_k=9, tau=(0.1, 0.05)).top_k == 9
@@ -88,7 +89,7 @@ def test_fitted_tau_is_in_the_identity_and_can_be_taken_out() -> None:
     before = scheme(scheme="threshold", mean_entries=12)
     after = SparseScheme(
         1, before.temperatures, InclusionRule((1.0, 2.0), (0.07, 0.035)), before.quantisation, 12,
-        before.taus_before,
+        before.taus_before, before.oversampling,
     )  # fmt: skip
 
     def identity(of: SparseScheme) -> dict[str, Any]:

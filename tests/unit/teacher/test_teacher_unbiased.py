@@ -37,6 +37,12 @@ SEQUENCES, LENGTH = 512, 64
 SCHEMES = {
     "threshold": SparseScheme(0, GRID, InclusionRule(GRID, (1 / 4, 1 / 8))),
     "threshold, one temperature": SparseScheme(0, (1.0,), InclusionRule((1.0,), (1 / 8,))),
+    "threshold, one temperature, two phases": SparseScheme(
+        0, (1.0,), InclusionRule((1.0,), (1 / 8,)), oversampling=4.0
+    ),
+    "top-k-sampled, two phases": SparseScheme(
+        3, GRID, InclusionRule(GRID, (1 / 4, 1 / 8)), oversampling=3.0
+    ),
     "top-k-sampled": SparseScheme(3, GRID, InclusionRule(GRID, (1 / 4, 1 / 8))),
 }
 
@@ -63,8 +69,11 @@ def _cached(name: str) -> tuple[CachedSequence, ...]:
     for number in range(SEQUENCES):
         sample_id = hashlib.sha256(str(number).encode()).hexdigest()[:32]
         noise_N = torch.from_numpy(row_noise(sample_key(sample_id), np.arange(LENGTH - 1)))
-        columns = sparsify(logits_NV, label_N, scheme, noise_N).numpy()
-        targets, tail_N = to_targets(columns, scheme, sample_id=sample_id, label_N=label_N.numpy())
+        columns = sparsify(logits_NV, label_N, scheme.first_phase, noise_N).numpy()
+        targets, tail_N = to_targets(
+            columns, scheme, sample_id=sample_id, label_N=label_N.numpy(),
+            rows_N=np.arange(LENGTH - 1),
+        )  # fmt: skip
         rows.append(CachedSequence(sample_id, ids_L, loss_mask_L, targets))
         tails.append(tail_N)
     spec = CodecSpec(VOCAB, scheme.rule, scheme.quantisation)
