@@ -21,13 +21,20 @@ _FAMILIES = (
     ("top-k and one bucket", _ORANGE, "^"),
     ("top-8 and a sampled tail", _PINK, "D"),
 )
-_BESIDE = {
-    "verl": (7, -5, "left"),
-    "ms-swift": (7, 3, "left"),
-    "Axolotl": (-7, -14, "right"),
-    "DistillKit recommended": (0, -15, "center"),
-}
-"""Where labels would lie on each other: points to the right and up, alignment."""
+_SHOWN = {
+    "DistillKit recommended, zero": ("DistillKit recommended, zero", (0, 8, "center")),
+    "DistillKit recommended with normalize_t, symmetric_uniform": (
+        "DistillKit normalize_t, symmetric_uniform", (0, -15, "center"),
+    ),
+    "DistillKit budget, zero": ("DistillKit budget, zero", (-7, 8, "right")),
+    "DistillKit budget, symmetric_uniform": (
+        "DistillKit budget, symmetric_uniform", (7, 5, "left"),
+    ),
+    "Axolotl, k = 64, default": ("Axolotl", (-7, -14, "right")),
+    "Megatron-LM, k = 64, ghost token": ("Megatron-LM", (7, 5, "left")),
+}  # fmt: skip
+"""Rows of other projects' code in the plot, which has no room for all: label, points to the right
+and up, alignment. Rebuilt rows are there under their names. What stores nothing has no place."""
 
 
 def save(table: Table, part: str, counts: tuple[int, ...]) -> None:
@@ -103,12 +110,13 @@ def _over_bytes(axis: Axes, rows: dict[str, Any], temperature: str) -> None:
                 color=colour, marker=marker, label=label, linewidth=1.8,
             )  # fmt: skip
     for name, row in rows.items():
-        if _family(name) is None and temperature in row["at"]:
-            place, short = (row["bytes"], 100 * row["at"][temperature][-1]), name.split(" (")[0]
-            dx, dy, side = _BESIDE.get(short, (7, 5, "left"))
+        label, (dx, dy, side) = _SHOWN.get(name, (name, (7, 5, "left")))
+        is_shown = name in _SHOWN or name.endswith("rebuilt")
+        if is_shown and row["bytes"] is not None and temperature in row["at"]:
+            place = (row["bytes"], 100 * row["at"][temperature][-1])
             axis.plot(*place, "x", color="#555555", markersize=7)
             axis.annotate(
-                short, place, textcoords="offset points", xytext=(dx, dy), fontsize=8,
+                label, place, textcoords="offset points", xytext=(dx, dy), fontsize=8,
                 ha=side, color="#333333",
             )  # fmt: skip
 
