@@ -85,8 +85,9 @@ class Errors:
 
     def compare(self, stored: Stored, teacher_RV: Tensor) -> None:
         """Add the differences of rebuilt log-probs from the teacher's."""
-        exact_RK = torch.log_softmax(teacher_RV, -1).gather(1, stored.ids_RK.long())
-        there_RK = stored.logprobs_RK > -100  # what a project leaves out has a mark below
+        there_RK = stored.logprobs_RK > -100  # what a project leaves out has marks for id and value
+        ids_RK = torch.where(there_RK, stored.ids_RK.long(), 0)
+        exact_RK = torch.log_softmax(teacher_RV, -1).gather(1, ids_RK)
         difference_RK = torch.where(there_RK, stored.logprobs_RK - exact_RK, 0.0)
         self.squares += float(difference_RK.double().square().sum())
         self.rebuilt += int(there_RK.sum())

@@ -6,17 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import ConfigError
+from tests.bench.fidelity_data import Hidden
 from tests.bench.fidelity_run import Errors, at, bytes_at
 from tests.bench.fidelity_spread import _summary
 from tests.bench.peers.adapters import PROJECTS, caption, peers_of
 from tests.bench.peers.checkout import Checkout, load, parse
 from tests.bench.peers.rebuilt import rebuilt, truncated
 from tests.bench.peers.seam import gradient_of, rows_of
-from tests.bench.quality import _targets
+from tests.bench.quality import _loss, _targets
 
 VOCABULARY = 200
 SWIFT = "swift/rlhf_trainers/gkd_loss.py"
@@ -197,3 +199,26 @@ def test_targets_of_students_are_named_as_what_they_are() -> None:
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="did you mean DistillKit budget, zero, rebuilt"):
         _targets(["DistillKit budget, zero"], others)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_students_learn_from_a_projects_own_loss(swift: Path, temperature: float) -> None:
+    """The gradient on the student's logits is T times that on logits / T: that of T^2 KL."""
+    teacher_ND = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float16)
+    weight_VD = np.random.default_rng(1).normal(size=(VOCABULARY, 8)).astype(np.float32)
+    ids_L, loss_mask_L = np.zeros(6, np.int32), np.arange(6) > 0
+    train = Hidden(
+        teacher_ND, teacher_ND, weight_VD, np.zeros(5, np.int64), ["a"], [ids_L], [loss_mask_L]
+    )
+    others = rows_of(peers_of(parse([f"ms-swift={swift}"], PROJECTS), VOCABULARY))
+    peer, one = others["ms-swift, k = 64"]
+    loss = _loss("ms-swift, k = 64", temperature, train, torch.from_numpy(weight_VD), (peer, one))
+    hidden_ND = torch.randn(5, 8, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    head_VD = torch.from_numpy(weight_VD)
+    loss(hidden_ND, head_VD, np.array([0])).backward()
+    logits_RV = torch.from_numpy(teacher_ND).float() @ head_VD.t()
+    stored = peer.store(logits_RV)
+    expected_RV = temperature * one.gradient(
+        stored, (hidden_ND @ head_VD.t()).detach(), temperature
+    )
+    torch.testing.assert_close(hidden_ND.grad, expected_RV @ head_VD)
