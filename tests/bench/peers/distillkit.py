@@ -67,9 +67,16 @@ class _Setting:
     def store(self, teacher_RV: Tensor) -> Stored:
         """Compress and decompress the top k, as [1, R, K], as a captured sequence is."""
         ids_RK, logprobs_RK = top_k(teacher_RV, int(self.kept))
+        rows = len(ids_RK)
+        if rows == 1:  # their decoder does not read a sequence of one position
+            ids_RK, logprobs_RK = ids_RK.repeat(2, 1), logprobs_RK.repeat(2, 1)
         row = self.compressor.compress_from_sparse(ids_RK[None], logprobs_RK[None])
-        self._bytes += sum(column.numel() * column.element_size() for column in row.values())
-        ids_1RK, rebuilt_1RK = self.compressor.decompress_to_sparse(row)
+        self._bytes += rows * sum(
+            column.shape[-1] * column.element_size() for column in row.values()
+        )
+        ids_1RK, rebuilt_1RK = (
+            part[:, :rows] for part in self.compressor.decompress_to_sparse(row)
+        )
         return Stored(ids_1RK[0], rebuilt_1RK[0].float(), {"as_given_1RK": rebuilt_1RK})
 
     def stored_bytes(self) -> int:
