@@ -22,19 +22,20 @@ _FAMILIES = (
     ("top-8 and a sampled tail", _PINK, "D"),
 )
 _SHOWN = {
-    "DistillKit recommended, zero": ("DistillKit recommended, zero", (0, 8, "center")),
+    "DistillKit recommended, zero": ("DistillKit", (0, 7, "center")),
+    "DistillKit recommended, zero, rebuilt": ("DistillKit, rebuilt", (0, 7, "center")),
     "DistillKit recommended with normalize_t, symmetric_uniform": (
-        "DistillKit normalize_t, symmetric_uniform", (0, -15, "center"),
+        "DistillKit, bucket", (0, -14, "center"),
     ),
-    "DistillKit budget, zero": ("DistillKit budget, zero", (-7, 8, "right")),
-    "DistillKit budget, symmetric_uniform": (
-        "DistillKit budget, symmetric_uniform", (7, 5, "left"),
-    ),
-    "Axolotl, k = 64, default": ("Axolotl", (-7, -14, "right")),
-    "Megatron-LM, k = 64, ghost token": ("Megatron-LM", (7, 5, "left")),
+    "DistillKit budget, zero": ("DistillKit budget", (-6, 5, "right")),
+    "DistillKit budget, zero, rebuilt": ("DistillKit budget, rebuilt", (-6, 5, "right")),
+    "Axolotl, k = 64, default": ("Axolotl", (0, 7, "center")),
+    "Axolotl, k = 64, rebuilt": ("Axolotl, rebuilt", (0, -14, "center")),
+    "Megatron-LM, k = 64, ghost token": ("Megatron-LM", (0, 7, "center")),
+    "random-sampling KD, 50 draws, rebuilt": ("random sampling, rebuilt", (8, 3, "left")),
 }  # fmt: skip
-"""Rows of other projects' code in the plot, which has no room for all: label, points to the right
-and up, alignment. Rebuilt rows are there under their names. What stores nothing has no place."""
+"""Rows of other projects' code in the plot, and rebuilt ones; it has no room for all. Label,
+points to the right and up, alignment. What stores nothing has no place."""
 
 
 def save(table: Table, part: str, counts: tuple[int, ...]) -> None:
@@ -76,7 +77,8 @@ def plot(file: Path) -> None:
             axis.spines[side].set_visible(False)
     for axis in axes[:2]:
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_ylim(1, 1500)
+        axis.set_xlim(7, 3000)
+        axis.set_ylim(0.5, 1500)
     if long:
         _over_tokens(axes[2], long)
     figure.tight_layout()
@@ -110,9 +112,8 @@ def _over_bytes(axis: Axes, rows: dict[str, Any], temperature: str) -> None:
                 color=colour, marker=marker, label=label, linewidth=1.8,
             )  # fmt: skip
     for name, row in rows.items():
-        label, (dx, dy, side) = _SHOWN.get(name, (name, (7, 5, "left")))
-        is_shown = name in _SHOWN or name.endswith("rebuilt")
-        if is_shown and row["bytes"] is not None and temperature in row["at"]:
+        if name in _SHOWN and row["bytes"] is not None and temperature in row["at"]:
+            label, (dx, dy, side) = _SHOWN[name]
             place = (row["bytes"], 100 * row["at"][temperature][-1])
             axis.plot(*place, "x", color="#555555", markersize=7)
             axis.annotate(

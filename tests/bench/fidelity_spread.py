@@ -60,7 +60,7 @@ def spread(tokens: int, *, short: int, long: int) -> list[Figures]:
     for corpus in CORPORA:
         near = hidden_states(tokens, corpus=corpus).head(tokens)
         caches: Caches = {}
-        for student, hidden in (("near", near), ("pruned", with_pruned_student(near))):
+        for student, hidden in (("near", near), ("far", with_pruned_student(near))):
             found.append(_figures(corpus, student, hidden, short, long, caches))
             if len(found) == 1:
                 print(f"spread over texts and students, at least {tokens} tokens of each text")
