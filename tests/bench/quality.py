@@ -187,6 +187,8 @@ def main() -> None:
     parser.add_argument("--per_step", type=int, default=4, help="sequences of a step")
     parser.add_argument("--heldout", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=65_536,
+                        help="read of the corpus; fewer for a short trial")  # fmt: skip
     parser.add_argument("--temperature", type=float, nargs="*", default=[1.0, 2.0])
     parser.add_argument("--target", nargs="*", default=None,
                         help="train these alone, by the names of the table, which needs `dense`; "
@@ -194,23 +196,25 @@ def main() -> None:
     add_peer_option(parser)
     arguments = parser.parse_args()
     checkouts = parse(arguments.peer, PROJECTS)
-    train, heldout = split(hidden_states(65_536), arguments.train, arguments.heldout)
+    train, heldout = split(hidden_states(arguments.tokens), arguments.train, arguments.heldout)
     peers = [truncated(64), *peers_of(checkouts, len(train.weight_VD))]
     others = rows_of(peers)
     targets = _targets(arguments.target, others)
     RESULTS.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, float, int], list[float]] = {}
-    # A result of another commit of a project is another result.
-    run_by = "-".join(checkout.commit[-8:] for checkout in checkouts.values())
+    # A result of another commit of a project is another result; without a commit none is kept.
+    run_by = "-".join(checkout.commit.split()[1][:8] for checkout in checkouts.values())
+    is_known = all(checkout.is_clean for checkout in checkouts.values())
     for seed in range(arguments.seeds):
         for temperature in arguments.temperature:
             for target in targets:
                 sizes = f"{arguments.train}-{arguments.per_step}-{arguments.heldout}"
                 name = f"{target}-{temperature:g}-{seed}-{sizes}"
-                if target not in (*OURS, TRUNCATED) and run_by:
+                is_theirs = target not in (*OURS, TRUNCATED) and bool(run_by)
+                if is_theirs:
                     name += f"-{run_by}"
                 file = RESULTS / f"{name.replace(' ', '_')}.json"
-                if not file.exists():
+                if not file.exists() or (is_theirs and not is_known):
                     scores = run(
                         target, temperature, seed, arguments.per_step, train, heldout, others
                     )

@@ -43,6 +43,11 @@ class Checkout:
     commit: str
     """Of the checkout's HEAD, or in words that it is not known."""
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether the commit says what the files are."""
+        return self.commit.startswith("commit ") and len(self.commit.split()) == 2
+
     def __str__(self) -> str:
         """Return repository and commit."""
         return f"{self.project.title}: {self.project.repository}, {self.commit}"

@@ -84,16 +84,19 @@ def test_a_project_given_twice_is_told(swift: Path) -> None:
 
 
 def test_the_commit_is_read_from_the_checkout(swift: Path) -> None:
-    def commit() -> str:
-        return parse([f"ms-swift={swift}"], PROJECTS)["ms-swift"].commit
+    def checkout() -> Checkout:
+        return parse([f"ms-swift={swift}"], PROJECTS)["ms-swift"]
 
-    assert commit() == "commit not known (no git repository)"
+    assert checkout().commit == "commit not known (no git repository)"
+    assert not checkout().is_clean
     _git(swift, "init", "-q")
     _git(swift, "add", ".")
     _git(swift, "commit", "-qm", "first")
-    assert commit() == f"commit {_git(swift, 'rev-parse', 'HEAD')}"
+    assert checkout().commit == f"commit {_git(swift, 'rev-parse', 'HEAD')}"
+    assert checkout().is_clean
     (swift / SWIFT).write_text(LOSS + "\n")
-    assert commit().endswith(", with local changes")
+    assert checkout().commit.endswith(", with local changes")
+    assert not checkout().is_clean
 
 
 def test_rebuilt_rows_say_so_and_others_do_not(swift: Path) -> None:
