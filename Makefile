@@ -327,7 +327,7 @@ bench-mixture: setup-dev ## Measure the bias of the mean of two sampled teachers
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.mixture $(ARGS)
 
 .PHONY: bench-fidelity
-bench-fidelity: setup-dev ## Measure the gradient's error over bytes per token, with table and plot (ARGS=--quick)
+bench-fidelity: setup-dev ## Measure the gradient's error over bytes per token, with table and plot (ARGS=--quick; --peer NAME=PATH: other projects' code)
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.fidelity --plot pipeline/cache/fidelity.svg $(ARGS)
 
 .PHONY: bench-heldout

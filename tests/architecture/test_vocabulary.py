@@ -135,7 +135,10 @@ RETIRED = {
     "kd": Retired(
         r"_kd_",
         r"`[\w./]*\bkd\b[\w./]*`|\bkd (term|loss|value)s?\b",
-        allowed={r"pipeline/config/fields\.py:kd_(ratio|weight)": "what other trainers call it"},
+        allowed={
+            r"pipeline/config/fields\.py:kd_(ratio|weight)": "what other trainers call it",
+            r"pipeline/BENCHMARKS\.md:kd_(beta|normalize_topk)": "options of Axolotl",
+        },
     ),
 }  # fmt: skip
 

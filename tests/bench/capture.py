@@ -29,24 +29,23 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import numpy as np
 
 from pipeline.models.resolve import resolve_model
-from pipeline.sampling.inclusion import InclusionRule
 from pipeline.teacher.engines.base import CaptureRequest
 from pipeline.teacher.engines.vllm import VllmEngine
 from pipeline.teacher.settings import CaptureSettings, TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 from pipeline.teacher.sparsify.gpu.plan import bytes_of_row
+from pipeline.teacher.sparsify.scheme import capture_scheme
 
 FEWEST_ROUNDS, MOST_ROUNDS = 4, 40
 SMALL_ERROR = 0.008
 VOCAB_OF_A_GPU = 151_936
 """Of Qwen 2.5 and 3; float32 logits, as vLLM's head gives them."""
 SCHEMES = {
-    "top64": SparseScheme(64, (1.0, 2.0)),
-    "threshold": SparseScheme(0, (1.0,), InclusionRule((1.0,), (1 / 30,))),
-    "threshold, two temperatures": SparseScheme(
-        0, (1.0, 2.0), InclusionRule((1.0, 2.0), (1 / 12, 1 / 25))
-    ),
+    name: capture_scheme(CaptureSettings(scheme="threshold", temperatures=grid)).first_phase
+    for name, grid in (("threshold", (1.0,)), ("threshold, two temperatures", (1.0, 2.0)))
 }
+SCHEMES["top64"] = SparseScheme(64, (1.0, 2.0))
+"""As the settings make them, and as a device draws by them."""
 
 
 def embedded(tokens: int) -> tuple[Path, list[CaptureRequest], int]:

@@ -1,13 +1,14 @@
 """Hidden states of a teacher and of a student that is the teacher without two layers.
 
-The data of `tests.bench.fidelity`. Computed once for a number of tokens (minutes) and kept
-below `runs/bench/`, which git ignores.
+The data of `tests.bench.fidelity`. Computed once for a text and a number of tokens (minutes) and
+kept below `runs/bench/`, which git ignores. All texts come with Python: nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import sysconfig
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ from pipeline.models.tokenizer import load_tokenizer
 from tests.bench.gemma import GEMMA, gemma_folder
 from tests.whole_corpus import build_corpus
 
-__all__ = ["Hidden", "hidden_states"]
+__all__ = ["CORPORA", "Hidden", "hidden_states", "sequences"]
 
 FOLDER = Path("runs/bench")
+CORPORA = ("documentation", "code", "chats")
+"""Texts beside `embedded`, which mixes the first and the last. Code is Python's own library."""
+_EVERY = 4
+"""One in so many files of the library is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +73,23 @@ class Hidden:
 
 
 def hidden_states(
-    tokens: int, *, model: str = "embedded", dropped: tuple[int, ...] = (12, 20)
+    tokens: int,
+    *,
+    model: str = "embedded",
+    dropped: tuple[int, ...] = (12, 20),
+    corpus: str = "embedded",
 ) -> Hidden:
-    """Return the last hidden states of at least `tokens` tokens of the embedded corpus."""
+    """Return the last hidden states of at least `tokens` tokens of a text."""
     if model == GEMMA:
         model = str(gemma_folder(FOLDER))
     resolved = resolve_model(model, revision=None, role="teacher")
-    samples = _samples(resolved.path, tokens)
+    samples = _samples(resolved.path, tokens, corpus)
     network = load_causal_lm(resolved.path, dtype="float32").eval()
     weight_VD = network.get_output_embeddings().weight.detach().numpy()
     name, layers_dropped = Path(model).name, "-".join(map(str, dropped))
     total = sum(int(sample.loss_mask.sum()) for sample in samples)
-    made = _made(f"hidden-{name}-", f"-{layers_dropped}.npz", tokens)
+    before = f"hidden-{name}-" if corpus == "embedded" else f"hidden-{name}-{corpus}-"
+    made = _made(before, f"-{layers_dropped}.npz", tokens)
     if made is not None:
         data = np.load(made)
         teacher_ND, student_ND = data["teacher"][:total], data["student"][:total]
@@ -93,7 +103,7 @@ def hidden_states(
             network.config.layer_types = [k for i, k in enumerate(kinds) if i not in dropped]
         student_ND = _run(network, samples)
         FOLDER.mkdir(parents=True, exist_ok=True)
-        file = FOLDER / f"hidden-{name}-{tokens}-{layers_dropped}.npz"
+        file = FOLDER / f"{before}{tokens}-{layers_dropped}.npz"
         np.savez(file, teacher=teacher_ND, student=student_ND)
     return Hidden(
         teacher_ND,
@@ -116,8 +126,35 @@ def _made(before: str, after: str, tokens: int) -> Path | None:
     return FOLDER / f"{before}{min(enough)}{after}" if enough else None
 
 
-def _samples(folder: Path, tokens: int) -> list[Any]:
-    settings = CorpusSettings(dataset_name="embedded", max_length=512)
+def sequences(tokens: int) -> list[NDArray[np.int32]]:
+    """Return the token ids of the same sequences of the embedded corpus, without any model."""
+    resolved = resolve_model("embedded", revision=None, role="teacher")
+    return [sample.input_ids for sample in _samples(resolved.path, tokens, "embedded")]
+
+
+def _settings(corpus: str) -> CorpusSettings:
+    if corpus == "documentation":
+        return CorpusSettings(dataset_name="embedded", format="text", max_length=512)
+    if corpus == "chats":
+        return CorpusSettings(dataset_name="embedded", format="messages", max_length=512)
+    if corpus == "code":
+        return CorpusSettings(dataset_name=str(_code_folder()), max_length=512, overlong="split")
+    return CorpusSettings(dataset_name="embedded", max_length=512)
+
+
+def _code_folder() -> Path:
+    """Return a folder with modules of Python's library as .txt files."""
+    folder = FOLDER / f"code-{sysconfig.get_python_version()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[::_EVERY]:
+        copy = folder / f"{file.stem}.txt"
+        if not copy.exists():
+            copy.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    return folder
+
+
+def _samples(folder: Path, tokens: int, name: str) -> list[Any]:
+    settings = _settings(name)
     corpus = build_corpus(settings, tokenizer=load_tokenizer(folder), seed=42)
     samples = [sample for sample in corpus.samples if sample.split == "train"]
     chosen = []
@@ -126,7 +163,7 @@ def _samples(folder: Path, tokens: int) -> list[Any]:
         tokens -= int(samples[index].loss_mask.sum())
         if tokens <= 0:
             return chosen
-    raise SystemExit(f"the embedded corpus has {-tokens} supervised tokens too few")
+    raise SystemExit(f"the text {name} has {tokens} supervised tokens too few")
 
 
 @torch.inference_mode()

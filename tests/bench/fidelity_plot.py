@@ -21,13 +21,21 @@ _FAMILIES = (
     ("top-k and one bucket", _ORANGE, "^"),
     ("top-8 and a sampled tail", _PINK, "D"),
 )
-_BESIDE = {
-    "verl": (7, -5, "left"),
-    "ms-swift": (7, 3, "left"),
-    "Axolotl": (-7, -14, "right"),
-    "DistillKit recommended": (0, -15, "center"),
-}
-"""Where labels would lie on each other: points to the right and up, alignment."""
+_SHOWN = {
+    "DistillKit recommended, zero": ("DistillKit", (0, 7, "center")),
+    "DistillKit recommended, zero, rebuilt": ("DistillKit, rebuilt", (0, 7, "center")),
+    "DistillKit recommended with normalize_t, symmetric_uniform": (
+        "DistillKit, bucket", (0, -14, "center"),
+    ),
+    "DistillKit budget, zero": ("DistillKit budget", (-6, 5, "right")),
+    "DistillKit budget, zero, rebuilt": ("DistillKit budget, rebuilt", (-6, 5, "right")),
+    "Axolotl, k = 64, default": ("Axolotl", (0, 7, "center")),
+    "Axolotl, k = 64, rebuilt": ("Axolotl, rebuilt", (0, -14, "center")),
+    "Megatron-LM, k = 64, ghost token": ("Megatron-LM", (0, 7, "center")),
+    "random-sampling KD, 50 draws, rebuilt": ("random sampling, rebuilt", (8, 3, "left")),
+}  # fmt: skip
+"""Rows of other projects' code in the plot, and rebuilt ones; it has no room for all. Label,
+points to the right and up, alignment. What stores nothing has no place."""
 
 
 def save(table: Table, part: str, counts: tuple[int, ...]) -> None:
@@ -69,7 +77,8 @@ def plot(file: Path) -> None:
             axis.spines[side].set_visible(False)
     for axis in axes[:2]:
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_ylim(1, 1500)
+        axis.set_xlim(7, 3000)
+        axis.set_ylim(0.5, 1500)
     if long:
         _over_tokens(axes[2], long)
     figure.tight_layout()
@@ -103,12 +112,12 @@ def _over_bytes(axis: Axes, rows: dict[str, Any], temperature: str) -> None:
                 color=colour, marker=marker, label=label, linewidth=1.8,
             )  # fmt: skip
     for name, row in rows.items():
-        if _family(name) is None and temperature in row["at"]:
-            place, short = (row["bytes"], 100 * row["at"][temperature][-1]), name.split(" (")[0]
-            dx, dy, side = _BESIDE.get(short, (7, 5, "left"))
+        if name in _SHOWN and row["bytes"] is not None and temperature in row["at"]:
+            label, (dx, dy, side) = _SHOWN[name]
+            place = (row["bytes"], 100 * row["at"][temperature][-1])
             axis.plot(*place, "x", color="#555555", markersize=7)
             axis.annotate(
-                short, place, textcoords="offset points", xytext=(dx, dy), fontsize=8,
+                label, place, textcoords="offset points", xytext=(dx, dy), fontsize=8,
                 ha=side, color="#333333",
             )  # fmt: skip
 

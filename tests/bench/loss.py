@@ -7,7 +7,7 @@ All contenders compute `alpha T^2 D + (1 - alpha) CE` forward and backward from 
 states, on one thread, in turn, `rounds` times; a ratio is the median over rounds of CPU seconds
 over those of the same round's matmuls. Memory is what the allocator held at its peak beyond the
 inputs and the gradients of hidden states and weight. Across tokenizers D is ULD, at T = 1.
-The peers' losses are reimplemented from their documents and sources in plain torch, with the head.
+Other projects' losses are rebuilt from their documents and sources in plain torch, and say so.
 """
 
 from __future__ import annotations
@@ -229,10 +229,10 @@ def contenders(case: Case, temperature: float) -> dict[str, Step]:
         f"here, skew KL, top-{TOP_K}": ours(case, top_k, skew),
         **across,
         "dense KL": dense_kl(case, temperature),
-        "DistillKit zero": distillkit(case, temperature, top_k),
-        "Axolotl, 8 chunks": axolotl(case, temperature, top_k),
-        "verl": verl(case, temperature, top_k),
-        "Liger JSD (torch)": liger(case, temperature),
+        "DistillKit zero, rebuilt": distillkit(case, temperature, top_k),
+        "Axolotl, 8 chunks, rebuilt": axolotl(case, temperature, top_k),
+        "verl, rebuilt": verl(case, temperature, top_k),
+        "Liger JSD (torch), rebuilt": liger(case, temperature),
     }
 
 

@@ -3,7 +3,8 @@
 Same student, sequences, order, optimiser and steps; only the target differs. Held-out KL to the
 teacher is computed densely for all of them. Each run's result is kept below `runs/bench/quality`,
 so that a stopped bench can continue; `make bench-quality` runs what is missing and prints the
-table.
+table. Targets of other projects run by their code from a checkout (`--peer distillkit=PATH`), or
+are rebuilt on exact log-probs and say so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,23 +22,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.config.nearest import did_you_mean
 from pipeline.data.collate import collate
+from pipeline.errors import ConfigError, run_command
 from pipeline.loss.chunk_gradient import LossSpec
 from pipeline.loss.fused import FusedSpec, fused_head_loss
 from pipeline.models.load import load_causal_lm
 from pipeline.models.resolve import resolve_model
 from pipeline.student.build.prune import prune_model
 from pipeline.student.build.reconstruct import reconstruct_student
-from tests.bench import fidelity_peers as peers
-from tests.bench.fidelity import sampled
 from tests.bench.fidelity_cache import head_targets, through_the_cache
-from tests.bench.fidelity_data import FOLDER, Hidden, hidden_states
+from tests.bench.fidelity_data import FOLDER, Hidden, hidden_states, sequences
+from tests.bench.fidelity_run import sampled
+from tests.bench.peers.adapters import PROJECTS, add_peer_option, caption, peers_of
+from tests.bench.peers.checkout import parse
+from tests.bench.peers.rebuilt import truncated
+from tests.bench.peers.seam import Loss, Peer, rows_of
 
 LAYERS = (0, 6, 12, 18, 24, 29)
 RESULTS = FOLDER / "quality"
 LEARNING_RATE = 4e-4
 SCHEMES = {1.0: sampled(1 / 28), 2.0: sampled(1 / 9, 1 / 23.5)}
-TARGETS = ("dense", "sampled", "top-64 truncated", "DistillKit budget")
+OURS = ("dense", "sampled")
+TRUNCATED = "top-64 truncated"
+PEERS = ("DistillKit budget, zero",)
+"""Rows of other projects' caches that are trained unless `--target` names others."""
+Targets = dict[str, tuple[Peer, Loss]]
 
 
 def student_folder() -> Path:
@@ -46,10 +57,9 @@ def student_folder() -> Path:
         return folder
     source = resolve_model("embedded", revision=None, role="teacher").path
     cut = prune_model(source, LAYERS, FOLDER / f"quality-cut-{len(LAYERS)}")
-    hidden = hidden_states(65_536)
     student = load_causal_lm(cut, dtype="float32", trust_remote_code=False).eval()
     teacher = load_causal_lm(source, dtype="float32", trust_remote_code=False).eval()
-    reconstruct_student(student, teacher, LAYERS, hidden.input_ids[-40:])
+    reconstruct_student(student, teacher, LAYERS, sequences(65_536)[-40:])
     student.save_pretrained(folder)
     return folder
 
@@ -68,7 +78,13 @@ def split(hidden: Hidden, train: int, heldout: int) -> tuple[Hidden, Hidden]:
 
 
 def run(
-    target: str, temperature: float, seed: int, per_step: int, train: Hidden, heldout: Hidden
+    target: str,
+    temperature: float,
+    seed: int,
+    per_step: int,
+    train: Hidden,
+    heldout: Hidden,
+    others: Targets,
 ) -> list[float]:
     """Train one student and return the held-out KL (T = 1, dense) of each sequence."""
     torch.manual_seed(seed)
@@ -76,7 +92,7 @@ def run(
     model.get_input_embeddings().weight.requires_grad_(False)
     model.train()
     weight_VD = torch.from_numpy(train.weight_VD)
-    loss = _loss(target, temperature, train, weight_VD)
+    loss = _loss(target, temperature, train, weight_VD, others.get(target))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, fused=True)
     order = np.random.default_rng(seed).permutation(len(train.input_ids))
@@ -106,8 +122,17 @@ def _hidden(model: Any, data: Hidden, index: int) -> Tensor:
 _Loss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
 
 
-def _loss(target: str, temperature: float, train: Hidden, weight_VD: Tensor) -> _Loss:
-    """Return the summed loss of the supervised tokens of some sequences: T^2 KL, as in training."""
+def _loss(
+    target: str,
+    temperature: float,
+    train: Hidden,
+    weight_VD: Tensor,
+    other: tuple[Peer, Loss] | None,
+) -> _Loss:
+    """Return the summed loss of the supervised tokens of some sequences: T^2 KL, as in training.
+
+    `other` is another project's target: stored and read back by its code at every step.
+    """
     starts = np.cumsum([0, *train.counts_S])
     if target == "sampled":
         cached = through_the_cache(train, weight_VD, SCHEMES[temperature])
@@ -129,15 +154,13 @@ def _loss(target: str, temperature: float, train: Hidden, weight_VD: Tensor) -> 
         teacher_RV = torch.from_numpy(train.teacher_ND[rows]).float() @ weight_VD.t()
         student_RV = hidden_ND @ head_VD.t()
         with torch.no_grad():
-            p_1_RV = torch.softmax(teacher_RV, -1)
-            q_RV = torch.softmax(student_RV / temperature, -1)
-            if target == "dense":
-                gradient_RV = q_RV - torch.softmax(teacher_RV / temperature, -1)
+            if other is None:
+                gradient_RV = torch.softmax(student_RV / temperature, -1)
+                gradient_RV -= torch.softmax(teacher_RV / temperature, -1)
             else:
-                count = 64 if target == "top-64 truncated" else 50
-                kept_RV = torch.zeros_like(p_1_RV, dtype=torch.bool)
-                kept_RV.scatter_(1, p_1_RV.topk(count, -1).indices, True)
-                gradient_RV = peers.zero(p_1_RV, kept_RV, q_RV, temperature)
+                peer, loss = other
+                stored = peer.store(teacher_RV)
+                gradient_RV = loss.gradient(stored, student_RV.detach(), temperature)
         # The gradient of T^2 KL on the logits is T (q - p); its product with them has just that.
         return temperature * (gradient_RV * student_RV).sum()
 
@@ -164,28 +187,66 @@ def main() -> None:
     parser.add_argument("--per_step", type=int, default=4, help="sequences of a step")
     parser.add_argument("--heldout", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=65_536,
+                        help="read of the corpus; fewer for a short trial")  # fmt: skip
     parser.add_argument("--temperature", type=float, nargs="*", default=[1.0, 2.0])
-    parser.add_argument("--target", nargs="*", default=list(TARGETS), choices=TARGETS,
-                        help="train these alone; the table needs `dense`")  # fmt: skip
+    parser.add_argument("--target", nargs="*", default=None,
+                        help="train these alone, by the names of the table, which needs `dense`; "
+                             "bench-fidelity's caption has other projects' names")  # fmt: skip
+    add_peer_option(parser)
     arguments = parser.parse_args()
-    train, heldout = split(hidden_states(65_536), arguments.train, arguments.heldout)
+    checkouts = parse(arguments.peer, PROJECTS)
+    train, heldout = split(hidden_states(arguments.tokens), arguments.train, arguments.heldout)
+    peers = [truncated(64), *peers_of(checkouts, len(train.weight_VD))]
+    others = rows_of(peers)
+    targets = _targets(arguments.target, others)
     RESULTS.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, float, int], list[float]] = {}
+    # A result of another commit of a project is another result; without a commit none is kept.
+    run_by = "-".join(checkout.commit.split()[1][:8] for checkout in checkouts.values())
+    is_known = all(checkout.is_clean for checkout in checkouts.values())
     for seed in range(arguments.seeds):
         for temperature in arguments.temperature:
-            for target in arguments.target:
+            for target in targets:
                 sizes = f"{arguments.train}-{arguments.per_step}-{arguments.heldout}"
                 name = f"{target}-{temperature:g}-{seed}-{sizes}"
+                is_theirs = target not in (*OURS, TRUNCATED) and bool(run_by)
+                if is_theirs:
+                    name += f"-{run_by}"
                 file = RESULTS / f"{name.replace(' ', '_')}.json"
-                if not file.exists():
-                    scores = run(target, temperature, seed, arguments.per_step, train, heldout)
+                if not file.exists() or (is_theirs and not is_known):
+                    scores = run(
+                        target, temperature, seed, arguments.per_step, train, heldout, others
+                    )
                     partial = file.with_suffix(".partial")
                     partial.write_text(json.dumps(scores))
                     partial.rename(file)
                     print(f"{name}: {np.mean(scores):.4f}", flush=True)
                 results[target, temperature, seed] = json.loads(file.read_text())
-    if "dense" in arguments.target:
-        _table(results, arguments.target, arguments.temperature, arguments.seeds)
+    if "dense" in targets:
+        _table(results, targets, arguments.temperature, arguments.seeds)
+    run_now = [peer for name, (peer, _) in others.items() if name in targets]
+    print(caption(checkouts, run_now))
+
+
+def _targets(asked: list[str] | None, others: Targets) -> list[str]:
+    """Return the targets to train with.
+
+    Raises:
+        ConfigError: one of those asked for is none.
+    """
+    known = [*OURS, *others]
+    if asked is None:
+        beside = [name for name in known if name.removesuffix(", rebuilt") in PEERS]
+        return [*OURS, TRUNCATED, *beside]
+    for name in asked:
+        if name not in known:
+            raise ConfigError(
+                f"--target {name} is no target",
+                expected=f"one of: {'; '.join(known)}",
+                do=did_you_mean(name, known) or "use one of these names",
+            )
+    return asked
 
 
 def _table(
@@ -195,7 +256,7 @@ def _table(
     seeds: int,
 ) -> None:
     print(f"held-out KL to the teacher at T = 1, nats; mean of {seeds} seeds")
-    print(f"{'T':>4} {'target':<20} {'KL':>8} {'+-':>7} {'over dense':>11} {'by rows +-':>11} "
+    print(f"{'T':>4} {'target':<32} {'KL':>8} {'+-':>7} {'over dense':>11} {'by rows +-':>11} "
           f"{'by seeds +-':>12}")  # fmt: skip
     worst = 0.0
     for temperature in temperatures:
@@ -207,7 +268,7 @@ def _table(
             rows = gap.mean(0).std(ddof=1) / math.sqrt(scores.shape[1])
             by_seed = gap.mean(1).std(ddof=1) / math.sqrt(seeds) if seeds > 1 else math.nan
             print(
-                f"{temperature:4g} {target:<20} {scores.mean():8.4f} {error:7.4f} "
+                f"{temperature:4g} {target:<32} {scores.mean():8.4f} {error:7.4f} "
                 f"{gap.mean():+11.4f} {rows:11.4f} {by_seed:12.4f}"
             )
             if target == "sampled":
@@ -217,4 +278,4 @@ def _table(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

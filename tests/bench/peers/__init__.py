@@ -1,0 +1,1 @@
+"""Other projects' targets and losses, run from a checkout of theirs that is given by path."""
