@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from pipeline.config import Settings, option, rule
+from pipeline.config import Settings, option
 
 __all__ = ["GenerateSettings", "mistakes_with_corpus"]
 
@@ -72,23 +71,6 @@ class GenerateSettings(Settings):
         ge=0,
         le=255,
     )
-
-    @rule
-    def _is_asked_for(self) -> Iterator[str]:
-        # A file for several runs may say `enabled: false`; not to say it is most likely forgotten.
-        if "enabled" in self.model_fields_set:
-            return
-        for name, value, usual in (
-            ("writer", self.writer, None),
-            ("prompts", self.prompts, "all"),
-            ("record_logprobs", self.record_logprobs, False),
-            ("record_top_k", self.record_top_k, 0),
-        ):
-            if value != usual:
-                yield (
-                    f"generate.{name}: found {value} without generate.enabled, expected "
-                    "--generate.enabled true beside it, or none"
-                )
 
     @model_validator(mode="after")
     def _draws_make_sense(self) -> Self:
