@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import DistillError
+from pipeline.errors import ConfigError, DistillError
 from stages.steps import Step, Steps
 
 __all__ = ["Parts", "StageFailed"]
@@ -59,7 +59,13 @@ class Parts:
             return 0
         code = 0
         for part in filter(None, (before, command)):
-            code = subprocess.run(part, check=False).returncode
+            try:
+                code = subprocess.run(part, check=False).returncode
+            except OSError as error:  # such as a --teacher_python that is not there
+                raise ConfigError(
+                    f"{part[0]}: cannot be started ({error.strerror})",
+                    expected="the interpreter of an environment that `make setup` has made",
+                ) from None
             if code not in (0, also):
                 # The stage has said what was wrong; its exit code is ours.
                 raise StageFailed(f"{part[2]} ended with exit code {code}", code)

@@ -164,6 +164,9 @@ class RoundCommands:
     def before_rounds(self) -> Iterator[Part]:
         """Yield what comes before the first round: the student that writes in it."""
         (folder,) = self.folders(0)
+        writing, scoring = self._scoring(folder)
+        if not folder.trained:
+            yield writing  # first, because it finds out at once whether that model can write
         if self.has_corpus:
             yield self._caching(
                 "corpus: the teacher reads the corpus's own text",
@@ -177,7 +180,8 @@ class RoundCommands:
                 self._first_config,
                 "--cache_dir", str(self.corpus),
             )  # fmt: skip
-        yield from self._scoring(folder)
+            yield writing
+        yield scoring
 
     def round(self, number: int) -> Iterator[Part]:
         """Yield the parts of a round, from 1."""

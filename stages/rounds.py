@@ -6,17 +6,22 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import field_validator
 
 from pipeline.config import DefaultFile, Settings, option, parse_command
 from pipeline.config.command import command_line
-from pipeline.errors import ConfigError, RowsQuarantined, run_command
+from pipeline.errors import ConfigError, Mistakes, RowsQuarantined, run_command
 from pipeline.program import command_name
 from stages.parts import Parts, StageFailed
-from stages.round_commands import Part, RoundCommands, RoundFolder, Weights
+from stages.round_commands import CORPUS, Part, RoundCommands, RoundFolder, Weights
 from stages.round_results import read_scores, stop_reason, write_rounds_report
 from stages.steps import Step, Steps
+
+if TYPE_CHECKING:
+    from pipeline.api.settings import StudentRun
+    from pipeline.student.compatibility import TextKnown
 
 __all__ = ["RoundsRun", "main"]
 
@@ -136,8 +141,8 @@ in        {(time.monotonic() - started) / 60:.1f} minutes; the same command agai
 def _check(run: RoundsRun) -> int:
     """Refuse configurations that cannot make rounds; return the seed of stage one."""
     from pipeline.api.settings import StudentRun, TeacherRun
-    from pipeline.errors import Mistakes
     from pipeline.observe.trackers import check_trackers
+    from pipeline.student.compatibility import TextKnown
 
     mistakes = Mistakes()
     teacher = None
@@ -159,12 +164,29 @@ def _check(run: RoundsRun) -> int:
                 f"corpus.heldout_fraction: found 0 in {run.teacher_config}, expected more: rounds "
                 "are compared on held-out prompts"
             )
-    for file in dict.fromkeys((run.student_config, run.round_config or run.student_config)):
+        drawn = teacher.generate
+        filtered = drawn.temperature != 1 or drawn.top_p < 1 or drawn.top_k or drawn.min_p
+        if run.least_drift is not None and filtered:
+            mistakes.add(
+                f"least_drift: found {run.least_drift:g} with a filter or a generate.temperature "
+                f"other than 1 in {run.teacher_config}, expected none: the drift estimates a KL "
+                "only where responses are drawn as the student would write them"
+            )
+    corpus = TextKnown(is_written=False, logprobs=False)
+    rounds_file = run.round_config or run.student_config
+    texts = {rounds_file: [TextKnown(is_written=True, logprobs=True)]}
+    if run.corpus_weight:
+        texts[rounds_file].append(corpus)
+    if run.start == CORPUS:
+        texts.setdefault(run.student_config, []).append(corpus)
+    for file, of_caches in texts.items():
         with mistakes.collected():
             student = parse_command(
                 StudentRun, ["--config", file], prog="stage two", description=""
             ).settings
             check_trackers(student.observe.report_to)
+            if teacher is not None:
+                _check_served(file, student, teacher.capture.temperatures, of_caches, mistakes)
             if student.loss.cross_tokenizer != "reject":
                 raise ConfigError(
                     f"loss.cross_tokenizer: found {student.loss.cross_tokenizer} in {file}",
@@ -173,6 +195,26 @@ def _check(run: RoundsRun) -> int:
     mistakes.raise_any()
     assert teacher is not None
     return teacher.seed
+
+
+def _check_served(
+    file: str,
+    student: StudentRun,
+    grid: Sequence[float],
+    texts: Sequence[TextKnown],
+    mistakes: Mistakes,
+) -> None:
+    """Refuse what the caches to be made could not serve, before hours of the teacher."""
+    from pipeline.student.compatibility import check_compatibility
+
+    # Of the tail only the finished cache knows whether it fits.
+    loss = student.loss.model_copy(update={"tail": "auto", "control_variate": None})
+    for text in texts:
+        try:
+            check_compatibility(loss, student.data, grid=grid, rule=None, text=text)
+        except ConfigError as error:
+            for line in error.mistakes:
+                mistakes.add(f"{file}: {line}")
 
 
 class _Rounds:

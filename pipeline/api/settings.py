@@ -5,11 +5,12 @@ In one module, so that each stage can say of a flag that it belongs to the other
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Self
 
 from pydantic import model_validator
 
-from pipeline.config import Settings, option
+from pipeline.config import Settings, option, rule
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.data.mixture.settings import CacheDir
 from pipeline.data.settings import DataSettings
@@ -62,6 +63,24 @@ class TeacherRun(Settings):
         if self.generate.enabled and self.generate.writer is not None:
             return max(devices, self.generate.writer_parallel_size)
         return devices
+
+    @rule
+    def _writing_is_asked_for(self) -> Iterator[str]:
+        # A file for several runs may say `enabled: false`; not to say it is most likely forgotten.
+        generate = self.generate
+        if "enabled" in generate.model_fields_set:
+            return
+        for name, value, usual in (
+            ("writer", generate.writer, None),
+            ("prompts", generate.prompts, "all"),
+            ("record_logprobs", generate.record_logprobs, False),
+            ("record_top_k", generate.record_top_k, 0),
+        ):
+            if value != usual:
+                yield (
+                    f"generate.{name}: found {value} without generate.enabled, expected "
+                    "--generate.enabled true beside it, or none"
+                )
 
     @model_validator(mode="after")
     def _writer_can_be_shared(self) -> Self:

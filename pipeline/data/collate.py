@@ -340,4 +340,6 @@ def _empty(temperature: float) -> Batch:
         sample_ids=(),
         lengths=(1,),
         temperature=temperature,
+        # Of all its 0 tokens they are known: a cache that has them gives such batches as well.
+        written_logprob_N=reals,
     )

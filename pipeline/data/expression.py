@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.nearest import did_you_mean
+from pipeline.config.nearest import nearest
 
 __all__ = ["Expression", "parse_expression"]
 
@@ -59,22 +59,34 @@ def parse_expression(text: str, known: Sequence[str]) -> Expression:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ValueError(
             f"found {text!r}, which cannot be read; expected a condition such as "
-            f"`{known[0]} >= 16 and {known[-1]} < 4`"
+            f"`{known[0]} >= 16 and {known[1]} < 400`"
         ) from None
+    named = dict.fromkeys(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    unknown = [name for name in named if name not in known]
     names: dict[str, None] = {}
-    _check(tree, condition=True, known=known, names=names)
+    _check(tree, condition=True, names=names)
+    if unknown:
+        raise ValueError(_no_such(unknown, known))
     if not names:
         raise ValueError(f"found {text!r}, which names none of {', '.join(known)}")
     return Expression(text, tuple(names), tree)
 
 
-def _check(
-    node: ast.expr, *, condition: bool, known: Sequence[str], names: dict[str, None]
-) -> None:
+def _no_such(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Say which names there are not; all of them at once."""
+    near = [(name, nearest(name, known)) for name in unknown]
+    meant = [f"{close} for {name}" if len(near) > 1 else close for name, close in near if close]
+    return (
+        f"found the name{'s' * (len(unknown) > 1)} {', '.join(unknown)}, expected one of "
+        f"{', '.join(known)}" + (f"; did you mean {' and '.join(meant)}?" if meant else "")
+    )
+
+
+def _check(node: ast.expr, *, condition: bool, names: dict[str, None]) -> None:
     """Reject what is not allowed, and a number where a condition belongs, or the other way."""
 
     def inside(part: ast.expr, *, condition: bool) -> None:
-        _check(part, condition=condition, known=known, names=names)
+        _check(part, condition=condition, names=names)
 
     match node:
         case ast.BoolOp() if condition:
@@ -94,12 +106,6 @@ def _check(
             not condition and type(number) is not bool and abs(number) <= sys.float_info.max
         ):
             pass
-        case ast.Name() if node.id not in known:
-            near = did_you_mean(node.id, known)
-            raise ValueError(
-                f"found the name {node.id}, expected one of {', '.join(known)}"
-                + (f"; {near}" if near else "")
-            )
         case ast.Name() if not condition:
             names[node.id] = None
         case _:

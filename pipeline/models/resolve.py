@@ -20,6 +20,8 @@ __all__ = [
 
 _FILES = ["*.json", "*.model", "*.jinja", "*.txt", "*.py"]
 _WEIGHTS = ["*.safetensors"]
+_STUDENT = "model"
+"""In the output folder of a training, the student."""
 _READ_WHOLE = 4 << 30
 _DIGEST_BLOCK = 8 << 20
 _DIGEST_PART, _DIGEST_PARTS = 64 << 10, 1024
@@ -87,8 +89,11 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     try:
         data: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
+        inside = folder / _STUDENT
         raise ModelError(
-            f"{folder}: no config.json", expected="a model folder as save_pretrained writes it"
+            f"{folder}: no config.json",
+            expected="a model folder as save_pretrained writes it",
+            do=f"did you mean {inside}?" if (inside / "config.json").is_file() else "",
         ) from None
     except ValueError as error:
         raise ModelError(f"{folder}/config.json: not JSON ({error})") from None

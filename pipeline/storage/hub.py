@@ -13,7 +13,7 @@ from typing import TypeVar
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.faults import status_passes
 
-__all__ = ["HUB", "Digest", "HubDataset", "is_hub_address", "reason_of", "wait_before_next"]
+__all__ = ["HUB", "Digest", "HubDataset", "is_hub_address", "reason_of", "retried"]
 
 T = TypeVar("T")
 
@@ -154,29 +154,51 @@ class HubDataset:
     def _try(self, call: Callable[[], T]) -> T:
         from huggingface_hub.errors import EntryNotFoundError
 
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return call()
-            except EntryNotFoundError:
+        try:
+            return retried(call, self.repository, final=(EntryNotFoundError,))
+        except EntryNotFoundError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"{self.url}: the hub does not take it ({reason_of(error)})",
+                expected="a token with the right to write there, and a hub that answers",
+                do="run the same command again; what has arrived is not sent twice",
+            ) from None
+
+
+def retried(call: Callable[[], T], name: str, *, final: tuple[type[Exception], ...] = ()) -> T:
+    """Return what a call to the hub returns; failures that pass are waited for, up to five times.
+
+    Connections that fail and answers that pass (408, 425, 429, 5xx) are tried again after 2, 4, 8
+    and 16 s, or what the hub's Retry-After says.
+
+    Args:
+        call: does the same when it is called again.
+        name: of the repository, for the log.
+        final: errors that are an answer.
+
+    Raises:
+        Exception: the call's own, the last one or one that another attempt would not change.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return call()
+        except final:
+            raise
+        except Exception as error:
+            # One of a dozen kinds of the hub's client; all mean "not there yet".
+            wait = _wait_before_next(error, attempt)
+            if wait is None:
                 raise
-            except Exception as error:
-                # One of a dozen kinds of the hub's client; all mean "not there yet".
-                wait = wait_before_next(error, attempt)
-                if wait is None:
-                    raise StoreError(
-                        f"{self.url}: the hub does not take it ({reason_of(error)})",
-                        expected="a token with the right to write there, and a hub that answers",
-                        do="run the same command again; what has arrived is not sent twice",
-                    ) from None
-                _log.warning(
-                    "%s: attempt %d of %d failed (%s); the next in %.0f s",
-                    self.repository, attempt, _ATTEMPTS, reason_of(error), wait,
-                )  # fmt: skip
-                time.sleep(wait)
-        raise AssertionError("the last attempt raises")
+            _log.warning(
+                "%s: attempt %d of %d failed (%s); the next in %.0f s",
+                name, attempt, _ATTEMPTS, reason_of(error), wait,
+            )  # fmt: skip
+            time.sleep(wait)
+    raise AssertionError("the last attempt raises")
 
 
-def wait_before_next(error: Exception, attempt: int) -> float | None:
+def _wait_before_next(error: Exception, attempt: int) -> float | None:
     """Return the seconds before the next attempt; None where none can help, or none is left."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 

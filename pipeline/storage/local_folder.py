@@ -5,11 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["local_folder", "locked"]
+__all__ = ["local_folder", "locked", "remove_old"]
+
+_KEPT_S = 30 * 24 * 3600.0
 
 
 def local_folder(kind: str) -> Path | None:
@@ -46,3 +49,14 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def remove_old(folder: Path, *patterns: str) -> None:
+    """Remove files that nobody has touched for 30 days; who has one mapped keeps it.
+
+    Whoever uses a file touches it. Locks stay, see `locked`.
+    """
+    for file in (found for pattern in patterns for found in folder.glob(pattern)):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > _KEPT_S:
+                file.unlink()

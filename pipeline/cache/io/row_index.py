@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -28,7 +27,7 @@ from pipeline.cache.layout.manifest import Manifest, Segment
 from pipeline.cache.layout.names import SPLITS, shard_name
 from pipeline.cache.layout.records import LENGTHS, ShardRecord
 from pipeline.storage import Store
-from pipeline.storage.local_folder import local_folder, locked
+from pipeline.storage.local_folder import local_folder, locked, remove_old
 
 __all__ = ["RowIndex", "ShardLines", "open_row_index"]
 
@@ -39,8 +38,6 @@ _SMALL_SEGMENTS = 8
 """Up to so many rows and segments each process keeps 8 MB and makes 8 requests, and no file."""
 _LAYOUT = 1
 """Of the file; a file of another layout has another name."""
-_KEPT_S = 30 * 24 * 3600.0
-"""A file that nobody has opened for so long is removed when another is written."""
 _LINE = np.dtype(
     [
         ("first_row", "<i8"),
@@ -204,7 +201,7 @@ def _from_file(store: Store, manifest: Manifest, folder: Path) -> RowIndex:
             # Written by another process while this one waited.
             found = _mapped(manifest, path)
             if found is None:
-                _remove_old(folder)
+                remove_old(folder, "*.rows*")
                 _write(store, manifest, path)
                 found = _mapped(manifest, path)
     if found is None:
@@ -212,17 +209,6 @@ def _from_file(store: Store, manifest: Manifest, folder: Path) -> RowIndex:
     with contextlib.suppress(OSError):
         os.utime(path)
     return found
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove files of other caches that nobody has opened for long; who has one mapped keeps it.
-
-    The locks stay: they are empty, and one that is removed would no longer exclude.
-    """
-    for file in folder.glob("*.rows*"):
-        with contextlib.suppress(OSError):
-            if time.time() - file.stat().st_mtime > _KEPT_S:
-                file.unlink()
 
 
 def _write(store: Store, manifest: Manifest, path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from pipeline.cache.codec.arrow import statistics_of
 from pipeline.cache.io.reader import Cache, ShardDamaged
 from pipeline.cache.layout.embedded_checksum import checksum
 from pipeline.errors import CacheError
-from pipeline.storage.local_folder import local_folder, locked
+from pipeline.storage.local_folder import local_folder, locked, remove_old
 from pipeline.storage.parallel import default_workers, in_threads
 
 __all__ = ["ROW_STATISTICS", "row_statistics"]
@@ -83,7 +83,10 @@ def _stored_or_read(cache: Cache, split: str, rows: int) -> Table:
             return _read(cache, split)
         stored = _load(file, rows)
         if stored is not None:
+            with suppress(OSError):
+                os.utime(file)
             return stored
+        remove_old(folder, "*.npy", "*.partial")
         table_RC = _read(cache, split)
         partial = file.with_suffix(".partial")
         try:

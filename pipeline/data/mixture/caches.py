@@ -5,7 +5,7 @@ Shapes: R rows of a shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -161,16 +161,9 @@ def open_caches(cache_dir: str | Sequence[CacheShare], *, teachers: Teachers = "
     for share in cache_dir:
         with mistakes.collected():
             opened.append((share, open_cache(share.url)))
-    differences = _differences(opened)
-    if differences:
+    for misfit in _misfits(opened):
         with mistakes.collected():
-            raise CacheError(
-                "the caches of the mixture do not fit together:"
-                + "".join(f"\n  - {line}" for line in differences)
-                + "\n",
-                expected="one tokenizer, one vocabulary and one quantisation in all of them",
-                do="make them with teachers of one family, or train on one of them",
-            )
+            raise misfit
     mistakes.raise_any()
     shares, caches = zip(*opened, strict=True)
     return MixedCache(shares, caches, teachers)
@@ -207,19 +200,22 @@ def check_apart(cache: Cache) -> None:
         )
 
 
-def _differences(opened: Sequence[tuple[CacheShare, Cache]]) -> list[str]:
-    """Return what must be equal and is not, one line a cache, and caches that are named twice."""
-    lines = []
+def _misfits(opened: Sequence[tuple[CacheShare, Cache]]) -> Iterator[CacheError]:
+    """Yield what must be equal and is not, one error a cache, and caches that are named twice."""
     for place, (share, cache) in enumerate(opened):
         twin = next((s for s, c in opened[:place] if c.store.place == cache.store.place), None)
         if twin is not None:
-            lines.append(f"{share.tag} and {twin.tag} are the same cache, {share.url}")
+            yield CacheError(
+                f"cache_dir: {share.tag} and {twin.tag} are the same cache, {share.url}",
+                expected="each cache once",
+                do="raise its weight, or correct the address",
+            )
     for share, cache in opened[1:]:
         first_share, first = opened[0]
         difference = describe_difference(_common(cache), _common(first), limit=99)
         if difference:
             told = difference.replace(" asked for", f" in {first_share.tag}")
-            lines.append(f"{share.tag}: {told.replace(' there', '')}")
+            yield _misfit(share, first_share, told.replace(" there", ""))
     # Among sampled caches the step of rounding is part of the estimate.
     sampled = [
         (share, spec.quantisation.sampled_step)
@@ -227,19 +223,23 @@ def _differences(opened: Sequence[tuple[CacheShare, Cache]]) -> list[str]:
         for spec in map(cache.spec.of_split, SPLITS)
         if spec.rule is not None
     ]
-    lines += list(
-        dict.fromkeys(
-            f"{share.tag}: codec.quantisation.sampled_step: {step:g}, {sampled[0][1]:g} in "
-            f"{sampled[0][0].tag}"
-            for share, step in sampled[1:]
-            if step != sampled[0][1]
-        )
-    )
+    different = dict.fromkeys(pair for pair in sampled[1:] if pair[1] != sampled[0][1])
+    for share, step in different:
+        other, first_step = sampled[0]
+        told = f"codec.quantisation.sampled_step: {step:g}, {first_step:g} in {other.tag}"
+        yield _misfit(share, other, told)
     if opened:
         common = set.intersection(*({*cache.manifest.temperatures} for _, cache in opened))
         if not common:
-            lines.append("they share no temperature")
-    return lines
+            yield CacheError("cache_dir: the caches share no temperature", expected="one at least")
+
+
+def _misfit(share: CacheShare, other: CacheShare, told: str) -> CacheError:
+    return CacheError(
+        f"cache_dir: {share.tag} does not fit together with {other.tag}: {told}",
+        expected="one tokenizer, one vocabulary and one quantisation in all caches of a mixture",
+        do="make them with teachers of one family, or leave it out",
+    )
 
 
 def _common(cache: Cache) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, ValidationError, field_validator
 
 from pipeline.config import Settings, option
 from pipeline.config.fields import leaves
@@ -16,15 +17,24 @@ from pipeline.errors import ConfigError
 
 __all__ = ["CacheDir", "CacheShare", "cache_text", "cache_urls", "one_cache", "read_cache_dir"]
 
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
 
 class CacheShare(Settings):
     """One cache of a mixture."""
 
     url: str = option(..., "the cache: a folder, or any address fsspec opens", min_length=1)
     weight: float = option(1.0, "its part of the batches, relative to the other caches'", gt=0)
-    tag: str = option(
-        ..., "its name in metrics and reports", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-    )
+    tag: str = option(..., "its name in metrics and reports")
+
+    @field_validator("tag")
+    @classmethod
+    def _is_a_name(cls, tag: str) -> str:
+        if not _TAG.fullmatch(tag):
+            raise ValueError(
+                f"found {tag!r}, expected letters, digits, _, . and -, a letter or digit first"
+            )
+        return tag
 
 
 def read_cache_dir(value: Any) -> Any:
@@ -85,8 +95,9 @@ def one_cache(cache_dir: str | tuple[CacheShare, ...], what: str) -> str:
     Raises:
         ConfigError: it is a mixture.
     """
-    if isinstance(cache_dir, str):
-        return cache_dir
+    urls = cache_urls(cache_dir)
+    if len(urls) == 1:
+        return urls[0]
     raise ConfigError(
         f"cache_dir: found {len(cache_dir)} caches for {what}",
         expected="one",

@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DistillError, StoreError
 from pipeline.program import target_name
-from pipeline.storage.hub import reason_of, wait_before_next
+from pipeline.storage.hub import reason_of, retried
 
 __all__ = ["CheckpointUploads", "push_to_hub", "require_hub_token"]
 
 _log = logging.getLogger(__name__)
-_ATTEMPTS = 5
 
 
 def require_hub_token() -> None:
@@ -40,9 +38,7 @@ def require_hub_token() -> None:
 def push_to_hub(folder: Path, repository: str, *, message: str = "Upload the student") -> str:
     """Upload a student folder as one commit and return its address.
 
-    Connections that fail and answers that pass (408, 425, 429, 5xx) are retried with waits of 2,
-    4, 8 and 16 s, or what the hub's Retry-After says; a rejection (no such right, no such name) is
-    not.
+    Failures that pass are retried, see `retried`; a rejection (no such right, no such name) is not.
 
     Raises:
         StoreError: after five attempts, or at once when rejected; the folder stays as it is, and
@@ -51,28 +47,21 @@ def push_to_hub(folder: Path, repository: str, *, message: str = "Upload the stu
     from huggingface_hub import HfApi
 
     api = HfApi()
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            api.create_repo(repository, exist_ok=True)
-            # What an earlier commit left there and this one lacks would be loaded with it.
-            api.upload_folder(
-                folder_path=folder,
-                repo_id=repository,
-                commit_message=message,
-                delete_patterns=["*.safetensors", "*.safetensors.index.json"],
-            )
-        except Exception as error:
-            # One of a dozen kinds of the hub's client; all mean "not there yet".
-            wait = wait_before_next(error, attempt)
-            if wait is None:
-                raise _failed(error, folder, repository) from None
-            _log.warning(
-                "%s: attempt %d of %d failed (%s); the next in %.0f s",
-                repository, attempt, _ATTEMPTS, reason_of(error), wait,
-            )  # fmt: skip
-            time.sleep(wait)
-        else:
-            break
+
+    def push() -> None:
+        api.create_repo(repository, exist_ok=True)
+        # What an earlier commit left there and this one lacks would be loaded with it.
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repository,
+            commit_message=message,
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],
+        )
+
+    try:
+        retried(push, repository)
+    except Exception as error:
+        raise _failed(error, folder, repository) from None
     return f"{api.endpoint}/{repository}"
 
 

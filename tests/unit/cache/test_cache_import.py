@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,7 +271,7 @@ def test_everything_wrong_with_a_file_at_once(tmp_path: Path, imported: Callable
     with pytest.raises(CacheError) as caught:
         imported("plain", rows)
     text = str(caught.value)
-    assert text.startswith("8 mistakes in what is imported:")
+    assert text.startswith("8 mistakes, expected rows as --format plain has them (correct")
     for line in (
         f"a token id outside the vocabulary of {V}: row 1 of {tmp_path}/logits/data_0.parquet, "
         "and 1 more",
@@ -314,6 +315,10 @@ def test_wrong_columns_and_flags(tmp_path: Path, tokenizer: Path) -> None:
     text = str(caught.value)
     assert "no column target_ids; did you mean target_id?" in text
     assert "column input_ids: found string, expected a list of integers" in text
+    shutil.copy(source / "a.parquet", source / "b.parquet")
+    with pytest.raises(CacheError, match="2 mistakes") as caught:  # of thousands of files, too
+        main([*base, "plain", *flags])
+    assert str(caught.value).count(f"{source}/a.parquet, and 1 more") == 2
     with pytest.raises(ConfigError, match="3 mistakes") as wrong:
         main([*base, "distillkit", "--columns", "ids=x"])
     for line in ("--tokenizer: found none", "--columns: found 'ids=x'", "--compression: found no"):
@@ -322,8 +327,10 @@ def test_wrong_columns_and_flags(tmp_path: Path, tokenizer: Path) -> None:
     with pytest.raises(ConfigError, match="unknown member colour, no d, no exact_k"):
         main([*base, "distillkit", *flags])
     (source / "b.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(CacheError, match=r"b\.parquet: not readable as Parquet"):
+    (source / "c.parquet").write_bytes(b"PAR1 nor this")
+    with pytest.raises(CacheError, match=r"b\.parquet: not readable as Parquet") as caught:
         main([*base, "plain", *flags])
+    assert "c.parquet: not readable as Parquet" in str(caught.value)
     with pytest.raises(CacheError, match="no Parquet file there"):
         main(["import", str(tokenizer), str(tmp_path / "cache"), "--format", "plain", *flags])
     assert not (tmp_path / "cache").exists()

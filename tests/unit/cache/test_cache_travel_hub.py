@@ -128,6 +128,10 @@ def test_a_push_without_a_token_or_to_no_data_set(
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(ConfigError, match="needs a token, and there is none; expected HF_TOKEN"):
         main(["push", str(cache_dir), URL, *_PUSH])
+    with pytest.raises(ConfigError, match="2 mistakes") as caught:
+        main(["push", str(cache_dir), URL])
+    assert "needs a token" in str(caught.value)
+    assert "found no --license" in str(caught.value)
     assert not hub.repositories
     assert not hub.commits
 

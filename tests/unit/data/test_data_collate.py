@@ -76,6 +76,9 @@ def test_empty_batch() -> None:
     assert batch.input_ids_1T.shape == batch.position_ids_1T.shape == (1, 1)
     assert batch.num_loss_tokens == batch.num_sequences == batch.num_tokens == 0
     assert batch.ids_NK.shape == batch.logprobs_NK.shape == (0, 0)
+    # The last step of an epoch has such batches; `loss.importance_clip` asks each for these.
+    assert batch.written_logprob_N is not None
+    assert batch.written_logprob_N.shape == (0,)
 
 
 def test_rows_without_supervised_tokens(make_source: MakeSource) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,8 @@ def test_a_condition_is_computed_for_all_rows_at_once() -> None:
     [
         ("tokens >", "which cannot be read"),
         ("suprise < 3", "found the name suprise, expected .*; did you mean surprise"),
+        ("suprise < 3 or tokenss > 1 or zz > suprise",
+         "the names suprise, tokenss, zz, .*; did you mean surprise for suprise and tokens for"),
         ("__import__('os').system('true')", "expected a comparison"),
         ("tokens.__class__ == 1", "found tokens.__class__, expected a name"),
         ("tokens < f(3)", r"found f\(3\), expected a name"),
@@ -107,8 +110,12 @@ def test_statistics_are_those_of_the_decoded_rows(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "local"))
     (file,) = (tmp_path / "local").rglob("*.npy")
     file.write_bytes(file.read_bytes()[:50])
+    left = file.with_name("of-another-cache.npy")
+    left.write_bytes(b"")
+    os.utime(left, (0, 0))
     again = row_statistics(open_cache(str(tmp_path / "cache")), "train", ("entropy",))
     np.testing.assert_array_equal(again["entropy"], found["entropy"])
+    assert not left.exists()
 
 
 def test_rows_that_meet_the_condition(tmp_path: Path) -> None:

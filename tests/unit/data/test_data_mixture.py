@@ -19,7 +19,7 @@ from pipeline.data.mixture.caches import MixedCache, caches_of, check_apart, ope
 from pipeline.data.mixture.rows import MixedPart, MixedRows, SharedRows, teacher_of_row
 from pipeline.data.mixture.settings import CacheShare, cache_text, one_cache
 from pipeline.data.settings import DataSettings
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import CacheError, ConfigError, DistillError
 from pipeline.loss.settings import LossSettings
 from pipeline.storage import Store
 from pipeline.student.compatibility import check_caches
@@ -48,6 +48,7 @@ def test_the_setting_takes_one_address_or_a_list(tmp_path: Path) -> None:
     assert cache_text(mixture) == "0.7 x/cache + 0.3 y"
     with pytest.raises(ConfigError, match="found 2 caches for a sweep"):
         one_cache(mixture, "a sweep")
+    assert one_cache(mixture[:1], "a sweep") == "x/cache"
 
 
 def test_mistakes_of_a_list_are_told_at_once() -> None:
@@ -57,7 +58,7 @@ def test_mistakes_of_a_list_are_told_at_once() -> None:
     for part in (
         "cache 1: weight: found 0, expected greater than 0",
         "cache 2: wieght: unknown field; did you mean weight?",
-        "cache 3: tag: found 'x/y'",
+        "cache 3: tag: found 'x/y', expected letters, digits",
         "cache 4: url: required",
     ):
         assert part in message
@@ -84,11 +85,17 @@ def test_what_does_not_fit_is_told_at_once(tmp_path: Path) -> None:
     other = cache_of(tmp_path / "b", sample_identity(tokenizer=tokenizer))
     twin = CacheShare(url=str(tmp_path / "b"), tag="twin")
     lost = CacheShare(url=str(tmp_path / "lost"), tag="lost")
-    with pytest.raises(CacheError, match="do not fit together") as caught:
-        open_caches([one, other, twin])
-    assert "b: tokenizer.vocabulary_sha256: 1111" in str(caught.value)
-    assert "in a" in str(caught.value)
-    assert "twin and b are the same cache" in str(caught.value)
+    with pytest.raises(DistillError) as caught:
+        open_caches([one, other, twin, lost])
+    assert caught.value.exit_code == CacheError.exit_code
+    # One line each, with what was expected of it and what to do.
+    _, *lines = str(caught.value).splitlines()
+    assert len(lines) == 4, lines
+    assert all("; expected " in line for line in lines)
+    assert "/lost: no cache there" in lines[0]
+    assert "twin and b are the same cache" in lines[1]
+    assert "b does not fit together with a: tokenizer.vocabulary_sha256: 1111" in lines[2]
+    assert "in a; expected one tokenizer" in lines[2]
     with pytest.raises(Exception, match="lost"):
         open_caches([one, lost])
 

@@ -77,6 +77,9 @@ def test_folders_that_are_no_model(folder: Path, tmp_path: Path) -> None:
         assert says in _refused(folder)
     config.unlink()
     assert "no config.json; expected a model folder as save_pretrained writes" in _refused(folder)
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text("{}")
+    assert _refused(folder).endswith(f"did you mean {folder}/model?")  # a run's output folder
 
 
 @pytest.mark.parametrize(

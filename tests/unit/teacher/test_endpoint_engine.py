@@ -190,6 +190,13 @@ def test_an_answer_without_what_was_asked_for_is_no_answer(
             engine.capture(_requests(1))
 
 
+def test_a_server_of_another_model_is_no_rows_fault(folder: Path) -> None:
+    with serve_endpoint(vocabulary=1000) as other:
+        engine = _engine(_settings(other), folder)
+        with pytest.raises(ConfigError, match=r"has 100 ids, and the servers .* answer with id"):
+            engine.capture(_requests(3))
+
+
 def test_refused_before_work(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = _settings(endpoint)
 
@@ -209,6 +216,13 @@ def test_refused_before_work(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
     refused("it answers with 4 of 5 log-probs a token")
     endpoint.failing = ["raw"]
     refused("what it calls log-probs sums to more than 1")
+    for failure in (503, 429, "cut", "drop"):  # says nothing of what the server can do
+        endpoint.failing = [failure]
+        check_engine(settings, CAPTURE, 64)
+        assert not endpoint.failing
+    endpoint.failing = [503] * 3
+    with pytest.raises(EngineStalled, match=r"does not answer \(503 no\); expected a server that"):
+        check_engine(settings, CAPTURE, 64)
     refused("corpus.max_length: found 4096, expected at most 4095", length=4096)
     endpoint.key = "secret-of-a-test"
     refused("the key in the variable OPENAI_API_KEY is not set")

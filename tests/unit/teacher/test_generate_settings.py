@@ -22,6 +22,16 @@ def test_it_is_off_unless_asked_for() -> None:
     assert _run("--max_length", "64").generate.max_new_tokens == 512
 
 
+def test_a_writer_is_not_named_in_vain() -> None:
+    """Found as a cache of the corpus's text, made after `--generate.writer` alone."""
+    with pytest.raises(ConfigError) as caught:
+        _run("--generate.writer", "small", "--generate.record_top_k", "4")
+    assert "generate.writer: found small without generate.enabled" in str(caught.value)
+    assert "generate.record_top_k: found 4 without generate.enabled" in str(caught.value)
+    # Switched off in so many words it may stay, as in a file that several runs share.
+    assert not _run("--generate.writer", "small", "--generate.enabled", "false").generate.enabled
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [

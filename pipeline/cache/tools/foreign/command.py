@@ -48,9 +48,12 @@ def run_import(
             mistakes.append(f"--tokenizer: {error}")
     vocab_size = options.vocab_size or (tokenizer.vocab_size if tokenizer else None)
     if tokenizer is not None and vocab_size is None:
-        mistakes.append("--vocab-size: found none, and no config.json beside the tokenizer")
+        mistakes.append(
+            "--vocab-size: found none, and no config.json beside the tokenizer, expected the rows "
+            "of the teacher's head"
+        )
     if vocab_size is not None and not 1 < vocab_size <= MAX_VOCAB_SIZE:
-        mistakes.append(f"--vocab-size: found {vocab_size}, expected at most {MAX_VOCAB_SIZE}")
+        mistakes.append(f"--vocab-size: found {vocab_size}, expected 2 to {MAX_VOCAB_SIZE}")
     renamed = _renamed(options, mistakes)
     compression = _compression(options, mistakes)
     if mistakes:

@@ -65,6 +65,13 @@ class _Seen:
         first, count = self.mistakes.get(what, (place, 0))
         self.mistakes[what] = first, count + 1
 
+    def lines(self) -> list[str]:
+        """Return the mistakes, each with its first place and how many more there are."""
+        return [
+            what + (f": {first}" if first else "") + (f", and {count - 1} more" * (count > 1))
+            for what, (first, count) in self.mistakes.items()
+        ]
+
     def add(self, row: Imported) -> None:
         self.labels_outside += row.labels_outside
         self.rescaled += row.rescaled
@@ -143,16 +150,24 @@ def import_files(
 def _check_columns(files: Sequence[ForeignFile], name: str) -> dict[str, pa.DataType]:
     """Return the columns to read, checked in each file."""
     layout = FORMATS[name]
-    lines = []
+    seen = _Seen()
     for file in files:
-        schema, required = file.schema(), layout.required
+        try:
+            schema, required = file.schema(), layout.required
+        except CacheError as error:  # no Parquet
+            seen.mistake(error.found, "")
+            continue
         kinds = dict(zip(schema.names, schema.types, strict=True))
         if layout.ids not in kinds and "struct" in str(kinds.get(layout.values)):
             required.pop(layout.ids)  # Axolotl's text form: each entry names its token
-        wrong = schema_mistakes(schema, required, layout.optional)
-        lines += [f"{file.url}: {line}" for line in wrong]
-    if lines:
-        raise _wrong(lines, f"the columns of --format {name}", "name others with --columns")
+        for line in schema_mistakes(schema, required, layout.optional):
+            seen.mistake(line, file.url)
+    if seen.mistakes:
+        raise _wrong(
+            seen.lines(),
+            f"Parquet with the columns of --format {name}",
+            "name others with --columns; get what is damaged again",
+        )
     return {**layout.required, **layout.optional}
 
 
@@ -185,11 +200,11 @@ def _look(
                 tokens += [0] * (start + batch.num_rows - len(tokens))
         seen.tokens.append(np.array(tokens, np.int64))
     if seen.mistakes:
-        lines = [
-            f"{what}: {first}" + (f", and {count - 1} more" if count > 1 else "")
-            for what, (first, count) in seen.mistakes.items()
-        ]
-        raise _wrong(lines, f"rows as --format {spec.format} has them", "correct the files")
+        raise _wrong(
+            seen.lines(),
+            f"rows as --format {spec.format} has them",
+            "correct the files, or --tokenizer and --vocab-size",
+        )
     if not sum(part.size for part in seen.tokens):
         raise CacheError(f"{files[0].store.url}: no row in {len(files)} files", expected="rows")
     return seen
@@ -199,9 +214,7 @@ def _wrong(lines: Sequence[str], expected: str, do: str) -> CacheError:
     if len(lines) == 1:
         return CacheError(lines[0], expected=expected, do=do)
     listed = "".join(f"\n  - {line}" for line in lines)
-    return CacheError(
-        f"{len(lines)} mistakes in what is imported:{listed}\n", expected=expected, do=do
-    )
+    return CacheError(f"{len(lines)} mistakes, expected {expected} ({do}):{listed}")
 
 
 def _id(checksum: str, row: int) -> str:

@@ -12,7 +12,7 @@ from pipeline.cache.tools.travel.files import CARD
 from pipeline.cache.tools.travel.hub import push_to_hub
 from pipeline.cache.tools.travel.licence import licensed_card, stated_licence
 from pipeline.cache.tools.travel.transfer import Travelled, transfer
-from pipeline.errors import ConfigError
+from pipeline.errors import Mistakes
 from pipeline.storage import Store
 from pipeline.storage.hub import HubDataset, is_hub_address
 from pipeline.storage.parallel import default_workers
@@ -32,20 +32,29 @@ def run_push(
         CacheError: as `transfer` and `push_to_hub`.
         StoreError: as these.
     """
-    hub = HubDataset(options.target) if is_hub_address(options.target) else None
-    if hub is None and (options.private or options.public):
-        raise ConfigError(
-            f"--private, --public: found one of them with {options.target}",
-            expected="them with an address of the hub alone",
+    mistakes = Mistakes()
+    to_hub = is_hub_address(options.target)
+    hub = cache = licence = None
+    with mistakes.collected():
+        hub = HubDataset(options.target) if to_hub else None
+    if not to_hub and (options.private or options.public):
+        mistakes.add(
+            f"--private, --public: found one of them with {options.target}, expected them with an "
+            "address of the hub alone"
         )
-    cache = open_cache(options.source)
-    licence = stated_licence(
-        options.license,
-        name=options.license_name,
-        link=options.license_link,
-        terms=options.teacher_terms,
-        teacher=str(cache.manifest.identity["teacher"]["model"]),
-    )
+    with mistakes.collected():
+        cache = open_cache(options.source)
+    with mistakes.collected():
+        licence = stated_licence(
+            options.license,
+            name=options.license_name,
+            link=options.license_link,
+            terms=options.teacher_terms,
+            teacher="the teacher" if cache is None else cache.manifest.identity["teacher"]["model"],
+        )
+    mistakes.raise_any()
+    assert cache is not None
+    assert licence is not None
     try:
         card = cache.store.read(CARD)
     except FileNotFoundError:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import ConfigError
 from pipeline.models.resolve import read_model_config, text_config
 from pipeline.teacher.engines.base import CaptureRequest
 from pipeline.teacher.engines.endpoint.client import EndpointClient
@@ -102,7 +103,16 @@ class EndpointEngine:
         kind, top_k = self._serving.kind, self._scheme.top_k
         body = kind.body(self._serving.model, request.input_ids_L.tolist(), top_k)
         answer = self._client.ask(kind.path, body)
-        return _columns(kind.read(answer, request.input_ids_L, request.rows_N, top_k))
+        found = kind.read(answer, request.input_ids_L, request.rows_N, top_k)
+        highest = int(found.ids_NK.max(initial=0))
+        if highest >= self.vocab_size:
+            raise ConfigError(
+                f"teacher.model: its vocabulary has {self.vocab_size} ids, and the servers of "
+                f"teacher.endpoint ({self._serving.words}) answer with id {highest}",
+                expected="one model: samples are tokenised by teacher.model",
+                do="name the model that the servers have loaded",
+            )
+        return _columns(found)
 
 
 def _columns(found: PromptLogprobs) -> NDArray[np.float32]:

@@ -11,7 +11,12 @@ import numpy as np
 from pipeline.errors import ConfigError, EngineStalled, Mistakes
 from pipeline.storage.faults import status_passes
 from pipeline.teacher.engines.base import EngineInfo
-from pipeline.teacher.engines.endpoint.client import EndpointClient, RequestRefused, refusal
+from pipeline.teacher.engines.endpoint.client import (
+    Answer,
+    EndpointClient,
+    RequestRefused,
+    refusal,
+)
 from pipeline.teacher.engines.endpoint.servers import SERVERS, ServerKind
 from pipeline.teacher.settings import CaptureSettings, EndpointSettings, TeacherSettings
 
@@ -165,21 +170,31 @@ def _get(
     missing: bool = False,
 ) -> Any:
     """Return the JSON at a path; None where there is nothing and that is no mistake."""
+    answer = _answered(client, "GET", url, path)
+    if answer.status == 200:
+        return answer.data
+    if answer.status in (404, 405) and missing:
+        return None
+    raise refusal(url + path, answer, settings)
+
+
+def _answered(client: EndpointClient, method: str, url: str, path: str, body: Any = None) -> Answer:
+    """Return an answer that another attempt would not change; what passes is tried again.
+
+    Raises:
+        EngineStalled: none of several attempts brought one.
+    """
     error = ""
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(_PAUSE_S)
         try:
-            answer = client.send("GET", url + path)
+            answer = client.send(method, url + path, body)
         except OSError as failed:
             error = str(failed)
             continue
-        if answer.status == 200:
-            return answer.data
-        if answer.status in (404, 405) and missing:
-            return None
         if not status_passes(answer.status):
-            raise refusal(url + path, answer, settings)
+            return answer
         error = f"{answer.status} {answer.reason}"
     raise EngineStalled(
         f"{url}: does not answer ({error})",
@@ -193,10 +208,7 @@ def _probe(
 ) -> None:
     body = serving.kind.body(serving.model, PROBE, top_k)
     ids_L = np.array(PROBE, np.int32)
-    try:
-        answer = client.send("POST", url + serving.kind.path, body)
-    except OSError as error:
-        raise EngineStalled(f"{url}: does not answer ({error})") from None
+    answer = _answered(client, "POST", url, serving.kind.path, body)
     if answer.status != 200:
         refused = refusal(url + serving.kind.path, answer, settings)
         if isinstance(refused, RequestRefused):
