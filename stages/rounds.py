@@ -164,8 +164,8 @@ def _check(run: RoundsRun) -> int:
                 f"corpus.heldout_fraction: found 0 in {run.teacher_config}, expected more: rounds "
                 "are compared on held-out prompts"
             )
-        drawn = teacher.generate
-        filtered = drawn.temperature != 1 or drawn.top_p < 1 or drawn.top_k or drawn.min_p
+        writing = teacher.generate
+        filtered = writing.temperature != 1 or writing.top_p < 1 or writing.top_k or writing.min_p
         if run.least_drift is not None and filtered:
             mistakes.add(
                 f"least_drift: found {run.least_drift:g} with a filter or a generate.temperature "

@@ -119,8 +119,8 @@ def _larger(
     np.put_along_axis(larger_NK, order_NK, np.arange(ids_NK.shape[1])[None], axis=1)
     label_N1, value_N1 = label_N[:, None], label_logprob_N[:, None]
     first_NK = (value_N1 > logprobs_NK) | ((value_N1 == logprobs_NK) & (label_N1 < ids_NK))
-    counted_NK: NDArray[np.int64] = larger_NK + first_NK
-    return counted_NK
+    before_NK: NDArray[np.int64] = larger_NK + first_NK
+    return before_NK
 
 
 def draw_candidates(
