@@ -84,7 +84,7 @@ class Bench:
                     sys.executable, "-m", "stages.train_student",
                     "--config", f"{CONFIGS}/rounds-again.yaml", "--cache_dir", str(cache),
                     "--student_model", model, "--output_dir", str(student), "--seed", str(seed),
-                    "--max_steps", str(self._steps // rounds), "--train.evaluate", "never",
+                    "--max_steps", str(self._steps // rounds),
                 ],
             )  # fmt: skip
             model = str(student / "model")

@@ -52,7 +52,8 @@ def test_the_cache_holds_exactly_what_was_sampled(written: Path, tiny_cache: Pat
             own, values = row.targets.entries(n)
             assert set(top_ids) <= set(own.tolist())
             inside = [value for token, value in zip(own, values, strict=True) if token in top_ids]
-            assert min(inside) > np.sort(values[own < TALKER_VOCABULARY])[-3] - 1e-6
+            # In the steps of stored values, which are finer for what held-out rows keep anyway.
+            assert min(inside) > 1.03 * np.sort(values[own < TALKER_VOCABULARY])[-3] - 1e-6
     finished = sum(row["finished"] for row in responses.values())
     assert 10 < finished < 72
     # Several responses to a prompt are several draws.
