@@ -76,7 +76,9 @@ def export_plain(
     """
     check_apart(target, [cache.store])
     # Held-out rows that are sampled beside a top-k become a top-k too: splits have equal columns.
-    held = cache.manifest.identity["scheme"].get("top_k") if cache.rule is None else None
+    held = None
+    if cache.rule is None and cache.heldout_rule is not None:
+        held = cache.manifest.identity["scheme"].get("top_k", cache.manifest.codec["vocab_size"])
     sources = {
         split: cache.source(split, top_k=top_k or (held if split == "heldout" else None))
         for split in SPLITS
