@@ -17,7 +17,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,6 +46,8 @@ SCHEMES = {
 }
 SCHEMES["top64"] = SparseScheme(64, (1.0, 2.0))
 """As the settings make them, and as a device draws by them."""
+PLAIN = "prompt log-probs 64, flat"
+"""vLLM's own, in its form without an object for each entry."""
 
 
 def embedded(tokens: int) -> tuple[Path, list[CaptureRequest], int]:
@@ -131,13 +133,15 @@ def rounds_of(calls: dict[str, Callable[[], object]], above: str, *below: str) -
 
 
 def measure(
-    folder: Path, requests: list[CaptureRequest], length: int
+    folder: Path, requests: list[CaptureRequest], length: int, names: Sequence[str]
 ) -> Iterator[tuple[str, Rounds]]:
     """Yield the times of each scheme's engine, and of vLLM's own log-probs."""
     settings = TeacherSettings(model=str(folder), batch_tokens=2048)
     bare_requests = [CaptureRequest(r.sample_id, r.input_ids_L, r.rows_N[:0]) for r in requests]
     rows = sum(r.rows_N.size for r in requests)
     for name, scheme in SCHEMES.items():
+        if name not in names:
+            continue
         engine = VllmEngine(
             settings, CaptureSettings(), folder=folder, scheme=scheme, max_length=length
         )
@@ -148,6 +152,8 @@ def measure(
         }
         yield name, rounds_of(calls, "capture", "bare", "head")
         engine.close()
+    if PLAIN not in names:
+        return
     path = TeacherSettings(model=str(folder), batch_tokens=2048, capture_path="prompt_logprobs")
     engine = VllmEngine(
         path, CaptureSettings(), folder=folder, scheme=SparseScheme(64, (1.0,)), max_length=length
@@ -156,7 +162,7 @@ def measure(
         "bare": lambda: _prefill(engine, requests),
         "capture": lambda: engine.capture(requests),
     }
-    yield "prompt log-probs 64, flat", rounds_of(calls, "capture", "bare")
+    yield PLAIN, rounds_of(calls, "capture", "bare")
     engine.close()
 
 
@@ -190,15 +196,23 @@ def head_product(
 
 
 def bytes_on_a_gpu() -> float:
-    """Print the bytes that the kernels move for a row; return the most reads of the logits."""
-    read = 4 * VOCAB_OF_A_GPU
-    most = 0.0
+    """Print the bytes that the kernels move for a row; return the most reads of the logits.
+
+    Held-out rows are told beside it: there are a few hundred of them, however large the corpus is.
+    """
     print(f"reads of a row of {VOCAB_OF_A_GPU:,} float32 logits that the kernels' bytes come to")
-    for name, scheme in SCHEMES.items():
-        reads = bytes_of_row(scheme, vocab=VOCAB_OF_A_GPU, element_bytes=4) / read
-        most = max(most, reads)
-        print(f"  {name:<28} {reads:.3f}")
-    return most
+    reads = {name: reads_of_row(scheme) for name, scheme in SCHEMES.items()}
+    heldout = capture_scheme(CaptureSettings()).heldout
+    assert heldout is not None
+    for name, value in (*reads.items(), ("top64, held-out rows", reads_of_row(heldout))):
+        print(f"  {name:<28} {value:.3f}")
+    return max(reads.values())
+
+
+def reads_of_row(scheme: SparseScheme) -> float:
+    """Return the bytes that the kernels move for a row over those of its logits."""
+    row = bytes_of_row(scheme, vocab=VOCAB_OF_A_GPU, element_bytes=4)
+    return row / (4 * VOCAB_OF_A_GPU)
 
 
 def _prefill(engine: VllmEngine, requests: list[CaptureRequest]) -> None:
@@ -217,6 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=("embedded", "7b"), default="embedded")
     parser.add_argument("--tokens", type=int, default=1500)
+    measurable = [*SCHEMES, PLAIN]
+    parser.add_argument("--only", nargs="*", default=measurable, choices=measurable)
     arguments = parser.parse_args()
     reads = bytes_on_a_gpu()
     print(f"FIGURE reduction_bytes_over_logits {reads:.3f}", flush=True)
@@ -230,7 +246,7 @@ def main() -> None:
         print(f"{tokens} tokens, {loss_tokens} supervised; CPU time, one thread, same engine")
         print(f"  {'':<28} over prefill     over prefill + head   rounds", flush=True)
         measured = {}
-        for name, rounds in measure(folder, requests, length):
+        for name, rounds in measure(folder, requests, length, arguments.only):
             measured[name] = rounds
             over = [shown(rounds.ratio("capture", "bare"))]
             over.append(shown(rounds.ratio("capture", "bare", "head")) if name in SCHEMES else "")
@@ -238,6 +254,8 @@ def main() -> None:
             print(line, flush=True)
     suffix = "_7b" if arguments.shape == "7b" else ""
     for name in ("top64", "threshold"):
+        if name not in measured:
+            continue
         rounds = measured[name]
         head = rounds.ratio("head", "bare")[0]
         print(f"  head's product alone, beside {name}: {1 + head:.3f}")

@@ -84,8 +84,8 @@ def _compared(way: str, reduce: Reduce, device: str) -> list[Figure]:
             numbers_RC, others_RC = here_RC[same_R][:, :first], there_RC[same_R][:, :first]
             worst = max(worst, float((numbers_RC - others_RC).abs().max()))
         figures += [
-            # A rounding that crosses a border turns one candidate in some 3,000, and with it 4 to 7 %
-            # of the rows; by another CPU's sums one row of 16 was beyond 5 %. What is wrong turns all.
+            # A rounding that crosses a border turns one candidate in some 3,000, so 4 to 12 % of
+            # the rows (with another CPU one of 16, above a limit of 5 %). What is wrong turns all.
             at_most(f"rows_of_other_ids_{name}{way}", differing / count, 0.4),
             at_most(f"largest_difference_{name}{way}", worst, 1e-3),
         ]

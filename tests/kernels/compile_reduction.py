@@ -18,13 +18,15 @@ from pipeline.teacher.sparsify.gpu.plan import BLOCK
 
 ARGUMENTS = {
     "label_ptr": "*i64", "noise_ptr": "*i64", "last_ptr": "*i64", "keys_ptr": "*i64",
-    "columns_ptr": "*fp32", "row_ptr": "*fp32", "border_ptr": "*i32", "stride": "i32",
+    "columns_ptr": "*fp32", "row_ptr": "*fp32", "border_ptr": "*i64", "stride": "i32",
     "columns_stride": "i32", "vocab": "i32", "log_z_step": "fp32", "step": "fp32",
     "inverse_step": "fp32", "most": "fp32",
 }  # fmt: skip
 EACH_TEMPERATURE = ("temperatures", "exponents", "inverses", "log_taus", "tau_factors")
 EVERYWHERE = {"LOWEST": launch.LOWEST, "BLOCK": BLOCK}
 DRAW = {"ALWAYS": 70, "SAMPLED": 73, "BITS": 23, "PADDED": 128, "FARTHEST": -40.0, **EVERYWHERE}
+CANDIDATES = {"ALWAYS": 131, "SAMPLED": 218, "BITS": 22, "PADDED": 256}
+"""Of the default scheme for two temperatures."""
 STATISTICS = {"ONE": 0, "ROUNDED": True, "TOP": 64, **EVERYWHERE}
 
 # Kernel, temperatures, constants.
@@ -32,10 +34,12 @@ CASES: list[tuple[Any, int, dict[str, Any]]] = [
     (kernels.statistics_kernel, 1, {"COUNT": 1, "GRID": 1, **STATISTICS, "TOP": 0}),
     (kernels.statistics_kernel, 2, {"COUNT": 2, "GRID": 2, **STATISTICS}),
     (kernels.statistics_kernel, 4, {"COUNT": 4, "GRID": 4, **STATISTICS}),
+    (kernels.statistics_kernel, 2, {"COUNT": 2, "GRID": 2, **STATISTICS, "TOP": 1}),
     (kernels.candidates_kernel, 0, {"TOP": 64, "CAPACITY": 256, "BLOCK": BLOCK}),
     (kernels.top_kernel, 0, {"GRID": 2, "TOP": 64, "PADDED": 64}),
     (kernels.draw_kernel, 1, {"GRID": 1, "USED": 1, "BOTH": False, "TOP": 0, **DRAW}),
     (kernels.draw_kernel, 2, {"GRID": 2, "USED": 2, "BOTH": True, "TOP": 64, **DRAW}),
+    (kernels.draw_kernel, 2, {"GRID": 2, "USED": 2, "BOTH": True, "TOP": 1, **DRAW, **CANDIDATES}),
 ]
 
 

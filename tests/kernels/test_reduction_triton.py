@@ -48,6 +48,8 @@ SCHEMES = {
     "threshold of two": threshold(GRID, (1 / 9, 1 / 23.5)),
     "threshold of two, turned": threshold((2.0, 1.0), (1 / 23.5, 1 / 9)),
     "threshold of three": threshold((0.5, 1.0, 3.0), (1 / 5, 1 / 9, 1 / 23.5)),
+    "top-1 sampled": threshold((1.0,), (1 / 112,), top_k=1),
+    "top-1 sampled of two": threshold(GRID, (1 / 36, 1 / 94), top_k=1),
     "top-8 sampled": threshold(GRID, (1 / 9, 1 / 23.5), top_k=8),
     "top-64 sampled": threshold((1.0,), (1 / 28,), top_k=64),
 }
@@ -244,7 +246,7 @@ def test_all_mass_on_one_id_and_none_on_any(name: str) -> None:
         assert torch.equal(ids, ids_there)
 
 
-@pytest.mark.parametrize("top_k", [5, 500])
+@pytest.mark.parametrize("top_k", [1, 5, 500])
 def test_of_equal_logits_the_smaller_ids_are_kept(top_k: int) -> None:
     """Where too many reach the border: all equal, equal by group, and a few levels only."""
     vocab = 6001
@@ -272,7 +274,9 @@ def test_top_k_of_the_whole_vocabulary() -> None:
     agree(found_RC, in_torch(logits_RV, label_R, scheme, noise_R), scheme, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["top-64", "threshold", "threshold of two", "top-8 sampled"])
+@pytest.mark.parametrize(
+    "name", ["top-64", "threshold", "threshold of two", "top-1 sampled", "top-8 sampled"]
+)
 def test_rows_that_are_not_finite_say_so_and_change_no_other(name: str) -> None:
     scheme = SCHEMES[name]
     logits_RV, label_R, noise_R = make(9, 2600)
@@ -285,7 +289,7 @@ def test_rows_that_are_not_finite_say_so_and_change_no_other(name: str) -> None:
     assert torch.equal(found_RC[6:], clean_RC[6:])
 
 
-@pytest.mark.parametrize("name", ["top-64", "threshold of two", "top-8 sampled"])
+@pytest.mark.parametrize("name", ["top-64", "threshold of two", "top-1 sampled", "top-8 sampled"])
 def test_rows_alone_in_a_wider_buffer_and_at_any_offset(name: str) -> None:
     scheme = SCHEMES[name]
     logits_RV, label_R, noise_R = make(5, 2500)
@@ -330,13 +334,15 @@ def test_bytes_are_those_that_the_kernels_move(
     logits_RV, label_R, noise_R = make(rows, vocab, dtype)
     kernels(logits_RV, label_R, scheme, noise_R)
     by_torch = 0
-    if scheme.top_k:  # empty keys are written, all are read, the largest and their places written
+    if (
+        scheme.top_k > 1
+    ):  # empty keys are written, all are read, the largest and their places written
         by_torch = 16 * candidate_places(scheme.top_k) + 16 * scheme.top_k
     found = moved[0] / rows + by_torch
     said = bytes_of_row(scheme, vocab=vocab, element_bytes=dtype.itemsize)
     assert said * 0.995 <= found <= said * 1.005
     reads = bytes_of_row(scheme, vocab=151_936, element_bytes=4) / (4 * 151_936)
-    assert reads <= (3.1 if scheme.rule is not None and scheme.top_k else 2.05)
+    assert reads <= (3.1 if scheme.rule is not None and scheme.top_k > 1 else 2.05)
 
 
 def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
@@ -347,4 +353,4 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 14
+    assert len(done.stdout.splitlines()) == 18

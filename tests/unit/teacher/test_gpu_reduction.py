@@ -23,6 +23,9 @@ SCHEMES = {
     "threshold of two": SparseScheme(
         0, GRID, InclusionRule(GRID, (1 / 9, 1 / 23.5)), SAMPLED_QUANTISATION
     ),
+    "top-1 sampled": SparseScheme(
+        1, (1.0,), InclusionRule((1.0,), (1 / 112,)), SAMPLED_QUANTISATION
+    ),
     "top-9 sampled": SparseScheme(
         9, (0.5, 1.0, 3.0), InclusionRule((0.5, 1.0, 3.0), (0, 1 / 9, 1 / 23.5))
     ),
@@ -52,7 +55,7 @@ def test_chains_are_the_cpus_and_compiled_the_same(
     )
     same_R = (ids == cpu_ids).all(-1)
     assert torch.equal(ids[:, :places], cpu_ids[:, :places])
-    assert (~same_R).sum() <= (0 if scheme.rule is None else 1)
+    assert (~same_R).sum() <= (0 if scheme.rule is None else 3)
     torch.testing.assert_close(cpu_values[same_R], values[same_R], atol=1e-5, rtol=0)
     cpu_RC = sparsify(logits_RV, label_R, scheme, noise_R)
     torch.testing.assert_close(cpu_RC[:, :start], there_RC[:, :start], atol=1e-5, rtol=1e-5)
@@ -140,11 +143,11 @@ def test_memory_that_ends_is_not_the_kernels_fault(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("element_bytes", [2, 4])
 def test_two_reads_of_the_logits_and_little_more(name: str, element_bytes: int) -> None:
-    """Three where top-k decides what else may be drawn."""
+    """Three where a top-k of more than one entry decides what else may be drawn."""
     scheme = SCHEMES[name]
     row = bytes_of_row(scheme, vocab=151_936, element_bytes=element_bytes)
     reads = row / (151_936 * element_bytes)
-    three = scheme.rule is not None and scheme.top_k > 0
+    three = scheme.rule is not None and scheme.top_k > 1
     assert 2 + three < reads < 2.05 + three
 
 

@@ -5,7 +5,8 @@
 `statistics_kernel` reads a row once: running maximum, and the sums of the exponentials at every
 temperature (online softmax, Milakov and Gimelshein 2018). For top-k it also finds a border that at
 least k entries reach and few more: entries fall into BLOCK groups by their id modulo BLOCK, and the
-k-th largest of the groups' maxima is such a number. `candidates_kernel` collects what reaches it.
+k-th largest of the groups' maxima is such a number. `candidates_kernel` collects what reaches it;
+of a top-1, the maximum and its place are all there is to know.
 `draw_kernel` reads the row a second time for an inclusion rule: rounding with the row's dither,
 integer steps, their running sum, and the entries that it carries past a mark.
 
@@ -59,7 +60,10 @@ def statistics_kernel(
     COUNT: tl.constexpr, GRID: tl.constexpr, ONE: tl.constexpr, ROUNDED: tl.constexpr,
     TOP: tl.constexpr, LOWEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write label, log Z and entropies; GRID of COUNT temperatures have columns, ONE is T = 1."""
+    """Write label, log Z and entropies; GRID of COUNT temperatures have columns, ONE is T = 1.
+
+    `border_ptr` gets the order of the border; of a TOP of 1 the largest entry's key.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * stride
     lane = tl.arange(0, BLOCK)
@@ -68,10 +72,11 @@ def statistics_kernel(
     sums = (zero,) * COUNT
     weighted = (zero,) * COUNT
     largest = tl.full([], LOWEST, tl.float32)
+    place = tl.full([], 0, tl.int32)
     for start in range(0, vocab, BLOCK):
         at = start + lane
         x = _read(logits_ptr, at, vocab)
-        if TOP > 0:
+        if TOP > 1:
             of_group = tl.maximum(of_group, x)
         of_block = tl.max(x, axis=0)
         if of_block > largest:  # rare after the first blocks
@@ -85,6 +90,8 @@ def statistics_kernel(
             sums = sums_after
             weighted = weighted_after
             largest = of_block
+            if TOP == 1:
+                place = tl.min(tl.where(x == of_block, at, 0x7FFFFFFF), axis=0)
         below = tl.where(at < vocab, x - largest, LOWEST)
         sums_after = ()
         weighted_after = ()
@@ -109,7 +116,10 @@ def statistics_kernel(
     tl.store(columns_ptr, (x - largest) - log_z)
     tl.store(row_ptr + 2 * row, largest)
     tl.store(row_ptr + 2 * row + 1, log_z)
-    if TOP > 0:
+    if TOP == 1:
+        key = (_ordered(largest).to(tl.int64) << 32) | (0x7FFFFFFF - place)
+        tl.store(border_ptr + row, key)
+    if TOP > 1:
         order = _ordered(of_group)
         low = tl.full([], -(2**31), tl.int64)
         high = tl.full([], 2**31 - 1, tl.int64)
@@ -118,7 +128,7 @@ def statistics_kernel(
             enough = tl.sum((order >= middle).to(tl.int32), axis=0) >= TOP
             low = tl.where(enough, middle, low)
             high = tl.where(enough, high, middle - 1)
-        tl.store(border_ptr + row, low.to(tl.int32))
+        tl.store(border_ptr + row, low)
 
 
 @triton.jit
@@ -134,7 +144,7 @@ def candidates_kernel(
     logits_ptr += row * stride
     keys_ptr += row * CAPACITY
     lane = tl.arange(0, BLOCK)
-    border = tl.load(border_ptr + row).to(tl.int64)
+    border = tl.load(border_ptr + row)
     count = tl.full([], 0, tl.int32)
     for start in range(0, vocab, BLOCK):
         at = start + lane

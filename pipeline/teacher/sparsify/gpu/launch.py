@@ -56,7 +56,7 @@ def triton_sparsify(
         logits_RV = logits_RV.contiguous()
     columns_RC = torch.empty((rows, scheme.num_columns), dtype=torch.float32, device=device)
     row_RS = torch.empty((rows, 2), dtype=torch.float32, device=device)
-    border_R = torch.empty(rows, dtype=torch.int32, device=device)
+    border_R = torch.empty(rows, dtype=torch.int64, device=device)
     strides = logits_RV.stride(0), columns_RC.stride(0)
     grid = scheme.temperatures
     summed = kernel_temperatures(scheme)
@@ -68,7 +68,9 @@ def triton_sparsify(
         ROUNDED=scheme.rule is not None, TOP=scheme.top_k, LOWEST=LOWEST, BLOCK=BLOCK, **OPTIONS,
     )  # fmt: skip
     keys_RK = None
-    if scheme.top_k:
+    if scheme.top_k == 1:
+        keys_RK = border_R[:, None]
+    elif scheme.top_k:
         places = candidate_places(scheme.top_k)
         keys_RP = torch.full((rows, places), torch.iinfo(torch.int64).min, device=device)
         candidates_kernel[(rows,)](

@@ -74,10 +74,12 @@ def bytes_of_row(scheme: SparseScheme, *, vocab: int, element_bytes: int) -> int
     label = 8 + element_bytes
     # The statistics: a read; label and its logit, two numbers for each temperature, the state.
     total = read + label + 4 + 8 * grid + state
-    if scheme.top_k:
+    if scheme.top_k == 1:
+        total += 8  # its key, known from the statistics
+    elif scheme.top_k:
         candidates = 8 * candidate_places(scheme.top_k)
         # The border and its readers; keys written as empty, written and read again.
-        total += 2 * 4 + read + 2 * candidates + 8 * _expected_candidates(scheme.top_k)
+        total += 2 * 8 + read + 2 * candidates + 8 * _expected_candidates(scheme.top_k)
         total += 16 * scheme.top_k  # what torch.topk returns
     if scheme.rule is None:
         return total + 8 * scheme.top_k + state + columns - 4 * (1 + 2 * grid)
