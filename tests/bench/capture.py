@@ -36,7 +36,7 @@ from pipeline.teacher.sparsify.device import SparseScheme
 from pipeline.teacher.sparsify.gpu.plan import bytes_of_row
 from pipeline.teacher.sparsify.scheme import capture_scheme
 
-FEWEST_ROUNDS, MOST_ROUNDS = 4, 40
+FEWEST_ROUNDS, MOST_ROUNDS = 4, 120
 SMALL_ERROR = 0.008
 VOCAB_OF_A_GPU = 151_936
 """Of Qwen 2.5 and 3; float32 logits, as vLLM's head gives them."""

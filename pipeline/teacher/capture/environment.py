@@ -44,14 +44,15 @@ def describe_environment(teacher: Teacher, engine: Engine) -> dict[str, Any]:
         "batch_invariant": through_vllm and os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1",
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
-        "triton": _triton_version() if teacher.info.device == "cuda" else "",
+        # What compiles the loops that reduce logits; on a GPU without Triton others do it.
+        "triton": _version("triton") if teacher.info.device == "cuda" else "",
+        "numba": _version("numba") if teacher.info.device != "cuda" else "",
     }
 
 
-def _triton_version() -> str:
-    """Return what compiles the kernels that reduce logits; without it others do."""
+def _version(package: str) -> str:
     try:
-        return version("triton")
+        return version(package)
     except PackageNotFoundError:
         return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,9 @@ def test_what_the_last_bits_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["device"]
     assert found["torch"]
     assert found["triton"] == "", "a CPU runs none of its kernels"
+    assert found["numba"] == version("numba"), "its loops are numba's"
+    teacher.info = EngineInfo("vllm", "0.32", "float32", "cuda")
+    assert describe_environment(teacher, engine)["numba"] == ""
 
 
 def test_what_is_asked_for_is_in_the_identity() -> None:
