@@ -1,8 +1,8 @@
 """Run what is missing of the yardsticks, then print the tables: `make bench-yardsticks`.
 
-Five comparisons that papers make at their size, in miniature: students of sparse targets (RS-KD),
-of selected positions (SE-KD), pruned in width or in depth with the teacher adapted or not
-(Minitron), of other divergences, and copying from the context beside perplexity. Within a
+Comparisons that papers make at their size, in miniature: students of sparse targets (RS-KD), far
+from the teacher and near it, of selected positions (SE-KD), pruned in width or in depth with the
+teacher adapted or not (Minitron), of other divergences, and copying beside perplexity. Within a
 comparison all students share start, sequences, order and steps; three seeds decide the order and
 what is drawn. Each result is kept below `runs/bench/yardsticks`, so that a stopped bench goes on.
 """
@@ -114,6 +114,8 @@ class Bench:
     def gradients(self) -> dict[str, dict[str, Compared]]:
         """Return the comparison of gradients, by state of the student and by target."""
         folders = {"start": start_folder("reconstructed", self.text), TRAINED: self._trained}
+        if any(arm.start == "near" for arm in ARMS if arm.name in self.arguments.arms):
+            folders["near"] = start_folder("near", self.text)
         found: dict[str, dict[str, Compared]] = {}
         rules: Rules | None = None
         for state, folder in folders.items():
@@ -159,6 +161,7 @@ class Bench:
         train(
             model, rules.teacher, rules.of(arm.target, seed), seed=seed,
             per_step=self.arguments.per_step, select=selected(arm), learn_head=arm.learn_head,
+            learning_rate=arm.learning_rate,
         )  # fmt: skip
         if arm.name == "dense" and seed == 0:
             model.save_pretrained(self._trained)
@@ -220,7 +223,7 @@ def main() -> None:
     print_gradients(compared, bench.entries(), tokens)
     print_students(scores, starts)
     print_copying(scores, starts)
-    print_figures(scores, compared["start"])
+    print_figures(scores, compared)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pipeline.teacher.sparsify.device import SparseScheme
 from tests.bench.fidelity_cache import Cached, through_the_cache
 from tests.bench.fidelity_run import GRID, sampled
 from tests.bench.peers.rebuilt import drawn_renormalised, random_sampling, truncated
+from tests.bench.quality import LEARNING_RATE
 from tests.bench.yardsticks.targets import (
     Rule,
     chosen_positions,
@@ -26,12 +27,14 @@ from tests.bench.yardsticks.targets import (
 )
 from tests.bench.yardsticks.training import Select, TeacherRows
 
-__all__ = ["ARMS", "CE", "DENSE", "SPARSE", "Arm", "Rules", "Start", "Teacher", "selected"]
+__all__ = ["ARMS", "CE", "DENSE", "NEAR", "SPARSE", "Arm", "Rules", "Start", "Teacher", "selected"]
 
-Start = Literal["reconstructed", "depth", "width"]
+Start = Literal["reconstructed", "depth", "width", "near"]
+"""`near`: the teacher without two of its thirty layers; the others have six, or as few weights."""
 Teacher = Literal["plain", "adapted"]
 SHARE = 0.2
 """Of the positions of a sequence, in the arms that select them."""
+NEAR, NEAR_RATE = "near: ", 1e-4
 CE, DENSE, BUCKET, SAMPLED = "cross-entropy alone", "dense", "top-64 + bucket", "sampled"
 DRAWS = ("12 draws", "50 draws", "256 draws renormalised")
 SPARSE = ("top-12 truncated", "top-50 truncated", BUCKET, *DRAWS, SAMPLED)
@@ -54,6 +57,7 @@ class Arm:
     learn_head: bool = False
     """The embedding that is also the head. Where channels are cut it has to; the arms compared
     with that do the same."""
+    learning_rate: float = LEARNING_RATE
 
 
 ARMS = (
@@ -68,6 +72,10 @@ ARMS = (
     Arm("width, adapted teacher", 3, start="width", teacher="adapted", learn_head=True),
     Arm("reverse KL", 4, "reverse KL"),
     Arm("Jensen-Shannon", 4, "Jensen-Shannon"),
+    *(
+        Arm(f"{NEAR}{name}", 5, name, start="near", learning_rate=NEAR_RATE)
+        for name in (CE, DENSE, SPARSE[0], SPARSE[1], BUCKET, DRAWS[1], SAMPLED)
+    ),
 )
 
 

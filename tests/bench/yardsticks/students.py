@@ -25,6 +25,8 @@ __all__ = ["RESULTS", "adapted_teacher", "parameters_of", "plain_teacher", "star
 RESULTS = FOLDER / "yardsticks"
 CHANNELS, HEADS = 384, 6
 """Of 576 and 9; neurons as many as bring the model to the parameters of the one cut in depth."""
+DROPPED = (12, 20)
+"""Layers that the near student lacks: that of `tests.bench.fidelity_data`."""
 CALIBRATION = 16
 """Sequences on which importance is measured."""
 TEACHER_RATE = 5e-5
@@ -48,6 +50,9 @@ def start_folder(start: Start, calibration: Hidden) -> Path:
     depth = prune_model(plain_teacher(), LAYERS, FOLDER / f"quality-cut-{len(LAYERS)}")
     if start == "depth":
         return depth
+    if start == "near":
+        kept = [layer for layer in range(LAYERS[-1] + 1) if layer not in DROPPED]
+        return prune_model(plain_teacher(), kept, RESULTS / "near")
 
     def make() -> Any:
         teacher = loaded(plain_teacher())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.yardsticks.arms import ARMS, CE, DENSE, SAMPLED, SPARSE
+from tests.bench.yardsticks.arms import ARMS, CE, DENSE, NEAR, SAMPLED, SPARSE
 from tests.bench.yardsticks.gradients import Compared
 from tests.bench.yardsticks.measures import (
     Array,
@@ -52,10 +52,16 @@ def _share(worst_R: Array, found_R: Array, best_R: Array) -> float:
 
 
 def _gap(scores: Scores, name: str) -> _Gap:
+    worst, best = (f"{_prefix(name)}{arm}" for arm in (CE, DENSE))
     parts = [
-        estimate(_share, *(scores[arm][key] for arm in (CE, name, DENSE))) for key in ("loss", "kl")
+        estimate(_share, *(scores[arm][key] for arm in (worst, name, best)))
+        for key in ("loss", "kl")
     ]
     return _Gap(*parts)
+
+
+def _prefix(name: str) -> str:
+    return NEAR if name.startswith(NEAR) else ""
 
 
 def print_gradients(
@@ -86,7 +92,7 @@ def print_students(scores: Scores, starts: Mapping[str, Mapping[str, Any]]) -> N
               f"{calibration_error(np.array(found['bins'])):7.4f}")  # fmt: skip
     trained = [arm for arm in ARMS if arm.name in scores]
     for section in sorted({arm.section for arm in trained}):
-        base = "depth" if section == 3 else DENSE
+        base = {3: "depth", 5: f"{NEAR}{DENSE}"}.get(section, DENSE)
         names = [arm.name for arm in trained if arm.section == section]
         names = names if base in names or base not in scores else [base, *names]
         print(f"\n{section}. students: held-out loss and KL (T = 1, dense); differences to {base}, "
@@ -100,14 +106,16 @@ def print_students(scores: Scores, starts: Mapping[str, Mapping[str, Any]]) -> N
                 for key in ("loss", "kl"):
                     over = estimate(difference, of[key], scores[base][key])
                     line += f"  {key} {_signed(over)}"
-            if section == 1 and CE in scores and DENSE in scores and name not in (CE, DENSE):
+            ends = [f"{_prefix(name)}{end}" for end in (CE, DENSE)]
+            if section in (1, 5) and name not in ends and all(end in scores for end in ends):
                 gap = _gap(scores, name)
                 line += f"  gap by loss {_signed(gap.by_loss)} by KL {_signed(gap.by_kl)}"
             print(f"{line}  | {_paper(name, section)}")
 
 
 def _paper(name: str, section: int) -> str:
-    if section != 1:
+    name = name.removeprefix(NEAR)
+    if section not in (1, 5):
         return f"paper: {OTHERS.get(name, '')}"
     found = RS_KD.get(name)
     if found is None:
@@ -127,7 +135,7 @@ def _signed(found: Estimate) -> str:
 def print_copying(scores: Scores, starts: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the probe of copying; errors of students by sequences and by seeds."""
     keys = ("random_accuracy", "random_gain", "text_accuracy", "text_gain")
-    print("\n5. second copy: accuracy and loss gained (nats), of random tokens and of text; "
+    print("\n6. second copy: accuracy and loss gained (nats), of random tokens and of text; "
           "+- by sequences, by seeds")  # fmt: skip
     before = {name: {key: np.array([found[key]]) for key in keys} for name, found in starts.items()}
     for name, found in {**before, **scores}.items():
@@ -137,16 +145,17 @@ def print_copying(scores: Scores, starts: Mapping[str, Mapping[str, Any]]) -> No
         ))  # fmt: skip
 
 
-def print_figures(scores: Scores, compared: Mapping[str, Compared]) -> None:
+def print_figures(scores: Scores, compared: Mapping[str, Mapping[str, Compared]]) -> None:
     """Print the figures that the documents name, of what was run."""
-    for name, row in compared.items():
-        if name in _SHORT:
-            print(f"FIGURE yardsticks_angle_{_SHORT[name]} {row.angle:.2f}")
-    if CE in scores and DENSE in scores:
+    for state, of_state in (("", "start"), ("near_", "near")):
+        for name, row in compared.get(of_state, {}).items():
+            if name in _SHORT:
+                print(f"FIGURE yardsticks_angle_{state}{_SHORT[name]} {row.angle:.2f}")
+    for prefix, words in (("", ""), (NEAR, "near_")):
         for name in SPARSE:
-            if name in scores:
-                gap = _gap(scores, name)
-                print(f"FIGURE yardsticks_gap_closed_{_SHORT[name]} {gap.by_loss.value:.3f}")
+            if all(f"{prefix}{arm}" in scores for arm in (CE, name, DENSE)):
+                gap = _gap(scores, f"{prefix}{name}").by_kl.value
+                print(f"FIGURE yardsticks_gap_closed_{words}{_SHORT[name]} {gap:.3f}")
     pairs = {
         "selected_kl_over_dense": ("20 % by student entropy", DENSE, "kl"),
         "width_loss_over_depth": ("width", "depth", "loss"),

@@ -16,6 +16,7 @@ from tests.bench.peers.rebuilt import drawn_renormalised, random_sampling
 from tests.bench.yardsticks.__main__ import _arms
 from tests.bench.yardsticks.arms import ARMS, BUCKET, DRAWS, Arm, Rules, selected
 from tests.bench.yardsticks.copying import copying_scores, random_copies, text_copies
+from tests.bench.yardsticks.data import short_texts
 from tests.bench.yardsticks.gradients import compare_gradients
 from tests.bench.yardsticks.measures import (
     angle,
@@ -337,6 +338,19 @@ def test_copies_stand_twice_and_a_copier_is_told() -> None:
     found = copying_scores(copier, ids_ST)
     assert found.accuracy_S == [1.0] * 3
     assert min(found.gain_S) > 15
+
+
+def test_texts_are_cut_and_those_of_mostly_questions_left_out() -> None:
+    ids_L = np.arange(10, dtype=np.int32)
+    samples = [
+        SimpleNamespace(sample_id=name, input_ids=ids_L, loss_mask=ids_L >= first)
+        for name, first in (("text", 1), ("chat", 3), ("question", 4))
+    ]
+    data = short_texts(samples, 6, np.zeros((VOCABULARY, WIDTH), np.float32))
+    assert data.sample_ids == ["text", "chat"]
+    assert data.counts_S == [5, 3]
+    assert data.label_N.tolist() == [1, 2, 3, 4, 5, 3, 4, 5]
+    assert [part.tolist() for part in data.input_ids] == [list(range(6))] * 2
 
 
 def test_an_arm_that_is_none_is_told() -> None:
