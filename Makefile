@@ -338,6 +338,10 @@ bench-heldout: setup-dev ## Measure the KL of a cache's held-out rows against th
 bench-quality: setup-dev ## Measure students from the cache against students of dense logits and of other projects' caches
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.quality $(ARGS)
 
+.PHONY: bench-yardsticks
+bench-yardsticks: setup-dev ## Measure what papers report, in miniature: sparse targets, selected positions, width or depth, divergences, copying
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(STUDENT) -m tests.bench.yardsticks $(ARGS)
+
 .PHONY: bench-stream
 bench-stream: setup-dev ## Measure the training stream alone: rate over a plain DataLoader's, memory, time to resume
 	@OMP_NUM_THREADS=1 $(STUDENT) -m tests.bench.stream $(ARGS)

@@ -24,7 +24,7 @@ from pipeline.models.tokenizer import load_tokenizer
 from tests.bench.gemma import GEMMA, gemma_folder
 from tests.whole_corpus import build_corpus
 
-__all__ = ["CORPORA", "Hidden", "hidden_states", "sequences"]
+__all__ = ["CORPORA", "Hidden", "hidden_states", "samples_of", "sequences"]
 
 FOLDER = Path("runs/bench")
 CORPORA = ("documentation", "code", "chats")
@@ -128,8 +128,13 @@ def _made(before: str, after: str, tokens: int) -> Path | None:
 
 def sequences(tokens: int) -> list[NDArray[np.int32]]:
     """Return the token ids of the same sequences of the embedded corpus, without any model."""
+    return [sample.input_ids for sample in samples_of(tokens)]
+
+
+def samples_of(tokens: int) -> list[Any]:
+    """Return the corpus's samples of the same sequences: ids, loss masks and names."""
     resolved = resolve_model("embedded", revision=None, role="teacher")
-    return [sample.input_ids for sample in _samples(resolved.path, tokens, "embedded")]
+    return _samples(resolved.path, tokens, "embedded")
 
 
 def _settings(corpus: str) -> CorpusSettings:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.bench.peers.seam import Loss, Peer, Stored, top_k
 
-__all__ = ["rebuilt", "truncated"]
+__all__ = ["drawn_renormalised", "random_sampling", "rebuilt", "truncated"]
 
 _Gradient = Callable[[Stored, Tensor, float], Tensor]
 """From the stored entries, q [R, V] and T."""
@@ -53,6 +53,13 @@ def drawn(stored: Stored, q_RV: Tensor, temperature: float) -> Tensor:
     return q_RV.scatter_add(1, stored.ids_RK, -weight_RK)
 
 
+def kept_of_drawn(stored: Stored, q_RV: Tensor, temperature: float) -> Tensor:
+    """Teacher's own probabilities of the different ids drawn, scaled to sum to 1: Gemma 3."""
+    p_RV = torch.zeros_like(q_RV)
+    p_RV.scatter_(1, stored.ids_RK, (stored.logprobs_RK / temperature).exp())
+    return q_RV - p_RV / p_RV.sum(-1, keepdim=True)
+
+
 @dataclass
 class _Rebuilt:
     name: str
@@ -62,6 +69,8 @@ class _Rebuilt:
     bytes_per_row: float | None
     """Of the documented layout."""
     draws: int = 0
+    seed: int = 0
+    """Of the draws."""
     rebuilds: bool = False
     losses: Mapping[str, Loss] = field(init=False)
     _rows: int = field(default=0, init=False)
@@ -85,7 +94,8 @@ class _Rebuilt:
         }
         if not self.draws:
             return Stored(*top_k(teacher_RV, int(self.kept)), {"log_z_R1": log_z_R1})
-        generator = torch.Generator().manual_seed(at)
+        # torch takes the lowest 32 bits alone.
+        generator = torch.Generator().manual_seed(self.seed * 100_003_007 + at)
         log_p_RV = torch.log_softmax(teacher_RV, -1)
         ids_RK = torch.multinomial(
             log_p_RV.exp(), self.draws, replacement=True, generator=generator
@@ -100,6 +110,22 @@ class _Rebuilt:
 def truncated(k: int) -> Peer:
     """Return the top k scaled to sum to 1: no project's, what several have in common."""
     return _Rebuilt(f"top-{k} truncated", f"exact log-probs, k {k}, renormalised", k, zero, None)
+
+
+def random_sampling(draws: int, *, seed: int = 0) -> Peer:
+    """Return random-sampling KD: ids drawn with replacement, their frequencies as the target."""
+    return _Rebuilt(
+        f"random-sampling KD, {draws} draws, rebuilt", "frequencies of the draws",
+        draws, drawn, None, draws=draws, seed=seed,
+    )  # fmt: skip
+
+
+def drawn_renormalised(draws: int, *, seed: int = 0) -> Peer:
+    """Return Gemma 3's targets: drawn ids with the teacher's probabilities, scaled to sum to 1."""
+    return _Rebuilt(
+        f"{draws} draws renormalised, rebuilt", "as Gemma 3's report says it",
+        draws, kept_of_drawn, None, draws=draws, seed=seed,
+    )  # fmt: skip
 
 
 def rebuilt(without: Iterable[str] = ()) -> list[Peer]:

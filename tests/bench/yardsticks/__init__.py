@@ -1,0 +1,1 @@
+"""Yardsticks from the literature in miniature: `make bench-yardsticks`."""
