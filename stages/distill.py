@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.api.settings import StudentRun
@@ -12,17 +13,23 @@ from pipeline.config import Settings, option, parse_command
 from pipeline.config.command import command_line
 from pipeline.config.files import read_config_file
 from pipeline.errors import ConfigError, RowsQuarantined, run_command
+from pipeline.models.device import may_use_gpu
 from pipeline.program import command_name, module_name, target_name
+from pipeline.storage.parallel import usable_cores
 from pipeline.student.engine.launch import torchrun_arguments
-from stages.parts import Parts, StageFailed
+from pipeline.student.settings.student import WAY_FILE
+from stages.parts import Parts, StageFailed, Training
 from stages.report import print_report, write_run_report
 from stages.steps import Step, Steps
+from stages.train_student import main as train_student
+from stages.trainings import Trainings, load_libraries, threads_of
 
 __all__ = ["CONTROL", "DistillRun", "main", "same_start", "trainer"]
 
 PROG = command_name("stages.distill")
 CONTROL = ("--alpha", "0")
 """Flags of the control: it learns from the text alone."""
+_POLL_S = 0.2
 
 
 class DistillRun(Settings):
@@ -37,6 +44,11 @@ class DistillRun(Settings):
         "largest (data.max_entries)",
     )
     nproc: int = option(1, "processes that train", ge=1)
+    side_by_side: bool = option(
+        True,
+        "on a CPU and with one process: train all students at the same time, each on its part of "
+        "the cores (false: one after the other, each on all)",
+    )
     teacher_python: str = option(sys.executable, "interpreter of stage one's environment")
 
 
@@ -60,35 +72,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_dense(run)
     started = time.monotonic()
     root = Path(run.run_dir)
-    cache, student, control = root / "cache", root / "student", root / "control"
+    cache, student = root / "cache", root / "student"
     teacher = [
         run.teacher_python, "-m", module_name("stages.cache_teacher"),
         "--config", run.teacher_config, "--cache_dir", str(cache),
     ]  # fmt: skip
-    training = trainer(run.nproc)
-    data = ["--config", run.student_config, "--cache_dir", str(cache)]
-    distilled = [*data, "--output_dir", str(student)]
+    side_by_side = run.nproc == 1 and run.side_by_side and not may_use_gpu()
     path = Parts(Steps(root), of=5 if run.dense else 4)
     quarantined = path.stage(
         "teacher: reads the corpus once", teacher, run.teacher_config, cache,
-        also=RowsQuarantined.exit_code,
+        also=RowsQuarantined.exit_code, meanwhile=_prepare if side_by_side else None,
     )  # fmt: skip
-    path.stage(
-        "student: learns from the cache", [*training, *distilled], run.student_config, student,
-        # One process says what is wrong once; a launcher says it once a rank.
-        before=[*trainer(1), *distilled, "--check"] if run.nproc > 1 else (),
-    )  # fmt: skip
-    again = [*training, *data, *same_start(student)]
-    path.stage(
-        "control: the same student and steps, cross-entropy alone",
-        [*again, "--output_dir", str(control), *CONTROL], run.student_config, control,
-    )  # fmt: skip
-    if run.dense:
-        path.stage(
-            "dense: the same student and steps, all entries of a target",
-            [*again, "--output_dir", str(root / "dense"), "--data.max_entries", "none"],
-            run.student_config, root / "dense",
-        )  # fmt: skip
+    trainings = _trainings(run, cache)
+    if side_by_side:
+        cores = usable_cores()
+        path.train(
+            trainings,
+            run.student_config,
+            Trainings(_with_threads(len(trainings), cores), at_once=cores),
+        )
+    else:
+        for number, part in enumerate(trainings):
+            flags = part.arguments()
+            path.stage(
+                part.title, [*trainer(run.nproc), *flags], run.student_config, part.output,
+                # One process says what is wrong once; a launcher says it once a rank.
+                before=[*trainer(1), *flags, "--check"] if run.nproc > 1 > number else (),
+            )  # fmt: skip
     page = _report(path, root, command=command_line(PROG, arguments))
     minutes = (time.monotonic() - started) / 60
     another = f"--cache_dir {cache} --output_dir {root / 'student-t2'} --temperature 2"
@@ -110,6 +120,61 @@ next      another student from the same cache:
     if quarantined:
         raise StageFailed("the cache lacks the rows that stage one has listed above", quarantined)
     return 0
+
+
+def _trainings(run: DistillRun, cache: Path) -> list[Training]:
+    """Return the student, its control and, if asked for, the student of all entries."""
+    root = cache.parent
+    student, control, dense = root / "student", root / "control", root / "dense"
+    data = ["--config", run.student_config, "--cache_dir", str(cache)]
+
+    def again(output: Path, *flags: str) -> Callable[[], Sequence[str]]:
+        # Asked for when the student is made: only then it is known where it begins.
+        return lambda: [*data, *same_start(student), "--output_dir", str(output), *flags]
+
+    trainings = [
+        Training(
+            "student: learns from the cache", student,
+            lambda: [*data, "--output_dir", str(student)], ready=_is_rewritten(student),
+        ),
+        Training(
+            "control: the same student and steps, cross-entropy alone", control,
+            again(control, *CONTROL),
+        ),
+    ]  # fmt: skip
+    if run.dense:
+        title = "dense: the same student and steps, all entries of a target"
+        trainings.append(Training(title, dense, again(dense, "--data.max_entries", "none")))
+    return trainings
+
+
+def _prepare(goes_on: Callable[[], bool]) -> None:
+    """Make ready what the trainings need, and the teacher soon, while the teacher loads."""
+    from stages.loops import compiling
+
+    with compiling():
+        load_libraries(goes_on)
+        while goes_on():
+            time.sleep(_POLL_S)
+
+
+def _with_threads(trainings: int, cores: int) -> Callable[[Sequence[str]], int]:
+    """Return stage two for one of several at a time: on its part of the cores."""
+    if os.environ.get("OMP_NUM_THREADS"):  # chosen by whoever started us
+        return train_student
+    threads = str(threads_of(trainings, cores=cores))
+    return lambda arguments: train_student([*arguments, "--train.cpu_threads", threads])
+
+
+def _is_rewritten(student: Path) -> Callable[[], bool]:
+    """Return what says whether a training has made its student, since this was called."""
+
+    def time_ns() -> int:
+        file = student / WAY_FILE
+        return file.stat().st_mtime_ns if file.exists() else 0
+
+    before = time_ns()
+    return lambda: time_ns() != before
 
 
 def same_start(student: Path) -> list[str]:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, DistillError
 from stages.steps import Step, Steps
+from stages.trainings import Trainings
 
-__all__ = ["Parts", "StageFailed"]
+__all__ = ["Parts", "StageFailed", "Training"]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A part that trains a student, beside others."""
+
+    title: str
+    output: Path
+    arguments: Callable[[], Sequence[str]]
+    """Of stage two; asked for when the part before it is ready."""
+    ready: Callable[[], bool] = lambda: True
+    """Whether the parts after it can begin, though it goes on."""
+
+    def step(self, config: str) -> Step:
+        """Return it as a step that reads `config`."""
+        return Step(self.output.name, self.arguments(), self.output, config)
 
 
 @dataclass(slots=True)
@@ -39,6 +56,7 @@ class Parts:
         *,
         before: Sequence[str] = (),
         also: int = 0,
+        meanwhile: Callable[[Callable[[], bool]], None] | None = None,
     ) -> int:
         """Run one stage as its own process, as a cluster would; stop where it fails.
 
@@ -49,6 +67,7 @@ class Parts:
             output: folder that it writes.
             before: a command that must succeed first.
             also: an exit code that is no failure; the part is not done then.
+            meanwhile: what this process does beside it, for as long as the part goes on.
 
         Returns:
             0, or `also`.
@@ -60,7 +79,7 @@ class Parts:
         code = 0
         for part in filter(None, (before, command)):
             try:
-                code = subprocess.run(part, check=False).returncode
+                code = _run(part, meanwhile)
             except OSError as error:  # such as a --teacher_python that is not there
                 raise ConfigError(
                     f"{part[0]}: cannot be started ({error.strerror})",
@@ -72,6 +91,45 @@ class Parts:
         if code == 0:
             self.steps.record(step)
         return code
+
+    def train(self, parts: Sequence[Training], config: str, trainings: Trainings) -> None:
+        """Run trainings side by side; stop all of them where one fails.
+
+        Args:
+            parts: in their order; each begins when the one before it is ready.
+            config: file that they read.
+            trainings: what runs them.
+        """
+        begun: list[Step] = []
+        with trainings.open():
+            for part in parts:
+                step = part.step(config)
+                if self.is_done(part.title, step):
+                    continue
+                begun.append(step)
+                trainings.start(part.output.name, part.arguments())
+                trainings.wait_until(part.ready)
+                if trainings.failed is not None:
+                    break
+            trainings.finish()
+        if trainings.failed is not None:
+            name, code = trainings.failed
+            raise StageFailed(f"the training of the {name} ended with exit code {code}", code)
+        for step in begun:
+            self.steps.record(step)
+
+
+def _run(command: Sequence[str], meanwhile: Callable[[Callable[[], bool]], None] | None) -> int:
+    """Return the exit code of a command, beside which this process may do something."""
+    if meanwhile is None:
+        return subprocess.run(command, check=False).returncode
+    with subprocess.Popen(command) as process:
+        try:
+            meanwhile(lambda: process.poll() is None)
+            return process.wait()
+        except BaseException:
+            process.kill()
+            raise
 
 
 class StageFailed(DistillError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, ResourceError
 
-__all__ = ["DEVICE_VARIABLE", "uses_gpu"]
+__all__ = ["DEVICE_VARIABLE", "may_use_gpu", "uses_gpu"]
 
 DEVICE_VARIABLE = "DISTILL_DEVICE"
 _GPU_NAMES = ("gpu", "cuda")
@@ -41,6 +41,12 @@ def uses_gpu() -> bool:
     if wanted in _GPU_NAMES or (_has_gpu() and not _is_hidden()):
         raise _unusable(torch.__version__, torch.version.cuda)
     return False
+
+
+def may_use_gpu() -> bool:
+    """Return whether models may run on a GPU, by the machine's devices alone; imports no torch."""
+    wanted = os.environ.get(DEVICE_VARIABLE, "")
+    return wanted != "cpu" and (bool(wanted) or (_has_gpu() and not _is_hidden()))
 
 
 def _has_gpu() -> bool:

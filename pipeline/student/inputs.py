@@ -146,7 +146,7 @@ class Inputs:
         train = self.train.model_dump(mode="json")
         for name in (
             "save_steps", "keep_checkpoints", "logging_steps", "profile_steps", "eval_steps",
-            "evaluate", "evaluate_before", "resume_from_checkpoint", "timeout_s",
+            "evaluate", "evaluate_before", "resume_from_checkpoint", "timeout_s", "cpu_threads",
             "per_device_train_batch_size", "gradient_accumulation_steps",
             "offload_folder", "overlap_comm", "reduce_bucket_mb", "gather_bucket_mb",
             "prefetch_bucket_mb", "hpz_partition_size",

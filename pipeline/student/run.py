@@ -23,7 +23,7 @@ from pipeline.storage.folder_lock import FolderLock
 from pipeline.student.build.model import optimizer_groups
 from pipeline.student.costs import model_flops
 from pipeline.student.engine.groups import divided_groups
-from pipeline.student.engine.launch import use_cores, warn_of_short_grace
+from pipeline.student.engine.launch import use_cores, use_threads, warn_of_short_grace
 from pipeline.student.estimate import student_shape
 from pipeline.student.inputs import Inputs
 from pipeline.student.metric_names import divergence_name, heldout_name
@@ -104,6 +104,7 @@ def _train(run: RunOnRank, target: Path) -> CheckpointUploads | None:
     )
     resume = find_resume_point(checkpoints, train, run.distributed)
     student = build_student(run)
+    use_threads(train.cpu_threads)
     sequence = SequenceParallel(run.group)
     stream = _open_stream(run)
     total_steps = planned_steps(stream, train)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import hashlib
 import inspect
 import json
@@ -11,6 +12,7 @@ import platform
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +83,8 @@ def embedded_source(kinds: Literal["both", "chats", "documents"] = "both") -> Em
     """
     seen: set[str] = set()
     rows: list[Row] = []
-    trees = list(_parse_modules())
+    with _without_collection():
+        trees = list(_parse_modules())
     if kinds != "chats":
         rows += [_row(key, {"text": text}) for key, text in _documents(trees, seen)]
     if kinds != "documents":
@@ -132,6 +135,18 @@ class EmbeddedSource:
     def count(self, piece: Piece, at_most: int) -> int:
         """Return the rows of a piece."""
         return min(piece.stop - piece.start, at_most)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Let Python's collector rest: it goes through all trees again and again, and all are kept."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _row(key: str, data: dict[str, Any]) -> Row:

@@ -15,7 +15,8 @@ SparseGPT (Frantar & Alistarh 2023) and of the linear patches of ReplaceMe (2025
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,8 @@ def _hidden_states(decoder: Any, ids: Any, keep_layers: Sequence[int]) -> list[A
 def _layer_calls(decoder: Any, ids: Any) -> list[tuple[Any, dict[str, Any]]]:
     """Return what each layer is called with: hidden states, and masks and positions by name.
 
-    The latter do not depend on the hidden states, so each layer can be run alone afterwards.
+    The latter do not depend on the hidden states, so each layer can be run alone afterwards, and
+    here the layers compute nothing. The hidden states are those of the first one alone.
     """
     calls: list[tuple[Any, dict[str, Any]]] = []
 
@@ -173,13 +175,53 @@ def _layer_calls(decoder: Any, ids: Any) -> list[tuple[Any, dict[str, Any]]]:
         states = args[0] if args else kwargs.pop("hidden_states")
         calls.append((states, kwargs))
 
-    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in decoder.layers]
+    with _passing_on(decoder, ids[:1, :1]):
+        hooks = [one.register_forward_pre_hook(keep, with_kwargs=True) for one in decoder.layers]
+        try:
+            decoder(input_ids=ids, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return calls
+
+
+@contextmanager
+def _passing_on(decoder: Any, ids: Any) -> Iterator[None]:
+    """While open, the layers return the hidden states that they get, as what they return else.
+
+    Args:
+        decoder: of which they are.
+        ids: of a token, which goes through them to see whether they return a tuple.
+    """
+    rests: list[tuple[Any, ...] | None] = []
+
+    def note(_module: Any, _args: Any, output: Any) -> None:
+        rests.append(output[1:] if isinstance(output, tuple) else None)
+
+    hooks = [layer.register_forward_hook(note) for layer in decoder.layers]
     try:
         decoder(input_ids=ids, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return calls
+
+    def passing(rest: tuple[Any, ...] | None) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            states = args[0] if args else kwargs["hidden_states"]
+            return states if rest is None else (states, *rest)
+
+        return forward
+
+    own = [layer.__dict__.get("forward") for layer in decoder.layers]
+    try:
+        for layer, rest in zip(decoder.layers, rests, strict=True):
+            layer.forward = passing(rest)
+        yield
+    finally:
+        for layer, before in zip(decoder.layers, own, strict=True):
+            layer.__dict__.pop("forward", None)
+            if before is not None:
+                layer.forward = before
 
 
 def _run_layer(layer: Any, states: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:

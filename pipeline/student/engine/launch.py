@@ -16,6 +16,7 @@ __all__ = [
     "threads_of_a_process",
     "torchrun_arguments",
     "use_cores",
+    "use_threads",
     "warn_of_short_grace",
 ]
 
@@ -69,6 +70,14 @@ def use_cores() -> None:
     os.environ[_THREADS] = str(threads)  # for the processes that this one starts
     torch.set_num_threads(threads)
     _log.debug("%d threads a process", threads)
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch compute with so many threads from here on; None changes nothing."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def warn_of_short_grace() -> None:

@@ -12,11 +12,11 @@ from pipeline.errors import ModelError, ResumeError
 from pipeline.storage import Store
 from pipeline.student.forward.trial import PackingTrial, WayTried, run_packing_trial
 from pipeline.student.forward.ways import BodyForward, Way
+from pipeline.student.settings.student import WAY_FILE
 
 __all__ = ["choose_way", "read_way", "record_way"]
 
 _log = logging.getLogger(__name__)
-_FILE = "forward.json"
 _WAYS: tuple[Way, ...] = ("boundaries", "positions", "alone")
 
 
@@ -97,13 +97,13 @@ def read_way(folder: Path) -> Way | None:
         ResumeError: the record is not readable.
     """
     try:
-        way = json.loads((folder / _FILE).read_text(encoding="utf-8"))["way"]
+        way = json.loads((folder / WAY_FILE).read_text(encoding="utf-8"))["way"]
         return _WAYS[_WAYS.index(way)]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         raise ResumeError(
-            f"{folder / _FILE}: not readable",
+            f"{folder / WAY_FILE}: not readable",
             expected="how this run's sequences went through the student",
             do="start from the beginning with --resume_from_checkpoint never",
         ) from None
@@ -111,7 +111,7 @@ def read_way(folder: Path) -> Way | None:
 
 def record_way(folder: Path, way: Way) -> None:
     """Write down the way, for the runs that resume this one."""
-    Store(str(folder)).write(_FILE, json.dumps({"way": way}).encode())
+    Store(str(folder)).write(WAY_FILE, json.dumps({"way": way}).encode())
 
 
 def _agreed(trial: PackingTrial, gather: Callable[[Any], list[Any]]) -> PackingTrial:

@@ -9,11 +9,16 @@ from typing import Literal
 from pipeline.config import Settings, option, rule
 
 __all__ = [
+    "WAY_FILE",
     "LoraSettings",
     "OutputSettings",
     "StudentSettings",
     "is_repository",
 ]
+
+WAY_FILE = "forward.json"
+"""In `output_dir`: how sequences go through the student. Each start of a run writes it, when the
+student is made and nothing refuses it any more."""
 
 # As the hub has it: no two dots or dashes in a row, and none at an end.
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"

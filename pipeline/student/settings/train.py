@@ -109,6 +109,11 @@ class TrainSettings(ParallelSettings, SequenceSettings, PrecisionSettings):
         "a folder",
         flag="resume_from_checkpoint",
     )
+    cpu_threads: int | None = option(
+        None,
+        "on a CPU: threads that compute, once the initial weights are made (none: all cores)",
+        ge=1,
+    )
     timeout_s: float = option(
         600, "a dead or stalled peer ends the run after this many seconds", gt=0
     )

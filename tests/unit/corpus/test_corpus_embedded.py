@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -128,3 +129,18 @@ def test_one_kind_can_be_chosen(build: Build, tokenizer: Any, make_tokenizer: Bu
 def test_settings_that_do_not_fit_are_refused(wrong: dict[str, str], build: Build) -> None:
     with pytest.raises(CorpusError, match="the embedded text has"):
         build("embedded", **wrong)
+
+
+def test_the_collector_rests_while_modules_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled: list[bool] = []
+    trees = list(embedded_text._parse_modules())
+
+    def parse_again() -> Iterator[Any]:
+        for tree in trees:
+            enabled.append(gc.isenabled())
+            yield tree
+
+    monkeypatch.setattr(embedded_text, "_parse_modules", parse_again)
+    embedded_source.__wrapped__("both")
+    assert set(enabled) == {False}
+    assert gc.isenabled()

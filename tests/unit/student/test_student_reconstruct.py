@@ -116,3 +116,59 @@ def test_a_token_of_huge_norm_does_not_decide_the_fit() -> None:
     huge = (torch.full((1, 1), 300.0), torch.full((1, 1), -300.0), torch.full((1, 1), 3000.0))
     change = reconstruct._solve([ordinary, huge], index=0)
     assert change.item() > 0.7
+
+
+def test_masks_and_positions_are_found_without_computing_the_layers(student: Any) -> None:
+    layers = student.model.layers
+    ids = torch.arange(24).reshape(2, 12) % VOCAB
+    seen: list[dict[str, Any]] = []
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _m, _a, kwargs: seen.append(dict(kwargs)), with_kwargs=True
+        )
+        for layer in layers
+    ]
+    student.model(input_ids=ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    computed: list[int] = []
+    hook = layers[0].mlp.register_forward_hook(
+        lambda _m, args, _o: computed.append(args[0].shape[:2].numel())
+    )
+    calls = reconstruct._layer_calls(student.model, ids)
+    hook.remove()
+    assert computed == [1], "one token, to see what a layer returns"
+    assert torch.equal(calls[0][0], student.model.embed_tokens(ids))
+    for (_, found), wanted in zip(calls, seen, strict=True):
+        assert found.keys() == wanted.keys() - {"hidden_states"}
+        for name, value in found.items():
+            torch.testing.assert_close(value, wanted[name], rtol=0, atol=0)
+    assert all("forward" not in layer.__dict__ for layer in layers)
+
+
+class _TupleLayer(torch.nn.Module):
+    def forward(self, states: Any, *, mask: int) -> tuple[Any, int]:
+        return states + 1, mask
+
+
+class _TupleDecoder(torch.nn.Module):
+    """Its layers return tuples, as older architectures' do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(_TupleLayer() for _ in range(2))
+
+    def forward(self, input_ids: Any, use_cache: bool) -> Any:
+        states = input_ids[..., None].float()
+        for number, layer in enumerate(self.layers):
+            states, _ = layer(states, mask=number)
+        return states
+
+
+def test_layers_that_return_tuples_are_passed_over_alike() -> None:
+    decoder = _TupleDecoder()
+    ids = torch.arange(6).reshape(2, 3)
+    calls = reconstruct._layer_calls(decoder, ids)
+    assert [kwargs for _, kwargs in calls] == [{"mask": 0}, {"mask": 1}]
+    assert all(torch.equal(states[..., 0], ids.float()) for states, _ in calls)
+    assert torch.equal(decoder(ids, use_cache=False)[..., 0], ids + 2.0)
