@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from pipeline.evaluate.measures import HeldoutScores
 from pipeline.observe.metrics import read_metrics
 from stages.distill import main
 from tests.conftest import Tiny, digests
-from tests.stage_runner import Result, real_stage
+from tests.stage_runner import ENVIRONMENT, ROOT, Result, real_stage
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +184,48 @@ def test_a_push_that_fails_loses_nothing(run_dir: Path, tmp_path: Path) -> None:
     flags = ["--output_dir", tmp_path / "none", "--hub_location", "nobody/student"]
     message = real_stage("push_student", flags).refused(3)
     assert "no finished student; expected a run of train-student that has ended" in message
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_students(
+    flags: list[Any], run_dir: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "stopped"
+    again = [*flags, "--run_dir", root]
+    command = [sys.executable, "-m", "stages.distill", *map(str, again)]
+    environment = {**os.environ, **ENVIRONMENT}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:  # fmt: skip
+        end = time.monotonic() + 200
+        # The student is at its first steps, the control begins.
+        while not (root / "student/metrics.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        process.terminate()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    assert not (root / "student/finished.json").exists()
+    assert "run the same command again" in said.splitlines()[-1]
+    done = real_stage("distill", again, timeout=290).ok()
+    assert re.search(r"^student: .*student written to", done.err + done.out, re.MULTILINE)
+    for name in ("student", "control", "dense"):
+        one, other = (folder / name / "model/model.safetensors" for folder in (run_dir, root))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_a_training_that_fails_stops_the_other(
+    flags: list[Any], run_dir: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "failing"
+    shutil.copytree(run_dir / "cache", root / "cache")
+    (root / "control").mkdir()
+    (root / "control/model").write_text("no folder\n")
+    result = real_stage("distill", [*flags, "--run_dir", root], timeout=290)
+    assert result.code not in (0, 1), result.err
+    assert "Traceback" not in result.err
+    assert result.err.splitlines()[-1].startswith("error: the training of the control ended with")
+    assert re.search(r"^control: error: ", result.err, re.MULTILINE)
 
 
 def test_a_dense_student_needs_another_to_be_beside(tmp_path: Path) -> None:
