@@ -186,6 +186,7 @@ def test_a_push_that_fails_loses_nothing(run_dir: Path, tmp_path: Path) -> None:
     assert "no finished student; expected a run of train-student that has ended" in message
 
 
+@pytest.mark.timeout(900)
 def test_a_run_that_is_stopped_goes_on_to_the_same_students(
     flags: list[Any], run_dir: Path, tmp_path: Path
 ) -> None:
