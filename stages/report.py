@@ -175,7 +175,8 @@ def write_sweep_report(root: Path) -> Path:
         ConfigError: no sweep there, or no run of it is finished.
         CacheError: its cache is not there any more.
     """
-    from pipeline.cache.io.reader import open_cache
+    from pipeline.data.mixture.caches import open_caches
+    from pipeline.data.mixture.settings import read_cache_dir
     from pipeline.observe.logs import configure_logging
     from pipeline.report import Command
     from pipeline.report.compose.ranking import SweptRun
@@ -191,7 +192,7 @@ def write_sweep_report(root: Path) -> Path:
             expected="at least one",
             do=f"run it first: {ledger.command}",
         )
-    cache = open_cache(ledger.cache_dir)
+    cache = open_caches(read_cache_dir(ledger.cache_dir), teachers=ledger.teachers)
     teacher, missing = _teacher_folder(cache)
     report = compose_sweep_report(
         cache,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.api.settings import StudentRun, TeacherRun
 from pipeline.config import Settings, fingerprint, option, parse_command
 from pipeline.config.command import command_line
-from pipeline.data.mixture.settings import one_cache
+from pipeline.data.mixture.settings import CacheShare, cache_urls
 from pipeline.errors import CacheError, ConfigError, DistillError, RowsQuarantined, run_command
 from pipeline.program import command_name, module_name
 from pipeline.sweeps.file import SweepFile, read_sweep_file
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = read_sweep_file(options.sweep, StudentRun)
     space = read_space(file)
     points = space.corners() if file.search else space.points()
-    cache_url = file.cache_dir or one_cache(getattr(space.base, "cache_dir", ""), "a sweep")
+    cache_dir = _run_settings(points[0].settings if points else space.base).cache_dir
     from pipeline.observe.logs import configure_logging
     from pipeline.observe.trackers import check_trackers
     from pipeline.sweeps.objective import unmeasured
@@ -81,8 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_optuna()
     named = (point.settings.observe.report_to for point in points)  # type: ignore[attr-defined]
     check_trackers(list(dict.fromkeys(itertools.chain(*named))))
-    planner = Planner(cache_url, options.folder / "runs", nproc=options.nproc)
+    planner = Planner(cache_dir, options.folder / "runs", nproc=options.nproc)
     mistakes = [*space.mistakes, *unmeasured(file.objective, points)]
+    if file.teacher_config is not None and len(cache_urls(cache_dir)) > 1:
+        mistakes.append(
+            f"teacher_config: found {file.teacher_config} with a mixture of caches, expected none: "
+            "stage one makes one cache"
+        )
     try:
         runs = planner.plan_all(points, mistakes)
     except CacheError as error:
@@ -92,18 +97,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if dry:
             _print_points_only(points, error)
             return 0
+        (cache_url,) = cache_urls(cache_dir)
         _make_cache(options.teacher_python, file.teacher_config, cache_url)
         runs = planner.plan_all(points)
-    objective = _logged_objective(file.objective, points, cache_url)
+    objective = _logged_objective(file.objective, points, cache_dir)
     if dry:
         _print_costs(runs, file)
         return 0
-    task = _Task(options, file, space, planner, cache_url, objective)
+    task = _Task(options, file, space, planner, cache_dir, objective)
     return _run(task, runs, command_line(PROG, arguments))
 
 
 def read_space(file: SweepFile) -> Space:
-    """Return the space of a sweep file over its base; with its mistakes.
+    """Return the space of a sweep file over its base, with its cache; with its mistakes.
 
     Raises:
         ConfigError: the base itself is rejected.
@@ -111,7 +117,15 @@ def read_space(file: SweepFile) -> Space:
     base = parse_command(
         StudentRun, ["--config", file.base], prog="the base of the sweep", description=""
     )
-    return Space(base.settings, file)
+    settings = base.settings
+    if file.cache_dir is not None:
+        settings = settings.model_copy(update={"cache_dir": file.cache_dir})
+    return Space(settings, file)
+
+
+def _run_settings(settings: Settings) -> StudentRun:
+    assert isinstance(settings, StudentRun)
+    return settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +136,19 @@ class _Task:
     file: SweepFile
     space: Space
     planner: Planner
-    cache_url: str
+    cache_dir: str | tuple[CacheShare, ...]
+    """The first point's; others may give its caches other weights."""
     objective: str
     """By the name under which the runs log it."""
 
 
-def _logged_objective(objective: str, points: Sequence[Point], cache_url: str) -> str:
-    from pipeline.cache.io.reader import open_cache
+def _logged_objective(
+    objective: str, points: Sequence[Point], cache_dir: str | tuple[CacheShare, ...]
+) -> str:
+    from pipeline.data.mixture.caches import open_caches
     from pipeline.sweeps.objective import logged_objective
 
-    cache = open_cache(cache_url)
+    cache = open_caches(cache_dir)
     rule = cache.heldout_rule if objective.startswith("heldout/") else cache.rule
     return logged_objective(objective, points, sampled=rule is not None)
 
@@ -160,10 +177,12 @@ def _run(task: _Task, runs: list[PlannedRun], shown: str) -> int:
         entries = [Entry(run.name, run.point.label, run.point.values) for run in runs]
     else:
         entries = search.ended(options.folder / "runs")
+    first = _run_settings(runs[0].settings)
     ledger = Ledger(
         name=Path(options.sweep).stem,
         file=options.sweep,
-        cache_dir=task.cache_url,
+        cache_dir=first.model_dump(mode="json")["cache_dir"],
+        teachers=first.data.teachers,
         objective=task.objective,
         maximize=file.maximize,
         fields=task.space.fields,
@@ -187,19 +206,23 @@ def _run(task: _Task, runs: list[PlannedRun], shown: str) -> int:
 
 
 def _search(task: _Task) -> SearchSource:
-    from pipeline.cache.io.reader import open_cache
+    from pipeline.data.mixture.caches import caches_of, open_caches
     from pipeline.sweeps.search import SearchSource
 
     search = task.file.search
     assert search is not None
     base = task.space.base.model_dump(mode="json", exclude={"output", "observe", "cache_dir"})
+    caches = caches_of(open_caches(task.cache_dir))
+    read: list[object] = [cache.manifest.identity_digest for cache in caches]
+    if not isinstance(task.cache_dir, str):
+        read += [[share.tag, share.weight] for share in task.cache_dir]
     return SearchSource(
         task.options.folder,
         space=task.space,
         search=search,
         objective=task.objective,
         maximize=task.file.maximize,
-        identity=fingerprint([open_cache(task.cache_url).manifest.identity_digest, base]),
+        identity=fingerprint([*read, base]),
         plan=task.planner.plan,
     )
 

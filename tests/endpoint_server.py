@@ -35,6 +35,8 @@ class Endpoint:
     broken_for: int = -1
     """A token with which every request fails by 500."""
     down: bool = False
+    starting: int = 0
+    """Requests of any kind that are refused before it serves."""
     asked: int = 0
     at_once: int = 0
     most_at_once: int = 0
@@ -69,7 +71,8 @@ def serve_endpoint(**options: Any) -> Iterator[Endpoint]:
         def _may(self) -> bool:
             given = self.headers.get("Authorization", "")
             endpoint.keys.add(given)
-            if endpoint.down:
+            if endpoint.down or endpoint.starting:
+                endpoint.starting -= bool(endpoint.starting)
                 self._answer({"message": "starting"}, 503)
                 return False
             if endpoint.key and given != f"Bearer {endpoint.key}":

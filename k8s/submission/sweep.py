@@ -16,7 +16,6 @@ from k8s.rendering.run_config import Stage
 from k8s.submission.submit import JobFailed, Patience, begin_stage, run_to_end
 from pipeline.api.settings import StudentRun
 from pipeline.config import dump_yaml
-from pipeline.data.mixture.settings import one_cache
 from pipeline.errors import ConfigError
 from pipeline.sweeps.file import read_sweep_file
 from pipeline.sweeps.plan import settings_digest, slug
@@ -70,12 +69,15 @@ def render_sweep(
         raise ConfigError(mistakes=[f"{path}: {line}" for line in space.mistakes])
     folder = overlay_folder(overlay)
     volume = volume_root(find_job(render_kustomization(folder), _STAGE, source=str(folder)))
-    cache = file.cache_dir or one_cache(getattr(space.base, "cache_dir", ""), "a sweep")
     jobs = []
     for point in points:
         data = point.settings.model_dump(mode="json")
-        # All read the sweep's cache; a relative path is on the volume.
-        data["cache_dir"] = cache if "://" in cache else str(Path(volume) / cache)
+        # All read the sweep's caches; a relative path is on the volume.
+        if isinstance(data["cache_dir"], str):
+            data["cache_dir"] = _on_volume(data["cache_dir"], volume)
+        else:
+            for share in data["cache_dir"]:
+                share["url"] = _on_volume(share["url"], volume)
         del data["output"]
         settings = type(point.settings).model_validate(data)
         with tempfile.TemporaryDirectory() as scratch:
@@ -144,6 +146,10 @@ def submit_sweep(jobs: Sequence[RenderedJob], *, patience: Patience) -> None:
             f"{len(failed)} of {len(jobs)} jobs failed:{lines}\nthe others have succeeded",
             do="the same command restarts the failed ones",
         )
+
+
+def _on_volume(cache: str, volume: str) -> str:
+    return cache if "://" in cache else str(Path(volume) / cache)
 
 
 def _word(text: str) -> str:

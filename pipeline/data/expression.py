@@ -18,6 +18,8 @@ from pipeline.config.nearest import nearest
 __all__ = ["Expression", "parse_expression"]
 
 _LONGEST = 1000
+_DEEPEST = 100
+"""Levels of a condition; each takes two calls of Python's thousand."""
 _NUMBERS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
     ast.Div: operator.truediv,
@@ -61,6 +63,10 @@ def parse_expression(text: str, known: Sequence[str]) -> Expression:
             f"found {text!r}, which cannot be read; expected a condition such as "
             f"`{known[0]} >= 16 and {known[1]} < 400`"
         ) from None
+    if _depth(tree) > _DEEPEST:
+        raise ValueError(
+            f"found a condition of more than {_DEEPEST} levels; expected a simpler one"
+        )
     named = dict.fromkeys(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
     unknown = [name for name in named if name not in known]
     names: dict[str, None] = {}
@@ -70,6 +76,16 @@ def parse_expression(text: str, known: Sequence[str]) -> Expression:
     if not names:
         raise ValueError(f"found {text!r}, which names none of {', '.join(known)}")
     return Expression(text, tuple(names), tree)
+
+
+def _depth(tree: ast.expr) -> int:
+    """Return the levels of a tree, counted without recursion."""
+    levels = 0
+    level: list[ast.AST] = [tree]
+    while level:
+        levels += 1
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return levels
 
 
 def _no_such(unknown: Sequence[str], known: Sequence[str]) -> str:

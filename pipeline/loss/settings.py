@@ -155,6 +155,12 @@ class LossSettings(Settings):
                 f"loss.control_variate: found {self.control_variate:g} with loss.divergence "
                 "sampled_reverse_kl, expected none (it uses the written token alone)"
             )
+        if self.weight in ("gold_surprise", "student_disagreement"):
+            yield (
+                f"loss.weight: found {self.weight} with loss.divergence sampled_reverse_kl, "
+                "expected uniform or teacher_entropy (its expectation is over the written token, "
+                "and a weight by that token makes it the gradient of something else)"
+            )
 
     @rule
     def _uld_is_a_divergence_of_its_own(self) -> Iterator[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.config import Settings, option
 from pipeline.config.fields import leaves, names_of, suggestion
 from pipeline.config.files import read_config_file
 from pipeline.config.mistakes import describe_errors
+from pipeline.data.mixture.settings import CacheShare, read_cache_dir
 from pipeline.errors import ConfigError
 from pipeline.student.metric_names import DISTANCES
 
@@ -64,9 +65,11 @@ class SweepFile(Settings):
     """The keys of a sweep file."""
 
     base: str = option("stages/configs/student.yaml", "configuration of stage two to start from")
-    cache_dir: str | None = option(None, "the cache; none takes the base's")
+    cache_dir: Annotated[str | tuple[CacheShare, ...] | None, BeforeValidator(read_cache_dir)] = (
+        option(None, "the cache, or a mixture of caches; none takes the base's")
+    )
     teacher_config: str | None = option(
-        None, "configuration of stage one, which makes the cache where there is none"
+        None, "configuration of stage one, which makes the cache where there is none; not a mixture"
     )
     overrides: dict[str, Any] = option({}, "settings that differ from the base in every run")
     objective: str = option(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.data.settings import Teachers
 from pipeline.errors import ConfigError
 from pipeline.storage import Store
 
@@ -41,12 +42,15 @@ class Ledger:
     name: str
     file: str
     """Path of the sweep file, as it was given."""
-    cache_dir: str
+    cache_dir: str | list[dict[str, Any]]
+    """As a configuration has it: an address, or the caches of a mixture."""
     objective: str
     maximize: bool
     fields: tuple[str, ...]
     command: str
     entries: tuple[Entry, ...] = field(default=())
+    teachers: Teachers = "each"
+    """Of a mixture, see `data.teachers`."""
 
     def with_entry(self, entry: Entry) -> Ledger:
         """Return the ledger with this run's entry replaced, or added at the end."""

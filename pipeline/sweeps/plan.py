@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.amounts import format_bytes
-from pipeline.cache.io.reader import open_cache
 from pipeline.config import Settings, fingerprint
+from pipeline.data.mixture.caches import open_caches
+from pipeline.data.mixture.settings import CacheShare
 from pipeline.errors import CacheError, ConfigError, DistillError, ResourceError
 from pipeline.models.device import uses_gpu
 from pipeline.observe.memory import available_memory_bytes, free_disk_bytes
@@ -49,7 +50,7 @@ class PlannedRun:
     digest: str
     """Of everything that decides the losses of the run."""
     settings: Settings
-    """The point's, with the run's own folder and the sweep's cache in it."""
+    """The point's, with the run's own folder in it."""
     cost: Cost
 
     @property
@@ -59,17 +60,19 @@ class PlannedRun:
 
 
 class Planner:
-    """Turns points into runs against one cache.
+    """Turns points into runs against one cache, or against the caches of a mixture.
 
     Args:
-        cache_url: the cache that all runs read.
+        cache_dir: what all runs read; a point of a mixture has weights of its own.
         runs_dir: where their folders go.
         nproc: processes of one run.
     """
 
-    def __init__(self, cache_url: str, runs_dir: Path, *, nproc: int) -> None:
+    def __init__(
+        self, cache_dir: str | tuple[CacheShare, ...], runs_dir: Path, *, nproc: int
+    ) -> None:
         """Read nothing yet."""
-        self._cache_url = cache_url
+        self._cache_dir = cache_dir
         self._runs_dir = runs_dir
         self._nproc = nproc
 
@@ -85,7 +88,7 @@ class Planner:
         digest = inputs.identity(self._nproc).digest
         name = f"{slug(point.values)}-{digest[:_DIGEST_CHARACTERS]}"
         folder = self._runs_dir / name
-        settings = _placed(point.settings, self._cache_url, folder)
+        settings = _placed(point.settings, folder)
         return PlannedRun(name, point, folder, digest, settings, _cost(inputs, self._nproc))
 
     def plan_all(self, points: Sequence[Point], mistakes: Sequence[str] = ()) -> list[PlannedRun]:
@@ -100,7 +103,7 @@ class Planner:
             CacheError: there is no complete cache.
         """
         try:
-            open_cache(self._cache_url)
+            open_caches(self._cache_dir)
         except CacheError:
             # What is wrong with the file is known without a cache, and worth more than its lack.
             if mistakes:
@@ -132,8 +135,8 @@ class Planner:
         return list(runs.values())
 
     def _open(self, settings: Settings, output_dir: Path) -> Inputs:
-        placed: Any = _placed(settings, self._cache_url, output_dir)
-        held = open_cache(self._cache_url).manifest.identity["scheme"].get("top_k")
+        placed: Any = _placed(settings, output_dir)
+        held = open_caches(self._cache_dir).manifest.identity["scheme"].get("top_k")
         wanted = placed.data.max_entries
         if held is not None and wanted is not None and wanted > int(held):
             raise ConfigError(
@@ -204,9 +207,8 @@ def _word(value: Any) -> str:
     return re.sub(r"([.-])[.-]+", r"\1", text).strip(".-") or "none"
 
 
-def _placed(settings: Settings, cache_url: str, folder: Path) -> Settings:
+def _placed(settings: Settings, folder: Path) -> Settings:
     data = settings.model_dump(mode="python")
-    data["cache_dir"] = cache_url
     data["output"] = {"output_dir": str(folder)}
     data["train"]["resume_from_checkpoint"] = "auto"
     return type(settings).model_validate(data)

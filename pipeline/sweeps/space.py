@@ -13,18 +13,19 @@ from pydantic import ValidationError
 from pipeline.config import Settings
 from pipeline.config.fields import Leaf, leaves, names_of, suggestion
 from pipeline.config.mistakes import describe_errors
+from pipeline.data.mixture.settings import caches_named
 from pipeline.errors import ConfigError
 from pipeline.sweeps.file import SearchSettings, SweepFile
 
 __all__ = ["Point", "Range", "Space", "describe_values", "short_names", "value_text"]
 
 _OWN = {
-    "cache_dir": "all runs share the sweep's cache_dir",
     "output.output_dir": "each run has a folder of its own below the sweep's",
     "train.resume_from_checkpoint": "a sweep always resumes what it has begun",
     "output.hub_location": "runs of a sweep are not pushed; push the best one afterwards",
     "output.save_location": "runs of a sweep are not pushed; push the best one afterwards",
 }
+_CACHES = "cache_dir"
 _SAME = ("observe.", "output.")
 _RANGE_KEYS = {"low", "high", "log", "step"}
 
@@ -119,7 +120,9 @@ class Space:
             if key in found:
                 self.mistakes.append(f"{point.label}: this point is listed twice")
             found[key] = point
-        return list(found.values())
+        points = list(found.values())
+        self.mistakes += _other_caches(points)
+        return points
 
     def point(self, values: Mapping[str, Any]) -> Point:
         """Return the base with these values.
@@ -168,6 +171,11 @@ class Space:
         if leaf is None:
             hint = suggestion(key, list(self._names))
             self.mistakes.append(f"{where}: {name}: unknown field{hint}")
+            return None
+        if leaf.dotted == _CACHES and not sweepable:
+            self.mistakes.append(
+                f"{where}: {leaf.dotted}: cannot be set here; the sweep file has a key of that name"
+            )
             return None
         if leaf.dotted in _OWN:
             self.mistakes.append(f"{where}: {leaf.dotted}: cannot be set here; {_OWN[leaf.dotted]}")
@@ -290,6 +298,8 @@ def value_text(value: Any) -> str:
         return short if float(short) == value else repr(value)
     if isinstance(value, (list, tuple)):
         return " ".join(value_text(item) for item in value) or "(empty)"
+    if isinstance(value, dict) and value.keys() == {"url", "weight", "tag"}:  # of a mixture
+        return f"{value_text(float(value['weight']))} {value['tag']}"
     return str(value)
 
 
@@ -330,6 +340,20 @@ def _read_range(axis: Any, leaf: Leaf, where: str, mistakes: list[str]) -> Range
         mistakes.append(f"{where}: {problem}")
         return None
     return Range(low, high, log, step, integer="number" not in members)
+
+
+def _other_caches(points: Sequence[Point]) -> list[str]:
+    """Return a mistake for each point that reads other caches than the first, or in another order.
+
+    Runs are compared over the same held-out rows, which are those of the caches.
+    """
+    read = [caches_named(getattr(point.settings, _CACHES, "")) for point in points]
+    return [
+        f"{point.label}: found other caches than in {points[0].label}, or in another order; "
+        "expected the same ones, with other weights: runs are compared over their held-out rows"
+        for point, named in zip(points, read, strict=True)
+        if named != read[0]
+    ]
 
 
 def _ends(axis: list[Any] | Range) -> list[Any]:

@@ -103,8 +103,8 @@ class TeacherSettings(PrecisionSettings):
     capture_path: Literal["device", "prompt_logprobs"] = option(
         "device",
         "vLLM only: `device` reduces the logits where they are; `prompt_logprobs` uses vLLM's own "
-        "API, which knows no temperature but 1 and no entropy (stored as 0): the fallback and the "
-        "oracle of the tests",
+        "API, which knows no temperature but 1 and no entropy (stored: that of the entries and one "
+        "token for the rest, never above it): the fallback and the oracle of the tests",
     )
     tensor_parallel_size: int = option(1, "vLLM only: GPUs that share one teacher", ge=1, le=64)
     gpu_memory_utilization: float = option(0.9, "vLLM only: share of the GPU's memory", gt=0, le=1)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.observe.metrics import read_metrics
+from pipeline.sweeps.ledger import read_inventory
 from tests.conftest import Stage, Tiny
 from tests.ranks import run_ranks
-from tests.stage_runner import Running
+from tests.stage_runner import Running, real_stage
 from tests.tiny import make_teacher, make_tokenizer
 
 TAUS = ("--capture.scheme", "threshold", "--capture.tau", "0.08,0.04")
@@ -105,3 +107,50 @@ def test_the_mean_of_two_teachers_of_the_same_rows(
     mean = 0.75 * values["train/kl_bucketed/first"] + 0.25 * values["train/kl_bucketed/second"]
     assert values["train/kl_bucketed"] == pytest.approx(mean, rel=1e-6)
     assert values["train/loss"] == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_over_the_weights_of_a_mixture(
+    tiny: Tiny, tiny_cache: Path, second: Path, stage: Stage, tmp_path: Path
+) -> None:
+    flags = iter(tiny.stage_two)
+    base = {name.removeprefix("--"): yaml.safe_load(next(flags)) for name in flags}
+    base |= {"student.keep_layers": [0, 3], "max_steps": 3}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    mixtures = [json.loads(listed(tiny_cache, second))]
+    mixtures.append([{**share, "weight": 1} for share in mixtures[0]])
+    content = {"base": str(tmp_path / "base.yaml"), "grid": {"cache_dir": mixtures}}
+    file = tmp_path / "weights.yaml"
+    command = ["--sweep", file, "--sweep_dir", tmp_path / "out"]
+
+    file.write_text(yaml.safe_dump({**content, "teacher_config": "stages/configs/teacher.yaml"}))
+    message = stage("sweep", command).refused(2)
+    assert "teacher_config: found stages/configs/teacher.yaml with a mixture of caches" in message
+    other = [mixtures[0], mixtures[0][:1], str(tiny_cache)]
+    file.write_text(yaml.safe_dump({**content, "grid": {"cache_dir": other}}))
+    message = stage("sweep", command).refused(2)
+    assert "cache_dir 0.75 first: found other caches than in cache_dir 0.75 first 0.25" in message
+    assert f"cache_dir {tiny_cache}: found other caches than in" in message
+    assert not (tmp_path / "out").exists()
+
+    file.write_text(yaml.safe_dump(content))
+    real_stage("sweep", command, timeout=400).ok()
+    ledger = read_inventory(tmp_path / "out")
+    assert [entry.label for entry in ledger.entries] == [
+        "cache_dir 0.75 first 0.25 second", "cache_dir 1 first 1 second",
+    ]  # fmt: skip
+    report = json.loads((tmp_path / "out/report/report.json").read_text())
+    assert sorted(point["rank"] for point in report["sweep"]["points"]) == [1, 2]
+    assert all(
+        f"heldout/kl/{tag}" in (tmp_path / "out/runs" / entry.name / "metrics.jsonl").read_text()
+        for entry in ledger.entries
+        for tag in ("first", "second")
+    )
+    # A mixture that all points share is the sweep's, as a cache is.
+    file.write_text(
+        yaml.safe_dump(
+            {"base": str(tmp_path / "base.yaml"), "cache_dir": mixtures[1], "grid": {"seed": [42]}}
+        )
+    )
+    planned = stage("sweep", [*command, "--dry-run"]).ok().out
+    assert "to be run 1 of 1" in planned

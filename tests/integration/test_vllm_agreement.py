@@ -117,6 +117,9 @@ def test_the_device_path_agrees_with_prompt_logprobs(captured: dict[str, Capture
     np.testing.assert_allclose(ours.logprobs[same], api.logprobs[same], atol=1e-4)
     np.testing.assert_allclose(ours.label, api.label, atol=1e-4)
     np.testing.assert_allclose(ours.tail, api.tail, atol=1e-4)
+    # Of the entries and one token for the rest: a weight by it is a weight, not zero everywhere.
+    assert (api.entropy > 0).all()
+    assert (api.entropy[same] <= ours.entropy[same, :1] + 1e-3).all()
 
 
 def test_chunked_prefill_changes_nothing(captured: dict[str, Captured]) -> None:

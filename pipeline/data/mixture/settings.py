@@ -13,9 +13,8 @@ from pydantic import BeforeValidator, ValidationError, field_validator
 from pipeline.config import Settings, option
 from pipeline.config.fields import leaves
 from pipeline.config.mistakes import describe_errors
-from pipeline.errors import ConfigError
 
-__all__ = ["CacheDir", "CacheShare", "cache_text", "cache_urls", "one_cache", "read_cache_dir"]
+__all__ = ["CacheDir", "CacheShare", "cache_text", "cache_urls", "caches_named", "read_cache_dir"]
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -89,20 +88,11 @@ def cache_text(cache_dir: str | tuple[CacheShare, ...]) -> str:
     return " + ".join(f"{share.weight:g} {share.url}" for share in cache_dir)
 
 
-def one_cache(cache_dir: str | tuple[CacheShare, ...], what: str) -> str:
-    """Return the address of a command that reads a single cache.
-
-    Raises:
-        ConfigError: it is a mixture.
-    """
-    urls = cache_urls(cache_dir)
-    if len(urls) == 1:
-        return urls[0]
-    raise ConfigError(
-        f"cache_dir: found {len(cache_dir)} caches for {what}",
-        expected="one",
-        do="name one of them, or what `python -m pipeline.cache merge` makes of all",
-    )
+def caches_named(cache_dir: str | tuple[CacheShare, ...]) -> list[tuple[str, str]]:
+    """Return tag and address of each cache, in order: all but the weights; one has no tag."""
+    if isinstance(cache_dir, str):
+        return [("", cache_dir)]
+    return [(share.tag, share.url) for share in cache_dir]
 
 
 def _last_part(url: str) -> str:

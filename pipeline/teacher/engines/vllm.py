@@ -18,6 +18,7 @@ from pipeline.models.device import uses_gpu
 from pipeline.models.resolve import read_model_config, text_config
 from pipeline.program import how_to_install
 from pipeline.teacher.engines.base import CaptureRequest, EngineInfo
+from pipeline.teacher.engines.top_k_columns import top_k_columns
 from pipeline.teacher.engines.vllm_head import head_is_quantised
 from pipeline.teacher.engines.vllm_options import (
     capture_sequences,
@@ -295,12 +296,9 @@ class VllmEngine:
             flat = output.prompt_logprobs
             # The first position has none; the others k + 1 each, the prompt's own token first.
             shape = (request.input_ids_L.size - 1, top_k + 1)
-            ids = np.asarray(flat.token_ids, np.float32).reshape(shape)[request.rows_N]
+            ids = np.asarray(flat.token_ids, np.int32).reshape(shape)[request.rows_N]
             logprobs = np.asarray(flat.logprobs, np.float32).reshape(shape)[request.rows_N]
-            tail = np.clip(1.0 - np.exp(logprobs[:, 1:]).sum(1, keepdims=True), 0.0, 1.0)
-            unknown = np.zeros_like(tail)  # log Z at T = 1 is 0; the entropy is not to be had
-            parts = [logprobs[:, :1], tail, unknown, unknown, ids[:, 1:], logprobs[:, 1:]]
-            results.append(np.concatenate(parts, axis=1).astype(np.float32))
+            results.append(top_k_columns(logprobs[:, 0], ids[:, 1:], logprobs[:, 1:]))
         return results
 
 

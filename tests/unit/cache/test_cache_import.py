@@ -326,6 +326,18 @@ def test_wrong_columns_and_flags(tmp_path: Path, tokenizer: Path) -> None:
     (source / "compression_config.yaml").write_text(yaml.safe_dump({"k": 3, "colour": 1}))
     with pytest.raises(ConfigError, match="unknown member colour, no d, no exact_k"):
         main([*base, "distillkit", *flags])
+    bins = [{"scale_dtype": "float32", "num_elements": 2}, {"scale_dtype": 8, "element_bits": 0}]
+    compressed = {"d": 64, "k": "4", "exact_k": -1, "residual_bins": bins}
+    for content, line in (
+        (compressed, "k: found '4', expected a whole number from 1, exact_k: found -1, expected"),
+        (compressed, "residual bin 0: no element_bits, residual bin 1: element_bits: found 0, exp"),
+        (compressed, "residual bin 1: no num_elements, dtype 8"),
+        ({**_EXACT, "exact_k": 9}, "exact_k and residual_bins: 9 log-probs, more than k, 4"),
+        ({**_EXACT, "residual_bins": ["x"]}, r"residual_bins: found \['x'\], expected a list of"),
+    ):
+        (source / "compression_config.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(ConfigError, match=line):
+            main([*base, "distillkit", *flags])
     (source / "b.parquet").write_bytes(b"PAR1 no more")
     (source / "c.parquet").write_bytes(b"PAR1 nor this")
     with pytest.raises(CacheError, match=r"b\.parquet: not readable as Parquet") as caught:

@@ -17,7 +17,7 @@ from pipeline.config import parse_command
 from pipeline.data.collate import collate
 from pipeline.data.mixture.caches import MixedCache, caches_of, check_apart, open_caches
 from pipeline.data.mixture.rows import MixedPart, MixedRows, SharedRows, teacher_of_row
-from pipeline.data.mixture.settings import CacheShare, cache_text, one_cache
+from pipeline.data.mixture.settings import CacheShare, cache_text, caches_named
 from pipeline.data.settings import DataSettings
 from pipeline.errors import CacheError, ConfigError, DistillError
 from pipeline.loss.settings import LossSettings
@@ -46,9 +46,8 @@ def test_the_setting_takes_one_address_or_a_list(tmp_path: Path) -> None:
     )
     mixture = parsed("--config", str(file)).cache_dir
     assert cache_text(mixture) == "0.7 x/cache + 0.3 y"
-    with pytest.raises(ConfigError, match="found 2 caches for a sweep"):
-        one_cache(mixture, "a sweep")
-    assert one_cache(mixture[:1], "a sweep") == "x/cache"
+    assert caches_named(mixture) == [("code", "x/cache"), ("y", "y")]
+    assert caches_named("a/b") == [("", "a/b")]
 
 
 def test_mistakes_of_a_list_are_told_at_once() -> None:

@@ -56,6 +56,18 @@ def test_one_job_per_point_on_one_cache(file: Path) -> None:
         assert re.fullmatch(r"[a-z0-9-]{1,50}", job.name)
 
 
+def test_caches_of_a_mixture_are_on_the_volume(file: Path) -> None:
+    mixture = [{"url": "runs/a/cache", "weight": 3, "tag": "a"}, {"url": "/fsx/b", "tag": "b"}]
+    weights = [mixture, [{**share, "weight": 1} for share in mixture]]
+    _write(file, file.parent / "base.yaml", grid={"cache_dir": weights})
+    jobs = render_sweep(str(file), overlay="local-kind")
+    volume = jobs[0].volume
+    found = [[(s["url"], s["weight"]) for s in _config(job)["cache_dir"]] for job in jobs]
+    assert [url for url, _ in found[0]] == [f"{volume}/runs/a/cache", "/fsx/b"]
+    assert [weight for shares in found for _, weight in shares] == [3, 1, 1, 1]
+    assert len({job.name for job in jobs}) == 2
+
+
 def test_a_long_file_name_is_a_label(file: Path) -> None:
     long = file.with_name(f"{'x' * 62}-and-more.yaml")
     file.rename(long)

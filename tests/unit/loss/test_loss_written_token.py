@@ -130,6 +130,8 @@ def test_measuring_is_the_forward_kl_over_the_entries(generator: torch.Generator
          "expected 1"),
         ({"tail": "bucket"}, "loss.tail: found bucket with loss.divergence sampled_reverse_kl"),
         ({"control_variate": 0.5}, "loss.control_variate: found 0.5 with loss.divergence samp"),
+        ({"weight": "gold_surprise"}, "loss.weight: found gold_surprise with loss.divergence samp"),
+        ({"weight": "student_disagreement", "weight_quantile": 0.5}, "expected uniform or teacher"),
         ({"divergence": "reverse_kl", "importance_clip": 2.0}, "loss.importance_clip: found 2 "
          "with loss.divergence reverse_kl, expected none"),
     ],
@@ -138,6 +140,24 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], says: str) ->
     chosen = {"divergence": "sampled_reverse_kl", "temperature": 1.0, **changes}
     with pytest.raises(ConfigError, match=says):
         validated(LossSettings, chosen)
+
+
+def test_a_weight_by_the_context_keeps_the_direction_and_one_by_the_token_does_not(
+    generator: torch.Generator,
+) -> None:
+    """Why such weights are refused: over all tokens that could be written at one context."""
+    (log_p_V,) = _distributions(generator, 1, VOCAB)
+    logits_V = torch.randn(VOCAB, generator=generator, dtype=torch.float64, requires_grad=True)
+    log_q_V = torch.log_softmax(logits_V, -1)
+    (wanted_V,) = torch.autograd.grad((log_q_V.exp() * (log_q_V - log_p_V)).sum(), logits_V)
+    gradient_NV = logits_V.detach().expand(VOCAB, -1).clone()
+    sparse_loss_(gradient_NV, _targets(torch.arange(VOCAB), log_p_V.expand(VOCAB, -1)), _spec())
+    q_V = log_q_V.detach().exp()
+    entropy_V = torch.full((VOCAB,), float(-(log_p_V.exp() * log_p_V).sum()))
+    for weight_V, same in ((entropy_V, True), (-log_p_V, False)):
+        found_V = ((q_V * weight_V)[:, None] * gradient_NV).sum(0)
+        cosine = torch.cosine_similarity(found_V, wanted_V, dim=0)
+        assert (float(cosine) > 1 - 1e-9) is same, cosine
 
 
 def test_all_that_does_not_go_together_is_told_at_once() -> None:

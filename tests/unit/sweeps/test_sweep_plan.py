@@ -27,10 +27,10 @@ def _run(folder: Path, name: str, memory: int) -> PlannedRun:
 def test_a_run_of_a_sweep_always_resumes(chosen: str, tmp_path: Path) -> None:
     """`never` in the base would begin each run again at each call of the sweep."""
     base = StudentRun.model_validate({"train": {"resume_from_checkpoint": chosen}})
-    placed = plan._placed(base, "cache", tmp_path)
+    placed = plan._placed(base, tmp_path)
     assert isinstance(placed, StudentRun)
     assert placed.train.resume_from_checkpoint == "auto"
-    assert (placed.cache_dir, placed.output.output_dir) == ("cache", str(tmp_path))
+    assert (placed.cache_dir, placed.output.output_dir) == (base.cache_dir, str(tmp_path))
 
 
 def test_memory_is_that_of_the_runs_that_go_on_at_a_time(
@@ -69,7 +69,7 @@ def test_two_points_that_are_one_run_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planner = Planner("cache", tmp_path, nproc=1)
-    monkeypatch.setattr(plan, "open_cache", lambda _url: None)
+    monkeypatch.setattr(plan, "open_caches", lambda _url: None)
     monkeypatch.setattr(
         planner, "plan", lambda point: replace(_run(tmp_path, "a", 1), point=point, digest="same")
     )

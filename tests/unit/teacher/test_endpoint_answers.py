@@ -14,8 +14,7 @@ from pipeline.teacher.engines.endpoint.client import (
     RequestRefused,
     _Account,
 )
-from pipeline.teacher.engines.endpoint.engine import _columns
-from pipeline.teacher.engines.endpoint.servers import SERVERS, PromptLogprobs
+from pipeline.teacher.engines.endpoint.servers import SERVERS
 from pipeline.teacher.settings import EndpointSettings
 
 IDS = np.array([7, 3, 5], np.int32)
@@ -79,19 +78,6 @@ def test_log_probs_of_another_token_are_refused() -> None:
     _places("sglang", answer)[2][1] = 6
     with pytest.raises(ValueError, match="another token than 2"):
         SERVERS["sglang"].read(answer, IDS, ROWS, 2)
-
-
-def test_the_entropy_is_that_of_the_entries_and_one_token_for_the_rest() -> None:
-    p_K = np.array([0.5, 0.2])
-    columns_NC = _columns(
-        PromptLogprobs(
-            np.log(np.array([0.2], np.float32)), np.array([[1, 2]], np.int32),
-            np.log(p_K)[None].astype(np.float32),
-        )
-    )  # fmt: skip
-    whole = np.array([0.5, 0.2, 0.3])
-    wanted = [np.log(0.2), 0.3, 0.0, -(whole * np.log(whole)).sum(), 1, 2, *np.log(p_K)]
-    np.testing.assert_allclose(columns_NC, [wanted], rtol=1e-6)
 
 
 def test_a_request_fails_for_itself_only_while_a_harmless_one_is_answered(

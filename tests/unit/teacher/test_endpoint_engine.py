@@ -110,6 +110,20 @@ def test_the_promise_of_the_same_bytes_is_taken_back(
     assert "need not give the same bytes again" in caplog.text
 
 
+def test_the_very_first_request_is_tried_again(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is still loading, or a proxy before it, answers 503."""
+    pauses: list[float] = []
+    monkeypatch.setattr("pipeline.teacher.engines.endpoint.serving.time.sleep", pauses.append)
+    endpoint.starting = 2
+    assert engine_info(_settings(endpoint)).engine_version == "vllm 0.32.0 serving big"
+    assert (endpoint.starting, len(pauses)) == (0, 2)
+    endpoint.starting = 3
+    with pytest.raises(EngineStalled, match=r"does not answer \(503 starting\)"):
+        engine_info(_settings(endpoint))
+
+
 @pytest.mark.parametrize("failure", [429, 500, 503, 408, "cut", "drop", "hang"])
 def test_what_passes_is_asked_again(failure: Any, endpoint: Endpoint, folder: Path) -> None:
     engine = _engine(_settings(endpoint, timeout_s=0.5), folder)

@@ -68,7 +68,9 @@ class Compression:
         if "legacy_logit_compression" in data or "polynomial_degree" in data:
             raise ValueError("legacy compression of centred logits, which are no log-probs")
         wrong = [f"unknown member {name}" for name in data if name not in _MEMBERS]
-        wrong += [f"no {name}" for name in ("d", "k", "exact_k") if name not in data]
+        vocab, k, exact = (
+            _whole(data, name, least, wrong) for name, least in (("d", 2), ("k", 1), ("exact_k", 0))
+        )
         dtypes = [data.get("exact_dtype", "float32"), data.get("term_dtype", "float32")]
         terms = tuple(data.get("polynomial_terms") or ())
         wrong += [
@@ -77,16 +79,23 @@ class Compression:
             if not (isinstance(term, int) or term in ("sqrt", "exp"))
         ]
         bins = []
-        for item in data.get("residual_bins") or ():
+        for place, item in enumerate(_listed(data, wrong)):
+            told: list[str] = []
+            bits = _whole(item, "element_bits", 1, told)
+            bins.append(
+                _Bin(str(item.get("scale_dtype")), bits, _whole(item, "num_elements", 1, told))
+            )
             dtypes.append(item.get("scale_dtype"))
-            bins.append(_Bin(str(dtypes[-1]), int(item["element_bits"]), int(item["num_elements"])))
+            wrong += [f"residual bin {place}: {line}" for line in told]
+        rest = k - exact - sum(item.count for item in bins)
+        if not wrong and rest < 0:
+            wrong.append(f"exact_k and residual_bins: {k - rest} log-probs, more than k, {k}")
         wrong += [f"dtype {name!r}" for name in dtypes if name not in _BYTES]
         if wrong:
             raise ValueError(", ".join(wrong))
         return cls(
-            int(data["d"]), int(data["k"]), int(data["exact_k"]), dtypes[0], terms, dtypes[1],
-            tuple(bins), bool(data.get("delta_encoding", True)),
-            bool(data.get("normalize_t", False)),
+            vocab, k, exact, dtypes[0], terms, dtypes[1], tuple(bins),
+            bool(data.get("delta_encoding", True)), bool(data.get("normalize_t", False)),
         )  # fmt: skip
 
     @property
@@ -148,6 +157,27 @@ class Compression:
             [t**term if isinstance(term, int) else getattr(np, term)(t) for term in self.terms],
             axis=1,
         )
+
+
+def _whole(data: Mapping[str, Any], name: str, least: int, wrong: list[str]) -> int:
+    """Return a whole number of a mapping; the least there may be where it is none, noted."""
+    found = data.get(name)
+    if type(found) is int and found >= least:
+        return found
+    wrong.append(
+        f"{name}: found {found!r}, expected a whole number from {least}"
+        if name in data
+        else f"no {name}"
+    )
+    return least
+
+
+def _listed(data: Mapping[str, Any], wrong: list[str]) -> list[Mapping[str, Any]]:
+    bins = data.get("residual_bins") or []
+    if isinstance(bins, list) and all(isinstance(item, Mapping) for item in bins):
+        return bins
+    wrong.append(f"residual_bins: found {bins!r}, expected a list of mappings")
+    return []
 
 
 def _reals(part_MB: NDArray[np.uint8], dtype: str) -> _Reals:

@@ -14,8 +14,8 @@ from pipeline.errors import ConfigError
 from pipeline.models.resolve import read_model_config, text_config
 from pipeline.teacher.engines.base import CaptureRequest
 from pipeline.teacher.engines.endpoint.client import EndpointClient
-from pipeline.teacher.engines.endpoint.servers import PromptLogprobs
 from pipeline.teacher.engines.endpoint.serving import PROBE, find_serving
+from pipeline.teacher.engines.top_k_columns import top_k_columns
 from pipeline.teacher.settings import TeacherSettings
 from pipeline.teacher.sparsify.device import SparseScheme
 
@@ -112,22 +112,4 @@ class EndpointEngine:
                 expected="one model: samples are tokenised by teacher.model",
                 do="name the model that the servers have loaded",
             )
-        return _columns(found)
-
-
-def _columns(found: PromptLogprobs) -> NDArray[np.float32]:
-    """Return `float32 [N, 4 + 2 K]` as `sparsify` has it, at temperature 1 alone.
-
-    The entropy is not to be had: that of the entries and one token for the rest is stored, which is
-    never above it.
-    """
-    p_NK = np.exp(found.logprobs_NK.astype(np.float64))
-    tail_N = np.clip(1.0 - p_NK.sum(1), 0.0, 1.0)
-    log_tail_N = np.log(np.where(tail_N > 0, tail_N, 1.0))
-    entropy_N = -(p_NK * found.logprobs_NK).sum(1) - tail_N * log_tail_N
-    parts = [
-        found.label_N[:, None], tail_N[:, None], np.zeros((tail_N.size, 1)), entropy_N[:, None],
-        found.ids_NK, found.logprobs_NK,
-    ]  # fmt: skip
-    columns_NC: NDArray[np.float32] = np.concatenate(parts, axis=1).astype(np.float32)
-    return columns_NC
+        return top_k_columns(found.label_N, found.ids_NK, found.logprobs_NK)
