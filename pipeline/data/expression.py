@@ -65,7 +65,7 @@ def parse_expression(text: str, known: Sequence[str]) -> Expression:
         ) from None
     if _depth(tree) > _DEEPEST:
         raise ValueError(
-            f"found a condition of more than {_DEEPEST} levels; expected a simpler one"
+            f"found a condition nested more than {_DEEPEST} deep; expected a simpler one"
         )
     named = dict.fromkeys(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
     unknown = [name for name in named if name not in known]
@@ -79,13 +79,13 @@ def parse_expression(text: str, known: Sequence[str]) -> Expression:
 
 
 def _depth(tree: ast.expr) -> int:
-    """Return the levels of a tree, counted without recursion."""
-    levels = 0
-    level: list[ast.AST] = [tree]
-    while level:
-        levels += 1
-        level = [child for node in level for child in ast.iter_child_nodes(node)]
-    return levels
+    """Return the depth of a tree, found without recursion."""
+    depth = 0
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        depth += 1
+        nodes = [child for node in nodes for child in ast.iter_child_nodes(node)]
+    return depth
 
 
 def _no_such(unknown: Sequence[str], known: Sequence[str]) -> str:

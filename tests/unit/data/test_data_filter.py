@@ -67,8 +67,8 @@ def test_a_condition_is_computed_for_all_rows_at_once() -> None:
         ("1 < 2", "names none of tokens, surprise"),
         ("[x for x in (1,)]", "expected a comparison"),
         ("tokens > 1" + " or tokens > 1" * 100, "characters, expected at most"),
-        ("-" * 900 + "tokens > 0", "more than 100 levels"),
-        ("+".join("1" * 450) + " < tokens", "more than 100 levels"),
+        ("-" * 900 + "tokens > 0", "more than 100 deep"),
+        ("+".join("1" * 450) + " < tokens", "more than 100 deep"),
     ],
 )  # fmt: skip
 def test_nothing_else_is_said(text: str, told: str) -> None:
