@@ -83,13 +83,14 @@ class Heads:
         ids, id_starts = _lists(table.column("input_ids"))
         loss_mask, mask_starts = _lists(table.column("loss_mask"))
         heads = cls(table.column("sample_id").to_pylist(), ids, loss_mask, id_starts)
+        lengths_S = id_starts[1:] - id_starts[:-1]
         if not (
-            np.array_equal(np.diff(id_starts), _numbers(table.column("num_tokens")))
+            np.array_equal(lengths_S, _numbers(table.column("num_tokens")))
             and np.array_equal(id_starts, mask_starts)
             and np.array_equal(heads.positions_S, _numbers(table.column("num_loss_tokens")))
         ):
             raise CacheError("the columns of a row differ in length")
-        first_S = id_starts[:-1][np.diff(id_starts) > 0]
+        first_S = id_starts[:-1][lengths_S > 0]
         if loss_mask[first_S].any():
             raise CacheError("a row's loss_mask includes its first token, which has no context")
         return heads
@@ -109,8 +110,8 @@ class Heads:
     def positions_S(self) -> NDArray[np.int64]:
         """The number of supervised positions of each row."""
         sums = np.concatenate([[0], np.cumsum(self.loss_mask_T, dtype=np.int64)])
-        positions_S: NDArray[np.int64] = np.diff(sums[self.starts])
-        return positions_S
+        ends: NDArray[np.int64] = sums[self.starts]
+        return ends[1:] - ends[:-1]
 
     @property
     def label_ids_N(self) -> NDArray[np.int32]:
@@ -292,6 +293,8 @@ def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     if column.null_count:
         raise CacheError("a column holds nulls")
+    if column.num_chunks == 1:
+        return column.chunk(0)
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # no chunk at all, or too large for one
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)

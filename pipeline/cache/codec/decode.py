@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.codec.encode import expected_draws
-from pipeline.cache.codec.largest import LARGEST_COLUMN, restore_largest, unpacked_places
+from pipeline.cache.codec.largest import LARGEST_COLUMN, top_k_logprobs, unpacked_places
 from pipeline.cache.codec.requested import merged
 from pipeline.cache.codec.spec import STREAMS, VALUE_STREAMS, Blobs, CodecSpec, CodedRows, Run
 from pipeline.cache.codec.targets import SparseTargets
@@ -142,9 +142,11 @@ def to_targets(
     if spec.rule is None:
         counts_N = coded.always_kept.counts_N.astype(np.int32)
         ids_E = coded.always_kept.ids_E
-        logprobs_E = always_kept_K[coded.always_kept.codes_E]
         tail_N = quantisation.tail_values()[coded.tail_N]
-        restore_largest(logprobs_E, counts_N, tail_N, quantisation.always_kept_step)
+        logprobs_E = top_k_logprobs(
+            coded.always_kept.codes_E, counts_N, tail_N, always_kept_K,
+            quantisation.always_kept_step,
+        )  # fmt: skip
     else:
         counts_N = (coded.always_kept.counts_N + coded.sampled.counts_N + 1).astype(np.int32)
         ids_E, logprobs_E, inclusion_E = _assembled(
@@ -287,9 +289,11 @@ def _read(
     # Before anything of that size is allocated: there must be as many symbols as the counts say.
     if not np.array_equal(sum(blob.lengths_S for blob in ids), per_row_S):
         raise CacheError(f"the number of {kind} ids differs from the counts")
+    bits = columns[f"{kind}_bits"]
+    if not any(len(blob.data) for blob in (*ids, *values, bits)):
+        return Run(counts_N, np.zeros(0, np.int32), np.zeros(0, np.uint8))
     symbols, symbol_starts_CS = _joined(ids)
     codes, value_starts_DS = _joined(values)
-    bits = columns[f"{kind}_bits"]
     ids_e = np.empty(int(sums[-1]), np.int32)
     codes_e = np.empty(len(ids_e), np.uint8)
     fault, row = read_runs(

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from pipeline.cache.codec.jit import kernel
 
 __all__ = [
+    "MOST_SUMMED",
     "assemble",
     "largest_at_places",
     "lowest_shared",
     "places_of_largest",
     "rest_units",
     "take_apart",
+    "values_of_top_k",
 ]
 
 Ints = NDArray[np.integer[Any]]
@@ -253,3 +255,69 @@ def largest_at_places(
                     largest_N[n] = ids_E[entry]
                     break
                 left -= 1
+
+
+MOST_SUMMED = 129
+"""Entries of a position that `values_of_top_k` adds up as numpy does; it divides longer ones."""
+
+
+@kernel
+def values_of_top_k(
+    counts_N: Ints,
+    codes_E: Bytes,
+    values_K: Reals,
+    probs_K: Reals,
+    logprobs_E: Reals,
+    largest_N: Ints,
+    sums_N: Reals,
+) -> None:
+    """Write log p of all entries, and of each position its largest entry and the sum of p.
+
+    The sum is that of `numpy.add.reduceat`, to the last bit: the first, and the others by eight
+    running sums.
+
+    Args:
+        counts_N: entries of each position, at most `MOST_SUMMED`.
+        codes_E: their codes.
+        values_K: log p of each code, float32.
+        probs_K: p of each code, float64.
+        logprobs_E: out.
+        largest_N: out, a place in E: of equal ones the first; 0 where there are no entries.
+        sums_N: out.
+    """
+    begin = 0
+    sums = np.empty(8, np.float64)
+    for n in range(len(counts_N)):
+        count = counts_N[n]
+        largest_N[n], sums_N[n] = 0, 0.0
+        if not count:
+            continue
+        best = begin
+        high = values_K[codes_E[np.uint64(begin)]]
+        logprobs_E[np.uint64(begin)] = high
+        for place in range(begin + 1, begin + count):
+            at = np.uint64(place)
+            value = values_K[codes_E[at]]
+            logprobs_E[at] = value
+            if value > high:
+                high, best = value, place
+        largest_N[n] = best
+        rest = begin + 1
+        end = begin + count
+        if count > 8:
+            for lane in range(8):
+                sums[lane] = probs_K[codes_E[np.uint64(rest + lane)]]
+            rest += 8
+            while rest + 8 <= end:
+                for lane in range(8):
+                    sums[lane] += probs_K[codes_E[np.uint64(rest + lane)]]
+                rest += 8
+            total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + (
+                (sums[4] + sums[5]) + (sums[6] + sums[7])
+            )
+        else:
+            total = 0.0
+        for place in range(rest, end):
+            total += probs_K[codes_E[np.uint64(place)]]
+        sums_N[n] = probs_K[codes_E[np.uint64(begin)]] + total
+        begin = end

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CacheError
 
-__all__ = ["LARGEST_COLUMN", "Candidates", "packed_places", "restore_largest", "unpacked_places"]
+__all__ = ["LARGEST_COLUMN", "Candidates", "packed_places", "top_k_logprobs", "unpacked_places"]
 
 LARGEST_COLUMN = "largest"
 _I64 = NDArray[np.int64]
@@ -141,26 +141,53 @@ def unpacked_places(
     return place_N
 
 
-def restore_largest(
-    logprobs_E: NDArray[np.float32],
+def top_k_logprobs(
+    codes_E: NDArray[np.uint8],
     counts_N: NDArray[np.int32],
     tail_N: NDArray[np.float32],
+    values_K: NDArray[np.float32],
     step: float,
-) -> None:
-    """Set each position's largest entry to 1 - tail - others, within one grid step of its own."""
+) -> NDArray[np.float32]:
+    """Return log p of a top-k's entries; the largest is 1 - tail - others, within one grid step.
+
+    Args:
+        codes_E: of the entries.
+        counts_N: entries of each position.
+        tail_N: the mass outside them.
+        values_K: log p of each code.
+        step: of the grid.
+    """
+    from pipeline.cache.codec.kernels_targets import MOST_SUMMED, values_of_top_k
+
+    probs_K = np.exp(values_K.astype(np.float64))  # there are as many values as codes
     filled = counts_N > 0
-    first = _starts(counts_N)[filled]
-    counts = counts_N[filled]
-    probs_E = np.exp(logprobs_E.astype(np.float64))
-    sums = np.add.reduceat(probs_E, first)
+    if counts_N.max(initial=0) > MOST_SUMMED:
+        logprobs_E, at, sums_N = _by_numpy(codes_E, counts_N[filled], values_K, probs_K)
+    else:
+        logprobs_E = np.empty(len(codes_E), np.float32)
+        at, sums_N = np.empty(len(counts_N), np.int64), np.empty(len(counts_N), np.float64)
+        values_of_top_k(counts_N, codes_E, values_K, probs_K, logprobs_E, at, sums_N)
+        if not filled.all():
+            at, sums_N = at[filled], sums_N[filled]
+    logprobs_E[at] = _largest(probs_K[codes_E[at]], sums_N, tail_N[filled], step)
+    return logprobs_E
+
+
+def _by_numpy(
+    codes_E: NDArray[np.uint8],
+    counts_N: NDArray[np.int32],
+    values_K: NDArray[np.float32],
+    probs_K: NDArray[np.float64],
+) -> tuple[NDArray[np.float32], _I64, NDArray[np.float64]]:
+    """Return log p, the place of each position's largest entry and the sum of its p; none empty."""
+    first = _starts(counts_N)
+    logprobs_E = values_K[codes_E]
+    sums = np.add.reduceat(probs_K[codes_E], first)
     largest = np.maximum.reduceat(logprobs_E, first)
-    is_largest_E = logprobs_E == np.repeat(largest, counts)
     # Of equal codes the lowest id is taken: the choice does not matter, but must be defined.
-    candidates = np.flatnonzero(is_largest_E)
-    owner = np.repeat(np.arange(counts.size), counts)[candidates]
-    at = candidates[np.unique(owner, return_index=True)[1]]
-    own = probs_E[at]
-    logprobs_E[at] = _largest(own, sums, tail_N[filled], step)
+    candidates = np.flatnonzero(logprobs_E == np.repeat(largest, counts_N))
+    owner = np.repeat(np.arange(counts_N.size), counts_N)[candidates]
+    return logprobs_E, candidates[np.unique(owner, return_index=True)[1]], sums
 
 
 def _largest(

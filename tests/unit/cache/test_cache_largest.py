@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.cache.codec.largest import Candidates, packed_places, unpacked_places
+from pipeline.cache.codec.kernels_targets import MOST_SUMMED, values_of_top_k
+from pipeline.cache.codec.largest import (
+    Candidates,
+    _by_numpy,
+    packed_places,
+    top_k_logprobs,
+    unpacked_places,
+)
 from pipeline.cache.codec.spec import CodecSpec
 from pipeline.cache.codec.subsample import EntryLimit
 from pipeline.cache.codec.targets import CachedSequence
@@ -156,3 +163,39 @@ def test_a_likeliest_token_that_is_none_is_refused() -> None:
     unknown = [replace(row, targets=replace(row.targets, largest_N=None)) for row in rows]
     with pytest.raises(CacheError, match="without its likeliest tokens"):
         _table(unknown, tails, CodecSpec(VOCAB, largest_known=True))
+
+
+@pytest.mark.parametrize("most", [1, 8, 9, 17, 64, MOST_SUMMED])
+def test_the_sum_of_a_top_k_is_numpys_to_the_last_bit(most: int) -> None:
+    rng = np.random.default_rng(most)
+    counts_N = rng.integers(1, most + 1, 300).astype(np.int32)
+    codes_E = rng.integers(0, 256, counts_N.sum()).astype(np.uint8)
+    codes_E[rng.random(len(codes_E)) < 0.3] = 40  # several of the lowest code
+    values_K = CodecSpec(512).quantisation.always_kept_values()
+    probs_K = np.exp(values_K.astype(np.float64))
+    logprobs_E = np.empty(len(codes_E), np.float32)
+    at_N, sums_N = np.empty(300, np.int64), np.empty(300, np.float64)
+    values_of_top_k(counts_N, codes_E, values_K, probs_K, logprobs_E, at_N, sums_N)
+    wanted_E, wanted_at_N, wanted_sums_N = _by_numpy(codes_E, counts_N, values_K, probs_K)
+    assert np.array_equal(logprobs_E, wanted_E)
+    assert np.array_equal(at_N, wanted_at_N)
+    assert sums_N.tobytes() == wanted_sums_N.tobytes()
+
+
+@pytest.mark.parametrize("longest", [3, MOST_SUMMED + 40])
+def test_positions_without_entries_and_long_ones_have_their_values(longest: int) -> None:
+    values_K = CodecSpec(512).quantisation.always_kept_values()
+    counts_N = np.array([2, 0, longest, 0], np.int32)
+    codes_E = (np.arange(counts_N.sum()) % 200 + 20).astype(np.uint8)
+    tail_N = np.full(4, 0.25, np.float32)
+    found_E = top_k_logprobs(codes_E, counts_N, tail_N, values_K, step=1 / 8)
+    starts = np.cumsum(counts_N) - counts_N
+    for start, count in zip(starts, counts_N, strict=True):
+        if not count:
+            continue
+        own = values_K[codes_E[start : start + count]].astype(np.float64)
+        largest = int(own.argmax())
+        rest = 1 - 0.25 - (np.exp(own).sum() - np.exp(own[largest]))
+        low, high = np.exp(own[largest] - 1 / 8), min(np.exp(own[largest] + 1 / 8), 1)
+        own[largest] = np.log(np.clip(rest, low, high))
+        np.testing.assert_allclose(found_E[start : start + count], own, rtol=1e-6)

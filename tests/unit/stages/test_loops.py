@@ -11,7 +11,7 @@ from stages.loops import compiling
 
 _LOOPS = {
     "read_runs", "write_runs", "sort_runs", "assemble", "reduce_rows", "lowest_shared",
-    "largest_at_places", "places_of_largest",
+    "largest_at_places", "places_of_largest", "values_of_top_k",
 }  # fmt: skip
 
 
